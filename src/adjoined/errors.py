@@ -1,0 +1,35 @@
+"""The one error that a user's mistake raises."""
+
+from __future__ import annotations
+
+
+class AdjoinedError(Exception):
+    """Say in one line what is wrong, where, what was expected, what was got, and what to do.
+
+    Args:
+        what: the fault, as a short clause.
+        where: the layer, file or flag concerned.
+        expected: what would have been right.
+        got: what was there instead.
+        fix: what the user can do about it, as a sentence.
+
+    Example:
+        >>> str(AdjoinedError("alpha is below 1", where="alpha", expected="a number >= 1", got=0.5, fix="Use 4."))
+        'alpha: alpha is below 1 (expected a number >= 1, got 0.5). Use 4.'
+    """
+
+    def __init__(self, what: str, *, where: object = "", expected: object = "", got: object = "", fix: str = "") -> None:
+        self.what, self.where, self.expected, self.got, self.fix = what, str(where), str(expected), str(got), fix
+        facts = ", ".join(f"{word} {fact}" for word, fact in (("expected", expected), ("got", got)) if str(fact))
+        line = f"{self.where}: {what}" if self.where else what
+        line += f" ({facts})" if facts else ""
+        line = f"{line}. {fix}" if fix else line
+        super().__init__(" ".join(line.split()))
+
+    def __reduce__(self):
+        """Pickle by the parts, so that the error crosses from a data worker to its parent whole."""
+        return _rebuild, (self.what, self.where, self.expected, self.got, self.fix)
+
+
+def _rebuild(what: str, where: str, expected: str, got: str, fix: str) -> AdjoinedError:
+    return AdjoinedError(what, where=where, expected=expected, got=got, fix=fix)

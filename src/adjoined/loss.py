@@ -1,0 +1,150 @@
+"""The loss of the paper: CE(p, y) + λ(t) · KL(p ‖ q).
+
+Shape legend: N samples, C classes, ... positions (none for classification, H, W for segmentation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adjoined.errors import AdjoinedError
+
+
+def kl_weight(progress: float) -> float:
+    """Return λ(t) = min(4t², 1), the weight of the KL term after a share t of the training.
+
+    Args:
+        progress: t, the share of the training done, in [0, 1] (optimizer steps done / steps in all).
+
+    Raises:
+        AdjoinedError: `progress` is outside [0, 1].
+
+    Source: Nath, Kushagra, Yang, "Better together", arXiv 2006.05624, the regularisation function.
+
+    Example:
+        >>> [kl_weight(t) for t in (0.0, 0.25, 0.5, 1.0)]
+        [0.0, 0.25, 1.0, 1.0]
+    """
+    if not 0 <= progress <= 1:
+        raise AdjoinedError(
+            "the share of training done is out of range",
+            where="progress",
+            expected="a number from 0 to 1",
+            got=progress,
+            fix="Pass step / total_steps.",
+        )
+    return min(4 * progress**2, 1.0)
+
+
+class AdjointTerms(NamedTuple):
+    """The two terms of the loss, unweighted: float32 scalars."""
+
+    ce: Tensor
+    """CE(p, y), cross-entropy of the base network, nats."""
+    kl: Tensor
+    """KL(p ‖ q), nats; with several small networks the sum over them."""
+
+
+def adjoint_terms(
+    p: Tensor,
+    q: Tensor | Sequence[Tensor],
+    y: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    detach: bool = False,
+) -> AdjointTerms:
+    """Return cross-entropy and KL of the adjoint loss apart, for logging or for a loss of one's own.
+
+    Arguments and errors as in `adjoint_loss`.
+
+    Example:
+        >>> p = torch.tensor([[0.0, 0.0]])
+        >>> terms = adjoint_terms(p, p, torch.tensor([1]))
+        >>> round(terms.ce.item(), 4), terms.kl.item()
+        (0.6931, 0.0)
+    """
+    family = [q] if isinstance(q, Tensor) else list(q)
+    _check_logits(p, family)
+    ce = F.cross_entropy(p.float(), y, label_smoothing=label_smoothing, ignore_index=ignore_index)
+    counted = y != ignore_index if not y.is_floating_point() else None
+    log_p = F.log_softmax((p.detach() if detach else p).float(), dim=1)
+    kl = torch.stack([_mean_kl(log_p, F.log_softmax(each.float(), dim=1), counted) for each in family]).sum()
+    return AdjointTerms(ce, kl)
+
+
+def adjoint_loss(
+    p: Tensor,
+    q: Tensor | Sequence[Tensor],
+    y: Tensor,
+    *,
+    progress: float,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    detach: bool = False,
+) -> Tensor:
+    """Return CE(p, y) + λ(t) · KL(p ‖ q), the loss that trains base and small network together.
+
+    The gradient flows into p through the KL term as well: that pull towards q is the regularisation of the base
+    network that the paper proves.
+
+    Args:
+        p: logits of the base network, (N, C, ...), any float dtype; the loss is computed in float32.
+        q: logits of the small network, shaped like `p`; or a sequence of them, whose KL terms are added up.
+        y: class indices, int64 (N, ...); or class probabilities, float (N, C, ...), as mixup makes them.
+        progress: t, the share of the training done, in [0, 1].
+        label_smoothing: share of the target spread evenly over the classes, in the cross-entropy only.
+        ignore_index: a class index that counts in neither term (unlabelled pixels).
+        detach: stop the gradient of the KL term at p (plain distillation from a moving teacher); an ablation.
+
+    Returns:
+        A float32 scalar in nats, the mean over samples (and positions).
+
+    Raises:
+        AdjoinedError: `progress` is outside [0, 1], or `p` and `q` are no logits of one shape.
+
+    Source: arXiv 2006.05624, "adjoint loss"; the authors' 1e-6 inside the logarithm is replaced by log-softmax.
+
+    Example:
+        >>> p, q, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([0])
+        >>> round(adjoint_loss(p, q, y, progress=0.0).item(), 4)  # CE alone: log(1 + e⁻²)
+        0.1269
+        >>> round(adjoint_loss(p, q, y, progress=1.0).item(), 4)  # + KL([.881, .119] ‖ [.5, .5]) = 0.3278
+        0.4547
+    """
+    terms = adjoint_terms(p, q, y, label_smoothing=label_smoothing, ignore_index=ignore_index, detach=detach)
+    return terms.ce + kl_weight(progress) * terms.kl
+
+
+def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None) -> Tensor:
+    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+    if counted is None:
+        return kl.mean()
+    return torch.where(counted, kl, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def _check_logits(p: object, family: Sequence[object]) -> None:
+    for name, logits in (("p", p), *((f"q{i + 1}" if len(family) > 1 else "q", q) for i, q in enumerate(family))):
+        if not isinstance(logits, Tensor):
+            raise AdjoinedError(
+                "not a tensor of logits",
+                where=name,
+                expected="a tensor (N, C, ...)",
+                got=type(logits).__name__,
+                fix="Pass the logits alone: for a model with several outputs, the one that is trained.",
+            )
+        if not isinstance(p, Tensor) or logits.ndim < 2 or logits.shape != p.shape:
+            raise AdjoinedError(
+                "the logits of base and small network differ in shape or have no class dimension",
+                where=name,
+                expected="two tensors (N, C, ...) of one shape",
+                got=f"p {tuple(getattr(p, 'shape', ()))}, {name} {tuple(logits.shape)}",
+                fix="Call the loss as adjoint_loss(p, q, y, progress=...), in the order that the network returns.",
+            )
+    if not family:
+        raise AdjoinedError("no small network's logits", where="q", expected="at least one tensor", got="none")
