@@ -18,7 +18,9 @@ class AdjoinedError(Exception):
         'alpha: alpha is below 1 (expected a number >= 1, got 0.5). Use 4.'
     """
 
-    def __init__(self, what: str, *, where: object = "", expected: object = "", got: object = "", fix: str = "") -> None:
+    def __init__(
+        self, what: str, *, where: object = "", expected: object = "", got: object = "", fix: str = ""
+    ) -> None:
         self.what, self.where, self.expected, self.got, self.fix = what, str(where), str(expected), str(got), fix
         facts = ", ".join(f"{word} {fact}" for word, fact in (("expected", expected), ("got", got)) if str(fact))
         line = f"{self.where}: {what}" if self.where else what

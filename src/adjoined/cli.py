@@ -1,0 +1,103 @@
+"""The command line: find the command, run it, say in one line what went wrong.
+
+Nothing heavy is imported before the command is known, so that `adjoined --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from errno import EACCES, EDQUOT, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
+from importlib import import_module
+from importlib.metadata import version
+
+from adjoined.errors import AdjoinedError
+
+COMMANDS = {
+    "plan": "show what would become of a model, without training",
+    "train": "train a base and a small network in one run, or go on with a run",
+    "evaluate": "measure both networks of a run on a data set",
+    "predict": "classify images with both networks of a run",
+}
+"""Command -> what it does; `adjoined.commands.COMMAND` has its `main(argv)`."""
+
+USER_MISTAKE = 2
+INTERRUPTED = 130
+
+# What the user can set right: a full or read-only disk, missing rights, a path that is not what it should be.
+FILE_TROUBLE = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOENT, ENOTDIR, EISDIR}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the arguments, without the name of the program; those of the process by default.
+
+    Returns:
+        0 when all went well, 2 after a mistake of the user (said in one line on standard error), 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except AdjoinedError as error:
+        return _fail(f"error: {error}", USER_MISTAKE)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has seen enough (`adjoined plan … | head`); Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in FILE_TROUBLE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        advice = " Free some space and run again." if error.errno in (ENOSPC, EDQUOT) else ""
+        return _fail(f"error: {place}{error.strerror}.{advice}", USER_MISTAKE)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"adjoined {version('adjoined')}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        raise AdjoinedError(
+            "unknown command",
+            where=name,
+            expected=f"one of {', '.join(COMMANDS)}",
+            fix=f"Did you mean `adjoined {near[0]}`?" if near else "See `adjoined --help`.",
+        )
+    import_module(f"adjoined.commands.{name}").main(rest)
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: adjoined COMMAND [...]",
+            "",
+            "Train any CNN and its small twin in one run, on shared weights.",
+            "",
+            "commands:",
+            *(f"  {name.ljust(width)}  {purpose}" for name, purpose in COMMANDS.items()),
+            "",
+            "`adjoined COMMAND --help` explains a command and all its flags; `adjoined --version` says which this is.",
+        ]
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"adjoined: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

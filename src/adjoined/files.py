@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all: written beside, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from errno import EDQUOT, EFBIG, ENOSPC
+from pathlib import Path
+from typing import IO, Any
+
+from adjoined.errors import AdjoinedError
+
+_FULL = (ENOSPC, EDQUOT, EFBIG)
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a crash at any moment leaves the old one or the new one, never a part.
+
+    Args:
+        path: the file; its folder exists.
+        write: is called with the open binary file and writes the content to it.
+
+    Raises:
+        AdjoinedError: the disk is full or the folder cannot be written to; the old file stays.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "answer.txt"
+        >>> write_whole(path, lambda file: file.write(b"42"))
+        >>> path.read_text()
+        '42'
+    """
+    # One name per file, so that what a killed process left behind is written over and never piles up.
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise cannot_write(error, path) from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data as indented JSON, whole or not at all."""
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the error.
+
+    Raises:
+        AdjoinedError: the file is missing, unreadable, or no JSON object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise AdjoinedError("no such file", where=path, expected=kind) from error
+    except (OSError, ValueError) as error:
+        raise AdjoinedError(f"cannot be read: {error}", where=path, expected=kind) from error
+    if not isinstance(data, dict):
+        raise AdjoinedError("is no JSON object", where=path, expected=kind, got=type(data).__name__)
+    return data
+
+
+def cannot_write(error: OSError, path: object) -> AdjoinedError:
+    """Turn an error of the operating system into one line that says what to do."""
+    if error.errno in _FULL:
+        return AdjoinedError(
+            "the disk is full", where=path, fix="Free some space and go on with --resume; what was written before stays."
+        )
+    return AdjoinedError(
+        f"cannot be written: {error.strerror or error}", where=path, fix="Choose a folder that you may write to."
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    # The rename itself is only on the disk once its folder is.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

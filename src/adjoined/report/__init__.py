@@ -1,0 +1,1 @@
+"""Tables of plans and results: from plain data to a terminal, a log or a Markdown file."""

@@ -1,0 +1,120 @@
+"""What is known of a network in numbers, and base and small networks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from adjoined.report import numbers
+from adjoined.report.table import Table
+
+if TYPE_CHECKING:
+    from adjoined.benchmark import Latency
+    from adjoined.slicing import Cost
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Sizes, accuracies and latency of one network; None stands for what was not measured."""
+
+    name: str
+    """"base", "small", or "small α=2" in a family."""
+    parameters: int
+    parameters_without_last: int
+    """Parameters without those of the last linear layer, as the paper counts."""
+    macs: int
+    """Multiply-accumulates for one sample."""
+    file_bytes: int | None = None
+    top1: float | None = None
+    """Share of samples whose first guess is right, in [0, 1]."""
+    top5: float | None = None
+    latency: Mapping[str, Any] | None = None
+    """The fields of `adjoined.benchmark.Latency`."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        cost: Cost,
+        *,
+        file_bytes: int | None = None,
+        top1: float | None = None,
+        top5: float | None = None,
+        latency: Latency | None = None,
+    ) -> Figures:
+        """Gather what was measured of one network."""
+        measured = asdict(latency) if latency else None
+        sizes = (cost.parameters, cost.parameters_without_last, cost.macs)
+        return cls(name, *sizes, file_bytes, top1, top5, measured)
+
+    @property
+    def median_ms(self) -> float | None:
+        """Latency, ms."""
+        return self.latency["median_ms"] if self.latency else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain data for JSON."""
+        return asdict(self)
+
+
+Value = float | None
+_LINES: tuple[tuple[str, Callable[[Figures], Value], Callable[[Value], str], Callable[[Value, Value], str]], ...] = (
+    ("parameters", lambda f: f.parameters, numbers.count, numbers.times),
+    ("parameters without the last linear", lambda f: f.parameters_without_last, numbers.count, numbers.times),
+    ("MACs", lambda f: f.macs, numbers.count, numbers.times),
+    ("file", lambda f: f.file_bytes, numbers.size, numbers.times),
+    ("top-1 accuracy", lambda f: f.top1, numbers.percent, numbers.points),
+    ("top-5 accuracy", lambda f: f.top5, numbers.percent, numbers.points),
+    ("latency, batch 1", lambda f: f.median_ms, numbers.milliseconds, numbers.times),
+)
+
+
+def result_table(base: Figures, smalls: Sequence[Figures], *, title: str = "", notes: Sequence[str] = ()) -> Table:
+    """Return base and small networks side by side, each small one with its ratio to the base.
+
+    Sizes and times are compared by "how many times less", accuracies by the difference in points. Figures that no
+    network has are left out.
+
+    Args:
+        base: figures of the base network.
+        smalls: figures of each small network.
+        title: line above.
+        notes: lines below, before the one about the latency.
+
+    Example:
+        >>> base = Figures("base", 25_557_032, 23_508_032, 4_089_184_256)
+        >>> print(result_table(base, [Figures("small", 1_866_232, 1_353_232, 278_000_000)]).text())
+                                                base   small  base / small
+            ----------------------------------  -------  ------  ------------
+            parameters                          25.56 M  1.87 M         13.7x
+    """
+    columns = ["", base.name]
+    for small in smalls:
+        columns += [small.name, "base / small" if len(smalls) == 1 else "ratio"]
+    rows = []
+    for label, value, written, compared in _LINES:
+        values = [value(network) for network in (base, *smalls)]
+        if all(number is None for number in values):
+            continue
+        row = [label, written(values[0])]
+        for number in values[1:]:
+            row += [written(number), compared(values[0], number)]
+        rows.append(tuple(row))
+    measured = [network for network in (base, *smalls) if network.latency]
+    return Table(tuple(columns), tuple(rows), title, (*notes, *_latency_note(measured)))
+
+
+def _latency_note(networks: Sequence[Figures]) -> tuple[str, ...]:
+    if not networks:
+        return ()
+    first = networks[0].latency or {}
+    spread = ", ".join(
+        f"{network.name} {network.latency['lower_quartile_ms']:.3g} to {network.latency['upper_quartile_ms']:.3g} ms"
+        for network in networks
+        if network.latency
+    )
+    return (
+        f"Latency: median of calls taking turns on {first['device']} with {first['threads']} threads, in PyTorch as it "
+        f"is; quartiles: {spread}.",
+    )

@@ -1,0 +1,83 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+ABSENT = "–"
+"""Stands where a figure was not measured."""
+
+
+def count(number: int | float | None) -> str:
+    """Write a count with three or four digits that matter.
+
+    Example:
+        >>> [count(n) for n in (0, 64, 1797, 25_557_032, 4_089_184_256)]
+        ['0', '64', '1.80 k', '25.56 M', '4.09 G']
+    """
+    return _scaled(number, ("", " k", " M", " G", " T"))
+
+
+def size(number: int | float | None) -> str:
+    """Write a number of bytes in decimal units, as file managers and hubs do.
+
+    Example:
+        >>> size(102_440_112)
+        '102.44 MB'
+    """
+    return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
+
+
+def percent(share: float | None) -> str:
+    """Write a share in [0, 1] as a percentage.
+
+    Example:
+        >>> percent(0.98765)
+        '98.77 %'
+    """
+    return ABSENT if share is None else f"{100 * share:.2f} %"
+
+
+def milliseconds(number: float | None) -> str:
+    """Write a time in milliseconds with three digits that matter.
+
+    Example:
+        >>> [milliseconds(t) for t in (0.1234, 3.456, 34.56, 345.6)]
+        ['0.123 ms', '3.46 ms', '34.6 ms', '346 ms']
+    """
+    if number is None:
+        return ABSENT
+    decimals = 3 if number < 1 else 2 if number < 10 else 1 if number < 100 else 0
+    return f"{number:.{decimals}f} ms"
+
+
+def times(base: float | None, small: float | None) -> str:
+    """Write how many times `small` goes into `base`.
+
+    Example:
+        >>> times(25.557, 1.866)
+        '13.7x'
+    """
+    if base is None or not small:
+        return ABSENT
+    ratio = base / small
+    return f"{ratio:.{1 if ratio >= 3 else 2}f}x"
+
+
+def points(base: float | None, small: float | None) -> str:
+    """Write the difference of two shares in percentage points.
+
+    Example:
+        >>> points(0.9876, 0.9801)
+        '-0.75 points'
+    """
+    return ABSENT if base is None or small is None else f"{100 * (small - base):+.2f} points"
+
+
+def _scaled(number: int | float | None, units: tuple[str, ...]) -> str:
+    if number is None:
+        return ABSENT
+    scaled, last = float(number), len(units) - 1
+    for step, unit in enumerate(units):
+        if abs(scaled) < 1000 or step == last:
+            return f"{scaled:.0f}{unit}" if step == 0 else f"{scaled:.2f}{unit}"
+        scaled /= 1000
+    raise AssertionError("unreachable")

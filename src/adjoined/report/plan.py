@@ -1,0 +1,195 @@
+"""The plan table: what becomes of every layer, equal layers in one row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from adjoined.report import numbers
+from adjoined.report.table import Table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from adjoined.slicing import Cost, SlicePlan
+
+MOST_ROWS = 20
+"""Rows that the short table tries to stay within: with the totals and the notes, one screen."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module, its children not counted, in the base network and in each small one."""
+
+    name: str
+    widths: tuple[int, ...]
+    """Channels at its output: base, then each small network."""
+    parameters: tuple[int, ...]
+    macs: tuple[int, ...]
+    """For one sample."""
+
+
+def layers(networks: Sequence[nn.Module], costs: Sequence[Mapping[str, Cost]]) -> list[Layer]:
+    """Return the modules that have parameters or do arithmetic, without what their children have and do.
+
+    Args:
+        networks: the base network, then each small one.
+        costs: what `adjoined.slicing.cost_by_module` gives for each of them.
+    """
+    found = []
+    for name, module in networks[0].named_modules():
+        children = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+        parameters, macs = (
+            tuple(getattr(cost[name], what) - sum(getattr(cost[child], what) for child in children) for cost in costs)
+            for what in ("parameters", "macs")
+        )
+        if any(parameters) or any(macs):
+            widths = tuple(_width(network.get_submodule(name)) for network in networks)
+            found.append(Layer(name or "(the model itself)", widths, parameters, macs))
+    return found
+
+
+def plan_table(
+    all_layers: Sequence[Layer], plans: Sequence[SlicePlan], *, title: str = "", full: bool = False
+) -> Table:
+    """Return the plan as a table: layers, channels, parameters and MACs of each network, and what stays full and why.
+
+    Args:
+        all_layers: what `layers` returns.
+        plans: the plan of each small network.
+        title: line above.
+        full: a row for each leaf module instead of one for each group of equal blocks.
+    """
+    rows = [Row((layer.name,), (layer,)) for layer in all_layers] if full else _short(all_layers)
+    # Four columns of figures fit a line; a family shows its parameters there and its MACs in the totals alone.
+    family = len(plans) > 1
+    heads = [f"α={plan.alpha:.3g}" for plan in plans] if family else ["small"]
+    columns = ("layers", "channels", "parameters", *heads, *(() if family else ("MACs", *heads)))
+    cells = []
+    for row in rows:
+        figures = row.total("parameters") + (() if family else row.total("macs"))
+        cells.append((row.label, row.channels, *map(numbers.count, figures)))
+    return Table(columns, tuple(cells), title, _why_full(plans[0]))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Layers that share a row: leaf modules of one block, or of several equal blocks."""
+
+    names: Sequence[str]
+    members: Sequence[Layer]
+
+    @property
+    def label(self) -> str:
+        """`layer3.1-5` for equal siblings, `conv1, bn1` for a layer and its norm."""
+        first, last = self.names[0], self.names[-1]
+        if len(self.names) == 1:
+            return first
+        parent, _, index = first.rpartition(".")
+        final = last.rpartition(".")[2]
+        if self.equal:
+            return f"{first}-{final}" if index.isdigit() and final.isdigit() else f"{first} to {final}"
+        return ", ".join([first, *(name.removeprefix(f"{parent}.") for name in self.names[1:])])
+
+    @property
+    def equal(self) -> bool:
+        """Whether the names are those of equal blocks."""
+        return len(self.names) > 1 and len(self.members) % len(self.names) == 0 and self._alike()
+
+    def _alike(self) -> bool:
+        size = len(self.members) // len(self.names)
+        blocks = [self.members[i : i + size] for i in range(0, len(self.members), size)]
+        return len({_signature(name, block) for name, block in zip(self.names, blocks, strict=True)}) == 1
+
+    @property
+    def channels(self) -> str:
+        """The different widths in the row, base → small, at most three of them."""
+        different = list(dict.fromkeys(layer.widths for layer in self.members))
+        shown = [_arrow(widths) for widths in different[:3]]
+        return ", ".join(shown + (["…"] if len(different) > 3 else []))
+
+    def total(self, what: str) -> tuple[int, ...]:
+        """Add up parameters or MACs over the row, for each network."""
+        return tuple(map(sum, zip(*(getattr(layer, what) for layer in self.members), strict=True)))
+
+
+def _short(all_layers: Sequence[Layer]) -> list[Row]:
+    """Cut the module tree as deep as the rows allow."""
+    deepest = max((layer.name.count(".") + 1 for layer in all_layers), default=1)
+    best = _cut(all_layers, 1)
+    for depth in range(2, deepest + 1):
+        rows = _cut(all_layers, depth)
+        if len(rows) > MOST_ROWS:
+            break
+        best = rows
+    return best
+
+
+def _cut(all_layers: Sequence[Layer], depth: int) -> list[Row]:
+    def block(layer: Layer) -> str:
+        return ".".join(layer.name.split(".")[:depth])
+
+    rows: list[Row] = []
+    for name, members in groupby(all_layers, key=block):
+        row = Row((name,), tuple(members))
+        if rows and (_is_norm_of(row, rows[-1]) or _repeats(row, rows[-1])):
+            row = Row((*rows[-1].names, name), (*rows[-1].members, *row.members))
+            rows.pop()
+        rows.append(row)
+    return rows
+
+
+def _is_norm_of(row: Row, before: Row) -> bool:
+    """Whether the row is a leaf without MACs (a norm) that follows a leaf of its own parent."""
+    leaf, *more = row.members
+    *_, ahead = before.members
+    return (
+        not more
+        and tuple(row.names) == (leaf.name,)
+        and not any(leaf.macs)
+        and ahead.name in before.names
+        and leaf.name.rpartition(".")[0] == ahead.name.rpartition(".")[0]
+    )
+
+
+def _repeats(row: Row, before: Row) -> bool:
+    """Whether the row is one more block like the ones before."""
+    if len(before.names) > 1 and not before.equal:
+        return False
+    size = len(before.members) // len(before.names)
+    name, ahead = row.names[0], before.names[-1]
+    return (
+        name.rpartition(".")[0] == ahead.rpartition(".")[0]
+        and len(row.members) > 1
+        and _signature(name, row.members) == _signature(ahead, before.members[-size:])
+    )
+
+
+def _signature(block: str, members: Sequence[Layer]) -> tuple[object, ...]:
+    return tuple((layer.name.removeprefix(block), layer.widths, layer.parameters, layer.macs) for layer in members)
+
+
+def _width(module: nn.Module) -> int:
+    for attribute in ("out_channels", "out_features", "num_features", "num_channels"):
+        if isinstance(width := getattr(module, attribute, None), int):
+            return width
+    return next((parameter.shape[0] for parameter in module.parameters() if parameter.ndim), 0)
+
+
+def _arrow(widths: tuple[int, ...]) -> str:
+    base, smalls = widths[0], widths[1:]
+    return f"{base}" if set(smalls) == {base} else f"{base}→{'/'.join(map(str, smalls))}"
+
+
+def _why_full(plan: SlicePlan) -> tuple[str, ...]:
+    by_reason: dict[str, list[str]] = {}
+    for group in plan.groups:
+        if group.reason and group.width > 1:
+            by_reason.setdefault(group.reason, []).append(f"{group.name} ({group.width})")
+    notes = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        notes.append(f"At full width, {reason}: {', '.join(names[:4])}{more}.")
+    return tuple(notes)

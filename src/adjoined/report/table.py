@@ -1,0 +1,100 @@
+"""One table, three faces: colour in a terminal, plain text in a log, Markdown in a file."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+PLAIN_WIDTH = 100
+"""Columns that plain text is held to."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column heads, with notes below.
+
+    Args:
+        columns: column heads; the first column is aligned left, the others right.
+        rows: one tuple of texts a row, as long as `columns`.
+        title: a line above.
+        notes: lines below, wrapped where they are long.
+        totals: how many of the last rows are totals, set apart by a line.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    notes: tuple[str, ...] = ()
+    totals: int = 0
+
+    def text(self, width: int = PLAIN_WIDTH) -> str:
+        """Return plain text of at most `width` columns, without box-drawing characters.
+
+        Only a first cell gives way when there is no room, in its middle; figures are never cut.
+
+        Example:
+            >>> print(Table(("", "base", "small"), (("parameters", "1.80 k", "130"),)).text())
+                          base  small
+            ----------  ------  -----
+            parameters  1.80 k    130
+        """
+        heads = [self.columns, *self.rows]
+        widths = [max(len(row[i]) for row in heads) for i in range(len(self.columns))]
+        others = sum(widths[1:]) + 2 * (len(widths) - 1)
+        widths[0] = min(widths[0], max(width - others, 8))
+        rule = "  ".join("-" * w for w in widths)
+        lines = [_line(row, widths) for row in self.rows]
+        if self.totals:
+            lines.insert(len(lines) - self.totals, rule)
+        title = textwrap.wrap(self.title, width)
+        return "\n".join([*title, _line(self.columns, widths), rule, *lines, *self._wrapped_notes(width)])
+
+    def markdown(self) -> str:
+        """Return a Markdown table, the title as a paragraph above it, the notes as paragraphs below."""
+        rows = [_cells(self.columns), _cells([":--", *["--:"] * (len(self.columns) - 1)]), *map(_cells, self.rows)]
+        parts = [self.title, "\n".join(rows), *self.notes]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """Draw the table with rich (`rich.print(table)`)."""
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        drawn = RichTable(
+            title=Text(self.title) if self.title else None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            title_style="bold",
+            pad_edge=False,
+        )
+        for i, head in enumerate(self.columns):
+            drawn.add_column(Text(head), justify="right" if i else "left", no_wrap=bool(i))
+        for i, row in enumerate(self.rows):
+            last_before_totals = self.totals > 0 and i == len(self.rows) - self.totals - 1
+            drawn.add_row(*map(Text, row), end_section=last_before_totals)
+        yield drawn
+        for note in self.notes:
+            yield Text(note, style="dim")
+
+    def _wrapped_notes(self, width: int) -> list[str]:
+        return [line for note in self.notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    first = _shortened(row[0], widths[0]).ljust(widths[0])
+    return "  ".join([first, *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+
+
+def _shortened(text: str, width: int) -> str:
+    """Take out the middle of a text that is too long: names differ at their ends."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+
+
+def _cells(row: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"

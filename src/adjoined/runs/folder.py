@@ -1,0 +1,192 @@
+"""The run folder: what lies where in it, and who may write to it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from adjoined.errors import AdjoinedError
+from adjoined.files import cannot_write, read_json, write_json, write_whole
+from adjoined.runs.lock import NAME as LOCK
+from adjoined.runs.lock import locked
+from adjoined.settings import Settings
+
+FORMAT = 1
+_PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy")
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        settings: settings.yaml, all settings, resolved.
+        record: run.json, versions, seed, commands, times.
+        metrics: metrics.csv, one row an epoch.
+        tensorboard: the folder of TensorBoard's files.
+        checkpoints: the folder of last.ckpt and best-NETWORK.ckpt.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.settings = self.path / "settings.yaml"
+        self.record = self.path / "run.json"
+        self.metrics = self.path / "metrics.csv"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+
+    def weights(self, name: str) -> Path:
+        """Return the weights file of a finished network."""
+        return self.path / f"{name}.safetensors"
+
+    def description(self, name: str) -> Path:
+        """Return the JSON that tells how to build a finished network."""
+        return self.path / f"{name}.json"
+
+    def plan(self, name: str) -> Path:
+        """Return the slice plan of a small network: plan.json, or plan-2.json for small-2."""
+        return self.path / f"plan{name.removeprefix('small')}.json"
+
+    def read_settings(self) -> Settings:
+        """Return the settings of the run.
+
+        Raises:
+            AdjoinedError: there is no run in this folder.
+        """
+        if not self.settings.is_file():
+            raise AdjoinedError(
+                "there is no run in this folder",
+                where=self.path,
+                expected="a folder with settings.yaml, as `adjoined train` leaves it",
+            )
+        return Settings.from_yaml(self.settings)
+
+    def read_record(self) -> dict[str, Any]:
+        """Return what is known of the run.
+
+        Raises:
+            AdjoinedError: run.json is missing, damaged, or of another program or version.
+        """
+        record = read_json(self.record, "the record of a run")
+        if record.get("format") != "adjoined-run" or record.get("version") != FORMAT:
+            raise AdjoinedError(
+                "the run was written by another program or version",
+                where=self.record,
+                expected=f"format adjoined-run, version {FORMAT}",
+                got=f"{record.get('format')}, version {record.get('version')}",
+                fix="Update adjoined.",
+            )
+        return record
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.record.is_file() and self.read_record()["finished"] is not None
+
+    @contextmanager
+    def opened(self, settings: Settings, *, resume: bool) -> Iterator[None]:
+        """Hold the folder for a run with these settings, new or resumed.
+
+        Raises:
+            AdjoinedError: the folder is in use, of another run, of something else, or cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(error, self.path) from error
+        with locked(self.path):
+            self._check(settings, resume)
+            if not self.finished:
+                self._begin(settings)
+            yield
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Record that the run has come to its end, and with what."""
+        write_json(self.record, {**self.read_record(), "finished": _now(), "result": result})
+
+    def _check(self, settings: Settings, resume: bool) -> None:
+        if not self.settings.is_file():
+            foreign = [each.name for each in self.path.iterdir() if each.name != LOCK and each.suffix != ".part"]
+            if foreign:
+                raise AdjoinedError(
+                    "the folder holds something else than a run",
+                    where=self.path,
+                    expected="an empty folder or a new one",
+                    got=min(foreign),
+                    fix="Choose another folder.",
+                )
+            return
+        if not resume:
+            done = self.finished
+            raise AdjoinedError(
+                "the folder holds a finished run" if done else "the folder holds a run that has not come to its end",
+                where=self.path,
+                fix="Choose another folder." if done else f"Go on with --resume {self.path}, or choose another folder.",
+            )
+        stored = self.read_settings()
+        if different := stored.differences(settings):
+            name = different[0]
+            raise AdjoinedError(
+                f"the run has other settings ({', '.join(different)})",
+                where=self.path,
+                expected=f"{name} {getattr(stored, name)}",
+                got=getattr(settings, name),
+                fix="Resume with the settings of the run, or choose another folder.",
+            )
+
+    def _begin(self, settings: Settings) -> None:
+        text = settings.to_yaml()
+        write_whole(self.settings, lambda file: file.write(text.encode()))
+        if self.record.is_file():
+            record = self.read_record()
+        else:
+            record = {
+                "format": "adjoined-run",
+                "version": FORMAT,
+                "seed": settings.seed,
+                "versions": {"python": platform.python_version(), **_versions()},
+                "git": _git_state(),
+                "sittings": [],
+                "finished": None,
+                "result": None,
+            }
+        sitting = {"started": _now(), "command": sys.argv, "host": platform.node()}
+        write_json(self.record, {**record, "sittings": [*record["sittings"], sitting]})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and cleanliness of the repository that the command was given in, if it was."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()

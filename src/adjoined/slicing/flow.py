@@ -1,0 +1,298 @@
+"""The label flow: run a network once and follow, operator by operator, which channel every element belongs to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from adjoined.slicing.inputs import Inputs
+from adjoined.slicing.labels import FrozenTies, OutOfStep, Slot, Ties, TooNarrow, distinct, varying
+from adjoined.slicing.rules import RULES, Call
+
+
+class NeedsValues(Exception):
+    """The trace has to know values, which tensors on the meta device do not have."""
+
+
+class CutKey(NamedTuple):
+    """A place where a channel dimension is cut into pieces or folded: the so-manieth operator of a module."""
+
+    module: str
+    operator: int
+    train: bool
+
+
+class Number(NamedTuple):
+    """A number of channels that code of a module used: `value` elements, which carry `labels`.
+
+    For a tuple (a target shape, a list of split sizes) `value` is the tuple, and `labels` has one entry for each element:
+    labels, or the number itself where it counts no channels.
+    """
+
+    value: int | tuple[int, ...]
+    labels: Any
+
+
+@dataclass
+class Findings:
+    """What the first run notes beside the ties."""
+
+    conv_groups: dict[str, Tensor] = field(default_factory=dict)
+    """Module with whole groups dropped -> one label for each of its groups."""
+    sliced_inside: set[str] = field(default_factory=set)
+    """Grouped convolutions that keep all groups and are sliced inside each."""
+    numbers: dict[str, list[Number]] = field(default_factory=lambda: defaultdict(list))
+    cuts: dict[int, set[tuple[CutKey, int, int]]] = field(default_factory=lambda: defaultdict(set))
+    """Label -> the pieces (cut, dimension, piece) it went through: channels of different pieces are no substitutes."""
+    fresh: dict[tuple[CutKey, int], Tensor] = field(default_factory=dict)
+    """Labels given anew behind a cut where channel identity was given up."""
+    crossing: dict[str, str] = field(default_factory=dict)
+    """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
+    readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Parameter -> operators that read it directly."""
+
+
+GroupChoice = Callable[[int, int], bool]
+"""(groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: drop whole groups."""
+
+
+class LabelFlow(TorchDispatchMode):
+    """One labelled run of a module.
+
+    Args:
+        ties: `Ties` for the first run, which ties labels; `FrozenTies` for the second, which checks.
+        findings: filled in the first run, read in the second.
+        unaligned: cuts behind which the channels count, but not their identity.
+        is_kept: label -> whether the small network has it; given in the second run only.
+        choose_groups: how grouped convolutions are narrowed.
+    """
+
+    def __init__(
+        self,
+        ties: Ties | FrozenTies,
+        findings: Findings,
+        *,
+        unaligned: Iterable[CutKey] = (),
+        is_kept: Callable[[int], bool] | None = None,
+        choose_groups: GroupChoice = lambda groups, size: False,
+    ) -> None:
+        super().__init__()
+        self.ties, self.findings = ties, findings
+        self.unaligned, self.is_kept, self.choose_groups = frozenset(unaligned), is_kept, choose_groups
+        self.stack = [""]
+        self.last_op = ""
+        self._slots: Any = WeakIdKeyDictionary()
+        self._uniform: Any = WeakIdKeyDictionary()
+        self._names: Any = WeakIdKeyDictionary()
+        self._count: dict[str, int] = defaultdict(int)
+        self._train = False
+
+    # ---- the run -----------------------------------------------------------------------------------------------------
+
+    @property
+    def strict(self) -> bool:
+        """Whether this is the second run, which checks the small network."""
+        return self.is_kept is not None
+
+    @property
+    def module(self) -> str:
+        """Name of the module that runs now; "" for the model itself."""
+        return self.stack[-1]
+
+    @property
+    def here(self) -> str:
+        """Where the run is, for messages."""
+        return f"'{self.module}' ({self.last_op})" if self.module else f"the model's own forward ({self.last_op})"
+
+    def run(self, model: nn.Module, inputs: Inputs, *, train: bool = False) -> Any:
+        """Run the module without gradients and return its output; its mode and hooks are as before afterwards."""
+        hooks = []
+        for name, module in model.named_modules(remove_duplicate=True):
+            if not isinstance(module, torch.jit.ScriptModule):
+                hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name)))
+                hooks.append(module.register_forward_hook(lambda *_: self._leave()))
+        modes = [(module, module.training) for module in model.modules()]
+        model.train(train)
+        self.stack = [""]
+        self._count.clear()
+        self._train = train
+        try:
+            with torch.no_grad(), self:
+                return model(*inputs.args, **inputs.kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, mode in modes:
+                module.training = mode
+
+    def _leave(self) -> None:
+        self.stack.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, then let its rule carry the labels on."""
+        kwargs = kwargs or {}
+        self.last_op = name = func._schema.name.split("::")[1]
+        self._count[self.module] += 1
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        labelled = [tensor for tensor in given if tensor in self._slots]
+        try:
+            out = func(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+            if isinstance(error, NotImplementedError) and any(t.is_meta for t in given):
+                raise NeedsValues(str(func)) from error
+            if not self.strict:
+                raise
+            carried = (label for tensor in labelled for slot in self._slots[tensor] for label in distinct(slot))
+            raise OutOfStep(f"{_first_line(error)} in {self.here}", carried) from error
+        if not self.strict:
+            for tensor in labelled:
+                if tensor in self._names:
+                    self.findings.readers[self._names[tensor]].add(name)
+        if name in _CREATE:
+            for leaf in tree_leaves(out):
+                self._uniform[leaf] = True
+        elif labelled:
+            schema = func._schema.arguments
+            bound = {a.name: kwargs.get(a.name, a.default_value) for a in schema} | {
+                a.name: value for a, value in zip(schema, args, strict=False)
+            }
+            call = Call(func, name, bound, out)
+            self._rule(call)(self, call)
+        elif given and all(tensor in self._uniform for tensor in given):
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, Tensor):
+                    self._uniform[leaf] = True
+        return out
+
+    def _rule(self, call: Call) -> Callable[[LabelFlow, Call], None]:
+        if call.name in RULES:
+            return RULES[call.name]
+        if torch.Tag.pointwise in call.op.tags:
+            return RULES["add"]
+        return RULES["unknown"]
+
+    # ---- slots of tensors --------------------------------------------------------------------------------------------
+
+    def slots(self, tensor: Any) -> list[Slot]:
+        """Return the slots of a tensor; none for a tensor without labels, and for None."""
+        return self._slots.get(tensor, []) if isinstance(tensor, Tensor) else []
+
+    def carry(self, tensor: Any, slots: Iterable[Slot]) -> None:
+        """Give a tensor its slots."""
+        if isinstance(tensor, Tensor):
+            self._slots[tensor] = [slot for slot in slots if slot.numel() > 1]
+
+    def name(self, tensor: Tensor, name: str) -> None:
+        """Remember what a parameter is called, so that its readers can be noted."""
+        self._names[tensor] = name
+
+    def is_uniform(self, tensor: Tensor) -> bool:
+        """Whether every element has the same value by construction (zeros, ones): such a tensor fits any width."""
+        return tensor in self._uniform and tensor not in self._slots
+
+    # ---- ties --------------------------------------------------------------------------------------------------------
+
+    def tie(self, a: Slot, b: Slot) -> Slot:
+        """Tie two slots that broadcast to each other; return their union, labels of `a` first."""
+        self.ties.tie(a, b, self.here)
+        a, b = torch.broadcast_tensors(a, b)
+        return torch.where(a == 0, b, a)
+
+    def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
+        """Tie the labels of two dimensions that must agree; one without labels keeps the other at full width."""
+        if a is None or b is None:
+            known = b if a is None else a
+            if known is not None:
+                self.pin(known, why)
+            return known
+        if a.numel() != b.numel():
+            if 1 in (a.numel(), b.numel()):
+                return b if a.numel() == 1 else a
+            raise OutOfStep(f"{a.numel()} channels meet {b.numel()} in {self.here}", distinct(a) + distinct(b))
+        return self.tie(a, b)
+
+    def pin(self, slot: Slot, why: str) -> None:
+        """Keep the channels of a slot at full width."""
+        self.ties.pin(slot, f"{why}, in {self.here}")
+
+    def collapse(self, slot: Slot, keep: Sequence[int]) -> Slot:
+        """Tie everything along the dimensions outside `keep`; return the slot that varies along `keep` only."""
+        for d in varying(slot):
+            if d not in keep:
+                first = slot.narrow(d, 0, 1)
+                self.tie(first, slot)
+                slot = first
+        return slot
+
+    def vector(self, slots: Iterable[Slot], dim: int) -> Tensor | None:
+        """Return the labels along one dimension as a vector, or None where it has none."""
+        found: Tensor | None = None
+        for slot in slots:
+            if slot.shape[dim] > 1:
+                labels = self.collapse(slot, (dim,)).reshape(-1)
+                if found is not None and not torch.equal(found, labels):
+                    self.pin(found, "each element belongs to two channels at once")
+                    self.pin(labels, "each element belongs to two channels at once")
+                found = labels if found is None else self.tie(found, labels)
+        return found
+
+    # ---- notes for the repair ----------------------------------------------------------------------------------------
+
+    def note_number(self, value: int | tuple[int, ...], labels: Any) -> None:
+        """Note that code of the current module used a number of channels."""
+        if not self.strict and value != 1:
+            self.findings.numbers[self.module].append(Number(value, labels))
+
+    def note_crossing(self) -> None:
+        """Note that the current operator computes a statistic across channels."""
+        if not self.strict:
+            self.findings.crossing.setdefault(self.module, self.last_op)
+
+    @property
+    def cut(self) -> CutKey:
+        """The key of the current operator: equal in both runs, as long as the module's code runs the same way."""
+        return CutKey(self.module, self._count[self.module], self._train)
+
+    def note_pieces(self, cut: CutKey, dim: int, pieces: Sequence[Slot]) -> None:
+        """Note which piece of a cut every label went into."""
+        if not self.strict:
+            for number, piece in enumerate(pieces):
+                for label in distinct(piece):
+                    self.findings.cuts[label].add((cut, dim, number))
+
+    def renew(self, cut: CutKey, piece: int, slot: Slot) -> Slot:
+        """Give the channels behind an unaligned cut fresh labels: their number must agree from here on, no more."""
+        if cut not in self.unaligned or slot.numel() <= 1:
+            return slot
+        key = (cut, piece)
+        if self.is_kept is None:
+            assert isinstance(self.ties, Ties)
+            labels = self.ties.new(f"{cut.module}#{cut.operator}", piece, slot.numel())
+            self.findings.fresh[key] = labels
+            return labels.view(slot.shape)
+        expected = self.findings.fresh.get(key)
+        kept = [] if expected is None else [label for label in expected.tolist() if self.is_kept(label)]
+        if len(kept) != slot.numel():
+            message = f"{slot.numel()} channels arrive where {len(kept)} are expected in {self.here}"
+            labels = [] if expected is None else expected.tolist()
+            raise TooNarrow(message, kept + distinct(slot), labels, slot.numel())
+        return torch.tensor(kept).view(slot.shape)
+
+
+_CREATE = {
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
+    "empty_strided", "new_empty_strided", "scalar_tensor",
+}  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:160] if text else type(error).__name__

@@ -1,0 +1,79 @@
+"""Channel groups: sets of tied channels that can stand in for each other, of which the small network keeps the first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from adjoined.slicing.labels import Owner
+from adjoined.slicing.trace import Trace
+
+NO_CHANNELS = "is no channel dimension"
+
+
+@dataclass
+class Group:
+    """One channel group while the widths are being decided.
+
+    Attributes:
+        roots: one root label for every channel (or bundle of channels that go together), in order.
+        places: (tensor name, dimension) -> how many of its indices belong to one root.
+        reason: why it stays at full width; "" if it is narrowed.
+        kept: how many of the roots the small network has.
+        floor: keep at least so many of them.
+    """
+
+    roots: list[int]
+    places: dict[tuple[str, int], int]
+    reason: str = ""
+    kept: int = 0
+    floor: int = 0
+
+    @property
+    def bundle(self) -> int:
+        """Channels per root: more than 1 where a grouped convolution ties the channels of a group together."""
+        return min(self.places.values())
+
+    @property
+    def width(self) -> int:
+        """Number of channels of the base network."""
+        return len(self.roots) * self.bundle
+
+
+class Grouping:
+    """All channel groups of a trace, and the way from a label to its group."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.sets = trace.ties.sets()
+        self.roots = [trace.ties.find(label) for label in range(len(trace.ties.owners))]
+        pinned = trace.ties.pinned()
+        real = set(trace.labels)
+        owners = trace.ties.owners
+        alike: dict[object, Group] = {}
+        for root in sorted(self.sets):
+            places = self._places(owners, root)
+            pieces = {piece for label in self.sets[root] for piece in trace.findings.cuts.get(label, ())}
+            signature = (tuple(sorted(places.items())), frozenset(pieces))
+            if signature not in alike:
+                # Labels given anew behind a cut stand in no tensor; without any other place they still are channels.
+                in_tensors = {place: count for place, count in places.items() if place[0] in real}
+                alike[signature] = Group([], in_tensors or dict(places))
+                if sum(places.values()) == 1 and in_tensors:
+                    alike[signature].reason = NO_CHANNELS
+            group = alike[signature]
+            group.roots.append(root)
+            group.reason = group.reason or pinned.get(root, "")
+        self.groups = list(alike.values())
+        self.of_root = {root: group for group in self.groups for root in group.roots}
+
+    def _places(self, owners: list[Owner], root: int) -> Counter[tuple[str, int]]:
+        return Counter((owners[label].tensor, owners[label].dim) for label in self.sets[root])
+
+    def of(self, label: int) -> Group:
+        """Return the group of a label."""
+        return self.of_root[self.roots[label]]
+
+    def kept_labels(self) -> list[bool]:
+        """Return for every label whether the small network has it, as the groups' `kept` say now."""
+        kept_roots = {root for group in self.groups for root in group.roots[: group.kept]}
+        return [root in kept_roots for root in self.roots]

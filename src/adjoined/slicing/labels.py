@@ -1,0 +1,142 @@
+"""Labels: which channels of a network belong together.
+
+Every index of every dimension of every parameter and buffer gets a number of its own, its *label*; 0 means "no channel".
+A tensor carries its labels in *slots*: int64 tensors of the tensor's own number of dimensions, with size 1 along every
+dimension where the label does not change. A weight (O, I, 3, 3) starts with the slots (O, 1, 1, 1), (1, I, 1, 1),
+(1, 1, 3, 1) and (1, 1, 1, 3); an activation (N, C, H, W) of a convolution carries one slot (1, C, 1, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Slot = Tensor
+"""int64, as many dimensions as the labelled tensor, broadcastable to its shape."""
+
+
+class Owner(NamedTuple):
+    """Where a label stands: index `place` along dimension `dim` of the tensor called `tensor`."""
+
+    tensor: str
+    dim: int
+    place: int
+
+
+class OutOfStep(Exception):
+    """Two channel groups meet where they must not, or an operator does not accept the narrow shapes."""
+
+    def __init__(self, message: str, labels: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.labels = tuple({label for label in labels if label})
+
+
+class TooNarrow(OutOfStep):
+    """More channels arrive behind an unaligned cut than the group there was given."""
+
+    def __init__(self, message: str, labels: Iterable[int], expected: Iterable[int], arriving: int) -> None:
+        super().__init__(message, labels)
+        self.expected, self.arriving = tuple(expected), arriving
+
+
+class Ties:
+    """Disjoint sets of labels: labels in one set are kept or dropped together. A set may be pinned to full width."""
+
+    def __init__(self) -> None:
+        self._parent = [0]
+        self._pinned: dict[int, str] = {}
+        self.owners = [Owner("", 0, 0)]
+
+    def new(self, owner: str, dim: int, count: int) -> Tensor:
+        """Return `count` fresh labels (int64 vector) for the indices of dimension `dim` of the tensor `owner`."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        self.owners.extend(Owner(owner, dim, i) for i in range(count))
+        return torch.arange(first, first + count)
+
+    def find(self, label: int) -> int:
+        """Return the smallest label of the set, its root."""
+        parent = self._parent
+        while parent[label] != label:
+            parent[label] = parent[parent[label]]
+            label = parent[label]
+        return label
+
+    def tie(self, a: Slot, b: Slot, where: str) -> None:
+        """Tie two slots of one shape element by element; labels 0 tie nothing."""
+        for x, y in pairs(a, b):
+            x, y = sorted((self.find(x), self.find(y)))
+            if x != y:
+                self._parent[y] = x
+                if y in self._pinned:
+                    self._pinned.setdefault(x, self._pinned.pop(y))
+
+    def pin(self, slot: Slot, why: str) -> None:
+        """Keep every channel of the slot at full width; the first reason given stays."""
+        for label in distinct(slot):
+            self._pinned.setdefault(self.find(label), why)
+
+    def sets(self) -> dict[int, list[int]]:
+        """Return every set by its root, members in ascending order."""
+        found: dict[int, list[int]] = {}
+        for label in range(1, len(self._parent)):
+            found.setdefault(self.find(label), []).append(label)
+        return found
+
+    def pinned(self) -> dict[int, str]:
+        """Return the reason of every pinned set, by its root."""
+        return {self.find(root): why for root, why in self._pinned.items()}
+
+
+class FrozenTies:
+    """The ties of a finished trace, for the second run on the small network: a new tie is an error."""
+
+    def __init__(self, roots: list[int]) -> None:
+        self.roots = roots
+
+    def tie(self, a: Slot, b: Slot, where: str) -> None:
+        """Raise OutOfStep if the slots hold labels of two different sets."""
+        for x, y in pairs(a, b):
+            if self.roots[x] != self.roots[y]:
+                raise OutOfStep(f"two channel groups meet in {where}", (x, y))
+
+    def pin(self, slot: Slot, why: str) -> None:
+        """Do nothing: the first run has pinned it already."""
+
+
+def pairs(a: Slot, b: Slot) -> list[tuple[int, int]]:
+    """Return the distinct pairs of different labels at equal places of two slots that broadcast to each other."""
+    a, b = torch.broadcast_tensors(a, b)
+    different = (a != b) & (a != 0) & (b != 0)
+    if not bool(different.any()):
+        return []
+    both = torch.stack((a[different], b[different]), 1)
+    return [(x, y) for x, y in torch.unique(both, dim=0).tolist()]
+
+
+def distinct(slot: Slot) -> list[int]:
+    """Return the labels of a slot, ascending, each once, without 0."""
+    return [label for label in torch.unique(slot).tolist() if label]
+
+
+def varying(slot: Slot) -> tuple[int, ...]:
+    """Return the dimensions along which a slot has more than one element."""
+    return tuple(d for d, size in enumerate(slot.shape) if size > 1)
+
+
+def along(vector: Tensor, dim: int, ndim: int) -> Slot:
+    """Return a vector of labels as a slot of `ndim` dimensions that varies along `dim`."""
+    return vector.reshape([-1 if d == dim else 1 for d in range(ndim)])
+
+
+def compress(slot: Slot) -> Slot:
+    """Reduce to size 1 every dimension along which the labels do not change."""
+    for d in range(slot.ndim):
+        if slot.shape[d] > 1:
+            first = slot.narrow(d, 0, 1)
+            if slot.stride(d) == 0 or bool((slot == first).all()):
+                slot = first
+    return slot

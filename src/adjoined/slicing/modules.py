@@ -1,0 +1,78 @@
+"""What the slicing has to know of modules: their tensors, which are norms, and the sizes that they keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name; a shared tensor appears under each of its names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters | dict(model.named_buffers(remove_duplicate=False))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module normalises: torch's own classes, and others that say so by their name.
+
+    Example:
+        >>> is_norm(nn.BatchNorm2d(8)), is_norm(nn.Conv2d(3, 8, 3))
+        (True, False)
+    """
+    return isinstance(module, _NORMS) or ("norm" in type(module).__name__.lower() and not _has_weight_matrix(module))
+
+
+def _has_weight_matrix(module: nn.Module) -> bool:
+    """Tell whether a module owns a weight that mixes channels (a normalised convolution is no norm)."""
+    return any(p is not None and sum(size > 1 for size in p.shape) > 1 for p in module._parameters.values())
+
+
+def private_names(model: nn.Module) -> set[str]:
+    """Return the names of all tensors that a small network has for itself: its norms' parameters, and every buffer."""
+    names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    for prefix, module in model.named_modules():
+        if is_norm(module):
+            names |= {f"{prefix}.{name}" if prefix else name for name in module._parameters}
+    return names
+
+
+def set_sizes(module: nn.Module, groups: int | None) -> None:
+    """Bring the sizes that a module of torch keeps as numbers in line with its tensors.
+
+    Args:
+        module: a module whose parameters and buffers were replaced by narrower ones.
+        groups: its number of groups now, or None where it has not changed.
+    """
+    weight = module._parameters.get("weight")
+    sized: Any = module  # normalisations other than torch's keep their sizes under the same names
+    if isinstance(module, nn.modules.conv._ConvNd):
+        kernel = module.weight  # a parametrised convolution computes it
+        module.groups = groups or module.groups
+        out, into = kernel.shape[:2]
+        if module.transposed:
+            out, into = into * module.groups, out
+        else:
+            into *= module.groups
+        module.in_channels, module.out_channels = into, out
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = groups or module.num_groups
+        if weight is not None:
+            module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif weight is not None and hasattr(module, "normalized_shape"):
+        sized.normalized_shape = tuple(weight.shape)
+    elif hasattr(module, "num_features"):
+        kept = weight if weight is not None else module._buffers.get("running_mean")
+        if kept is not None:
+            sized.num_features = kept.shape[0]
+
+
+def keeps_sizes(module: nn.Module) -> bool:
+    """Tell whether `set_sizes` is in charge of a module's numbers."""
+    return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, *_NORMS))

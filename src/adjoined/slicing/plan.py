@@ -1,0 +1,230 @@
+"""The slice plan: for every tensor of the base network, the indices that the small network has of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.index import Index, take
+from adjoined.slicing.modules import named_tensors, set_sizes
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels, over all layers, that can only be kept or dropped together."""
+
+    name: str
+    """The first module with these channels at its output."""
+    modules: tuple[str, ...]
+    """All modules that write or read them."""
+    width: int
+    """Channels of the base network."""
+    kept: int
+    """Channels of the small network: the first ones."""
+    reason: str = ""
+    """Why the group stays at full width; "" where it is narrowed."""
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """What a small network is made of.
+
+    Print it to read it; `save` and `load` keep it as JSON; `apply` makes the small network from any copy of the model.
+
+    Attributes:
+        alpha: the factor asked for (or found, where a compression was asked for).
+        round_to: widths are multiples of this, where the base allows it.
+        keep: names and patterns of modules kept at full width.
+        tensors: tensor name -> kept indices for each dimension (None: all of them), narrowed tensors only.
+        shapes: tensor name -> shape in the base network, all tensors.
+        conv_groups: module name -> its `groups` (or `num_groups`) in the small network, where it changes.
+        attributes: "module.attribute" -> value in the small network, for numbers that modules keep themselves.
+        groups: the channel groups, widest reach first.
+        crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
+        unaligned: modules behind whose channel shuffles widths agree but channels are no longer the base's.
+    """
+
+    alpha: float
+    round_to: int
+    keep: tuple[str, ...]
+    tensors: dict[str, tuple[Index | None, ...]]
+    shapes: dict[str, tuple[int, ...]]
+    conv_groups: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[ChannelGroup, ...] = ()
+    crossing: dict[str, str] = field(default_factory=dict)
+    unaligned: tuple[str, ...] = ()
+
+    def indices(self, name: str) -> tuple[Index | None, ...]:
+        """Return the kept indices of a tensor for each dimension; None stands for all of them."""
+        return self.tensors.get(name, (None,) * len(self.shapes[name]))
+
+    def small_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor in the small network."""
+        return tuple(
+            size if index is None else len(index)
+            for size, index in zip(self.shapes[name], self.indices(name), strict=True)
+        )
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Return a small network made of slices of the model's tensors.
+
+        Args:
+            model: the model the plan was made for, or a fresh copy of it with any weights; it is not changed.
+
+        Returns:
+            A module of the model's own classes with narrow tensors of its own; nothing of the model is shared.
+
+        Raises:
+            AdjoinedError: the model has other tensors than the plan was made for.
+
+        Example:
+            >>> from adjoined.slicing import make_plan
+            >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 10, 1))
+            >>> small = make_plan(net, torch.zeros(1, 3, 8, 8), alpha=4).apply(net)
+            >>> tuple(small[0].weight.shape), tuple(small[2].weight.shape)
+            ((8, 3, 3, 3), (10, 8, 1, 1))
+        """
+        tensors = named_tensors(model)
+        self.check_fits(model)
+        # deepcopy takes what the memo holds instead of copying it: no full-width copy, and tied tensors stay tied.
+        memo: dict[int, Any] = {}
+        for name, tensor in tensors.items():
+            if id(tensor) not in memo:
+                memo[id(tensor)] = _narrow(tensor, self.indices(name))
+        small = copy.deepcopy(model, memo)
+        for name, module in small.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                set_sizes(module, self.conv_groups.get(name))
+        for place, value in self.attributes.items():
+            module, _, attribute = place.rpartition(".")
+            setattr(
+                small.get_submodule(module), attribute, _like(getattr(small.get_submodule(module), attribute), value)
+            )
+        return small
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise AdjoinedError if the model's tensors are not those that the plan was made for."""
+        found = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+        if found == self.shapes:
+            return
+        name = min(name for name in found.keys() | self.shapes.keys() if found.get(name) != self.shapes.get(name))
+        raise AdjoinedError(
+            "the slice plan was made for another model",
+            where=name,
+            expected=f"a tensor of shape {self.shapes[name]}" if name in self.shapes else "no such tensor",
+            got=found.get(name, "no such tensor"),
+            fix="Build the model with the settings that the plan was made with, or make a new plan.",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain data for JSON."""
+        return {
+            "format": FORMAT,
+            "alpha": self.alpha,
+            "round_to": self.round_to,
+            "keep": list(self.keep),
+            "groups": [asdict(group) | {"modules": list(group.modules)} for group in self.groups],
+            "tensors": {
+                name: [None if index is None else index.to_json() for index in indices]
+                for name, indices in self.tensors.items()
+            },
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "conv_groups": self.conv_groups,
+            "attributes": self.attributes,
+            "crossing": self.crossing,
+            "unaligned": list(self.unaligned),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: object = "slice plan") -> SlicePlan:
+        """Read a plan from the data of `to_json`.
+
+        Raises:
+            AdjoinedError: it is no slice plan, or one of a newer version.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise AdjoinedError(
+                "no slice plan of this version",
+                where=where,
+                expected=f"a JSON object with format {FORMAT}",
+                got=data.get("format") if isinstance(data, Mapping) else type(data).__name__,
+                fix="Make it anew with `adjoined plan`, or use the version that wrote it.",
+            )
+        try:
+            return cls(
+                alpha=float(data["alpha"]),
+                round_to=int(data["round_to"]),
+                keep=tuple(data["keep"]),
+                tensors={
+                    name: tuple(None if index is None else Index.from_json(index) for index in indices)
+                    for name, indices in data["tensors"].items()
+                },
+                shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+                conv_groups={name: int(count) for name, count in data["conv_groups"].items()},
+                attributes=dict(data["attributes"]),
+                groups=tuple(ChannelGroup(**{**g, "modules": tuple(g["modules"])}) for g in data["groups"]),
+                crossing=dict(data["crossing"]),
+                unaligned=tuple(data["unaligned"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AdjoinedError(
+                f"the slice plan is damaged: {type(error).__name__}: {error}",
+                where=where,
+                fix="Make it anew with `adjoined plan`.",
+            ) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON; the file appears whole or not at all."""
+        path = Path(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            beside.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise AdjoinedError(f"cannot write the slice plan: {error.strerror}", where=path) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SlicePlan:
+        """Read a plan that `save` has written.
+
+        Raises:
+            AdjoinedError: the file is missing, no JSON, or no slice plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise AdjoinedError(f"cannot read the slice plan: {error}", where=path) from error
+        return cls.from_json(data, where=path)
+
+    def __str__(self) -> str:
+        """The groups as a table in plain text."""
+        rows = [("channel group", "layers", "base", "small", "")]
+        rows += [(g.name, str(len(g.modules)), str(g.width), str(g.kept), g.reason) for g in self.groups]
+        wide = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows
+        ]
+        return "\n".join([f"slice plan: alpha {self.alpha:g}, widths in multiples of {self.round_to}", *lines])
+
+
+def _narrow(tensor: Tensor, indices: Sequence[Index | None]) -> Tensor:
+    kept = take(tensor.detach(), indices).clone(memory_format=torch.preserve_format)
+    return nn.Parameter(kept, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept
+
+
+def _like(old: Any, value: Any) -> Any:
+    """Return a value from JSON in the type of the one that it replaces."""
+    return type(old)(value) if isinstance(value, list) and isinstance(old, (tuple, list)) else value

@@ -1,0 +1,133 @@
+"""Convolutions: the output carries the weight's output channels; input channels are tied to what the weight reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adjoined.slicing.labels import Slot, along, varying
+from adjoined.slicing.rules.table import Call, rule
+
+if TYPE_CHECKING:
+    from adjoined.slicing.flow import LabelFlow
+
+FIXED_INPUT = "reads channels of fixed width"
+INSIDE_GROUPS = "channels inside the groups of a grouped convolution, which keeps whole groups"
+
+
+@rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+def convolution(flow: LabelFlow, call: Call) -> None:
+    """Tie the input's channels to the weight's, the bias to the output's; grouped convolutions in their own way."""
+    x, weight, out = call["input"], call["weight"], call.out
+    if x.ndim < weight.ndim:  # unbatched input (C, ...): nobody's training step, and no dimension 1 to speak of
+        return _give_up(flow, call)
+    transposed = bool(call["transposed"])
+    reads, writes = (0, 1) if transposed else (1, 0)
+    channels = flow.vector([s for s in flow.slots(x) if 1 in varying(s)], 1)
+    weight_slots = [s for s in flow.slots(weight) if {0, 1} & set(varying(s))]
+    weight_in = flow.vector([s for s in weight_slots if reads in varying(s)], reads)
+    weight_out = flow.vector([s for s in weight_slots if writes in varying(s)], writes)
+    groups = call["groups"]
+    if groups == 1:
+        if channels is not None or weight_in is not None:
+            flow.tie_vectors(channels, weight_in, FIXED_INPUT)
+        result = weight_out
+    elif transposed:
+        result = _grouped_transposed(flow, weight, groups, channels, weight_in, weight_out)
+    else:
+        result = _grouped(flow, weight, groups, channels, weight_in, weight_out)
+    bias = call["bias"]
+    if bias is not None and flow.slots(bias):
+        result = flow.tie_vectors(result, flow.vector(flow.slots(bias), 0), "its bias has fixed width")
+    rest = _along_space(flow, x, out)
+    flow.carry(out, rest + ([along(result, 1, out.ndim)] if result is not None else []))
+    return None
+
+
+def _grouped(
+    flow: LabelFlow, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
+) -> Tensor | None:
+    """Return the output's labels of a grouped or depthwise convolution.
+
+    Whole groups are dropped, which makes depthwise convolutions narrow with their input; or, where that keeps fewer
+    channels, all groups stay and each is sliced inside.
+    """
+    if channels is None or out is None:
+        for labels in (channels, out, weight_in):
+            if labels is not None:
+                flow.pin(labels, "grouped convolution with channels of fixed width")
+        return out
+    size = weight.shape[1]
+    inside = flow.module in flow.findings.sliced_inside
+    if not flow.strict:
+        inside = size > 1 and weight_in is not None and flow.choose_groups(groups, size)
+    if inside and weight_in is not None:
+        flow.findings.sliced_inside.add(flow.module)
+        per_group = flow.collapse(channels.view(groups, -1), (1,)).reshape(-1)
+        flow.tie_vectors(per_group, weight_in, FIXED_INPUT)
+        flow.note_pieces(flow.cut, 0, list(out.view(groups, -1)))
+        return out
+    if weight_in is not None:
+        flow.pin(weight_in, INSIDE_GROUPS)
+    return _whole_groups(flow, groups, channels, out)
+
+
+def _grouped_transposed(
+    flow: LabelFlow, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
+) -> Tensor | None:
+    """Return the output's labels of a grouped transposed convolution; its weight is (in, out / groups, ...)."""
+    if channels is None or weight_in is None:
+        for labels in (channels, weight_in, out):
+            if labels is not None:
+                flow.pin(labels, "grouped transposed convolution with channels of fixed width")
+        return out
+    if out is not None:
+        flow.pin(out, INSIDE_GROUPS)
+    flow.tie_vectors(channels, weight_in, FIXED_INPUT)
+    one_each = _whole_groups(flow, groups, channels, weight_in).view(groups, -1)[:, :1]
+    return one_each.expand(groups, weight.shape[1]).reshape(-1)
+
+
+def _whole_groups(flow: LabelFlow, groups: int, channels: Tensor, out: Tensor) -> Tensor:
+    """Tie all channels of a group, input and output, to each other, and note the groups."""
+    read = flow.collapse(channels.view(groups, -1), (0,))
+    written = flow.collapse(out.view(groups, -1), (0,))
+    flow.tie(read, written)
+    if not flow.strict:
+        flow.findings.conv_groups[flow.module] = written.reshape(-1)
+    return out
+
+
+def _along_space(flow: LabelFlow, x: Tensor, out: Tensor) -> list[Slot]:
+    """Return the input's slots along other dimensions than the channels, where the operator leaves them alone."""
+    kept = []
+    for slot in flow.slots(x):
+        dims = varying(slot)
+        if 1 in dims:
+            continue
+        if all(out.shape[d] == x.shape[d] for d in dims):
+            kept.append(slot)
+        else:
+            flow.pin(slot, "convolution along a labelled dimension")
+    return kept
+
+
+def _give_up(flow: LabelFlow, call: Call) -> None:
+    for tensor in call.tensors:
+        for slot in flow.slots(tensor):
+            flow.pin(slot, f"no rule for {call.name} on these shapes")
+    flow.carry(call.out, [])
+
+
+@rule("im2col", "unfold_backward")
+def patches(flow: LabelFlow, call: Call) -> None:
+    """F.unfold: channels (N, C, H, W) become rows (N, C·kh·kw, L), each channel repeated for every kernel place."""
+    x, out = call["self"], call.out
+    channels = flow.vector(flow.slots(x), x.ndim - 3)
+    if channels is None:
+        return
+    kernel = out.shape[-2] // channels.numel()
+    rows = channels.view(-1, 1).expand(-1, kernel).reshape(-1)
+    flow.carry(out, [along(torch.as_tensor(rows), out.ndim - 2, out.ndim)])

@@ -1,0 +1,109 @@
+"""Data movement: the very same operator runs on the labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from adjoined.slicing.labels import Slot, compress, varying
+from adjoined.slicing.rules.table import Call, rule
+
+if TYPE_CHECKING:
+    from adjoined.slicing.flow import CutKey, LabelFlow
+
+RESHAPES = ("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias", "_reshape_copy")
+CUTS = (
+    "slice", "split", "split_with_sizes", "select", "unbind", "narrow", "chunk", "index", "unsafe_split",
+    "unsafe_split_with_sizes", "tensor_split", "index_select",
+)  # fmt: skip
+
+
+@rule(
+    *RESHAPES, *CUTS, "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "flip", "roll", "repeat",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "movedim", "diagonal",
+    "repeat_interleave", "slice_copy", "rot90",
+)  # fmt: skip
+def move(flow: LabelFlow, call: Call) -> None:
+    """Run the operator on every slot; note where a labelled dimension is cut or folded."""
+    from adjoined.slicing.flow import NeedsValues
+
+    source, outputs = call.tensors[0], call.outputs
+    cut = flow.cut
+    others = call.tensors[1:]
+    for index in others:
+        for slot in flow.slots(index):
+            flow.pin(slot, "is used as an index")
+    if flow.slots(source) and any(index.is_meta for index in others):
+        raise NeedsValues(call.name)
+    moved: list[list[Slot]] = [[] for _ in outputs]
+    for slot in flow.slots(source):
+        results = _run(call, slot.expand(source.shape))
+        if results is None:
+            flow.pin(slot, f"{call.name} on these shapes")
+            continue
+        results = [compress(result) for result in results]
+        for piece, result in enumerate(results):
+            moved[piece].append(flow.renew(cut, piece, result))
+        if call.name in RESHAPES:
+            _note_fold(flow, call, cut, slot, results[0])
+        elif call.name in CUTS:
+            _note_cut(flow, call, cut, slot, results, source)
+    for out, slots in zip(outputs, moved, strict=True):
+        flow.carry(out, slots)
+
+
+def _run(call: Call, labels: Tensor) -> list[Tensor] | None:
+    """Return what the operator makes of the labels, or None if it does not take them."""
+    if call.name in RESHAPES:
+        return [labels.reshape(call.out.shape)]
+    args = list(call.args.values())
+    where = next(i for i, value in enumerate(args) if isinstance(value, Tensor))
+    args[where] = labels
+    args = [tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, arg) for arg in args]
+    try:
+        out: Any = call.op(*args)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+def _note_fold(flow: LabelFlow, call: Call, cut: CutKey, before: Slot, after: Slot) -> None:
+    """A view that folds the channels into rows: every row has to keep the same number of them."""
+    if flow.strict:
+        return
+    dims = varying(after)
+    if len(dims) > len(varying(before)):
+        for d in dims[:-1]:
+            flow.note_pieces(cut, d, [after.select(d, row) for row in range(after.shape[d])])
+    if not dims:
+        return
+    last = dims[-1]
+    line = after.movedim(last, 0).reshape(after.shape[last], -1)[:, 0]
+    flow.note_number(call.out.shape[last], line)
+    target = call["size"] or call["shape"]
+    if len(dims) == 1 and isinstance(target, (list, tuple)):
+        flow.note_number(tuple(target), [line if d == last and n != -1 else int(n) for d, n in enumerate(target)])
+
+
+def _note_cut(flow: LabelFlow, call: Call, cut: CutKey, before: Slot, pieces: list[Slot], source: Tensor) -> None:
+    """A labelled dimension is cut: the pieces' channels are no substitutes for each other."""
+    if flow.strict:
+        return
+    sizes = tuple(piece.numel() for piece in pieces)
+    if len(sizes) == 1 and sizes[0] == before.numel():
+        return
+    flow.note_pieces(cut, 0, pieces)
+    for piece in pieces:
+        flow.note_number(piece.numel(), piece.reshape(-1))
+    flow.note_number(before.numel(), before.reshape(-1))
+    if len(sizes) > 1:
+        flow.note_number(sizes, [piece.reshape(-1) for piece in pieces])
+    if call.name == "slice":
+        dim = (call["dim"] or 0) % source.ndim
+        if dim in varying(before):
+            line = before.movedim(dim, 0).reshape(before.shape[dim], -1)[:, 0]
+            for bound in (call["start"], call["end"]):
+                if bound is not None and 0 < bound < source.shape[dim]:
+                    flow.note_number(bound, line[:bound])

@@ -1,0 +1,96 @@
+"""Pointwise operators: operands are tied element by element, with broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from adjoined.slicing.labels import Slot, varying
+from adjoined.slicing.rules.table import Call, rule
+
+if TYPE_CHECKING:
+    from adjoined.slicing.flow import LabelFlow
+
+
+@rule("add", "where", "lerp", "addcmul", "addcdiv", "_prelu_kernel", "prelu", "maximum", "minimum", "copy_", "hypot")
+def pointwise(flow: LabelFlow, call: Call) -> None:
+    """Tie all tensor operands; the result carries their union."""
+    tie_elementwise(flow, call.tensors, call.outputs[0])
+
+
+def tie_elementwise(flow: LabelFlow, operands: Sequence[Tensor], out: Tensor) -> None:
+    """Tie operands that broadcast to the shape of `out`, and carry the union of their slots on.
+
+    Where one operand has labels along a dimension and another has a size of its own there without labels, that
+    dimension is of fixed width.
+    """
+    ndim = out.ndim
+    slots = [[_left_padded(slot, ndim) for slot in flow.slots(tensor)] for tensor in operands]
+    labelled = [{d for slot in of_one for d in varying(slot)} for of_one in slots]
+    united: list[Slot] = []
+    for slot in (slot for of_one in slots for slot in of_one):
+        for i, other in enumerate(united):
+            if set(varying(slot)) & set(varying(other)):
+                united[i] = flow.tie(other, slot)
+                break
+        else:
+            united.append(slot)
+    for tensor, dims in zip(operands, labelled, strict=True):
+        if flow.is_uniform(tensor):
+            continue
+        offset = ndim - tensor.ndim
+        fixed = {d + offset for d, size in enumerate(tensor.shape) if size > 1} - dims
+        for slot in united:
+            if fixed & set(varying(slot)):
+                flow.pin(slot, "meets a tensor of fixed width")
+    flow.carry(out, united)
+
+
+def _left_padded(slot: Slot, ndim: int) -> Slot:
+    return slot.reshape([1] * (ndim - slot.ndim) + list(slot.shape))
+
+
+@rule(
+    "clone", "detach", "alias", "_to_copy", "lift_fresh", "dropout", "native_dropout", "zeros_like", "ones_like",
+    "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "hardswish", "hardswish_", "hardtanh",
+    "hardtanh_", "zero_", "fill_", "bernoulli_", "normal_", "uniform_", "rrelu_with_noise", "contiguous",
+    "cumsum", "tril", "triu", "_pin_memory", "native_dropout_backward",
+)  # fmt: skip
+def same(flow: LabelFlow, call: Call) -> None:
+    """Operators that leave shape and places alone."""
+    source = call.tensors[0]
+    for out in call.outputs:
+        if out.shape == source.shape:
+            flow.carry(out, flow.slots(source))
+
+
+@rule("as_strided", "as_strided_")
+def restrided(flow: LabelFlow, call: Call) -> None:
+    """Another memory format of the same elements leaves them in their places; anything else is out of sight."""
+    x, out = call["self"], call.out
+    if out.shape == x.shape and call["storage_offset"] in (None, x.storage_offset()):
+        flow.carry(out, flow.slots(x))
+    else:
+        unknown(flow, call)
+
+
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
+def softmax(flow: LabelFlow, call: Call) -> None:
+    """Places stay; over a labelled dimension it is a statistic across channels."""
+    x = call["self"]
+    dim = call["dim"] % x.ndim
+    if any(dim in varying(slot) for slot in flow.slots(x)):
+        flow.note_crossing()
+    flow.carry(call.outputs[0], flow.slots(x))
+
+
+@rule("unknown")
+def unknown(flow: LabelFlow, call: Call) -> None:
+    """No rule: every channel that comes in stays at full width, and nothing is known of what goes out."""
+    for tensor in call.tensors:
+        for slot in flow.slots(tensor):
+            flow.pin(slot, f"no rule for the operator {call.name}")
+    for out in call.outputs:
+        flow.carry(out, [])

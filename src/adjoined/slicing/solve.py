@@ -1,0 +1,194 @@
+"""From a model to a slice plan: trace, choose widths, try the small network, repair, until it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.flow import CutKey, LabelFlow
+from adjoined.slicing.groups import NO_CHANNELS, Group, Grouping
+from adjoined.slicing.index import Index
+from adjoined.slicing.inputs import Inputs
+from adjoined.slicing.labels import FrozenTies, OutOfStep, along
+from adjoined.slicing.modules import named_tensors
+from adjoined.slicing.plan import ChannelGroup, SlicePlan
+from adjoined.slicing.repair import Repairs, Unaligned
+from adjoined.slicing.rules.convolution import INSIDE_GROUPS
+from adjoined.slicing.trace import Trace, tensor_leaves, trace
+from adjoined.slicing.widths import check_alpha, check_round_to, matching_modules, pin_kept, set_widths, slices_inside
+
+ROUNDS = 200
+"""At most so many repairs of one trace; every one corrects or widens something, so small models never get here."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a small network should be like."""
+
+    alpha: float
+    round_to: int
+    keep: tuple[str, ...]
+
+
+def make_plan(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    alpha: float = 4.0,
+    keep: Iterable[str] = (),
+    round_to: int = 8,
+    compress: float | None = None,
+) -> SlicePlan:
+    """Work out which slices of a model's tensors make up its small network.
+
+    Args:
+        model: any module with convolutions; it is neither run nor changed (a copy is).
+        example_input: what the model is called with: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
+            arguments, or a dict of keyword arguments.
+        alpha: every layer keeps about 1/alpha of its channels; at least 1.
+        keep: names or patterns (as for file names) of modules whose tensors stay at full width.
+        round_to: widths are rounded up to multiples of this many channels, never beyond the base's.
+        compress: choose alpha so that the small network has this many times fewer parameters, counted without the last
+            linear layer; `alpha` is ignored then.
+
+    Returns:
+        The plan of one small network that runs, with a reason for every group at full width.
+
+    Raises:
+        AdjoinedError: bad alpha, round_to, keep or compress; the model does not run on the example input.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 10, 1))
+        >>> print(make_plan(net, torch.zeros(1, 3, 8, 8), alpha=4))  # doctest: +ELLIPSIS
+        slice plan: alpha 4, widths in multiples of 8
+        channel group  layers  base  small
+        0                   3    64     16
+        ...
+    """
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    request = Request(check_alpha(alpha), check_round_to(round_to), keep)
+    inputs = Inputs.of(example_input)
+    if compress is not None:
+        from adjoined.slicing.compress import find_alpha
+
+        return find_alpha(model, inputs, request, compress)
+    return solve(model, inputs, request)
+
+
+def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
+    """Return the plan for a request; arguments as in `make_plan`."""
+    kept_modules = matching_modules(model, request.keep)
+    unaligned: frozenset[CutKey] = frozenset()
+    while True:
+        traced = trace_for(model, inputs, request, unaligned)
+        grouping = Grouping(traced)
+        pin_kept(grouping.groups, kept_modules)
+        try:
+            return _settle(traced, grouping, request)
+        except Unaligned as found:
+            unaligned |= found.cuts
+
+
+def trace_for(model: nn.Module, inputs: Inputs, request: Request, unaligned: frozenset[CutKey] = frozenset()) -> Trace:
+    """Trace a model, with grouped convolutions narrowed in the way that keeps fewer channels."""
+
+    def inside(groups: int, size: int) -> bool:
+        return slices_inside(groups, size, request.alpha, request.round_to)
+
+    return trace(model, inputs, choose_groups=inside, unaligned=unaligned)
+
+
+def _settle(traced: Trace, grouping: Grouping, request: Request) -> SlicePlan:
+    """Repair the plan until the small network runs, in eval mode and where it was traced so in train mode too."""
+    repairs = Repairs(traced, grouping)
+    for _ in range(ROUNDS):
+        set_widths(grouping.groups, request.alpha, request.round_to)
+        kept = grouping.kept_labels()
+        plan = _draft(traced, grouping, repairs, kept, request)
+        small = plan.apply(traced.model)
+        flow = LabelFlow(
+            FrozenTies(grouping.roots), traced.findings, unaligned=traced.unaligned, is_kept=kept.__getitem__
+        )
+        try:
+            _try(flow, small, traced, plan)
+        except Exception as error:  # whatever the model's own code raises on narrow tensors
+            repairs.repair(error, flow.module, kept)
+        else:
+            return plan
+    raise AdjoinedError(
+        f"no small network that runs was found in {ROUNDS} attempts; the last failure: {repairs.log[-1]}",
+        where="adjoin",
+        fix="Name the module of that failure in `keep`.",
+    )
+
+
+def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> None:
+    """Run the small network under the labels that it has left.
+
+    Raises:
+        OutOfStep: two groups meet, or the outputs have other shapes than the base network's.
+    """
+    seen: set[int] = set()
+    for name, tensor in named_tensors(small).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        vectors = zip(traced.labels[name], plan.indices(name), strict=True)
+        kept = [v if index is None or v is None else v[index.tensor(v.device)] for v, index in vectors]
+        flow.carry(tensor, [along(v, d, tensor.ndim) for d, v in enumerate(kept) if v is not None])
+    outputs = tensor_leaves(flow.run(small, traced.inputs))
+    if traced.train_inputs is not None:
+        with torch.random.fork_rng(devices=[]):
+            outputs += tensor_leaves(flow.run(small, traced.train_inputs, train=True))
+    shapes = [out.shape for out in outputs]
+    if shapes != traced.output_shapes:
+        raise OutOfStep(f"the outputs have the shapes {[tuple(s) for s in shapes]}")
+
+
+def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool], request: Request) -> SlicePlan:
+    """Write down the plan as the groups' widths and the repairs say now."""
+    tensors: dict[str, tuple[Index | None, ...]] = {}
+    for name, vectors in traced.labels.items():
+        indices: list[Index | None] = []
+        for vector in vectors:
+            places = [] if vector is None else [i for i, label in enumerate(vector.tolist()) if kept[label]]
+            indices.append(None if vector is None or len(places) == vector.numel() else Index.of(places))
+        if any(index is not None for index in indices):
+            tensors[name] = tuple(indices)
+    narrowed = {
+        module: count
+        for module, labels in traced.findings.conv_groups.items()
+        if (count := sum(kept[label] for label in labels.tolist())) != labels.numel()
+    }
+    return SlicePlan(
+        alpha=request.alpha,
+        round_to=request.round_to,
+        keep=request.keep,
+        tensors=tensors,
+        shapes={name: tuple(tensor.shape) for name, tensor in named_tensors(traced.model).items()},
+        conv_groups=narrowed,
+        attributes=repairs.values(kept),
+        groups=describe(grouping.groups),
+        crossing=dict(traced.findings.crossing),
+        unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),
+    )
+
+
+def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
+    """Return the groups in the words of the plan; pieces of one layer that behave alike are added up."""
+    rows: dict[object, ChannelGroup] = {}
+    for group in groups:
+        if group.reason == NO_CHANNELS or group.reason.startswith(INSIDE_GROUPS):
+            continue  # nobody's choice: kernel positions, and the few channels that each group of a convolution reads
+        modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.places))
+        writers = [name.rpartition(".")[0] for name, dim in group.places if dim == 0]
+        row = ChannelGroup((writers or modules)[0], modules, group.width, group.kept * group.bundle, group.reason)
+        key = (tuple(sorted(group.places)), group.reason)
+        known = rows.get(key)
+        rows[key] = replace(row, width=known.width + row.width, kept=known.kept + row.kept) if known else row
+    return tuple(rows.values())

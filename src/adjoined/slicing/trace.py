@@ -1,0 +1,138 @@
+"""The first run: label all tensors of a model, run it, and find out which channels are tied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.flow import CutKey, Findings, GroupChoice, LabelFlow, NeedsValues
+from adjoined.slicing.inputs import Inputs
+from adjoined.slicing.labels import Ties, along
+from adjoined.slicing.modules import named_tensors
+
+OUTPUT = "model output"
+
+
+@dataclass
+class Trace:
+    """What the first run has found.
+
+    Attributes:
+        model: a copy of the model, on the device of the trace; never trained.
+        inputs: the example input on that device.
+        train_inputs: the same for runs in train mode, or None where train mode shows nothing new.
+        labels: tensor name -> labels of its indices for every dimension (None where the size is 1).
+        ties, findings: tied labels, and what else was seen.
+        output_shapes: shapes of all tensors that the model returns, eval mode first.
+        unaligned: cuts behind which channel identity was given up.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    train_inputs: Inputs | None
+    labels: dict[str, list[Tensor | None]]
+    ties: Ties
+    findings: Findings
+    output_shapes: list[torch.Size]
+    unaligned: frozenset[CutKey]
+
+
+def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[CutKey] = ()) -> Trace:
+    """Run a copy of the model under the label flow, on the meta device where that is possible.
+
+    Eval mode comes first; train mode follows where parameters have not been used by then (auxiliary heads).
+
+    Raises:
+        AdjoinedError: the model does not run on the example input.
+    """
+    unaligned = frozenset(unaligned)
+    try:
+        return _trace(_copied(model, "meta"), inputs.map(lambda t: t.to("meta")), choose_groups, unaligned)
+    except (NeedsValues, RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
+        # Values decide about the graph, or an operator has no shape function: run it for real.
+        try:
+            return _trace(_copied(model, None), inputs, choose_groups, unaligned)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, AssertionError) as error:
+            raise AdjoinedError(
+                f"the model does not run on the example input: {type(error).__name__}: {error}",
+                where=type(model).__name__,
+                fix="Pass the example input that model(...) takes: a tensor, a tuple of arguments or a dict of them.",
+            ) from error
+
+
+def _copied(model: nn.Module, device: str | None) -> nn.Module:
+    """Return a copy for the trace: running it moves norm statistics and other state."""
+    duplicate = copy.deepcopy(model)
+    return duplicate if device is None else duplicate.to(device)
+
+
+def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[CutKey]) -> Trace:
+    ties, findings = Ties(), Findings()
+    flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups)
+    tensors = named_tensors(model)
+    labels = label_tensors(flow, tensors, ties)
+    outputs = tensor_leaves(flow.run(model, inputs))
+    train_inputs = None
+    unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
+    if unused:
+        train_inputs, more = _run_in_train_mode(flow, model, inputs)
+        outputs += more
+    for out in outputs:
+        for slot in flow.slots(out):
+            ties.pin(slot, OUTPUT)
+    for prefix, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            _pin_scripted(prefix, labels, ties)
+    shapes = [out.shape for out in outputs]
+    return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, unaligned)
+
+
+def label_tensors(flow: LabelFlow, tensors: dict[str, Tensor], ties: Ties) -> dict[str, list[Tensor | None]]:
+    """Give every index of every dimension of every tensor a label of its own; shared tensors share theirs."""
+    known: dict[int, list[Tensor | None]] = {}
+    labels: dict[str, list[Tensor | None]] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) not in known:
+            known[id(tensor)] = [ties.new(name, d, n) if n > 1 else None for d, n in enumerate(tensor.shape)]
+            vectors = enumerate(known[id(tensor)])
+            flow.carry(tensor, [along(vector, d, tensor.ndim) for d, vector in vectors if vector is not None])
+            flow.name(tensor, name)
+        labels[name] = known[id(tensor)]
+    return labels
+
+
+def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tuple[Inputs | None, list[Tensor]]:
+    """Run in train mode, on twice the samples where norms ask for more than one; None where it does not run."""
+    with torch.random.fork_rng(devices=[]):
+        for attempt in (inputs, inputs.doubled()) if inputs.batch_size == 1 else (inputs,):
+            try:
+                return attempt, tensor_leaves(flow.run(model, attempt, train=True))
+            except (NeedsValues, RuntimeError, ValueError):
+                continue
+    return None, []
+
+
+def tensor_leaves(out: Any) -> list[Tensor]:
+    """Return all tensors in a model's output, whatever holds them; attributes of unknown objects count too."""
+    leaves: list[Tensor] = []
+    for leaf in tree_leaves(out):
+        if isinstance(leaf, Tensor):
+            leaves.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
+            leaves += [each for value in vars(leaf).values() for each in tree_leaves(value) if isinstance(each, Tensor)]
+    return leaves
+
+
+def _pin_scripted(prefix: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:
+    for name, vectors in labels.items():
+        if name.startswith(f"{prefix}."):
+            for vector in vectors:
+                if vector is not None:
+                    ties.pin(vector, f"belongs to the TorchScript module '{prefix}', which cannot be resized")

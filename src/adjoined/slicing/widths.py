@@ -1,0 +1,138 @@
+"""How many channels of every group the small network keeps."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.groups import Group
+
+
+def check_alpha(alpha: float) -> float:
+    """Return alpha as a float.
+
+    Raises:
+        AdjoinedError: it is no number of at least 1.
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 1:
+        raise AdjoinedError(
+            "not a factor by which layers can be narrowed",
+            where="alpha",
+            expected="a number of at least 1",
+            got=alpha,
+            fix="Use 4 to keep a quarter of the channels; 1 keeps the base network as it is.",
+        )
+    return float(alpha)
+
+
+def check_round_to(round_to: int) -> int:
+    """Return round_to.
+
+    Raises:
+        AdjoinedError: it is no whole number of at least 1.
+    """
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise AdjoinedError(
+            "widths cannot be rounded to this",
+            where="round_to",
+            expected="a whole number of at least 1",
+            got=round_to,
+            fix="Use 8 for fast hardware kernels, 1 for the exact counts of the paper.",
+        )
+    return round_to
+
+
+def kept_of(channels: int, bundle: int, alpha: float, round_to: int) -> int:
+    """Return how many of `channels` bundles of `bundle` channels each are kept.
+
+    The first ⌈n/α⌉ bundles, rounded up until the number of channels is a multiple of `round_to`; never more than all.
+
+    Example:
+        >>> kept_of(64, 1, 4, 8), kept_of(20, 1, 4, 8), kept_of(20, 1, 4, 1), kept_of(6, 1, 4, 8)
+        (16, 8, 5, 6)
+        >>> kept_of(32, 4, 4, 8)  # 32 groups of 4 channels
+        8
+    """
+    wanted = math.ceil(channels / alpha - 1e-9)
+    step = round_to // math.gcd(round_to, bundle)
+    return min(channels, max(1, math.ceil(wanted / step) * step))
+
+
+def slices_inside(groups: int, size: int, alpha: float, round_to: int) -> bool:
+    """Tell how a grouped convolution keeps fewer channels: by slicing inside its groups, or by dropping whole groups.
+
+    Where both keep equally many, whole groups are dropped.
+
+    Example:
+        >>> slices_inside(32, 4, 4, 8)  # 8 whole groups of 4 = 32 channels; inside: 1 -> 8, all 4 of 32 groups = 128
+        False
+        >>> slices_inside(2, 64, 4, 8)  # 1 whole group of 64; inside: 16 of each of 2 groups = 32 channels
+        True
+    """
+    whole = kept_of(groups, size, alpha, round_to) * size
+    inside = kept_of(size, 1, alpha, round_to) * groups
+    return inside < whole
+
+
+def matching_modules(model: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
+    """Return the modules that names or patterns mean, each with the pattern that named it.
+
+    A pattern matches whole names in the manner of file names (`layer1`, `layer?.0.*`, `*.downsample`).
+
+    Raises:
+        AdjoinedError: a pattern matches no module.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5) or names[:5]
+            raise AdjoinedError(
+                "no module of the model has this name",
+                where=f"keep={pattern!r}",
+                expected=f"a name or pattern such as {', '.join(map(repr, close))}",
+                fix="List the names with: for name, _ in model.named_modules(): print(name).",
+            )
+        found |= {name: pattern for name in matched if name not in found}
+    return found
+
+
+def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
+    """Keep every group at full width that a tensor of one of these modules, or of a module in it, has indices in."""
+    for group in groups:
+        for tensor, _ in group.places:
+            owner = next((m for m in _ancestors(tensor) if m in modules), None)
+            if owner is not None and not group.reason:
+                group.reason = f"kept by keep={modules[owner]!r}"
+
+
+def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
+    """Set how many roots each group keeps.
+
+    Raises:
+        AdjoinedError: alpha exceeds the width of every group, so that no layer has a whole channel left.
+    """
+    widest = max((g for g in groups if not g.reason), key=lambda g: g.width, default=None)
+    if widest is not None and alpha > widest.width:
+        name = next(iter(widest.places))[0].rpartition(".")[0]
+        raise AdjoinedError(
+            "alpha leaves less than one channel of every layer",
+            where=f"alpha={alpha:g}",
+            expected=f"at most {widest.width}, the channels of the widest layer '{name}'",
+            fix="Use a smaller alpha.",
+        )
+    for group in groups:
+        count = len(group.roots)
+        wanted = count if group.reason else kept_of(count, group.bundle, alpha, round_to)
+        group.kept = max(wanted, group.floor)
+
+
+def _ancestors(tensor: str) -> list[str]:
+    parts = tensor.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]

@@ -1,0 +1,39 @@
+"""The moving average of the weights, on Lightning's weight averaging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class MovingAverage(WeightAveraging):
+    """Average parameters and buffers over the steps; validation and the finished networks use the average.
+
+    The average follows closely at first, min(decay, (1 + n) / (10 + n)) after n steps, so that a short run is not
+    left with the random weights that it began with.
+
+    Args:
+        decay: share of the average that a step leaves, in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=self._blend)
+        self.decay = decay
+        self._step = 0
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Update after every optimizer step."""
+        if step_idx is not None:
+            self._step = step_idx
+        return step_idx is not None
+
+    @torch.no_grad()
+    def _blend(self, averages: Any, current: Any, _: Tensor | int) -> None:
+        weight = 1 - min(self.decay, (1 + self._step) / (10 + self._step))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, current, weight)
+        else:  # counters
+            torch._foreach_copy_(averages, current)

@@ -1,0 +1,75 @@
+"""The history of a run: one row an epoch, in metrics.csv and in TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from adjoined.files import write_whole
+from adjoined.training.module import TrainingModule
+
+Row = dict[str, float]
+
+
+class History(Callback):
+    """Close every epoch with a row; the rows travel in the checkpoint, so that a resumed run has no gaps or doubles.
+
+    Args:
+        path: the CSV file; it is written anew, whole, after every epoch.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        self._began = 0.0
+        self._lr = 0.0
+
+    def val_top1(self) -> dict[str, float]:
+        """Return the accuracy of every network in the last epoch, network name -> share in [0, 1]."""
+        ends = ("val_", "_top1")
+        return {
+            name.removeprefix(ends[0]).removesuffix(ends[1]): value
+            for name, value in self.rows[-1].items()
+            if name.startswith(ends[0]) and name.endswith(ends[1])
+        }
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        assert isinstance(pl_module, TrainingModule)
+        self._began, self._lr = time.monotonic(), pl_module.lr
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the row, and write all of them."""
+        assert isinstance(pl_module, TrainingModule)
+        means = pl_module.close_epoch()
+        seconds = round(time.monotonic() - self._began, 3)
+        counts = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        self.rows.append({**counts, "seconds": seconds, "lr": self._lr, **means})
+        if trainer.is_global_zero:
+            write_whole(self.path, lambda file: file.write(_as_csv(self.rows)))
+            for logger in trainer.loggers:
+                logger.log_metrics({f"epoch/{name}": value for name, value in self.rows[-1].items()}, trainer.global_step)
+                logger.save()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all rows."""
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the rows of the checkpoint."""
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+
+def _as_csv(rows: list[Row]) -> bytes:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,60 @@
+"""The data of a run, as Lightning takes it."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from adjoined.errors import AdjoinedError
+from adjoined.settings import Settings
+
+if TYPE_CHECKING:
+    from adjoined.data import ImageData
+
+
+class RunData(LightningDataModule):
+    """This process's share of the images, in an order that depends on seed and epoch alone.
+
+    Args:
+        settings: the settings of the run.
+        images: the data set.
+    """
+
+    def __init__(self, settings: Settings, images: ImageData) -> None:
+        super().__init__()
+        self.settings, self.images = settings, images
+
+    def setup(self, stage: str) -> None:
+        """Open the training images."""
+        assert self.trainer is not None
+        self._train = self.images.train_loader(
+            seed=self.settings.seed, rank=self.trainer.global_rank, world_size=self.trainer.world_size
+        )
+        if len(self._train) == 0:
+            raise AdjoinedError(
+                "there is not one full batch of training images",
+                where="--batch-size",
+                got=self.settings.batch_size,
+                fix="Use a smaller one, or more images.",
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return ceil(len(self._train) / self.settings.accumulate) * self.settings.epochs
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the training images, at the epoch where the run goes on."""
+        assert self.trainer is not None
+        # Lightning makes the loader's iterator before it tells the sampler the epoch, and workers fetch at once.
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        self._train.sampler.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._train
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the images that accuracy is measured on."""
+        assert self.trainer is not None
+        return self.images.val_loader(rank=self.trainer.global_rank, world_size=self.trainer.world_size)

@@ -1,0 +1,146 @@
+"""The LightningModule: one for all methods."""
+
+from __future__ import annotations
+
+import random
+from math import isfinite
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.methods import Method
+from adjoined.settings import Settings
+from adjoined.training.loaders import RunData
+from adjoined.training.meters import EpochMeters
+from adjoined.training.optimizers import make_optimizer, make_schedule
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainingModule(LightningModule):
+    """A network and the method that trains it.
+
+    Every epoch is a function of the checkpoint before it, the seed and its number alone: the order of the images and
+    their augmentation come from the loaders, all other randomness from a generator that is seeded anew.
+
+    Args:
+        settings: the settings of the run.
+        method: gives loss and logits.
+        network: what the method has built.
+        num_classes: K.
+    """
+
+    network: nn.Module
+
+    def __init__(self, settings: Settings, method: Method, network: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.settings, self.method = settings, method
+        self.network = network.to(memory_format=torch.channels_last) if settings.channels_last else network
+        self.meters = EpochMeters(method.plans(network), num_classes)
+        self.mix = _mixup(settings, num_classes)
+        self.latest: dict[str, float] = {}
+        """Scalars of the last measured step, for the display."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(data, RunData)
+        return data.steps
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimizer steps done, in [0, 1]."""
+        return self.global_step / self.steps
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Return optimizer and schedule."""
+        optimizer = make_optimizer(self.settings, self.network)
+        schedule = make_schedule(self.settings, optimizer, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Compile, where asked for: in place, so that the names of the weights stay."""
+        if self.settings.compile:
+            self.network.compile()
+
+    def on_train_epoch_start(self) -> None:
+        """Seed everything anew from the seed, the epoch and the process."""
+        parts = (self.settings.seed, self.current_epoch, self.global_rank)
+        torch_seed, numpy_seed, python_seed = (int(each) for each in np.random.SeedSequence(parts).generate_state(3))
+        torch.manual_seed(torch_seed)
+        np.random.seed(numpy_seed)  # noqa: NPY002 - a user's model may draw from it
+        random.seed(python_seed)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Mix training images, and bring images to the memory layout asked for."""
+        x, y = batch
+        if self.trainer.training and self.mix is not None:
+            x, y = self.mix(x, y)
+        return (x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x), y
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of the method; keep count."""
+        x, y = batch
+        measured = batch_idx % self.settings.log_every == 0
+        step = self.method.step(self.network, x, y, progress=self.progress, measure=measured)
+        loss = step.loss.detach()
+        # Elsewhere the device would be waited for at every step; there a loss is looked at when it is shown anyway.
+        if measured or loss.device.type == "cpu":
+            self._check_finite(float(loss))
+        terms = {"loss": loss, **step.terms}
+        self.meters.add_terms(terms, len(x))
+        self.meters.add_train(step.logits, y)
+        if measured:
+            self._show(terms)
+        return step.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count what every network gets right."""
+        x, y = batch
+        self.meters.add_val(self.method.logits(self.network, x), y)
+
+    def close_epoch(self) -> dict[str, float]:
+        """Return the means of the epoch that has ended; every process must call it.
+
+        Raises:
+            AdjoinedError: the loss was not finite.
+        """
+        row = self.meters.close()
+        self._check_finite(row["loss"])
+        return row
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def _show(self, terms: dict[str, Tensor | float]) -> None:
+        self.latest = {name: float(value) for name, value in terms.items()}
+        if self.logger is not None:
+            points = {f"step/{name}": value for name, value in self.latest.items()}
+            self.logger.log_metrics({**points, "step/lr": self.lr}, step=self.global_step)
+
+    def _check_finite(self, loss: float) -> None:
+        if not isfinite(loss):
+            settings = self.settings
+            raise AdjoinedError(
+                "the loss is no longer a finite number",
+                where=f"epoch {self.current_epoch + 1}, step {self.global_step + 1}",
+                got=f"{loss} at learning rate {self.lr:.3g}",
+                fix=f"Lower --lr (it is {settings.lr:g}), or limit the gradient with --grad-clip"
+                + (f" (it is {settings.grad_clip:g})" if settings.grad_clip else " 1")
+                + (", or use --precision 32-true." if settings.precision != "32-true" else "."),
+            )
+
+
+def _mixup(settings: Settings, num_classes: int) -> nn.Module | None:
+    if not settings.mixup:
+        return None
+    from torchvision.transforms.v2 import MixUp
+
+    return MixUp(alpha=settings.mixup, num_classes=num_classes)
