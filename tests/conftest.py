@@ -11,8 +11,10 @@ torch.set_num_threads(1)  # the suite runs in several processes at once; more th
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder that ADJOINED_DATA names (else `../data`): cifar-100-python and imagenette224/{train,val} lie there."""
+    """The folder that ADJOINED_DATA names, else `../data`, with cifar-100-python and imagenette224/{train,val}."""
     root = Path(os.environ.get("ADJOINED_DATA", Path(__file__).parents[2] / "data"))
     if not (root / "cifar-100-python").is_dir() or not (root / "imagenette224").is_dir():
-        pytest.skip(f"no real data: {root} has no cifar-100-python and imagenette224; name their folder in ADJOINED_DATA")
+        pytest.skip(
+            f"no real data: {root} has no cifar-100-python and imagenette224; name their folder in ADJOINED_DATA"
+        )
     return root

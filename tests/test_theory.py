@@ -12,6 +12,7 @@ import pytest
 import torch
 from theory_oracle import fisher, gradients, half_form, hessian, kl, normal, order
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from adjoined.errors import AdjoinedError
 from adjoined.penalty import quadratic_penalty
@@ -98,6 +99,8 @@ def test_remainder_and_ratio_stay_inside_their_bounds(scale: float):
     assert (value >= 2 * quadratic * (torch.expm1(-spread) + spread) / spread**2 - rounding).all()
     assert (torch.maximum(value, quadratic) <= spread**2 / 8 + rounding).all()
     assert (value <= spread + rounding).all()
+    narrow = spread <= 0.5
+    torch.testing.assert_close(value[narrow], quadratic[narrow], rtol=0.2, atol=rounding)
 
 
 def test_cubic_bound_is_sharp():
@@ -175,10 +178,10 @@ def test_penalty_of_a_linear_network_is_closed_form_in_the_dropped_weights():
 def test_penalty_matrix_is_the_cross_entropy_hessian_of_the_dropped_weights():
     net, labels = Linear.draw(), torch.arange(N) % C
 
-    def cross_entropy(flat: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(net.z_q + net.x_d @ flat.view(D, C), labels)
+    def loss(flat: Tensor) -> Tensor:
+        return cross_entropy(net.z_q + net.x_d @ flat.view(D, C), labels)
 
-    curvature = hessian(cross_entropy, net.w_d.detach().T.reshape(-1))
+    curvature = hessian(loss, net.w_d.detach().T.reshape(-1))
     torch.testing.assert_close(curvature, net.hessian(net.x_d, net.x_d))
 
 
@@ -212,6 +215,10 @@ def test_detached_kl_has_no_force_on_dropped_weights_and_a_first_order_one_on_sh
 
     net, value = detached(1.0)
     assert torch.autograd.grad(value, net.w_d, allow_unused=True) == (None,)
+    labels, weight = torch.arange(N) % C, 0.3
+    joint = cross_entropy(net.z_p, labels) + weight * value
+    mixture = (1 - weight) * cross_entropy(net.z_p, labels) + weight * cross_entropy(net.z_q, labels)
+    torch.testing.assert_close(gradients(joint, net.w_s), gradients(mixture, net.w_s))
 
     def on_shared(scale: float) -> Tensor:
         net, value = detached(scale)
@@ -289,7 +296,7 @@ class Deep:
         self.second, self.b2 = normal(S + D, S + D, seed=3) / 2, normal(S + D, seed=4)
         self.last = normal(C, S + D, seed=5)
 
-    def logits(self, exits: float) -> Tensor:
+    def logits(self, exits: Tensor | float) -> Tensor:
         second, last = self.second.clone(), self.last.clone()
         second[:S, S:] *= exits
         last[:, S:] *= exits
@@ -320,6 +327,18 @@ def test_deep_penalty_is_quadratic_in_the_exit_weights():
 
     assert order(beyond_linear, 0.01) == pytest.approx(2, abs=0.1)
     assert order(beyond_quadratic, 0.01) == pytest.approx(3, abs=0.1)
+
+
+def test_deep_force_is_first_order_on_the_exits_and_second_order_on_shared_weights():
+    def force(scale: float, on: str) -> Tensor:
+        net, exits = Deep(), torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+        net.second.requires_grad_()
+        value = kl(net.logits(exits), net.small()).mean()
+        on_exits, on_second = gradients(value, exits, net.second)
+        return on_exits.abs() if on == "exits" else on_second[:S, :S].norm()
+
+    assert order(lambda scale: force(scale, "exits"), 0.01) == pytest.approx(1, abs=0.1)
+    assert order(lambda scale: force(scale, "shared"), 0.01) == pytest.approx(2, abs=0.1)
 
 
 def test_linearising_in_all_dropped_weights_counts_a_path_once_for_each_of_them():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from theory_oracle import fisher, hessian, kl, normal, order
+from theory_oracle import fisher, half_form, hessian, kl, normal, order
 from torch import Tensor
 
 from adjoined.loss import kl_weight
@@ -174,6 +174,15 @@ def test_dropout_formula_is_the_leading_order_of_the_exact_penalty(rate: float, 
         return mean(exact - noise**2 * dropout_formula(SIGNS, w, rate)).abs()
 
     assert order(error, 0.1) == pytest.approx(remainder, abs=0.15)
+
+
+def test_numbers_of_the_example_at_the_true_weights():
+    z_p, z_q = margin(TRUTH), margin(TRUTH * KEEP)
+    features = torch.stack([TRUTH, torch.zeros(4, dtype=torch.float64)])
+    assert mean(kl(z_p, z_q)).item() == pytest.approx(0.0458, abs=5e-5)
+    assert mean(half_form(z_p, z_p - z_q)).item() == pytest.approx(0.0395, abs=5e-5)
+    assert (ce_dropout(0.5, block=False)(TRUTH) - ce(TRUTH)).item() == pytest.approx(0.0911, abs=5e-5)
+    assert mean(dropout_formula(SIGNS, features, 0.5)).item() == pytest.approx(0.0953, abs=5e-5)
 
 
 def test_table_of_the_example():

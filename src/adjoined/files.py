@@ -79,7 +79,9 @@ def cannot_write(error: OSError, path: object) -> AdjoinedError:
     """Turn an error of the operating system into one line that says what to do."""
     if error.errno in _FULL:
         return AdjoinedError(
-            "the disk is full", where=path, fix="Free some space and go on with --resume; what was written before stays."
+            "the disk is full",
+            where=path,
+            fix="Free some space and go on with --resume; what was written before stays.",
         )
     return AdjoinedError(
         f"cannot be written: {error.strerror or error}", where=path, fix="Choose a folder that you may write to."

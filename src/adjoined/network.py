@@ -158,7 +158,7 @@ def adjoin(
         alpha: every layer of the small network keeps about 1/alpha of its channels, so inner convolutions have about
             1/alpha² of the parameters; at least 1, fractions allowed. Several values make a family: `net(x)` then
             returns p, q1, q2, ...
-        keep: names or patterns (as for file names) of modules whose tensors stay at full width, e.g. ("conv1", "layer1").
+        keep: names or patterns (as for file names) of modules whose tensors stay at full width: ("conv1", "layer1").
         round_to: widths are rounded up to multiples of this many channels; 1 for exact counts.
         compress: choose alpha so that the small network has this many times fewer parameters, without the last linear
             layer on either side; instead of `alpha`.
@@ -174,7 +174,7 @@ def adjoin(
     arXiv 2006.05624. The paper masks a full-width network; here the small network is physically small from the start.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 6), nn.Flatten())
         >>> net = adjoin(model, torch.zeros(1, 3, 8, 8), alpha=(2, 4))
         >>> [tuple(logits.shape) for logits in net(torch.zeros(7, 3, 8, 8))]
         [(7, 10), (7, 10), (7, 10)]
@@ -186,10 +186,7 @@ def adjoin(
     if plan is not None:
         plans = [plan] if isinstance(plan, SlicePlan) else list(plan)
         return AdjoinedNetwork(model, plans)
-    if compress is not None or not isinstance(alpha, Iterable):
-        alphas = [alpha]
-    else:
-        alphas = list(alpha)
+    alphas = list(alpha) if isinstance(alpha, Iterable) and compress is None else [alpha]
     return AdjoinedNetwork(
         model,
         [

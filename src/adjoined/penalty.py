@@ -16,8 +16,8 @@ def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
 
     F = diag(p) − p pᵀ is the Fisher information of the softmax at the logits z_p. It is never built: the quadratic
     form is the variance of the logit difference over the classes, drawn with the probabilities p. Logged beside the
-    KL term it says how far the theory holds: the two agree while the logit differences of a sample spread over less
-    than about one nat. For a base that is certain and a small network that is not, the penalty is near 0 and the KL
+    KL term it says how far the theory holds: the two agree to 20 % where the logit differences of a sample spread over
+    at most half a nat. Where the base is certain and the small network is not, the penalty is near 0 and the KL term
     is not (last line of the example).
 
     Args:

@@ -18,11 +18,10 @@ class Adjoint(Method):
     def build(self, model: nn.Module, example: Tensor) -> AdjoinedNetwork:
         """Return base and small networks on shared weights."""
         settings = self.settings
-        alpha = settings.alphas if len(settings.alphas) > 1 else settings.alphas[0]
         return adjoin(
             model,
             example,
-            alpha=alpha,
+            alpha=settings.alpha,
             keep=tuple(settings.keep),
             round_to=settings.round_to,
             compress=settings.compress,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
@@ -128,7 +127,7 @@ class ResNet(nn.Module):
         """Return the logits, float (N, K), of images (N, C, H, W)."""
         x = self.relu(self.bn1(self.conv1(x)))
         for name in self.stages:
-            x = self.get_submodule(name)(x)
+            x = getattr(self, name)(x)
         return self.fc(self.avgpool(x).flatten(1))
 
 
@@ -153,14 +152,7 @@ def cifar_family(
         >>> sum(p.numel() for p in cifar_family(20, num_classes=10).parameters())
         272474
     """
-    if not width * 16 >= 1:
-        raise AdjoinedError(
-            "the width leaves no channels",
-            where="option width",
-            expected="a factor of at least 1/16 on the 16, 32 and 64 channels",
-            got=width,
-        )
-    widths = [round(width * channels) for channels in (16, 32, 64)]
+    widths = _scaled((16, 32, 64), width)
     blocks = [(depth - 2) // 6] * 3
     return ResNet(BasicBlock, blocks, widths, num_classes=num_classes, in_channels=in_channels, zero_init=zero_init)
 
@@ -195,14 +187,27 @@ def digits_resnet(*, num_classes: int, in_channels: int = 1, width: float = 1.0,
         width: factor on all channels.
         zero_init: see `ResNet`.
 
+    Raises:
+        AdjoinedError: `width` leaves a stage without channels.
+
     Example:
         >>> sum(p.numel() for p in digits_resnet(num_classes=10).parameters())
         308074
     """
-    widths = [max(1, round(width * channels)) for channels in (32, 64, 128)]
-    return ResNet(
-        BasicBlock, (1, 1, 1), widths, num_classes=num_classes, in_channels=in_channels, zero_init=zero_init
-    )
+    widths = _scaled((32, 64, 128), width)
+    return ResNet(BasicBlock, [1] * 3, widths, num_classes=num_classes, in_channels=in_channels, zero_init=zero_init)
+
+
+def _scaled(widths: Sequence[int], factor: float) -> list[int]:
+    scaled = [round(factor * width) for width in widths]
+    if min(scaled) < 1:
+        raise AdjoinedError(
+            "the width leaves no channels",
+            where="option width",
+            expected=f"a factor that leaves at least one of the {widths[0]} channels of the first stage",
+            got=factor,
+        )
+    return scaled
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:

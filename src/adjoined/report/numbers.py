@@ -75,9 +75,8 @@ def points(base: float | None, small: float | None) -> str:
 def _scaled(number: int | float | None, units: tuple[str, ...]) -> str:
     if number is None:
         return ABSENT
-    scaled, last = float(number), len(units) - 1
-    for step, unit in enumerate(units):
-        if abs(scaled) < 1000 or step == last:
-            return f"{scaled:.0f}{unit}" if step == 0 else f"{scaled:.2f}{unit}"
-        scaled /= 1000
-    raise AssertionError("unreachable")
+    scaled, step = float(number), 0
+    # What would be rounded up to 1000.00 takes the next unit.
+    while abs(scaled) >= (999.995 if step else 1000) and step < len(units) - 1:
+        scaled, step = scaled / 1000, step + 1
+    return f"{scaled:.{2 if step else 0}f}{units[step]}"

@@ -116,15 +116,15 @@ class Row:
 
 
 def _short(all_layers: Sequence[Layer]) -> list[Row]:
-    """Cut the module tree as deep as the rows allow."""
+    """Cut the module tree as deep as the rows allow, but leave runs of equal blocks together."""
+    rows = _cut(all_layers, 1)
     deepest = max((layer.name.count(".") + 1 for layer in all_layers), default=1)
-    best = _cut(all_layers, 1)
     for depth in range(2, deepest + 1):
-        rows = _cut(all_layers, depth)
-        if len(rows) > MOST_ROWS:
+        deeper = [part for row in rows for part in ([row] if len(row.names) > 1 else _cut(row.members, depth))]
+        if len(deeper) > MOST_ROWS:
             break
-        best = rows
-    return best
+        rows = deeper
+    return rows
 
 
 def _cut(all_layers: Sequence[Layer], depth: int) -> list[Row]:

@@ -95,13 +95,15 @@ def rebuild(description: Mapping[str, Any], *, where: object, model: Model | Non
                 "the network is built by code that is not adjoined's, and no code is run because a file names it",
                 where=where,
                 got=told["spec"],
-                fix=f"Hand the model in: load(..., model={told['spec']!r}), or a module or a function that returns one.",
+                fix=f"Hand it in: load(..., model={told['spec']!r}), or a module, or a function that returns one.",
             )
         model = told["spec"]
     if isinstance(model, str):
         module = models.build(model, **size, options=told["options"])
+    elif isinstance(model, nn.Module):
+        module = model
     else:
-        module = model if isinstance(model, nn.Module) else model()
+        module = model()
     plan = description["plan"]
     return module if plan is None else SlicePlan.from_json(plan, where=where).apply(module)
 
@@ -161,8 +163,9 @@ def save_description(path: Path, description: Mapping[str, Any]) -> None:
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return every tensor of the state once, under the first of its names."""
+    """Return every tensor of the state once, under the first of its names (tied weights have several)."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), (name, tensor))
+        if isinstance(tensor, Tensor):
+            found.setdefault(id(tensor), (name, tensor))
     return dict(found.values())

@@ -14,12 +14,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from adjoined.slicing.inputs import Inputs
-from adjoined.slicing.labels import FrozenTies, OutOfStep, Slot, Ties, TooNarrow, distinct, varying
+from adjoined.slicing.labels import (
+    FrozenTies,
+    NeedsValues,
+    OutOfStep,
+    Slot,
+    Ties,
+    TooNarrow,
+    compress,
+    distinct,
+    varying,
+)
 from adjoined.slicing.rules import RULES, Call
-
-
-class NeedsValues(Exception):
-    """The trace has to know values, which tensors on the meta device do not have."""
 
 
 class CutKey(NamedTuple):
@@ -33,8 +39,8 @@ class CutKey(NamedTuple):
 class Number(NamedTuple):
     """A number of channels that code of a module used: `value` elements, which carry `labels`.
 
-    For a tuple (a target shape, a list of split sizes) `value` is the tuple, and `labels` has one entry for each element:
-    labels, or the number itself where it counts no channels.
+    For a tuple (a target shape, a list of split sizes) `value` is the tuple, and `labels` has one entry for each
+    element: labels, or the number itself where it counts no channels.
     """
 
     value: int | tuple[int, ...]
@@ -150,8 +156,8 @@ class LabelFlow(TorchDispatchMode):
                 raise NeedsValues(str(func)) from error
             if not self.strict:
                 raise
-            carried = (label for tensor in labelled for slot in self._slots[tensor] for label in distinct(slot))
-            raise OutOfStep(f"{_first_line(error)} in {self.here}", carried) from error
+            concerned = (label for slot in self._concerned(name, args, labelled) for label in distinct(slot))
+            raise OutOfStep(f"{_first_line(error)} in {self.here}", concerned) from error
         if not self.strict:
             for tensor in labelled:
                 if tensor in self._names:
@@ -178,6 +184,19 @@ class LabelFlow(TorchDispatchMode):
         if torch.Tag.pointwise in call.op.tags:
             return RULES["add"]
         return RULES["unknown"]
+
+    def _concerned(self, name: str, args: Any, labelled: Sequence[Tensor]) -> list[Slot]:
+        """Return the slots that can be to blame for an operator that does not accept its operands' shapes.
+
+        What a convolution or a matrix product writes is not: only what it reads can be out of step.
+        """
+        if name == "convolution":
+            writes = 1 if args[6] else 0
+            return self.slots(args[0]) + [slot for slot in self.slots(args[1]) if varying(slot) != (writes,)]
+        if name in ("mm", "bmm", "addmm", "baddbmm"):
+            a, b = args[-2:]
+            return self.slots(a) + [slot for slot in self.slots(b) if varying(slot) != (b.ndim - 1,)]
+        return [slot for tensor in labelled for slot in self._slots[tensor]]
 
     # ---- slots of tensors --------------------------------------------------------------------------------------------
 
@@ -218,6 +237,14 @@ class LabelFlow(TorchDispatchMode):
                 return b if a.numel() == 1 else a
             raise OutOfStep(f"{a.numel()} channels meet {b.numel()} in {self.here}", distinct(a) + distinct(b))
         return self.tie(a, b)
+
+    def tied_along(self, slot: Slot) -> set[int]:
+        """Return the dimensions along which a slot changes from one set of tied channels to another."""
+        if self.strict or not varying(slot):
+            return set()
+        assert isinstance(self.ties, Ties)
+        roots = torch.tensor([self.ties.find(label) for label in slot.reshape(-1).tolist()]).view(slot.shape)
+        return set(varying(compress(roots)))
 
     def pin(self, slot: Slot, why: str) -> None:
         """Keep the channels of a slot at full width."""

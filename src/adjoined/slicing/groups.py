@@ -1,4 +1,4 @@
-"""Channel groups: sets of tied channels that can stand in for each other, of which the small network keeps the first."""
+"""Channel groups: channels that can stand in for each other, of which the small network keeps the first."""
 
 from __future__ import annotations
 

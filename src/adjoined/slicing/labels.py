@@ -1,9 +1,9 @@
 """Labels: which channels of a network belong together.
 
-Every index of every dimension of every parameter and buffer gets a number of its own, its *label*; 0 means "no channel".
-A tensor carries its labels in *slots*: int64 tensors of the tensor's own number of dimensions, with size 1 along every
-dimension where the label does not change. A weight (O, I, 3, 3) starts with the slots (O, 1, 1, 1), (1, I, 1, 1),
-(1, 1, 3, 1) and (1, 1, 1, 3); an activation (N, C, H, W) of a convolution carries one slot (1, C, 1, 1).
+Every index of every dimension of every parameter and buffer gets a number of its own, its *label*; 0 means "no
+channel". A tensor carries its labels in *slots*: int64 tensors of the tensor's own number of dimensions, with size 1
+along every dimension where the label does not change. A weight (O, I, 3, 3) starts with the slots (O, 1, 1, 1),
+(1, I, 1, 1), (1, 1, 3, 1) and (1, 1, 1, 3); an activation (N, C, H, W) carries one slot (1, C, 1, 1).
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class OutOfStep(Exception):
     def __init__(self, message: str, labels: Iterable[int] = ()) -> None:
         super().__init__(message)
         self.labels = tuple({label for label in labels if label})
+
+
+class NeedsValues(Exception):
+    """The trace has to know values, which tensors on the meta device do not have."""
 
 
 class TooNarrow(OutOfStep):

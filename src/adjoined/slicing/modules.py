@@ -15,6 +15,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
+def kernel_names(model: nn.Module) -> set[str]:
+    """Return the names of convolutions' weights: from dimension 2 on, they hold kernel positions, never channels."""
+    convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)}
+    return {
+        name
+        for name, _ in model.named_parameters(remove_duplicate=False)
+        if name.partition(".parametrizations.")[0].removesuffix(".weight") in convolutions
+    }
+
+
 def is_norm(module: nn.Module) -> bool:
     """Tell whether a module normalises: torch's own classes, and others that say so by their name.
 

@@ -100,6 +100,9 @@ class SlicePlan:
         self.check_fits(model)
         # deepcopy takes what the memo holds instead of copying it: no full-width copy, and tied tensors stay tied.
         memo: dict[int, Any] = {}
+        for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # cannot be resized, and copies its tensors by itself
+                memo[id(module)] = copy.deepcopy(module)
         for name, tensor in tensors.items():
             if id(tensor) not in memo:
                 memo[id(tensor)] = _narrow(tensor, self.indices(name))

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.flow import CutKey, Findings, GroupChoice, LabelFlow, NeedsValues
+from adjoined.slicing.flow import CutKey, Findings, GroupChoice, LabelFlow
 from adjoined.slicing.inputs import Inputs
-from adjoined.slicing.labels import Ties, along
-from adjoined.slicing.modules import named_tensors
+from adjoined.slicing.labels import NeedsValues, Ties, along
+from adjoined.slicing.modules import kernel_names, named_tensors
 
 OUTPUT = "model output"
 
@@ -55,8 +55,8 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
     unaligned = frozenset(unaligned)
     try:
         return _trace(_copied(model, "meta"), inputs.map(lambda t: t.to("meta")), choose_groups, unaligned)
-    except (NeedsValues, RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
-        # Values decide about the graph, or an operator has no shape function: run it for real.
+    except Exception:
+        # Values decide about the graph, or an operator or a scripted module does not know the device: run it for real.
         try:
             return _trace(_copied(model, None), inputs, choose_groups, unaligned)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, AssertionError) as error:
@@ -77,7 +77,7 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
     ties, findings = Ties(), Findings()
     flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups)
     tensors = named_tensors(model)
-    labels = label_tensors(flow, tensors, ties)
+    labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))
     outputs = tensor_leaves(flow.run(model, inputs))
     train_inputs = None
     unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
@@ -94,13 +94,21 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
     return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, unaligned)
 
 
-def label_tensors(flow: LabelFlow, tensors: dict[str, Tensor], ties: Ties) -> dict[str, list[Tensor | None]]:
-    """Give every index of every dimension of every tensor a label of its own; shared tensors share theirs."""
+def label_tensors(
+    flow: LabelFlow, tensors: dict[str, Tensor], ties: Ties, *, kernels: set[str]
+) -> dict[str, list[Tensor | None]]:
+    """Give every index of every dimension of every tensor a label of its own; shared tensors share theirs.
+
+    Kernel positions of convolutions, tensors called by the names in `kernels`, have none: they are never dropped.
+    """
     known: dict[int, list[Tensor | None]] = {}
     labels: dict[str, list[Tensor | None]] = {}
     for name, tensor in tensors.items():
         if id(tensor) not in known:
-            known[id(tensor)] = [ties.new(name, d, n) if n > 1 else None for d, n in enumerate(tensor.shape)]
+            channels = 2 if name in kernels else tensor.ndim
+            known[id(tensor)] = [
+                ties.new(name, d, n) if n > 1 and d < channels else None for d, n in enumerate(tensor.shape)
+            ]
             vectors = enumerate(known[id(tensor)])
             flow.carry(tensor, [along(vector, d, tensor.ndim) for d, vector in vectors if vector is not None])
             flow.name(tensor, name)

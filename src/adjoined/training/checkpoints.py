@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import write_whole
-from adjoined.training.history import History
+from adjoined.training.history import History, of_networks
 
 FORMAT = 1
 MARK = "adjoined"
@@ -53,7 +53,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise AdjoinedError("no such checkpoint", where=path) from error
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AdjoinedError(f"the checkpoint is damaged or no checkpoint: {reason[:120]}", where=path, fix=advice) from error
+        raise AdjoinedError(
+            f"the checkpoint is damaged or no checkpoint: {reason[:120]}", where=path, fix=advice
+        ) from error
     found = checkpoint.get(MARK) if isinstance(checkpoint, dict) else None
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
@@ -83,7 +85,7 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what has to be written."""
         # The best first: a process killed in between repeats the epoch from last.ckpt and writes the same again.
-        for name, top1 in self.history.val_top1().items():
+        for name, top1 in of_networks(self.history.rows[-1], "top1").items():
             if top1 > self.best.get(name, -1.0):
                 self.best[name] = top1
                 trainer.save_checkpoint(self.folder / f"best-{name}.ckpt")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from adjoined.training.history import History, Row
+from adjoined.training.history import History, Row, of_networks
 from adjoined.training.module import TrainingModule
 
 if TYPE_CHECKING:
@@ -112,9 +112,8 @@ def network_figures(row: Row) -> list[str]:
         >>> network_figures({"val_base_top1": 0.985, "val_base_loss": 0.06})
         ['base 98.5 % (0.060)']
     """
-    ends = ("val_", "_top1")
-    names = [key.removeprefix(ends[0]).removesuffix(ends[1]) for key in row if key.startswith("val_") and "top1" in key]
-    return [f"{name} {100 * row[f'val_{name}_top1']:.1f} % ({row[f'val_{name}_loss']:.3f})" for name in names]
+    losses = of_networks(row, "loss")
+    return [f"{name} {100 * top1:.1f} % ({losses[name]:.3f})" for name, top1 in of_networks(row, "top1").items()]
 
 
 def weight(terms: Row) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class MovingAverage(WeightAveraging):
@@ -30,10 +30,6 @@ class MovingAverage(WeightAveraging):
             self._step = step_idx
         return step_idx is not None
 
-    @torch.no_grad()
-    def _blend(self, averages: Any, current: Any, _: Tensor | int) -> None:
-        weight = 1 - min(self.decay, (1 + self._step) / (10 + self._step))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, current, weight)
-        else:  # counters
-            torch._foreach_copy_(averages, current)
+    def _blend(self, averages: Any, current: Any, count: Tensor | int) -> None:
+        decay = min(self.decay, (1 + self._step) / (10 + self._step))
+        get_ema_multi_avg_fn(decay)(averages, current, count)

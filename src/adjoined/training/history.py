@@ -17,6 +17,17 @@ from adjoined.training.module import TrainingModule
 Row = dict[str, float]
 
 
+def of_networks(row: Row, what: str) -> dict[str, float]:
+    """Return a figure of the validation for every network.
+
+    Example:
+        >>> of_networks({"val_base_top1": 0.9, "val_base_loss": 0.3, "val_small_top1": 0.8}, "top1")
+        {'base': 0.9, 'small': 0.8}
+    """
+    start, end = "val_", f"_{what}"
+    return {key[len(start) : -len(end)]: row[key] for key in row if key.startswith(start) and key.endswith(end)}
+
+
 class History(Callback):
     """Close every epoch with a row; the rows travel in the checkpoint, so that a resumed run has no gaps or doubles.
 
@@ -29,15 +40,6 @@ class History(Callback):
         self.rows: list[Row] = []
         self._began = 0.0
         self._lr = 0.0
-
-    def val_top1(self) -> dict[str, float]:
-        """Return the accuracy of every network in the last epoch, network name -> share in [0, 1]."""
-        ends = ("val_", "_top1")
-        return {
-            name.removeprefix(ends[0]).removesuffix(ends[1]): value
-            for name, value in self.rows[-1].items()
-            if name.startswith(ends[0]) and name.endswith(ends[1])
-        }
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -53,9 +55,6 @@ class History(Callback):
         self.rows.append({**counts, "seconds": seconds, "lr": self._lr, **means})
         if trainer.is_global_zero:
             write_whole(self.path, lambda file: file.write(_as_csv(self.rows)))
-            for logger in trainer.loggers:
-                logger.log_metrics({f"epoch/{name}": value for name, value in self.rows[-1].items()}, trainer.global_step)
-                logger.save()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all rows."""

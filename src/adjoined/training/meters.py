@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -21,8 +21,8 @@ class MeanCrossEntropy(Metric):
     total: Tensor
     images: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -36,43 +36,49 @@ class MeanCrossEntropy(Metric):
         return self.total / self.images
 
 
-def scores(num_classes: int) -> MetricCollection:
-    """Return loss, top-1 and, where there are classes enough, top-5; accuracies are shares in [0, 1]."""
-    each: dict[str, Metric | MetricCollection] = {"loss": MeanCrossEntropy(), "top1": top1(num_classes)}
+def scores(num_classes: int, *, alone: bool = False) -> MetricCollection:
+    """Return loss, top-1 and, where there are classes enough, top-5; accuracies are shares in [0, 1].
+
+    Args:
+        num_classes: K.
+        alone: count what this process sees only, also where several train together.
+    """
+    each: dict[str, Metric | MetricCollection] = {
+        "loss": MeanCrossEntropy(sync_on_compute=not alone),
+        "top1": accuracy(num_classes, alone=alone),
+    }
     if num_classes >= TOP5_FROM:
-        each["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
+        each["top5"] = accuracy(num_classes, top=5, alone=alone)
     return MetricCollection(each, compute_groups=False)
 
 
-def top1(num_classes: int) -> MulticlassAccuracy:
-    """Return the share of images whose likeliest class is the right one."""
-    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+def accuracy(num_classes: int, *, top: int = 1, alone: bool = False) -> MulticlassAccuracy:
+    """Return the share of images with the right class among the `top` likeliest."""
+    return MulticlassAccuracy(num_classes, top_k=top, average="micro", validate_args=False, sync_on_compute=not alone)
 
 
-class EpochMeters(nn.Module):
+class EpochMeters:
     """All means of an epoch, over all devices: terms of the loss, accuracies in training and in validation.
 
     Args:
         networks: names of the networks.
         num_classes: K.
+        device: where the figures come from.
     """
 
-    def __init__(self, networks: Iterable[str], num_classes: int) -> None:
-        super().__init__()
+    def __init__(self, networks: Iterable[str], num_classes: int, device: torch.device) -> None:
         names = list(networks)
-        self.terms = nn.ModuleDict()
-        self.train_top1 = nn.ModuleDict({name: top1(num_classes) for name in names})
-        self.val_scores = nn.ModuleDict({name: scores(num_classes) for name in names})
+        self.device = device
+        self.terms: dict[str, MeanMetric] = {}
+        self.train_top1 = {name: accuracy(num_classes).to(device) for name in names}
+        self.val_scores = {name: scores(num_classes).to(device) for name in names}
 
     def add_terms(self, terms: Mapping[str, Tensor | float], images: int) -> None:
         """Take in scalars of a batch, weighted by its images; a term may be missing from some batches."""
         for name, value in terms.items():
             if name not in self.terms:
-                self.terms[name] = MeanMetric(nan_strategy="disable")
-            metric = self.terms[name]
-            if isinstance(value, Tensor):
-                metric.to(value.device)
-            metric.update(value, images)
+                self.terms[name] = MeanMetric(nan_strategy="disable").to(self.device)
+            self.terms[name].update(value, images)
 
     def add_train(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
         """Take in logits of a training batch; of mixed labels (N, K) the larger share counts."""
@@ -87,7 +93,7 @@ class EpochMeters(nn.Module):
 
     def close(self) -> dict[str, float]:
         """Return the means of the epoch and start anew; every process must call it."""
-        found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.terms.items()}
+        found = {name: metric.compute() for name, metric in self.terms.items()}
         found |= {f"train_{name}_top1": metric.compute() for name, metric in self.train_top1.items()}
         for name, collection in self.val_scores.items():
             found |= {f"val_{name}_{what}": value for what, value in collection.compute().items()}

@@ -40,7 +40,7 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.settings, self.method = settings, method
         self.network = network.to(memory_format=torch.channels_last) if settings.channels_last else network
-        self.meters = EpochMeters(method.plans(network), num_classes)
+        self.num_classes = num_classes
         self.mix = _mixup(settings, num_classes)
         self.latest: dict[str, float] = {}
         """Scalars of the last measured step, for the display."""
@@ -64,7 +64,8 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Compile, where asked for: in place, so that the names of the weights stay."""
+        """Start to count; compile, where asked for: in place, so that the names of the weights stay."""
+        self.meters = EpochMeters(self.method.plans(self.network), self.num_classes, self.device)
         if self.settings.compile:
             self.network.compile()
 
@@ -96,7 +97,7 @@ class TrainingModule(LightningModule):
         self.meters.add_terms(terms, len(x))
         self.meters.add_train(step.logits, y)
         if measured:
-            self._show(terms)
+            self.latest = {name: float(value) for name, value in terms.items()}
         return step.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -118,12 +119,6 @@ class TrainingModule(LightningModule):
     def lr(self) -> float:
         """The learning rate of the next step."""
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
-
-    def _show(self, terms: dict[str, Tensor | float]) -> None:
-        self.latest = {name: float(value) for name, value in terms.items()}
-        if self.logger is not None:
-            points = {f"step/{name}": value for name, value in self.latest.items()}
-            self.logger.log_metrics({**points, "step/lr": self.lr}, step=self.global_step)
 
     def _check_finite(self, loss: float) -> None:
         if not isfinite(loss):

@@ -30,6 +30,28 @@ def product_and_sum(flow: LabelFlow, call: Call) -> None:
     _product(flow, a, flow.slots(a), flow.slots(b), b.ndim, call["self"], call.out)
 
 
+@rule("mv", "addmv")
+def product_with_vector(flow: LabelFlow, call: Call) -> None:
+    """(n, k) by (k): the rows go on."""
+    matrix, vector = call["mat"] if call.name == "addmv" else call["self"], call["vec"]
+    inner = [slot for slot in flow.slots(matrix) if 1 in varying(slot)]
+    read, weight = flow.vector(inner, 1), flow.vector(flow.slots(vector), 0)
+    if read is not None or weight is not None:
+        flow.tie_vectors(read, weight, "reads features of fixed width")
+        flow.note_crossing()
+    flow.carry(call.out, [slot.reshape(-1) for slot in flow.slots(matrix) if varying(slot) == (0,)])
+
+
+@rule("dot", "vdot")
+def inner_product(flow: LabelFlow, call: Call) -> None:
+    """(k) by (k): one number, a statistic across channels."""
+    a, b = (flow.vector(flow.slots(tensor), 0) for tensor in call.tensors[:2])
+    if a is not None or b is not None:
+        flow.tie_vectors(a, b, "meets features of fixed width")
+        flow.note_crossing()
+    flow.carry(call.out, [])
+
+
 @rule("linear")
 def linear(flow: LabelFlow, call: Call) -> None:
     """(…, k) by (m, k)."""

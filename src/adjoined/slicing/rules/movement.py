@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from adjoined.slicing.labels import Slot, compress, varying
+from adjoined.slicing.labels import NeedsValues, Slot, compress, varying
 from adjoined.slicing.rules.table import Call, rule
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ CUTS = (
 )  # fmt: skip
 def move(flow: LabelFlow, call: Call) -> None:
     """Run the operator on every slot; note where a labelled dimension is cut or folded."""
-    from adjoined.slicing.flow import NeedsValues
-
     source, outputs = call.tensors[0], call.outputs
     cut = flow.cut
     others = call.tensors[1:]
@@ -58,12 +56,13 @@ def _run(call: Call, labels: Tensor) -> list[Tensor] | None:
     """Return what the operator makes of the labels, or None if it does not take them."""
     if call.name in RESHAPES:
         return [labels.reshape(call.out.shape)]
-    args = list(call.args.values())
-    where = next(i for i, value in enumerate(args) if isinstance(value, Tensor))
-    args[where] = labels
-    args = [tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, arg) for arg in args]
+    values = dict(call.args)
+    values[next(name for name, value in values.items() if isinstance(value, Tensor))] = labels
+    values = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, values)
+    by_name = {argument.name for argument in call.op._schema.arguments if argument.kwarg_only}
+    positional = [value for name, value in values.items() if name not in by_name]
     try:
-        out: Any = call.op(*args)
+        out: Any = call.op(*positional, **{name: values[name] for name in by_name})
     except (RuntimeError, TypeError, ValueError):
         return None
     return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]

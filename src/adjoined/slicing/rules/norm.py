@@ -43,6 +43,14 @@ def group_norm(flow: LabelFlow, call: Call) -> None:
         flow.findings.conv_groups[flow.module] = rows[:, 0].reshape(-1)
 
 
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(flow: LabelFlow, call: Call) -> None:
+    """A weight as direction times length: the length is a statistic across the channels that the weight reads."""
+    flow.note_crossing()
+    tie_elementwise(flow, [call["v"], call["g"]], call.outputs[0])
+    flow.carry(call.outputs[-1] if len(call.outputs) > 1 else None, flow.slots(call["g"]))
+
+
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(flow: LabelFlow, call: Call) -> None:
     """Statistics over the last dimensions; scale and shift broadcast against the input from the right."""

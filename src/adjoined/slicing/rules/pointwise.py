@@ -43,7 +43,7 @@ def tie_elementwise(flow: LabelFlow, operands: Sequence[Tensor], out: Tensor) ->
         offset = ndim - tensor.ndim
         fixed = {d + offset for d, size in enumerate(tensor.shape) if size > 1} - dims
         for slot in united:
-            if fixed & set(varying(slot)):
+            if fixed & set(varying(slot)) and fixed & flow.tied_along(slot):
                 flow.pin(slot, "meets a tensor of fixed width")
     flow.carry(out, united)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adjoined.slicing.labels import varying
+from adjoined.slicing.rules.pointwise import tie_elementwise
 from adjoined.slicing.rules.table import Call, rule
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ def reduction(flow: LabelFlow, call: Call) -> None:
     """Over a labelled dimension it is a statistic across channels, and the labels end there."""
     x = call.tensors[0]
     if len(call.tensors) > 1:  # the two-operand overload of max and min is pointwise
-        from adjoined.slicing.rules.pointwise import tie_elementwise
-
         return tie_elementwise(flow, call.tensors, call.outputs[0])
     dim = call["dim"]
     reduced = range(x.ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)

@@ -1,0 +1,143 @@
+"""Time one joint training step against one step of the base alone, the two networks apart, and the paper's masked form.
+
+Every round times all variants in turn, so that a machine that slows down slows all of them down; the ratios are taken
+round by round and their median is reported with its quartiles.
+
+Usage:
+    python benchmarks/train_step.py                                   # ResNet-50, 224 px, batch 8, alpha 4
+    python benchmarks/train_step.py --model resnet18 --size 32 --batch 64 --rounds 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import adjoined
+from adjoined.models import build
+from adjoined.slicing import measure_cost
+
+
+def masked_twin(model: nn.Module, plan: adjoined.SlicePlan) -> nn.Module:
+    """Return the paper's small network: full width, weights times a mask, channels zeroed after each norm."""
+    twin = copy.deepcopy(model)
+    for name, module in twin.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None:
+            continue
+        mask = torch.ones_like(weight)
+        for dim, index in enumerate(plan.indices(f"{name}.weight")):
+            if index is not None:
+                line = torch.zeros(weight.shape[dim])
+                line[index.tolist()] = 1
+                mask = mask * line.view([-1 if d == dim else 1 for d in range(weight.ndim)])
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            shared = model.get_submodule(name)
+            del module._parameters["weight"]
+            module.register_forward_pre_hook(lambda m, _, s=shared, k=mask: setattr(m, "weight", s.weight * k))
+        elif isinstance(module, nn.BatchNorm2d):
+            mask = mask.view(1, -1, 1, 1)
+            module.register_forward_hook(lambda _module, _input, out, k=mask: out * k)
+    return twin
+
+
+def variants(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> dict[str, Callable[[], None]]:
+    """Return one training step of every variant, without the optimizer, which is alike in all of them."""
+    net = adjoined.adjoin(model, x[:1], alpha=alpha)
+    small = net.extract()
+    masked = masked_twin(model, net.plan)
+    for module in (net, small, masked):
+        module.train()
+
+    def clear() -> None:
+        for module in (net, small, masked):
+            module.zero_grad(set_to_none=True)
+
+    def base() -> None:
+        clear()
+        F.cross_entropy(model(x), y).backward()
+
+    def joint() -> None:
+        clear()
+        p, q = net(x)
+        adjoined.adjoint_loss(p, q, y, progress=1.0).backward()
+
+    def apart() -> None:
+        clear()
+        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(small(x), y).backward()
+
+    def as_in_the_paper() -> None:
+        clear()
+        adjoined.adjoint_loss(model(x), masked(x), y, progress=1.0).backward()
+
+    return {"base": base, "joint": joint, "apart": apart, "masked": as_in_the_paper}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="torchvision:resnet50")
+    parser.add_argument("--size", type=int, default=224, help="image side, pixels")
+    parser.add_argument("--batch", type=int, default=8, help="images in a step")
+    parser.add_argument("--alpha", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=12, help="timed rounds after one warm-up round")
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 for its own choice")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model = build(args.model, num_classes=1000, image_size=args.size)
+    x = torch.randn(args.batch, 3, args.size, args.size)
+    y = torch.randint(0, 1000, (args.batch,))
+    steps = variants(model, x, y, args.alpha)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(args.rounds + 1):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
+    figures = {
+        name: {
+            "seconds": round(statistics.median(times), 4),
+            "ratio": [
+                round(v, 3) for v in statistics.quantiles([a / b for a, b in zip(times, seconds["base"], strict=True)])
+            ],
+        }
+        for name, times in seconds.items()
+    }
+    base, small = (
+        measure_cost(m, x[:1]).macs for m in (model, adjoined.adjoin(model, x[:1], alpha=args.alpha).extract())
+    )
+    result = {
+        "command": "python benchmarks/train_step.py " + " ".join(sys.argv[1:]),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
+        "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
+        "rounds": args.rounds,
+        "seed": 0,
+        "least possible by MACs": round(1 + small / base, 3),
+        "ratio is": "quartiles of (variant / base) round by round",
+        "figures": figures,
+    }
+    print(json.dumps(result, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The finished networks of a run, for the commands that use them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adjoined.data import DataInfo
+from adjoined.errors import AdjoinedError
+from adjoined.runs import NetworkResult, RunFolder, RunResult, load, read_description
+
+
+@dataclass(frozen=True)
+class FinishedNetwork:
+    """One network of a run, ready to be used."""
+
+    name: str
+    module: nn.Module
+    """In evaluation mode, on the CPU."""
+    description: dict[str, Any]
+    """The JSON beside its weights."""
+    result: NetworkResult
+    """What the run has measured of it."""
+
+    @property
+    def label(self) -> str:
+        """Its name in a table: with alpha where there are several small networks."""
+        plan = self.description["plan"]
+        return f"{self.name} (α={plan['alpha']:.3g})" if plan and self.name != "small" else self.name
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has come to its end."""
+
+    folder: Path
+    result: RunResult
+    networks: tuple[FinishedNetwork, ...]
+    """The base network first."""
+
+    @property
+    def info(self) -> DataInfo:
+        """The data that the networks were trained on, and how images are prepared for them."""
+        return DataInfo.from_json(self.networks[0].description["data"])
+
+    def example(self) -> torch.Tensor:
+        """Return an input as the networks take it, float32 (1, C, H, W)."""
+        return torch.zeros(1, self.info.channels, self.info.image_size, self.info.image_size)
+
+
+def open_run(folder: str | Path, model: str | None = None) -> FinishedRun:
+    """Load all networks of a run.
+
+    Args:
+        folder: the run folder.
+        model: FILE.py:FUNCTION or package.module:FUNCTION, for a run of the user's own code; no code runs because a
+            file names it.
+
+    Raises:
+        AdjoinedError: there is no such run, it is not finished, a file is damaged, or `model` is needed.
+    """
+    run = RunFolder(folder)
+    run.read_settings()
+    result = run.read_record()["result"]
+    if result is None:
+        raise AdjoinedError(
+            "the run has not come to its end",
+            where=run.path,
+            fix=f"Go on with `adjoined train --resume {run.path}`.",
+        )
+    found = RunResult.from_json(result, run.path)
+    networks = []
+    for network in found.networks:
+        description = read_description(run.path, network.name)
+        module = load(run.path, network.name, model=model)
+        networks.append(FinishedNetwork(network.name, module, description, network))
+    return FinishedRun(run.path, found, tuple(networks))

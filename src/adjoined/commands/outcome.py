@@ -1,0 +1,75 @@
+"""What a run has come to: every figure of its networks, as a table and as files in the run folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adjoined.benchmark import latency
+from adjoined.commands.finished import FinishedRun
+from adjoined.files import write_json, write_whole
+from adjoined.report.figures import Figures, result_table
+from adjoined.report.table import Table
+from adjoined.slicing import measure_cost
+
+
+def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
+    """Return sizes, accuracies and latency of all networks, the base network first.
+
+    The accuracies are those that the run has measured of the files; the latency at batch 1 is measured now, on the
+    CPU, the networks taking turns.
+
+    Args:
+        run: the finished run.
+        seconds: time for the latency, s.
+    """
+    example = run.example()
+    times = latency({network.name: network.module for network in run.networks}, example, seconds=seconds)
+    return [
+        Figures.of(
+            network.label,
+            measure_cost(network.module, example),
+            file_bytes=network.result.path.stat().st_size,
+            top1=network.result.top1,
+            top5=network.result.top5,
+            latency=times[network.name],
+        )
+        for network in run.networks
+    ]
+
+
+def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
+    """Return the result table of a run."""
+    result = run.result
+    which = "the moving average of the weights" if result.weights == "ema" else "the weights after the last step"
+    note = f"Accuracies: {result.images} images of {run.info.name} ({result.val_name}), with {which}."
+    title = f"{run.folder}: {result.epochs} epochs in {result.seconds:.0f} s"
+    return result_table(figures[0], figures[1:], title=title, notes=[note])
+
+
+def paths(run: FinishedRun) -> str:
+    """Return where the networks lie, and the line that loads one."""
+    width = max(len(network.name) for network in run.networks)
+    lines = [f"{network.name.ljust(width)}  {network.result.path}" for network in run.networks]
+    code = _code(run)
+    handed_in = f", model={code!r}" if code else ""
+    last = run.networks[-1].name
+    return "\n".join([*lines, "", f'import adjoined; model = adjoined.load("{run.folder}", "{last}"{handed_in})'])
+
+
+def keep(run: FinishedRun, figures: list[Figures], table: Table) -> None:
+    """Write result.json and result.md into the run folder, each whole or not at all."""
+    told: dict[str, Any] = run.result.to_json()
+    for network, measured in zip(told["networks"], figures, strict=True):
+        network["figures"] = measured.to_json()
+    del told["folder"]
+    write_json(run.folder / "result.json", told)
+    write_whole(
+        run.folder / "result.md", lambda file: file.write(f"{table.markdown()}\n```\n{paths(run)}\n```\n".encode())
+    )
+
+
+def _code(run: FinishedRun) -> str:
+    from adjoined.models import is_code
+
+    spec = run.networks[0].description["model"]["spec"]
+    return spec if is_code(spec) else ""

@@ -1,0 +1,100 @@
+"""`adjoined predict RUN IMAGE ...`: what both networks of a run see in images, and how long they take."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from adjoined.commands.flags import parse
+from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    import torch
+
+    from adjoined.commands.finished import FinishedRun
+    from adjoined.report.table import Table
+
+PURPOSE = "Classify images with both networks of a run, side by side."
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to look at."""
+
+    run: str
+    """The run folder."""
+    images: list[str] = field()
+    """Image files."""
+    top: int = 5
+    """Classes to show, the likeliest first."""
+    model: str | None = None
+    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
+    json: bool = False
+    """Print everything as JSON instead of tables."""
+
+    def __post_init__(self) -> None:
+        """Check what only this command knows of."""
+        if self.top < 1:
+            raise AdjoinedError("out of range", where="--top", expected="at least 1", got=self.top)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Classify and print, image by image."""
+    (options,) = parse("predict", argv, PredictOptions, purpose=PURPOSE)
+    import torch
+
+    from adjoined.commands.finished import open_run
+    from adjoined.data import load_image, preprocess
+    from adjoined.report.console import show
+
+    run = open_run(options.run, options.model)
+    with torch.inference_mode():
+        for network in run.networks:
+            network.module(run.example())  # the first call of a network is slow; it is not the one to be timed
+        found = []
+        for path in options.images:
+            seen = _look(run, preprocess(run.info, load_image(path)), options.top)
+            if options.json:
+                found.append({"image": path, "networks": seen})
+            else:
+                show(_table(path, seen))
+    if options.json:
+        print(json.dumps(found, indent=1))
+
+
+def _look(run: FinishedRun, x: torch.Tensor, top: int) -> list[dict[str, Any]]:
+    """Return for each network its likeliest classes, their probabilities, and the time of the call, ms."""
+    seen = []
+    for network in run.networks:
+        begin = time.perf_counter()
+        logits = network.module(x)
+        milliseconds = 1000 * (time.perf_counter() - begin)
+        likeliest = logits[0].softmax(dim=0).topk(min(top, run.info.num_classes))
+        guesses = [
+            {"class": run.info.class_names[index], "probability": probability}
+            for probability, index in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
+        ]
+        seen.append({"name": network.label, "guesses": guesses, "milliseconds": milliseconds})
+    return seen
+
+
+def _table(path: str, seen: Sequence[dict[str, Any]]) -> Table:
+    from adjoined.report import numbers
+    from adjoined.report.table import Table
+
+    columns = ["", *(text for network in seen for text in (network["name"], "probability"))]
+    rows = [
+        (str(rank + 1), *(text for network in seen for text in _guess(network["guesses"][rank])))
+        for rank in range(len(seen[0]["guesses"]))
+    ]
+    times = ("time", *(text for network in seen for text in ("", numbers.milliseconds(network["milliseconds"]))))
+    return Table(tuple(columns), (*rows, times), title=path, totals=1)
+
+
+def _guess(guess: dict[str, Any]) -> tuple[str, str]:
+    from adjoined.report import numbers
+
+    return guess["class"], numbers.percent(guess["probability"])

@@ -1,0 +1,155 @@
+"""`adjoined train`: a base and a small network in one run; `adjoined train --resume RUN` goes on with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adjoined.commands.flags import early, parse, spelled
+from adjoined.errors import AdjoinedError
+from adjoined.recipes import RECIPES
+from adjoined.settings import Settings
+
+if TYPE_CHECKING:
+    from adjoined.training.job import Job
+
+PURPOSE = (
+    "Train a base and a small network in one run. Later ones win: the defaults, the recipe, --config FILE.yaml, flags. "
+    f"Recipes: {', '.join(RECIPES)}; `adjoined train --recipe NAME --help` shows the values of one."
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run."""
+
+    recipe: str | None = None
+    """Named settings to begin with."""
+    run: str | None = None
+    """Folder for everything that the run leaves, new or empty; none: runs/DATA-MODEL-TIME."""
+    resume: str | None = None
+    """Folder of a run that was stopped, to go on with, with its own settings."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, or go on training, and show what has come of it."""
+    defaults = _defaults(argv)
+    run, settings = parse("train", argv, Run, Settings, purpose=PURPOSE, defaults=defaults, config=True)
+    _check_code_is_named(argv, settings)
+    folder = Path(run.resume or run.run or _new_folder(settings))
+
+    from adjoined.training import is_main, train
+
+    train(settings, folder, resume=run.resume is not None, announce=_announce)
+    if is_main():
+        _conclude(folder, settings)
+
+
+def _defaults(argv: Sequence[str]) -> Mapping[str, Any]:
+    """Return the settings of the recipe, or of the run to go on with."""
+    line = spelled(argv, Run, Settings)
+    resumed, _ = early(line, "resume")
+    recipes, _ = early(line, "recipe")
+    if resumed:
+        if recipes or early(line, "run")[0]:
+            raise AdjoinedError(
+                "a run goes on in its own folder, with its own settings",
+                where=f"--resume {resumed[-1]}",
+                fix="Leave out --recipe and --run.",
+            )
+        from adjoined.runs.folder import RunFolder
+
+        return asdict(RunFolder(resumed[-1]).read_settings())
+    name = recipes[-1] if recipes else _recipe_in(early(line, "config")[0])
+    return asdict(_recipe(name)) | {"recipe": name} if name else {}
+
+
+def _check_code_is_named(argv: Sequence[str], settings: Settings) -> None:
+    """Let no code run because a file of settings names it."""
+    from adjoined.models import is_code
+
+    if is_code(settings.model) and not early(spelled(argv, Run, Settings), "model")[0]:
+        raise AdjoinedError(
+            "the settings name code of yours as the model, and no code is run because a file names it",
+            where=settings.model,
+            fix=f"If you trust it, add --model {settings.model} to the command.",
+        )
+
+
+def _recipe(name: str) -> Settings:
+    """Return the settings of a recipe.
+
+    Raises:
+        AdjoinedError: there is no such recipe.
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, n=1)
+        fix = f"Did you mean {near[0]}?" if near else ""
+        raise AdjoinedError(
+            "unknown recipe", where="--recipe", expected=f"one of {', '.join(RECIPES)}", got=name, fix=fix
+        )
+    return RECIPES[name]()
+
+
+def _recipe_in(files: Sequence[str]) -> str | None:
+    """Return the recipe that a file of settings names, if one does; what else is in the files is read later."""
+    import yaml
+
+    for path in reversed(files):
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong with it
+        if isinstance(values, dict) and isinstance(values.get("recipe"), str):
+            return values["recipe"]
+    return None
+
+
+def _new_folder(settings: Settings) -> Path:
+    """Return runs/DATA-MODEL-TIME, the same in all processes that this one starts."""
+    started = os.environ.get("ADJOINED_STARTED") if os.environ.get("LOCAL_RANK", "0") != "0" else None
+    started = started or f"{datetime.now():%Y%m%d-%H%M%S}"
+    os.environ["ADJOINED_STARTED"] = started
+    parts = [
+        re.sub(r"[^\w.]+", "-", Path(part).stem if "/" in part else part) for part in (settings.data, settings.model)
+    ]
+    return Path("runs", "-".join([*parts, started]))
+
+
+def _announce(job: Job) -> None:
+    """Print what is going to be trained."""
+    from adjoined.report.console import show
+    from adjoined.report.figures import Figures, result_table
+    from adjoined.report.plan import layers, plan_table
+    from adjoined.slicing import cost_by_module
+
+    plans = {name: plan for name, plan in job.method.plans(job.network).items() if plan is not None}
+    networks = [job.model, *(plan.apply(job.model) for plan in plans.values())]
+    costs = [cost_by_module(network, job.example) for network in networks]
+    base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(["base", *plans], costs, strict=True))
+    title = f"{job.settings.model} on {job.images.info.name}, {job.images.info.image_size} px"
+    if plans:
+        show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls), "")
+    else:
+        show(result_table(base, [], title=title), "")
+
+
+def _conclude(folder: Path, settings: Settings) -> None:
+    """Print what has come of the run, and keep it in its folder."""
+    from adjoined.commands.finished import open_run
+    from adjoined.commands.outcome import keep, measure, outcome_table, paths
+    from adjoined.models import is_code
+    from adjoined.report.console import show
+
+    # The user has named the code in this very command (or resumes the run that names it): it has run already.
+    run = open_run(folder, settings.model if is_code(settings.model) else None)
+    figures = measure(run)
+    table = outcome_table(run, figures)
+    keep(run, figures, table)
+    show("", table, paths(run))

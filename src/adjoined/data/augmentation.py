@@ -1,0 +1,80 @@
+"""How training images are varied: torchvision's transforms on uint8 (C, H, W), drawn from torch's global generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adjoined.data.info import DataInfo
+from adjoined.data.preprocessing import Transform, evaluation_transform
+from adjoined.data.settings import Augmentation
+
+
+def photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
+    """Return the variation for photos of any size: random crops of random scale, and flips.
+
+    `standard` is the one of Szegedy et al., arXiv 1409.4842, that ImageNet is trained with; `light` keeps at least a
+    third of the image; `strong` adds TrivialAugment (Müller and Hutter, arXiv 2103.10158) and random erasing
+    (Zhong et al., arXiv 1708.04896).
+    """
+    from torchvision.transforms import v2
+
+    if strength == "none":
+        return evaluation_transform(info)
+    scale = (0.35, 1.0) if strength == "light" else (0.08, 1.0)
+    steps: list[Transform] = [v2.RandomResizedCrop(info.image_size, scale), v2.RandomHorizontalFlip()]
+    if strength == "strong":
+        steps += [v2.TrivialAugmentWide(), _erasing(info, probability=0.1)]
+    return v2.Compose(steps)
+
+
+def small_image_transform(info: DataInfo, strength: Augmentation, *, size: int) -> Transform:
+    """Return the variation for small images of one size, `size` pixels: shifts by an eighth, and flips.
+
+    `standard` is the one of Lee et al., arXiv 1409.5185, that CIFAR is trained with; `light` only flips; `strong`
+    adds RandAugment (Cubuk et al., arXiv 1909.13719) and random erasing.
+    """
+    from torchvision.transforms import v2
+
+    steps: list[Transform] = []
+    if strength in ("standard", "strong"):
+        steps.append(v2.RandomCrop(size, padding=size // 8))
+    if strength != "none":
+        steps.append(v2.RandomHorizontalFlip())
+    if strength == "strong":
+        steps += [v2.RandAugment(num_ops=2, magnitude=9), _erasing(info, probability=0.25)]
+    return _resized(steps, info, size)
+
+
+def digit_transform(info: DataInfo, strength: Augmentation, *, size: int) -> Transform:
+    """Return the variation for written digits, `size` pixels high: small turns, shifts and scales, but no flips."""
+    from torchvision.transforms import v2
+
+    turn, shift, scale = {  # degrees, share of the size, factor
+        "none": (0.0, 0.0, 0.0),
+        "light": (5.0, 0.06, 0.05),
+        "standard": (10.0, 0.1, 0.1),
+        "strong": (15.0, 0.15, 0.2),
+    }[strength]
+    steps: list[Transform] = []
+    if strength != "none":
+        bilinear = v2.InterpolationMode.BILINEAR
+        steps.append(v2.RandomAffine((-turn, turn), (shift, shift), (1 - scale, 1 + scale), interpolation=bilinear))
+    if strength == "strong":
+        steps.append(_erasing(info, probability=0.25))
+    return _resized(steps, info, size)
+
+
+def _erasing(info: DataInfo, *, probability: float) -> Transform:
+    from torchvision.transforms import v2
+
+    mean: Any = [255 * mean for mean in info.mean]  # a value per channel works, though its type says float
+    return v2.RandomErasing(probability, value=mean)
+
+
+def _resized(steps: list[Transform], info: DataInfo, size: int) -> Transform:
+    from torchvision.transforms import v2
+
+    # The small image is varied before it is enlarged: that costs less, and the small pixels hold all there is.
+    if size != info.image_size:
+        steps = [*steps, evaluation_transform(info)]
+    return v2.Compose(steps) if steps else v2.Identity()

@@ -1,0 +1,168 @@
+"""Where the images lie, in memory or in files, and the data set and loader that feed them in batches.
+
+Shape legend: N images, C channels, H and W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from adjoined.data.preprocessing import Transform, load_image, normalise, to_tensor
+from adjoined.data.sampling import EpochSampler
+from adjoined.errors import AdjoinedError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Images(Protocol):
+    """Labelled images, none of them varied or resized."""
+
+    labels: Tensor
+    """int64 (N,)."""
+
+    def pixels(self, index: int) -> Tensor:
+        """Return one image, uint8 (C, H, W)."""
+        ...
+
+    def subset(self, chosen: Tensor) -> Images:
+        """Return those for which `chosen`, bool (N,), is True."""
+        ...
+
+
+class MemoryImages:
+    """Images held in memory: uint8 (N, C, H, W), labels int64 (N,)."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def pixels(self, index: int) -> Tensor:
+        """Return one image, uint8 (C, H, W)."""
+        return self.images[index]
+
+    def subset(self, chosen: Tensor) -> MemoryImages:
+        """Return those for which `chosen`, bool (N,), is True."""
+        return MemoryImages(self.images[chosen], self.labels[chosen])
+
+
+class FileImages:
+    """Images in files, read when asked for.
+
+    Args:
+        folder: where they lie.
+        names: their paths below `folder`.
+        labels: int64 (N,).
+        channels: 1 to read them as grey, 3 as RGB.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], labels: Tensor, channels: int) -> None:
+        import numpy as np
+
+        # One block of bytes: a list of a million strings is copied, page by page, into every worker that touches it.
+        self.folder, self.labels, self.channels = folder, labels, channels
+        self.names = np.array([os.fsencode(name) for name in names])
+
+    def pixels(self, index: int) -> Tensor:
+        """Return one image, uint8 (C, H, W); raise AdjoinedError if the file is damaged."""
+        return to_tensor(load_image(self.folder / os.fsdecode(bytes(self.names[index]))), self.channels)
+
+    def subset(self, chosen: Tensor) -> FileImages:
+        """Return those for which `chosen`, bool (N,), is True."""
+        names = [os.fsdecode(bytes(name)) for name in self.names[chosen.numpy()]]
+        return FileImages(self.folder, names, self.labels[chosen], self.channels)
+
+
+class ImageDataset(Dataset[Batch]):
+    """Labelled images, varied and normalised; `dataset[index, seed]` is a pure function of both numbers.
+
+    Args:
+        images: the source.
+        transform: uint8 (C, H, W) to uint8 (C, image_size, image_size), drawing from torch's global generator, which
+            is set to each image's seed and given back as it was.
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+    """
+
+    def __init__(self, images: Images, transform: Transform, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.images, self.transform, self.mean, self.std = images, transform, mean, std
+
+    @property
+    def labels(self) -> Tensor:
+        """All labels, int64 (N,)."""
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        """Return one image, float32 (C, H, W), and its label, int64 (); of `index` alone under seed 0."""
+        images, labels = self._batch([key if isinstance(key, tuple) else (key, 0)])
+        return images[0], labels[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | AdjoinedError:
+        """Return a whole batch, float32 (N, C, H, W) and int64 (N,), of pairs (index, seed).
+
+        In a worker process an AdjoinedError is returned, for `ImageLoader` to raise: once raised there, torch would
+        wrap it in the worker's traceback.
+        """
+        try:
+            return self._batch(keys)
+        except AdjoinedError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def _batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        generator = torch.default_generator  # not torch.manual_seed, which would seed accelerators as well
+        before = generator.get_state()
+        try:
+            pixels = []
+            for index, seed in keys:
+                generator.manual_seed(seed)
+                pixels.append(self.transform(self.images.pixels(index)))
+        finally:
+            generator.set_state(before)
+        return normalise(torch.stack(pixels), self.mean, self.std), self.labels[[index for index, _ in keys]]
+
+
+class ImageLoader(DataLoader[Batch]):
+    """A DataLoader of whole batches of an ImageDataset; its workers' AdjoinedErrors arrive in one line, as they were.
+
+    Args:
+        dataset: the images.
+        sampler: yields pairs (index, seed).
+        batch_size: images per batch.
+        workers: processes that read; they are kept from epoch to epoch.
+        drop_last: leave out a last batch that is not full.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, sampler: EpochSampler, *, batch_size: int, workers: int, drop_last: bool
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+            generator=torch.Generator(),  # else it draws its workers' base seed from the global generator
+            persistent_workers=workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for batch in super().__iter__():
+            if isinstance(batch, AdjoinedError):
+                raise batch
+            yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

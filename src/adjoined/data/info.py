@@ -1,0 +1,83 @@
+"""What a network must know of the data that it was trained on: enough to prepare any image for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from adjoined.errors import AdjoinedError
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """The classes of a data set, and how its images are prepared for evaluation.
+
+    An image is scaled until its shorter side has `resize` pixels, cut to `image_size` x `image_size` in the middle,
+    divided by 255, and normalised to (value - mean) / std.
+
+    Args:
+        name: the data set, as in DataSettings.
+        num_classes: number of classes.
+        class_names: their names, in the order of the labels.
+        channels: 1 (grey) or 3 (RGB).
+        image_size: height and width that the network sees, pixels.
+        resize: the shorter side before the central cut, pixels; `image_size` where nothing is cut off.
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+
+    Example:
+        >>> info = DataInfo("folder:pets", 2, ("cat", "dog"), 1, image_size=8, resize=8, mean=(0.5,), std=(0.25,))
+        >>> DataInfo.from_json(info.to_json()) == info
+        True
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    channels: int
+    image_size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as values that JSON has."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataInfo:
+        """Return the DataInfo that `to_json` wrote.
+
+        Raises:
+            AdjoinedError: a field is missing or has no usable value.
+        """
+        try:
+            info = cls(
+                name=str(values["name"]),
+                num_classes=int(values["num_classes"]),
+                class_names=tuple(str(name) for name in values["class_names"]),
+                channels=int(values["channels"]),
+                image_size=int(values["image_size"]),
+                resize=int(values["resize"]),
+                mean=tuple(float(value) for value in values["mean"]),
+                std=tuple(float(value) for value in values["std"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdjoinedError(
+                f"the description of the data is damaged: {type(error).__name__}: {error}",
+                expected=f"an object with {', '.join(field.name for field in fields(cls))}",
+            ) from error
+        if not (
+            info.num_classes == len(info.class_names)
+            and info.channels in (1, 3)
+            and info.channels == len(info.mean) == len(info.std)
+            and 1 <= info.image_size <= info.resize
+            and min(info.std) > 0
+        ):
+            raise AdjoinedError(
+                "the description of the data contradicts itself",
+                expected="as many names as classes, 1 or 3 channels with mean and std > 0 each, image_size <= resize",
+                got={name: value for name, value in info.to_json().items() if name != "class_names"},
+            )
+        return info

@@ -1,0 +1,155 @@
+"""Open a data set by its name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adjoined.data.cifar import open_cifar10, open_cifar100
+from adjoined.data.digits import open_digits
+from adjoined.data.fashion_mnist import open_fashion_mnist
+from adjoined.data.folders import open_folder, open_imagenet, open_imagenette
+from adjoined.data.images import ImageDataset, ImageLoader, Images
+from adjoined.data.info import DataInfo
+from adjoined.data.preprocessing import evaluation_transform
+from adjoined.data.sampling import EpochSampler, choose_per_class
+from adjoined.data.settings import DataSettings, check
+from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
+from adjoined.errors import AdjoinedError
+
+_SETS: dict[str, Callable[[Path], Source]] = {
+    "digits": open_digits,
+    "fashion-mnist": open_fashion_mnist,
+    "cifar10": open_cifar10,
+    "cifar100": open_cifar100,
+    "imagenette": open_imagenette,
+    "imagenet": open_imagenet,
+}
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """An opened data set.
+
+    Args:
+        info: its classes, and how its images are prepared.
+        train: the training images, varied: `train[index, seed]`.
+        val: the images that accuracy is measured on.
+        val_name: what these are, for tables: "test set", "held-out split, seed 0".
+        settings: what it was opened with.
+    """
+
+    info: DataInfo
+    train: ImageDataset
+    val: ImageDataset
+    val_name: str
+    settings: DataSettings
+
+    def train_loader(self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True) -> ImageLoader:
+        """Return a loader of training batches, float32 (N, C, H, W) and int64 (N,).
+
+        Its batches are a pure function of (seed, epoch, rank, world_size), whatever the number of workers, and torch's
+        global generator is left as it was. `loader.sampler.set_epoch(e)` chooses the epoch.
+
+        Args:
+            seed: seed of the order and of the variation.
+            rank: number of this process.
+            world_size: number of processes; they share each epoch, padded to equal length.
+            drop_last: leave out a last batch that is not full, unless it is the only one.
+        """
+        sampler = EpochSampler(len(self.train), seed=seed, rank=rank, world_size=world_size)
+        size = self.settings.batch_size
+        return ImageLoader(
+            self.train,
+            sampler,
+            batch_size=size,
+            workers=self.settings.workers,
+            drop_last=drop_last and len(sampler) >= size,
+        )
+
+    def val_loader(self, *, rank: int = 0, world_size: int = 1) -> ImageLoader:
+        """Return a loader of all evaluation batches, in order; on several processes padded to equal length.
+
+        A single process sees every image once. Of w processes, up to w - 1 see one of the first images again, since
+        processes with unequal numbers of batches would wait for each other.
+        """
+        sampler = EpochSampler(len(self.val), seed=0, rank=rank, world_size=world_size, shuffle=False)
+        size, workers = self.settings.eval_batch_size, self.settings.workers
+        return ImageLoader(self.val, sampler, batch_size=size, workers=workers, drop_last=False)
+
+
+def open_data(settings: DataSettings) -> ImageData:
+    """Open the data set that `settings` names; nothing is downloaded.
+
+    Raises:
+        AdjoinedError: a setting is out of range; the data set is unknown, missing or damaged; a class is empty.
+
+    Example:
+        >>> data = open_data(DataSettings(batch_size=32))
+        >>> data.val_name, len(data.train), len(data.val)
+        ('held-out split, seed 0', 1438, 359)
+        >>> images, labels = next(iter(data.train_loader(seed=0)))
+        >>> images.shape, labels.shape
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
+    """
+    check(settings)
+    source = _open_source(settings)
+    train, val, val_name = source.train, source.val, source.val_name
+    if val is None:
+        train, val = _hold_out(source, settings)
+        val_name = f"{val_name}, seed {settings.split_seed}"
+    limit = settings.limit
+    if limit is not None:
+        train = train.subset(choose_per_class(train.labels, lambda n: min(n, limit), settings.split_seed))
+    size = settings.image_size or source.size or PHOTO_SIZE
+    info = DataInfo(
+        name=settings.name,
+        num_classes=len(source.class_names),
+        class_names=source.class_names,
+        channels=source.channels,
+        image_size=size,
+        resize=size if source.size else round(size / PHOTO_RATIO),
+        mean=source.mean,
+        std=source.std,
+    )
+    return ImageData(
+        info=info,
+        train=ImageDataset(train, source.vary(info, settings.augment), info.mean, info.std),
+        val=ImageDataset(val, evaluation_transform(info), info.mean, info.std),
+        val_name=val_name,
+        settings=settings,
+    )
+
+
+def _open_source(settings: DataSettings) -> Source:
+    kind, colon, path = settings.name.partition(":")
+    if kind == "folder" and colon:
+        return open_folder(Path(path).expanduser())
+    if settings.name not in _SETS:
+        near = difflib.get_close_matches(settings.name, _SETS, n=1)
+        raise AdjoinedError(
+            "unknown data set",
+            where="data.name",
+            expected=f"one of {', '.join(_SETS)}, folder:PATH",
+            got=settings.name,
+            fix=f"Did you mean {near[0]}?" if near else "For a folder of images write folder:PATH.",
+        )
+    return _SETS[settings.name](Path(settings.root).expanduser())
+
+
+def _hold_out(source: Source, settings: DataSettings) -> tuple[Images, Images]:
+    labels = source.train.labels
+    rarest = labels.bincount(minlength=len(source.class_names)).min(dim=0)
+    if rarest.values < 2:
+        raise AdjoinedError(
+            "of a class with one image none can be held out",
+            where=f"class {source.class_names[int(rarest.indices)]} of data set {settings.name}",
+            expected="at least 2 images",
+            fix="Add images, or take the class away.",
+        )
+    held_out = choose_per_class(
+        labels, lambda n: min(max(1, round(settings.val_fraction * n)), n - 1), settings.split_seed
+    )
+    return source.train.subset(~held_out), source.train.subset(held_out)

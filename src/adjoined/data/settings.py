@@ -1,0 +1,66 @@
+"""What a user chooses about the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from adjoined.errors import AdjoinedError
+
+Augmentation = Literal["none", "light", "standard", "strong"]
+
+
+@dataclass
+class DataSettings:
+    """Which images are trained on, and how they are fed.
+
+    Args:
+        name: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet, or folder:PATH (PATH holds train/ and
+            val/, each with a folder per class, or the class folders themselves, which are then split).
+        root: folder that holds the data set; digits and folder:PATH do without it. Nothing is downloaded.
+        image_size: height and width that the network sees, pixels. Default: the images' own, 224 for photos.
+        batch_size: images per training step and process.
+        eval_batch_size: images per evaluation step and process.
+        workers: processes that read images, per process that trains; 0 reads in the training process itself.
+        augment: how training images are varied: none; light (flips, small crops); standard (the usual crops and
+            flips); strong (standard, random colour and shape changes, random erasing).
+        val_fraction: share of the images held out, where the data set has no test images of its own.
+        split_seed: seed of that split and of `limit`.
+        limit: training images per class, for studies of small data. Default: all.
+    """
+
+    name: str = "digits"
+    root: str = "data"
+    image_size: int | None = None
+    batch_size: int = 128
+    eval_batch_size: int = 256
+    workers: int = 0
+    augment: Augmentation = "standard"
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    limit: int | None = None
+
+
+def check(settings: DataSettings) -> None:
+    """Raise AdjoinedError for a setting out of its range."""
+    lowest = {"image_size": 4, "batch_size": 1, "eval_batch_size": 1, "workers": 0, "split_seed": 0, "limit": 1}
+    for name, least in lowest.items():
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise AdjoinedError(
+                "the number is too small", where=f"data.{name}", expected=f"at least {least}", got=value
+            )
+    if not 0 < settings.val_fraction < 1:
+        raise AdjoinedError(
+            "the share is out of range",
+            where="data.val_fraction",
+            expected="a number between 0 and 1, such as 0.2",
+            got=settings.val_fraction,
+        )
+    if settings.augment not in get_args(Augmentation):
+        raise AdjoinedError(
+            "unknown augmentation",
+            where="data.augment",
+            expected=f"one of {', '.join(get_args(Augmentation))}",
+            got=settings.augment,
+        )

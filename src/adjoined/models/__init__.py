@@ -1,0 +1,6 @@
+"""Networks by name: our own, torchvision's, timm's, and functions of your own code."""
+
+from adjoined.models.building import build
+from adjoined.models.specs import available, is_code, resolve
+
+__all__ = ["available", "build", "is_code", "resolve"]

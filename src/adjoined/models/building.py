@@ -1,0 +1,120 @@
+"""Build a network by its name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.models import own
+from adjoined.models.code import build_from_code
+from adjoined.models.libraries import build_timm, build_torchvision
+from adjoined.models.specs import is_code, resolve
+
+_OWN_FLAGS = ("num_classes", "in_channels", "image_size", "pretrained")
+
+
+def build(
+    spec: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    pretrained: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build the network that `spec` names, for images of this kind.
+
+    GoogLeNet and Inception of torchvision come without their auxiliary heads. Random weights are drawn from torch's
+    global generator. The name of a function runs that function: see `is_code`.
+
+    Args:
+        spec: a name in the grammar of `adjoined.models.specs`: `resnet20`, `timm:NAME`, `FILE.py:FUNCTION`, ...
+        num_classes: number of logits.
+        in_channels: channels of the images; pretrained weights of the first convolution are summed or repeated.
+        image_size: height and width of the images, in pixels, for networks whose shape depends on it.
+        pretrained: start from the weights that the library offers (fetched by it, once); the last layer is fresh if
+            the number of classes differs from theirs.
+        options: further arguments for the network, such as `{"width": 2}` for resnet20.
+
+    Returns:
+        A module in train mode, on the CPU, in float32: images (N, in_channels, H, W) to logits (N, num_classes).
+
+    Raises:
+        AdjoinedError: the model or an option is unknown, a function of the user's fails, weights cannot be had.
+
+    Example:
+        >>> network = build("resnet20", num_classes=100, options={"width": 2})
+        >>> network.fc
+        Linear(in_features=128, out_features=100, bias=True)
+    """
+    canonical, options = resolve(spec), dict(options or {})
+    _check(num_classes, in_channels, options)
+    source, _, name = canonical.partition(":")
+    if is_code(canonical):
+        offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+        return build_from_code(canonical, offered=offered, pretrained=pretrained, options=options)
+    if source == "adjoined":
+        return _build_own(name, num_classes, in_channels, pretrained, options)
+    build_library = build_timm if source == "timm" else build_torchvision
+    try:
+        return build_library(
+            name,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            pretrained=pretrained,
+            options=options,
+        )
+    except AdjoinedError:
+        raise
+    except Exception as error:  # the libraries raise whatever comes: TypeError, AssertionError, URLError, ...
+        asked = ["options"] * bool(options) + ["pretrained weights, which may have to be fetched"] * pretrained
+        raise AdjoinedError(
+            f"{source} does not build the network: {type(error).__name__}: {error}",
+            where=f"model {spec!r}",
+            fix=f"Look at its {' and its '.join(asked)}." if asked else "",
+        ) from error
+
+
+def _check(num_classes: int, in_channels: int, options: Mapping[str, Any]) -> None:
+    for flag, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise AdjoinedError("the number is too small", where=flag, expected="at least 1", got=value)
+    for option in options:
+        if option in _OWN_FLAGS:
+            raise AdjoinedError(
+                "this follows from the data and from `pretrained`, not from the options",
+                where=f"option {option}",
+                fix="Leave it out.",
+            )
+
+
+def _build_own(
+    name: str, num_classes: int, in_channels: int, pretrained: bool, options: Mapping[str, Any]
+) -> nn.Module:
+    builder = own.find(name)
+    assert builder is not None, f"resolve let {name} through"
+    if pretrained:
+        raise AdjoinedError(
+            "there are no pretrained weights for this network",
+            where=f"model adjoined:{name}",
+            fix="Leave `pretrained` out, or take a network of timm or torchvision.",
+        )
+    known = set(inspect.signature(builder).parameters) - set(_OWN_FLAGS)
+    for option in options:
+        if option not in known:
+            raise AdjoinedError(
+                "the network has no such option",
+                where=f"option {option} of model adjoined:{name}",
+                expected=f"one of {', '.join(sorted(known))}",
+            )
+    try:
+        return builder(num_classes=num_classes, in_channels=in_channels, **options)
+    except (TypeError, ValueError) as error:
+        raise AdjoinedError(
+            f"an option has no usable value: {error}", where=f"model adjoined:{name}", got=options
+        ) from error

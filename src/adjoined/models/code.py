@@ -1,0 +1,146 @@
+"""Networks that a function of the user's code returns."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from adjoined.errors import AdjoinedError
+
+
+def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, options: Mapping) -> nn.Module:
+    """Call the function that `spec` names and return its network.
+
+    Args:
+        spec: `FILE.py:FUNCTION` or `package.module:FUNCTION`.
+        offered: num_classes, in_channels, image_size; passed on as far as the function names them. A function that
+            takes **kwargs gets num_classes through them, and no other of these.
+        pretrained: passed on if True; the function must name it then.
+        options: all passed on.
+
+    Raises:
+        AdjoinedError: file, module or function are missing; an argument is not taken; the function raised, or
+            returned no torch.nn.Module.
+    """
+    place, _, function_name = spec.rpartition(":")
+    folder = Path(place).parent if place.endswith(".py") else Path.cwd()
+    with _importable(folder):  # kept during the call, too: functions may import on their own
+        function = _load_function(spec, place, function_name)
+        arguments = _arguments(spec, function, offered, pretrained=pretrained, options=options)
+        try:
+            model = function(**arguments)
+        except AdjoinedError:
+            raise
+        except Exception as error:
+            raise AdjoinedError(
+                f"the function raised {type(error).__name__}: {error}",
+                where=f"model {spec!r}",
+                got=f"{_last_line(error)}, called with {arguments}",
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise AdjoinedError(
+            "the function returned no network",
+            where=f"model {spec!r}",
+            expected="a torch.nn.Module",
+            got=type(model).__name__,
+        )
+    return model
+
+
+def _load_function(spec: str, place: str, name: str) -> Callable[..., object]:
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        raise AdjoinedError(
+            f"the import raised {type(error).__name__}: {error}",
+            where=f"model {spec!r}",
+            got=_last_line(error),
+            fix=f"Make sure that `import {Path(place).stem}` works in this environment, from this folder.",
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        near = difflib.get_close_matches(name, functions, n=3, cutoff=0.4) or functions[:5]
+        raise AdjoinedError(
+            "no such function",
+            where=f"model {spec!r}",
+            expected=f"a function {name} in {place}",
+            got=f"there are {', '.join(near)}" if near else "there are none",
+        )
+    return function
+
+
+def _load_file(path: Path) -> ModuleType:
+    # The name holds path and content, so that building twice gives the same classes, and an edited file new ones.
+    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
+    name = f"{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _arguments(
+    spec: str, function: Callable, offered: Mapping[str, Any], *, pretrained: bool, options: Mapping
+) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    named = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if pretrained and "pretrained" not in named:
+        raise AdjoinedError(
+            "the function cannot give pretrained weights",
+            where=f"model {spec!r}",
+            expected="a parameter `pretrained`",
+            got=f"parameters {', '.join(named) or 'none'}",
+        )
+    unknown = [] if takes_any else sorted(set(options) - named)
+    if unknown:
+        raise AdjoinedError(
+            "the function has no such option",
+            where=f"option {unknown[0]} of model {spec!r}",
+            expected=f"one of {', '.join(sorted(named - set(offered))) or 'none'}",
+        )
+    passed = {name: value for name, value in offered.items() if name in named and value is not None}
+    if takes_any:
+        passed.setdefault("num_classes", offered["num_classes"])
+    return {**passed, **({"pretrained": True} if pretrained else {}), **options}
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let imports find what lies in this folder, as for a script in it."""
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the user's code may have taken it away itself
+            sys.path.remove(entry)
+
+
+def _last_line(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno} of {error.filename}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"line {frame.lineno} of {frame.filename}"

@@ -1,0 +1,147 @@
+"""Networks of torchvision and timm, with any number of classes and input channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from adjoined.errors import AdjoinedError
+
+# What these would load is chosen by `pretrained` alone: options may come from a file that somebody else wrote.
+_FORBIDDEN = {
+    "torchvision": {"weights", "weights_backbone", "progress"},
+    "timm": {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "in_chans"},
+}
+
+
+@cache
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's classification networks."""
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+@cache
+def timm_names() -> list[str]:
+    """Return the names of timm's networks, without the tags of their weights."""
+    import timm
+
+    return timm.list_models()
+
+
+@cache
+def timm_knows(name: str) -> bool:
+    """Return whether timm lists this network, with or without a tag of weights (`resnet50.a1_in1k`)."""
+    import timm
+
+    return name in (timm.list_models(pretrained=True) if "." in name else timm_names())
+
+
+def build_torchvision(
+    name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool, options: Mapping
+) -> nn.Module:
+    """Build torchvision's network `name`; arguments and errors as in `adjoined.models.build`.
+
+    GoogLeNet and Inception come without their auxiliary heads, and renormalise RGB images as their weights expect,
+    pretrained or not, so that a network is rebuilt alike for weights of any origin.
+    """
+    from torchvision import models
+
+    _refuse_forbidden("torchvision", options)
+    known: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        known["transform_input"] = in_channels == 3
+        if not pretrained:  # with weights, torchvision sets both itself and suffers no other value
+            known |= {"aux_logits": False, "init_weights": True}
+    if image_size is not None and name.startswith("vit_"):
+        known["image_size"] = image_size
+    if image_size is not None and name.startswith("maxvit"):
+        known["input_size"] = (image_size, image_size)
+    model = models.get_model(name, **{**known, **options})
+    if pretrained:
+        _drop_auxiliary_heads(model)
+        _fit_head(model, num_classes)
+    if in_channels != 3:
+        _fit_stem(model, in_channels, pretrained=pretrained)
+    return model
+
+
+def build_timm(
+    name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool, options: Mapping
+) -> nn.Module:
+    """Build timm's network `name`; arguments and errors as in `adjoined.models.build`."""
+    import timm
+
+    _refuse_forbidden("timm", options)
+    config = timm.get_pretrained_cfg(name)
+    # Only networks with a fixed input size know the argument img_size; the others refuse it.
+    fixed = image_size is not None and config is not None and config.fixed_input_size
+    size = {"img_size": image_size} if fixed else {}
+    return timm.create_model(
+        name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **{**size, **options}
+    )
+
+
+def _refuse_forbidden(library: str, options: Mapping) -> None:
+    for option in sorted(_FORBIDDEN[library] & set(options)):
+        raise AdjoinedError(
+            "this is not an option of the network's shape",
+            where=f"option {option}",
+            fix="Weights come from the library's own collection, by `pretrained`; channels from the data.",
+        )
+
+
+def _drop_auxiliary_heads(model: nn.Module) -> None:
+    for name, absent in (("AuxLogits", None), ("aux1", None), ("aux2", None), ("aux_logits", False)):
+        if hasattr(model, name):
+            setattr(model, name, absent)
+
+
+def _fit_head(model: nn.Module, num_classes: int) -> None:
+    """Replace the last layer, if it has not `num_classes` outputs, by a fresh one."""
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    name, head = layers[-1]
+    if isinstance(head, nn.Linear) and head.out_features != num_classes:
+        _replace(model, name, nn.Linear(head.in_features, num_classes, bias=head.bias is not None))
+    elif isinstance(head, nn.Conv2d) and head.out_channels != num_classes:  # squeezenet classifies by a convolution
+        _replace(model, name, _convolution_like(head, head.in_channels, num_classes))
+
+
+def _fit_stem(model: nn.Module, in_channels: int, *, pretrained: bool) -> None:
+    """Replace the first convolution by one for `in_channels`, at the same variance of its outputs."""
+    from timm.models import adapt_input_conv
+
+    name, stem = next((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    fitted = _convolution_like(stem, in_channels, stem.out_channels)
+    with torch.no_grad():
+        if pretrained:
+            fitted.weight.copy_(adapt_input_conv(in_channels, stem.weight, base_chans=stem.in_channels))
+        else:
+            fitted.weight.normal_(std=stem.weight.std().item() * math.sqrt(stem.in_channels / in_channels))
+        if fitted.bias is not None and stem.bias is not None:
+            fitted.bias.copy_(stem.bias)
+    _replace(model, name, fitted)
+
+
+def _convolution_like(conv: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        conv.kernel_size,  # pyright: ignore[reportArgumentType]
+        stride=conv.stride,  # pyright: ignore[reportArgumentType]
+        padding=conv.padding,  # pyright: ignore[reportArgumentType]
+        dilation=conv.dilation,  # pyright: ignore[reportArgumentType]
+        bias=conv.bias is not None,
+        padding_mode=conv.padding_mode,
+    )
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,118 @@
+"""The grammar of model names. Nothing here builds a network or runs anybody's code.
+
+resnet56                     ours if we have it, else torchvision's, else timm's
+adjoined:NAME  torchvision:NAME  timm:NAME
+FILE.py:FUNCTION  package.module:FUNCTION     a function of the user's that returns a torch.nn.Module
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from adjoined.errors import AdjoinedError
+from adjoined.models import libraries, own
+
+_LIBRARIES: dict[str, Callable[[], list[str]]] = {
+    "adjoined": own.names,
+    "torchvision": libraries.torchvision_names,
+    "timm": libraries.timm_names,
+}
+
+
+def is_code(spec: str) -> bool:
+    """Return whether building this model imports a file or package of the user's, so runs code that it names.
+
+    Example:
+        >>> is_code("net.py:make"), is_code("package.module:make"), is_code("timm:resnet18"), is_code("resnet18")
+        (True, True, False, False)
+    """
+    place, _, function = spec.rpartition(":")
+    named = place.endswith(".py") or (bool(place) and all(part.isidentifier() for part in place.split(".")))
+    return named and place not in _LIBRARIES and function.isidentifier()
+
+
+def resolve(spec: str) -> str:
+    """Return the canonical form of a model's name, which means the same model wherever it is read.
+
+    No user code is imported: of `FILE.py:FUNCTION` only the file's presence is checked, of `package.module:FUNCTION`
+    nothing.
+
+    Args:
+        spec: a name in the grammar of this module.
+
+    Returns:
+        `LIBRARY:NAME`, or `/absolute/FILE.py:FUNCTION`, or `package.module:FUNCTION`.
+
+    Raises:
+        AdjoinedError: no library knows the name, with the nearest names; the file is missing; the form is wrong.
+
+    Example:
+        >>> resolve("resnet20"), resolve("resnet50")
+        ('adjoined:resnet20', 'torchvision:resnet50')
+    """
+    if is_code(spec):
+        return _resolve_code(spec)
+    library, _, name = spec.partition(":") if ":" in spec else ("", "", spec)
+    if (library and library not in _LIBRARIES) or spec.endswith(".py"):
+        raise AdjoinedError(
+            "no such form of a model's name",
+            where=f"model {spec!r}",
+            expected="NAME, timm:NAME, torchvision:NAME, adjoined:NAME, FILE.py:FUNCTION or package.module:FUNCTION",
+        )
+    searched = [library] if library else list(_LIBRARIES)
+    for each in searched:
+        if _knows(each, name):
+            return f"{each}:{name}"
+    raise _unknown(spec, name, searched)
+
+
+def available(prefix: str = "") -> list[str]:
+    """Return the canonical names of all models of the libraries, of which the full or the bare name has this prefix.
+
+    Example:
+        >>> available("resnet2")
+        ['adjoined:resnet20']
+        >>> len(available("timm:")) > 1000
+        True
+    """
+    library = prefix.partition(":")[0]
+    searched = [library] if ":" in prefix and library in _LIBRARIES else list(_LIBRARIES)
+    found = ((f"{each}:{name}", name) for each in searched for name in _LIBRARIES[each]())
+    return [spec for spec, name in found if spec.startswith(prefix) or name.startswith(prefix)]
+
+
+def _knows(library: str, name: str) -> bool:
+    if library == "adjoined":
+        return own.find(name) is not None
+    if library == "timm":
+        return libraries.timm_knows(name)
+    return name in _LIBRARIES[library]()
+
+
+def _resolve_code(spec: str) -> str:
+    place, _, function = spec.rpartition(":")
+    if not place.endswith(".py"):
+        return spec
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise AdjoinedError(
+            "the file of the model is missing",
+            where=f"model {spec!r}",
+            expected=f"a Python file {path}",
+            fix="Write the path as seen from the current folder, or a full one.",
+        )
+    return f"{path}:{function}"
+
+
+def _unknown(spec: str, name: str, searched: list[str]) -> AdjoinedError:
+    # One library's name beside another's may be the same; dict keeps the first, in the order of the search.
+    names = {each: f"{library}:{each}" for library in reversed(searched) for each in _LIBRARIES[library]()}
+    near = [names[each] for each in difflib.get_close_matches(name, names, n=4, cutoff=0.5)]
+    return AdjoinedError(
+        "unknown model",
+        where=f"model {spec!r}",
+        expected=f"a name of {', '.join(searched)}" + (f", such as {', '.join(near)}" if near else ""),
+        fix="For a model of your own write FILE.py:FUNCTION.",
+    )

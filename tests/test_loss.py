@@ -1,0 +1,261 @@
+"""Law 5 and all else that adjoined.loss promises.
+
+λ(0) = 0 and λ(t ≥ ½) = 1; the KL term is computed from log-softmax in float32, is >= 0, is 0 for equal outputs alone,
+and sends a gradient into both networks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adjoined.errors import AdjoinedError
+from adjoined.loss import adjoint_loss, adjoint_terms, kl_weight
+
+N, C = 16, 10
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(*shape: int) -> Tensor:
+    return torch.randint(C, shape, generator=torch.Generator().manual_seed(9))
+
+
+def literal_kl(p: Tensor, q: Tensor) -> Tensor:
+    """Σ p log(p / q) as it is written, in float64: one value for each sample and position."""
+    p, q = p.double().softmax(1), q.double().softmax(1)
+    return (p * (p / q).log()).sum(1)
+
+
+# λ(t)
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"), [(0, 0.0), (0.1, 0.04), (0.25, 0.25), (0.49, 0.9604), (0.5, 1.0), (0.51, 1.0), (1, 1.0)]
+)
+def test_weight_of_the_kl(progress: float, weight: float):
+    assert kl_weight(progress) == pytest.approx(weight, abs=1e-15)
+
+
+@pytest.mark.parametrize("progress", [-1e-9, 1 + 1e-9, 30, math.nan, math.inf])
+def test_progress_is_a_share(progress: float):
+    with pytest.raises(AdjoinedError, match=r"^progress: .*from 0 to 1, got .*step / total_steps"):
+        kl_weight(progress)
+    p = normal(2, C)
+    with pytest.raises(AdjoinedError, match=r"^progress: "):
+        adjoint_loss(p, p, labels(2), progress=progress)
+
+
+# Values
+
+
+def test_values_by_hand():
+    p, q, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([0])
+    share = 1 / (1 + math.exp(-2))
+    ce = -math.log(share)
+    kl = share * math.log(2 * share) + (1 - share) * math.log(2 * (1 - share))
+    terms = adjoint_terms(p, q, y)
+    assert (terms.ce.item(), terms.kl.item()) == pytest.approx((ce, kl), rel=1e-6)
+    for progress, weight in ((0.0, 0.0), (0.25, 0.25), (0.75, 1.0)):
+        assert adjoint_loss(p, q, y, progress=progress).item() == pytest.approx(ce + weight * kl, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(N, C), (4, C, 3, 5)])
+def test_terms_are_cross_entropy_and_the_literal_formula(shape: tuple[int, ...]):
+    p, q, y = normal(*shape, scale=2), normal(*shape, seed=1), labels(shape[0], *shape[2:])
+    terms = adjoint_terms(p, q, y)
+    for term in terms:
+        assert (term.dtype, term.shape) == (torch.float32, ())
+    torch.testing.assert_close(terms.ce, F.cross_entropy(p, y))
+    torch.testing.assert_close(terms.kl.double(), literal_kl(p, q).mean(), rtol=1e-5, atol=0)
+    whole = adjoint_loss(p, q, y, progress=0.25)
+    torch.testing.assert_close(whole, terms.ce + 0.25 * terms.kl)
+
+
+def test_kl_has_a_direction():
+    p, q, y = normal(N, C, scale=2), normal(N, C, seed=1), labels(N)
+    forward, backward = adjoint_terms(p, q, y).kl, adjoint_terms(q, p, y).kl
+    assert (forward - backward).abs() > 0.05
+
+
+def test_loss_does_not_depend_on_a_shift_of_the_logits():
+    p, q, y = normal(N, C), normal(N, C, seed=1), labels(N)
+    shifted = adjoint_loss(p + 5, q - normal(N, 1), y, progress=1.0)
+    torch.testing.assert_close(shifted, adjoint_loss(p, q, y, progress=1.0))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("distance", [1.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+def test_kl_is_never_negative(classes: int, distance: float):
+    for seed in range(20):
+        p = normal(8, classes, seed=seed, scale=3)
+        q = p + normal(8, classes, seed=seed + 100, scale=distance)
+        assert adjoint_terms(p, q, torch.zeros(8, dtype=torch.long)).kl >= 0
+
+
+@pytest.mark.parametrize("distance", [1.0, 1e-1, 1e-2, 1e-3])
+def test_kl_keeps_its_digits_where_the_networks_agree(distance: float):
+    p = normal(N, C, scale=3)
+    q = p + normal(N, C, seed=1, scale=distance)
+    kl = adjoint_terms(p, q, labels(N)).kl
+    assert kl.item() == pytest.approx(literal_kl(p, q).mean().item(), rel=1e-2)
+
+
+def test_kl_is_zero_for_equal_outputs_alone():
+    p, y = normal(N, C, scale=3), labels(N)
+    assert adjoint_terms(p, p.clone(), y).kl.item() == 0
+    q = p.clone()
+    q[3, 7] += 0.1  # one logit of one sample
+    assert adjoint_terms(p, q, y).kl.item() > 0
+
+
+@pytest.mark.parametrize("size", [1e4, 1e3, 88.0])
+def test_extreme_logits_stay_finite(size: float):
+    p, q = size * normal(N, C).sign(), size * normal(N, C, seed=1).sign()
+    p, q = p.requires_grad_(), q.requires_grad_()
+    loss = adjoint_loss(p, q, labels(N), progress=1.0)
+    gradients = torch.autograd.grad(loss, (p, q))
+    assert loss.isfinite()
+    assert all(each.isfinite().all() for each in gradients)
+    (sure, opposite), y = (size * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])).split(1), torch.tensor([0])
+    assert adjoint_terms(sure, opposite, y).kl.item() == pytest.approx(2 * size)
+    assert adjoint_terms(sure, sure, y).kl.item() == 0
+
+
+# Gradients
+
+
+def test_gradient_flows_into_both_networks():
+    p, q, y = normal(N, C).requires_grad_(), normal(N, C, seed=1).requires_grad_(), labels(N)
+    on_p, on_q = torch.autograd.grad(adjoint_terms(p, q, y).kl, (p, q))
+    share_p, share_q, difference = p.detach().softmax(1), q.detach().softmax(1), (p - q).detach()
+    torch.testing.assert_close(on_p, share_p * (difference - (share_p * difference).sum(1, keepdim=True)) / N)
+    torch.testing.assert_close(on_q, (share_q - share_p) / N)
+    assert on_p.abs().max() > 1e-3
+
+
+def test_detach_stops_the_gradient_of_the_kl_at_p_and_nothing_else():
+    p, q, y = normal(N, C).requires_grad_(), normal(N, C, seed=1).requires_grad_(), labels(N)
+    loss, detached = (adjoint_loss(p, q, y, progress=1.0, detach=detach) for detach in (False, True))
+    assert loss.item() == detached.item()
+    on_p, on_q = torch.autograd.grad(detached, (p, q))
+    torch.testing.assert_close(on_p, torch.autograd.grad(F.cross_entropy(p, y), p)[0])
+    torch.testing.assert_close(on_q, torch.autograd.grad(loss, q)[0])
+
+
+def test_at_the_start_the_small_network_has_no_gradient():
+    p, q, y = normal(N, C).requires_grad_(), normal(N, C, seed=1).requires_grad_(), labels(N)
+    on_p, on_q = torch.autograd.grad(adjoint_loss(p, q, y, progress=0.0), (p, q))
+    assert on_q.count_nonzero() == 0
+    torch.testing.assert_close(on_p, torch.autograd.grad(F.cross_entropy(p, y), p)[0])
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_loss_of_half_precision_logits_is_computed_in_float32(dtype: torch.dtype, autocast: bool):
+    p, q, y = normal(N, C, scale=3).to(dtype), normal(N, C, seed=1).to(dtype), labels(N)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        terms = adjoint_terms(p, q, y)
+    for term, expected in zip(terms, adjoint_terms(p.float(), q.float(), y), strict=True):
+        assert term.dtype == torch.float32
+        assert term.item() == expected.item()
+
+
+def test_gradient_comes_back_in_the_dtype_of_the_logits():
+    p, q = normal(N, C).bfloat16().requires_grad_(), normal(N, C, seed=1).bfloat16().requires_grad_()
+    gradients = torch.autograd.grad(adjoint_loss(p, q, labels(N), progress=1.0), (p, q))
+    assert [each.dtype for each in gradients] == [torch.bfloat16] * 2
+
+
+# Targets
+
+
+def test_label_smoothing_is_in_the_cross_entropy_alone():
+    p, q, y = normal(N, C), normal(N, C, seed=1), labels(N)
+    plain, smooth = (adjoint_terms(p, q, y, label_smoothing=share) for share in (0.0, 0.1))
+    log_p = p.double().log_softmax(1)
+    by_hand = -(0.9 * log_p[torch.arange(N), y] + 0.1 * log_p.mean(1)).mean()
+    torch.testing.assert_close(smooth.ce.double(), by_hand, rtol=1e-6, atol=0)
+    assert smooth.kl.item() == plain.kl.item()
+    loss = adjoint_loss(p, q, y, progress=1.0, label_smoothing=0.1)
+    torch.testing.assert_close(loss, smooth.ce + smooth.kl)
+
+
+def test_soft_targets():
+    p, q, first, second = normal(N, C), normal(N, C, seed=1), labels(N), labels(N).flip(0)
+    mixed = 0.3 * F.one_hot(first, C).float() + 0.7 * F.one_hot(second, C)
+    terms = adjoint_terms(p, q, mixed)
+    torch.testing.assert_close(terms.ce, 0.3 * F.cross_entropy(p, first) + 0.7 * F.cross_entropy(p, second))
+    assert terms.kl.item() == adjoint_terms(p, q, first).kl.item()
+    hard = adjoint_loss(p, q, F.one_hot(first, C).float(), progress=1.0)
+    torch.testing.assert_close(hard, adjoint_loss(p, q, first, progress=1.0))
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+def test_ignored_positions_count_in_neither_term(ignore_index: int):
+    p, q, y = normal(2, C, 4, 6), normal(2, C, 4, 6, seed=1), labels(2, 4, 6)
+    counted = torch.ones(2, 4, 6, dtype=torch.bool)
+    counted[0, :2] = counted[1, 3, 5] = False
+    y[~counted] = ignore_index
+    p, q = p.requires_grad_(), q.requires_grad_()
+    terms = adjoint_terms(p, q, y, ignore_index=ignore_index)
+    picked_p, picked_q = (z.movedim(1, -1)[counted] for z in (p, q))
+    torch.testing.assert_close(terms.ce, F.cross_entropy(picked_p, y[counted]))
+    torch.testing.assert_close(terms.kl.double(), literal_kl(picked_p, picked_q).mean(), rtol=1e-5, atol=0)
+    loss = adjoint_loss(p, q, y, progress=1.0, ignore_index=ignore_index)
+    torch.testing.assert_close(loss, terms.ce + terms.kl)
+    for gradient in torch.autograd.grad(loss, (p, q)):
+        assert gradient.movedim(1, -1)[~counted].count_nonzero() == 0
+        assert gradient.movedim(1, -1)[counted].count_nonzero() > 0
+
+
+def test_kl_without_any_counted_position_is_zero():
+    p, q = normal(2, C, 3, seed=0), normal(2, C, 3, seed=1)
+    assert adjoint_terms(p, q, torch.full((2, 3), -100)).kl.item() == 0
+
+
+# Families
+
+
+def test_family_adds_up_its_kl_terms():
+    p, y = normal(N, C).requires_grad_(), labels(N)
+    family = [normal(N, C, seed=seed) for seed in (1, 2, 3)]
+    apart = [adjoint_terms(p, q, y) for q in family]
+    for together in (adjoint_terms(p, family, y), adjoint_terms(p, tuple(family), y)):
+        assert together.ce.item() == apart[0].ce.item()
+        torch.testing.assert_close(together.kl, torch.stack([each.kl for each in apart]).sum())
+    one = adjoint_loss(p, family[:1], y, progress=0.5)
+    assert one.item() == adjoint_loss(p, family[0], y, progress=0.5).item()
+    detached = adjoint_terms(p, family, y, detach=True).kl
+    assert not detached.requires_grad
+
+
+# User mistakes
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "message"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, 2), r"^q: .*of one shape, got p \(4, 3\), q \(4, 2\)"),
+        (torch.zeros(4, 3), torch.zeros(3, 3), r"^q: .*got p \(4, 3\), q \(3, 3\)"),
+        (torch.zeros(4), torch.zeros(4), r"^p: .*no class dimension .*\(N, C, \.\.\.\)"),
+        (torch.zeros(4, 3), [torch.zeros(4, 3), torch.zeros(4, 2)], r"^q2: .*q2 \(4, 2\)"),
+        (torch.zeros(4, 3), [], r"^q: no small network's logits"),
+        ((torch.zeros(4, 3), torch.zeros(4, 3)), torch.zeros(4, 3), r"^p: not a tensor of logits .*got tuple\)"),
+        (torch.zeros(4, 3), [torch.zeros(4, 3), {"out": 1}], r"^q2: not a tensor of logits .*got dict\)"),
+    ],
+)
+def test_mistaken_logits_are_named(p: Tensor, q: Tensor, message: str):
+    for call in (adjoint_terms, lambda p, q, y: adjoint_loss(p, q, y, progress=0.0)):
+        with pytest.raises(AdjoinedError, match=message) as caught:
+            call(p, q, torch.zeros(4, dtype=torch.long))
+        assert "\n" not in str(caught.value)
