@@ -11,9 +11,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from theory_oracle import fisher, gradients, half_form, hessian, kl, normal, order
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.penalty import quadratic_penalty
 
@@ -256,6 +257,31 @@ def test_shrinkage_follows_the_canonical_correlations():
             torch.testing.assert_close(after, kept * before)
         moved = torch.linalg.solve(ss, sd @ (optimum_d - joint[S * pad :]))
         torch.testing.assert_close(joint[: S * pad], optimum_s + moved)
+
+
+def test_joint_network_without_nonlinearity_has_the_closed_form():
+    x = normal(N, S)
+
+    def force(scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the KL term on what the small network has of the last layer and on the rest; the closed form."""
+        first, last = nn.Linear(S, 16).double(), nn.Linear(16, C).double()
+        model = nn.Sequential(first, last)
+        with torch.no_grad():
+            for seed, weight in enumerate(model.parameters()):
+                weight.copy_(normal(*weight.shape, seed=seed))
+            last.weight[:, 8:] *= scale
+        p, q = adjoined.adjoin(model, x, alpha=2, round_to=1)(x)
+        heard = first(x)[:, 8:]
+        delta = heard @ last.weight[:, 8:].T
+        torch.testing.assert_close(p - q, delta)
+        torch.testing.assert_close(quadratic_penalty(p, q), half_form(p, delta).mean().float())
+        (gradient,) = gradients(kl(p, q).mean(), last.weight)
+        return gradient[:, :8], gradient[:, 8:], torch.einsum("ncd,nd,nj->cj", fisher(p), delta, heard) / N
+
+    _, on_dropped, closed_form = force(1.0)
+    torch.testing.assert_close(on_dropped, closed_form)
+    assert order(lambda scale: force(scale)[0].norm(), 0.001) == pytest.approx(2, abs=0.1)
+    assert order(lambda scale: force(scale)[1].norm(), 0.001) == pytest.approx(1, abs=0.1)
 
 
 # Section 2: private norms, and the deep network

@@ -81,6 +81,14 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def spread(plan: SlicePlan, name: str, part: Tensor) -> Tensor:
+    """Return zeros of the full shape of a tensor, with `part` at the places that the small network has."""
+    kept = [range(n) if i is None else i.tolist() for i, n in zip(plan.indices(name), plan.shapes[name], strict=True)]
+    full = torch.zeros(plan.shapes[name], dtype=part.dtype)
+    full[torch.meshgrid(*(torch.tensor(each) for each in kept), indexing="ij")] = part
+    return full
+
+
 def plan_of(model: nn.Module, *, size: int = 8, alpha: float = 4, round_to: int = 1, keep: tuple[str, ...] = ()) -> SlicePlan:
     return make_plan(model, torch.zeros(1, 3, size, size), alpha=alpha, round_to=round_to, keep=keep)
 
@@ -93,13 +101,16 @@ def conv(inputs: int, outputs: int, size: int = 3, **options: int) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """A small network of most usual parts: stem, residual block with norms, depthwise convolution, linear head."""
+    """A small network of most usual parts: stem, residual block with norms, depthwise convolution, linear head.
+
+    Convolutions before a BatchNorm have no bias: its gradient would be nothing but rounding.
+    """
 
     def __init__(self, width: int = 16, classes: int = 5) -> None:
         super().__init__()
-        self.stem, self.norm1 = conv(3, width), nn.BatchNorm2d(width)
-        self.inner, self.norm2 = conv(width, 2 * width), nn.BatchNorm2d(2 * width)
-        self.outer, self.norm3 = conv(2 * width, width), nn.BatchNorm2d(width)
+        self.stem, self.norm1 = conv(3, width, bias=False), nn.BatchNorm2d(width)
+        self.inner, self.norm2 = conv(width, 2 * width, bias=False), nn.BatchNorm2d(2 * width)
+        self.outer, self.norm3 = conv(2 * width, width, bias=False), nn.BatchNorm2d(width)
         self.depthwise = conv(width, width, groups=width)
         self.head = nn.Linear(width, classes)
 
@@ -120,8 +131,9 @@ class Flattened(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            conv(3, 16), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), conv(16, 24), nn.BatchNorm2d(24), nn.ReLU(),
-            nn.Flatten(), nn.Linear(24 * 16, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 5),
+            conv(3, 16, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            conv(16, 24, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.Flatten(),
+            nn.Linear(24 * 16, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 5),
         )  # fmt: skip
 
 
@@ -130,6 +142,22 @@ class TwoGroups(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            conv(3, 32), nn.BatchNorm2d(32), nn.ReLU(), conv(32, 64, groups=2), nn.BatchNorm2d(64), nn.ReLU(),
+            conv(3, 32, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            conv(32, 64, groups=2, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
             conv(64, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
         )  # fmt: skip
+
+
+class Concatenated(nn.Module):
+    """Two branches side by side: what reads both of them has its input channels in two pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = conv(3, 16, bias=False), conv(3, 24, bias=False)
+        self.norm = nn.BatchNorm2d(40)
+        self.inner = conv(40, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.cat([self.left(x), self.right(x)], 1)).relu()
+        return self.head(self.inner(x).relu().mean((2, 3)))

@@ -10,7 +10,8 @@ import argparse
 import json
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -58,6 +59,19 @@ def parse(
     except ArgumentError as error:
         raise _in_one_line(str(error), command, options) from error
     return tuple(each(**{field.name: values[field.name] for field in fields(each)}) for each in options)
+
+
+@contextmanager
+def input_set_by(flags: str) -> Iterator[None]:
+    """Where a model does not run on its input, say which flags shape the input."""
+    try:
+        yield
+    except AdjoinedError as error:
+        if "does not run on the example input" not in error.what:
+            raise
+        facts = {"expected": error.expected, "got": error.got}
+        fix = f"Look at {flags}: the model may need larger images or other channels."
+        raise AdjoinedError(error.what, where=error.where, **facts, fix=fix) from error
 
 
 def spelled(argv: Sequence[str], *options: type) -> list[str]:

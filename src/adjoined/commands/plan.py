@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from adjoined.commands.flags import parse
+from adjoined.commands.flags import input_set_by, parse
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
     )
     example = torch.zeros(1, options.channels, options.input_size, options.input_size)
     settings: dict[str, Any] = {"keep": tuple(options.keep), "round_to": options.round_to}
-    plans = [make_plan(model, example, alpha=a, compress=options.compress, **settings) for a in options.alphas]
+    with input_set_by("--input-size and --channels"):
+        plans = [make_plan(model, example, alpha=a, compress=options.compress, **settings) for a in options.alphas]
     if options.out:
         plans[0].save(options.out)
         print(f"plan saved: {options.out}", file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from adjoined.commands.finished import FinishedRun
     from adjoined.report.table import Table
+
+CALLS = 3
+"""Timed calls for each image and network; the median is told."""
 
 PURPOSE = "Classify images with both networks of a run, side by side."
 
@@ -52,32 +56,33 @@ def main(argv: Sequence[str]) -> None:
 
     run = open_run(options.run, options.model)
     with torch.inference_mode():
-        for network in run.networks:
-            network.module(run.example())  # the first call of a network is slow; it is not the one to be timed
         found = []
-        for path in options.images:
+        for number, path in enumerate(options.images):
             seen = _look(run, preprocess(run.info, load_image(path)), options.top)
             if options.json:
                 found.append({"image": path, "networks": seen})
             else:
+                print("" if number == 0 else "\n", end="")
                 show(_table(path, seen))
     if options.json:
         print(json.dumps(found, indent=1))
 
 
 def _look(run: FinishedRun, x: torch.Tensor, top: int) -> list[dict[str, Any]]:
-    """Return for each network its likeliest classes, their probabilities, and the time of the call, ms."""
+    """Return for each network its likeliest classes, their probabilities, and the time of a call, ms."""
     seen = []
     for network in run.networks:
-        begin = time.perf_counter()
-        logits = network.module(x)
-        milliseconds = 1000 * (time.perf_counter() - begin)
+        logits, times = network.module(x), []  # a first call is slow, and not timed
+        for _ in range(CALLS):
+            begin = time.perf_counter()
+            network.module(x)
+            times.append(1000 * (time.perf_counter() - begin))
         likeliest = logits[0].softmax(dim=0).topk(min(top, run.info.num_classes))
         guesses = [
             {"class": run.info.class_names[index], "probability": probability}
             for probability, index in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
         ]
-        seen.append({"name": network.label, "guesses": guesses, "milliseconds": milliseconds})
+        seen.append({"name": network.label, "guesses": guesses, "milliseconds": median(times)})
     return seen
 
 

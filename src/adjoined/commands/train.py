@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adjoined.commands.flags import early, parse, spelled
+from adjoined.commands.flags import early, input_set_by, parse, spelled
 from adjoined.errors import AdjoinedError
 from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
 
     from adjoined.training import is_main, train
 
-    train(settings, folder, resume=run.resume is not None, announce=_announce)
+    with input_set_by("--image-size"):
+        train(settings, folder, resume=run.resume is not None, announce=_announce)
     if is_main():
         _conclude(folder, settings)
 
@@ -135,9 +136,10 @@ def _announce(job: Job) -> None:
     base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(["base", *plans], costs, strict=True))
     title = f"{job.settings.model} on {job.images.info.name}, {job.images.info.image_size} px"
     if plans:
-        show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls), "")
+        show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls))
     else:
-        show(result_table(base, [], title=title), "")
+        show(result_table(base, [], title=title))
+    print()
 
 
 def _conclude(folder: Path, settings: Settings) -> None:
@@ -152,4 +154,5 @@ def _conclude(folder: Path, settings: Settings) -> None:
     figures = measure(run)
     table = outcome_table(run, figures)
     keep(run, figures, table)
-    show("", table, paths(run))
+    print()
+    show(table, paths(run))

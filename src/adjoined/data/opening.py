@@ -131,9 +131,8 @@ def _open_source(settings: DataSettings) -> Source:
         near = difflib.get_close_matches(settings.name, _SETS, n=1)
         raise AdjoinedError(
             "unknown data set",
-            where="data.name",
+            where=f"data set {settings.name!r}",
             expected=f"one of {', '.join(_SETS)}, folder:PATH",
-            got=settings.name,
             fix=f"Did you mean {near[0]}?" if near else "For a folder of images write folder:PATH.",
         )
     return _SETS[settings.name](Path(settings.root).expanduser())

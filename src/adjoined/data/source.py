@@ -50,7 +50,7 @@ def find(name: str, candidates: Iterable[Path], files: Iterable[str], *, how: st
         "the data are not there",
         where=f"data set {name}",
         expected=f"{', '.join(files)} in {' or '.join(str(folder.absolute()) for folder in candidates)}",
-        fix=f"{how} Or name another folder with data.root.",
+        fix=f"{how} Or name the folder where it is (--data-root, DataSettings.root).",
     )
 
 

@@ -97,7 +97,7 @@ def rebuild(description: Mapping[str, Any], *, where: object, model: Model | Non
                 got=told["spec"],
                 fix=f"Hand it in: load(..., model={told['spec']!r}), or a module, or a function that returns one.",
             )
-        model = told["spec"]
+        model = str(told["spec"])
     if isinstance(model, str):
         module = models.build(model, **size, options=told["options"])
     elif isinstance(model, nn.Module):

@@ -240,9 +240,8 @@ class LabelFlow(TorchDispatchMode):
 
     def tied_along(self, slot: Slot) -> set[int]:
         """Return the dimensions along which a slot changes from one set of tied channels to another."""
-        if self.strict or not varying(slot):
+        if not varying(slot):
             return set()
-        assert isinstance(self.ties, Ties)
         roots = torch.tensor([self.ties.find(label) for label in slot.reshape(-1).tolist()]).view(slot.shape)
         return set(varying(compress(roots)))
 

@@ -73,6 +73,11 @@ class Grouping:
         """Return the group of a label."""
         return self.of_root[self.roots[label]]
 
+    def narrowed_labels(self) -> list[bool]:
+        """Return for every label whether its group is narrowed, as the groups' `kept` say now."""
+        narrowed = {root for group in self.groups if group.kept < len(group.roots) for root in group.roots}
+        return [root in narrowed for root in self.roots]
+
     def kept_labels(self) -> list[bool]:
         """Return for every label whether the small network has it, as the groups' `kept` say now."""
         kept_roots = {root for group in self.groups for root in group.roots[: group.kept]}

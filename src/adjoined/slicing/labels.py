@@ -96,15 +96,22 @@ class Ties:
 
 
 class FrozenTies:
-    """The ties of a finished trace, for the second run on the small network: a new tie is an error."""
+    """The ties of a finished trace, for the second run on the small network: a new tie is an error.
 
-    def __init__(self, roots: list[int]) -> None:
-        self.roots = roots
+    Between groups at full width it is none: there the small network does what the base does.
+    """
+
+    def __init__(self, roots: list[int], narrowed: list[bool]) -> None:
+        self._roots, self._narrowed = roots, narrowed
+
+    def find(self, label: int) -> int:
+        """Return the root of the label's set."""
+        return self._roots[label]
 
     def tie(self, a: Slot, b: Slot, where: str) -> None:
         """Raise OutOfStep if the slots hold labels of two different sets."""
         for x, y in pairs(a, b):
-            if self.roots[x] != self.roots[y]:
+            if self._roots[x] != self._roots[y] and (self._narrowed[x] or self._narrowed[y]):
                 raise OutOfStep(f"two channel groups meet in {where}", (x, y))
 
     def pin(self, slot: Slot, why: str) -> None:

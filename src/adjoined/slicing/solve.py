@@ -112,7 +112,10 @@ def _settle(traced: Trace, grouping: Grouping, request: Request) -> SlicePlan:
         plan = _draft(traced, grouping, repairs, kept, request)
         small = plan.apply(traced.model)
         flow = LabelFlow(
-            FrozenTies(grouping.roots), traced.findings, unaligned=traced.unaligned, is_kept=kept.__getitem__
+            FrozenTies(grouping.roots, grouping.narrowed_labels()),
+            traced.findings,
+            unaligned=traced.unaligned,
+            is_kept=kept.__getitem__,
         )
         try:
             _try(flow, small, traced, plan)

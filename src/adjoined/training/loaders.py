@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,13 +32,6 @@ class RunData(LightningDataModule):
         self._train = self.images.train_loader(
             seed=self.settings.seed, rank=self.trainer.global_rank, world_size=self.trainer.world_size
         )
-        if len(self._train) == 0:
-            raise AdjoinedError(
-                "there is not one full batch of training images",
-                where="--batch-size",
-                got=self.settings.batch_size,
-                fix="Use a smaller one, or more images.",
-            )
 
     @property
     def steps(self) -> int:
@@ -47,11 +39,7 @@ class RunData(LightningDataModule):
         return ceil(len(self._train) / self.settings.accumulate) * self.settings.epochs
 
     def train_dataloader(self) -> DataLoader:
-        """Return the training images, at the epoch where the run goes on."""
-        assert self.trainer is not None
-        # Lightning makes the loader's iterator before it tells the sampler the epoch, and workers fetch at once.
-        epoch = self.trainer.fit_loop.epoch_progress.current.processed
-        self._train.sampler.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
+        """Return the training images; Lightning tells their sampler the epoch."""
         return self._train
 
     def val_dataloader(self) -> DataLoader:

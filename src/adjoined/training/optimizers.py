@@ -42,10 +42,11 @@ def make_schedule(settings: Settings, optimizer: Optimizer, steps: int) -> LRSch
         optimizer: its optimizer.
         steps: optimizer steps in the whole run.
     """
-    steps = max(steps, 2)
+    steps = max(steps, 3)
     warmup = min(round(steps * settings.warmup_epochs / settings.epochs), steps - 1)
     if settings.schedule == "onecycle":
-        return OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=max(warmup, 1) / steps)
+        # OneCycleLR divides by the length of each of its phases, which it counts from 0.
+        return OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=max(warmup, 2) / steps)
     cosine = CosineAnnealingLR(optimizer, T_max=steps - warmup)
     if warmup == 0:
         return cosine

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write

@@ -74,7 +74,11 @@ def _product(
     weight_in = flow.vector([s for s in b_slots if inner_b in varying(s)], inner_b)
     if read is not None or weight_in is not None:
         flow.tie_vectors(read, weight_in, "reads features of fixed width")
-    carried = [slot for slot in a_slots if varying(slot) and inner_a not in varying(slot)]
+    carried = [
+        flow.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot  # alike in every head of an attention
+        for slot in a_slots
+        if varying(slot) and inner_a not in varying(slot)
+    ]
     for slot in b_slots:  # labels along the batch alone go on, where the other factor brings none
         dims = set(varying(slot))
         if b_ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
@@ -96,7 +100,8 @@ def attention(flow: LabelFlow, call: Call) -> None:
     out = call.outputs[0]
     last, heads = out.ndim - 1, out.ndim - 3
     flow.tie_vectors(flow.vector(query, last), flow.vector(key, last), "attention with features of fixed width")
-    by_head = [flow.vector(slots, heads) for slots in (query, key, value)] if heads >= 0 else []
+    alone = [[slot for slot in slots if varying(slot) == (heads,)] for slots in (query, key, value)]
+    by_head = [flow.vector(slots, heads) for slots in alone] if heads >= 0 else []
     carried = []
     if any(labels is not None for labels in by_head):
         first = by_head[2]

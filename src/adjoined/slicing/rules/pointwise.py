@@ -42,9 +42,10 @@ def tie_elementwise(flow: LabelFlow, operands: Sequence[Tensor], out: Tensor) ->
             continue
         offset = ndim - tensor.ndim
         fixed = {d + offset for d, size in enumerate(tensor.shape) if size > 1} - dims
-        for slot in united:
+        for slot in list(united):
             if fixed & set(varying(slot)) and fixed & flow.tied_along(slot):
                 flow.pin(slot, "meets a tensor of fixed width")
+                united = [other for other in united if other is not slot]  # of fixed width from here on
     flow.carry(out, united)
 
 

@@ -1,0 +1,139 @@
+"""`adjoined evaluate RUN`: how good both networks of a run are, on its own validation images or on others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from adjoined.commands.flags import parse
+from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    from adjoined.commands.finished import FinishedRun
+    from adjoined.data import ImageData
+    from adjoined.report.table import Table
+    from adjoined.training.evaluate import Scores
+
+PURPOSE = (
+    "Measure both networks of a run: on its own validation images, which gives the run's own figures, or on others."
+)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to measure."""
+
+    run: str
+    """The run folder."""
+    data: str | None = None
+    """Other images of the same classes: a data set, or folder:PATH; none: those that the run was validated on."""
+    data_root: str | None = None
+    """Folder that holds the data sets; none: the run's."""
+    workers: int = 0
+    """Processes that load images; 0 loads them in this process."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, mps; the figures of a run are repeated to the last bit on the device it had."""
+    model: str | None = None
+    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
+    json: bool = False
+    """Print everything as JSON instead of a table."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure and print."""
+    (options,) = parse("evaluate", argv, EvaluateOptions, purpose=PURPOSE)
+    from adjoined.commands.finished import open_run
+    from adjoined.report.console import show
+    from adjoined.training.evaluate import evaluate
+
+    _check_device(options.device)
+    run = open_run(options.run, options.model)
+    images = _open_images(run, options)
+    measured = {
+        network.label: evaluate(network.module, images.val_loader(), run.info.num_classes, options.device)
+        for network in run.networks
+    }
+    recorded = _recorded(run) if options.data is None else {}
+    if options.json:
+        networks = [{"name": name, **asdict(scores)} for name, scores in measured.items()]
+        told = {"run": options.run, "data": images.settings.name, "measured_on": images.val_name, "networks": networks}
+        print(json.dumps(told | {"recorded": recorded or None}, indent=1))
+    else:
+        show(_table(options, images, measured, recorded))
+
+
+def _open_images(run: FinishedRun, options: EvaluateOptions) -> ImageData:
+    """Open the images to measure on, prepared as those that the run was validated on."""
+    from adjoined.data import open_data
+    from adjoined.data.images import ImageDataset
+    from adjoined.data.preprocessing import evaluation_transform
+    from adjoined.runs import RunFolder
+
+    settings = RunFolder(run.folder).read_settings().data_settings()
+    root, name = options.data_root or settings.root, options.data or settings.name
+    images = open_data(replace(settings, name=name, root=root, workers=options.workers, image_size=run.info.image_size))
+    for what in ("class_names", "channels"):
+        own, found = getattr(run.info, what), getattr(images.info, what)
+        if own != found:
+            raise AdjoinedError(
+                f"the images have other {what.replace('_', ' ')} than those the networks were trained on",
+                where=f"data {name}",
+                expected=_brief(own),
+                got=_brief(found),
+                fix="Take images of the same classes, with the same names.",
+            )
+    info = run.info
+    alike = ImageDataset(images.val.images, evaluation_transform(info), info.mean, info.std)
+    return replace(images, info=info, val=alike)
+
+
+def _recorded(run: FinishedRun) -> dict[str, dict[str, Any]]:
+    """Return what the run has measured itself: label -> top1, top5, loss."""
+    return {
+        network.label: {what: getattr(network.result, what) for what in ("top1", "top5", "loss")}
+        for network in run.networks
+    }
+
+
+def _table(
+    options: EvaluateOptions, images: ImageData, measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
+) -> Table:
+    from adjoined.report import numbers
+    from adjoined.report.table import Table
+
+    rows = tuple(
+        (name, numbers.percent(scores.top1), numbers.percent(scores.top5), f"{scores.loss:.4f}")
+        for name, scores in measured.items()
+    )
+    count = next(iter(measured.values())).images
+    title = f"{options.run} on {images.settings.name}: {count} images ({images.val_name})"
+    return Table(("", "top-1 accuracy", "top-5 accuracy", "loss"), rows, title, _comparison(measured, recorded))
+
+
+def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    from adjoined.report import numbers
+
+    if not recorded:
+        return ()
+    if all(scores.top1 == recorded[name]["top1"] for name, scores in measured.items()):
+        return ("These are the accuracies that the run has recorded.",)
+    told = ", ".join(f"{name} {numbers.percent(scores['top1'])}" for name, scores in recorded.items())
+    return (f"The run has recorded {told}: the images, the device or the versions of the libraries are others.",)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
+        reason = str(error).splitlines()[0]
+        raise AdjoinedError(f"the device cannot be used: {reason}", where="--device", got=device) from error
+
+
+def _brief(value: object) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return f"{len(value)} classes ({', '.join(map(str, value[:4]))}{', …' if len(value) > 4 else ''})"

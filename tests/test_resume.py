@@ -1,0 +1,231 @@
+"""Law 6: a run that is killed anywhere and resumed ends as the run that was not, to the bit on a CPU.
+
+The kills are real: this file, run as a program, forks a process for every run, and SIGKILL ends it. A program of its
+own, because a test process has threads, which a fork does not take along.
+"""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+# Everything that has a state: momentum, averages of the weights, mixing, dropout, warm-up, the best epochs so far.
+SETTINGS = {
+    "epochs": 3,
+    "warmup_epochs": 0.5,
+    "batch_size": 64,
+    "limit": 16,
+    "lr": 0.05,
+    "ema": 0.8,
+    "mixup": 0.4,
+    "log_every": 1,
+    "accelerator": "cpu",
+}
+OTHER = {
+    **SETTINGS,
+    "ema": 0.0,
+    "optimizer": "adamw",
+    "lr": 0.005,
+    "schedule": "onecycle",
+    "accumulate": 2,
+    "grad_clip": 1.0,
+    "workers": 1,
+    "checkpoint_every": 2,
+    "alpha": [2.0, 4.0],
+}
+MODEL = """
+from torch import nn
+
+def make(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.BatchNorm2d(32),
+        nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, num_classes),
+    )
+"""
+# (file, how many times it has been written before, when to kill)
+MOMENTS = [
+    ("settings.yaml", 0, "before the rename"),
+    ("last.ckpt", 0, "before the rename"),
+    ("last.ckpt", 1, "half written"),
+    ("best-small.ckpt", 0, "after the rename"),
+    ("metrics.csv", 1, "after the rename"),
+    ("base.safetensors", 0, "after the rename"),
+    ("run.json", 1, "before the rename"),
+]
+RANDOM_KILLS = 5
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Whole runs and killed ones: what happened to it -> its folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    seed = random.SystemRandom().randrange(10**6)
+    program = [sys.executable, __file__, str(folder), str(seed)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
+    return {name: folder / place for name, place in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def test_every_kind_of_kill_took_place(runs):
+    names = [name for name in runs if not name.startswith("whole")]
+    assert len(names) == len(MOMENTS) + RANDOM_KILLS + 1
+
+
+def test_a_killed_run_ends_with_the_weights_of_the_whole_one(runs):
+    for name, folder in runs.items():
+        whole = runs[_whole_of(name)]
+        files = sorted(each.name for each in whole.glob("*.safetensors"))
+        assert files[0] == "base.safetensors"
+        assert files == sorted(each.name for each in folder.glob("*.safetensors"))
+        for file in files:
+            assert (folder / file).read_bytes() == (whole / file).read_bytes(), f"{file}, {name}"
+            description = file.replace("safetensors", "json")
+            assert (folder / description).read_text() == (whole / description).read_text(), f"{description}, {name}"
+
+
+def test_a_killed_run_ends_with_the_history_of_the_whole_one(runs):
+    for name, folder in runs.items():
+        whole = _history(runs[_whole_of(name)])
+        assert [row["epoch"] for row in whole] == ["1", "2", "3"]
+        assert _history(folder) == whole, name
+
+
+def test_a_killed_run_ends_with_the_checkpoints_of_the_whole_one(runs):
+    for name, folder in runs.items():
+        whole = runs[_whole_of(name)] / "checkpoints"
+        files = sorted(each.name for each in whole.iterdir())
+        assert {"best-base.ckpt", "last.ckpt"} < set(files)
+        assert files == sorted(each.name for each in (folder / "checkpoints").iterdir()), name
+        for file in files:
+            ours, theirs = (torch.load(each / file, weights_only=True) for each in (folder / "checkpoints", whole))
+            for part in ("state_dict", "optimizer_states", "lr_schedulers", "current_model_state", "averaging_state"):
+                assert _equal(ours.get(part), theirs.get(part)), f"{part} of {file}, {name}"
+
+
+def test_nothing_is_left_over(runs):
+    for name, folder in runs.items():
+        record = json.loads((folder / "run.json").read_text())
+        assert record["finished"], name
+        assert not list(folder.rglob("*.part")), name
+
+
+def _whole_of(name: str) -> str:
+    return "whole, other" if name.endswith("other") else "whole"
+
+
+def _history(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def _equal(ours, theirs) -> bool:
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(_equal(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, (list, tuple)):
+        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+    return ours == theirs
+
+
+# ---- the program -----------------------------------------------------------------------------------------------------
+
+
+def main(folder: Path, seed: int) -> None:
+    torch.set_num_threads(1)
+    from adjoined.settings import Settings
+    from adjoined.training import run  # noqa: F401 - so that the forks need not import it
+
+    (folder / "net.py").write_text(MODEL)
+    model = {"model": f"{folder / 'net.py'}:make"}
+    settings, other = (Settings.from_dict({**each, **model}) for each in (SETTINGS, OTHER))
+    dice = random.Random(seed)
+    places = {}
+
+    def new(name: str) -> Path:
+        places[name] = f"run{len(places)}"
+        return folder / places[name]
+
+    seconds = _whole(settings, new("whole"))
+    _whole(other, new("whole, other"))
+    for file, times, when in MOMENTS:
+        place = new(f"{file} {times} {when}")
+        assert _run(settings, place, lambda at=(file, times, when): _die_at(*at)) == -signal.SIGKILL
+        assert _run(settings, place) == 0
+    for number in range(RANDOM_KILLS):
+        after = dice.uniform(0.05, 0.9) * seconds
+        _killed_after(after, settings, folder / places.setdefault(f"random {number}", f"run{len(places)}"))
+    _killed_after(seconds / 2, other, new("random, other"))
+    print(json.dumps(places))
+
+
+def _whole(settings, folder: Path) -> float:
+    began = time.monotonic()
+    assert _run(settings, folder) == 0
+    return time.monotonic() - began
+
+
+def _killed_after(seconds: float, settings, folder: Path) -> None:
+    while (ended := _run(settings, folder, kill_after=seconds)) == 0:  # it was faster than the whole run
+        folder.rename(folder.with_name(f"{folder.name}-too-fast-{seconds}"))
+        seconds /= 2
+    assert ended == -signal.SIGKILL
+    assert _run(settings, folder) == 0
+
+
+def _run(settings, folder: Path, prepare=lambda: None, kill_after: float | None = None) -> int:
+    """Train in a process of its own, and return how it ended."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            from rich.console import Console
+
+            from adjoined.training import train
+
+            prepare()
+            with open(os.devnull, "w") as nowhere:
+                train(settings, folder, resume=folder.exists(), console=Console(file=nowhere))
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _die_at(file: str, times: int, when: str) -> None:
+    """Arrange that this process kills itself around a certain rename."""
+    rename, written = os.replace, 0
+
+    def replace(source, target) -> None:
+        nonlocal written
+        its_time = Path(target).name == file and written == times
+        written += Path(target).name == file
+        if its_time and when != "after the rename":
+            if when == "half written":
+                os.truncate(source, os.path.getsize(source) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+        if its_time:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,134 @@
+"""Settings: what they refuse, how they travel, and the recipes."""
+
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from adjoined.errors import AdjoinedError
+from adjoined.methods import METHODS
+from adjoined.recipes import RECIPES, digits
+from adjoined.settings import PLACE_ONLY, Settings
+
+
+@pytest.mark.parametrize(
+    ("values", "flag"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"lr": 0.0}, "--lr"),
+        ({"lr": float("nan")}, "--lr"),
+        ({"alpha": 0.5}, "--alpha"),
+        ({"alpha": [2.0, 0.9]}, "--alpha"),
+        ({"alpha": []}, "--alpha"),
+        ({"compress": 0.5}, "--compress"),
+        ({"compress": 8.0, "alpha": [2.0, 4.0]}, "--compress"),
+        ({"val_fraction": 1.0}, "--val-fraction"),
+        ({"momentum": 1.0}, "--momentum"),
+        ({"label_smoothing": -0.1}, "--label-smoothing"),
+        ({"ema": 1.0}, "--ema"),
+        ({"mixup": -1.0}, "--mixup"),
+        ({"warmup_epochs": 5.0, "epochs": 5}, "--warmup-epochs"),
+        ({"devices": 0}, "--devices"),
+        ({"image_size": 0}, "--image-size"),
+        ({"limit": 0}, "--limit"),
+        ({"seed": -1}, "--seed"),
+        ({"method": "adjiont"}, "--method"),
+        ({"checkpoint_every": 0}, "--checkpoint-every"),
+    ],
+)
+def test_a_value_out_of_range_names_its_flag_in_one_line(values, flag):
+    with pytest.raises(AdjoinedError) as caught:
+        Settings(**values)
+    assert str(caught.value).startswith(f"{flag}: ")
+    assert "expected" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_method_that_is_misspelt_is_guessed():
+    with pytest.raises(AdjoinedError, match="Did you mean adjoint"):
+        Settings(method="adjiont")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_and_survives_yaml(name, tmp_path):
+    recipe = RECIPES[name]()
+    assert RECIPES[name].__doc__
+    file = tmp_path / "settings.yaml"
+    file.write_text(recipe.to_yaml())
+    assert Settings.from_yaml(file) == recipe
+
+
+def test_every_field_survives_yaml(tmp_path):
+    changed = Settings(
+        alpha=[2.0, 4.0], keep=["conv1", "layer1.*"], model_options={"width": 2, "name": "ä"}, lr=1e-5, limit=7, ema=0.9
+    )
+    file = tmp_path / "settings.yaml"
+    file.write_text(changed.to_yaml(), encoding="utf-8")
+    assert Settings.from_yaml(file) == changed
+    assert list(asdict(changed)) == [field.name for field in fields(Settings)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", "Did you mean epochs"),
+        ("lr: fast", "a value does not fit"),
+        ("keep: 3", "a value does not fit"),
+        ("optimizer: sgdd", "a value does not fit"),
+        ("- 1", "a YAML mapping"),
+        ("a: [", "cannot read the settings"),
+        ("epochs: -1", "--epochs"),
+    ],
+)
+def test_a_bad_yaml_file_is_refused_in_one_line(text, message, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(AdjoinedError, match=message) as caught:
+        Settings.from_yaml(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_yaml_file_is_refused(tmp_path):
+    with pytest.raises(AdjoinedError, match="cannot read"):
+        Settings.from_yaml(tmp_path / "none.yaml")
+
+
+def test_yaml_cannot_name_code(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: !!python/object/apply:os.getcwd []")
+    with pytest.raises(AdjoinedError, match="cannot read"):
+        Settings.from_yaml(file)
+
+
+def test_numbers_in_yaml_may_be_written_as_people_do(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("lr: 4e-3\nalpha: 4\n")
+    read = Settings.from_yaml(file)
+    assert (read.lr, read.alpha) == (0.004, 4)
+
+
+def test_differences_are_those_in_what_is_computed():
+    settings = Settings()
+    assert settings.differences(replace(settings, workers=3, data_root="elsewhere")) == []
+    assert settings.differences(replace(settings, lr=0.2, seed=1)) == ["lr", "seed"]
+    assert {field.name for field in fields(Settings)} >= PLACE_ONLY
+
+
+def test_a_batch_is_shared_by_the_processes():
+    settings = Settings(batch_size=64)
+    assert settings.data_settings(2).batch_size == 32
+    with pytest.raises(AdjoinedError, match=r"--batch-size: .* got 64\). Use 63"):
+        settings.data_settings(3)
+
+
+def test_the_recipes_of_the_paper_follow_its_authors():
+    for name, epochs, batch in (("paper-cifar100-resnet50", 100, 32), ("paper-imagenet-resnet50", 60, 256)):
+        recipe = RECIPES[name]()
+        assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (epochs, batch, 4e-3, 1e-2)
+        assert (recipe.schedule, recipe.optimizer, recipe.round_to, recipe.alpha) == ("onecycle", "adamw", 1, 4)
+        assert recipe.keep == ["conv1", "bn1", "layer1"]
+
+
+def test_the_default_is_the_digits_with_the_papers_method():
+    assert digits() == Settings()
+    assert list(METHODS)[0] == digits().method == "adjoint"
