@@ -69,10 +69,17 @@ def adjoint_terms(
         >>> round(terms.ce.item(), 4), terms.kl.item()
         (0.6931, 0.0)
     """
-    family = [q] if isinstance(q, Tensor) else list(q)
+    family = list(q) if isinstance(q, (list, tuple)) else [q]
     _check_logits(p, family)
-    ce = F.cross_entropy(p.float(), y, label_smoothing=label_smoothing, ignore_index=ignore_index)
-    counted = y != ignore_index if not y.is_floating_point() else None
+    _check_targets(p, y, label_smoothing)
+    if y.is_floating_point():
+        counted = None
+        ce = F.cross_entropy(p.float(), y, label_smoothing=label_smoothing)
+    else:  # torch's own mean is NaN where every target is ignored
+        counted = y != ignore_index
+        ce = F.cross_entropy(
+            p.float(), y, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum"
+        ) / counted.sum().clamp(min=1)
     log_p = F.log_softmax((p.detach() if detach else p).float(), dim=1)
     kl = torch.stack([_mean_kl(log_p, F.log_softmax(each.float(), dim=1), counted) for each in family]).sum()
     return AdjointTerms(ce, kl)
@@ -122,13 +129,40 @@ def adjoint_loss(
 
 
 def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None) -> Tensor:
-    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+    kl = _kl_by_class(log_p, log_q).sum(dim=1)
     if counted is None:
         return kl.mean()
     return torch.where(counted, kl, 0.0).sum() / counted.sum().clamp(min=1)
 
 
+def _kl_by_class(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return q − p + p log(p / q), whose sum over the classes is the KL divergence, since q and p both sum to 1.
+
+    Every term is >= 0, in floating point too, where the sum of p log(p / q) loses its digits and its sign near q = p.
+    """
+    p, log_ratio = log_p.exp(), log_q - log_p
+    near = log_ratio.clamp(-1, 1)  # so that expm1 cannot overflow, and send NaN gradients, where it is not used
+    return torch.where(log_ratio.abs() <= 1, p * (torch.expm1(near) - near), log_q.exp() - p - p * log_ratio)
+
+
+def _check_targets(p: Tensor, y: object, label_smoothing: float) -> None:
+    by_class = (p.shape[0], *p.shape[2:])
+    if not isinstance(y, Tensor) or y.shape != (p.shape if y.is_floating_point() else by_class):
+        raise AdjoinedError(
+            "the targets do not fit the logits",
+            where="y",
+            expected=f"class indices, int64 {by_class}, or class probabilities, float {tuple(p.shape)}",
+            got=f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__,
+        )
+    if not 0 <= label_smoothing <= 1:
+        raise AdjoinedError(
+            "not a share of the target", where="label_smoothing", expected="a number from 0 to 1", got=label_smoothing
+        )
+
+
 def _check_logits(p: object, family: Sequence[object]) -> None:
+    if not family:
+        raise AdjoinedError("no small network's logits", where="q", expected="at least one tensor", got="none")
     for name, logits in (("p", p), *((f"q{i + 1}" if len(family) > 1 else "q", q) for i, q in enumerate(family))):
         if not isinstance(logits, Tensor):
             raise AdjoinedError(
@@ -146,5 +180,3 @@ def _check_logits(p: object, family: Sequence[object]) -> None:
                 got=f"p {tuple(getattr(p, 'shape', ()))}, {name} {tuple(logits.shape)}",
                 fix="Call the loss as adjoint_loss(p, q, y, progress=...), in the order that the network returns.",
             )
-    if not family:
-        raise AdjoinedError("no small network's logits", where="q", expected="at least one tensor", got="none")
