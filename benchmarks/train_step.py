@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from environment import write
 from torch import Tensor, nn
 
 import adjoined
-from adjoined.models import build
+from adjoined.models import build, resolve
 from adjoined.slicing import measure_cost
 
 
@@ -44,7 +42,7 @@ def masked_twin(model: nn.Module, plan: adjoined.SlicePlan) -> nn.Module:
                 line[index.tolist()] = 1
                 mask = mask * line.view([-1 if d == dim else 1 for d in range(weight.ndim)])
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            shared = model.get_submodule(name)
+            shared: Any = model.get_submodule(name)
             del module._parameters["weight"]
             module.register_forward_pre_hook(lambda m, _, s=shared, k=mask: setattr(m, "weight", s.weight * k))
         elif isinstance(module, nn.BatchNorm2d):
@@ -99,7 +97,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = build(args.model, num_classes=1000, image_size=args.size)
+    model = build(resolve(args.model), num_classes=1000, image_size=args.size)
     x = torch.randn(args.batch, 3, args.size, args.size)
     y = torch.randint(0, 1000, (args.batch,))
     steps = variants(model, x, y, args.alpha)
@@ -119,24 +117,18 @@ def main() -> None:
         }
         for name, times in seconds.items()
     }
-    base, small = (
-        measure_cost(m, x[:1]).macs for m in (model, adjoined.adjoin(model, x[:1], alpha=args.alpha).extract())
+    small = adjoined.adjoin(model, x[:1], alpha=args.alpha).extract()
+    macs = [measure_cost(each, x[:1]).macs for each in (model, small)]
+    write(
+        {
+            "rounds": args.rounds,
+            "seed": 0,
+            "least possible by MACs": round(1 + macs[1] / macs[0], 3),
+            "ratio": "quartiles of variant / base, round by round",
+            "figures": figures,
+        },
+        args.out,
     )
-    result = {
-        "command": "python benchmarks/train_step.py " + " ".join(sys.argv[1:]),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu": platform.processor() or platform.machine(),
-        "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
-        "rounds": args.rounds,
-        "seed": 0,
-        "least possible by MACs": round(1 + small / base, 3),
-        "ratio is": "quartiles of (variant / base) round by round",
-        "figures": figures,
-    }
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

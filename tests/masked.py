@@ -21,7 +21,7 @@ WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def masked(model: nn.Module, plan: SlicePlan) -> nn.Module:
-    """Return a full-width copy of the model that computes what the small network should, with masks instead of slices."""
+    """Return a full-width copy of the model that computes with masks what the small network should with slices."""
     full = copy.deepcopy(model)
     norms = {name for name, module in full.named_modules() if isinstance(module, NORMS)}
     with torch.no_grad():

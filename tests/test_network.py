@@ -485,7 +485,7 @@ def test_distributed_data_parallel_in_one_process(tmp_path: Path):
 
 
 def test_checkpointed_activations():
-    options = dict(growth_rate=8, block_config=(2, 2), num_init_features=16, num_classes=5)
+    options = {"growth_rate": 8, "block_config": (2, 2), "num_init_features": 16, "num_classes": 5}
     from torchvision.models import DenseNet
 
     x = images(6, 3, 32, 32)

@@ -192,8 +192,7 @@ def _run(settings, folder: Path, prepare=lambda: None, kill_after: float | None 
             from adjoined.training import train
 
             prepare()
-            with open(os.devnull, "w") as nowhere:
-                train(settings, folder, resume=folder.exists(), console=Console(file=nowhere))
+            train(settings, folder, resume=folder.exists(), console=Console(quiet=True))
             code = 0
         except BaseException:
             import traceback

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +90,9 @@ def spread(plan: SlicePlan, name: str, part: Tensor) -> Tensor:
     return full
 
 
-def plan_of(model: nn.Module, *, size: int = 8, alpha: float = 4, round_to: int = 1, keep: tuple[str, ...] = ()) -> SlicePlan:
-    return make_plan(model, torch.zeros(1, 3, size, size), alpha=alpha, round_to=round_to, keep=keep)
+def plan_of(model: nn.Module, alpha: float = 4, **options: Any) -> SlicePlan:
+    """A plan with exact widths, for images of 8 x 8."""
+    return make_plan(model, torch.zeros(1, 3, 8, 8), alpha=alpha, **{"round_to": 1, **options})
 
 
 # ---- networks of our own -------------------------------------------------------------------------------------------

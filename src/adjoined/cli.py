@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()  # here, and not at the end of the process, a reader who has gone or a full disk can be told
+        return code
     except AdjoinedError as error:
         return _fail(f"error: {error}", USER_MISTAKE)
     except KeyboardInterrupt as stop:

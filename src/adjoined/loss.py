@@ -6,7 +6,7 @@ Shape legend: N samples, C classes, ... positions (none for classification, H, W
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ def adjoint_terms(
         >>> round(terms.ce.item(), 4), terms.kl.item()
         (0.6931, 0.0)
     """
-    family = list(q) if isinstance(q, (list, tuple)) else [q]
+    family: list[Any] = list(q) if isinstance(q, (list, tuple)) else [q]
     _check_logits(p, family)
     _check_targets(p, y, label_smoothing)
     if y.is_floating_point():

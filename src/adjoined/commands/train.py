@@ -153,6 +153,7 @@ def _conclude(folder: Path, settings: Settings) -> None:
     run = open_run(folder, settings.model if is_code(settings.model) else None)
     figures = measure(run)
     table = outcome_table(run, figures)
-    keep(run, figures, table)
+    if not (folder / "result.json").exists():
+        keep(run, figures, table)
     print()
     show(table, paths(run))

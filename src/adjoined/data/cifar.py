@@ -117,4 +117,6 @@ class _ArraysOnly(pickle.Unpickler):
                 return np.ndarray
             case "numpy", "dtype":
                 return lambda code, *_: np.dtype(code)  # the files' further arguments are deprecated
+            case "_codecs", "encode":  # how Python 3 writes bytes for Python 2
+                return lambda text, _: text.encode("latin1")
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is code that no CIFAR file needs")

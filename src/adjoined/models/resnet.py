@@ -89,8 +89,8 @@ class ResNet(nn.Module):
 
     Example:
         >>> network = ResNet(BasicBlock, depths=(1, 1), widths=(8, 16), num_classes=10, in_channels=1)
-        >>> network(torch.zeros(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
+        >>> network.layer2[0].conv1.weight.shape
+        torch.Size([16, 8, 3, 3])
     """
 
     def __init__(
@@ -140,7 +140,8 @@ def cifar_family(
         depth: number of layers, 6n + 2: 20, 32, 44, 56, 110.
         num_classes: number of logits.
         in_channels: channels of the images.
-        width: factor on all channels; resnet32 with `width=4` is the "resnet32x4" of the distillation papers.
+        width: factor on all channels: 4 gives 64, 128 and 256, as in the "resnet32x4" of the distillation literature
+            (whose stem keeps 32).
         zero_init: see `ResNet`.
 
     Raises:

@@ -72,8 +72,8 @@ def available(prefix: str = "") -> list[str]:
     """Return the canonical names of all models of the libraries, of which the full or the bare name has this prefix.
 
     Example:
-        >>> available("resnet2")
-        ['adjoined:resnet20']
+        >>> available("resnet110")
+        ['adjoined:resnet110']
         >>> len(available("timm:")) > 1000
         True
     """

@@ -113,7 +113,7 @@ def save_weights(module: nn.Module, path: Path) -> str:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _own_tensors(module).items()}
-    content = save(tensors, metadata={"format": "pt", "written_by": "adjoined"})
+    content = save(tensors, metadata={"format": "pt"})
     write_whole(path, lambda file: file.write(content))
     return hashlib.sha256(content).hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -48,7 +49,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     advice = "Delete it to start again from the beginning, or put a good copy there."
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # advice about files that are refused below anyway
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise AdjoinedError("no such checkpoint", where=path) from error
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

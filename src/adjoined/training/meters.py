@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 TOP5_FROM = 6
 """Top-5 accuracy says something from this many classes on."""
 
 
-class MeanCrossEntropy(Metric):
-    """Mean cross-entropy over all images seen, nats."""
+class Mean(Metric):
+    """Mean of a scalar over all images seen."""
 
     full_state_update = False
     total: Tensor
@@ -23,17 +23,25 @@ class MeanCrossEntropy(Metric):
 
     def __init__(self, *, sync_on_compute: bool = True) -> None:
         super().__init__(sync_on_compute=sync_on_compute)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Take in logits (N, K) and class indices (N,)."""
-        self.total += F.cross_entropy(preds.float(), target, reduction="sum")
-        self.images += len(target)
+    def update(self, value: Tensor | float, images: int) -> None:
+        """Take in the mean over some images, and how many they are."""
+        self.total += value * images
+        self.images += images
 
     def compute(self) -> Tensor:
-        """Return the mean, float64."""
+        """Return the mean."""
         return self.total / self.images
+
+
+class MeanCrossEntropy(Mean):
+    """Mean cross-entropy over all images seen, nats."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take in logits (N, K) and class indices (N,)."""
+        super().update(F.cross_entropy(preds.float(), target), len(target))
 
 
 def scores(num_classes: int, *, alone: bool = False) -> MetricCollection:
@@ -69,7 +77,7 @@ class EpochMeters:
     def __init__(self, networks: Iterable[str], num_classes: int, device: torch.device) -> None:
         names = list(networks)
         self.device = device
-        self.terms: dict[str, MeanMetric] = {}
+        self.terms: dict[str, Mean] = {}
         self.train_top1 = {name: accuracy(num_classes).to(device) for name in names}
         self.val_scores = {name: scores(num_classes).to(device) for name in names}
 
@@ -77,7 +85,7 @@ class EpochMeters:
         """Take in scalars of a batch, weighted by its images; a term may be missing from some batches."""
         for name, value in terms.items():
             if name not in self.terms:
-                self.terms[name] = MeanMetric(nan_strategy="disable").to(self.device)
+                self.terms[name] = Mean().to(self.device)
             self.terms[name].update(value, images)
 
     def add_train(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
@@ -93,7 +101,7 @@ class EpochMeters:
 
     def close(self) -> dict[str, float]:
         """Return the means of the epoch and start anew; every process must call it."""
-        found = {name: metric.compute() for name, metric in self.terms.items()}
+        found = {name: metric.compute() for name, metric in self.terms.items() if metric.update_called}
         found |= {f"train_{name}_top1": metric.compute() for name, metric in self.train_top1.items()}
         for name, collection in self.val_scores.items():
             found |= {f"val_{name}_{what}": value for what, value in collection.compute().items()}

@@ -1,0 +1,159 @@
+"""Two processes on half the batch each take the same steps as one; and a whole run on two devices.
+
+This file, run as a program, is what the processes execute: `step` compares steps under DistributedDataParallel,
+`train` is a run that Lightning spreads over two processes by starting the program once more.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+SETTINGS = {"epochs": 2, "warmup_epochs": 0, "batch_size": 32, "limit": 16, "accelerator": "cpu", "augment": "none"}
+CODE = """
+from torch import nn
+
+def make(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.GroupNorm(2, 16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes),
+    )
+"""
+
+
+def program(mode: str, folder: Path, devices: int = 2) -> str:
+    """Run this file as a program, and return what it printed."""
+    command = [sys.executable, __file__, mode, str(folder), str(devices)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    program("step", tmp_path)
+    one, two, start = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two", "start"))
+    assert list(one) == list(two)
+    moved = [name for name in one if not torch.allclose(one[name], start[name], atol=1e-4)]
+    assert any(name.startswith("base.") for name in moved)
+    assert any(name.startswith("smalls.") for name in moved)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[int, Path]:
+    """The same run on one device and on two: number of devices -> folder of the run and of what was printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "net.py").write_text(CODE)
+    for devices in (1, 2):
+        (folder / f"shown{devices}").write_text(program("train", folder, devices))
+    return {devices: folder / f"run{devices}" for devices in (1, 2)}
+
+
+def test_a_run_on_two_devices_is_the_run_on_one(runs):
+    from safetensors.torch import load_file
+
+    rows = {}
+    for devices, folder in runs.items():
+        with open(folder / "metrics.csv", newline="") as file:
+            rows[devices] = list(csv.DictReader(file))
+    assert [row["step"] for row in rows[1]] == ["5", "10"]
+    for one, two in zip(rows[1], rows[2], strict=True):
+        assert one["step"] == two["step"]
+        for name in ("loss", "kl", "lambda", "train_small_top1", "lr"):
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-4), name
+    for which in ("base", "small"):
+        one, two = (load_file(runs[devices] / f"{which}.safetensors") for devices in (1, 2))
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_every_process_returns_the_result_and_one_of_them_speaks(runs):
+    shown = (runs[2].parent / "shown2").read_text()
+    assert shown.count("epoch 1/2") == 1
+    results = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+    assert sorted(result["rank"] for result in results) == [0, 1]
+    assert results[0]["result"] == results[1]["result"]
+    assert results[0]["main"] != results[1]["main"]
+
+
+def test_the_finished_networks_of_two_devices_have_the_recorded_accuracy(runs):
+    recorded = json.loads((runs[2] / "small.json").read_text())["metrics"]
+    assert recorded["images"] == 359  # each of them once, though the processes' shares are padded to one length
+
+
+# ---- the program -----------------------------------------------------------------------------------------------------
+
+
+def step(folder: Path) -> None:
+    import adjoined
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.GroupNorm(4, 32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+    )
+    net = adjoined.adjoin(model, torch.zeros(1, 3, 8, 8), alpha=2)
+    x, y = torch.randn(3, 8, 3, 8, 8), torch.randint(10, (3, 8))
+    start = {name: each.clone() for name, each in net.state_dict().items()}
+    torch.save(start, folder / "start")
+
+    def trained(called: nn.Module, rank: int, ranks: int) -> dict[str, torch.Tensor]:
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        for images, labels, progress in zip(x, y, (0.2, 0.4, 0.9), strict=True):
+            p, q = called(images[rank::ranks])
+            loss = adjoined.adjoint_loss(p, q, labels[rank::ranks], progress=progress)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return {name: each.detach() for name, each in net.state_dict().items()}
+
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                store = torch.distributed.FileStore(str(folder / "store"), 2)
+                torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+                end = trained(nn.parallel.DistributedDataParallel(net), rank, 2)
+                if rank == 0:
+                    torch.save(end, folder / "two")
+                torch.distributed.barrier()
+                code = 0
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    for child in children:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    torch.save(trained(net, 0, 1), folder / "one")
+
+
+def run(folder: Path, devices: int) -> None:
+    from adjoined.settings import Settings
+    from adjoined.training import is_main, train
+
+    settings = Settings.from_dict({**SETTINGS, "model": f"{folder / 'net.py'}:make", "devices": devices})
+    result = train(settings, folder / f"run{devices}")
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    print(json.dumps({"rank": rank, "main": is_main(), "result": result.to_json()}), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mode, place, count = sys.argv[1:]
+    if mode == "step":
+        step(Path(place))
+    else:
+        run(Path(place), int(count))

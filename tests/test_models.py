@@ -1,0 +1,373 @@
+"""Our networks against published figures and torchvision's own; the grammar of names; building from code."""
+
+import math
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.models import available, build, is_code, resolve
+
+OURS = ["resnet20", "resnet110", "cifar_resnet18", "cifar_resnet50", "wide_resnet16_2", "digits_resnet"]
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "millions"),  # as the papers print them
+    [
+        ("resnet20", 10, 0.27),
+        ("resnet32", 10, 0.46),
+        ("resnet44", 10, 0.66),
+        ("resnet56", 10, 0.85),
+        ("resnet110", 10, 1.7),
+        ("cifar_resnet18", 10, 11.17),
+        ("cifar_resnet34", 100, 21.33),
+        ("cifar_resnet50", 100, 23.7),
+        ("wide_resnet40_4", 10, 8.9),
+        ("wide_resnet16_8", 10, 11.0),
+        ("wide_resnet28_10", 10, 36.5),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, classes, millions):
+    digits = len(str(millions).split(".")[1])
+    # Projection shortcuts add 2,752 parameters to the CIFAR family; the papers cut or round the last digit.
+    assert abs(count(build(name, num_classes=classes)) / 1e6 - millions) <= 10**-digits
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_our_networks_take_any_channels_and_size_and_learn_everywhere(name, channels, size):
+    network = build(name, num_classes=7, in_channels=channels)
+    logits = network(torch.randn(2, channels, size, size))
+    assert logits.shape == (2, 7)
+    logits.square().sum().backward()
+    idle = [key for key, parameter in network.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not idle
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_tensor_belongs_to_a_plain_layer(name):
+    holders = {type(m) for m in build(name, num_classes=2).modules() if list(m.parameters(recurse=False))}
+    assert holders == {nn.Conv2d, nn.BatchNorm2d, nn.Linear}
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_cifar_resnet_is_torchvision_s_behind_another_stem(depth):
+    ours = build(f"cifar_resnet{depth}", num_classes=10).eval()
+    theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=10).eval()
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    theirs.load_state_dict(ours.state_dict())  # strict: the names are theirs, too
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_digits_resnet_at_a_quarter_of_the_width_is_thirteen_times_smaller():
+    base, quarter = (build("digits_resnet", num_classes=10, in_channels=1, options={"width": w}) for w in (1, 0.25))
+    assert quarter.get_parameter("conv1.weight").shape[0] == 8
+    assert count(base) >= 13 * count(quarter)
+
+
+def test_convolutions_start_with_he_s_variance():
+    for name, weight in build("wide_resnet16_4", num_classes=10).named_parameters():
+        if weight.ndim == 4 and weight.numel() > 20_000:
+            outputs, _, height, width = weight.shape
+            assert weight.std().item() == pytest.approx(math.sqrt(2 / (outputs * height * width)), rel=0.05), name
+
+
+def test_zero_init_makes_a_block_without_projection_the_identity():
+    x = torch.rand(2, 16, 8, 8)
+    for zero_init in (True, False):
+        block = build("resnet20", num_classes=10, options={"zero_init": zero_init}).get_submodule("layer1.1")
+        assert torch.equal(block(x), x) == zero_init
+
+
+def test_the_same_seed_gives_the_same_network():
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat([p.flatten() for p in build("resnet20", num_classes=10).parameters()])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+# The grammar of names
+
+
+@pytest.mark.parametrize(
+    ("spec", "canonical"),
+    [
+        ("resnet20", "adjoined:resnet20"),
+        ("wide_resnet28_10", "adjoined:wide_resnet28_10"),
+        ("wide_resnet22_3", "adjoined:wide_resnet22_3"),  # not in the list of the usual ones
+        ("wide_resnet50_2", "torchvision:wide_resnet50_2"),
+        ("resnet50", "torchvision:resnet50"),
+        ("timm:resnet50", "timm:resnet50"),
+        ("timm:resnet50.a1_in1k", "timm:resnet50.a1_in1k"),
+        ("convnextv2_atto", "timm:convnextv2_atto"),
+        ("some.package:make", "some.package:make"),
+    ],
+)
+def test_resolve_gives_one_name_and_keeps_it(spec, canonical):
+    assert resolve(spec) == canonical
+    assert resolve(canonical) == canonical
+
+
+def test_every_available_name_resolves_to_itself():
+    ours = available("adjoined:")
+    assert {f"adjoined:{name}" for name in OURS} <= set(ours)
+    for spec in [*ours, *available("torchvision:"), *available("timm:")[::100]]:
+        assert resolve(spec) == spec
+    assert {"torchvision:resnet18", "timm:resnet18"} <= set(available("resnet18"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("resnt50", ["unknown model", "torchvision:resnet50"]),
+        ("timm:resnett18", ["unknown model", "timm:resnet18"]),
+        ("adjoined:wide_resnet50_2", ["unknown model", "adjoined:wide_resnet"]),
+        ("timm:hf-hub:someone/model", ["unknown model"]),
+        ("timm:local-dir:/tmp/model", ["unknown model"]),
+        ("hf-hub:someone/model", ["FILE.py:FUNCTION"]),
+        ("net.py", ["FILE.py:FUNCTION"]),
+        ("nowhere/net.py:make", ["nowhere/net.py", "missing"]),
+        ("", ["unknown model"]),
+    ],
+)
+def test_an_unknown_name_is_refused_in_one_line(spec, words):
+    with pytest.raises(AdjoinedError) as caught:
+        resolve(spec)
+    line = str(caught.value)
+    assert all(word in line for word in words)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("spec", ["net.py:make", "a/b/net.py:make", "package.module:make", "package:make"])
+def test_functions_are_code(spec):
+    assert is_code(spec)
+
+
+@pytest.mark.parametrize("spec", ["resnet18", "timm:resnet18", "torchvision:x", "adjoined:x", "hf-hub:a/b", "net.py"])
+def test_library_names_are_no_code(spec):
+    assert not is_code(spec)
+
+
+# torchvision and timm
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "torchvision:squeezenet1_1",  # classifies by a convolution
+        "torchvision:googlenet",  # has auxiliary heads and transforms its input
+        "torchvision:mobilenet_v3_small",
+        "torchvision:densenet121",
+        "torchvision:convnext_tiny",
+        "torchvision:vit_b_32",
+        "timm:resnet18",
+        "timm:vit_tiny_patch16_224",
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_libraries_networks_take_any_classes_and_channels(spec, channels):
+    network = build(spec, num_classes=7, in_channels=channels, image_size=64)
+    assert network.training
+    logits = network(torch.randn(2, channels, 64, 64))
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (2, 7)
+
+
+def test_another_number_of_channels_keeps_the_variance_of_the_stem():
+    stems = [build("resnet18", num_classes=2, in_channels=c).get_parameter("conv1.weight") for c in (1, 3, 6)]
+    first = stems[1].square().sum(dim=(1, 2, 3)).mean().item()
+    for stem in stems:
+        assert stem.square().sum(dim=(1, 2, 3)).mean().item() == pytest.approx(first, rel=0.15)
+
+
+@pytest.fixture
+def weights_of_squeezenet(tmp_path, monkeypatch) -> dict[str, torch.Tensor]:
+    """Weights where torchvision looks for those that it has fetched before."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    torch.manual_seed(3)
+    weights = torchvision.models.squeezenet1_1().state_dict()
+    url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(weights, tmp_path / "checkpoints" / url.rpartition("/")[2])
+    return weights
+
+
+def test_pretrained_weights_are_kept_but_for_head_and_stem(weights_of_squeezenet):
+    weights = weights_of_squeezenet
+    whole = build("squeezenet1_1", num_classes=1000, pretrained=True).state_dict()
+    assert all(torch.equal(whole[name], weights[name]) for name in weights)
+
+    fitted = build("squeezenet1_1", num_classes=5, in_channels=1, pretrained=True)
+    assert fitted(torch.randn(2, 1, 64, 64)).shape == (2, 5)
+    changed = {name for name, value in fitted.state_dict().items() if not torch.equal(value, weights[name])}
+    assert changed == {"features.0.weight", "classifier.1.weight", "classifier.1.bias"}
+    grey = fitted.get_parameter("features.0.weight")
+    torch.testing.assert_close(grey, weights["features.0.weight"].sum(dim=1, keepdim=True))
+
+
+def test_weights_that_cannot_be_fetched_are_an_error_in_one_line(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network here")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(socket.socket, "connect", offline)
+    monkeypatch.setattr(socket, "getaddrinfo", offline)
+    with pytest.raises(AdjoinedError, match=r"squeezenet1_1.*no network here.*pretrained weights"):
+        build("squeezenet1_1", num_classes=10, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [
+        ("resnet20", {"depth": 8}, ["option depth", "width, zero_init"]),
+        ("resnet20", {"width": 0.01}, ["option width", "0.01"]),
+        ("resnet20", {"width": "wide"}, ["resnet20", "wide"]),
+        ("wide_resnet16_1", {"dropout": 2}, ["wide_resnet16_1", "dropout"]),
+        ("resnet18", {"colour": 1}, ["resnet18", "colour", "options"]),
+        ("timm:resnet18", {"colour": 1}, ["timm:resnet18", "colour", "options"]),
+        ("resnet18", {"num_classes": 3}, ["option num_classes"]),
+        ("resnet18", {"weights": "DEFAULT"}, ["option weights", "pretrained"]),
+        ("timm:resnet18", {"checkpoint_path": "x.pt"}, ["option checkpoint_path"]),
+        ("timm:resnet18", {"pretrained_cfg": {"file": "x.pt"}}, ["option pretrained_cfg"]),
+    ],
+)
+def test_a_wrong_option_is_named(spec, options, words):
+    with pytest.raises(AdjoinedError) as caught:
+        build(spec, num_classes=10, options=options)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_right_options_reach_the_network():
+    assert build("wide_resnet16_1", num_classes=2, options={"dropout": 0.3}).get_submodule("layer1.0.dropout").p == 0.3
+    assert build("timm:resnet18", num_classes=2, options={"drop_rate": 0.4}).drop_rate == 0.4
+
+
+@pytest.mark.parametrize("wrong", [{"num_classes": 0}, {"num_classes": 2, "in_channels": 0}])
+def test_numbers_below_one_are_refused(wrong):
+    with pytest.raises(AdjoinedError, match="at least 1"):
+        build("resnet20", **wrong)
+
+
+def test_our_networks_have_no_pretrained_weights():
+    with pytest.raises(AdjoinedError, match="no pretrained weights"):
+        build("resnet20", num_classes=10, pretrained=True)
+
+
+# Code of the user's
+
+NET = """
+from torch import nn
+from beside_the_net import WIDTH
+
+class Net(nn.Sequential):
+    pass
+
+def make(num_classes, in_channels=3, *, extra=0):
+    return Net(nn.Conv2d(in_channels, WIDTH + extra, 3), nn.Flatten(), nn.LazyLinear(num_classes))
+
+def sized(num_classes, image_size, pretrained=False):
+    return Net(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes, bias=not pretrained))
+
+def anything(**options):
+    return Net(nn.Linear(options.pop("inputs"), options.pop("num_classes")), *options)
+
+def fails(num_classes):
+    raise RuntimeError("no such luck")
+
+def no_network():
+    return 5
+"""
+
+
+@pytest.fixture
+def net(tmp_path) -> Path:
+    (tmp_path / "beside_the_net.py").write_text("WIDTH = 6\n")
+    path = tmp_path / "net.py"
+    path.write_text(NET)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _imports_as_they_were(monkeypatch):
+    before = dict(sys.modules), list(sys.path)
+    yield
+    assert sys.path == before[1]
+    for name in set(sys.modules) - set(before[0]):
+        if "net" in name and str(getattr(sys.modules[name], "__file__", "")).find("pytest-of") >= 0:
+            del sys.modules[name]
+
+
+def test_a_function_of_a_file_gets_what_it_takes(net):
+    network = build(f"{net}:make", num_classes=4, in_channels=1, image_size=16, options={"extra": 2})
+    assert network[0].weight.shape == (8, 1, 3, 3)
+    assert network(torch.randn(2, 1, 16, 16)).shape == (2, 4)
+    assert build(f"{net}:sized", num_classes=4, image_size=8)[1].weight.shape == (4, 192)
+    assert build(f"{net}:sized", num_classes=4, image_size=8, pretrained=True)[1].bias is None
+    assert build(f"{net}:anything", num_classes=4, options={"inputs": 3})[0].weight.shape == (4, 3)
+
+
+def test_a_function_of_a_package_is_found_from_the_current_folder(net, monkeypatch):
+    monkeypatch.chdir(net.parent)
+    assert build("net:make", num_classes=4)[0].weight.shape == (6, 3, 3, 3)
+    assert build("torchvision.models.resnet:resnet18", num_classes=4).fc.out_features == 4
+
+
+def test_resolve_runs_no_code_and_gives_a_full_path(tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("trap.py:make") == f"{tmp_path.resolve() / 'trap.py'}:make"
+    assert resolve("trap:make") == "trap:make"
+
+
+def test_building_twice_gives_one_class_and_an_edited_file_another(net):
+    first, again = (type(build(f"{net}:make", num_classes=2)) for _ in range(2))
+    assert first is again
+    net.write_text(NET.replace("WIDTH + extra", "2 * WIDTH"))
+    edited = build(f"{net}:make", num_classes=2)
+    assert type(edited) is not first
+    assert edited[0].out_channels == 12
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "words"),
+    [
+        ("maek", {}, ["no such function", "make"]),
+        ("WIDTH", {}, ["no such function"]),
+        ("fails", {}, ["RuntimeError: no such luck", "line 18", "net.py"]),
+        ("no_network", {}, ["no network", "int"]),
+        ("make", {"options": {"extras": 1}}, ["option extras", "one of extra"]),
+        ("make", {"pretrained": True}, ["pretrained"]),
+        ("sized", {}, ["TypeError", "image_size"]),
+    ],
+)
+def test_a_function_that_fails_is_an_error_in_one_line(net, function, arguments, words):
+    with pytest.raises(AdjoinedError) as caught:
+        build(f"{net}:{function}", num_classes=2, **arguments)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("import nothing_like_this", "nothing_like_this"), ("def make(:", "SyntaxError")]
+)
+def test_a_file_that_cannot_be_imported_is_an_error_with_its_line(tmp_path, text, word):
+    (tmp_path / "broken_net.py").write_text(f"\n{text}\n")
+    with pytest.raises(AdjoinedError, match=rf"{word}.*line 2 of"):
+        build(f"{tmp_path / 'broken_net.py'}:make", num_classes=2)
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(AdjoinedError, match="no_such_package"):
+        build("no_such_package.nets:make", num_classes=2)
