@@ -15,6 +15,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,19 @@ def masked_twin(model: nn.Module, plan: adjoined.SlicePlan) -> nn.Module:
                 line[index.tolist()] = 1
                 mask = mask * line.view([-1 if d == dim else 1 for d in range(weight.ndim)])
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            shared: Any = model.get_submodule(name)
             del module._parameters["weight"]
-            module.register_forward_pre_hook(lambda m, _, s=shared, k=mask: setattr(m, "weight", s.weight * k))
+            module.register_forward_pre_hook(partial(_bind_masked, model.get_submodule(name), mask))
         elif isinstance(module, nn.BatchNorm2d):
-            mask = mask.view(1, -1, 1, 1)
-            module.register_forward_hook(lambda _module, _input, out, k=mask: out * k)
+            module.register_forward_hook(partial(_zero_channels, mask.view(1, -1, 1, 1)))
     return twin
+
+
+def _bind_masked(shared: nn.Module, mask: Tensor, module: nn.Module, _inputs: Any) -> None:
+    module.weight = shared.get_parameter("weight") * mask
+
+
+def _zero_channels(mask: Tensor, _module: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
+    return out * mask
 
 
 def variants(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> dict[str, Callable[[], None]]:

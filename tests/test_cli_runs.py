@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from adjoined.cli import main
+from adjoined.commands.outcome import measure
 from adjoined.data import load_image, preprocess
 from adjoined.runs import load
 from adjoined.runs.lock import locked
@@ -38,6 +40,12 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     assert err.startswith("adjoined: error: ")
     assert err.count("\n") == 1
     return err
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spend less time on the latency, which no test looks at."""
+    monkeypatch.setattr("adjoined.commands.outcome.measure", partial(measure, seconds=0.1))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import random
+import re
 
 import numpy as np
 import pytest
@@ -181,14 +182,11 @@ def test_a_damaged_image_is_named_in_the_same_line_from_every_worker(tmp_path):
     broken = tmp_path / "b" / "5.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
 
-    lines = []
+    line = rf"^{re.escape(str(broken))}: the image cannot be read: [^\n]*\.$"
     for workers in (0, 2):
         data = open_data(DataSettings(name=f"folder:{tmp_path}", image_size=16, batch_size=2, workers=workers))
-        with pytest.raises(AdjoinedError) as caught:
+        with pytest.raises(AdjoinedError, match=line):
             list(itertools.chain(data.train_loader(seed=0), data.val_loader()))
-        lines.append(str(caught.value))
-    assert lines[0] == lines[1]
-    assert lines[0].startswith(f"{broken}: the image cannot be read")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])

@@ -97,7 +97,13 @@ def step(folder: Path) -> None:
 
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 32, 3), nn.GroupNorm(4, 32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+        nn.Conv2d(3, 32, 3),
+        nn.GroupNorm(4, 32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
     )
     net = adjoined.adjoin(model, torch.zeros(1, 3, 8, 8), alpha=2)
     x, y = torch.randn(3, 8, 3, 8, 8), torch.randint(10, (3, 8))
@@ -120,8 +126,8 @@ def step(folder: Path) -> None:
         if child == 0:
             code = 1
             try:
-                store = torch.distributed.FileStore(str(folder / "store"), 2)
-                torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+                meeting = f"file://{folder / 'meeting'}"
+                torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
                 end = trained(nn.parallel.DistributedDataParallel(net), rank, 2)
                 if rank == 0:
                     torch.save(end, folder / "two")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from masked import masked, relative_error
 from torch import Tensor, nn
-from zoo import Flattened, TwoGroups, images, lively, make_plan, parameters, small_inner_layer, torchvision_model
+from zoo import Flattened, TwoGroups, images, lively, parameters, seeded, small_inner_layer, torchvision_model
 
+from adjoined.slicing import make_plan
 from adjoined.slicing.index import Index
 
 EQUAL, DIFFERENT = 1e-8, 1e-4
@@ -29,9 +30,7 @@ class Case(NamedTuple):
 
     def build(self) -> nn.Module:
         own: dict[str, Callable[[], nn.Module]] = {"flattened": Flattened, "two groups": TwoGroups}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return own[self.network]() if self.network in own else torchvision_model(self.network)
+        return seeded(own[self.network]) if self.network in own else torchvision_model(self.network)
 
 
 SMALL = {"flattened": 8, "two groups": 8, "vgg16_bn": 32}
@@ -95,15 +94,14 @@ def test_sliced_equals_masked_for_every_alpha_and_rounding(case: Case):
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-def test_one_shifted_index_of_the_plan_is_seen(dim: int):
+def test_shifted_indices_of_the_plan_are_seen(dim: int):
     x = images(2, 3, 8, 8, dtype=torch.float64)
-    model = lively(Flattened(), x)
+    model = lively(seeded(Flattened), x)
     plan = make_plan(model, x, round_to=1)
     indices = list(plan.indices("4.weight"))
     kept = indices[dim]
     assert kept is not None
-    last = kept.tolist()[-1]
-    indices[dim] = Index.of([*kept.tolist()[:-1], last + 1])
+    indices[dim] = Index.of(i + 1 for i in kept.tolist())
     shifted = replace(plan, tensors=plan.tensors | {"4.weight": tuple(indices)})
     with torch.no_grad():
         wrong = shifted.apply(model)(x)

@@ -131,4 +131,4 @@ def test_the_recipes_of_the_paper_follow_its_authors():
 
 def test_the_default_is_the_digits_with_the_papers_method():
     assert digits() == Settings()
-    assert list(METHODS)[0] == digits().method == "adjoint"
+    assert next(iter(METHODS)) == digits().method == "adjoint"

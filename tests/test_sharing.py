@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import conv, images, spread
+from zoo import conv, images, seeded, spread
 
 from adjoined import adjoin
 from adjoined.sharing import Indices, share
@@ -180,11 +180,11 @@ class SumOfConvolutions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two, self.three = conv(8, 8), conv(8, 8), conv(8, 8)
+        self.one, self.two, self.three = (conv(8, 8, bias=False) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.one.weight + self.two.weight + self.three.weight
-        return F.conv2d(x, weight, self.one.bias, padding=1) + (self.two.bias + self.three.bias)[:, None, None]
+        return F.conv2d(x, weight, padding=1)
 
 
 class ConvOverridden(nn.Conv2d):
@@ -246,9 +246,7 @@ LAYERS: list[Callable[[], nn.Module]] = [
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
 @pytest.mark.parametrize("alpha", [1, 2])
 def test_every_weight_gets_the_sum_of_the_independent_gradients(layer: Callable[[], nn.Module], alpha: float):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Wrapped(layer()).double()
+    model = seeded(lambda: Wrapped(layer())).double()
     x = images(4, 3, 8, 8, dtype=torch.float64)
     net = adjoin(model, x, alpha=alpha, round_to=1)
     base, small = Wrapped(layer()).double(), net.extract()
@@ -271,9 +269,7 @@ def test_every_weight_gets_the_sum_of_the_independent_gradients(layer: Callable[
 
 def test_gradient_penalty_through_the_joint_network():
     """Double backward over a whole network: the gradient of a gradient's norm, as in WGAN-GP or SAM's analyses."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Wrapped(conv(8, 8)).double()
+    model = seeded(lambda: Wrapped(conv(8, 8))).double()
     x = images(4, 3, 8, 8, dtype=torch.float64)
     net = adjoin(model, x, alpha=2, round_to=1)
 

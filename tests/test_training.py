@@ -2,8 +2,6 @@
 
 import csv
 import io
-import pickle
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from tiny_runs import QUIET, TINY, with_code
 from torch import nn
 
-from adjoined.errors import AdjoinedError
 from adjoined.loss import kl_weight
 from adjoined.methods import METHODS
 from adjoined.models import build
@@ -24,39 +22,11 @@ from adjoined.training.job import make_job
 from adjoined.training.meters import EpochMeters
 from adjoined.training.optimizers import make_optimizer, make_schedule, parameter_groups
 
-TINY = Settings(epochs=2, warmup_epochs=0, batch_size=32, limit=16, model_options={"width": 0.5}, accelerator="cpu")
-QUIET = Console(quiet=True)
-
-# No BatchNorm: a batch is the mean of its parts. It can be told to fail at a training step: by a NaN, or by Ctrl-C.
-CODE = """
-import torch
-from torch import nn
-
-class Net(nn.Sequential):
-    def __init__(self, num_classes, fails_at, by):
-        super().__init__(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, num_classes))
-        self.fails_at, self.by, self.steps = fails_at, by, 0
-
-    def forward(self, x):
-        z = super().forward(x)
-        self.steps += self.training
-        if self.training and self.steps == self.fails_at:
-            if self.by == "ctrl-c":
-                raise KeyboardInterrupt
-            z = z * float("nan")
-        return z
-
-def make(num_classes, fails_at=-1, by="nan"):
-    return Net(num_classes, fails_at, by)
-"""
-
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Settings:
     """Settings for a network without BatchNorm; 160 images, five steps an epoch."""
-    file = tmp_path_factory.mktemp("code") / "net.py"
-    file.write_text(CODE)
-    return replace(TINY, model=f"{file}:make", model_options={}, augment="none")
+    return with_code(tmp_path_factory.mktemp("code"))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +141,7 @@ def test_what_should_not_matter_does_not(change, run, tmp_path):
 
 def test_another_seed_gives_other_networks(run, tmp_path):
     other = train(replace(TINY, seed=1), tmp_path / "run", console=QUIET)
-    assert not torch.equal(load(other.folder).fc.weight, load(run.folder).fc.weight)
+    assert not torch.equal(weights_of(other.folder, "base")["fc.weight"], weights_of(run.folder, "base")["fc.weight"])
 
 
 def test_two_half_batches_accumulated_are_one_batch(plain, tmp_path):
@@ -284,7 +254,9 @@ def test_every_parameter_is_trained_once_and_vectors_do_not_decay():
     trained = [id(each) for group in groups for each in group["params"]]
     assert sorted(trained) == sorted(id(each) for each in network.parameters())
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-    norms = {id(each) for module in network.modules() if isinstance(module, nn.BatchNorm2d) for each in module.parameters()}
+    norms = {
+        id(each) for module in network.modules() if isinstance(module, nn.BatchNorm2d) for each in module.parameters()
+    }
     assert norms
     assert norms <= {id(each) for each in groups[1]["params"]}
     assert all(each.ndim == 1 for each in groups[1]["params"])
@@ -311,115 +283,3 @@ def test_the_learning_rate_rises_to_its_height_and_falls(schedule, warmup, steps
         assert max(rates) == pytest.approx(0.4)
         assert rates[-1] < 0.01
         assert abs(top - 50 * warmup) <= 1
-
-
-# ---- how it fails ----------------------------------------------------------------------------------------------------
-
-
-def failing(settings: Settings, step: int, by: str) -> Settings:
-    return replace(settings, model_options={"fails_at": step, "by": by})
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_stays(plain, tmp_path):
-    settings = failing(plain, 5 + 3 + 1, "nan")  # the forward pass that made the plan is none in training mode
-    with pytest.raises(AdjoinedError, match=r"epoch 2, step \d+: .*finite.*got nan.*Lower --lr .*--grad-clip") as caught:
-        train(settings, tmp_path / "run", console=QUIET)
-    assert "\n" not in str(caught.value)
-    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert all(each.isfinite().all() for each in last["state_dict"].values())
-    assert [row["epoch"] for row in rows_of(tmp_path / "run")] == [1]
-
-
-def test_ctrl_c_says_how_to_go_on(plain, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="adjoined train --resume"):
-        train(failing(plain, 3, "ctrl-c"), tmp_path / "run", console=QUIET)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.parametrize("file", ["checkpoints/.last.ckpt.part", ".metrics.csv.part", ".small.safetensors.part"])
-def test_a_full_disk_loses_nothing(file, plain, tmp_path):
-    folder = tmp_path / "run"
-
-    def fill_disk(_) -> None:
-        place = folder / file
-        place.parent.mkdir(exist_ok=True)
-        place.symlink_to("/dev/full")  # every write to it finds no space left
-
-    with pytest.raises(AdjoinedError, match="the disk is full.*--resume") as caught:
-        train(plain, folder, console=QUIET, announce=fill_disk)
-    assert "\n" not in str(caught.value)
-    train(plain, folder, resume=True, console=QUIET)
-    train(plain, tmp_path / "whole", console=QUIET)
-    for name in ("base.safetensors", "small.safetensors"):
-        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-class Dangerous:
-    """Unpickling it touches a file: what no checkpoint may ever be able to do."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda content, _: content[: len(content) // 2], "damaged"),
-        (lambda content, _: b"", "damaged"),
-        (lambda content, _: b"not a checkpoint at all", "damaged"),
-        (lambda content, path: pickle.dumps(Dangerous(path)), "damaged"),
-        (lambda content, _: saved({"state_dict": {}}), "not a checkpoint of adjoined"),
-        (lambda content, _: saved({"adjoined": 2}), "newer version.*Update"),
-        (lambda content, path: saved({"adjoined": 1, "x": Dangerous(path)}), "damaged"),
-        (lambda content, _: saved({"adjoined": 1, "state_dict": {"network.w": torch.zeros(1)}}), "another network"),
-    ],
-    ids=["truncated", "empty", "text", "pickle", "foreign", "newer", "code", "other network"],
-)
-def test_a_damaged_or_foreign_checkpoint_is_refused_and_stays(damage, message, run, tmp_path):
-    import shutil
-
-    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
-    (folder / "run.json").unlink()
-    last = folder / "checkpoints" / "last.ckpt"
-    last.write_bytes(damage(last.read_bytes(), tmp_path / "touched"))
-    content = last.read_bytes()
-    with pytest.raises(AdjoinedError, match=message) as caught:
-        train(TINY, folder, resume=True, console=QUIET)
-    assert "last.ckpt" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert last.read_bytes() == content
-    assert not (tmp_path / "touched").exists()
-
-
-def saved(content: dict) -> bytes:
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getvalue()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_device_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(AdjoinedError, match="--accelerator.*devices cannot be used"):
-        train(replace(TINY, accelerator="gpu"), tmp_path / "run", console=QUIET)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model": "resnet21"}, "unknown model.*adjoined:resnet20"),
-        ({"data": "digitz"}, "unknown data set"),
-        ({"keep": ["conv9"]}, "conv9"),
-        ({"model_options": {"depth": 3}}, "no such option"),
-        ({"pretrained": True}, "no pretrained weights"),
-        ({"data": "cifar100", "data_root": "nowhere"}, "nowhere"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_anything_is_trained(change, message, tmp_path):
-    with pytest.raises(AdjoinedError, match=message) as caught:
-        train(replace(TINY, **change), tmp_path / "run", console=QUIET)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "checkpoints").exists()

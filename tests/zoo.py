@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adjoined.slicing import SlicePlan, make_plan
 
+Module = TypeVar("Module", bound=nn.Module)
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def images(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(make: Callable[[], Module], seed: int = 0) -> Module:
+    """Make a module with weights drawn under a seed; the random state of the test is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
 
 
 @functools.cache
@@ -34,12 +42,10 @@ def torchvision_model(name: str, *, seed: int = 0, **options: object) -> nn.Modu
 
     if name in ("googlenet", "inception_v3"):
         options.setdefault("init_weights", False)  # truncated normal numbers take scipy half a minute
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(seed)
-        return get_model(name, weights=None, **options).eval()
+    return seeded(lambda: get_model(name, weights=None, **options).eval(), seed)
 
 
-def lively(model: nn.Module, x: Tensor) -> nn.Module:
+def lively(model: Module, x: Tensor) -> Module:
     """Give a model float64 weights, random affine parameters, and BatchNorm statistics measured on x; eval mode.
 
     With the initial state (scales of 1, shifts and means of 0) a norm that is sliced wrongly would look right, and deep
@@ -98,7 +104,7 @@ def plan_of(model: nn.Module, alpha: float = 4, **options: Any) -> SlicePlan:
 # ---- networks of our own -------------------------------------------------------------------------------------------
 
 
-def conv(inputs: int, outputs: int, size: int = 3, **options: int) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)
 
 
@@ -123,9 +129,7 @@ class Residual(nn.Module):
 
 
 def residual(seed: int = 0, **options: int) -> Residual:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Residual(**options)
+    return seeded(lambda: Residual(**options), seed)
 
 
 class Flattened(nn.Sequential):

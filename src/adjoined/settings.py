@@ -14,8 +14,8 @@ from adjoined.errors import AdjoinedError
 if TYPE_CHECKING:
     from adjoined.data import DataSettings
 
-PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "log_every"})
-"""Settings that say where and how a run is computed, not what: they may change when a run is resumed."""
+PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
+"""Settings that say where a run is computed, not what: they may change when it is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)

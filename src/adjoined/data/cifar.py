@@ -82,18 +82,21 @@ def _open(
 
 
 def _images(folder: Path, files: list[str], labels_key: str, num_classes: int) -> MemoryImages:
-    pixels, labels = [], []
+    parts = []
     for file in files:
         entry = _read(folder / file, "data", labels_key)
         try:
-            pixels.append(torch.as_tensor(entry["data"]).view(-1, 3, 32, 32))
-            labels.append(torch.as_tensor(entry[labels_key], dtype=torch.int64))
+            images = torch.as_tensor(entry["data"]).view(-1, 3, 32, 32)
+            labels = torch.as_tensor(entry[labels_key], dtype=torch.int64)
+            whole = images.dtype == torch.uint8 and 0 < len(images) == len(labels)
+            whole = whole and bool(((labels >= 0) & (labels < num_classes)).all())
         except (TypeError, ValueError, RuntimeError) as error:
             raise damaged(folder / file, error) from error
-        fits = pixels[-1].dtype == torch.uint8 and labels[-1].shape == pixels[-1].shape[:1]
-        if not fits or not 0 <= labels[-1].min() <= labels[-1].max() < num_classes:
-            raise damaged(folder / file, f"images {tuple(pixels[-1].shape)}, labels {tuple(labels[-1].shape)}")
-    return MemoryImages(torch.cat(pixels), torch.cat(labels))
+        if not whole:
+            raise damaged(folder / file, f"images {tuple(images.shape)}, {len(labels)} labels, {num_classes} classes")
+        parts.append((images, labels))
+    images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+    return MemoryImages(images, labels)
 
 
 def _read(path: Path, *keys: str) -> dict[str, Any]:

@@ -160,7 +160,10 @@ class ImageLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         for batch in super().__iter__():
             if isinstance(batch, AdjoinedError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # else error and frame hold each other, and torch's workers take 5 s to be shut down
             yield batch
 
 

@@ -107,6 +107,7 @@ def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback]) -> T
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            benchmark=True,  # images of one size: let cuDNN find its fastest kernels
             # A user's model may keep tensors between calls; made in inference mode they could not be trained with.
             inference_mode=False,
         )
@@ -119,7 +120,7 @@ def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback]) -> T
 
 
 def _check_fits(path: Path, module: LightningModule) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in read_checkpoint(path)["state_dict"].items()}
+    found = {name: tuple(tensor.shape) for name, tensor in read_checkpoint(path).get("state_dict", {}).items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
@@ -151,6 +152,8 @@ def _failures(run: RunFolder, settings: Settings) -> Iterator[None]:
             got=settings.batch_size,
             fix="Use a smaller batch with --accumulate, or --precision bf16-mixed.",
         ) from error
+    except BrokenPipeError:
+        raise  # nobody reads what is shown; that says nothing about the folder
     except OSError as error:
         raise cannot_write(error, error.filename or run.path) from error
 

@@ -1,0 +1,196 @@
+"""Mistakes in a call of `adjoin` or `make_plan`: one line that says where, what was expected and got, what to do."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import Flattened, TwoGroups, conv, plan_of, residual
+
+from adjoined import AdjoinedError, AdjoinedNetwork, adjoin, make_plan
+from adjoined.slicing import measure_cost
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def fails(call: Callable[[], Any], *parts: str) -> AdjoinedError:
+    """Check that the call raises an AdjoinedError of one line with all these parts."""
+    with pytest.raises(AdjoinedError) as caught:
+        call()
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line, f"{part!r} is not in: {line}"
+    return caught.value
+
+
+@pytest.mark.parametrize("call", [adjoin, make_plan])
+@pytest.mark.parametrize("alpha", [0.5, 0, -4, "x", "4", math.nan, math.inf, None, True, 1 + 0j])
+def test_alpha_that_is_no_factor(call: Callable[..., Any], alpha: Any):
+    error = fails(lambda: call(residual(), X, alpha=alpha), "expected a number of at least 1", "Use 4")
+    assert error.where == "alpha"
+    assert error.got == str(alpha)
+
+
+def test_numbers_of_other_types_are_numbers():
+    same: Any = (np.float64(4), np.float32(4), np.int64(4), 4)
+    for alpha in same:
+        assert adjoin(residual(), X, alpha=alpha).plan == adjoin(residual(), X, alpha=4.0).plan
+
+
+@pytest.mark.parametrize("alpha", [(2, 0.5), [4, "x"], (2, (4, 8))])
+def test_family_with_a_bad_alpha(alpha: Any):
+    assert fails(lambda: adjoin(residual(), X, alpha=alpha)).where == "alpha"
+
+
+def test_family_of_none():
+    fails(lambda: adjoin(residual(), X, alpha=()), "at least one")
+
+
+def test_alpha_beyond_every_layer():
+    """The widest layer of the network has 32 channels."""
+    assert adjoin(residual(), X, alpha=32, round_to=1).plan.alpha == 32
+    fails(lambda: adjoin(residual(), X, alpha=33), "alpha=33", "at most 32", "'inner'", "smaller alpha")
+    fails(lambda: adjoin(residual(), X, alpha=(2, 1e9)), "alpha=1e+09", "at most 32")
+
+
+@pytest.mark.parametrize("round_to", [0, -8, 2.5, "8", None, True])
+def test_round_to_that_is_no_count(round_to: Any):
+    error = fails(lambda: adjoin(residual(), X, round_to=round_to), "whole number of at least 1", "Use 8")
+    assert error.where == "round_to"
+
+
+@pytest.mark.parametrize(("name", "close"), [("stm", "stem"), ("nrm1", "norm1"), ("depthwize", "depthwise")])
+def test_unknown_name_in_keep_suggests_close_ones(name: str, close: str):
+    fails(lambda: adjoin(residual(), X, keep=["stem", name]), f"keep='{name}'", f"'{close}'", "named_modules")
+
+
+@pytest.mark.parametrize("keep", ["layer9*", "", "stem.weight", ["*.*.*"]])
+def test_pattern_in_keep_that_matches_nothing(keep: Any):
+    fails(lambda: adjoin(residual(), X, keep=keep), "keep=", "no module of the model has this name")
+
+
+@pytest.mark.parametrize("keep", [3, [3], None])
+def test_keep_of_another_type(keep: Any):
+    fails(lambda: adjoin(residual(), X, keep=keep), "keep")
+
+
+@pytest.mark.parametrize(
+    "example",
+    [torch.zeros(1, 4, 8, 8), torch.zeros(3), (X, X), {"image": X}, {}, torch.zeros(1, 3, 8, 8, dtype=torch.long)],
+    ids=["channels", "dimensions", "arguments", "keyword", "nothing", "dtype"],
+)
+def test_example_input_that_the_model_does_not_take(example: Any):
+    error = fails(lambda: adjoin(residual(), example), "does not run on the example input", "Pass the example input")
+    assert error.where == "Residual"
+
+
+def test_image_size_that_the_model_does_not_take():
+    fails(lambda: adjoin(Flattened(), torch.zeros(1, 3, 16, 16)), "does not run on the example input", "1536")
+
+
+@pytest.mark.parametrize("example", [None, (), "image", 3, [[1.0]], np.zeros((1, 3, 8, 8))])
+def test_example_input_without_a_tensor(example: Any):
+    for call in (adjoin, make_plan, measure_cost):
+        error = fails(lambda call=call: call(residual(), example), "no tensor", "torch.zeros(1, 3, 224, 224)")
+        assert error.where == "example_input"
+
+
+@pytest.mark.parametrize("model", [None, "resnet18", torch.nn.ReLU, lambda x: x, {"weight": X}])
+def test_not_a_model(model: Any):
+    for call in (adjoin, make_plan):
+        assert fails(lambda call=call: call(model, X), "torch.nn.Module").where == "model"
+
+
+@pytest.mark.parametrize("compress", [0.5, 0, "x", math.nan, True])
+def test_compress_that_is_no_factor(compress: Any):
+    fails(lambda: adjoin(residual(), X, compress=compress), "compress", "a number of at least 1")
+
+
+def test_compress_beyond_what_narrowing_can_do():
+    error = fails(lambda: adjoin(residual(), X, compress=1e6, round_to=1), "compress=1e+06", "at most")
+    reachable = float(re.findall(r"at most ([\d.]+)", str(error))[0])
+    fails(lambda: adjoin(residual(), X, compress=reachable * 1.1, round_to=1), "at most")
+    model = residual()
+    small = adjoin(model, X, compress=reachable * 0.9, round_to=1).extract()
+    without = [measure_cost(each, X).parameters_without_last for each in (model, small)]
+    assert without[0] / without[1] >= reachable * 0.9
+
+
+def test_compress_infinitely():
+    fails(lambda: adjoin(residual(), X, compress=math.inf), "compress")
+
+
+def test_compress_with_everything_kept():
+    fails(lambda: adjoin(residual(), X, compress=2, keep=["*"]), "compress=2", "at most 1")
+
+
+def test_compress_keeps_the_checks_of_the_other_settings():
+    fails(lambda: adjoin(residual(), X, compress=2, keep=["stm"]), "keep='stm'")
+    fails(lambda: adjoin(residual(), X, compress=2, round_to=0), "round_to")
+    fails(lambda: adjoin(residual(), torch.zeros(1, 4, 8, 8), compress=2), "does not run on the example input")
+
+
+def test_plan_of_another_model():
+    plan = plan_of(residual())
+    assert fails(lambda: adjoin(TwoGroups(), X, plan=plan), "another model").where in plan.shapes | dict(
+        TwoGroups().state_dict()
+    )
+    fails(lambda: AdjoinedNetwork(TwoGroups(), [plan]), "another model")
+    fails(lambda: adjoin(residual(), X, plan=[plan, plan_of(TwoGroups())]), "another model")
+
+
+@pytest.mark.parametrize("plan", ["plan.json", Path("plan.json"), {"alpha": 4}, [3], 4])
+def test_plan_that_is_none(plan: Any):
+    assert "plan" in fails(lambda: adjoin(residual(), X, plan=plan)).where
+
+
+def test_no_plan_at_all():
+    fails(lambda: AdjoinedNetwork(residual(), []), "at least one slice plan")
+
+
+class Broken(nn.Module):
+    """Raises an error of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.conv, self.error = conv(3, 8), error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad\nluck"), KeyError("luck"), ZeroDivisionError("luck"), OSError("luck")], ids=repr
+)
+def test_model_whose_forward_raises(error: Exception):
+    fails(lambda: adjoin(Broken(error), X), "Broken", "does not run on the example input", type(error).__name__, "luck")
+
+
+def test_errors_leave_the_model_alone():
+    model = residual().train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    wrong: Any = ({"alpha": 0.5}, {"alpha": 99}, {"keep": ["x"]}, {"compress": 1e9})
+    for options in wrong:
+        fails(lambda options=options: adjoin(model, X, **options))
+    fails(lambda: adjoin(model, torch.zeros(1, 4, 8, 8)))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+def test_model_without_parameters_has_nothing_to_share():
+    p, q = adjoin(nn.AvgPool2d(2), X)(torch.ones(1, 3, 8, 8))
+    assert torch.equal(p, q)
+
+
+def test_lazy_model_asks_for_a_first_run():
+    fails(lambda: adjoin(nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten()), X), "uninitialized")
