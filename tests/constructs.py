@@ -312,16 +312,6 @@ class WidthAsserted(Net):
         return x.reshape(-1, self.channels, 64).reshape(x.shape)
 
 
-class PlacesMixed(Net):
-    """A linear layer over places, as in MLP-Mixer: its features are no channels that the convolutions know."""
-
-    def parts(self) -> None:
-        self.one = nn.Linear(64, 64)
-
-    def mid(self, x: Tensor) -> Tensor:
-        return self.one(x.flatten(2)).view_as(x)
-
-
 class LowRankAdapter(Net):
     """A convolution's weight plus a product of two thin matrices, folded into its shape."""
 
@@ -351,5 +341,5 @@ NARROWING: list[type[Net]] = [
     FlattenBeforeLinear, SqueezeExcitation, Depthwise, DepthwiseMultiplier, GroupedInWholeGroups,
     GroupedDownToOneGroup, GroupedInside, Transposed, GroupedTransposed, CalledThreeTimes, TiedParameters,
     RawParameters, Einsum, GroupNorm, InstanceNormAndPReLU, FeaturewiseModulation, Resampled, PlacesAttend,
-    PositionTable, Volumes, Conditions, WidthAsserted, PlacesMixed, LowRankAdapter,
+    PositionTable, Volumes, Conditions, WidthAsserted, LowRankAdapter,
 ]  # fmt: skip

@@ -48,6 +48,16 @@ class HardCodedZeros(Net):
         return x.new_zeros(len(x), 32, 8, 8) + x
 
 
+class PlacesMixed(Net):
+    """A linear layer over places, as in MLP-Mixer: its features are the places again, whose number is fixed."""
+
+    def parts(self) -> None:
+        self.one = nn.Linear(64, 64)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.one(x.flatten(2)).view_as(x)
+
+
 class HardCodedConstant(Net):
     def mid(self, x: Tensor) -> Tensor:
         return x * torch.arange(32.0, dtype=x.dtype)[:, None, None]

@@ -61,6 +61,13 @@ def test_alpha_beyond_every_layer():
     fails(lambda: adjoin(residual(), X, alpha=(2, 1e9)), "alpha=1e+09", "at most 32")
 
 
+def test_alpha_is_measured_against_the_whole_model():
+    """All that may narrow is a layer of 2 channels, as in a squeeze and excitation: alpha = 4 is still no mistake."""
+    model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 2), nn.ReLU(), conv(2, 5))
+    plan = make_plan(model, X, alpha=4, keep=["0"], round_to=1)
+    assert [group.kept for group in plan.groups] == [64, 1, 5]
+
+
 @pytest.mark.parametrize("round_to", [0, -8, 2.5, "8", None, True])
 def test_round_to_that_is_no_count(round_to: Any):
     error = fails(lambda: adjoin(residual(), X, round_to=round_to), "whole number of at least 1", "Use 8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,10 +10,11 @@ from typing import NamedTuple
 import pytest
 import torch
 from masked import masked, relative_error
+from random_networks import random_network
 from torch import Tensor, nn
 from zoo import Flattened, TwoGroups, images, lively, parameters, seeded, small_inner_layer, torchvision_model
 
-from adjoined.slicing import make_plan
+from adjoined.slicing import SlicePlan, make_plan
 from adjoined.slicing.index import Index
 
 EQUAL, DIFFERENT = 1e-8, 1e-4
@@ -91,6 +93,38 @@ def test_sliced_equals_masked(case: Case):
 @pytest.mark.parametrize("case", [case for case in GRID if case not in CASES], ids=str)
 def test_sliced_equals_masked_for_every_alpha_and_rounding(case: Case):
     check(case)
+
+
+def check_random(seed: int) -> SlicePlan:
+    x = images(2, 3, 8, 8, dtype=torch.float64)
+    model = lively(random_network(seed), x)
+    alpha, round_to = (2, 2.5, 3, 4)[seed % 4], (1, 1, 1, 8)[seed // 4 % 4]
+    plan = make_plan(model, x, alpha=alpha, round_to=round_to)
+    small = plan.apply(model)
+    assert not plan.crossing
+    assert not plan.unaligned
+    with torch.no_grad():
+        expected = masked(model, plan)(x)
+        assert relative_error(small(x), expected) <= EQUAL, model.steps
+        weight = small.get_parameter("body.weight")
+        if weight.shape[1] > 1:
+            weight.copy_(weight.roll(1, 1))
+            assert relative_error(small(x), expected) >= DIFFERENT, model.steps
+    return plan
+
+
+@pytest.mark.parametrize("tens", range(6))
+def test_sliced_equals_masked_for_random_networks(tens: int):
+    for seed in range(10 * tens, 10 * tens + 10):
+        plan = check_random(seed)
+        assert not [group for group in plan.groups if re.search(r"meet|arrive|Error|\(", group.reason)], seed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tens", range(6, 100))
+def test_sliced_equals_masked_for_many_random_networks(tens: int):
+    for seed in range(10 * tens, 10 * tens + 10):
+        check_random(seed)
 
 
 @pytest.mark.parametrize("dim", [0, 1])

@@ -1,10 +1,8 @@
-"""Laws 1, 3 and 4: what the joint network computes and holds, and everything that wraps, copies or stores it."""
+"""Law 4: one gradient for every shared weight, the sum over all networks, whatever wraps the joint network."""
 
 from __future__ import annotations
 
 import copy
-import io
-import json
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -13,54 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from pairs import FAMILY, X, Y, build, joint, private, same, step
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from zoo import Concatenated, Flattened, Residual, TwoGroups, images, lively, plan_of, seeded, spread, torchvision_model
+from zoo import images, seeded, spread
 
-from adjoined import AdjoinedNetwork, SlicePlan, adjoin, adjoint_loss
-
-OWN = {"residual": Residual, "two groups": TwoGroups, "flattened": Flattened, "concatenated": Concatenated}
-FAMILY = (2, 4, 8)
-X, Y = images(6, 3, 8, 8), torch.arange(6) % 5
-
-
-def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """A network in eval mode with lively norms, and an input for it; float32."""
-    if name not in OWN:
-        x = images(2, 3, 64, 64)
-        return lively(torchvision_model(name, seed=seed), x).float(), x
-    return lively(seeded(OWN[name], seed), X).float(), X
-
-
-def joint(*, alpha: float | tuple[float, ...] = 4, seed: int = 0) -> AdjoinedNetwork:
-    """The residual network of the zoo with its small networks, in train mode."""
-    return adjoin(build("residual", seed)[0], X, alpha=alpha, round_to=1).train()
-
-
-def private(model: nn.Module) -> set[str]:
-    """Names of everything that a small network has for itself: its norms."""
-    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    return {f"{name}.{own}" for name, module in norms for own in module.state_dict()}
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit."""
-    return a.dtype == b.dtype and torch.equal(a, b)
-
-
-def step(net: AdjoinedNetwork, x: Tensor = X) -> None:
-    """Move every weight and statistic, those of base and small norms differently."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    p, *q = net.train()(x)
-    adjoint_loss(p, q, Y[: len(x)], progress=1.0).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    net.eval()
-
-
-# ---- law 4: gradients, whatever wraps the network ------------------------------------------------------------------
+from adjoined import AdjoinedNetwork, adjoin, adjoint_loss
 
 
 def cotangents(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -318,5 +275,3 @@ def test_checkpointed_activations():
         found.append({name: parameter.grad for name, parameter in net.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")
-
-

@@ -1,15 +1,19 @@
 """Tables: figures are right, nothing is cut that counts, and the three faces say the same."""
 
+import doctest
 import io
 import re
+from types import ModuleType
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
+import adjoined.benchmark
 from adjoined.benchmark import Latency
-from adjoined.report import numbers
+from adjoined.commands import flags
+from adjoined.report import figures, table, units
 from adjoined.report.console import show
 from adjoined.report.figures import Figures, result_table
 from adjoined.report.plan import layers, plan_table
@@ -65,11 +69,11 @@ def test_parameters_and_work_of_a_container_are_counted_once():
 
 
 def test_equal_blocks_share_a_row_and_norms_stand_with_their_layer():
-    table = planned(4)
-    assert [row[0] for row in table.rows] == ["0.0, 1", "1.0-11", "3"]
-    assert [row[1] for row in table.rows] == ["32→8", "32→8", "10"]
-    assert table.rows[1][2] == numbers.count(12 * (32 * 32 * 9 + 3 * 32))
-    assert table.rows[1][3] == numbers.count(12 * (8 * 8 * 9 + 3 * 8))
+    shown = planned(4)
+    assert [row[0] for row in shown.rows] == ["0.0, 1", "1.0-11", "3"]
+    assert [row[1] for row in shown.rows] == ["32→8", "32→8", "10"]
+    assert shown.rows[1][2] == units.count(12 * (32 * 32 * 9 + 3 * 32))
+    assert shown.rows[1][3] == units.count(12 * (8 * 8 * 9 + 3 * 8))
 
 
 def test_the_full_table_has_a_row_for_each_layer():
@@ -81,9 +85,9 @@ def test_the_plan_says_what_stays_at_full_width_and_why():
 
 
 def test_a_family_shows_the_widths_of_all_its_networks():
-    table = planned(2, 4)
-    assert table.columns == ("layers", "channels", "parameters", "α=2", "α=4")
-    assert table.rows[0][1] == "32→16/8"
+    shown = planned(2, 4)
+    assert shown.columns == ("layers", "channels", "parameters", "α=2", "α=4")
+    assert shown.rows[0][1] == "32→16/8"
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -125,20 +129,20 @@ def test_results_are_compared_each_in_its_own_way():
 
 
 def test_a_run_of_the_base_alone_has_a_table_too():
-    table = result_table(BASE, [])
-    assert table.columns == ("", "base")
-    assert all(len(row) == 2 for row in table.rows)
+    shown = result_table(BASE, [])
+    assert shown.columns == ("", "base")
+    assert all(len(row) == 2 for row in shown.rows)
 
 
-@pytest.mark.parametrize("table", [result_table(BASE, [SMALL], title="a title"), planned(4)], ids=["result", "plan"])
-def test_the_three_faces_say_the_same(table: Table):
+@pytest.mark.parametrize("shown", [result_table(BASE, [SMALL], title="a title"), planned(4)], ids=["result", "plan"])
+def test_the_three_faces_say_the_same(shown: Table):
     terminal = io.StringIO()
-    Console(file=terminal, width=140, force_terminal=True, color_system=None).print(table)
-    cells = [cell for row in table.rows for cell in row]
+    Console(file=terminal, width=140, force_terminal=True, color_system=None).print(shown)
+    cells = [cell for row in shown.rows for cell in row]
     assert len(cells) > 6
-    for face in (table.text(), table.markdown(), terminal.getvalue()):
+    for face in (shown.text(), shown.markdown(), terminal.getvalue()):
         assert all(cell in face for cell in cells)
-        assert table.title in face
+        assert shown.title in face
 
 
 def test_markdown_is_a_table():
@@ -146,7 +150,7 @@ def test_markdown_is_a_table():
     assert lines == ["|  | a\\|b |", "| :-- | --: |", "| x | 1 |"]
 
 
-def test_a_file_gets_plain_text_and_a_terminal_gets_rich():
+def test_a_file_gets_plain_text_and_a_terminal_gets_rich(monkeypatch: pytest.MonkeyPatch):
     plain = io.StringIO()
     show(result_table(BASE, [SMALL]), "a line [with] brackets", file=plain)
     assert plain.getvalue().endswith("\n\na line [with] brackets\n")
@@ -156,12 +160,23 @@ def test_a_file_gets_plain_text_and_a_terminal_gets_rich():
         def isatty(self) -> bool:
             return True
 
+    monkeypatch.setenv("COLUMNS", "40")  # a narrow one: nothing may be cut all the same
     terminal = Terminal()
     show(result_table(BASE, [SMALL]), "a line [with] brackets", file=terminal)
     assert BOX_DRAWING.search(terminal.getvalue())
+    assert all(cell in terminal.getvalue() for row in result_table(BASE, [SMALL]).rows for cell in row)
     assert "a line [with] brackets" in terminal.getvalue()
 
 
+@pytest.mark.parametrize(
+    "module", [adjoined.benchmark, figures, flags, table, units], ids=lambda module: module.__name__
+)
+def test_the_examples_in_the_docstrings_hold(module: ModuleType):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
 def test_numbers_keep_their_scale_at_the_borders():
-    assert [numbers.count(n) for n in (999, 1000, 999_999, 10**15)] == ["999", "1.00 k", "1.00 M", "1000.00 T"]
-    assert numbers.times(1, 0) == numbers.times(None, 1) == numbers.ABSENT
+    assert [units.count(n) for n in (999, 1000, 999_999, 10**15)] == ["999", "1.00 k", "1.00 M", "1000.00 T"]
+    assert units.times(1, 0) == units.times(None, 1) == units.ABSENT

@@ -22,7 +22,7 @@ from constructs import (
 )
 from masked import masked, relative_error
 from torch import Tensor, nn
-from zoo import conv, images, plan_of, seeded
+from zoo import conv, images, lively, plan_of, seeded
 
 from adjoined import SlicePlan, adjoin
 from adjoined.slicing import make_plan
@@ -71,6 +71,16 @@ def test_whole_groups_or_slices_inside_them():
     assert kinds[GroupNorm] == {"norm": 4}
 
 
+def test_one_channel_is_left_in_each_group():
+    """6 channels in 3 groups at alpha = 2: dropping a group would keep 4, one channel of each keeps 3."""
+    model = lively(seeded(lambda: nn.Sequential(conv(3, 6), conv(6, 9, groups=3), conv(9, 8), nn.Flatten())), X)
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    small = equals_masked(model, plan)
+    assert not plan.conv_groups
+    assert not plan.unaligned
+    assert small.get_parameter("1.weight").shape == (6, 1, 3, 3)
+
+
 def test_tied_parameters_stay_tied():
     model = network(TiedParameters)
     net = adjoin(model, X, alpha=2, round_to=1)
@@ -88,6 +98,7 @@ WIDE: list[tuple[type[Net], str, str]] = [
     (odd.HardCodedFold, "stem.0", rf"shape.*{OWN_FORWARD} \(view\)|in 'body' \(convolution\)"),
     (odd.HardCodedSlice, "stem.0", r"in 'body' \(convolution\)"),
     (odd.HardCodedWeight, "one", rf"{OWN_FORWARD} \(view\)"),
+    (odd.PlacesMixed, "one", rf"{OWN_FORWARD} \(view\)"),
     (odd.HardCodedZeros, "stem.0", rf"{OWN_FORWARD} \(add\)"),
     (odd.HardCodedConstant, "stem.0", rf"meets a tensor of fixed width, in {OWN_FORWARD} \(mul\)"),
     (odd.HardCodedOrder, "stem.0", rf"{OWN_FORWARD} \(index_select\)"),
@@ -113,7 +124,7 @@ def test_construct_stays_wide_for_a_named_reason(cls: type[Net], module: str, re
 
 
 @pytest.mark.parametrize(
-    "cls", [odd.Sorted, odd.Fourier, odd.HardCodedConstant, odd.OuterProduct, odd.ZeroPaddedShortcut]
+    "cls", [odd.PlacesMixed, odd.Sorted, odd.Fourier, odd.HardCodedConstant, odd.OuterProduct, odd.ZeroPaddedShortcut]
 )
 def test_the_rest_of_the_network_still_narrows(cls: type[Net]):
     assert width(make_plan(network(cls), X, alpha=4, round_to=1).apply(network(cls)), "body") == 12

@@ -4,6 +4,8 @@ import csv
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from adjoined.models import build
 from adjoined.runs import load
 from adjoined.settings import Settings
 from adjoined.training import train
+from adjoined.training.checkpoints import Checkpoints
 from adjoined.training.job import make_job
 from adjoined.training.meters import EpochMeters
 from adjoined.training.optimizers import make_optimizer, make_schedule, parameter_groups
@@ -283,3 +286,27 @@ def test_the_learning_rate_rises_to_its_height_and_falls(schedule, warmup, steps
         assert max(rates) == pytest.approx(0.4)
         assert rates[-1] < 0.01
         assert abs(top - 50 * warmup) <= 1
+
+
+def test_checkpoints_are_of_the_best_epochs_also_after_a_stop():
+    written: list[str] = []
+    history: Any = SimpleNamespace(rows=[])
+    trainer: Any = SimpleNamespace(max_epochs=5, save_checkpoint=lambda path: written.append(path.name))
+    module: Any = None
+    callback = Checkpoints(Path(), history, every=2)
+    for epoch, (base, small) in enumerate([(0.5, 0.2), (0.7, 0.2), (0.6, 0.4), (0.7, 0.3), (0.1, 0.1)]):
+        trainer.current_epoch = epoch
+        history.rows.append({"val_base_top1": base, "val_small_top1": small})
+        written.clear()
+        state = callback.state_dict()
+        callback = Checkpoints(Path(), history, every=2)  # as in a new process
+        callback.load_state_dict(state)
+        callback.on_train_epoch_end(trainer, module)
+        expected = [
+            ["best-base.ckpt", "best-small.ckpt"],
+            ["best-base.ckpt", "last.ckpt"],
+            ["best-small.ckpt"],
+            ["last.ckpt"],
+            ["last.ckpt"],
+        ]
+        assert written == expected[epoch]

@@ -34,7 +34,7 @@ def failing(settings: Settings, step: int, by: str) -> Settings:
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_stays(plain, tmp_path):
     settings = failing(plain, 5 + 3 + 1, "nan")  # the forward pass that made the plan is none in training mode
     with pytest.raises(
-        AdjoinedError, match=r"epoch 2, step \d+: .*finite.*got nan.*Lower --lr .*--grad-clip"
+        AdjoinedError, match=r"epoch 2, step 9: .*finite.*got nan.*Lower --lr .*--grad-clip"
     ) as caught:
         train(settings, tmp_path / "run", console=QUIET)
     assert "\n" not in str(caught.value)
@@ -44,11 +44,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_st
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
 
 
-def test_ctrl_c_says_how_to_go_on(plain, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_run_that_is_stopped_says_how_to_go_on(name, plain, tmp_path):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt, match="adjoined train --resume"):
-        train(failing(plain, 3, "ctrl-c"), tmp_path / "run", console=QUIET)
-    assert signal.getsignal(signal.SIGINT) is before
+        train(failing(plain, 3, name), tmp_path / "run", console=QUIET)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("file", ["checkpoints/.last.ckpt.part", ".metrics.csv.part", ".small.safetensors.part"])
@@ -128,6 +129,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
         ({"model_options": {"depth": 3}}, "no such option"),
         ({"pretrained": True}, "no pretrained weights"),
         ({"data": "cifar100", "data_root": "nowhere"}, "nowhere"),
+        ({"model": "torchvision:squeezenet1_1", "model_options": {}}, "does not run on these images.*--image-size"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_trained(change, message, tmp_path):
@@ -135,3 +137,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(change, message
         train(replace(TINY, **change), tmp_path / "run", console=QUIET)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_model_with_other_classes_is_refused(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))"
+    )
+    with pytest.raises(AdjoinedError, match=r"logits of these classes .*\(1, 10\), got \(1, 7\)"):
+        train(replace(TINY, model=f"{tmp_path / 'net.py'}:make", model_options={}), tmp_path / "run", console=QUIET)

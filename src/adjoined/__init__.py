@@ -1,9 +1,17 @@
 """Train any CNN and its small twin in one run, on shared weights."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from adjoined.errors import AdjoinedError
-from adjoined.loss import adjoint_loss, adjoint_terms, kl_weight
-from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import SlicePlan, make_plan
+
+if TYPE_CHECKING:
+    from adjoined.loss import adjoint_loss, adjoint_terms, kl_weight
+    from adjoined.network import AdjoinedNetwork, adjoin
+    from adjoined.runs import load
+    from adjoined.slicing import SlicePlan, make_plan
 
 __version__ = "0.1.0"
 
@@ -15,5 +23,30 @@ __all__ = [
     "adjoint_loss",
     "adjoint_terms",
     "kl_weight",
+    "load",
     "make_plan",
 ]
+
+# Where the public names live. They are imported when first used, so that `adjoined --help` does without torch.
+_HOMES = {
+    "AdjoinedNetwork": "network",
+    "SlicePlan": "slicing",
+    "adjoin": "network",
+    "adjoint_loss": "loss",
+    "adjoint_terms": "loss",
+    "kl_weight": "loss",
+    "load": "runs",
+    "make_plan": "slicing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adjoined' has no attribute {name!r}")
+    value = getattr(import_module(f"adjoined.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -41,32 +41,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(arguments)
+        _dispatch(arguments)
         sys.stdout.flush()  # here, and not at the end of the process, a reader who has gone or a full disk can be told
-        return code
+        return 0
     except AdjoinedError as error:
         return _fail(f"error: {error}", USER_MISTAKE)
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader has seen enough (`adjoined plan … | head`); Python's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader has seen enough (`adjoined plan … | head`)
         return 0
     except OSError as error:
         if error.errno not in FILE_TROUBLE:
             raise
+        _drop_output()
         place = f"{error.filename}: " if error.filename else ""
         advice = " Free some space and run again." if error.errno in (ENOSPC, EDQUOT) else ""
         return _fail(f"error: {place}{error.strerror}.{advice}", USER_MISTAKE)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
-        return 0
+        return
     if arguments[0] in ("-V", "--version"):
         print(f"adjoined {version('adjoined')}")
-        return 0
+        return
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
@@ -76,8 +76,11 @@ def _dispatch(arguments: list[str]) -> int:
             expected=f"one of {', '.join(COMMANDS)}",
             fix=f"Did you mean `adjoined {near[0]}`?" if near else "See `adjoined --help`.",
         )
-    import_module(f"adjoined.commands.{name}").main(rest)
-    return 0
+    try:
+        import_module(f"adjoined.commands.{name}").main(rest)
+    except SystemExit as end:  # the parser's way to end after --help: on to where output is flushed, as always
+        if end.code:
+            raise
 
 
 def _overview() -> str:
@@ -94,6 +97,14 @@ def _overview() -> str:
             "`adjoined COMMAND --help` explains a command and all its flags; `adjoined --version` says which this is.",
         ]
     )
+
+
+def _drop_output() -> None:
+    """If standard output cannot be written to, keep Python's own flush at exit from complaining about it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

@@ -100,11 +100,11 @@ def _recorded(run: FinishedRun) -> dict[str, dict[str, Any]]:
 def _table(
     options: EvaluateOptions, images: ImageData, measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
 ) -> Table:
-    from adjoined.report import numbers
+    from adjoined.report import units
     from adjoined.report.table import Table
 
     rows = tuple(
-        (name, numbers.percent(scores.top1), numbers.percent(scores.top5), f"{scores.loss:.4f}")
+        (name, units.percent(scores.top1), units.percent(scores.top5), f"{scores.loss:.4f}")
         for name, scores in measured.items()
     )
     count = next(iter(measured.values())).images
@@ -113,13 +113,13 @@ def _table(
 
 
 def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-    from adjoined.report import numbers
+    from adjoined.report import units
 
     if not recorded:
         return ()
     if all(scores.top1 == recorded[name]["top1"] for name, scores in measured.items()):
         return ("These are the accuracies that the run has recorded.",)
-    told = ", ".join(f"{name} {numbers.percent(scores['top1'])}" for name, scores in recorded.items())
+    told = ", ".join(f"{name} {units.percent(scores['top1'])}" for name, scores in recorded.items())
     return (f"The run has recorded {told}: the images, the device or the versions of the libraries are others.",)
 
 

@@ -87,7 +87,7 @@ def _look(run: FinishedRun, x: torch.Tensor, top: int) -> list[dict[str, Any]]:
 
 
 def _table(path: str, seen: Sequence[dict[str, Any]]) -> Table:
-    from adjoined.report import numbers
+    from adjoined.report import units
     from adjoined.report.table import Table
 
     columns = ["", *(text for network in seen for text in (network["name"], "probability"))]
@@ -95,11 +95,11 @@ def _table(path: str, seen: Sequence[dict[str, Any]]) -> Table:
         (str(rank + 1), *(text for network in seen for text in _guess(network["guesses"][rank])))
         for rank in range(len(seen[0]["guesses"]))
     ]
-    times = ("time", *(text for network in seen for text in ("", numbers.milliseconds(network["milliseconds"]))))
+    times = ("time", *(text for network in seen for text in ("", units.milliseconds(network["milliseconds"]))))
     return Table(tuple(columns), (*rows, times), title=path, totals=1)
 
 
 def _guess(guess: dict[str, Any]) -> tuple[str, str]:
-    from adjoined.report import numbers
+    from adjoined.report import units
 
-    return guess["class"], numbers.percent(guess["probability"])
+    return guess["class"], units.percent(guess["probability"])

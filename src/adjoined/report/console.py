@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from adjoined.report.table import Table
+from adjoined.report.table import PLAIN_WIDTH, Table
 
 
 def show(*parts: Table | str, file: TextIO | None = None) -> None:
@@ -20,7 +20,8 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
         from rich.console import Console
 
         console = Console(file=out, highlight=False)
-        for part in parts:
-            console.print(part, markup=False)
+        console.width = max(console.width, PLAIN_WIDTH)  # a narrow terminal wraps the lines; figures are never cut
+        for number, part in enumerate(parts):
+            console.print(*[""] * bool(number), part, sep="\n", markup=False)
         return
     print("\n\n".join(part if isinstance(part, str) else part.text() for part in parts), file=out, flush=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from adjoined.report import numbers
+from adjoined.report import units
 from adjoined.report.table import Table
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class Figures:
 
 Value = float | None
 _LINES: tuple[tuple[str, Callable[[Figures], Value], Callable[[Value], str], Callable[[Value, Value], str]], ...] = (
-    ("parameters", lambda f: f.parameters, numbers.count, numbers.times),
-    ("parameters without the last linear", lambda f: f.parameters_without_last, numbers.count, numbers.times),
-    ("MACs", lambda f: f.macs, numbers.count, numbers.times),
-    ("file", lambda f: f.file_bytes, numbers.size, numbers.times),
-    ("top-1 accuracy", lambda f: f.top1, numbers.percent, numbers.points),
-    ("top-5 accuracy", lambda f: f.top5, numbers.percent, numbers.points),
-    ("latency, batch 1", lambda f: f.median_ms, numbers.milliseconds, numbers.times),
+    ("parameters", lambda f: f.parameters, units.count, units.times),
+    ("parameters without the last linear", lambda f: f.parameters_without_last, units.count, units.times),
+    ("MACs", lambda f: f.macs, units.count, units.times),
+    ("file", lambda f: f.file_bytes, units.size, units.times),
+    ("top-1 accuracy", lambda f: f.top1, units.percent, units.points),
+    ("top-5 accuracy", lambda f: f.top5, units.percent, units.points),
+    ("latency, batch 1", lambda f: f.median_ms, units.milliseconds, units.times),
 )
 
 
@@ -84,10 +84,12 @@ def result_table(base: Figures, smalls: Sequence[Figures], *, title: str = "", n
 
     Example:
         >>> base = Figures("base", 25_557_032, 23_508_032, 4_089_184_256)
-        >>> print(result_table(base, [Figures("small", 1_866_232, 1_353_232, 278_000_000)]).text())
-                                                base   small  base / small
-            ----------------------------------  -------  ------  ------------
-            parameters                          25.56 M  1.87 M         13.7x
+        >>> print(result_table(base, [Figures("small", 1_993_576, 1_480_576, 278_086_656)]).text())
+                                               base     small  base / small
+        ----------------------------------  -------  --------  ------------
+        parameters                          25.56 M    1.99 M         12.8x
+        parameters without the last linear  23.51 M    1.48 M         15.9x
+        MACs                                 4.09 G  278.09 M         14.7x
     """
     columns = ["", base.name]
     for small in smalls:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from adjoined.report import numbers
+from adjoined.report import units
 from adjoined.report.table import Table
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def plan_table(
     cells = []
     for row in rows:
         figures = row.total("parameters") + (() if family else row.total("macs"))
-        cells.append((row.label, row.channels, *map(numbers.count, figures)))
+        cells.append((row.label, row.channels, *map(units.count, figures)))
     return Table(columns, tuple(cells), title, _why_full(plans[0]))
 
 

@@ -69,6 +69,7 @@ class Table:
             box=box.SIMPLE_HEAD,
             title_style="bold",
             pad_edge=False,
+            show_edge=False,
         )
         for i, head in enumerate(self.columns):
             drawn.add_column(Text(head), justify="right" if i else "left", no_wrap=bool(i))

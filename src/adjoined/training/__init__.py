@@ -43,7 +43,7 @@ def train(
     Raises:
         AdjoinedError: a setting does not fit model or data, the folder is in use, of another run, or cannot be
             written to, or the loss is no longer finite. What was written before stays.
-        KeyboardInterrupt: the run was stopped from the keyboard; its text says how to go on.
+        KeyboardInterrupt: the run was stopped, by Ctrl-C or SIGTERM; its text says how to go on.
 
     Example:
         >>> from adjoined.recipes import digits

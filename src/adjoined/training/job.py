@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS, Method
 from adjoined.settings import Settings
 
@@ -48,6 +49,7 @@ def make_job(settings: Settings, processes: int = 1) -> Job:
     recipe = model_recipe(settings, images)
     model = models.build(recipe.pop("spec"), **recipe, pretrained=settings.pretrained)
     example = torch.randn(1, images.info.channels, images.info.image_size, images.info.image_size)
+    _check_logits(model, example, images.info.num_classes, settings)
     method = METHODS[settings.method](settings)
     return Job(settings, images, method, method.build(model, example), model, example)
 
@@ -63,3 +65,25 @@ def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:
         "image_size": images.info.image_size,
         "options": dict(settings.model_options),
     }
+
+
+def _check_logits(model: nn.Module, example: torch.Tensor, num_classes: int, settings: Settings) -> None:
+    """Run the model once: what it cannot do with these images is said before anything is trained."""
+    place = f"model {settings.model!r} on {tuple(example.shape)}"
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(example)
+    except Exception as error:
+        raise AdjoinedError(
+            f"the model does not run on these images: {type(error).__name__}: {error}",
+            where=place,
+            fix="Look at --image-size and --model-options.",
+        ) from error
+    model.train(training)
+    got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if got != (1, num_classes):
+        expected = f"a tensor {(1, num_classes)}"
+        raise AdjoinedError(
+            "the model does not return logits of these classes", where=place, expected=expected, got=got
+        )

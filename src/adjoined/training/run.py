@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write
@@ -140,8 +141,8 @@ def _failures(run: RunFolder, settings: Settings) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit and stops listening to it.
-        if not isinstance(error.__context__, KeyboardInterrupt):
+        # Lightning turns Ctrl-C into an exit and stops listening to it; SIGTERM into one that looks like success.
+        if not isinstance(error.__context__, KeyboardInterrupt) and not isinstance(error, SIGTERMException):
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt(f"stopped; go on with: adjoined train --resume {run.path}") from None
