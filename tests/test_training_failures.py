@@ -33,9 +33,7 @@ def failing(settings: Settings, step: int, by: str) -> Settings:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_stays(plain, tmp_path):
     settings = failing(plain, 5 + 3 + 1, "nan")  # the forward pass that made the plan is none in training mode
-    with pytest.raises(
-        AdjoinedError, match=r"epoch 2, step 9: .*finite.*got nan.*Lower --lr .*--grad-clip"
-    ) as caught:
+    with pytest.raises(AdjoinedError, match=r"epoch 2, step 9: .*finite.*got nan.*Lower --lr .*--grad-clip") as caught:
         train(settings, tmp_path / "run", console=QUIET)
     assert "\n" not in str(caught.value)
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
