@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.sharing import Indices, share
 from adjoined.slicing import SlicePlan, make_plan
-from adjoined.slicing.modules import private_names
+from adjoined.slicing.modules import check_model, private_names
+
+CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
+"""Switches of model libraries for activation checkpointing. It runs modules again during the backward pass, when a
+small network's slices are no longer bound; and a small network has few activations to save."""
 
 
 class _Shared(NamedTuple):
@@ -52,10 +56,20 @@ class AdjoinedNetwork(nn.Module):
             raise AdjoinedError("a joint network needs at least one slice plan", where="plans")
         self.base = base
         self.plans = tuple(plans)
+        for plan in self.plans:
+            if not isinstance(plan, SlicePlan):
+                raise AdjoinedError(
+                    "not a slice plan",
+                    where="plan",
+                    expected="a SlicePlan",
+                    got=type(plan).__name__,
+                    fix="Read a saved one with SlicePlan.load(path).",
+                )
+            plan.check_fits(base)
         private = private_names(base)
         self._shared = _shared_weights(base, self.plans, private)
         self.smalls = nn.ModuleList(self._skeleton(plan) for plan in self.plans)
-        self.train(base.training)
+        self.training = base.training
 
     @property
     def plan(self) -> SlicePlan:
@@ -98,7 +112,8 @@ class AdjoinedNetwork(nn.Module):
             which: number of the small network, from 0.
 
         Returns:
-            A module of the model's own classes, in the mode (train or eval) of this network, on its device.
+            A module of the model's own classes, on this network's device; its parts are in the mode (train or eval) in
+        which the small network's are.
         """
         module = self.plans[which].apply(self.base)
         own = self.smalls[which].state_dict()
@@ -106,7 +121,8 @@ class AdjoinedNetwork(nn.Module):
             for name, tensor in module.state_dict().items():
                 if name in own:
                     tensor.copy_(own[name])
-        module.train(self.training)
+        for name, part in self.smalls[which].named_modules():
+            module.get_submodule(name).training = part.training
         return module
 
     def extra_repr(self) -> str:
@@ -136,6 +152,10 @@ class AdjoinedNetwork(nn.Module):
         for shared in self._shared:
             for where, name in shared.places:
                 small.get_submodule(where)._parameters[name] = None
+        for module in small.modules():
+            for switch in CHECKPOINTING:
+                if vars(module).get(switch) is True:
+                    setattr(module, switch, False)
         return small
 
 
@@ -181,11 +201,9 @@ def adjoin(
         >>> [group.kept for group in net.plans[1].groups][:1]
         [16]
     """
-    if not isinstance(model, nn.Module):
-        raise AdjoinedError("not a model", where="model", expected="a torch.nn.Module", got=type(model).__name__)
+    check_model(model)
     if plan is not None:
-        plans = [plan] if isinstance(plan, SlicePlan) else list(plan)
-        return AdjoinedNetwork(model, plans)
+        return AdjoinedNetwork(model, [plan] if isinstance(plan, SlicePlan) else tuple(plan))
     alphas = list(alpha) if isinstance(alpha, Iterable) and compress is None else [alpha]
     return AdjoinedNetwork(
         model,
@@ -208,17 +226,5 @@ def _shared_weights(base: nn.Module, plans: Sequence[SlicePlan], private: set[st
     for of_one in places.values():
         where, name = of_one[0]
         full = f"{where}.{name}" if where else name
-        fresh = name == "weight" and len(of_one) == 1 and _gradient_is_fresh(base.get_submodule(where))
-        shared.append(_Shared(tuple(of_one), tuple(plan.indices(full) for plan in plans), fresh))
+        shared.append(_Shared(tuple(of_one), tuple(plan.indices(full) for plan in plans), full in plans[0].products))
     return shared
-
-
-_FRESH = {cls.forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)}
-
-
-def _gradient_is_fresh(module: nn.Module) -> bool:
-    """Tell whether the gradient of a module's weight is a new tensor: so it is where torch's own forward makes it.
-
-    Code that adds a weight to something hands one gradient tensor to both; adding to that in place would be wrong.
-    """
-    return type(module).forward in _FRESH

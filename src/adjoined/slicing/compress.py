@@ -35,8 +35,6 @@ def find_alpha(model: nn.Module, inputs: Inputs, request: Request, compress: flo
             got=compress,
             fix="Use 13.7 for 13.7 times fewer parameters without the last linear layer.",
         )
-    last = last_linear(model, inputs)
-    names = [name for name, _ in model.named_parameters() if last is None or not name.startswith(f"{last}.")]
 
     def reached(plan: SlicePlan) -> float:
         base = sum(math.prod(plan.shapes[name]) for name in names)
@@ -52,6 +50,8 @@ def find_alpha(model: nn.Module, inputs: Inputs, request: Request, compress: flo
             if high <= 1:
                 raise
             high = max(1.0, high / 2)
+    last = last_linear(model, inputs)
+    names = [name for name, _ in model.named_parameters() if last is None or not name.startswith(f"{last}.")]
     if reached(best) < compress:
         raise AdjoinedError(
             "the network cannot be made so much smaller by narrowing",

@@ -60,6 +60,8 @@ class Findings:
     """Label -> the pieces (cut, dimension, piece) it went through: channels of different pieces are no substitutes."""
     fresh: dict[tuple[CutKey, int], Tensor] = field(default_factory=dict)
     """Labels given anew behind a cut where channel identity was given up."""
+    pieces: dict[tuple[CutKey, int, int], list[int]] = field(default_factory=dict)
+    """(cut, slot, piece) -> the labels that went into the piece, in order."""
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -158,10 +160,11 @@ class LabelFlow(TorchDispatchMode):
                 raise
             concerned = (label for slot in self._concerned(name, args, labelled) for label in distinct(slot))
             raise OutOfStep(f"{_first_line(error)} in {self.here}", concerned) from error
-        if not self.strict:
-            for tensor in labelled:
-                if tensor in self._names:
-                    self.findings.readers[self._names[tensor]].add(name)
+        for tensor in labelled:
+            if tensor in self._names:
+                self.findings.readers[self._names[tensor]].add(name)
+                if name == "t":  # how linear layers read their weight
+                    self._names[out] = self._names[tensor]
         if name in _CREATE:
             for leaf in tree_leaves(out):
                 self._uniform[leaf] = True
@@ -293,6 +296,21 @@ class LabelFlow(TorchDispatchMode):
             for number, piece in enumerate(pieces):
                 for label in distinct(piece):
                     self.findings.cuts[label].add((cut, dim, number))
+
+    def check_cut(self, cut: CutKey, number: int, pieces: Sequence[Slot]) -> None:
+        """Remember which channels go into which piece of a cut; in the small network it must be the same ones."""
+        if cut in self.unaligned:
+            return
+        for piece, slot in enumerate(pieces):
+            labels = slot.reshape(-1).tolist()
+            if self.is_kept is None:
+                self.findings.pieces[cut, number, piece] = labels
+            else:
+                before = self.findings.pieces.get((cut, number, piece), [])
+                expected = [label for label in before if label == 0 or self.is_kept(label)]
+                if labels != expected:
+                    message = f"other channels than in the base network are cut off in {self.here}"
+                    raise OutOfStep(message, [*before, *labels])
 
     def renew(self, cut: CutKey, piece: int, slot: Slot) -> Slot:
         """Give the channels behind an unaligned cut fresh labels: their number must agree from here on, no more."""

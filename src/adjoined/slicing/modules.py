@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adjoined.errors import AdjoinedError
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
+
+
+def check_model(model: object) -> None:
+    """Raise AdjoinedError if this is no module."""
+    if not isinstance(model, nn.Module):
+        raise AdjoinedError("not a model", where="model", expected="a torch.nn.Module", got=type(model).__name__)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

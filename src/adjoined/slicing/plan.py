@@ -53,6 +53,7 @@ class SlicePlan:
         groups: the channel groups, widest reach first.
         crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
         unaligned: modules behind whose channel shuffles widths agree but channels are no longer the base's.
+        products: tensors that convolutions and matrix products alone read; their gradient belongs to nobody else.
     """
 
     alpha: float
@@ -65,6 +66,7 @@ class SlicePlan:
     groups: tuple[ChannelGroup, ...] = ()
     crossing: dict[str, str] = field(default_factory=dict)
     unaligned: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
 
     def indices(self, name: str) -> tuple[Index | None, ...]:
         """Return the kept indices of a tensor for each dimension; None stands for all of them."""
@@ -148,6 +150,7 @@ class SlicePlan:
             "attributes": self.attributes,
             "crossing": self.crossing,
             "unaligned": list(self.unaligned),
+            "products": list(self.products),
         }
 
     @classmethod
@@ -180,13 +183,26 @@ class SlicePlan:
                 groups=tuple(ChannelGroup(**{**g, "modules": tuple(g["modules"])}) for g in data["groups"]),
                 crossing=dict(data["crossing"]),
                 unaligned=tuple(data["unaligned"]),
-            )
+                products=tuple(data["products"]),
+            )._consistent()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AdjoinedError(
                 f"the slice plan is damaged: {type(error).__name__}: {error}",
                 where=where,
                 fix="Make it anew with `adjoined plan`.",
             ) from error
+
+    def _consistent(self) -> SlicePlan:
+        """Return the plan if its indices lie within the shapes, else raise ValueError."""
+        for name, indices in self.tensors.items():
+            shape = self.shapes.get(name)
+            if shape is None or len(shape) != len(indices):
+                raise ValueError(f"{name}: indices without a fitting shape")
+            for size, index in zip(shape, indices, strict=True):
+                bounds = [] if index is None else [0, *(bound for pair in index.ranges for bound in pair), size]
+                if bounds != sorted(bounds) or (index is not None and not len(index)):
+                    raise ValueError(f"{name}: indices {index} outside of {size}")
+        return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; the file appears whole or not at all."""

@@ -15,12 +15,23 @@ from adjoined.slicing.groups import NO_CHANNELS, Group, Grouping
 from adjoined.slicing.index import Index
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import FrozenTies, OutOfStep, along
-from adjoined.slicing.modules import named_tensors
+from adjoined.slicing.modules import check_model, named_tensors
 from adjoined.slicing.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.repair import Repairs, Unaligned
 from adjoined.slicing.rules.convolution import INSIDE_GROUPS
 from adjoined.slicing.trace import Trace, tensor_leaves, trace
-from adjoined.slicing.widths import check_alpha, check_round_to, matching_modules, pin_kept, set_widths, slices_inside
+from adjoined.slicing.widths import (
+    check_alpha,
+    check_keep,
+    check_round_to,
+    matching_modules,
+    pin_kept,
+    set_widths,
+    slices_inside,
+)
+
+PRODUCTS = {"convolution", "t", "mm", "addmm"}
+"""Operators whose gradient with respect to a weight is a new tensor that nothing else refers to."""
 
 ROUNDS = 200
 """At most so many repairs of one trace; every one corrects or widens something, so small models never get here."""
@@ -70,8 +81,8 @@ def make_plan(
         0                   3    64     16
         ...
     """
-    keep = (keep,) if isinstance(keep, str) else tuple(keep)
-    request = Request(check_alpha(alpha), check_round_to(round_to), keep)
+    check_model(model)
+    request = Request(check_alpha(alpha), check_round_to(round_to), check_keep(keep))
     inputs = Inputs.of(example_input)
     if compress is not None:
         from adjoined.slicing.compress import find_alpha
@@ -92,6 +103,12 @@ def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
             return _settle(traced, grouping, request)
         except Unaligned as found:
             unaligned |= found.cuts
+        except OutOfStep as error:
+            raise AdjoinedError(
+                f"not even the network at full width runs again: {error}",
+                where=type(model).__name__,
+                fix="Its forward has to do the same for the same input shapes.",
+            ) from error
 
 
 def trace_for(model: nn.Module, inputs: Inputs, request: Request, unaligned: frozenset[CutKey] = frozenset()) -> Trace:
@@ -144,9 +161,9 @@ def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> N
         vectors = zip(traced.labels[name], plan.indices(name), strict=True)
         kept = [v if index is None or v is None else v[index.tensor(v.device)] for v, index in vectors]
         flow.carry(tensor, [along(v, d, tensor.ndim) for d, v in enumerate(kept) if v is not None])
-    outputs = tensor_leaves(flow.run(small, traced.inputs))
-    if traced.train_inputs is not None:
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
+        outputs = tensor_leaves(flow.run(small, traced.inputs))
+        if traced.train_inputs is not None:
             outputs += tensor_leaves(flow.run(small, traced.train_inputs, train=True))
     shapes = [out.shape for out in outputs]
     if shapes != traced.output_shapes:
@@ -179,7 +196,19 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
         groups=describe(grouping.groups),
         crossing=dict(traced.findings.crossing),
         unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),
+        products=tuple(name for name, readers in traced.findings.readers.items() if readers <= PRODUCTS),
     )
+
+
+def _why_not_narrowed(group: Group) -> str:
+    """Return why a group that may be narrowed is not, in this plan; "" where it is."""
+    if group.kept < len(group.roots):
+        return ""
+    if len(group.roots) == 1:
+        return "its channels are tied to each other"
+    if group.floor >= len(group.roots):
+        return "as many channels arrive behind a channel shuffle"
+    return f"its {group.width} channels are not enough to be narrowed at this alpha and rounding"
 
 
 def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
@@ -190,7 +219,8 @@ def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
             continue  # nobody's choice: kernel positions, and the few channels that each group of a convolution reads
         modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.places))
         writers = [name.rpartition(".")[0] for name, dim in group.places if dim == 0]
-        row = ChannelGroup((writers or modules)[0], modules, group.width, group.kept * group.bundle, group.reason)
+        reason = group.reason or _why_not_narrowed(group)
+        row = ChannelGroup((writers or modules)[0], modules, group.width, group.kept * group.bundle, reason)
         key = (tuple(sorted(group.places)), group.reason)
         known = rows.get(key)
         rows[key] = replace(row, width=known.width + row.width, kept=known.kept + row.kept) if known else row

@@ -59,7 +59,7 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
         # Values decide about the graph, or an operator or a scripted module does not know the device: run it for real.
         try:
             return _trace(_copied(model, None), inputs, choose_groups, unaligned)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, AssertionError) as error:
+        except Exception as error:  # whatever the model's own code raises
             raise AdjoinedError(
                 f"the model does not run on the example input: {type(error).__name__}: {error}",
                 where=type(model).__name__,
@@ -78,7 +78,8 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
     flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups)
     tensors = named_tensors(model)
     labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))
-    outputs = tensor_leaves(flow.run(model, inputs))
+    with torch.random.fork_rng(devices=[]):
+        outputs = tensor_leaves(flow.run(model, inputs))
     train_inputs = None
     unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
     if unused:
@@ -90,6 +91,8 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
     for prefix, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             _pin_scripted(prefix, labels, ties)
+        elif isinstance(module, nn.MultiheadAttention):
+            findings.crossing.setdefault(prefix, "1/√d of the heads' width d")
     shapes = [out.shape for out in outputs]
     return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, unaligned)
 

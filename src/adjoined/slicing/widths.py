@@ -6,11 +6,14 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 
 from torch import nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.groups import Group
+
+KEPT = "kept by keep="
 
 
 def check_alpha(alpha: float) -> float:
@@ -19,7 +22,7 @@ def check_alpha(alpha: float) -> float:
     Raises:
         AdjoinedError: it is no number of at least 1.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha) or alpha < 1:
         raise AdjoinedError(
             "not a factor by which layers can be narrowed",
             where="alpha",
@@ -36,7 +39,7 @@ def check_round_to(round_to: int) -> int:
     Raises:
         AdjoinedError: it is no whole number of at least 1.
     """
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+    if isinstance(round_to, bool) or not isinstance(round_to, Integral) or round_to < 1:
         raise AdjoinedError(
             "widths cannot be rounded to this",
             where="round_to",
@@ -44,7 +47,24 @@ def check_round_to(round_to: int) -> int:
             got=round_to,
             fix="Use 8 for fast hardware kernels, 1 for the exact counts of the paper.",
         )
-    return round_to
+    return int(round_to)
+
+
+def check_keep(keep: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names and patterns of modules as a tuple; one name alone is taken for itself.
+
+    Raises:
+        AdjoinedError: they are no strings.
+    """
+    patterns = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else (keep,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise AdjoinedError(
+            "not names of modules",
+            where="keep",
+            expected="names or patterns such as ('conv1', 'layer1')",
+            got=repr(keep),
+        )
+    return patterns
 
 
 def kept_of(channels: int, bundle: int, alpha: float, round_to: int) -> int:
@@ -109,7 +129,7 @@ def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
         for tensor, _ in group.places:
             owner = next((m for m in _ancestors(tensor) if m in modules), None)
             if owner is not None and not group.reason:
-                group.reason = f"kept by keep={modules[owner]!r}"
+                group.reason = f"{KEPT}{modules[owner]!r}"
 
 
 def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
@@ -118,7 +138,8 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
     Raises:
         AdjoinedError: alpha exceeds the width of every group, so that no layer has a whole channel left.
     """
-    widest = max((g for g in groups if not g.reason), key=lambda g: g.width, default=None)
+    choices = (g for g in groups if not g.reason or g.reason.startswith(KEPT))
+    widest = max(choices, key=lambda g: g.width, default=None)
     if widest is not None and alpha > widest.width:
         name = next(iter(widest.places))[0].rpartition(".")[0]
         raise AdjoinedError(

@@ -30,7 +30,7 @@ def convolution(flow: LabelFlow, call: Call) -> None:
     weight_in = flow.vector([s for s in weight_slots if reads in varying(s)], reads)
     weight_out = flow.vector([s for s in weight_slots if writes in varying(s)], writes)
     groups = call["groups"]
-    if groups == 1:
+    if groups == 1 and flow.module not in flow.findings.conv_groups:
         if channels is not None or weight_in is not None:
             flow.tie_vectors(channels, weight_in, FIXED_INPUT)
         result = weight_out
@@ -63,10 +63,11 @@ def _grouped(
     inside = flow.module in flow.findings.sliced_inside
     if not flow.strict:
         inside = size > 1 and weight_in is not None and flow.choose_groups(groups, size)
-    if inside and weight_in is not None:
+    if inside:  # one channel is left of each group where the weight has no labels
         flow.findings.sliced_inside.add(flow.module)
         per_group = flow.collapse(channels.view(groups, -1), (1,)).reshape(-1)
-        flow.tie_vectors(per_group, weight_in, FIXED_INPUT)
+        if weight_in is not None:
+            flow.tie_vectors(per_group, weight_in, FIXED_INPUT)
         flow.note_pieces(flow.cut, 0, list(out.view(groups, -1)))
         return out
     if weight_in is not None:

@@ -36,17 +36,18 @@ def move(flow: LabelFlow, call: Call) -> None:
     if flow.slots(source) and any(index.is_meta for index in others):
         raise NeedsValues(call.name)
     moved: list[list[Slot]] = [[] for _ in outputs]
-    for slot in flow.slots(source):
+    for number, slot in enumerate(flow.slots(source)):
         results = _run(call, slot.expand(source.shape))
         if results is None:
             flow.pin(slot, f"{call.name} on these shapes")
             continue
         results = [compress(result) for result in results]
         for piece, result in enumerate(results):
-            moved[piece].append(flow.renew(cut, piece, result))
+            moved[piece].append(flow.renew(cut, len(results) * number + piece, result))
         if call.name in RESHAPES:
             _note_fold(flow, call, cut, slot, results[0])
         elif call.name in CUTS:
+            flow.check_cut(cut, number, results)
             _note_cut(flow, call, cut, slot, results, source)
     for out, slots in zip(outputs, moved, strict=True):
         flow.carry(out, slots)
