@@ -203,7 +203,8 @@ def adjoin(
     """
     check_model(model)
     if plan is not None:
-        return AdjoinedNetwork(model, [plan] if isinstance(plan, SlicePlan) else tuple(plan))
+        plans: Any = plan if isinstance(plan, (list, tuple)) else (plan,)
+        return AdjoinedNetwork(model, plans)
     alphas = list(alpha) if isinstance(alpha, Iterable) and compress is None else [alpha]
     return AdjoinedNetwork(
         model,

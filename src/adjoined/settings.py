@@ -139,7 +139,12 @@ class Settings:
         self._require("lr", 0 < self.lr < float("inf"), "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
         self._require("val_fraction", 0 < self.val_fraction < 1, "a number in (0, 1)")
         self._require("devices", self.devices >= 1 or self.devices == -1, "at least 1, or -1 for all")
-        self._require("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "at least 0 and less than --epochs")
+        self._require(
+            "warmup_epochs",
+            0 <= self.warmup_epochs < self.epochs,
+            "at least 0 and less than --epochs",
+            "Try --warmup-epochs 0.",
+        )
         self._require("alpha", bool(self.alphas), "a number of at least 1, or several")
         for alpha in self.alphas:
             self._require("alpha", 1 <= alpha < float("inf"), "numbers of at least 1", "4 is a good start.")

@@ -47,20 +47,18 @@ def check(settings: DataSettings) -> None:
     for name, least in lowest.items():
         value = getattr(settings, name)
         if value is not None and value < least:
-            raise AdjoinedError(
-                "the number is too small", where=f"DataSettings.{name}", expected=f"at least {least}", got=value
-            )
+            raise AdjoinedError("the number is too small", where=name, expected=f"at least {least}", got=value)
     if not 0 < settings.val_fraction < 1:
         raise AdjoinedError(
             "the share is out of range",
-            where="DataSettings.val_fraction",
+            where="val_fraction",
             expected="a number between 0 and 1, such as 0.2",
             got=settings.val_fraction,
         )
     if settings.augment not in get_args(Augmentation):
         raise AdjoinedError(
             "unknown augmentation",
-            where="DataSettings.augment",
+            where="augment",
             expected=f"one of {', '.join(get_args(Augmentation))}",
             got=settings.augment,
         )

@@ -96,7 +96,7 @@ class RunFolder:
 
     @contextmanager
     def opened(self, settings: Settings, *, resume: bool) -> Iterator[None]:
-        """Hold the folder for a run with these settings, new or resumed.
+        """Hold the folder for a run with these settings, new or resumed; `begin` makes it the run's.
 
         Raises:
             AdjoinedError: the folder is in use, of another run, of something else, or cannot be written to.
@@ -107,8 +107,6 @@ class RunFolder:
             raise cannot_write(error, self.path) from error
         with locked(self.path):
             self._check(settings, resume)
-            if not self.finished:
-                self._begin(settings)
             yield
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -145,7 +143,8 @@ class RunFolder:
                 fix="Resume with the settings of the run, or choose another folder.",
             )
 
-    def _begin(self, settings: Settings) -> None:
+    def begin(self, settings: Settings) -> None:
+        """Write down the settings, and that a sitting begins; the folder is a run's from here on."""
         text = settings.to_yaml()
         write_whole(self.settings, lambda file: file.write(text.encode()))
         if self.record.is_file():

@@ -58,6 +58,8 @@ class Findings:
     numbers: dict[str, list[Number]] = field(default_factory=lambda: defaultdict(list))
     cuts: dict[int, set[tuple[CutKey, int, int]]] = field(default_factory=lambda: defaultdict(set))
     """Label -> the pieces (cut, dimension, piece) it went through: channels of different pieces are no substitutes."""
+    folds: list[tuple[CutKey, Slot]] = field(default_factory=list)
+    """What views have made of labelled dimensions that they fold into several."""
     fresh: dict[tuple[CutKey, int], Tensor] = field(default_factory=dict)
     """Labels given anew behind a cut where channel identity was given up."""
     pieces: dict[tuple[CutKey, int, int], list[int]] = field(default_factory=dict)

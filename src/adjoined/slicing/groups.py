@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from adjoined.slicing.labels import Owner
+import torch
+
+from adjoined.slicing.flow import CutKey
+from adjoined.slicing.labels import Owner, compress, distinct, varying
 from adjoined.slicing.trace import Trace
+
+Piece = tuple[CutKey, int, int]
+"""(cut, dimension, number of the piece along it)."""
 
 NO_CHANNELS = "is no channel dimension"
 
@@ -49,11 +55,11 @@ class Grouping:
         pinned = trace.ties.pinned()
         real = set(trace.labels)
         owners = trace.ties.owners
+        self.pieces = _pieces(trace, self.roots)
         alike: dict[object, Group] = {}
         for root in sorted(self.sets):
             places = self._places(owners, root)
-            pieces = {piece for label in self.sets[root] for piece in trace.findings.cuts.get(label, ())}
-            signature = (tuple(sorted(places.items())), frozenset(pieces))
+            signature = (tuple(sorted(places.items())), frozenset(self.pieces[root]))
             if signature not in alike:
                 # Labels given anew behind a cut stand in no tensor; without any other place they still are channels.
                 in_tensors = {place: count for place, count in places.items() if place[0] in real}
@@ -82,3 +88,22 @@ class Grouping:
         """Return for every label whether the small network has it, as the groups' `kept` say now."""
         kept_roots = {root for group in self.groups for root in group.roots[: group.kept]}
         return [root in kept_roots for root in self.roots]
+
+
+def _pieces(trace: Trace, roots: list[int]) -> dict[int, set[Piece]]:
+    """Return the pieces of cuts, and the rows of folds, that the channels of every set go through.
+
+    Of a fold into rows (heads, shuffled groups) every row has to keep the same number of channels; where the rows
+    turned out to be tied to each other, they do so anyway.
+    """
+    found: dict[int, set[Piece]] = defaultdict(set)
+    for label, pieces in trace.findings.cuts.items():
+        found[roots[label]] |= pieces
+    table = torch.tensor(roots)
+    for cut, slot in trace.findings.folds:
+        tied = compress(table[slot])
+        for dim in varying(tied)[:-1]:
+            for row in range(tied.shape[dim]):
+                for root in distinct(tied.select(dim, row)):
+                    found[root].add((cut, dim, row))
+    return found

@@ -62,7 +62,8 @@ class Repairs:
         if not labels and self._match_widths(module):
             self.log.append(f"matched widths after: {message}")
             return
-        cuts = {piece[0] for label in labels for piece in self._pieces(label)} - self.trace.unaligned
+        pieces = (piece for label in labels for piece in self.grouping.pieces[self.grouping.roots[label]])
+        cuts = {piece[0] for piece in pieces} - self.trace.unaligned
         if cuts:
             raise Unaligned(cuts)
         for place in [place for place, cause in self._because_of.items() if cause == module]:
@@ -70,10 +71,6 @@ class Repairs:
         if not self._widen(labels, module, message):
             raise OutOfStep(message)
         self.log.append(f"kept wide after: {message}")
-
-    def _pieces(self, label: int) -> Iterator[tuple[CutKey, int, int]]:
-        for member in self.grouping.sets[self.grouping.roots[label]]:
-            yield from self.trace.findings.cuts.get(member, ())
 
     # ---- numbers that modules keep -----------------------------------------------------------------------------------
 
@@ -121,6 +118,8 @@ class Repairs:
         if group.reason or not group.kept * group.bundle < error.arriving <= group.width:
             return False
         group.floor = -(-error.arriving // group.bundle)
+        if group.floor >= len(group.roots):
+            group.reason = str(error)
         return True
 
     def _match_widths(self, module: str) -> bool:

@@ -206,8 +206,6 @@ def _why_not_narrowed(group: Group) -> str:
         return ""
     if len(group.roots) == 1:
         return "its channels are tied to each other"
-    if group.floor >= len(group.roots):
-        return "as many channels arrive behind a channel shuffle"
     return f"its {group.width} channels are not enough to be narrowed at this alpha and rounding"
 
 
@@ -219,8 +217,9 @@ def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
             continue  # nobody's choice: kernel positions, and the few channels that each group of a convolution reads
         modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.places))
         writers = [name.rpartition(".")[0] for name, dim in group.places if dim == 0]
+        name = next((module for module in (*writers, *modules) if module), "")  # a model's own parameters have no name
         reason = group.reason or _why_not_narrowed(group)
-        row = ChannelGroup((writers or modules)[0], modules, group.width, group.kept * group.bundle, reason)
+        row = ChannelGroup(name, modules, group.width, group.kept * group.bundle, reason)
         key = (tuple(sorted(group.places)), group.reason)
         known = rows.get(key)
         rows[key] = replace(row, width=known.width + row.width, kept=known.kept + row.kept) if known else row

@@ -60,6 +60,9 @@ def run_training(
         trainer = _trainer(settings, run, _callbacks(settings, run, history, console))
         job = make_job(settings, trainer.world_size)
         if is_main():
+            run.begin(
+                settings
+            )  # not before: a slip in the name of the data leaves the folder free for the next attempt
             for name, plan in job.method.plans(job.network).items():
                 if plan is not None:
                     plan.save(run.plan(name))

@@ -70,13 +70,12 @@ def _run(call: Call, labels: Tensor) -> list[Tensor] | None:
 
 
 def _note_fold(flow: LabelFlow, call: Call, cut: CutKey, before: Slot, after: Slot) -> None:
-    """A view that folds the channels into rows: every row has to keep the same number of them."""
+    """A view that folds a labelled dimension into several, and the numbers that the code has used for it."""
     if flow.strict:
         return
     dims = varying(after)
     if len(dims) > len(varying(before)):
-        for d in dims[:-1]:
-            flow.note_pieces(cut, d, [after.select(d, row) for row in range(after.shape[d])])
+        flow.findings.folds.append((cut, after))
     if not dims:
         return
     last = dims[-1]
