@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -28,7 +29,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda file: torch.save({**checkpoint, MARK: FORMAT}, file))
+        # torch.save turns a full disk, and Ctrl-C, into an error of its own; written by Python they stay what they are.
+        content = BytesIO()
+        torch.save({**checkpoint, MARK: FORMAT}, content)
+        write_whole(path, lambda file: file.write(content.getbuffer()))
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
