@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.files import read_json, write_json
 from adjoined.slicing.index import Index, take
 from adjoined.slicing.modules import named_tensors, set_sizes
 
@@ -205,15 +205,12 @@ class SlicePlan:
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON; the file appears whole or not at all."""
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            beside.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-            os.replace(beside, path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise AdjoinedError(f"cannot write the slice plan: {error.strerror}", where=path) from error
+        """Write the plan as JSON; the file appears whole or not at all.
+
+        Raises:
+            AdjoinedError: the file cannot be written.
+        """
+        write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SlicePlan:
@@ -222,11 +219,7 @@ class SlicePlan:
         Raises:
             AdjoinedError: the file is missing, no JSON, or no slice plan.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise AdjoinedError(f"cannot read the slice plan: {error}", where=path) from error
-        return cls.from_json(data, where=path)
+        return cls.from_json(read_json(Path(path), "a slice plan"), where=path)
 
     def __str__(self) -> str:
         """The groups as a table in plain text."""

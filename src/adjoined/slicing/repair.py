@@ -59,9 +59,6 @@ class Repairs:
         if isinstance(error, TooNarrow) and self._raise(error):
             self.log.append(f"raised a width after: {message}")
             return
-        if not labels and self._match_widths(module):
-            self.log.append(f"matched widths after: {message}")
-            return
         pieces = (piece for label in labels for piece in self.grouping.pieces[self.grouping.roots[label]])
         cuts = {piece[0] for piece in pieces} - self.trace.unaligned
         if cuts:
@@ -121,30 +118,6 @@ class Repairs:
         if group.floor >= len(group.roots):
             group.reason = str(error)
         return True
-
-    def _match_widths(self, module: str) -> bool:
-        """Widen groups until two that the failed code takes for equally wide are.
-
-        Code such as `reshape(B, N, C)` behind an attention takes C from its input, and means the heads' channels. Both
-        are as wide as C in the base network, so the narrower one is raised to the wider one's width.
-        """
-        changed = False
-        for number in self.trace.findings.numbers.get(module, ()):
-            if not isinstance(number.value, int) or not isinstance(number.labels, Tensor):
-                continue
-            counted = {id(g): g for g in (self.grouping.of(label) for label in number.labels.tolist())}
-            needed = sum(g.kept * g.bundle for g in counted.values())
-            for group in self.grouping.groups:
-                near = any(tensor.startswith(f"{module}.") for tensor, _ in group.places)
-                if (
-                    near
-                    and group.width == number.value
-                    and group.kept * group.bundle < needed
-                    and id(group) not in counted
-                ):
-                    group.floor = min(len(group.roots), -(-needed // group.bundle))
-                    changed = changed or group.floor > group.kept
-        return changed
 
     def _widen(self, labels: tuple[int, ...], module: str, why: str) -> bool:
         """Keep the groups concerned at full width; without any, those of the module, of its parents, of the model."""
