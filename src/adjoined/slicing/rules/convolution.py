@@ -122,7 +122,7 @@ def _give_up(flow: LabelFlow, call: Call) -> None:
     flow.carry(call.out, [])
 
 
-@rule("im2col", "unfold_backward")
+@rule("im2col")
 def patches(flow: LabelFlow, call: Call) -> None:
     """F.unfold: channels (N, C, H, W) become rows (N, C·kh·kw, L), each channel repeated for every kernel place."""
     x, out = call["self"], call.out
