@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
-from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
     from adjoined.commands.finished import FinishedRun
@@ -44,13 +43,13 @@ class EvaluateOptions:
 def main(argv: Sequence[str]) -> None:
     """Measure and print."""
     (options,) = parse("evaluate", argv, EvaluateOptions, purpose=PURPOSE)
-    from adjoined.commands.finished import open_run
+    from adjoined.commands.finished import check_device, open_images, open_run
     from adjoined.report.console import show
     from adjoined.training.evaluate import evaluate
 
-    _check_device(options.device)
+    check_device(options.device)
     run = open_run(options.run, options.model)
-    images = _open_images(run, options)
+    images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
     measured = {
         network.label: evaluate(network.module, images.val_loader(), run.info.num_classes, options.device)
         for network in run.networks
@@ -62,31 +61,6 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(told | {"recorded": recorded or None}, indent=1))
     else:
         show(_table(options, images, measured, recorded))
-
-
-def _open_images(run: FinishedRun, options: EvaluateOptions) -> ImageData:
-    """Open the images to measure on, prepared as those that the run was validated on."""
-    from adjoined.data import open_data
-    from adjoined.data.images import ImageDataset
-    from adjoined.data.preprocessing import evaluation_transform
-    from adjoined.runs import RunFolder
-
-    settings = RunFolder(run.folder).read_settings().data_settings()
-    root, name = options.data_root or settings.root, options.data or settings.name
-    images = open_data(replace(settings, name=name, root=root, workers=options.workers, image_size=run.info.image_size))
-    for what in ("class_names", "channels"):
-        own, found = getattr(run.info, what), getattr(images.info, what)
-        if own != found:
-            raise AdjoinedError(
-                f"the images have other {what.replace('_', ' ')} than those the networks were trained on",
-                where=f"data {name}",
-                expected=_brief(own),
-                got=_brief(found),
-                fix="Take images of the same classes, with the same names.",
-            )
-    info = run.info
-    alike = ImageDataset(images.val.images, evaluation_transform(info), info.mean, info.std)
-    return replace(images, info=info, val=alike)
 
 
 def _recorded(run: FinishedRun) -> dict[str, dict[str, Any]]:
@@ -121,19 +95,3 @@ def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
         return ("These are the accuracies that the run has recorded.",)
     told = ", ".join(f"{name} {units.percent(scores['top1'])}" for name, scores in recorded.items())
     return (f"The run has recorded {told}: the images, the device or the versions of the libraries are others.",)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
-        reason = str(error).splitlines()[0]
-        raise AdjoinedError(f"the device cannot be used: {reason}", where="--device", got=device) from error
-
-
-def _brief(value: object) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return f"{len(value)} classes ({', '.join(map(str, value[:4]))}{', …' if len(value) > 4 else ''})"

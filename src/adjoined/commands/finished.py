@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from adjoined.data import DataInfo
+from adjoined.data import DataInfo, ImageData, open_data
+from adjoined.data.images import ImageDataset
+from adjoined.data.preprocessing import evaluation_transform
 from adjoined.errors import AdjoinedError
 from adjoined.runs import NetworkResult, RunFolder, RunResult, load, read_description
 
@@ -79,3 +81,50 @@ def open_run(folder: str | Path, model: str | None = None) -> FinishedRun:
         module = load(run.path, network.name, model=model)
         networks.append(FinishedNetwork(network.name, module, description, network))
     return FinishedRun(run.path, found, tuple(networks))
+
+
+def open_images(
+    run: FinishedRun, *, data: str | None = None, data_root: str | None = None, workers: int = 0
+) -> ImageData:
+    """Open the images that a run was validated on, or others of its classes, prepared as those.
+
+    Args:
+        run: the finished run.
+        data: a data set, or folder:PATH; none: the run's own.
+        data_root: folder that holds the data sets; none: the run's.
+        workers: processes that load images; 0 loads them in this process.
+
+    Raises:
+        AdjoinedError: the data are missing or damaged, or have other classes or channels than the run's.
+    """
+    settings = RunFolder(run.folder).read_settings().data_settings()
+    root, name = data_root or settings.root, data or settings.name
+    images = open_data(replace(settings, name=name, root=root, workers=workers, image_size=run.info.image_size))
+    for what in ("class_names", "channels"):
+        own, found = getattr(run.info, what), getattr(images.info, what)
+        if own != found:
+            raise AdjoinedError(
+                f"the images have other {what.replace('_', ' ')} than those the networks were trained on",
+                where=f"data {name}",
+                expected=_brief(own),
+                got=_brief(found),
+                fix="Take images of the same classes, with the same names.",
+            )
+    info = run.info
+    alike = ImageDataset(images.val.images, evaluation_transform(info), info.mean, info.std)
+    return replace(images, info=info, val=alike)
+
+
+def check_device(device: str) -> None:
+    """Raise AdjoinedError if nothing can be computed on `device`."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
+        reason = str(error).splitlines()[0]
+        raise AdjoinedError(f"the device cannot be used: {reason}", where="--device", got=device) from error
+
+
+def _brief(value: object) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return f"{len(value)} classes ({', '.join(map(str, value[:4]))}{', …' if len(value) > 4 else ''})"
