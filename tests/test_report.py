@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import adjoined.benchmark
+import adjoined.benchmark.turns
 from adjoined.benchmark import Latency
 from adjoined.commands import flags
 from adjoined.report import figures, table, units
@@ -169,7 +169,7 @@ def test_a_file_gets_plain_text_and_a_terminal_gets_rich(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "module", [adjoined.benchmark, figures, flags, table, units], ids=lambda module: module.__name__
+    "module", [adjoined.benchmark.turns, figures, flags, table, units], ids=lambda module: module.__name__
 )
 def test_the_examples_in_the_docstrings_hold(module: ModuleType):
     found = doctest.testmod(module)

@@ -1,0 +1,179 @@
+"""Latency: how long one call of each network takes, measured side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+
+TURNS = 12
+"""How often each network has its turn: a slow spell of the machine then falls on all of them."""
+LEAST_TURNS = 5
+"""The same where the calls are so slow that the time would not do for more."""
+
+Call = Callable[[Tensor], object]
+Times = list[list[float]]
+"""Seconds of every counted call, turn by turn."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one call, in milliseconds: the median over `calls`, and the quartiles around it."""
+
+    median_ms: float
+    lower_quartile_ms: float
+    upper_quartile_ms: float
+    calls: int
+    batch_size: int
+    threads: int
+    """Threads inside one operator."""
+    device: str
+
+    @property
+    def iqr_ms(self) -> float:
+        """Inter-quartile range, ms: how much the calls differ."""
+        return self.upper_quartile_ms - self.lower_quartile_ms
+
+    @classmethod
+    def of(cls, times: Times, example: Tensor, threads: int) -> Latency:
+        """Sum up what `take_turns` has measured of one network."""
+        calls = [1000 * seconds for turn in times for seconds in turn]
+        lower, middle, upper = quantiles(calls, n=4, method="inclusive")
+        return cls(middle, lower, upper, len(calls), example.shape[0], threads, str(example.device))
+
+
+def latency(
+    modules: Mapping[str, nn.Module], example: Tensor, *, seconds: float = 2.0, threads: int | None = None
+) -> dict[str, Latency]:
+    """Measure the time of one call of each module, taking turns on the same input.
+
+    The modules run in eval mode under `torch.inference_mode`, and get their own mode back.
+
+    Args:
+        modules: name -> module; all on the device of `example`.
+        example: the input, (N, ...); N is the batch size that is timed.
+        seconds: time to spend in all, s; each module has at least 5 counted calls, however slow.
+        threads: threads of PyTorch for the measurement; None leaves the number as it is.
+
+    Returns:
+        Name -> its `Latency`, in the order of `modules`.
+
+    Raises:
+        AdjoinedError: there is nothing to measure, or no time to do it in.
+
+    Example:
+        >>> wide, narrow = nn.Linear(2048, 2048), nn.Linear(2048, 8)
+        >>> times = latency({"base": wide, "small": narrow}, torch.zeros(1, 2048), seconds=0.1)
+        >>> times["base"].batch_size, times["base"].median_ms > times["small"].median_ms
+        (1, True)
+    """
+    with ExitStack() as stack:
+        used = stack.enter_context(threads_of_torch(threads))
+        for module in modules.values():
+            stack.enter_context(evaluating(module))
+        samples = take_turns(modules, example, seconds=seconds)
+    return {name: Latency.of(times, example, used) for name, times in samples.items()}
+
+
+def take_turns(calls: Mapping[str, Call], example: Tensor, *, seconds: float) -> dict[str, Times]:
+    """Time calls on one input, in turns, under `torch.inference_mode`.
+
+    Each turn begins with a call that is not counted: it brings the weights back into the caches, where they are in a
+    service that runs one network. There are 12 turns, and down to 5 where the calls are too slow for the time. On a GPU
+    the time is that between two CUDA events around the call.
+
+    Args:
+        calls: name -> what to call with `example`.
+        example: the input, (N, ...), on the device where the calls compute.
+        seconds: time to spend in all, s.
+
+    Returns:
+        Name -> seconds of its counted calls, turn by turn.
+
+    Raises:
+        AdjoinedError: there is nothing to measure, or no time to do it in.
+    """
+    if not calls or seconds <= 0:
+        raise AdjoinedError(
+            "nothing to measure",
+            where="latency",
+            expected="at least one module and seconds > 0",
+            got=f"{len(calls)} modules and {seconds} s",
+        )
+    samples: dict[str, Times] = {name: [] for name in calls}
+    turn = seconds / (TURNS * len(calls))
+    with torch.inference_mode():
+        # Warm-up: lazy initialisation, memory pools, clock rates.
+        shortest = sum(2 * min(_take_turn(call, example, turn)) for call in calls.values())
+        for _ in range(max(LEAST_TURNS, min(TURNS, int(seconds / max(shortest, 1e-9))))):
+            for name, call in calls.items():
+                samples[name].append(_take_turn(call, example, turn))
+    return samples
+
+
+def ratios(base: Times, small: Times) -> list[float]:
+    """Return for every turn how many times the median call of `small` goes into that of `base`.
+
+    Example:
+        >>> ratios([[4.0, 6.0], [9.0]], [[1.0], [2.0, 4.0, 3.0]])
+        [5.0, 3.0]
+    """
+    return [median(slow) / median(fast) for slow, fast in zip(base, small, strict=True)]
+
+
+def _take_turn(call: Call, example: Tensor, seconds: float) -> list[float]:
+    """Call for `seconds`, at least twice; return the time of all calls but the first, s."""
+    once = _time_on_gpu if example.is_cuda else _time_on_cpu
+    times = []
+    start = time.perf_counter()
+    while True:
+        times.append(once(call, example))
+        if len(times) > 1 and time.perf_counter() - start >= seconds:
+            return times[1:]
+
+
+def _time_on_cpu(call: Call, example: Tensor) -> float:
+    begin = time.perf_counter()
+    call(example)
+    return time.perf_counter() - begin
+
+
+def _time_on_gpu(call: Call, example: Tensor) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.device(example.device):
+        begin.record()
+        call(example)
+        end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+@contextmanager
+def threads_of_torch(number: int | None) -> Iterator[int]:
+    """Set the number of PyTorch's threads for a while, and say how many there are; None leaves it as it is."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode for a while; each of its parts gets its own mode back."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
