@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import IO, Any
@@ -46,6 +48,44 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Let others write files, and give them their names once the block has come to its end.
+
+    Args:
+        paths: the files, all in one folder, which exists; the first is the one that names the others, and comes last.
+
+    Yields:
+        Where to write them: files of the same names in a folder beside, which goes away with all that is in it.
+
+    Raises:
+        AdjoinedError: the disk is full or the folder cannot be written to; the old files stay.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "answer.txt"
+        >>> with written_beside(path) as (part,):
+        ...     _ = part.write_text("42")
+        >>> path.read_text(), len(list(path.parent.iterdir()))
+        ('42', 1)
+    """
+    beside = paths[0].with_name(f".{paths[0].name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        parts = tuple(beside / path.name for path in paths)
+        yield parts
+        for part, path in reversed(tuple(zip(parts, paths, strict=True))):
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        _flush_folder(paths[0].parent)
+    except OSError as error:
+        raise cannot_write(error, paths[0]) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

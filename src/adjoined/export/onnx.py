@@ -1,0 +1,57 @@
+"""ONNX: one file with weights and metadata, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.export.targets import INPUT, OUTPUT
+
+LARGEST = 2**31 - 1
+"""Bytes that protobuf holds in one file."""
+
+
+def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the network as `Target.export` says; the exporter folds BatchNorm into convolutions."""
+    weights = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if weights > LARGEST:
+        raise AdjoinedError("too large for one file of ONNX", where=path, expected="at most 2 GiB", got=weights)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (example.expand(2, *example.shape[1:]),),  # of a batch of one, the exporter takes the 1 for a constant
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model.graph
+    # The exporter notes where in the source each node comes from: of no use in a file that is handed on.
+    for each in (*graph.all_nodes(), *graph.inputs, *graph.outputs, *graph.initializers.values()):
+        each.metadata_props.clear()
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            value.metadata_props.clear()
+    program.model.metadata_props.clear()
+    program.model.metadata_props.update(metadata)
+    program.save(path, external_data=False)
+
+
+def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
+    """Open the file in ONNX Runtime, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+    return run

@@ -1,0 +1,169 @@
+"""The table of targets: what each file is called, what has to be installed, and who writes and runs it.
+
+Shape legend: N images, C channels, H and W height and width in pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+
+Runnable = Callable[[Tensor], Tensor]
+
+INPUT, OUTPUT = "images", "logits"
+"""Names of input and output in every file that has names."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file that a network can be exported to.
+
+    Args:
+        name: as `--to` has it.
+        title: as tables have it.
+        suffix: of the file; of the first, where there are two.
+        extra: the extra of adjoined that installs its tools; "" where PyTorch is enough.
+        packages: the modules of these tools.
+        home: the module of adjoined with its `export` and `load`.
+        beside: suffixes of further files that belong to the first.
+        quantises: whether `home` has a `quantise`, for int8.
+    """
+
+    name: str
+    title: str
+    suffix: str
+    extra: str
+    packages: tuple[str, ...]
+    home: str
+    beside: tuple[str, ...] = ()
+    quantises: bool = False
+
+    def require(self) -> None:
+        """Raise AdjoinedError, with the command that helps, if its tools are not installed."""
+        for package in self.packages:
+            if find_spec(package) is None:
+                raise AdjoinedError(
+                    f"{self.title} needs {package}, which is not installed",
+                    where=f"export to {self.name}",
+                    fix=f"Install it with: pip install 'adjoined[{self.extra}]'",
+                )
+
+    def export(self, module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write a network to a file for batches of any size; nothing is compared yet (see `write`).
+
+        Args:
+            module: images (N, C, H, W) to logits float32 (N, K); in evaluation mode, on the CPU.
+            example: images as the module takes them, (1, C, H, W).
+            path: the file; its folder exists.
+            metadata: texts that the file carries, key -> value.
+
+        Raises:
+            AdjoinedError: the tools are missing, or cannot express the network.
+        """
+        self.require()
+        try:
+            import_module(self.home).export(module, example, path, metadata)
+        except (AdjoinedError, OSError):
+            raise
+        except Exception as error:  # each tool has its own errors for what it cannot express
+            raise self._refused(error) from error
+
+    def load(self, path: Path, threads: int | None = None) -> Runnable:
+        """Open a file in its own runtime.
+
+        Args:
+            path: the file.
+            threads: threads inside one operator; None leaves them to the runtime.
+
+        Returns:
+            A function, images (N, C, H, W) to logits float32 (N, K).
+
+        Raises:
+            AdjoinedError: the tools are missing, or the file is missing, damaged or of another kind.
+        """
+        self.require()
+        if not path.is_file():
+            raise AdjoinedError("there is no such file", where=path, expected=f"a file of {self.title}")
+        try:
+            return import_module(self.home).load(path, threads)
+        except Exception as error:
+            raise AdjoinedError(
+                f"{self.title} cannot load the file: {_reason(error)}", where=path, fix="Export it again."
+            ) from error
+
+    def _refused(self, error: Exception) -> AdjoinedError:
+        return AdjoinedError(
+            f"{self.title} cannot express the network: {_reason(error)}",
+            where=f"export to {self.name}",
+            fix="Replace that part of the network, or choose another target.",
+        )
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("onnx", "ONNX", ".onnx", "onnx", ("onnx", "onnxscript", "onnxruntime"), "adjoined.export.onnx"),
+    )
+}
+"""Name -> target."""
+
+
+def find_target(name: str) -> Target:
+    """Return a target by its name.
+
+    Raises:
+        AdjoinedError: there is none of that name.
+
+    Example:
+        >>> find_target("onnx").suffix
+        '.onnx'
+    """
+    if name not in TARGETS:
+        near = difflib.get_close_matches(name, TARGETS, n=1)
+        raise AdjoinedError(
+            "unknown target",
+            where=f"export to {name}",
+            expected=f"one of {', '.join(TARGETS)}",
+            fix=f"Did you mean {near[0]}?" if near else "",
+        )
+    return TARGETS[name]
+
+
+def load(path: str | Path, threads: int | None = None) -> Runnable:
+    """Open an exported file in its own runtime, found by the file's suffix.
+
+    Args:
+        path: a file that `adjoined export` or `write` has made.
+        threads: threads inside one operator; None leaves them to the runtime.
+
+    Returns:
+        A function, images (N, C, H, W) to logits float32 (N, K).
+
+    Raises:
+        AdjoinedError: the suffix is not that of a target, or as in `Target.load`.
+
+    Example:
+        >>> small = load("runs/digits/export/small.onnx", threads=1)  # doctest: +SKIP
+        >>> small(images).argmax(dim=1)  # doctest: +SKIP
+    """
+    path = Path(path)
+    for target in TARGETS.values():
+        if path.suffix == target.suffix:
+            return target.load(path, threads)
+    raise AdjoinedError(
+        "is no exported network", where=path, expected=f"one of {', '.join(t.suffix for t in TARGETS.values())}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return the kind of an error and the first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
