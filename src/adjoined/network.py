@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.sharing import Indices, share
-from adjoined.slicing import SlicePlan, make_plan
+from adjoined.slicing import SlicePlan, make_plan, reorder
+from adjoined.slicing.importance import check_order
 from adjoined.slicing.modules import check_model, private_names
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
@@ -167,6 +168,7 @@ def adjoin(
     keep: Iterable[str] = (),
     round_to: int = 8,
     compress: float | None = None,
+    order: str | None = None,
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
 ) -> AdjoinedNetwork:
     """Join a model with a small twin (or a family of them) on shared weights.
@@ -182,7 +184,12 @@ def adjoin(
         round_to: widths are rounded up to multiples of this many channels; 1 for exact counts.
         compress: choose alpha so that the small network has this many times fewer parameters, without the last linear
             layer on either side; instead of `alpha`.
-        plan: use this slice plan (or one for each small network) instead of making one; the settings above are unused.
+        order: reorder the model's channels first, in place and without changing its function, so that the small network
+            starts from the most important ones: "l1", "l2" (norm of the filters that write a channel) or "bn" (scale of
+            its batch norms); `adjoined.slicing.reorder` tells more. For pretrained weights; before an optimizer's first
+            step. Not when going on with weights that were adjoined before: those are in their order already.
+        plan: use this slice plan (or one for each small network) instead of making one; the settings above are unused,
+            but for `order`.
 
     Returns:
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.
@@ -202,17 +209,19 @@ def adjoin(
         [16]
     """
     check_model(model)
+    if order is not None:
+        check_order(order)
     if plan is not None:
         plans: Any = plan if isinstance(plan, (list, tuple)) else (plan,)
-        return AdjoinedNetwork(model, plans)
-    alphas = list(alpha) if isinstance(alpha, Iterable) and compress is None else [alpha]
-    return AdjoinedNetwork(
-        model,
-        [
+    else:
+        alphas = list(alpha) if isinstance(alpha, Iterable) and compress is None else [alpha]
+        plans = [
             make_plan(model, example_input, alpha=each, keep=keep, round_to=round_to, compress=compress)  # pyright: ignore[reportArgumentType]
             for each in alphas
-        ],
-    )
+        ]
+    if order is not None:
+        plans = reorder(model, example_input, plans, order)
+    return AdjoinedNetwork(model, plans)
 
 
 def _shared_weights(base: nn.Module, plans: Sequence[SlicePlan], private: set[str]) -> list[_Shared]:

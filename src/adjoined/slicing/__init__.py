@@ -1,7 +1,8 @@
 """Slicing: which channels belong to the small network, and the small network itself."""
 
 from adjoined.slicing.cost import Cost, cost_by_module, measure_cost
+from adjoined.slicing.order import reorder
 from adjoined.slicing.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.solve import make_plan
 
-__all__ = ["ChannelGroup", "Cost", "SlicePlan", "cost_by_module", "make_plan", "measure_cost"]
+__all__ = ["ChannelGroup", "Cost", "SlicePlan", "cost_by_module", "make_plan", "measure_cost", "reorder"]

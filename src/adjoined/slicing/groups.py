@@ -45,6 +45,13 @@ class Group:
         """Number of channels of the base network."""
         return len(self.roots) * self.bundle
 
+    @property
+    def name(self) -> str:
+        """The first module that has these channels at its output; "" if only the model's own parameters have them."""
+        modules = [tensor.rpartition(".")[0] for tensor, _ in self.places]
+        writers = [tensor.rpartition(".")[0] for tensor, dim in self.places if dim == 0]
+        return next((module for module in (*writers, *modules) if module), "")
+
 
 class Grouping:
     """All channel groups of a trace, and the way from a label to its group."""

@@ -57,6 +57,38 @@ def private_names(model: nn.Module) -> set[str]:
     return names
 
 
+def filters(model: nn.Module) -> dict[str, int]:
+    """Return the parameters whose filters write channels, each with the dimension along which it does.
+
+    These are the weights of convolutions and linear layers, and other parameters that mix channels; norms, biases and
+    scales write none, they only change what others have written.
+
+    Example:
+        >>> filters(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 2)))
+        {'0.weight': 0, '2.weight': 1}
+    """
+    found: dict[str, int] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        module = model.get_submodule(owner_of(name))
+        layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        if parameter.ndim >= 2 and not is_norm(module) and (layer or sum(size > 1 for size in parameter.shape) > 1):
+            # A grouped transposed convolution writes the channels of the groups that its dimension 0 holds.
+            turned = isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups == 1
+            found[name] = int(turned)
+    return found
+
+
+def owner_of(tensor: str) -> str:
+    """Return the name of the module that uses a tensor as its own; a parametrised weight belongs to its layer.
+
+    Example:
+        >>> owner_of("layer1.conv.weight"), owner_of("conv.parametrizations.weight.original")
+        ('layer1.conv', 'conv')
+    """
+    before, found, _ = f".{tensor}".partition(".parametrizations.")
+    return before[1:] if found else tensor.rpartition(".")[0]
+
+
 def set_sizes(module: nn.Module, groups: int | None) -> None:
     """Bring the sizes that a module of torch keeps as numbers in line with its tensors.
 

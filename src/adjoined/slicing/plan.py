@@ -54,6 +54,9 @@ class SlicePlan:
         crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
         unaligned: modules behind whose channel shuffles widths agree but channels are no longer the base's.
         products: tensors that convolutions and matrix products alone read; their gradient belongs to nobody else.
+        order: what the base network's channels were ordered by when this plan was first put to use ("l1", "l2", "bn"),
+            or "". It is a note: a plan picks indices, it never reorders.
+        unordered: name of a group that stayed in its order all the same -> reason.
     """
 
     alpha: float
@@ -67,6 +70,8 @@ class SlicePlan:
     crossing: dict[str, str] = field(default_factory=dict)
     unaligned: tuple[str, ...] = ()
     products: tuple[str, ...] = ()
+    order: str = ""
+    unordered: dict[str, str] = field(default_factory=dict)
 
     def indices(self, name: str) -> tuple[Index | None, ...]:
         """Return the kept indices of a tensor for each dimension; None stands for all of them."""
@@ -151,6 +156,8 @@ class SlicePlan:
             "crossing": self.crossing,
             "unaligned": list(self.unaligned),
             "products": list(self.products),
+            "order": self.order,
+            "unordered": self.unordered,
         }
 
     @classmethod
@@ -184,6 +191,8 @@ class SlicePlan:
                 crossing=dict(data["crossing"]),
                 unaligned=tuple(data["unaligned"]),
                 products=tuple(data["products"]),
+                order=str(data.get("order", "")),
+                unordered=dict(data.get("unordered", {})),
             )._consistent()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AdjoinedError(
@@ -229,7 +238,9 @@ class SlicePlan:
         lines = [
             f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows
         ]
-        return "\n".join([f"slice plan: alpha {self.alpha:g}, widths in multiples of {self.round_to}", *lines])
+        head = f"slice plan: alpha {self.alpha:g}, widths in multiples of {self.round_to}"
+        notes = [f"not reordered, {reason}: {name}" for name, reason in self.unordered.items()]
+        return "\n".join([f"{head}, channels ordered by {self.order}" if self.order else head, *lines, *notes])
 
 
 def _narrow(tensor: Tensor, indices: Sequence[Index | None]) -> Tensor:

@@ -216,10 +216,8 @@ def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
         if group.reason == NO_CHANNELS or group.reason.startswith(INSIDE_GROUPS):
             continue  # nobody's choice: kernel positions, and the few channels that each group of a convolution reads
         modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.places))
-        writers = [name.rpartition(".")[0] for name, dim in group.places if dim == 0]
-        name = next((module for module in (*writers, *modules) if module), "")  # a model's own parameters have no name
         reason = group.reason or _why_not_narrowed(group)
-        row = ChannelGroup(name, modules, group.width, group.kept * group.bundle, reason)
+        row = ChannelGroup(group.name, modules, group.width, group.kept * group.bundle, reason)
         key = (tuple(sorted(group.places)), group.reason)
         known = rows.get(key)
         rows[key] = replace(row, width=known.width + row.width, kept=known.kept + row.kept) if known else row
