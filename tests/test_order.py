@@ -16,13 +16,15 @@ from zoo import Concatenated, Flattened, Residual, TwoGroups, conv, images, live
 from adjoined import AdjoinedError, SlicePlan, adjoin
 from adjoined.models import build
 from adjoined.slicing import make_plan, reorder
-from adjoined.slicing.symmetry import Twin
 from adjoined.slicing.inputs import Inputs
+from adjoined.slicing.symmetry import Twin
 
 X = images(2, 3, 8, 8, dtype=torch.float64)
 
 
-def reordered(model: nn.Module, x: Tensor, order: str = "l1", alpha: float = 4) -> tuple[nn.Module, nn.Module, SlicePlan]:
+def reordered(
+    model: nn.Module, x: Tensor, order: str = "l1", alpha: float = 4
+) -> tuple[nn.Module, nn.Module, SlicePlan]:
     """The lively model as it was, the same reordered, and the plan."""
     model = lively(model, x)
     before = copy.deepcopy(model)
@@ -48,8 +50,8 @@ OWN: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 FAST = ["resnet18", "mobilenet_v3_small"]
 SLOW = [
-    "resnet50", "regnet_x_400mf", "densenet121", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "googlenet", "regnet_y_400mf",
-    "resnext50_32x4d", "squeezenet1_1", "vgg11",
+    "resnet50", "regnet_x_400mf", "densenet121", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "googlenet",
+    "regnet_y_400mf", "resnext50_32x4d", "squeezenet1_1", "vgg11",
 ]  # fmt: skip
 
 
@@ -141,7 +143,9 @@ def test_layers_of_one_group_weigh_alike_whatever_the_size_of_their_weights():
     _, after, plan = reordered(model, X)
     assert isinstance(after, Residual)
     kept = plan.small_shape("stem.weight")[0]
-    shares = [norms / norms.mean() for norms in (filter_norms(m, 1) for m in (after.stem, after.outer, after.depthwise))]
+    shares = [
+        norms / norms.mean() for norms in (filter_norms(m, 1) for m in (after.stem, after.outer, after.depthwise))
+    ]
     importance = torch.stack(shares).sum(0)
     assert importance[:kept].min() >= importance[kept:].max()
     assert not torch.equal(shares[0].topk(kept).indices.sort().values, torch.arange(kept))  # the large one is not alone

@@ -84,9 +84,7 @@ class _Ordering:
         unordered: name of a group that stays in its order -> reason.
     """
 
-    def __init__(
-        self, traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan], importance: Importance
-    ) -> None:
+    def __init__(self, traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan], importance: Importance) -> None:
         self._traced, self._grouping = traced, grouping
         self.sources: dict[int, dict[int, int]] = {}
         self.unordered: dict[str, str] = {}
@@ -125,19 +123,18 @@ class _Ordering:
         return gathers
 
     def check_memory(self, tensors: Mapping[str, Tensor]) -> None:
-        """Leave groups alone whose channels stand in memory that several tensors share without being one."""
+        """Leave groups alone whose channels stand in memory of several tensors, or in one that would need two orders."""
         names: dict[int, list[str]] = defaultdict(list)
         for name, tensor in tensors.items():
             names[id(tensor)].append(name)
-        once = {of_one[0]: tensors[of_one[0]] for of_one in names.values()}
-        apart = _overlapping(once)
-        gathers = self.gathers()
+        overlapping = _overlapping({of_one[0]: tensors[of_one[0]] for of_one in names.values()})
+        self._leave(self._in(overlapping), "they stand in memory that several tensors share")
+        gathers, torn = self.gathers(), set[str]()
         for of_one in names.values():  # tied tensors lose their tie where the trace has run on the meta device
             separate = {id(self._traced.labels[name]): name for name in of_one}.values()
             if any(not _equal(gathers.get(name), gathers.get(of_one[0])) for name in separate):
-                apart |= set(of_one)
-        concerned = [n for n in self.sources if any(t in apart for t, _ in self._grouping.groups[n].places)]
-        self._leave(concerned, "they stand in memory that several tensors share")
+                torn |= set(of_one)
+        self._leave(self._in(torn), "a weight that several layers share would need several orders")
 
     def check_labels(self) -> None:
         """Leave groups alone whose channels would meet others than they do now."""
@@ -169,6 +166,10 @@ class _Ordering:
             return numbers
         half = len(numbers) // 2
         return self._culprits(numbers[:half], twin) + self._culprits(numbers[half:], twin)
+
+    def _in(self, names: set[str]) -> list[int]:
+        """Return the groups that have channels in these tensors."""
+        return [n for n in self.sources if any(t in names for t, _ in self._grouping.groups[n].places)]
 
     def _leave(self, numbers: Iterable[int], reason: str) -> None:
         for number in list(numbers):
