@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -26,25 +29,7 @@ from adjoined.slicing.labels import (
     varying,
 )
 from adjoined.slicing.rules import RULES, Call
-
-
-class CutKey(NamedTuple):
-    """A place where a channel dimension is cut into pieces or folded: the so-manieth operator of a module."""
-
-    module: str
-    operator: int
-    train: bool
-
-
-class Number(NamedTuple):
-    """A number of channels that code of a module used: `value` elements, which carry `labels`.
-
-    For a tuple (a target shape, a list of split sizes) `value` is the tuple, and `labels` has one entry for each
-    element: labels, or the number itself where it counts no channels.
-    """
-
-    value: int | tuple[int, ...]
-    labels: Any
+from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, Size, check_sizes, sizes_in, sizes_of
 
 
 @dataclass
@@ -55,14 +40,15 @@ class Findings:
     """Module with whole groups dropped -> one label for each of its groups."""
     sliced_inside: set[str] = field(default_factory=set)
     """Grouped convolutions that keep all groups and are sliced inside each."""
-    numbers: dict[str, list[Number]] = field(default_factory=lambda: defaultdict(list))
-    cuts: dict[int, set[tuple[CutKey, int, int]]] = field(default_factory=lambda: defaultdict(set))
+    sizes: dict[Site, list[Size]] = field(default_factory=dict)
+    """Operator -> the sizes that the model's code handed to it, where it read labelled tensors."""
+    cuts: dict[int, set[tuple[Site, int, int]]] = field(default_factory=lambda: defaultdict(set))
     """Label -> the pieces (cut, dimension, piece) it went through: channels of different pieces are no substitutes."""
-    folds: list[tuple[CutKey, Slot]] = field(default_factory=list)
+    folds: list[tuple[Site, Slot]] = field(default_factory=list)
     """What views have made of labelled dimensions that they fold into several."""
-    fresh: dict[tuple[CutKey, int], Tensor] = field(default_factory=dict)
+    fresh: dict[tuple[Site, int], Tensor] = field(default_factory=dict)
     """Labels given anew behind a cut where channel identity was given up."""
-    pieces: dict[tuple[CutKey, int, int], list[int]] = field(default_factory=dict)
+    pieces: dict[tuple[Site, int, int], list[int]] = field(default_factory=dict)
     """(cut, slot, piece) -> the labels that went into the piece, in order."""
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
@@ -90,7 +76,7 @@ class LabelFlow(TorchDispatchMode):
         ties: Ties | FrozenTies,
         findings: Findings,
         *,
-        unaligned: Iterable[CutKey] = (),
+        unaligned: Iterable[Site] = (),
         is_kept: Callable[[int], bool] | None = None,
         choose_groups: GroupChoice = lambda groups, size: False,
     ) -> None:
@@ -102,8 +88,9 @@ class LabelFlow(TorchDispatchMode):
         self._slots: Any = WeakIdKeyDictionary()
         self._uniform: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
-        self._count: dict[str, int] = defaultdict(int)
+        self._count: dict[tuple[str, str], int] = defaultdict(int)
         self._train = False
+        self.steps = 0
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -135,7 +122,7 @@ class LabelFlow(TorchDispatchMode):
         self._count.clear()
         self._train = train
         try:
-            with torch.no_grad(), self:
+            with torch.no_grad(), self, _Reshapes(self):
                 return model(*inputs.args, **inputs.kwargs)
         finally:
             for hook in hooks:
@@ -150,9 +137,13 @@ class LabelFlow(TorchDispatchMode):
         """Run the operator, then let its rule carry the labels on."""
         kwargs = kwargs or {}
         self.last_op = name = func._schema.name.split("::")[1]
-        self._count[self.module] += 1
+        self.steps += 1
+        self._count[self.module, _family(name)] += 1
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         labelled = [tensor for tensor in given if tensor in self._slots]
+        bound = _bound_to_names(func, args, kwargs) if labelled else {}
+        if self.strict and labelled:
+            self.check_sizes(self.cut, sizes_in(name, bound))
         try:
             out = func(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
@@ -171,12 +162,10 @@ class LabelFlow(TorchDispatchMode):
             for leaf in tree_leaves(out):
                 self._uniform[leaf] = True
         elif labelled:
-            schema = func._schema.arguments
-            bound = {a.name: kwargs.get(a.name, a.default_value) for a in schema} | {
-                a.name: value for a, value in zip(schema, args, strict=False)
-            }
             call = Call(func, name, bound, out)
+            read = self.slots(labelled[0])
             self._rule(call)(self, call)
+            self._note_sizes(call, read)
         elif given and all(tensor in self._uniform for tensor in given):
             for leaf in tree_leaves(out):
                 if isinstance(leaf, Tensor):
@@ -277,10 +266,22 @@ class LabelFlow(TorchDispatchMode):
 
     # ---- notes for the repair ----------------------------------------------------------------------------------------
 
-    def note_number(self, value: int | tuple[int, ...], labels: Any) -> None:
-        """Note that code of the current module used a number of channels."""
-        if not self.strict and value != 1:
-            self.findings.numbers[self.module].append(Number(value, labels))
+    def _note_sizes(self, call: Call, read: list[Slot]) -> None:
+        """Note the sizes that code handed to an operator, with the channels that they count."""
+        if not self.strict and sizes_in(call.name, call.args):
+            outputs = [self.slots(out) for out in call.outputs]
+            self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, outputs)
+
+    def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
+        """In the small network, code must ask for as many channels as are left of those that it asked for."""
+        sizes = self.findings.sizes.get(site)
+        if sizes is None or site in self.unaligned or self.is_kept is None:
+            return
+        position = check_sizes(asked, sizes, self.is_kept)
+        if position is not None:
+            size, value = sizes[position], asked[position]
+            here = f"{self.here}{_line_of_code()}"
+            raise Mismatch(site, position, value or 0, size.left(self.is_kept) or 0, size, here)
 
     def note_crossing(self) -> None:
         """Note that the current operator computes a statistic across channels."""
@@ -288,18 +289,22 @@ class LabelFlow(TorchDispatchMode):
             self.findings.crossing.setdefault(self.module, self.last_op)
 
     @property
-    def cut(self) -> CutKey:
+    def cut(self) -> Site:
         """The key of the current operator: equal in both runs, as long as the module's code runs the same way."""
-        return CutKey(self.module, self._count[self.module], self._train)
+        return self.site(_family(self.last_op))
 
-    def note_pieces(self, cut: CutKey, dim: int, pieces: Sequence[Slot]) -> None:
+    def site(self, family: str, ahead: int = 0) -> Site:
+        """Return the key of the latest operator of a family, or of one that is still ahead."""
+        return Site(self.module, family, self._count[self.module, family] + ahead, self._train)
+
+    def note_pieces(self, cut: Site, dim: int, pieces: Sequence[Slot]) -> None:
         """Note which piece of a cut every label went into."""
         if not self.strict:
             for number, piece in enumerate(pieces):
                 for label in distinct(piece):
                     self.findings.cuts[label].add((cut, dim, number))
 
-    def check_cut(self, cut: CutKey, number: int, pieces: Sequence[Slot]) -> None:
+    def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
         """Remember which channels go into which piece of a cut; in the small network it must be the same ones."""
         if cut in self.unaligned:
             return
@@ -314,14 +319,14 @@ class LabelFlow(TorchDispatchMode):
                     message = f"other channels than in the base network are cut off in {self.here}"
                     raise OutOfStep(message, [*before, *labels])
 
-    def renew(self, cut: CutKey, piece: int, slot: Slot) -> Slot:
+    def renew(self, cut: Site, piece: int, slot: Slot) -> Slot:
         """Give the channels behind an unaligned cut fresh labels: their number must agree from here on, no more."""
         if cut not in self.unaligned or slot.numel() <= 1:
             return slot
         key = (cut, piece)
         if self.is_kept is None:
             assert isinstance(self.ties, Ties)
-            labels = self.ties.new(f"{cut.module}#{cut.operator}", piece, slot.numel())
+            labels = self.ties.new(f"{cut.module}#{cut.operator}{cut.number}", piece, slot.numel())
             self.findings.fresh[key] = labels
             return labels.view(slot.shape)
         expected = self.findings.fresh.get(key)
@@ -333,10 +338,50 @@ class LabelFlow(TorchDispatchMode):
         return torch.tensor(kept).view(slot.shape)
 
 
+class _Reshapes(TorchFunctionMode):
+    """Looks at the target of `reshape` before torch does, which refuses a wrong one without calling any operator."""
+
+    def __init__(self, flow: LabelFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.flow.strict and func in (torch.Tensor.reshape, torch.reshape):
+            target = kwargs.get("shape", args[1:])
+            target = target[0] if len(target) == 1 and not isinstance(target[0], int) else target
+            self.flow.last_op = "reshape"
+            self.flow.check_sizes(self.flow.site("view", ahead=1), sizes_in("view", {"size": target}))
+        return func(*args, **kwargs)
+
+
 _CREATE = {
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
     "empty_strided", "new_empty_strided", "scalar_tensor",
 }  # fmt: skip
+
+
+def _line_of_code() -> str:
+    """Return the line of the model's own code that is running, as ", FILE.py:LINE"; "" inside torch's own modules."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "") == __name__:
+        frame = frame.f_back
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
+        frame = frame.f_back
+    if frame is None or frame.f_globals.get("__name__", "").startswith("adjoined.slicing"):
+        return ""
+    return f", {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def _family(name: str) -> str:
+    """Return what an operator counts as: torch chooses between the ways to reshape by strides, which may differ."""
+    return "view" if name in RESHAPES else name
+
+
+def _bound_to_names(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    schema = func._schema.arguments
+    given = {a.name: value for a, value in zip(schema, args, strict=False)}
+    return {a.name: kwargs.get(a.name, a.default_value) for a in schema} | given
 
 
 def _first_line(error: Exception) -> str:

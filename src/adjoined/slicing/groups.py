@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import torch
 
-from adjoined.slicing.flow import CutKey
 from adjoined.slicing.labels import Owner, compress, distinct, varying
+from adjoined.slicing.sizes import Site
 from adjoined.slicing.trace import Trace
 
-Piece = tuple[CutKey, int, int]
+Piece = tuple[Site, int, int]
 """(cut, dimension, number of the piece along it)."""
 
 NO_CHANNELS = "is no channel dimension"
@@ -26,19 +27,29 @@ class Group:
         places: (tensor name, dimension) -> how many of its indices belong to one root.
         reason: why it stays at full width; "" if it is narrowed.
         kept: how many of the roots the small network has.
-        floor: keep at least so many of them.
+        wanted: keep so many of them, whatever alpha says: other numbers of the model depend on it.
+        wanted_for: which, in case that is all of them.
+        step: keep a multiple of so many channels, as code divides their number by it.
+        unit: channels that one root stands for where widths are rounded: those of all rows (heads).
     """
 
     roots: list[int]
     places: dict[tuple[str, int], int]
     reason: str = ""
     kept: int = 0
-    floor: int = 0
+    wanted: int | None = None
+    wanted_for: str = ""
+    step: int = 1
+    unit: int = 0
 
     @property
     def bundle(self) -> int:
         """Channels per root: more than 1 where a grouped convolution ties the channels of a group together."""
         return min(self.places.values())
+
+    def is_near(self, module: str) -> bool:
+        """Tell whether a tensor of this module, or of a module in it, has these channels."""
+        return not module or any(name.startswith(f"{module}.") for name, _ in self.places)
 
     @property
     def width(self) -> int:
@@ -78,9 +89,33 @@ class Grouping:
             group.reason = group.reason or pinned.get(root, "")
         self.groups = list(alike.values())
         self.of_root = {root: group for group in self.groups for root in group.roots}
+        self._couple(trace)
 
     def _places(self, owners: list[Owner], root: int) -> Counter[tuple[str, int]]:
         return Counter((owners[label].tensor, owners[label].dim) for label in self.sets[root])
+
+    def _couple(self, trace: Trace) -> None:
+        """Let code divide as it did: what it folds into rows (heads) keeps as many channels in each row.
+
+        Code mostly takes the width of a row from another tensor's: `x.shape[-1] // heads`. So every group that is as
+        wide as what was folded, in the modules around, keeps a multiple of the number of rows.
+        """
+        table = torch.tensor(self.roots)
+        for cut, slot in trace.findings.folds:
+            tied = compress(table[slot])
+            *row_dims, last = varying(slot)
+            if not row_dims or tied.shape[last] == 1:
+                continue  # what lies side by side belongs to one channel, as in a pixel shuffle
+            sizes = [slot.shape[d] for d in row_dims]
+            for group in {id(g): g for g in (self.of_root[root] for root in distinct(tied))}.values():
+                apart = tied.shape[row_dims[-1]] > 1
+                group.unit = group.bundle * sizes[-1] if apart else math.lcm(group.bundle, sizes[-1])
+            around = cut.module.rpartition(".")[0]
+            for first in range(len(sizes)):
+                rows = math.prod(sizes[first:])
+                for group in self.groups:
+                    if group.width == rows * slot.shape[last] and group.bundle == 1 and group.is_near(around):
+                        group.step = math.lcm(group.step, rows)
 
     def of(self, label: int) -> Group:
         """Return the group of a label."""

@@ -1,142 +1,315 @@
-"""What to do when the small network does not run: correct a number that a module keeps, or keep channels wide."""
+"""What to do when the small network does not run: correct a number that a module keeps, or keep channels wide.
+
+Every correction is a trial. It is kept only if the small network then gets further than it did before, so a number
+that merely looks like a width is never left changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
-
-from adjoined.slicing.flow import CutKey, Number
-from adjoined.slicing.groups import Grouping
+from adjoined.slicing.groups import Group, Grouping
 from adjoined.slicing.labels import OutOfStep, TooNarrow
 from adjoined.slicing.modules import keeps_sizes
+from adjoined.slicing.sizes import Count, Mismatch, Site, Size
 from adjoined.slicing.trace import Trace
 
-_NO_WIDTHS = {"training", "kernel_size", "stride", "padding", "dilation"}
+_NO_WIDTHS = {"training", "kernel_size", "stride", "padding", "dilation", "output_padding"}
+
+FACTORS = range(2, 65)
+"""A number handed to an operator may be a multiple of one that a module keeps, or a part of it, by this factor."""
+
+PATIENCE = 4
+"""So many times a module's own groups are widened; from then on those of its parent are, too."""
+
+LITERAL = "let it be narrowed by taking that number from a tensor's shape or from an attribute of the module"
+"""What the user can do where a number stands in the code of a forward."""
+
+Place = tuple[int, int]
+"""How far a run got: operators run, position of the size that is wrong."""
 
 
 class Unaligned(Exception):
     """Channel identity has to be given up at these cuts; the model is traced anew."""
 
-    def __init__(self, cuts: set[CutKey]) -> None:
+    def __init__(self, cuts: set[Site]) -> None:
         super().__init__(f"{len(cuts)} cuts")
         self.cuts = cuts
 
 
+class Attribute(NamedTuple):
+    """A number that a module keeps, or an element of a list of numbers."""
+
+    module: str
+    name: str
+    element: int | None
+
+
+class Candidate(NamedTuple):
+    """A number that a module may have handed to an operator: number * by = size * times."""
+
+    attribute: Attribute
+    site: Site
+    position: int
+    times: int = 1
+    by: int = 1
+
+
+@dataclass
+class Failure:
+    """One attempt to run the small network that did not succeed."""
+
+    error: Exception
+    module: str
+    """The module that ran."""
+    steps: int
+    """Operators that had run, so how far it got."""
+
+    @property
+    def place(self) -> Place:
+        """How far the run got; later is greater."""
+        return self.steps, self.error.position if isinstance(self.error, Mismatch) else 0
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The channels concerned, as far as they are known."""
+        return self.error.labels if isinstance(self.error, OutOfStep) else ()
+
+    @property
+    def message(self) -> str:
+        """What went wrong, and where."""
+        error = self.error
+        return str(error) if isinstance(error, OutOfStep) else f"{type(error).__name__}: {error} in '{self.module}'"
+
+
+class _Saved(NamedTuple):
+    attributes: dict[Attribute, Count]
+    wanted: list[int | None]
+
+
 @dataclass
 class Repairs:
-    """The repairs of one trace, in the order in which they are tried: numbers, channel identity, width."""
+    """The repairs of one trace, in the order in which they are tried: numbers, widths, channel identity, full width."""
 
     trace: Trace
     grouping: Grouping
-    attributes: dict[tuple[str, str], Number] = field(default_factory=dict)
-    """(module, attribute) -> the number of channels that it stands for."""
+    may_unalign: bool = True
+    attributes: dict[Attribute, Count] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
-    _tried: set[str] = field(default_factory=set)
-    _because_of: dict[tuple[str, str], str] = field(default_factory=dict)
+    _failure: Failure | None = None
+    _trials: Iterator[str] | None = None
+    _saved: _Saved | None = None
+    _widened: Counter[str] = field(default_factory=Counter)
 
-    def values(self, kept: list[bool]) -> dict[str, Any]:
+    def values(self, is_kept: Callable[[int], bool]) -> dict[str, Any]:
         """Return the corrected attributes, "module.attribute" -> value in the small network."""
-        return {
-            f"{module}.{name}" if module else name: _count(number.labels, kept)
-            for (module, name), number in self.attributes.items()
-        }
+        values: dict[str, Any] = {}
+        for (module, name, element), count in self.attributes.items():
+            value = count.value(is_kept)
+            if value is None:
+                continue
+            key = f"{module}.{name}" if module else name
+            if element is None:
+                values[key] = value
+            else:
+                values.setdefault(key, list(getattr(self.trace.model.get_submodule(module), name)))[element] = value
+        return values
 
-    def repair(self, error: Exception, module: str, kept: list[bool]) -> None:
+    def repair(self, failure: Failure, is_kept: Callable[[int], bool]) -> None:
         """Change something, so that the next attempt gets further.
 
         Raises:
             Unaligned: to be traced anew with these cuts.
             OutOfStep: all channels are at full width already, and the model still does not run.
         """
-        message = str(error) if isinstance(error, OutOfStep) else f"{type(error).__name__}: {error} in '{module}'"
-        labels = error.labels if isinstance(error, OutOfStep) else ()
-        if self._correct_numbers(module, kept):
-            self.log.append(f"corrected numbers after: {message}")
+        if self._saved is not None:  # the last attempt was a trial
+            assert self._failure is not None
+            if failure.place > self._failure.place:
+                self.log.append(f"{self.log.pop()}: helped")
+                self._trials = None
+            else:
+                self._restore(self._saved)
+        else:
+            self._trials = None
+        if self._trials is None:
+            self._failure, self._trials = failure, self._ways(failure, is_kept)
+        self._saved = _Saved(dict(self.attributes), [group.wanted for group in self.grouping.groups])
+        way = next(self._trials, None)
+        if way is None:
+            self._saved = self._trials = None
+            assert self._failure is not None
+            self._give_up(self._failure)
+        else:
+            self.log.append(way)
+
+    def _restore(self, saved: _Saved) -> None:
+        self.attributes = dict(saved.attributes)
+        for group, wanted in zip(self.grouping.groups, saved.wanted, strict=True):
+            group.wanted = wanted
+
+    def _ways(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
+        """Make one change after the other, each undone by the caller if it does not help; yield what was changed."""
+        error = failure.error
+        if isinstance(error, TooNarrow):
+            if self._make_room(error):
+                yield f"width raised after: {failure.message}"
             return
-        if isinstance(error, TooNarrow) and self._raise(error):
-            self.log.append(f"raised a width after: {message}")
-            return
-        pieces = (piece for label in labels for piece in self.grouping.pieces[self.grouping.roots[label]])
-        cuts = {piece[0] for piece in pieces} - self.trace.unaligned
-        if cuts:
-            raise Unaligned(cuts)
-        for place in [place for place, cause in self._because_of.items() if cause == module]:
-            del self.attributes[place], self._because_of[place]  # they did not help
-        if not self._widen(labels, module, message):
-            raise OutOfStep(message)
-        self.log.append(f"kept wide after: {message}")
+        for candidate in self._candidates(failure, is_kept):
+            if self._correct(candidate, is_kept):
+                yield f"{candidate.attribute.module}.{candidate.attribute.name} set right after: {failure.message}"
+        if isinstance(error, Mismatch):
+            if self._set_width(error):
+                yield f"width chosen after: {failure.message}"
+        else:
+            for attribute, group in self._numbers_like_widths(failure, is_kept):
+                self.attributes[attribute] = Count(tuple(group.roots), group.bundle)
+                yield f"{attribute.module}.{attribute.name} set right after: {failure.message}"
 
     # ---- numbers that modules keep -----------------------------------------------------------------------------------
 
-    def _correct_numbers(self, failed: str, kept: list[bool]) -> bool:
-        """Correct the attributes of the failed module, or of the nearest parent that has any; each module once."""
-        for name in _and_parents(failed):
-            module = self.trace.model.get_submodule(name)
-            if name in self._tried or keeps_sizes(module):
+    def _candidates(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[Candidate]:
+        """Return the numbers that may be wrong: those that the size asked for may come from, then all that count."""
+        held = [each for owner in _and_parents(failure.module) for each in self._numbers_of(owner, is_kept)]
+        error = failure.error
+        if isinstance(error, Mismatch):
+            asked, site, position = error.asked, error.site, error.position
+            yield from (Candidate(attribute, site, position) for attribute, value in held if value == asked)
+            for attribute, value in held:
+                if value > 1 and asked % value == 0 and asked // value in FACTORS:
+                    yield Candidate(attribute, site, position, by=asked // value)
+                elif asked > 1 and value % asked == 0 and value // asked in FACTORS:
+                    yield Candidate(attribute, site, position, times=value // asked)
+        for site, sizes in self.trace.findings.sizes.items():
+            if site.module == failure.module:
+                for position, size in enumerate(sizes):
+                    if size.counted and size.left(is_kept) != size.value:
+                        same = (attribute for attribute, value in held if value == size.value)
+                        yield from (Candidate(attribute, site, position) for attribute in same)
+
+    def _numbers_of(self, owner: str, is_kept: Callable[[int], bool]) -> Iterator[tuple[Attribute, int]]:
+        """Return the numbers that a module keeps, as they are now, unless torch's own layers keep them in line."""
+        module = self.trace.model.get_submodule(owner)
+        if keeps_sizes(module):
+            return
+        for name, held in vars(module).items():
+            if name.startswith("_") or name in _NO_WIDTHS:
                 continue
-            self._tried.add(name)
-            found = [
-                (attribute, number)
-                for number in self.trace.findings.numbers.get(name, ())
-                if _count(number.labels, kept) not in (number.value, 0)
-                for attribute in _attributes_equal_to(module, number.value)
-            ]
-            for attribute, number in found:
-                self._correct(name, attribute, number, failed)
-            if found:
-                return True
-        return False
+            several = isinstance(held, (list, tuple)) and all(map(_is_number, held))
+            numbers = enumerate(held) if several else [(None, held)] if _is_number(held) else []
+            for element, value in numbers:
+                attribute = Attribute(owner, name, element)
+                corrected = self.attributes.get(attribute)
+                yield attribute, (corrected and corrected.value(is_kept)) or value
 
-    def _correct(self, name: str, attribute: str, number: Number, cause: str) -> None:
-        """Correct one attribute, and the same attribute in every module of the same class: they run the same code."""
+    def _correct(self, candidate: Candidate, is_kept: Callable[[int], bool]) -> bool:
+        """Correct one number, and the same one in every module of the same class: they run the same code."""
+        before = dict(self.attributes)
+        for owner, size in self._alike(candidate):
+            if size.counted and abs(size.value) * candidate.times == self._value(owner) * candidate.by:
+                count = Count(size.counted[0], candidate.times, candidate.by)
+                if count.value(is_kept) is not None:
+                    self.attributes[owner] = count
+        return self.attributes.get(candidate.attribute) != before.get(candidate.attribute)
+
+    def _value(self, attribute: Attribute) -> int:
+        held = getattr(self.trace.model.get_submodule(attribute.module), attribute.name, 0)
+        value = held if attribute.element is None else held[attribute.element]
+        return value if _is_number(value) else 0
+
+    def _alike(self, candidate: Candidate) -> Iterator[tuple[Attribute, Size]]:
+        """Return the attribute, and its like in other modules of its class that hand it to the same operator."""
+        attribute, site = candidate.attribute, candidate.site
         model = self.trace.model
-        places = [(name, number)]
-        for other, numbers in self.trace.findings.numbers.items():
-            module = model.get_submodule(other)
-            if type(module) is type(model.get_submodule(name)) and other != name:
-                same_kind = [n for n in numbers if isinstance(n.value, tuple) == isinstance(number.value, tuple)]
-                places += [(other, n) for n in same_kind if attribute in _attributes_equal_to(module, n.value)]
-        for other, each in places:
-            if (other, attribute) not in self.attributes:
-                self.attributes[other, attribute] = each
-                self._because_of[other, attribute] = cause
+        kind = type(model.get_submodule(attribute.module))
+        below = site.module[len(attribute.module) :]
+        for name, module in model.named_modules():
+            if type(module) is kind and hasattr(module, attribute.name):
+                inner = (name + below).removeprefix(".")
+                sizes = self.trace.findings.sizes.get(site._replace(module=inner), ())
+                if len(sizes) > candidate.position:
+                    yield attribute._replace(module=name), sizes[candidate.position]
 
-    # ---- width -------------------------------------------------------------------------------------------------------
+    def _numbers_like_widths(
+        self, failure: Failure, is_kept: Callable[[int], bool]
+    ) -> Iterator[tuple[Attribute, Group]]:
+        """Return the numbers of a module, or of its parents, that equal the width of a group concerned."""
+        groups = {id(g): g for g in map(self.grouping.of, failure.labels)}
+        if not groups:
+            groups = {id(g): g for g in self._groups_in(failure.module)}
+        narrowed = [g for g in groups.values() if g.kept < len(g.roots)]
+        for owner in _and_parents(failure.module):
+            for attribute, value in self._numbers_of(owner, is_kept):
+                for group in narrowed:
+                    if group.width == value and attribute not in self.attributes:
+                        yield attribute, group
 
-    def _raise(self, error: TooNarrow) -> bool:
+    # ---- widths ------------------------------------------------------------------------------------------------------
+
+    def _set_width(self, error: Mismatch) -> bool:
+        """Give the groups that a size counts as many channels as the code asks for, each of them the same number."""
+        if len(error.size.counted) != 1 or error.asked < 1:
+            return False
+        roots = Counter(self.grouping.roots[label] for label in error.size.counted[0])
+        groups = {id(g): g for g in (self.grouping.of_root.get(root) for root in roots) if g is not None}
+        repeated = sum(roots.values()) // max(1, len(roots))
+        channels, rest = divmod(error.asked, max(1, len(groups) * repeated))
+        if not groups or rest or any(g.reason or not 0 < channels <= len(g.roots) for g in groups.values()):
+            return False
+        for group in groups.values():
+            group.wanted, group.wanted_for = channels, f"{error}; {LITERAL}"
+        return True
+
+    def _make_room(self, error: TooNarrow) -> bool:
         """Give the one group behind an unaligned cut as many channels as arrive there."""
-        groups = {id(g): g for g in (self.grouping.of(label) for label in error.expected)}
+        groups = {id(g): g for g in map(self.grouping.of, error.expected)}
         if len(groups) != 1:
             return False
         (group,) = groups.values()
         if group.reason or not group.kept * group.bundle < error.arriving <= group.width:
             return False
-        group.floor = -(-error.arriving // group.bundle)
-        if group.floor >= len(group.roots):
-            group.reason = str(error)
+        group.wanted, group.wanted_for = -(-error.arriving // group.bundle), str(error)
         return True
+
+    # ---- what is left: channel identity, full width ------------------------------------------------------------------
+
+    def _give_up(self, failure: Failure) -> None:
+        pieces = (piece for label in failure.labels for piece in self.grouping.pieces[self.grouping.roots[label]])
+        cuts = {piece[0] for piece in pieces} - self.trace.unaligned
+        if cuts and self.may_unalign:
+            raise Unaligned(self._and_alike(cuts))
+        if not self._widen(failure.labels, failure.module, failure.message):
+            raise OutOfStep(failure.message)
+        self.log.append(f"kept wide after: {failure.message}")
+
+    def _and_alike(self, cuts: set[Site]) -> set[Site]:
+        """Return the cuts and the same ones in modules of the same class, which run the same code."""
+        kinds = {name: type(module) for name, module in self.trace.model.named_modules()}
+        known = {piece[0] for pieces in self.grouping.pieces.values() for piece in pieces}
+        alike = {(kinds[cut.module], cut._replace(module="")) for cut in cuts}
+        return {cut for cut in known if (kinds[cut.module], cut._replace(module="")) in alike}
 
     def _widen(self, labels: tuple[int, ...], module: str, why: str) -> bool:
         """Keep the groups concerned at full width; without any, those of the module, of its parents, of the model."""
-        groups = {id(g): g for g in (self.grouping.of(label) for label in labels) if not g.reason}
-        for name in _and_parents(module):
-            if groups:
+        self._widened[module] += 1
+        groups = {id(g): g for g in map(self.grouping.of, labels) if not g.reason}
+        for level, name in enumerate(_and_parents(module)):
+            if groups and self._widened[module] <= PATIENCE * (level + 1):
                 break
-            inside = [
-                vector
-                for tensor, vectors in self.trace.labels.items()
-                if not name or tensor.startswith(f"{name}.")
-                for vector in vectors
-                if vector is not None
-            ]
-            found = (self.grouping.of(label) for vector in inside for label in vector.tolist())
-            groups = {id(g): g for g in found if not g.reason}
+            groups |= {id(g): g for g in self._groups_in(name) if not g.reason}
         for group in groups.values():
             group.reason = why
         return bool(groups)
+
+    def _groups_in(self, module: str) -> Iterator[Group]:
+        """Return the groups of the tensors of a module and of the modules in it."""
+        for tensor, vectors in self.trace.labels.items():
+            if not module or tensor.startswith(f"{module}."):
+                for vector in vectors:
+                    if vector is not None:
+                        yield from map(self.grouping.of, vector.tolist())
 
 
 def _and_parents(module: str) -> Iterator[str]:
@@ -146,23 +319,5 @@ def _and_parents(module: str) -> Iterator[str]:
     yield ""
 
 
-def _attributes_equal_to(module: nn.Module, value: int | tuple[int, ...]) -> list[str]:
-    """Return the attributes of a module that hold this number or these numbers."""
-    found = []
-    for name, held in vars(module).items():
-        if name.startswith("_") or name in _NO_WIDTHS or isinstance(held, bool):
-            continue
-        if isinstance(value, tuple):
-            if isinstance(held, (list, tuple)) and tuple(held) == value:
-                found.append(name)
-        elif isinstance(held, int) and held == value:
-            found.append(name)
-    return found
-
-
-def _count(labels: Any, kept: list[bool]) -> Any:
-    if isinstance(labels, Tensor):
-        return sum(kept[label] for label in labels.tolist())
-    if isinstance(labels, list):
-        return [_count(each, kept) for each in labels]
-    return labels
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.flow import CutKey, LabelFlow
+from adjoined.slicing.flow import LabelFlow
 from adjoined.slicing.groups import NO_CHANNELS, Group, Grouping
 from adjoined.slicing.index import Index
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import FrozenTies, OutOfStep, along
 from adjoined.slicing.modules import check_model, named_tensors
 from adjoined.slicing.plan import ChannelGroup, SlicePlan
-from adjoined.slicing.repair import Repairs, Unaligned
+from adjoined.slicing.repair import Failure, Repairs, Unaligned
 from adjoined.slicing.rules.convolution import INSIDE_GROUPS
+from adjoined.slicing.sizes import Site
 from adjoined.slicing.trace import Trace, tensor_leaves, trace
 from adjoined.slicing.widths import (
     check_alpha,
@@ -92,26 +93,48 @@ def make_plan(
 
 
 def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
-    """Return the plan for a request; arguments as in `make_plan`."""
+    """Return the plan for a request; arguments as in `make_plan`.
+
+    It always ends: where no repair helps, the model stays as wide as it is, and the plan says why.
+    """
     kept_modules = matching_modules(model, request.keep)
-    unaligned: frozenset[CutKey] = frozenset()
+    unaligned: frozenset[Site] = frozenset()
+    may_unalign = True
     while True:
         traced = trace_for(model, inputs, request, unaligned)
         grouping = Grouping(traced)
         pin_kept(grouping.groups, kept_modules)
+        repairs = Repairs(traced, grouping, may_unalign)
         try:
-            return _settle(traced, grouping, request)
+            return _settle(traced, grouping, repairs, request)
         except Unaligned as found:
             unaligned |= found.cuts
         except OutOfStep as error:
-            raise AdjoinedError(
-                f"not even the network at full width runs again: {error}",
-                where=type(model).__name__,
-                fix="Its forward has to do the same for the same input shapes.",
-            ) from error
+            if not unaligned:
+                return _at_full_width(traced, request, str(error))
+            unaligned, may_unalign = frozenset(), False
 
 
-def trace_for(model: nn.Module, inputs: Inputs, request: Request, unaligned: frozenset[CutKey] = frozenset()) -> Trace:
+def _at_full_width(traced: Trace, request: Request, why: str) -> SlicePlan:
+    """Return the plan that narrows nothing, because of the failure `why`.
+
+    Raises:
+        AdjoinedError: not even a copy of the model does what the model did.
+    """
+    grouping = Grouping(traced)
+    for group in grouping.groups:
+        group.reason = group.reason or f"no narrower network runs: {why}"
+    try:
+        return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request)
+    except OutOfStep as error:
+        raise AdjoinedError(
+            f"not even the network at full width runs again: {error}",
+            where=type(traced.model).__name__,
+            fix="Its forward has to do the same for the same input shapes.",
+        ) from error
+
+
+def trace_for(model: nn.Module, inputs: Inputs, request: Request, unaligned: frozenset[Site] = frozenset()) -> Trace:
     """Trace a model, with grouped convolutions narrowed in the way that keeps fewer channels."""
 
     def inside(groups: int, size: int) -> bool:
@@ -120,9 +143,13 @@ def trace_for(model: nn.Module, inputs: Inputs, request: Request, unaligned: fro
     return trace(model, inputs, choose_groups=inside, unaligned=unaligned)
 
 
-def _settle(traced: Trace, grouping: Grouping, request: Request) -> SlicePlan:
-    """Repair the plan until the small network runs, in eval mode and where it was traced so in train mode too."""
-    repairs = Repairs(traced, grouping)
+def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Request) -> SlicePlan:
+    """Repair the plan until the small network runs, in eval mode and where it was traced so in train mode too.
+
+    Raises:
+        Unaligned: the model has to be traced anew, with channel identity given up somewhere.
+        OutOfStep: nothing helped.
+    """
     for _ in range(ROUNDS):
         set_widths(grouping.groups, request.alpha, request.round_to)
         kept = grouping.kept_labels()
@@ -137,14 +164,10 @@ def _settle(traced: Trace, grouping: Grouping, request: Request) -> SlicePlan:
         try:
             _try(flow, small, traced, plan)
         except Exception as error:  # whatever the model's own code raises on narrow tensors
-            repairs.repair(error, flow.module, kept)
+            repairs.repair(Failure(error, flow.module, flow.steps), kept.__getitem__)
         else:
             return plan
-    raise AdjoinedError(
-        f"no small network that runs was found in {ROUNDS} attempts; the last failure: {repairs.log[-1]}",
-        where="adjoin",
-        fix="Name the module of that failure in `keep`.",
-    )
+    raise OutOfStep(f"{repairs.log[-1]} (no way out in {ROUNDS} attempts)")
 
 
 def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> None:
@@ -192,7 +215,7 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
         tensors=tensors,
         shapes={name: tuple(tensor.shape) for name, tensor in named_tensors(traced.model).items()},
         conv_groups=narrowed,
-        attributes=repairs.values(kept),
+        attributes=repairs.values(kept.__getitem__),
         groups=describe(grouping.groups),
         crossing=dict(traced.findings.crossing),
         unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),
@@ -204,6 +227,8 @@ def _why_not_narrowed(group: Group) -> str:
     """Return why a group that may be narrowed is not, in this plan; "" where it is."""
     if group.kept < len(group.roots):
         return ""
+    if group.wanted is not None:
+        return group.wanted_for
     if len(group.roots) == 1:
         return "its channels are tied to each other"
     return f"its {group.width} channels are not enough to be narrowed at this alpha and rounding"

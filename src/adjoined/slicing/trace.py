@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.flow import CutKey, Findings, GroupChoice, LabelFlow
+from adjoined.slicing.flow import Findings, GroupChoice, LabelFlow
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import NeedsValues, Ties, along
 from adjoined.slicing.modules import kernel_names, named_tensors
+from adjoined.slicing.sizes import Site
 
 OUTPUT = "model output"
 
@@ -41,10 +42,10 @@ class Trace:
     ties: Ties
     findings: Findings
     output_shapes: list[torch.Size]
-    unaligned: frozenset[CutKey]
+    unaligned: frozenset[Site]
 
 
-def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[CutKey] = ()) -> Trace:
+def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
     """Run a copy of the model under the label flow, on the meta device where that is possible.
 
     Eval mode comes first; train mode follows where parameters have not been used by then (auxiliary heads).
@@ -73,7 +74,7 @@ def _copied(model: nn.Module, device: str | None) -> nn.Module:
     return duplicate if device is None else duplicate.to(device)
 
 
-def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[CutKey]) -> Trace:
+def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[Site]) -> Trace:
     ties, findings = Ties(), Findings()
     flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups)
     tensors = named_tensors(model)

@@ -150,8 +150,10 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
         )
     for group in groups:
         count = len(group.roots)
-        wanted = count if group.reason else kept_of(count, group.bundle, alpha, round_to)
-        group.kept = max(wanted, group.floor)
+        if group.reason or group.wanted is not None:
+            group.kept = count if group.reason or group.wanted is None else group.wanted
+        else:
+            group.kept = kept_of(count, group.unit or group.bundle, alpha, math.lcm(round_to, group.step))
 
 
 def _ancestors(tensor: str) -> list[str]:

@@ -9,11 +9,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from adjoined.slicing.labels import NeedsValues, Slot, compress, varying
 from adjoined.slicing.rules.table import Call, rule
+from adjoined.slicing.sizes import RESHAPES
 
 if TYPE_CHECKING:
-    from adjoined.slicing.flow import CutKey, LabelFlow
+    from adjoined.slicing.flow import LabelFlow
+    from adjoined.slicing.sizes import Site
 
-RESHAPES = ("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias", "_reshape_copy")
 CUTS = (
     "slice", "split", "split_with_sizes", "select", "unbind", "narrow", "chunk", "index", "unsafe_split",
     "unsafe_split_with_sizes", "tensor_split", "index_select",
@@ -45,10 +46,11 @@ def move(flow: LabelFlow, call: Call) -> None:
         for piece, result in enumerate(results):
             moved[piece].append(flow.renew(cut, len(results) * number + piece, result))
         if call.name in RESHAPES:
-            _note_fold(flow, call, cut, slot, results[0])
+            _note_fold(flow, cut, slot, results[0])
         elif call.name in CUTS:
             flow.check_cut(cut, number, results)
-            _note_cut(flow, call, cut, slot, results, source)
+            if len(results) > 1 or results[0].numel() != slot.numel():  # pieces are no substitutes for each other
+                flow.note_pieces(cut, 0, results)
     for out, slots in zip(outputs, moved, strict=True):
         flow.carry(out, slots)
 
@@ -69,40 +71,7 @@ def _run(call: Call, labels: Tensor) -> list[Tensor] | None:
     return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
-def _note_fold(flow: LabelFlow, call: Call, cut: CutKey, before: Slot, after: Slot) -> None:
-    """A view that folds a labelled dimension into several, and the numbers that the code has used for it."""
-    if flow.strict:
-        return
-    dims = varying(after)
-    if len(dims) > len(varying(before)):
+def _note_fold(flow: LabelFlow, cut: Site, before: Slot, after: Slot) -> None:
+    """Note a view that folds a labelled dimension into several."""
+    if not flow.strict and len(varying(after)) > len(varying(before)):
         flow.findings.folds.append((cut, after))
-    if not dims:
-        return
-    last = dims[-1]
-    line = after.movedim(last, 0).reshape(after.shape[last], -1)[:, 0]
-    flow.note_number(call.out.shape[last], line)
-    target = call["size"] or call["shape"]
-    if len(dims) == 1 and isinstance(target, (list, tuple)):
-        flow.note_number(tuple(target), [line if d == last and n != -1 else int(n) for d, n in enumerate(target)])
-
-
-def _note_cut(flow: LabelFlow, call: Call, cut: CutKey, before: Slot, pieces: list[Slot], source: Tensor) -> None:
-    """A labelled dimension is cut: the pieces' channels are no substitutes for each other."""
-    if flow.strict:
-        return
-    sizes = tuple(piece.numel() for piece in pieces)
-    if len(sizes) == 1 and sizes[0] == before.numel():
-        return
-    flow.note_pieces(cut, 0, pieces)
-    for piece in pieces:
-        flow.note_number(piece.numel(), piece.reshape(-1))
-    flow.note_number(before.numel(), before.reshape(-1))
-    if len(sizes) > 1:
-        flow.note_number(sizes, [piece.reshape(-1) for piece in pieces])
-    if call.name == "slice":
-        dim = (call["dim"] or 0) % source.ndim
-        if dim in varying(before):
-            line = before.movedim(dim, 0).reshape(before.shape[dim], -1)[:, 0]
-            for bound in (call["start"], call["end"]):
-                if bound is not None and 0 < bound < source.shape[dim]:
-                    flow.note_number(bound, line[:bound])

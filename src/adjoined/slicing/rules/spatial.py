@@ -46,7 +46,6 @@ def pad(flow: LabelFlow, call: Call) -> None:
         if all(x.shape[d] == out.shape[d] for d in dims):
             carried.append(slot)
             continue
-        flow.note_number(out.shape[dims[0]], slot.reshape(-1))
         padded = slot.expand([slot.shape[d] if d in dims else size for d, size in enumerate(x.shape)])
         padded = compress(torch.ops.aten.constant_pad_nd(padded, call["pad"], 0))
         flow.pin(slot, "is padded with a fixed number of channels")
