@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ from adjoined.slicing.labels import (
     varying,
 )
 from adjoined.slicing.rules import RULES, Call
-from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, Size, check_sizes, sizes_in, sizes_of
+from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, Size, check_sizes, line_of_code, sizes_in, sizes_of
 
 
 @dataclass
@@ -280,7 +278,7 @@ class LabelFlow(TorchDispatchMode):
         position = check_sizes(asked, sizes, self.is_kept)
         if position is not None:
             size, value = sizes[position], asked[position]
-            here = f"{self.here}{_line_of_code()}"
+            here = f"{self.here}{line_of_code(LabelFlow.run)}"
             raise Mismatch(site, position, value or 0, size.left(self.is_kept) or 0, size, here)
 
     def note_crossing(self) -> None:
@@ -359,18 +357,6 @@ _CREATE = {
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
     "empty_strided", "new_empty_strided", "scalar_tensor",
 }  # fmt: skip
-
-
-def _line_of_code() -> str:
-    """Return the line of the model's own code that is running, as ", FILE.py:LINE"; "" inside torch's own modules."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "") == __name__:
-        frame = frame.f_back
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "torch":
-        frame = frame.f_back
-    if frame is None or frame.f_globals.get("__name__", "").startswith("adjoined.slicing"):
-        return ""
-    return f", {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _family(name: str) -> str:

@@ -197,8 +197,9 @@ class Repairs:
         for name, held in vars(module).items():
             if name.startswith("_") or name in _NO_WIDTHS:
                 continue
-            several = isinstance(held, (list, tuple)) and all(map(_is_number, held))
-            numbers = enumerate(held) if several else [(None, held)] if _is_number(held) else []
+            numbers: list[tuple[int | None, int]] = [(None, held)] if _is_number(held) else []
+            if isinstance(held, (list, tuple)) and all(map(_is_number, held)):
+                numbers = list(enumerate(held))
             for element, value in numbers:
                 attribute = Attribute(owner, name, element)
                 corrected = self.attributes.get(attribute)
@@ -215,7 +216,7 @@ class Repairs:
         return self.attributes.get(candidate.attribute) != before.get(candidate.attribute)
 
     def _value(self, attribute: Attribute) -> int:
-        held = getattr(self.trace.model.get_submodule(attribute.module), attribute.name, 0)
+        held: Any = getattr(self.trace.model.get_submodule(attribute.module), attribute.name, 0)
         value = held if attribute.element is None else held[attribute.element]
         return value if _is_number(value) else 0
 

@@ -7,8 +7,10 @@ small network, the code has to ask for as many as are left of them: a number tha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -147,3 +149,18 @@ def check_sizes(asked: Sequence[int | None], sizes: Sequence[Size], is_kept: Cal
         if left is not None and abs(value) != left and value != (-1 if size.value < 0 else 1) * left:
             return position
     return None
+
+
+def line_of_code(runner: Any) -> str:
+    """Return the line of the model's own code that is running, as ", FILE.py:LINE"; "" inside torch's own modules.
+
+    Args:
+        runner: the function that has called the model.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not runner.__code__:
+        package = frame.f_globals.get("__name__", "")
+        if package.partition(".")[0] != "torch" and not package.startswith("adjoined.slicing"):
+            return f", {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

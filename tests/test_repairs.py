@@ -1,0 +1,106 @@
+"""Numbers that modules keep: the right one is corrected, whatever else has its value, or the channels stay wide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import images, parameters, plan_of, seeded
+
+X = images(2, 3, 8, 8)
+
+
+class Attention(nn.Module):
+    """Self-attention over places that keeps what it needs as numbers, several of the same value."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.window = heads, dim // heads, 8
+        self.dim, self.sizes = dim, [dim, 2 * dim]
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, places, _ = x.shape
+        x = x.reshape(b, self.window, -1, self.dim).flatten(1, 2)  # does nothing, but asks for the window's size
+        q, kv = self.qkv(x).split(self.sizes, dim=-1)
+        k, v = kv.reshape(b, places, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q = q.reshape(b, places, self.num_heads, self.head_dim).transpose(1, 2)
+        x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(b, places, self.num_heads * self.head_dim))
+
+
+class Attentive(nn.Module):
+    """Two attention blocks of different widths between convolutions."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, dim, 3, padding=1), Attention(dim, heads)
+        self.widen, self.second = nn.Conv2d(dim, 2 * dim, 1), Attention(2 * dim, heads)
+        self.head = nn.Linear(2 * dim, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, attention in ((self.stem, self.first), (self.widen, self.second)):
+            x = conv(x)
+            x = x + attention(x.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("dim", "heads", "small"), [(64, 8, 2), (64, 4, 4), (48, 3, 4)])
+def test_the_number_that_the_operator_was_told_is_corrected(dim: int, heads: int, small: int):
+    model = seeded(lambda: Attentive(dim, heads))
+    plan = plan_of(model, alpha=4)
+    net = plan.apply(model)
+    assert not [group for group in plan.groups if group.reason not in ("", "model output")]
+    for name, factor in (("first", 1), ("second", 2)):
+        block = net.get_submodule(name)
+        assert (block.num_heads, block.head_dim, block.window) == (heads, small * factor, 8)  # at 64 and 8 all were 8
+        assert block.sizes == [heads * small * factor, 2 * heads * small * factor]
+    assert net(X).shape == (2, 5)
+    assert parameters(net) < 0.09 * parameters(model)
+
+
+class Counted(nn.Module):
+    """Divides a width by a number of heads that does not divide every quarter of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 8
+        self.stem, self.mix = nn.Conv2d(3, 152, 1), nn.Conv2d(152, 152, 1)
+        self.head = nn.Linear(152, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        rows = self.mix(x).view(len(x), self.heads, x.shape[1] // self.heads, -1)
+        x = x + (rows * rows.mean(3, keepdim=True)).view(x.shape)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_width_that_code_divides_stays_divisible():
+    model = seeded(Counted)
+    plan = plan_of(model, alpha=4)  # 152 / 4 = 38 channels are no 8 equal rows; 8 rows of 19 / 4 = 5 are
+    small = plan.apply(model)
+    assert small.stem.out_channels == small.mix.out_channels == 40
+    assert small(X).shape == (2, 5)
+
+
+class Refusing(nn.Module):
+    """Checks a width with code of its own, against a number written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 48, 1), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if x.shape[1] != 32:
+            raise LookupError("thirty-two or nothing")
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+def test_code_that_refuses_narrow_tensors_keeps_its_channels_wide_with_its_own_words_as_the_reason():
+    model = seeded(Refusing)
+    plan = plan_of(model)
+    small = plan.apply(model)
+    assert torch.equal(small(X), model(X))
+    assert all("thirty-two or nothing" in group.reason for group in plan.groups if group.reason != "model output")
+    assert {group.name for group in plan.groups} == {"stem", "body", "head"}
