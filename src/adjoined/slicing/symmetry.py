@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.flow import CutKey, LabelFlow
+from adjoined.slicing.flow import LabelFlow
 from adjoined.slicing.groups import Grouping
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import FrozenTies, OutOfStep, Slot, along
 from adjoined.slicing.modules import named_tensors
+from adjoined.slicing.sizes import Site
 from adjoined.slicing.trace import Trace, tensor_leaves
 
 Gathers = Mapping[str, Sequence[Tensor | None]]
@@ -52,7 +53,7 @@ def inverse(gathers: Gathers) -> Gathers:
 class _PermutedFlow(LabelFlow):
     """The second run on a reordered network: cuts have the same channels as before, in any order."""
 
-    def check_cut(self, cut: CutKey, number: int, pieces: Sequence[Slot]) -> None:
+    def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
         """Compare the channels of every piece with those of the first run."""
         for piece, slot in enumerate(pieces):
             before = self.findings.pieces.get((cut, number, piece))
