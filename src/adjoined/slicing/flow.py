@@ -70,8 +70,8 @@ class Findings:
     """Parameter -> operators that read it directly."""
 
 
-GroupChoice = Callable[[int, int], bool]
-"""(groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: drop whole groups."""
+GroupChoice = Callable[[str, int, int], bool]
+"""(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: drop whole groups."""
 
 
 class LabelFlow(TorchDispatchMode):
@@ -92,7 +92,7 @@ class LabelFlow(TorchDispatchMode):
         *,
         unaligned: Iterable[CutKey] = (),
         is_kept: Callable[[int], bool] | None = None,
-        choose_groups: GroupChoice = lambda groups, size: False,
+        choose_groups: GroupChoice = lambda module, groups, size: False,
     ) -> None:
         super().__init__()
         self.ties, self.findings = ties, findings

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from adjoined.slicing.flow import CutKey
 from adjoined.slicing.labels import Owner, compress, distinct, varying
 from adjoined.slicing.trace import Trace
+
+if TYPE_CHECKING:
+    from adjoined.slicing.asked import Asked
 
 Piece = tuple[CutKey, int, int]
 """(cut, dimension, number of the piece along it)."""
@@ -27,6 +32,7 @@ class Group:
         reason: why it stays at full width; "" if it is narrowed.
         kept: how many of the roots the small network has.
         floor: keep at least so many of them.
+        asked: what `widths` asks for; they agree.
     """
 
     roots: list[int]
@@ -34,6 +40,7 @@ class Group:
     reason: str = ""
     kept: int = 0
     floor: int = 0
+    asked: tuple[Asked, ...] = ()
 
     @property
     def bundle(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing.asked import Asked, ask, asked_widths, check_answered, check_widths
 from adjoined.slicing.flow import CutKey, LabelFlow
 from adjoined.slicing.groups import NO_CHANNELS, Group, Grouping
 from adjoined.slicing.index import Index
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import FrozenTies, OutOfStep, along
-from adjoined.slicing.modules import check_model, named_tensors
+from adjoined.slicing.modules import check_model, named_tensors, owner_of
 from adjoined.slicing.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.repair import Repairs, Unaligned
 from adjoined.slicing.rules.convolution import INSIDE_GROUPS
@@ -44,6 +45,7 @@ class Request:
     alpha: float
     round_to: int
     keep: tuple[str, ...]
+    widths: tuple[tuple[str, str], ...] = ()
 
 
 def make_plan(
@@ -54,6 +56,7 @@ def make_plan(
     keep: Iterable[str] = (),
     round_to: int = 8,
     compress: float | None = None,
+    widths: Mapping[str, str] | None = None,
 ) -> SlicePlan:
     """Work out which slices of a model's tensors make up its small network.
 
@@ -66,12 +69,14 @@ def make_plan(
         round_to: widths are rounded up to multiples of this many channels, never beyond the base's.
         compress: choose alpha so that the small network has this many times fewer parameters, counted without the last
             linear layer; `alpha` is ignored then.
+        widths: names or patterns of modules -> width of the channels that these modules write, instead of 1/alpha: a
+            share such as "1/2", or a number such as "24 channels". Rounded up as `round_to` says, and to whole groups.
 
     Returns:
         The plan of one small network that runs, with a reason for every group at full width.
 
     Raises:
-        AdjoinedError: bad alpha, round_to, keep or compress; the model does not run on the example input.
+        AdjoinedError: bad alpha, round_to, keep, compress or widths; the model does not run on the example input.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 10, 1))
@@ -82,7 +87,7 @@ def make_plan(
         ...
     """
     check_model(model)
-    request = Request(check_alpha(alpha), check_round_to(round_to), check_keep(keep))
+    request = Request(check_alpha(alpha), check_round_to(round_to), check_keep(keep), check_widths(widths or {}))
     inputs = Inputs.of(example_input)
     if compress is not None:
         from adjoined.slicing.compress import find_alpha
@@ -94,11 +99,13 @@ def make_plan(
 def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
     """Return the plan for a request; arguments as in `make_plan`."""
     kept_modules = matching_modules(model, request.keep)
+    asked = asked_widths(model, request.widths)
     unaligned: frozenset[CutKey] = frozenset()
     while True:
-        traced = trace_for(model, inputs, request, unaligned)
+        traced = trace_for(model, inputs, request, asked, unaligned)
         grouping = Grouping(traced)
         pin_kept(grouping.groups, kept_modules)
+        ask(grouping.groups, asked)
         try:
             return _settle(traced, grouping, request)
         except Unaligned as found:
@@ -111,11 +118,18 @@ def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
             ) from error
 
 
-def trace_for(model: nn.Module, inputs: Inputs, request: Request, unaligned: frozenset[CutKey] = frozenset()) -> Trace:
+def trace_for(
+    model: nn.Module,
+    inputs: Inputs,
+    request: Request,
+    asked: Mapping[tuple[str, int], Asked] | None = None,
+    unaligned: frozenset[CutKey] = frozenset(),
+) -> Trace:
     """Trace a model, with grouped convolutions narrowed in the way that keeps fewer channels."""
+    alphas = {owner_of(tensor): each.alpha for (tensor, _), each in (asked or {}).items()}
 
-    def inside(groups: int, size: int) -> bool:
-        return slices_inside(groups, size, request.alpha, request.round_to)
+    def inside(module: str, groups: int, size: int) -> bool:
+        return slices_inside(groups, size, alphas.get(module, request.alpha), request.round_to)
 
     return trace(model, inputs, choose_groups=inside, unaligned=unaligned)
 
@@ -139,6 +153,7 @@ def _settle(traced: Trace, grouping: Grouping, request: Request) -> SlicePlan:
         except Exception as error:  # whatever the model's own code raises on narrow tensors
             repairs.repair(error, flow.module, kept)
         else:
+            check_answered(grouping.groups, request.widths)
             return plan
     raise AdjoinedError(
         f"no small network that runs was found in {ROUNDS} attempts; the last failure: {repairs.log[-1]}",
@@ -189,6 +204,7 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
         alpha=request.alpha,
         round_to=request.round_to,
         keep=request.keep,
+        widths=dict(request.widths),
         tensors=tensors,
         shapes={name: tuple(tensor.shape) for name, tensor in named_tensors(traced.model).items()},
         conv_groups=narrowed,
@@ -204,6 +220,8 @@ def _why_not_narrowed(group: Group) -> str:
     """Return why a group that may be narrowed is not, in this plan; "" where it is."""
     if group.kept < len(group.roots):
         return ""
+    if group.asked and group.asked[0].alpha == 1:
+        return f"widths={group.asked[0].pattern!r} asks for all of its channels"
     if len(group.roots) == 1:
         return "its channels are tied to each other"
     return f"its {group.width} channels are not enough to be narrowed at this alpha and rounding"

@@ -62,7 +62,7 @@ def _grouped(
     size = weight.shape[1]
     inside = flow.module in flow.findings.sliced_inside
     if not flow.strict:
-        inside = size > 1 and weight_in is not None and flow.choose_groups(groups, size)
+        inside = size > 1 and weight_in is not None and flow.choose_groups(flow.module, groups, size)
     if inside:  # one channel is left of each group where the weight has no labels
         flow.findings.sliced_inside.add(flow.module)
         per_group = flow.collapse(channels.view(groups, -1), (1,)).reshape(-1)
