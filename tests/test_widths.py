@@ -50,7 +50,7 @@ def test_round_to_holds_for_them_and_the_base_is_the_limit(text: str, expected: 
 
 
 def test_the_default_alpha_can_be_given_group_by_group():
-    every = {name: "1/4" for name in ("stem", "inner")}
+    every = dict.fromkeys(("stem", "inner"), "1/4")
     model = residual()
     assert plan_of(model, 1, widths=every).tensors == plan_of(model, 4).tensors
 
@@ -177,7 +177,7 @@ def test_one_pattern_may_name_what_stays_wide_beside_what_does_not():
 
 
 def test_keep_wins_and_says_so():
-    with pytest.raises(AdjoinedError, match="full width.*kept by keep='stem'"):
+    with pytest.raises(AdjoinedError, match=r"full width.*kept by keep='stem'"):
         plan_of(residual(), keep=("stem",), widths={"outer": "1/2"})
 
 

@@ -50,16 +50,12 @@ def check_widths(widths: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         )
     for pattern, text in widths.items():
         if not isinstance(pattern, str) or not isinstance(text, str) or not _alpha(text, 10**9):
-            number = isinstance(text, (int, float)) and not isinstance(text, bool) and text >= 1
-            raise AdjoinedError(
-                "not a width",
-                where=f"widths[{pattern!r}]",
-                expected=NOTATION,
-                got=repr(text),
-                fix=f"Write '1/{text:g}' for that part of the channels, '{text:g} channels' for that many."
-                if number
-                else "",
-            )
+            number: object = text
+            fix = ""
+            if isinstance(number, (int, float)) and not isinstance(number, bool) and number >= 1:
+                fix = f"Write '1/{number:g}' for that part of the channels, '{number:g} channels' for that many."
+            where = f"widths[{pattern!r}]"
+            raise AdjoinedError("not a width", where=where, expected=NOTATION, got=repr(text), fix=fix)
     return tuple(widths.items())
 
 

@@ -71,7 +71,7 @@ class Findings:
 
 
 GroupChoice = Callable[[str, int, int], bool]
-"""(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: drop whole groups."""
+"""(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
 
 
 class LabelFlow(TorchDispatchMode):
