@@ -25,7 +25,9 @@ from adjoined.slicing.labels import (
     distinct,
     varying,
 )
+from adjoined.slicing.modules import is_norm
 from adjoined.slicing.rules import RULES, Call
+from adjoined.slicing.values import Values
 
 
 class CutKey(NamedTuple):
@@ -66,6 +68,8 @@ class Findings:
     """(cut, slot, piece) -> the labels that went into the piece, in order."""
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
+    read: set[int] = field(default_factory=set)
+    """Labels of channels that some operator sums over."""
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Parameter -> operators that read it directly."""
 
@@ -99,6 +103,9 @@ class LabelFlow(TorchDispatchMode):
         self.unaligned, self.is_kept, self.choose_groups = frozenset(unaligned), is_kept, choose_groups
         self.stack = [""]
         self.last_op = ""
+        self.values = Values()
+        self.path: list[str] = []
+        self._idle = False  # in a norm that has nothing to do: torch then reads no more than its first element
         self._slots: Any = WeakIdKeyDictionary()
         self._uniform: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
@@ -127,13 +134,14 @@ class LabelFlow(TorchDispatchMode):
         hooks = []
         for name, module in model.named_modules(remove_duplicate=True):
             if not isinstance(module, torch.jit.ScriptModule):
-                hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name)))
+                hooks.append(module.register_forward_pre_hook(lambda *call, name=name: self._enter(name, *call)))
                 hooks.append(module.register_forward_hook(lambda *_: self._leave()))
         modes = [(module, module.training) for module in model.modules()]
         model.train(train)
         self.stack = [""]
         self._count.clear()
         self._train = train
+        self.values.start((inputs.args, inputs.kwargs))
         try:
             with torch.no_grad(), self:
                 return model(*inputs.args, **inputs.kwargs)
@@ -143,7 +151,14 @@ class LabelFlow(TorchDispatchMode):
             for module, mode in modes:
                 module.training = mode
 
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        self.stack.append(name)
+        self._idle = is_norm(module) and any(isinstance(each, Tensor) and not each.numel() for each in args)
+        if not self._train and next(module.children(), None) is None:
+            self.path.append(name)
+
     def _leave(self) -> None:
+        self._idle = False
         self.stack.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -167,20 +182,21 @@ class LabelFlow(TorchDispatchMode):
                 self.findings.readers[self._names[tensor]].add(name)
                 if name == "t":  # how linear layers read their weight
                     self._names[out] = self._names[tensor]
-        if name in _CREATE:
-            for leaf in tree_leaves(out):
-                self._uniform[leaf] = True
-        elif labelled:
+        self.values.note(func, name, given, out, self.module)
+        alike = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
+        if labelled and name not in _CREATE and not (self._idle and name == "select"):
             schema = func._schema.arguments
             bound = {a.name: kwargs.get(a.name, a.default_value) for a in schema} | {
                 a.name: value for a, value in zip(schema, args, strict=False)
             }
             call = Call(func, name, bound, out)
             self._rule(call)(self, call)
-        elif given and all(tensor in self._uniform for tensor in given):
-            for leaf in tree_leaves(out):
-                if isinstance(leaf, Tensor):
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                if alike:
                     self._uniform[leaf] = True
+                else:  # an operator in place may end it
+                    self._uniform.pop(leaf, None)
         return out
 
     def _rule(self, call: Call) -> Callable[[LabelFlow, Call], None]:
@@ -282,6 +298,11 @@ class LabelFlow(TorchDispatchMode):
         if not self.strict and value != 1:
             self.findings.numbers[self.module].append(Number(value, labels))
 
+    def note_read(self, labels: Tensor | None) -> None:
+        """Note that the current operator sums over these channels: they matter to what comes behind it."""
+        if labels is not None and not self.strict:
+            self.findings.read.update(distinct(labels))
+
     def note_crossing(self) -> None:
         """Note that the current operator computes a statistic across channels."""
         if not self.strict:
@@ -310,9 +331,12 @@ class LabelFlow(TorchDispatchMode):
             else:
                 before = self.findings.pieces.get((cut, number, piece), [])
                 expected = [label for label in before if label == 0 or self.is_kept(label)]
-                if labels != expected:
+                if labels != expected and self._any_narrowed([*before, *labels]):
                     message = f"other channels than in the base network are cut off in {self.here}"
                     raise OutOfStep(message, [*before, *labels])
+
+    def _any_narrowed(self, labels: Iterable[int]) -> bool:
+        return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
 
     def renew(self, cut: CutKey, piece: int, slot: Slot) -> Slot:
         """Give the channels behind an unaligned cut fresh labels: their number must agree from here on, no more."""

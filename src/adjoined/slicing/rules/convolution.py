@@ -29,6 +29,7 @@ def convolution(flow: LabelFlow, call: Call) -> None:
     weight_slots = [s for s in flow.slots(weight) if {0, 1} & set(varying(s))]
     weight_in = flow.vector([s for s in weight_slots if reads in varying(s)], reads)
     weight_out = flow.vector([s for s in weight_slots if writes in varying(s)], writes)
+    flow.note_read(channels)
     groups = call["groups"]
     if groups == 1 and flow.module not in flow.findings.conv_groups:
         if channels is not None or weight_in is not None:
