@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -168,6 +168,7 @@ def adjoin(
     keep: Iterable[str] = (),
     round_to: int = 8,
     compress: float | None = None,
+    widths: Mapping[str, str] | None = None,
     order: str | None = None,
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
 ) -> AdjoinedNetwork:
@@ -184,6 +185,9 @@ def adjoin(
         round_to: widths are rounded up to multiples of this many channels; 1 for exact counts.
         compress: choose alpha so that the small network has this many times fewer parameters, without the last linear
             layer on either side; instead of `alpha`.
+        widths: names or patterns of modules -> width of the channels that these modules write, in place of 1/alpha: a
+            share such as {"layer3.*": "1/2"}, or a number such as {"layer4": "96 channels"}. `round_to` holds for them;
+            `compress` leaves them alone.
         order: reorder the model's channels first, in place and without changing its function, so that the small network
             starts from the most important ones: "l1", "l2" (norm of the filters that write a channel) or "bn" (scale of
             its batch norms); `adjoined.slicing.reorder` tells more. For pretrained weights; before an optimizer's first
@@ -216,7 +220,7 @@ def adjoin(
     else:
         alphas = list(alpha) if isinstance(alpha, Iterable) and compress is None else [alpha]
         plans = [
-            make_plan(model, example_input, alpha=each, keep=keep, round_to=round_to, compress=compress)  # pyright: ignore[reportArgumentType]
+            make_plan(model, example_input, alpha=each, keep=keep, round_to=round_to, compress=compress, widths=widths)  # pyright: ignore[reportArgumentType]
             for each in alphas
         ]
     if order is not None:

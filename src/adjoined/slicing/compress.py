@@ -46,8 +46,8 @@ def find_alpha(model: nn.Module, inputs: Inputs, request: Request, compress: flo
     while best is None:
         try:
             best = solve(model, inputs, replace(request, alpha=high))
-        except AdjoinedError:  # beyond the widest group that can be narrowed
-            if high <= 1:
+        except AdjoinedError as error:  # beyond the widest group that can be narrowed
+            if high <= 1 or str(error.where).startswith("widths"):
                 raise
             high = max(1.0, high / 2)
     last = last_linear(model, inputs)

@@ -26,8 +26,10 @@ from adjoined.slicing.labels import (
     distinct,
     varying,
 )
+from adjoined.slicing.modules import is_norm
 from adjoined.slicing.rules import RULES, Call
 from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, Size, check_sizes, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.values import Values
 
 
 @dataclass
@@ -50,12 +52,14 @@ class Findings:
     """(cut, slot, piece) -> the labels that went into the piece, in order."""
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
+    read: set[int] = field(default_factory=set)
+    """Labels of channels that some operator sums over."""
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Parameter -> operators that read it directly."""
 
 
-GroupChoice = Callable[[int, int], bool]
-"""(groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: drop whole groups."""
+GroupChoice = Callable[[str, int, int], bool]
+"""(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
 
 
 class LabelFlow(TorchDispatchMode):
@@ -76,13 +80,16 @@ class LabelFlow(TorchDispatchMode):
         *,
         unaligned: Iterable[Site] = (),
         is_kept: Callable[[int], bool] | None = None,
-        choose_groups: GroupChoice = lambda groups, size: False,
+        choose_groups: GroupChoice = lambda module, groups, size: False,
     ) -> None:
         super().__init__()
         self.ties, self.findings = ties, findings
         self.unaligned, self.is_kept, self.choose_groups = frozenset(unaligned), is_kept, choose_groups
         self.stack = [""]
         self.last_op = ""
+        self.values = Values()
+        self.path: list[str] = []
+        self._idle = False  # in a norm that has nothing to do: torch then reads no more than its first element
         self._slots: Any = WeakIdKeyDictionary()
         self._uniform: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
@@ -112,13 +119,14 @@ class LabelFlow(TorchDispatchMode):
         hooks = []
         for name, module in model.named_modules(remove_duplicate=True):
             if not isinstance(module, torch.jit.ScriptModule):
-                hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name)))
+                hooks.append(module.register_forward_pre_hook(lambda *call, name=name: self._enter(name, *call)))
                 hooks.append(module.register_forward_hook(lambda *_: self._leave()))
         modes = [(module, module.training) for module in model.modules()]
         model.train(train)
         self.stack = [""]
         self._count.clear()
         self._train = train
+        self.values.start((inputs.args, inputs.kwargs))
         try:
             with torch.no_grad(), self, _Reshapes(self):
                 return model(*inputs.args, **inputs.kwargs)
@@ -128,7 +136,14 @@ class LabelFlow(TorchDispatchMode):
             for module, mode in modes:
                 module.training = mode
 
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        self.stack.append(name)
+        self._idle = is_norm(module) and any(isinstance(each, Tensor) and not each.numel() for each in args)
+        if not self._train and next(module.children(), None) is None:
+            self.path.append(name)
+
     def _leave(self) -> None:
+        self._idle = False
         self.stack.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -156,18 +171,19 @@ class LabelFlow(TorchDispatchMode):
                 self.findings.readers[self._names[tensor]].add(name)
                 if name == "t":  # how linear layers read their weight
                     self._names[out] = self._names[tensor]
-        if name in _CREATE:
-            for leaf in tree_leaves(out):
-                self._uniform[leaf] = True
-        elif labelled:
+        self.values.note(func, name, given, out, self.module)
+        alike = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
+        if labelled and name not in _CREATE and not (self._idle and name == "select"):
             call = Call(func, name, bound, out)
             read = self.slots(labelled[0])
             self._rule(call)(self, call)
             self._note_sizes(call, read)
-        elif given and all(tensor in self._uniform for tensor in given):
-            for leaf in tree_leaves(out):
-                if isinstance(leaf, Tensor):
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                if alike:
                     self._uniform[leaf] = True
+                else:  # an operator in place may end it
+                    self._uniform.pop(leaf, None)
         return out
 
     def _rule(self, call: Call) -> Callable[[LabelFlow, Call], None]:
@@ -281,6 +297,11 @@ class LabelFlow(TorchDispatchMode):
             here = f"{self.here}{line_of_code(LabelFlow.run)}"
             raise Mismatch(site, position, value or 0, size.left(self.is_kept) or 0, size, here)
 
+    def note_read(self, labels: Tensor | None) -> None:
+        """Note that the current operator sums over these channels: they matter to what comes behind it."""
+        if labels is not None and not self.strict:
+            self.findings.read.update(distinct(labels))
+
     def note_crossing(self) -> None:
         """Note that the current operator computes a statistic across channels."""
         if not self.strict:
@@ -313,9 +334,12 @@ class LabelFlow(TorchDispatchMode):
             else:
                 before = self.findings.pieces.get((cut, number, piece), [])
                 expected = [label for label in before if label == 0 or self.is_kept(label)]
-                if labels != expected:
+                if labels != expected and self._any_narrowed([*before, *labels]):
                     message = f"other channels than in the base network are cut off in {self.here}"
                     raise OutOfStep(message, [*before, *labels])
+
+    def _any_narrowed(self, labels: Iterable[int]) -> bool:
+        return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
 
     def renew(self, cut: Site, piece: int, slot: Slot) -> Slot:
         """Give the channels behind an unaligned cut fresh labels: their number must agree from here on, no more."""

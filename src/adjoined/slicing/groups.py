@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from adjoined.slicing.labels import Owner, compress, distinct, varying
 from adjoined.slicing.sizes import Site
 from adjoined.slicing.trace import Trace
+
+if TYPE_CHECKING:
+    from adjoined.slicing.asked import Asked
 
 Piece = tuple[Site, int, int]
 """(cut, dimension, number of the piece along it)."""
@@ -31,6 +35,7 @@ class Group:
         wanted_for: which, in case that is all of them.
         step: keep a multiple of so many channels, as code divides their number by it.
         unit: channels that one root stands for where widths are rounded: those of all rows (heads).
+        asked: what `widths` asks for; they agree.
     """
 
     roots: list[int]
@@ -41,6 +46,7 @@ class Group:
     wanted_for: str = ""
     step: int = 1
     unit: int = 0
+    asked: tuple[Asked, ...] = ()
 
     @property
     def bundle(self) -> int:

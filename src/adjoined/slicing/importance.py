@@ -44,15 +44,18 @@ class Importance:
     Args:
         model: the model, in eval mode, with its weights.
         order: "l1" or "l2": the norm of a filter over all its weights; "bn": the absolute scale of a batch norm. Groups
-            that no batch norm with a scale normalises are ordered by "l1" then.
+            that no batch norm with a scale normalises are ordered by "l1" then; groups that no known layer writes, by
+            all weights that their channels stand in.
 
     Raises:
         AdjoinedError: "bn" for a model that has no batch norm with a scale.
     """
 
     def __init__(self, model: nn.Module, order: str) -> None:
-        self._by_filter = _filter_norms(model, 2 if order == "l2" else 1)
+        power = 2 if order == "l2" else 1
+        self._by_filter = _filter_norms(model, power)
         self._by_scale = _scales(model) if order == "bn" else {}
+        self._tensors, self._power = named_tensors(model), power
         if order == "bn" and not self._by_scale:
             raise AdjoinedError(
                 "the model has no batch norm with a scale to order its channels by",
@@ -68,12 +71,17 @@ class Importance:
             labels: tensor name -> labels of its indices for every dimension.
             roots: label -> root.
         """
-        for known in (self._by_scale, self._by_filter):
+        for known in (self._by_scale, self._by_filter, self._by_weight(group)):
             found = [self._in_one_place(group, known[p], labels[p[0]][p[1]], roots) for p in group.places if p in known]
             layers = [layer for layer in found if layer]
             if layers:
                 return [sum(of_one) for of_one in zip(*layers, strict=True)]
         return []
+
+    def _by_weight(self, group: Group) -> dict[Place, Tensor]:
+        """Return the norms of all weights with channels of a group: raw matrices do not say what they write."""
+        weights = {(name, dim): self._tensors[name] for name, dim in group.places if self._tensors[name].ndim > 1}
+        return {place: _norms(weight, place[1], self._power) for place, weight in weights.items()}
 
     def _in_one_place(
         self, group: Group, values: Tensor, vector: Tensor | None, roots: Sequence[int]
@@ -97,9 +105,13 @@ def _filter_norms(model: nn.Module, power: int) -> dict[Place, Tensor]:
         computed = getattr(module, "weight", None) if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) else None
         filter_ = computed if isinstance(computed, Tensor) else tensors[name]
         if filter_.shape == tensors[name].shape:
-            rows = filter_.detach().movedim(dim, 0).flatten(1)
-            norms[name, dim] = torch.linalg.vector_norm(rows, power, dim=1)
+            norms[name, dim] = _norms(filter_, dim, power)
     return norms
+
+
+def _norms(weight: Tensor, dim: int, power: int) -> Tensor:
+    """Return the norm over all dimensions but one."""
+    return torch.linalg.vector_norm(weight.detach().movedim(dim, 0).flatten(1), power, dim=1)
 
 
 def _scales(model: nn.Module) -> dict[Place, Tensor]:

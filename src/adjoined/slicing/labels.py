@@ -114,6 +114,10 @@ class FrozenTies:
             if self._roots[x] != self._roots[y] and (self._narrowed[x] or self._narrowed[y]):
                 raise OutOfStep(f"two channel groups meet in {where}", (x, y))
 
+    def any_narrowed(self, labels: Iterable[int]) -> bool:
+        """Tell whether any of the labels belongs to a group that is narrowed."""
+        return any(self._narrowed[label] for label in labels)
+
     def pin(self, slot: Slot, why: str) -> None:
         """Do nothing: the first run has pinned it already."""
 

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from adjoined.slicing.groups import Grouping
 from adjoined.slicing.importance import Importance, Place, check_order
 from adjoined.slicing.inputs import Inputs
-from adjoined.slicing.modules import check_model, named_tensors
+from adjoined.slicing.modules import check_model, named_tensors, owner_of
 from adjoined.slicing.plan import SlicePlan
 from adjoined.slicing.symmetry import Gathers, Twin, out_of_step, permute
 from adjoined.slicing.trace import Trace, trace
-from adjoined.slicing.widths import slices_inside
 
 NO_SYMMETRY = "in another order the base network would compute something else"
 
@@ -123,7 +122,7 @@ class _Ordering:
         return gathers
 
     def check_memory(self, tensors: Mapping[str, Tensor]) -> None:
-        """Leave groups alone whose channels stand in memory of several tensors, or in one that would need two orders."""
+        """Leave groups alone that have memory in common with others, or a tensor that would need several orders."""
         names: dict[int, list[str]] = defaultdict(list)
         for name, tensor in tensors.items():
             names[id(tensor)].append(name)
@@ -203,8 +202,10 @@ def _depths(traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan]) -> di
     return found
 
 
-def _slices_inside(plan: SlicePlan, groups: int, size: int) -> bool:
-    return slices_inside(groups, size, plan.alpha, plan.round_to)
+def _slices_inside(plan: SlicePlan, module: str, groups: int, size: int) -> bool:
+    """Tell how the plan narrows a grouped convolution: inside its groups, or by whole groups."""
+    weights = [indices for name, indices in plan.tensors.items() if owner_of(name) == module and len(indices) > 2]
+    return any(indices[1] is not None for indices in weights)
 
 
 def _equal(a: Sequence[Tensor | None] | None, b: Sequence[Tensor | None] | None) -> bool:

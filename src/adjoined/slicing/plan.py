@@ -46,6 +46,7 @@ class SlicePlan:
         alpha: the factor asked for (or found, where a compression was asked for).
         round_to: widths are multiples of this, where the base allows it.
         keep: names and patterns of modules kept at full width.
+        widths: names and patterns of modules -> width that was asked for, "1/2" or "24 channels".
         tensors: tensor name -> kept indices for each dimension (None: all of them), narrowed tensors only.
         shapes: tensor name -> shape in the base network, all tensors.
         conv_groups: module name -> its `groups` (or `num_groups`) in the small network, where it changes.
@@ -70,6 +71,7 @@ class SlicePlan:
     crossing: dict[str, str] = field(default_factory=dict)
     unaligned: tuple[str, ...] = ()
     products: tuple[str, ...] = ()
+    widths: dict[str, str] = field(default_factory=dict)
     order: str = ""
     unordered: dict[str, str] = field(default_factory=dict)
 
@@ -145,6 +147,7 @@ class SlicePlan:
             "alpha": self.alpha,
             "round_to": self.round_to,
             "keep": list(self.keep),
+            "widths": self.widths,
             "groups": [asdict(group) | {"modules": list(group.modules)} for group in self.groups],
             "tensors": {
                 name: [None if index is None else index.to_json() for index in indices]
@@ -191,6 +194,7 @@ class SlicePlan:
                 crossing=dict(data["crossing"]),
                 unaligned=tuple(data["unaligned"]),
                 products=tuple(data["products"]),
+                widths=dict(data.get("widths", {})),
                 order=str(data.get("order", "")),
                 unordered=dict(data.get("unordered", {})),
             )._consistent()

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any, NamedTuple
 
 from adjoined.slicing.groups import Group, Grouping
 from adjoined.slicing.labels import OutOfStep, TooNarrow
 from adjoined.slicing.modules import keeps_sizes
-from adjoined.slicing.sizes import Count, Mismatch, Site, Size
+from adjoined.slicing.sizes import Count, Mismatch, Site, Size, count_left
 from adjoined.slicing.trace import Trace
 
 _NO_WIDTHS = {"training", "kernel_size", "stride", "padding", "dilation", "output_padding"}
@@ -49,13 +50,15 @@ class Attribute(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A number that a module may have handed to an operator: number * by = size * times."""
+    """A number that a module may have handed to an operator: (number + added - taken) * by = size * times."""
 
     attribute: Attribute
     site: Site
     position: int
     times: int = 1
     by: int = 1
+    added: Attribute | None = None
+    taken: Attribute | None = None
 
 
 @dataclass
@@ -102,6 +105,7 @@ class Repairs:
     _failure: Failure | None = None
     _trials: Iterator[str] | None = None
     _saved: _Saved | None = None
+    _made: set[tuple[Attribute, int | None]] = field(default_factory=set)
     _widened: Counter[str] = field(default_factory=Counter)
 
     def values(self, is_kept: Callable[[int], bool]) -> dict[str, Any]:
@@ -135,7 +139,7 @@ class Repairs:
         else:
             self._trials = None
         if self._trials is None:
-            self._failure, self._trials = failure, self._ways(failure, is_kept)
+            self._failure, self._trials, self._made = failure, self._ways(failure, is_kept), set()
         self._saved = _Saved(dict(self.attributes), [group.wanted for group in self.grouping.groups])
         way = next(self._trials, None)
         if way is None:
@@ -163,9 +167,11 @@ class Repairs:
         if isinstance(error, Mismatch):
             if self._set_width(error):
                 yield f"width chosen after: {failure.message}"
+            for name in self._raise_source(error, is_kept):
+                yield f"width of {name} raised after: {failure.message}"
         else:
             for attribute, group in self._numbers_like_widths(failure, is_kept):
-                self.attributes[attribute] = Count(tuple(group.roots), group.bundle)
+                self.attributes[attribute] = Count(tuple(group.roots), times=group.bundle)
                 yield f"{attribute.module}.{attribute.name} set right after: {failure.message}"
 
     # ---- numbers that modules keep -----------------------------------------------------------------------------------
@@ -182,6 +188,11 @@ class Repairs:
                     yield Candidate(attribute, site, position, by=asked // value)
                 elif asked > 1 and value % asked == 0 and value // asked in FACTORS:
                     yield Candidate(attribute, site, position, times=value // asked)
+            for (attribute, value), (other, part) in permutations(held, 2):
+                if attribute.module == other.module and value - part == asked:
+                    yield Candidate(attribute, site, position, taken=other)
+                elif attribute.module == other.module and value + part == asked:
+                    yield Candidate(attribute, site, position, added=other)
         for site, sizes in self.trace.findings.sizes.items():
             if site.module == failure.module:
                 for position, size in enumerate(sizes):
@@ -207,15 +218,34 @@ class Repairs:
 
     def _correct(self, candidate: Candidate, is_kept: Callable[[int], bool]) -> bool:
         """Correct one number, and the same one in every module of the same class: they run the same code."""
-        before = dict(self.attributes)
         for owner, size in self._alike(candidate):
-            if size.counted and abs(size.value) * candidate.times == self._value(owner) * candidate.by:
-                count = Count(size.counted[0], candidate.times, candidate.by)
-                if count.value(is_kept) is not None:
-                    self.attributes[owner] = count
-        return self.attributes.get(candidate.attribute) != before.get(candidate.attribute)
+            count = self._count(candidate, owner, size)
+            if count is not None and count.value(is_kept) is not None:
+                self.attributes[owner] = count
+        changed = self.attributes.get(candidate.attribute)
+        made = (candidate.attribute, changed.value(is_kept) if changed else None)
+        if changed is None or made in self._made:
+            return False
+        self._made.add(made)
+        return True
 
-    def _value(self, attribute: Attribute) -> int:
+    def _count(self, candidate: Candidate, owner: Attribute, size: Size) -> Count | None:
+        """Return what a number counts if it stands to a size of the base network as the candidate says."""
+        added = candidate.added and candidate.added._replace(module=owner.module)
+        taken = candidate.taken and candidate.taken._replace(module=owner.module)
+        number = self._value(owner) + self._value(added) - self._value(taken)
+        if not size.counted or abs(size.value) * candidate.times != number * candidate.by:
+            return None
+        return Count((*size.counted[0], *self._labels_of(taken)), self._labels_of(added), candidate.times, candidate.by)
+
+    def _labels_of(self, attribute: Attribute | None) -> tuple[int, ...]:
+        """Return what another number counts, as labels; 0 for each that is never dropped."""
+        count = None if attribute is None else self.attributes.get(attribute)
+        return count.plus if count else (0,) * self._value(attribute)
+
+    def _value(self, attribute: Attribute | None) -> int:
+        if attribute is None:
+            return 0
         held: Any = getattr(self.trace.model.get_submodule(attribute.module), attribute.name, 0)
         value = held if attribute.element is None else held[attribute.element]
         return value if _is_number(value) else 0
@@ -262,6 +292,25 @@ class Repairs:
         for group in groups.values():
             group.wanted, group.wanted_for = channels, f"{error}; {LITERAL}"
         return True
+
+    def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
+        """Where code asks for too few channels, it took their number from another tensor: give one there more."""
+        missing = error.left - error.asked
+        around = error.site.module.rpartition(".")[0]
+        tried: set[int] = set()
+        for name, vectors in self.trace.labels.items():
+            for vector in vectors if missing > 0 and (not around or name.startswith(f"{around}.")) else ():
+                if vector is None or vector.numel() != error.size.value:
+                    continue
+                labels = vector.tolist()
+                if count_left(labels, is_kept) != error.asked:
+                    continue
+                for group in {id(g): g for g in map(self.grouping.of, labels)}.values():
+                    more = missing // group.bundle
+                    if id(group) not in tried and not group.reason and 0 < more <= len(group.roots) - group.kept:
+                        tried.add(id(group))
+                        group.wanted, group.wanted_for = group.kept + more, str(error)
+                        yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
         """Give the one group behind an unaligned cut as many channels as arrive there."""

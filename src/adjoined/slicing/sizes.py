@@ -55,16 +55,17 @@ class Mismatch(OutOfStep):
 
 @dataclass(frozen=True)
 class Count:
-    """A number of the small network as a function of its widths: kept channels times `times`, divided by `by`."""
+    """A number of the small network as a function of its widths: (plus - minus) * times / by, in kept channels."""
 
-    labels: tuple[int, ...]
+    plus: tuple[int, ...]
+    minus: tuple[int, ...] = ()
     times: int = 1
     by: int = 1
 
     def value(self, is_kept: Callable[[int], bool]) -> int | None:
         """Return the number, or None where it does not come out whole and positive."""
-        scaled = count_left(self.labels, is_kept) * self.times
-        return scaled // self.by if scaled and scaled % self.by == 0 else None
+        scaled = (count_left(self.plus, is_kept) - count_left(self.minus, is_kept)) * self.times
+        return scaled // self.by if scaled > 0 and scaled % self.by == 0 else None
 
 
 def count_left(labels: Sequence[int], is_kept: Callable[[int], bool]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing.asked import Asked, ask, asked_widths, check_answered, check_widths
 from adjoined.slicing.flow import LabelFlow
 from adjoined.slicing.groups import NO_CHANNELS, Group, Grouping
 from adjoined.slicing.index import Index
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import FrozenTies, OutOfStep, along
-from adjoined.slicing.modules import check_model, named_tensors
+from adjoined.slicing.modules import check_model, named_tensors, owner_of
 from adjoined.slicing.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.repair import Failure, Repairs, Unaligned
 from adjoined.slicing.rules.convolution import INSIDE_GROUPS
@@ -45,6 +46,7 @@ class Request:
     alpha: float
     round_to: int
     keep: tuple[str, ...]
+    widths: tuple[tuple[str, str], ...] = ()
 
 
 def make_plan(
@@ -55,6 +57,7 @@ def make_plan(
     keep: Iterable[str] = (),
     round_to: int = 8,
     compress: float | None = None,
+    widths: Mapping[str, str] | None = None,
 ) -> SlicePlan:
     """Work out which slices of a model's tensors make up its small network.
 
@@ -67,12 +70,14 @@ def make_plan(
         round_to: widths are rounded up to multiples of this many channels, never beyond the base's.
         compress: choose alpha so that the small network has this many times fewer parameters, counted without the last
             linear layer; `alpha` is ignored then.
+        widths: names or patterns of modules -> width of the channels that these modules write, instead of 1/alpha: a
+            share such as "1/2", or a number such as "24 channels". Rounded up as `round_to` says, and to whole groups.
 
     Returns:
         The plan of one small network that runs, with a reason for every group at full width.
 
     Raises:
-        AdjoinedError: bad alpha, round_to, keep or compress; the model does not run on the example input.
+        AdjoinedError: bad alpha, round_to, keep, compress or widths; the model does not run on the example input.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 10, 1))
@@ -83,7 +88,7 @@ def make_plan(
         ...
     """
     check_model(model)
-    request = Request(check_alpha(alpha), check_round_to(round_to), check_keep(keep))
+    request = Request(check_alpha(alpha), check_round_to(round_to), check_keep(keep), check_widths(widths or {}))
     inputs = Inputs.of(example_input)
     if compress is not None:
         from adjoined.slicing.compress import find_alpha
@@ -98,12 +103,14 @@ def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
     It always ends: where no repair helps, the model stays as wide as it is, and the plan says why.
     """
     kept_modules = matching_modules(model, request.keep)
+    asked = asked_widths(model, request.widths)
     unaligned: frozenset[Site] = frozenset()
     may_unalign = True
     while True:
-        traced = trace_for(model, inputs, request, unaligned)
+        traced = trace_for(model, inputs, request, asked, unaligned)
         grouping = Grouping(traced)
         pin_kept(grouping.groups, kept_modules)
+        ask(grouping.groups, asked)
         repairs = Repairs(traced, grouping, may_unalign)
         try:
             return _settle(traced, grouping, repairs, request)
@@ -134,11 +141,18 @@ def _at_full_width(traced: Trace, request: Request, why: str) -> SlicePlan:
         ) from error
 
 
-def trace_for(model: nn.Module, inputs: Inputs, request: Request, unaligned: frozenset[Site] = frozenset()) -> Trace:
+def trace_for(
+    model: nn.Module,
+    inputs: Inputs,
+    request: Request,
+    asked: Mapping[tuple[str, int], Asked] | None = None,
+    unaligned: frozenset[Site] = frozenset(),
+) -> Trace:
     """Trace a model, with grouped convolutions narrowed in the way that keeps fewer channels."""
+    alphas = {owner_of(tensor): each.alpha for (tensor, _), each in (asked or {}).items()}
 
-    def inside(groups: int, size: int) -> bool:
-        return slices_inside(groups, size, request.alpha, request.round_to)
+    def inside(module: str, groups: int, size: int) -> bool:
+        return slices_inside(groups, size, alphas.get(module, request.alpha), request.round_to)
 
     return trace(model, inputs, choose_groups=inside, unaligned=unaligned)
 
@@ -166,6 +180,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
         except Exception as error:  # whatever the model's own code raises on narrow tensors
             repairs.repair(Failure(error, flow.module, flow.steps), kept.__getitem__)
         else:
+            check_answered(grouping.groups, request.widths)
             return plan
     raise OutOfStep(f"{repairs.log[-1]} (no way out in {ROUNDS} attempts)")
 
@@ -188,8 +203,12 @@ def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> N
         outputs = tensor_leaves(flow.run(small, traced.inputs))
         if traced.train_inputs is not None:
             outputs += tensor_leaves(flow.run(small, traced.train_inputs, train=True))
-    shapes = [out.shape for out in outputs]
-    if shapes != traced.output_shapes:
+    shapes, expected = [out.shape for out in outputs], traced.output_shapes
+    if traced.sizes_by_value or flow.values.decide:
+        alike = [len(shape) for shape in shapes] == [len(shape) for shape in expected]
+    else:
+        alike = shapes == expected
+    if not alike:
         raise OutOfStep(f"the outputs have the shapes {[tuple(s) for s in shapes]}")
 
 
@@ -212,6 +231,7 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
         alpha=request.alpha,
         round_to=request.round_to,
         keep=request.keep,
+        widths=dict(request.widths),
         tensors=tensors,
         shapes={name: tuple(tensor.shape) for name, tensor in named_tensors(traced.model).items()},
         conv_groups=narrowed,
@@ -229,6 +249,8 @@ def _why_not_narrowed(group: Group) -> str:
         return ""
     if group.wanted is not None:
         return group.wanted_for
+    if group.asked and group.asked[0].alpha == 1:
+        return f"widths={group.asked[0].pattern!r} asks for all of its channels"
     if len(group.roots) == 1:
         return "its channels are tied to each other"
     return f"its {group.width} channels are not enough to be narrowed at this alpha and rounding"

@@ -32,6 +32,7 @@ class Trace:
         labels: tensor name -> labels of its indices for every dimension (None where the size is 1).
         ties, findings: tied labels, and what else was seen.
         output_shapes: shapes of all tensors that the model returns, eval mode first.
+        sizes_by_value: whether sizes may follow from values, as the number of objects that a detector finds.
         unaligned: cuts behind which channel identity was given up.
     """
 
@@ -42,6 +43,7 @@ class Trace:
     ties: Ties
     findings: Findings
     output_shapes: list[torch.Size]
+    sizes_by_value: bool
     unaligned: frozenset[Site]
 
 
@@ -94,8 +96,10 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
             _pin_scripted(prefix, labels, ties)
         elif isinstance(module, nn.MultiheadAttention):
             findings.crossing.setdefault(prefix, "1/√d of the heads' width d")
+    if flow.values.decide:
+        _pin_unread(ties, findings)
     shapes = [out.shape for out in outputs]
-    return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, unaligned)
+    return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, flow.values.decide, unaligned)
 
 
 def label_tensors(
@@ -140,6 +144,14 @@ def tensor_leaves(out: Any) -> list[Tensor]:
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
             leaves += [each for value in vars(leaf).values() for each in tree_leaves(value) if isinstance(each, Tensor)]
     return leaves
+
+
+def _pin_unread(ties: Ties, findings: Findings) -> None:
+    """Keep what nothing has read at full width: where values decide, it may be an output that this run did not give."""
+    read = {ties.find(label) for label in findings.read}
+    for root, members in ties.sets().items():
+        if root not in read and len(members) > 1:
+            ties.pin(torch.tensor(members), "is read by no layer that ran")
 
 
 def _pin_scripted(prefix: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:

@@ -99,7 +99,7 @@ def slices_inside(groups: int, size: int, alpha: float, round_to: int) -> bool:
     return inside < whole
 
 
-def matching_modules(model: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
+def matching_modules(model: nn.Module, patterns: Iterable[str], *, setting: str = "keep") -> dict[str, str]:
     """Return the modules that names or patterns mean, each with the pattern that named it.
 
     A pattern matches whole names in the manner of file names (`layer1`, `layer?.0.*`, `*.downsample`).
@@ -115,7 +115,7 @@ def matching_modules(model: nn.Module, patterns: Iterable[str]) -> dict[str, str
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5) or names[:5]
             raise AdjoinedError(
                 "no module of the model has this name",
-                where=f"keep={pattern!r}",
+                where=f"{setting}={pattern!r}",
                 expected=f"a name or pattern such as {', '.join(map(repr, close))}",
                 fix="List the names with: for name, _ in model.named_modules(): print(name).",
             )
@@ -138,7 +138,7 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
     Raises:
         AdjoinedError: alpha exceeds the width of every group, so that no layer has a whole channel left.
     """
-    choices = (g for g in groups if not g.reason or g.reason.startswith(KEPT))
+    choices = (g for g in groups if (not g.reason and not g.asked) or g.reason.startswith(KEPT))
     widest = max(choices, key=lambda g: g.width, default=None)
     if widest is not None and alpha > widest.width:
         name = next(iter(widest.places))[0].rpartition(".")[0]
@@ -150,10 +150,11 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
         )
     for group in groups:
         count = len(group.roots)
+        own = group.asked[0].alpha if group.asked else alpha
         if group.reason or group.wanted is not None:
             group.kept = count if group.reason or group.wanted is None else group.wanted
         else:
-            group.kept = kept_of(count, group.unit or group.bundle, alpha, math.lcm(round_to, group.step))
+            group.kept = kept_of(count, group.unit or group.bundle, own, math.lcm(round_to, group.step))
 
 
 def _ancestors(tensor: str) -> list[str]:

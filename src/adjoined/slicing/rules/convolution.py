@@ -29,6 +29,7 @@ def convolution(flow: LabelFlow, call: Call) -> None:
     weight_slots = [s for s in flow.slots(weight) if {0, 1} & set(varying(s))]
     weight_in = flow.vector([s for s in weight_slots if reads in varying(s)], reads)
     weight_out = flow.vector([s for s in weight_slots if writes in varying(s)], writes)
+    flow.note_read(channels)
     groups = call["groups"]
     if groups == 1 and flow.module not in flow.findings.conv_groups:
         if channels is not None or weight_in is not None:
@@ -62,7 +63,7 @@ def _grouped(
     size = weight.shape[1]
     inside = flow.module in flow.findings.sliced_inside
     if not flow.strict:
-        inside = size > 1 and weight_in is not None and flow.choose_groups(groups, size)
+        inside = size > 1 and weight_in is not None and flow.choose_groups(flow.module, groups, size)
     if inside:  # one channel is left of each group where the weight has no labels
         flow.findings.sliced_inside.add(flow.module)
         per_group = flow.collapse(channels.view(groups, -1), (1,)).reshape(-1)

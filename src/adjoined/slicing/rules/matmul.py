@@ -73,7 +73,7 @@ def _product(
     read = flow.vector([s for s in a_slots if inner_a in varying(s)], inner_a)
     weight_in = flow.vector([s for s in b_slots if inner_b in varying(s)], inner_b)
     if read is not None or weight_in is not None:
-        flow.tie_vectors(read, weight_in, "reads features of fixed width")
+        flow.note_read(flow.tie_vectors(read, weight_in, "reads features of fixed width"))
     carried = [
         flow.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot  # alike in every head of an attention
         for slot in a_slots
@@ -99,7 +99,9 @@ def attention(flow: LabelFlow, call: Call) -> None:
     query, key, value = (flow.slots(call[name]) for name in ("query", "key", "value"))
     out = call.outputs[0]
     last, heads = out.ndim - 1, out.ndim - 3
-    flow.tie_vectors(flow.vector(query, last), flow.vector(key, last), "attention with features of fixed width")
+    flow.note_read(
+        flow.tie_vectors(flow.vector(query, last), flow.vector(key, last), "attention with features of fixed width")
+    )
     if call["scale"] is None and any(last in varying(slot) for slot in query):
         flow.note_crossing()  # the scale 1/√D is that of the narrow D
     alone = [[slot for slot in slots if varying(slot) == (heads,)] for slots in (query, key, value)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -34,10 +35,14 @@ def move(flow: LabelFlow, call: Call) -> None:
     for index in others:
         for slot in flow.slots(index):
             flow.pin(slot, "is used as an index")
+    picked = _picked_by_value(flow, call)
     if flow.slots(source) and any(index.is_meta for index in others):
         raise NeedsValues(call.name)
     moved: list[list[Slot]] = [[] for _ in outputs]
     for number, slot in enumerate(flow.slots(source)):
+        if picked & set(varying(slot)):
+            flow.pin(slot, "is picked from by values that the network computes")
+            continue
         results = _run(call, slot.expand(source.shape))
         if results is None:
             flow.pin(slot, f"{call.name} on these shapes")
@@ -69,6 +74,22 @@ def _run(call: Call, labels: Tensor) -> list[Tensor] | None:
     except (RuntimeError, TypeError, ValueError):
         return None
     return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+def _picked_by_value(flow: LabelFlow, call: Call) -> set[int]:
+    """Return the dimensions of which values that follow from the input pick elements: other ones in every run."""
+    if call.name == "index_select":
+        return {call["dim"] % call["self"].ndim} if flow.values.computed(call["index"]) else set()
+    picked: set[int] = set()
+    if call.name == "index":
+        dim = 0
+        for index in call["indices"]:
+            masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            behind = dim + (index.ndim if masks else 1)
+            if index is not None and flow.values.computed(index):
+                picked |= set(range(dim, behind))
+            dim = behind
+    return picked
 
 
 def _note_fold(flow: LabelFlow, cut: Site, before: Slot, after: Slot) -> None:

@@ -41,7 +41,8 @@ def tie_elementwise(flow: LabelFlow, operands: Sequence[Tensor], out: Tensor) ->
         if flow.is_uniform(tensor):
             continue
         offset = ndim - tensor.ndim
-        fixed = {d + offset for d, size in enumerate(tensor.shape) if size > 1} - dims
+        sizes = enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+        fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride} - dims  # stride 0: was expanded
         for slot in list(united):
             if fixed & set(varying(slot)) and fixed & flow.tied_along(slot):
                 flow.pin(slot, "meets a tensor of fixed width")

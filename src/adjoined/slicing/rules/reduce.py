@@ -28,6 +28,7 @@ def reduction(flow: LabelFlow, call: Call) -> None:
     for slot in flow.slots(x):
         if reduced & set(varying(slot)):
             flow.note_crossing()
+            flow.note_read(slot)
         if set(varying(slot)) <= reduced:
             continue
         slot = flow.collapse(slot, [d for d in range(slot.ndim) if d not in reduced])

@@ -51,3 +51,18 @@ def pad(flow: LabelFlow, call: Call) -> None:
         flow.pin(slot, "is padded with a fixed number of channels")
         carried.append(padded)
     flow.carry(out, carried)
+
+
+@rule("roi_align", "roi_pool")
+def pool_boxes(flow: LabelFlow, call: Call) -> None:
+    """Boxes (K, 5) are cut out of features (N, C, H, W) and resampled to (K, C, height, width): channels stay."""
+    x, out = call["input"], call.outputs[0]
+    for slot in flow.slots(call["rois"]):
+        flow.pin(slot, "are coordinates of boxes")
+    carried = []
+    for slot in flow.slots(x):
+        if varying(slot) == (1,):
+            carried.append(slot)
+        else:
+            flow.pin(slot, f"{call.name} resamples a labelled dimension")
+    flow.carry(out, carried)

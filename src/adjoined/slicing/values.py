@@ -1,0 +1,54 @@
+"""Which tensors of a run follow from the values of its input, and whether such values decide how the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+_READ = ("_local_scalar_dense", "is_nonzero", "equal")
+"""Operators that hand a value to Python: item(), bool(), if, torch.equal."""
+
+
+class Values:
+    """What of a run follows from the values of its input, as opposed to its shape.
+
+    Attributes:
+        read_in: module whose Python code reads such a value first; None if none does.
+        decide: whether values decide about sizes: Python reads them, or an operator finds as many elements as there
+            happen to be (masks, boxes that are left). The output of another network has other sizes then.
+    """
+
+    def __init__(self) -> None:
+        self.read_in: str | None = None
+        self.decide = False
+        self._computed: Any = WeakIdKeyDictionary()
+
+    def start(self, inputs: Any) -> None:
+        """Begin with the tensors that a model is called with."""
+        for leaf in tree_leaves(inputs):
+            if isinstance(leaf, Tensor):
+                self._computed[leaf] = True
+
+    def computed(self, tensor: Tensor) -> bool:
+        """Whether the tensor's elements follow from the values of the input."""
+        return tensor in self._computed
+
+    def note(self, op: Any, name: str, given: Sequence[Tensor], out: Any, module: str) -> None:
+        """Carry on what is known of the operands of an operator to what it returned."""
+        if name.endswith("_like") or not any(tensor in self._computed for tensor in given):
+            return
+        if name in _READ:
+            self.decide = True
+            self.read_in = module if self.read_in is None else self.read_in
+        elif name == "index":  # its tag is for masks; by numbers it returns as many elements as there are numbers
+            self.decide |= any(i.dtype in (torch.bool, torch.uint8) and self.computed(i) for i in given[1:])
+        else:
+            self.decide |= name == "nms" or torch.Tag.dynamic_output_shape in op.tags
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._computed[leaf] = True
