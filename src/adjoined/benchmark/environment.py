@@ -35,7 +35,9 @@ def _versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found | {"torch": str(torch.__version__)}  # with the kind of build, which the package's own does not always tell
+    return found | {
+        "torch": str(torch.__version__)
+    }  # with the kind of build, which the package's own does not always tell
 
 
 def _processor() -> str:
