@@ -63,7 +63,10 @@ class BenchmarkOptions:
         for flag, values in (("--batch-sizes", self.batch_sizes), ("--runtimes", self.runtimes)):
             if not values:
                 raise AdjoinedError("there is nothing to measure", where=flag, expected="at least one value")
-        for flag, value in (("--batch-sizes", min(self.batch_sizes)), ("--threads", self.threads or 1)):
+        for flag, value in (
+            ("--batch-sizes", min(self.batch_sizes)),
+            ("--threads", 1 if self.threads is None else self.threads),
+        ):
             if value < 1:
                 raise AdjoinedError("out of range", where=flag, expected="at least 1", got=value)
         if self.seconds <= 0:
@@ -75,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     options, asked = parse("benchmark", argv, BenchmarkOptions, ModelOptions, purpose=PURPOSE)
     from adjoined.benchmark.measure import run_benchmark
     from adjoined.benchmark.result import NAME
+    from adjoined.commands.finished import check_device
     from adjoined.files import check_writable
     from adjoined.report.benchmark import benchmark_tables
     from adjoined.report.console import show
@@ -82,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
     is_run = Path(options.subject).is_dir()
     out = Path(options.out) if options.out else Path(options.subject, NAME) if is_run else None
     devices = options.devices or _devices()
+    for device in devices:
+        check_device(device)
     subject = _of_run(options, asked) if is_run else _of_model(options.subject, asked)
     if out:
         check_writable(out)  # before the minutes that the measurement takes
