@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from environment import write
 
-from adjoined.benchmark import latency
+from adjoined.benchmark.turns import latency
 from adjoined.models import build, resolve
 from adjoined.slicing import make_plan, measure_cost
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from adjoined import AdjoinedError
-from adjoined.benchmark import TURNS, latency
+from adjoined.benchmark.turns import TURNS, latency
 
 
 class Recorder(nn.Module):

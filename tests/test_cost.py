@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import Residual, conv, parameters, torchvision_model
+from zoo import Residual, conv, parameters, torchvision_cnns, torchvision_model
 
 from adjoined import adjoin
+from adjoined.models import build
+from adjoined.models.libraries import torchvision_published
 from adjoined.slicing import Cost, cost_by_module, make_plan, measure_cost
 
 IMAGE = torch.zeros(1, 3, 224, 224, device="meta")
@@ -38,6 +40,28 @@ def test_published_figures(name: str, millions: float, giga_macs: float):
     assert cost.macs / 1e9 == pytest.approx(giga_macs, rel=1e-2)
     last = parameters([module for module in model.modules() if isinstance(module, nn.Linear)][-1])
     assert cost.parameters_without_last == cost.parameters - last
+
+
+@pytest.mark.slow
+def test_published_figures_of_all_torchvision_networks():
+    """Parameters to the last one, MACs to the last digit that torchvision publishes."""
+    from torchvision.models import get_model_weights
+
+    checked = 0
+    for name in torchvision_cnns():
+        weights = next(iter(get_model_weights(name)))
+        size = weights.transforms().crop_size[-1]
+        published = torchvision_published(name, size)
+        assert published is not None
+        if name.startswith("regnet"):
+            continue  # their constructor asks for values, which the meta device has not
+        with torch.device("meta"):
+            cost = measure_cost(build(f"torchvision:{name}", num_classes=1000), torch.zeros(1, 3, size, size))
+        if name != "inception_v3":  # published with its auxiliary head
+            assert cost.parameters == published["parameters"], name
+        assert abs(cost.macs - published["macs"]) <= 0.5e6 + 1, name
+        checked += 1
+    assert checked > 45
 
 
 def deep_stem() -> nn.Sequential:

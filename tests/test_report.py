@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 import adjoined.benchmark.turns
-from adjoined.benchmark import Latency
+from adjoined.benchmark.turns import Latency
 from adjoined.commands import flags
 from adjoined.report import figures, table, units
 from adjoined.report.console import show

@@ -7,8 +7,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, ENOSPC
+from errno import EDQUOT, EFBIG, EISDIR, ENOSPC
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from adjoined.errors import AdjoinedError
@@ -86,6 +87,20 @@ def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
         raise cannot_write(error, paths[0]) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise AdjoinedError if no file can be written at this path, without leaving anything there.
+
+    For a file that is only written after hours of work.
+    """
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+    except OSError as error:
+        raise cannot_write(error, path) from error
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

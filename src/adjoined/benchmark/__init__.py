@@ -1,5 +1,17 @@
-"""What networks cost where they run: time, memory and size, base and small networks side by side."""
+"""What networks cost where they run: time, memory and size, base and small networks side by side.
 
-from adjoined.benchmark.turns import LEAST_TURNS, TURNS, Latency, latency
+Nothing is imported here, so that the command line knows the runtimes without torch.
+"""
 
-__all__ = ["LEAST_TURNS", "TURNS", "Latency", "latency"]
+from __future__ import annotations
+
+RUNTIMES = {
+    "eager": "PyTorch",
+    "compiled": "torch.compile",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
+}
+"""Ways to run a network: name -> title."""
+ON_GPU = ("eager", "compiled")
+"""Those that are measured on a GPU, too."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adjoined.benchmark import latency
+from adjoined.benchmark.turns import latency
 from adjoined.commands.finished import FinishedRun
 from adjoined.files import write_json, write_whole
 from adjoined.report.figures import Figures, result_table

@@ -27,6 +27,23 @@ def torchvision_names() -> list[str]:
     return models.list_models(module=models)
 
 
+def torchvision_published(name: str, image_size: int) -> dict[str, int] | None:
+    """Return what torchvision publishes of a network with 1000 classes: `parameters`, and `macs` for images of a size.
+
+    None where it publishes no weights that are used at this size. Nothing is fetched.
+
+    Example:
+        >>> torchvision_published("resnet50", 224)
+        {'parameters': 25557032, 'macs': 4089000000}
+    """
+    from torchvision.models import get_model_weights
+
+    for weights in get_model_weights(name):
+        if weights.transforms().crop_size[-1] == image_size:
+            return {"parameters": weights.meta["num_params"], "macs": round(weights.meta["_ops"] * 1e9)}
+    return None
+
+
 @cache
 def timm_names() -> list[str]:
     """Return the names of timm's networks, without the tags of their weights."""

@@ -10,7 +10,7 @@ from adjoined.report import units
 from adjoined.report.table import Table
 
 if TYPE_CHECKING:
-    from adjoined.benchmark import Latency
+    from adjoined.benchmark.turns import Latency
     from adjoined.slicing import Cost
 
 
@@ -30,7 +30,7 @@ class Figures:
     """Share of samples whose first guess is right, in [0, 1]."""
     top5: float | None = None
     latency: Mapping[str, Any] | None = None
-    """The fields of `adjoined.benchmark.Latency`."""
+    """The fields of `adjoined.benchmark.turns.Latency`."""
 
     @classmethod
     def of(

@@ -110,12 +110,14 @@ def rebuild(description: Mapping[str, Any], *, where: object, model: Model | Non
 
 def save_weights(module: nn.Module, path: Path) -> str:
     """Write parameters and buffers as safetensors, and return the SHA-256 of the file."""
-    from safetensors.torch import save
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _own_tensors(module).items()}
-    content = save(tensors, metadata={"format": "pt"})
+    content = _as_safetensors(module)
     write_whole(path, lambda file: file.write(content))
     return hashlib.sha256(content).hexdigest()
+
+
+def weights_bytes(module: nn.Module) -> int:
+    """Return the size of the file that `save_weights` would write."""
+    return len(_as_safetensors(module))
 
 
 def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
@@ -160,6 +162,13 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
 def save_description(path: Path, description: Mapping[str, Any]) -> None:
     """Write the JSON beside the weights."""
     write_json(path, {"format": "adjoined-network", "version": FORMAT, **description})
+
+
+def _as_safetensors(module: nn.Module) -> bytes:
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _own_tensors(module).items()}
+    return save(tensors, metadata={"format": "pt"})
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

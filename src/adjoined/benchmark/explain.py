@@ -1,0 +1,91 @@
+"""Why a network with many times fewer multiply-adds is not as many times faster: what the figures themselves say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adjoined.benchmark import RUNTIMES
+from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
+from adjoined.report.units import count, milliseconds, size
+
+FAR = 0.7
+"""A speed-up below this share of the ratio of MACs asks for an explanation."""
+FIXED = 0.25
+"""Share of a call that does not depend on the images, from which it is worth a word."""
+
+
+def explain(found: Benchmark) -> list[str]:
+    """Return sentences on the speed-ups in fp32 that stay far below the ratio of MACs, and on why.
+
+    Args:
+        found: a benchmark; its sizes and its times are all that is used.
+
+    Returns:
+        Nothing, or where the speed-up stays behind, then the reasons that the figures show.
+    """
+    base, sentences = found.networks[0], []
+    for small in found.networks[1:]:
+        behind = [each for each in found.speedups if each.network == small.name and _is_far(each)]
+        if not behind:
+            continue
+        places = ", ".join(f"{_place(each)} {each.speedup:.1f}x" for each in behind)
+        sentences.append(
+            f"{small.name}: the speed-up stays below {FAR:.0%} of the ratio of MACs ({behind[0].mac_ratio:.1f}x): "
+            f"{places}."
+        )
+        reasons = [*_fixed_costs(found.rows, behind, small), _memory(base, small), _odd_widths(small)]
+        sentences += [reason for reason in reasons if reason]
+    return sentences
+
+
+def _is_far(each: Speedup) -> bool:
+    return each.precision == each.against == "fp32" and each.speedup < FAR * each.mac_ratio
+
+
+def _place(each: Speedup) -> str:
+    return f"{RUNTIMES[each.runtime]}{' on a GPU' if each.device != 'cpu' else ''} at batch {each.batch_size}"
+
+
+def _fixed_costs(rows: Sequence[Row], behind: Sequence[Speedup], small: NetworkFigures) -> list[str]:
+    """Compare a call of one image with an image's share of the largest batch: what is over is paid once for a call."""
+    sentences = []
+    for place in behind:
+        alike = {
+            row.latency.batch_size: row.latency.median_ms
+            for row in rows
+            if (row.runtime, row.network, row.precision, row.latency.device)
+            == (place.runtime, small.name, "fp32", place.device)
+        }
+        most = max(alike)
+        if place.batch_size != 1 or most == 1:
+            continue
+        one, share = alike[1], alike[most] / most
+        if one - share >= FIXED * one:
+            sentences.append(
+                f"Launch overhead: in {_place(place)} a call of {small.name} takes {milliseconds(one)}, an image in a "
+                f"batch of {most} {milliseconds(share)}. The rest, {1 - share / one:.0%} of the call, does not shrink "
+                f"with the channels: {count(small.operators)} operators are started one by one, as many as in the base."
+            )
+    return sentences
+
+
+def _memory(base: NetworkFigures, small: NetworkFigures) -> str:
+    macs, moved = base.macs / small.macs, base.moved_bytes / small.moved_bytes
+    if moved >= FAR * macs:
+        return ""
+    return (
+        f"Memory: for one image the operators read and write {size(base.moved_bytes)} in the base and "
+        f"{size(small.moved_bytes)} in {small.name}, {moved:.1f}x less, because activations fall with the width and "
+        f"MACs with its square; layers that wait for memory (norms, activations, additions, depthwise convolutions) "
+        f"gain no more than that."
+    )
+
+
+def _odd_widths(small: NetworkFigures) -> str:
+    if not small.odd_layers:
+        return ""
+    named = ", ".join(small.odd_layers[:3]) + (", …" if len(small.odd_layers) > 3 else "")
+    return (
+        f"Odd widths: {len(small.odd_layers)} layers of {small.name} have channels that are no multiple of 8 ({named}) "
+        f"and leave vector units partly idle; --round-to 8 widens them where the base allows it."
+    )

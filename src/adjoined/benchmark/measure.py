@@ -1,0 +1,123 @@
+"""From a subject to its benchmark: every runtime at every batch size, base and small networks in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from adjoined.benchmark import ON_GPU, RUNTIMES
+from adjoined.benchmark.environment import environment
+from adjoined.benchmark.explain import explain
+from adjoined.benchmark.result import Benchmark, Missing, Row, Speedup
+from adjoined.benchmark.runtimes import Entrant, Exported, in_pytorch
+from adjoined.benchmark.subject import Subject
+from adjoined.benchmark.turns import Latency, Times, ratios, take_turns, threads_of_torch
+from adjoined.errors import AdjoinedError
+
+
+def run_benchmark(
+    subject: Subject,
+    *,
+    runtimes: Sequence[str] = tuple(RUNTIMES),
+    batch_sizes: Sequence[int] = (1, 64),
+    devices: Sequence[str] = ("cpu",),
+    threads: int | None = None,
+    seconds: float = 60.0,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Benchmark:
+    """Measure all networks of a subject.
+
+    Args:
+        subject: the networks.
+        runtimes: keys of `RUNTIMES`; those that are not installed are noted as missing.
+        batch_sizes: images in a call.
+        devices: "cpu", "cuda"; on a GPU only PyTorch is measured.
+        threads: threads inside one operator; None takes PyTorch's number for all runtimes.
+        seconds: time for all calls together, s; slow networks take longer, since each has at least 5 counted calls.
+            Exporting and compiling come on top.
+        tell: is handed a line before each measurement.
+
+    Example:
+        >>> found = run_benchmark(subject, runtimes=["eager"], batch_sizes=[1])  # doctest: +SKIP
+        >>> [round(each.speedup, 1) for each in found.speedups]  # doctest: +SKIP
+        [5.6]
+    """
+    contests = [
+        (runtime, device, size)
+        for device in devices
+        for runtime in runtimes
+        if device == "cpu" or runtime in ON_GPU
+        for size in batch_sizes
+    ]
+    tell("counting parameters, MACs and memory")
+    networks = subject.figures(list(batch_sizes))
+    macs = {network.name: network.macs for network in networks}
+    rows: list[Row] = []
+    speedups: list[Speedup] = []
+    missing: list[Missing] = []
+    with TemporaryDirectory() as folder, threads_of_torch(threads) as used:
+        exported = Exported(subject, Path(folder))
+        for runtime, device, size in contests:
+            if any((each.runtime, each.device) == (runtime, device) for each in missing):
+                continue
+            tell(f"{RUNTIMES[runtime]} on {device}, batch {size}")
+            images = subject.batch(size).to(device)
+            try:
+                entrants = _enter(runtime, subject, exported, images, used)
+                times = take_turns(
+                    {f"{each.network} {each.precision}": each.call for each in entrants},
+                    images,
+                    seconds=seconds / len(contests),
+                )
+            except (AdjoinedError, torch.OutOfMemoryError) as error:
+                missing.append(Missing(runtime, device, " ".join(str(error).split())))
+                continue
+            results = list(zip(entrants, times.values(), strict=True))
+            rows += [
+                Row(runtime, each.precision, each.network, Latency.of(spent, images, used), each.file_bytes)
+                for each, spent in results
+            ]
+            speedups += _compare(runtime, results, images, macs)
+        told = environment()
+    found = Benchmark(
+        subject.name, subject.alpha, list(subject.example.shape[1:]), networks, subject.published, told,
+        rows, speedups, missing,
+    )  # fmt: skip
+    found.explanations.extend(explain(found))
+    return found
+
+
+def _enter(runtime: str, subject: Subject, exported: Exported, images: Tensor, threads: int) -> list[Entrant]:
+    if runtime in ON_GPU:
+        return in_pytorch(runtime, subject.networks, images)
+    return exported.entrants(runtime, threads)
+
+
+def _compare(
+    runtime: str, results: Sequence[tuple[Entrant, Times]], images: Tensor, macs: dict[str, int]
+) -> list[Speedup]:
+    """Compare every small network with the base in its own precision, and in fp32 where that is another."""
+    base = next(iter(macs))
+    bases = {each.precision: times for each, times in results if each.network == base}
+    found = []
+    for each, times in results:
+        if each.network == base:
+            continue
+        for precision in dict.fromkeys((each.precision, "fp32")):
+            if precision not in bases:
+                continue
+            slow, fast = (Latency.of(spent, images, 1).median_ms for spent in (bases[precision], times))
+            lower, _, upper = quantiles(ratios(bases[precision], times), n=4, method="inclusive")
+            found.append(
+                Speedup(
+                    runtime, each.precision, each.network, str(images.device), len(images), against=precision,
+                    speedup=slow / fast, lower_quartile=lower, upper_quartile=upper,
+                    mac_ratio=macs[base] / macs[each.network],
+                )
+            )  # fmt: skip
+    return found

@@ -1,0 +1,96 @@
+"""The ways to run a network: PyTorch as it is and compiled, and every runtime that networks are exported to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.benchmark.subject import Subject
+from adjoined.benchmark.turns import Call
+from adjoined.errors import AdjoinedError
+
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One network in one runtime, ready to be called with images float32 (N, C, H, W)."""
+
+    network: str
+    precision: str
+    call: Call
+    file_bytes: int | None = None
+
+
+class Exported:
+    """The files of one subject, made when first asked for.
+
+    Args:
+        subject: what is measured; the files that it has are used as they are.
+        folder: where others are written to.
+    """
+
+    def __init__(self, subject: Subject, folder: Path) -> None:
+        self.subject, self.folder = subject, folder
+        self.files = dict(subject.files)
+
+    def entrants(self, runtime: str, threads: int) -> list[Entrant]:
+        """Open every network's file in its runtime, fp32 first; int8 where there is such a file.
+
+        Raises:
+            AdjoinedError: the runtime is not installed, or cannot express a network.
+        """
+        from adjoined.export import find_target
+
+        target = find_target(runtime)
+        for name, module in self.subject.networks.items():
+            if (runtime, name, "fp32") not in self.files:
+                path = self.folder / f"{name}{target.suffix}"
+                target.export(module, self.subject.example, path, {})
+                self.files[runtime, name, "fp32"] = path
+        return [
+            Entrant(name, precision, target.load(path, threads), path_bytes(path, target.beside))
+            for precision in PRECISIONS
+            for name in self.subject.networks
+            if (path := self.files.get((runtime, name, precision)))
+        ]
+
+
+def path_bytes(path: Path, beside: tuple[str, ...]) -> int:
+    """Return the size of a file and of those that belong to it."""
+    return sum(each.stat().st_size for each in (path, *(path.with_suffix(suffix) for suffix in beside)))
+
+
+def in_pytorch(runtime: str, networks: Mapping[str, nn.Module], example: Tensor) -> list[Entrant]:
+    """Bring networks to the device of `example`, and compile them for its shape if that is asked for.
+
+    Raises:
+        AdjoinedError: the networks cannot be compiled.
+    """
+    modules = {
+        name: copy.deepcopy(module).to(example.device) if example.is_cuda else module
+        for name, module in networks.items()
+    }
+    if runtime == "eager":
+        return [Entrant(name, "fp32", module) for name, module in modules.items()]
+    torch.compiler.reset()  # another batch size would be compiled for shapes of any size
+    compiled = {name: torch.compile(module, dynamic=False) for name, module in modules.items()}
+    with torch.inference_mode():
+        for call in compiled.values():
+            try:
+                call(example)
+            except Exception as error:  # the compiler's own errors, the C++ compiler's, the system's
+                raise _not_compiled(error) from error
+    return [Entrant(name, "fp32", call) for name, call in compiled.items()]
+
+
+def _not_compiled(error: Exception) -> AdjoinedError:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "InvalidCxxCompiler" in f"{type(error).__name__} {line}":
+        return AdjoinedError("torch.compile found no working C++ compiler", fix="Install g++, or name one in CXX.")
+    return AdjoinedError(f"torch.compile fails: {line[:200]}")

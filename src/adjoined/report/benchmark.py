@@ -1,0 +1,117 @@
+"""A benchmark as tables: the sizes of the networks, and their times at each batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from adjoined.benchmark import RUNTIMES
+from adjoined.report import units
+from adjoined.report.table import Table
+
+if TYPE_CHECKING:
+    from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
+
+COLUMNS = ("", "base", "IQR", "images/s", "small", "IQR", "images/s", "base / small", "MACs")
+
+
+def benchmark_tables(found: Benchmark) -> list[Table]:
+    """Return the table of sizes, and one of times for each device and batch size; the notes are below the last.
+
+    Args:
+        found: what `adjoined.benchmark.measure.run_benchmark` returns.
+    """
+    places = dict.fromkeys((row.latency.device, row.latency.batch_size) for row in found.rows)
+    *tables, last = [_sizes(found), *(_times(found, *place) for place in places)]
+    return [*tables, replace(last, notes=(*last.notes, *_notes(found)))]
+
+
+def _notes(found: Benchmark) -> list[str]:
+    """Return how times were taken, why speed-ups stay behind, what is missing, and what was measured with."""
+    how = ["Times: median of calls in turns, and their inter-quartile range. MACs: how many times fewer the small has."]
+    missing = [f"Not measured: {RUNTIMES[each.runtime]} on {each.device}. {each.why}" for each in found.missing]
+    told = found.environment
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    gpu = f", {told['gpu']}" if told["gpu"] else ""
+    return [
+        *(how if found.rows else []),
+        *found.explanations,
+        *missing,
+        f"Measured on {told['processor']}, {told['cores']} cores{gpu}; Python {told['python']}, {versions}.",
+    ]
+
+
+def _sizes(found: Benchmark) -> Table:
+    base, *smalls = found.networks
+    columns = ["", base.name]
+    for small in smalls:
+        columns += [small.name, "base / small" if len(smalls) == 1 else "ratio"]
+
+    def row(label: str, values: Sequence[int], written: Callable[[int], str] = units.count) -> tuple[str, ...]:
+        cells = [written(values[0])]
+        for value in values[1:]:
+            cells += [written(value), units.times(values[0], value)]
+        return (label, *cells)
+
+    def of(field: str) -> list[int]:
+        return [getattr(network, field) for network in found.networks]
+
+    rows = [
+        row("parameters", of("parameters")),
+        row("parameters without the last linear", of("parameters_without_last")),
+        row("MACs", of("macs")),
+        row("file", of("file_bytes"), units.size),
+        *(
+            row(f"activations at once, batch {batch}", _peaks(found.networks, batch), units.size)
+            for batch in base.activation_bytes
+        ),
+        row("read and written for one image", of("moved_bytes"), units.size),
+    ]
+    notes = []
+    if found.published:
+        parameters, macs = (units.count(found.published[what]) for what in ("parameters", "macs"))
+        notes.append(f"The library publishes {parameters} parameters and {macs} MACs of this base network.")
+    shape = " x ".join(map(str, found.input))
+    alpha = f", alpha {', '.join(f'{each:.4g}' for each in found.alpha)}" if found.alpha else ""
+    return Table(tuple(columns), tuple(rows), f"{found.subject}: images of {shape}{alpha}", tuple(notes))
+
+
+def _peaks(networks: Sequence[NetworkFigures], batch: str) -> list[int]:
+    return [network.activation_bytes[batch] for network in networks]
+
+
+def _times(found: Benchmark, device: str, batch: int) -> Table:
+    rows = [row for row in found.rows if (row.latency.device, row.latency.batch_size) == (device, batch)]
+    by_key = {(row.runtime, row.network, row.precision): row for row in rows}
+    compared = [each for each in found.speedups if (each.device, each.batch_size) == (device, batch)]
+    several = len(found.networks) > 2
+    lines = []
+    for each in compared:
+        base = by_key[each.runtime, found.networks[0].name, each.against]
+        small = by_key[each.runtime, each.network, each.precision]
+        lines.append((_label(each, several), *_cells(base), *_cells(small), *_ratios(each)))
+    if not compared:  # a base network alone
+        lines = [(_title(row.runtime, row.precision), *_cells(row)) for row in rows]
+    threads = f", {rows[0].latency.threads} threads" if device == "cpu" else ""
+    images = "1 image" if batch == 1 else f"{batch} images"
+    columns = COLUMNS if compared else COLUMNS[:4]
+    return Table(columns, tuple(lines), f"a call with {images} on {device}{threads}")
+
+
+def _label(each: Speedup, several: bool) -> str:
+    title = _title(each.runtime, each.precision) + (" / fp32" if each.against != each.precision else "")
+    return f"{title}, {each.network}" if several else title
+
+
+def _title(runtime: str, precision: str) -> str:
+    return RUNTIMES[runtime] + (f" {precision}" if precision != "fp32" else "")
+
+
+def _cells(row: Row) -> tuple[str, str, str]:
+    latency = row.latency
+    return units.milliseconds(latency.median_ms), units.milliseconds(latency.iqr_ms), f"{row.images_per_second:.4g}"
+
+
+def _ratios(each: Speedup) -> tuple[str, str]:
+    return f"{each.speedup:.{1 if each.speedup >= 3 else 2}f}x", f"{each.mac_ratio:.1f}x"
