@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from adjoined.slicing.findings import Findings
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import (
     FrozenTies,
@@ -28,35 +28,8 @@ from adjoined.slicing.labels import (
 )
 from adjoined.slicing.modules import is_norm
 from adjoined.slicing.rules import RULES, Call
-from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, Size, check_sizes, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
 from adjoined.slicing.values import Values
-
-
-@dataclass
-class Findings:
-    """What the first run notes beside the ties."""
-
-    conv_groups: dict[str, Tensor] = field(default_factory=dict)
-    """Module with whole groups dropped -> one label for each of its groups."""
-    sliced_inside: set[str] = field(default_factory=set)
-    """Grouped convolutions that keep all groups and are sliced inside each."""
-    sizes: dict[Site, list[Size]] = field(default_factory=dict)
-    """Operator -> the sizes that the model's code handed to it, where it read labelled tensors."""
-    cuts: dict[int, set[tuple[Site, int, int]]] = field(default_factory=lambda: defaultdict(set))
-    """Label -> the pieces (cut, dimension, piece) it went through: channels of different pieces are no substitutes."""
-    folds: list[tuple[Site, Slot]] = field(default_factory=list)
-    """What views have made of labelled dimensions that they fold into several."""
-    fresh: dict[tuple[Site, int], Tensor] = field(default_factory=dict)
-    """Labels given anew behind a cut where channel identity was given up."""
-    pieces: dict[tuple[Site, int, int], list[int]] = field(default_factory=dict)
-    """(cut, slot, piece) -> the labels that went into the piece, in order."""
-    crossing: dict[str, str] = field(default_factory=dict)
-    """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
-    read: set[int] = field(default_factory=set)
-    """Labels of channels that some operator sums over."""
-    readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Parameter -> operators that read it directly."""
-
 
 GroupChoice = Callable[[str, int, int], bool]
 """(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""

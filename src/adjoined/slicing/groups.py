@@ -74,6 +74,7 @@ class Grouping:
     """All channel groups of a trace, and the way from a label to its group."""
 
     def __init__(self, trace: Trace) -> None:
+        self._findings = trace.findings
         self.sets = trace.ties.sets()
         self.roots = [trace.ties.find(label) for label in range(len(trace.ties.owners))]
         pinned = trace.ties.pinned()
@@ -126,6 +127,15 @@ class Grouping:
     def of(self, label: int) -> Group:
         """Return the group of a label."""
         return self.of_root[self.roots[label]]
+
+    def tied_groups(self) -> set[str]:
+        """Return the grouped convolutions whose groups are all tied to each other, so that none can be dropped whole.
+
+        A sum over the groups does that, as in split attention; inside the groups they may still be narrowed.
+        """
+        choices = self._findings.whole_by_choice
+        of = self._findings.conv_groups
+        return {module for module in choices if len({self.roots[label] for label in of[module].tolist()}) == 1}
 
     def narrowed_labels(self) -> list[bool]:
         """Return for every label whether its group is narrowed, as the groups' `kept` say now."""

@@ -8,7 +8,8 @@ along every dimension where the label does not change. A weight (O, I, 3, 3) sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -128,8 +129,8 @@ def pairs(a: Slot, b: Slot) -> list[tuple[int, int]]:
     different = (a != b) & (a != 0) & (b != 0)
     if not bool(different.any()):
         return []
-    both = torch.stack((a[different], b[different]), 1)
-    return [(x, y) for x, y in torch.unique(both, dim=0).tolist()]
+    both = torch.unique((a[different] << 32) + b[different])  # as one number: unique along a dimension is slow
+    return list(zip((both >> 32).tolist(), (both & 0xFFFFFFFF).tolist(), strict=True))
 
 
 def distinct(slot: Slot) -> list[int]:
@@ -155,3 +156,39 @@ def compress(slot: Slot) -> Slot:
             if slot.stride(d) == 0 or bool((slot == first).all()):
                 slot = first
     return slot
+
+
+def reshaped(slot: Slot, source: Sequence[int], target: Sequence[int]) -> Slot:
+    """Reshape a slot as a tensor of shape `source` is reshaped to `target`, at the cost of what changes along it alone.
+
+    Runs of dimensions with equal products go over into each other; where the labels do not change within such a run,
+    its dimensions keep size 1.
+
+    Example:
+        >>> tuple(reshaped(torch.arange(6).view(1, 6, 1), (8, 6, 100), (8, 2, 3, 10, 10)).shape)
+        (1, 2, 3, 1, 1)
+    """
+    before: list[int] = []
+    after: list[int] = []
+    for old, new in _runs(source, target):
+        changes = any(slot.shape[d] > 1 for d in old)
+        before += [source[d] if changes else 1 for d in old]
+        after += [target[d] if changes else 1 for d in new]
+    return slot.expand(before).reshape(after)
+
+
+def _runs(source: Sequence[int], target: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Return the shortest runs of dimensions, of source and target, that hold equally many elements."""
+    old: list[int] = []
+    new: list[int] = []
+    i = j = 0
+    while i < len(source) or j < len(target):
+        a, b = (math.prod(shape[d] for d in dims) for shape, dims in ((source, old), (target, new)))
+        if old and new and a == b:
+            yield old, new
+            old, new = [], []
+        elif i < len(source) and (a < b or not old or j == len(target)):
+            old, i = [*old, i], i + 1
+        else:
+            new, j = [*new, j], j + 1
+    yield old, new

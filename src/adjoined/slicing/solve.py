@@ -105,10 +105,14 @@ def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
     kept_modules = matching_modules(model, request.keep)
     asked = asked_widths(model, request.widths)
     unaligned: frozenset[Site] = frozenset()
+    inside: frozenset[str] = frozenset()
     may_unalign = True
     while True:
-        traced = trace_for(model, inputs, request, asked, unaligned)
+        traced = trace_for(model, inputs, request, asked, unaligned, inside)
         grouping = Grouping(traced)
+        if tied := grouping.tied_groups() - inside:
+            inside |= tied
+            continue
         pin_kept(grouping.groups, kept_modules)
         ask(grouping.groups, asked)
         repairs = Repairs(traced, grouping, may_unalign)
@@ -147,12 +151,17 @@ def trace_for(
     request: Request,
     asked: Mapping[tuple[str, int], Asked] | None = None,
     unaligned: frozenset[Site] = frozenset(),
+    sliced_inside: frozenset[str] = frozenset(),
 ) -> Trace:
-    """Trace a model, with grouped convolutions narrowed in the way that keeps fewer channels."""
+    """Trace a model, with grouped convolutions narrowed in the way that keeps fewer channels.
+
+    Those in `sliced_inside` are narrowed inside their groups in any case.
+    """
     alphas = {owner_of(tensor): each.alpha for (tensor, _), each in (asked or {}).items()}
 
     def inside(module: str, groups: int, size: int) -> bool:
-        return slices_inside(groups, size, alphas.get(module, request.alpha), request.round_to)
+        own = alphas.get(module, request.alpha)
+        return module in sliced_inside or slices_inside(groups, size, own, request.round_to)
 
     return trace(model, inputs, choose_groups=inside, unaligned=unaligned)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.flow import Findings, GroupChoice, LabelFlow
+from adjoined.slicing.findings import Findings
+from adjoined.slicing.flow import GroupChoice, LabelFlow
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import NeedsValues, Ties, along
 from adjoined.slicing.modules import kernel_names, named_tensors

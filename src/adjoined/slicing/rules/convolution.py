@@ -73,6 +73,7 @@ def _grouped(
         return out
     if weight_in is not None:
         flow.pin(weight_in, INSIDE_GROUPS)
+        flow.findings.whole_by_choice.add(flow.module)
     return _whole_groups(flow, groups, channels, out)
 
 

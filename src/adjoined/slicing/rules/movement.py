@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from adjoined.slicing.labels import NeedsValues, Slot, compress, varying
+from adjoined.slicing.labels import NeedsValues, Slot, compress, reshaped, varying
 from adjoined.slicing.rules.table import Call, rule
 from adjoined.slicing.sizes import RESHAPES
 
@@ -43,7 +43,7 @@ def move(flow: LabelFlow, call: Call) -> None:
         if picked & set(varying(slot)):
             flow.pin(slot, "is picked from by values that the network computes")
             continue
-        results = _run(call, slot.expand(source.shape))
+        results = _run(call, slot, source)
         if results is None:
             flow.pin(slot, f"{call.name} on these shapes")
             continue
@@ -60,10 +60,11 @@ def move(flow: LabelFlow, call: Call) -> None:
         flow.carry(out, slots)
 
 
-def _run(call: Call, labels: Tensor) -> list[Tensor] | None:
+def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
     """Return what the operator makes of the labels, or None if it does not take them."""
     if call.name in RESHAPES:
-        return [labels.reshape(call.out.shape)]
+        return [reshaped(slot, source.shape, call.out.shape)]
+    labels = slot.expand(source.shape)
     values = dict(call.args)
     values[next(name for name, value in values.items() if isinstance(value, Tensor))] = labels
     values = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, values)
