@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
@@ -29,6 +29,8 @@ class PlanOptions:
     """A name of ours, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
     all: bool = False
     """One row for each layer instead of one for each group of equal blocks."""
+    check: bool = False
+    """Compare each small network with the base network, its dropped channels at zero, in float64 on random input."""
     json: bool = False
     """Print everything as JSON instead of tables."""
     out: str | None = None
@@ -38,11 +40,12 @@ class PlanOptions:
 def main(argv: Sequence[str]) -> None:
     """Plan and print."""
     options, asked = parse("plan", argv, PlanOptions, ModelOptions, purpose=PURPOSE)
-    from adjoined.slicing import cost_by_module
+    from adjoined.slicing import check_plan, cost_by_module
 
     if options.out and len(asked.alphas) > 1:
         raise AdjoinedError("needs one alpha", where="--out", got=asked.alphas, fix="Give one --alpha.")
     model, example, plans = asked.build(options.model)
+    checks = [check_plan(model, example, plan) for plan in plans] if options.check else []
     if options.out:
         plans[0].save(options.out)
         print(f"plan saved: {options.out}", file=sys.stderr)
@@ -52,9 +55,12 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         shape = list(example.shape[1:])
         told = {"model": options.model, "input": shape, "networks": [f.to_json() for f in (base, *smalls)]}
+        if checks:
+            told["checks"] = [asdict(check) for check in checks]
         print(json.dumps(told | {"plans": [plan.to_json() for plan in plans]}, indent=1))
     else:
-        _print(options, asked, networks, costs, plans, base, smalls)
+        lines = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
+        _print(options, asked, networks, costs, plans, base, smalls, lines)
 
 
 def _figures(plans: Sequence[SlicePlan], costs: Sequence[dict[str, Cost]]) -> list[Figures]:
@@ -72,6 +78,7 @@ def _print(
     plans: Sequence[SlicePlan],
     base: Figures,
     smalls: Sequence[Figures],
+    lines: str,
 ) -> None:
     from adjoined.report.console import show
     from adjoined.report.figures import result_table
@@ -82,4 +89,4 @@ def _print(
         f", kept: {', '.join(asked.keep)}" if asked.keep else ""
     )
     table = plan_table(layers(networks, costs), plans, title=title, full=options.all)
-    show(table, result_table(base, smalls))
+    show(table, result_table(base, smalls), *filter(None, [lines]))
