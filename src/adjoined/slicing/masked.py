@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from adjoined.slicing.flow import Findings, LabelFlow
+from adjoined.slicing.findings import Findings
+from adjoined.slicing.flow import LabelFlow
 from adjoined.slicing.labels import Slot, Ties
 from adjoined.slicing.modules import kernel_names, named_tensors
 from adjoined.slicing.plan import SlicePlan
