@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from zoo import Concatenated, Flattened, Residual, TwoGroups, conv, images, lively, seeded, torchvision_model
 
 from adjoined import AdjoinedError, adjoin
+from adjoined.cli import main
 from adjoined.slicing import Checked, SlicePlan, check_plan, make_plan
 from adjoined.slicing.check import TOLERANCE
 from adjoined.slicing.index import Index
@@ -210,6 +213,62 @@ def test_the_literal_masked_form_of_the_tests_agrees():
         assert relative_error(plan.apply(model)(x), masked(model, plan)(x)) <= TOLERANCE
 
 
+# ---- models that are hard to run -----------------------------------------------------------------------------------
+
+
+class Narrow(Net):
+    """Code that asks for float32 by name, and makes tensors of its own."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        return x.float() * torch.linspace(0.5, 1, 8, dtype=torch.float32) + torch.zeros(1)
+
+
+class Dictionary(Net):
+    """Looks words up, takes two inputs by name, and returns a dictionary."""
+
+    def parts(self) -> None:
+        self.words, self.mix = nn.Embedding(4, 8), nn.Linear(8, 32)
+
+    def forward(self, image: Tensor, word: Tensor) -> dict[str, Any]:
+        x = self.stem(image) + self.mix(self.words(word))[:, :, None, None]
+        return {"logits": self.head(self.body(x).mean((2, 3))), "places": (self.body(x), word)}
+
+
+class Infinite(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x / x.relu().mul(0)
+
+
+def test_float32_in_the_code_becomes_float64():
+    model = seeded(Narrow)
+    right(model, plan_of(model))
+
+
+def test_indices_stay_what_they_are_and_every_output_is_compared():
+    model = seeded(Dictionary)
+    example = {"image": torch.zeros(2, 3, 8, 8), "word": torch.tensor([3, 1])}
+    plan = make_plan(model, example, alpha=2, round_to=1)
+    right(model, plan, example)
+    wrong = replace(plan, tensors=plan.tensors | {"mix.weight": (second(plan.indices("mix.weight")[0]), None)})
+    with pytest.raises(AdjoinedError, match="does not compute what the base network does"):
+        check_plan(model, example, wrong)
+
+
+def test_outputs_that_are_not_finite_are_said():
+    model = seeded(Infinite)
+    checked = check_plan(model, X, plan_of(model))
+    assert checked.error is None
+    assert "not finite" in checked.where
+
+
+def test_the_state_of_the_process_is_left_alone():
+    model = seeded(Residual)
+    state, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    check_plan(model, X, plan_of(model))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_default_dtype() is dtype
+
+
 # ---- where it does not reach ---------------------------------------------------------------------------------------
 
 
@@ -235,6 +294,19 @@ def test_adjoin_checks_every_plan_that_it_is_given():
     with pytest.raises(AdjoinedError, match="report the model"):
         adjoin(model, X, plan=[net.plans[0], wrong], check=True)
     adjoin(model, X, plan=[net.plans[0], wrong])
+
+
+def test_the_command_line_checks(capsys: pytest.CaptureFixture[str]):
+    argv = ["plan", "resnet20", "--input-size", "8", "--classes", "10", "--alpha", "2,4", "--check"]
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    for alpha, line in zip((2, 4), lines, strict=True):
+        assert re.fullmatch(rf"small α={alpha}: checked against the masked base in float64: relative error \S+", line)
+        assert float(line.rsplit(" ", 1)[1]) <= ROUNDING
+    assert main([*argv, "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert [each["how"] for each in checks] == ["masked base"] * 2
+    assert all(0 <= each["error"] <= ROUNDING for each in checks)
 
 
 def test_what_was_found_is_one_line():

@@ -45,7 +45,7 @@ def test_a_file_that_differs_is_not_kept_and_the_old_one_stays(name: str, networ
     path.write_bytes(b"old")
     other = residual(seed=1).eval()
     with pytest.raises(AdjoinedError, match=r"computes something else .* for \d of 5\)"):
-        export.write(network, path, pairs(), to=name, exported=other)
+        export.write(network, path, pairs(), to=name, holds=other)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

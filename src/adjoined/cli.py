@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a base and a small network in one run, or go on with a run",
     "evaluate": "measure both networks of a run on a data set",
     "predict": "classify images with both networks of a run",
+    "export": "write the networks of a run as files of other runtimes, checked against PyTorch",
     "benchmark": "measure size, memory and speed of both networks, in every runtime that is there",
 }
 """Command -> what it does; `adjoined.commands.COMMAND` has its `main(argv)`."""

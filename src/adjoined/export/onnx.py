@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from adjoined.export.targets import INPUT, OUTPUT
 
 LARGEST = 2**31 - 1
 """Bytes that protobuf holds in one file."""
+
+CALIBRATION_BATCH = 16
+"""Images in one call of the calibration: all its activations are held in memory."""
 
 
 def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
@@ -41,6 +45,38 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
     program.model.metadata_props.clear()
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
+
+
+def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Tensor) -> None:
+    """Write the network in int8, by ONNX Runtime's static quantiser: quantise and dequantise nodes around operators."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(calibration.split(CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.numpy()}
+
+    whole, inferred = path.with_suffix(".fp32.onnx"), path.with_suffix(".inferred.onnx")
+    try:
+        export(module, example, whole, metadata)
+        quant_pre_process(whole, inferred, skip_symbolic_shape=True)
+        # Unsigned activations and signed weights: what the integer instructions of x86 multiply.
+        quantize_static(
+            inferred,
+            path,
+            Images(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        whole.unlink(missing_ok=True)
+        inferred.unlink(missing_ok=True)
 
 
 def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:

@@ -32,9 +32,9 @@ class Target:
         suffix: of the file; of the first, where there are two.
         extra: the extra of adjoined that installs its tools; "" where PyTorch is enough.
         packages: the modules of these tools.
-        home: the module of adjoined with its `export` and `load`.
+        home: the module of adjoined with its `export` and `load`, and `quantise` where it has int8.
         beside: suffixes of further files that belong to the first.
-        quantises: whether `home` has a `quantise`, for int8.
+        int8: the modules that int8 needs besides; None where the target has no int8 here.
     """
 
     name: str
@@ -44,11 +44,18 @@ class Target:
     packages: tuple[str, ...]
     home: str
     beside: tuple[str, ...] = ()
-    quantises: bool = False
+    int8: tuple[str, ...] | None = ()
 
-    def require(self) -> None:
+    def require(self, *, int8: bool = False) -> None:
         """Raise AdjoinedError, with the command that helps, if its tools are not installed."""
-        for package in self.packages:
+        if int8 and self.int8 is None:
+            raise AdjoinedError(
+                f"{self.title} has no int8 here",
+                where=f"export to {self.name}",
+                expected=f"one of {', '.join(each.name for each in TARGETS.values() if each.int8 is not None)}",
+                fix=f"Leave out int8, or {self.name}.",
+            )
+        for package in (*self.packages, *((self.int8 or ()) if int8 else ())):
             if find_spec(package) is None:
                 raise AdjoinedError(
                     f"{self.title} needs {package}, which is not installed",
@@ -56,21 +63,35 @@ class Target:
                     fix=f"Install it with: pip install 'adjoined[{self.extra}]'",
                 )
 
-    def export(self, module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write a network to a file for batches of any size; nothing is compared yet (see `write`).
+    def export(
+        self,
+        module: nn.Module,
+        example: Tensor,
+        path: Path,
+        metadata: Mapping[str, str],
+        calibration: Tensor | None = None,
+    ) -> None:
+        """Write a network to a file; nothing is compared yet (see `write`).
 
         Args:
             module: images (N, C, H, W) to logits float32 (N, K); in evaluation mode, on the CPU.
-            example: images as the module takes them, (1, C, H, W).
+            example: images as the module takes them, (B, C, H, W). A file of ExecuTorch reserves memory for batches of
+                up to B images; the others take batches of any size, whatever B is.
             path: the file; its folder exists.
             metadata: texts that the file carries, key -> value.
+            calibration: images as the module takes them, (M, C, H, W), for a file in int8: the range of every
+                activation is measured on them. None: the file is in float32.
 
         Raises:
             AdjoinedError: the tools are missing, or cannot express the network.
         """
-        self.require()
+        self.require(int8=calibration is not None)
+        home = import_module(self.home)
         try:
-            import_module(self.home).export(module, example, path, metadata)
+            if calibration is None:
+                home.export(module, example, path, metadata)
+            else:
+                home.quantise(module, example, path, metadata, calibration)
         except (AdjoinedError, OSError):
             raise
         except Exception as error:  # each tool has its own errors for what it cannot express
@@ -111,6 +132,20 @@ TARGETS = {
     target.name: target
     for target in (
         Target("onnx", "ONNX", ".onnx", "onnx", ("onnx", "onnxscript", "onnxruntime"), "adjoined.export.onnx"),
+        Target(
+            "openvino", "OpenVINO", ".xml", "openvino", ("openvino",), "adjoined.export.openvino", (".bin",), ("nncf",)
+        ),
+        Target(
+            "executorch",
+            "ExecuTorch",
+            ".pte",
+            "executorch",
+            ("executorch",),
+            "adjoined.export.executorch",
+            (),
+            ("torchao",),
+        ),
+        Target("torch-export", "torch.export", ".pt2", "", (), "adjoined.export.torch_export", (), None),
     )
 }
 """Name -> target."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from adjoined.export.targets import Target, find_target
+from adjoined.errors import AdjoinedError
+from adjoined.export.targets import Runnable, Target, find_target
 from adjoined.export.verify import TOLERANCE, Difference, check, compare
 from adjoined.files import written_beside
 
@@ -33,8 +34,11 @@ def write(
     batches: Sequence[tuple[Tensor, Tensor]],
     *,
     to: str,
-    exported: nn.Module | None = None,
+    holds: nn.Module | None = None,
     metadata: Mapping[str, str] | None = None,
+    largest_batch: int = 1,
+    calibration: Tensor | None = None,
+    inspect: Callable[[Runnable], object] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
     """Export a network and compare the file with it; a file that differs is not kept.
@@ -44,9 +48,12 @@ def write(
         path: the file, whose folder exists; an older one is replaced, whole or not at all.
         batches: pairs of images: as the file takes them, and as the network takes them.
         to: the target, a key of `TARGETS`.
-        exported: what is put into the file, where that is more than `module` (see `Prepared`).
+        holds: what is put into the file, where that is more than `module` (see `Prepared`).
         metadata: texts that the file carries, key -> value.
-        tolerance: relative difference that is allowed.
+        largest_batch: images that a file of ExecuTorch reserves memory for; the others take batches of any size.
+        calibration: images as the file takes them, (M, C, H, W), for a file in int8; None: it is in float32.
+        inspect: is called with the loaded file before it gets its name, and raises if the file is not to be kept.
+        tolerance: relative difference that a file in float32 is allowed.
 
     Raises:
         AdjoinedError: tools are missing, the target cannot express the network, the file differs from the network, or
@@ -58,11 +65,20 @@ def write(
         4.1e-07
     """
     target, path = find_target(to), Path(path)
+    if not batches:
+        raise AdjoinedError("there are no images to compare on", where=path)
+    if calibration is not None and not len(calibration):
+        raise AdjoinedError("there are no images to calibrate on", where=path, fix="Leave out int8, or give images.")
+    example = batches[0][0][:1].repeat(largest_batch, 1, 1, 1)
     with written_beside(path, *(path.with_suffix(suffix) for suffix in target.beside)) as (part, *others):
         begin = time.perf_counter()
-        target.export(exported or module, batches[0][0][:1], part, metadata or {})
+        target.export(holds or module, example, part, metadata or {}, calibration)
         seconds = time.perf_counter() - begin
-        difference = compare(target.load(part), module, batches, tolerance)
-        check(difference, tolerance, path)
+        run = target.load(part)
+        difference = compare(run, module, batches, tolerance)
+        if calibration is None:
+            check(difference, tolerance, path)
+        if inspect is not None:
+            inspect(run)
         size = sum(each.stat().st_size for each in (part, *others))
     return Exported(path, target, size, seconds, difference)

@@ -16,6 +16,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.liven import in_float64, liven, random_inputs
 from adjoined.slicing.masked import UNDERSTOOD, MaskedBase, narrow
+from adjoined.slicing.modules import named_tensors
 from adjoined.slicing.plan import SlicePlan
 from adjoined.slicing.trace import tensor_leaves
 
@@ -65,7 +66,7 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan, *, seed: i
         The error, at most 1e-8, and how far the comparison reaches: not behind channel shuffles that do not align.
 
     Raises:
-        AdjoinedError: the networks differ, or one of them does not run; it names the first module that differs.
+        AdjoinedError: the networks differ (it names the first module that does), or one does not run in float64.
 
     Example:
         >>> from adjoined.slicing import make_plan
@@ -158,12 +159,22 @@ class _Pair:
 def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, lively: bool) -> _Pair:
     """Return base and small network in float64, and what the base gives on random input."""
     generator = torch.Generator().manual_seed(seed)
-    base = copy.deepcopy(model).double().eval()
+    base = copy.deepcopy(model)
+    if any(tensor.device.type == "mps" for tensor in named_tensors(base).values()):  # it has no float64
+        base, inputs = base.cpu(), inputs.map(Tensor.cpu)
+    base = base.double().eval()
     random = random_inputs(inputs, torch.float64, generator)
-    with _float64(seed), torch.no_grad():
-        if lively:
-            liven(base, random, generator)
-        outputs = tensor_leaves(base(*random.args, **random.kwargs))
+    try:
+        with _float64(seed), torch.no_grad():
+            if lively:
+                liven(base, random, generator)
+            outputs = tensor_leaves(base(*random.args, **random.kwargs))
+    except Exception as error:  # whatever the model's own code raises
+        raise AdjoinedError(
+            f"the model does not run in float64 on random input: {type(error).__name__}: {error}",
+            where=type(model).__name__,
+            fix="It cannot be checked like this; plan it without the check.",
+        ) from error
     return _Pair(base, plan.apply(base), plan, random, seed, outputs)
 
 

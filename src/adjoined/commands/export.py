@@ -1,0 +1,137 @@
+"""`adjoined export RUN`: the networks of a run as files of other runtimes, each compared with PyTorch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from adjoined.commands.flags import parse
+from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    from adjoined.commands.finished import FinishedNetwork, FinishedRun
+    from adjoined.report.table import Table
+
+PURPOSE = (
+    "Write the networks of a run as files of other runtimes; each is run there and compared with PyTorch on validation "
+    "images before it gets its name."
+)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export."""
+
+    run: str
+    """The run folder."""
+    to: tuple[str, ...] = ("onnx",)
+    """Targets: onnx, openvino, executorch, torch-export."""
+    which: tuple[str, ...] = ()
+    """Networks: base, small (all small ones of a family), small-1 and so on; none: all."""
+    int8: bool = False
+    """Write each network in int8 as well, calibrated on training images."""
+    with_preprocessing: Literal["none", "uint8", "unit"] = "none"
+    """Put the normalisation into the file, which then takes images of uint8, or float32 of 0 to 1 (unit)."""
+    out: str | None = None
+    """Folder for the files; none: export in the run folder."""
+    images: int = 256
+    """Validation images to compare on, spread over the set; fewer where there are no more."""
+    calibration: int = 256
+    """Training images to calibrate int8 on, spread over the set."""
+    max_drop: float = 0.05
+    """Share of the validation images, in [0, 1], by which top-1 accuracy may fall in int8."""
+    largest_batch: int = 1
+    """Images that a file of ExecuTorch reserves memory for; the other targets take batches of any size."""
+    data_root: str | None = None
+    """Folder that holds the data sets; none: the run's."""
+    model: str | None = None
+    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
+    json: bool = False
+    """Print everything as JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        """Check what only this command knows of."""
+        for name in ("images", "calibration", "largest_batch"):
+            if getattr(self, name) < 1:
+                raise AdjoinedError(
+                    "out of range", where=f"--{name.replace('_', '-')}", expected="at least 1", got=getattr(self, name)
+                )
+        if not 0 <= self.max_drop <= 1:
+            raise AdjoinedError("out of range", where="--max-drop", expected="a share in [0, 1]", got=self.max_drop)
+        if not self.to:
+            raise AdjoinedError("names no target", where="--to", expected="one or more, such as onnx,openvino")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Export, compare, and tell."""
+    (options,) = parse("export", argv, ExportOptions, purpose=PURPOSE)
+    from adjoined.commands.finished import open_images, open_run
+    from adjoined.export import find_target
+    from adjoined.export.of_run import Exporter
+    from adjoined.report.console import show
+
+    targets = [find_target(name) for name in dict.fromkeys(options.to)]
+    for target in targets:  # before anything is written
+        target.require()
+        target.require(int8=options.int8)
+    run = open_run(options.run, options.model)
+    networks = _chosen(run, options.which)
+    exporter = Exporter(
+        open_images(run, data_root=options.data_root),
+        Path(options.out) if options.out else run.folder / "export",
+        takes="normalised" if options.with_preprocessing == "none" else options.with_preprocessing,
+        images=options.images,
+        calibration=options.calibration,
+        max_drop=options.max_drop,
+        largest_batch=options.largest_batch,
+    )
+    entries = []
+    for network in networks:
+        for target in targets:
+            for int8 in (False, True)[: 1 + options.int8]:
+                if sys.stderr.isatty():
+                    print(f"{network.name} to {target.title}{', int8' if int8 else ''} …", file=sys.stderr)
+                entries.append(exporter.export(network.module, network.name, target, int8=int8))
+    if options.json:
+        print(json.dumps({"run": options.run, "folder": str(exporter.folder), "files": entries}, indent=1))
+    else:
+        show(_table(exporter.folder, entries, options.images))
+
+
+def _chosen(run: FinishedRun, which: Sequence[str]) -> list[FinishedNetwork]:
+    names = [network.name for network in run.networks]
+    for name in which:
+        if not any(_means(name, each) for each in names):
+            raise AdjoinedError(
+                "there is no such network in the run", where=f"--which {name}", expected=f"one of {', '.join(names)}"
+            )
+    return [network for network in run.networks if not which or any(_means(name, network.name) for name in which)]
+
+
+def _means(name: str, network: str) -> bool:
+    return name == network or (name == "small" and network.startswith("small-"))
+
+
+def _table(folder: Path, entries: list[dict[str, Any]], images: int) -> Table:
+    from adjoined.report import units
+    from adjoined.report.table import Table
+
+    int8 = any(each["int8"] for each in entries)
+    columns = ["", "size", "relative difference", "other class", *(["top-1 accuracy", "in PyTorch"] if int8 else [])]
+    rows = []
+    for each in entries:
+        found = each["difference"]
+        row = [each["file"], units.size(each["bytes"]), f"{found['relative']:.1e}", str(found["other_class"])]
+        if int8:
+            row += [units.percent(each["top1"]), units.percent(each["top1_pytorch"])]
+        rows.append(tuple(row))
+    compared = entries[0]["difference"]["images"]
+    notes = [f"Each file was run in its own runtime and compared with PyTorch on {compared} validation images."]
+    if int8:
+        whole = next(each["accuracy_images"] for each in entries if each["int8"])
+        notes.append(f"Accuracies: {whole} validation images.")
+    return Table(tuple(columns), tuple(rows), title=f"{folder}", notes=tuple(notes))

@@ -1,0 +1,102 @@
+"""BatchNorm folded into the convolutions before it, for the targets that do not do it themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = {
+    _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default,
+    _aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding,
+}  # fmt: skip
+
+
+def program_of(module: nn.Module, example: Tensor, largest: int | None = None) -> ExportedProgram:
+    """Return the program of a network.
+
+    Args:
+        module: in evaluation mode, on the CPU; it is left as it is.
+        example: images as the module takes them, (N, C, H, W), N >= 1.
+        largest: images in a batch, at most; None for batches of any size.
+    """
+    # Of a batch of one, torch.export takes the 1 for a constant. Tools that reserve memory look at the example's size.
+    batch = example[:1].repeat(largest or 2, 1, 1, 1)
+    shapes = None if largest == 1 else ({0: Dim("batch", min=1, max=largest)},)
+    with torch.no_grad():
+        return torch.export.export(module, (batch,), dynamic_shapes=shapes)
+
+
+def traced(module: nn.Module, example: Tensor, largest: int | None = None) -> ExportedProgram:
+    """Return the program of a network as `program_of` does, BatchNorm folded where it follows a convolution."""
+    graph_module = program_of(module, example, largest).module(check_guards=False)
+    assert isinstance(graph_module, GraphModule)
+    fold_batch_norm(graph_module)
+    return program_of(graph_module, example, largest)
+
+
+def fold_batch_norm(module: GraphModule) -> int:
+    """Fold every BatchNorm that reads nothing but a convolution into it, in place; return how many.
+
+    Source: y = (w * x - mean) / sqrt(var + eps) * scale + shift is a convolution with w * scale / sqrt(var + eps).
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+        >>> program = torch.export.export(net, (torch.zeros(2, 3, 5, 5),))
+        >>> fold_batch_norm(program.module(check_guards=False))
+        1
+    """
+    folded = 0
+    for norm in list(module.graph.nodes):
+        if norm.target is not _aten.batch_norm.default:
+            continue
+        convolution, scale, shift, mean, var, training, _, eps, _ = norm.args
+        if training or not _folds(convolution):
+            continue
+        inputs, weight, bias, *rest = (*convolution.args, None)[: max(3, len(convolution.args))]
+        factor = _value(module, scale, 1) * (_value(module, var) + eps).rsqrt()
+        wide = _value(module, weight)
+        narrow = (_value(module, bias, 0) - _value(module, mean)) * factor + _value(module, shift, 0)
+        values = {"weight": wide * factor.view(-1, *[1] * (wide.dim() - 1)), "bias": narrow}
+        with module.graph.inserting_before(convolution):
+            new = [_insert(module, f"folded_{norm.name}_{kind}", value) for kind, value in values.items()]
+        convolution.args = (inputs, *new, *rest)
+        norm.replace_all_uses_with(convolution)
+        module.graph.erase_node(norm)
+        folded += 1
+    module.graph.eliminate_dead_code()
+    _forget_unused(module)
+    module.recompile()
+    return folded
+
+
+def _folds(node: Any) -> bool:
+    """Whether this is a convolution with weights of its own, whose output nothing but the BatchNorm reads."""
+    if not isinstance(node, Node) or node.target not in _CONVOLUTIONS or len(node.users) > 1:
+        return False
+    return all(isinstance(each, Node) and each.op == "get_attr" for each in node.args[1:3] if each is not None)
+
+
+def _value(module: GraphModule, node: Node | None, absent: float = 0) -> Tensor:
+    """Return the tensor that a node stands for, in float64, so that folding costs no more than one rounding."""
+    if node is None:
+        return torch.tensor(absent, dtype=torch.float64)
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name).detach().double()
+
+
+def _insert(module: GraphModule, name: str, value: Tensor) -> Node:
+    module.register_buffer(name, value.float())
+    return module.graph.get_attr(name)
+
+
+def _forget_unused(module: GraphModule) -> None:
+    """Take away the tensors that no node reads any more: they would be written to the file."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for path in {name for name, _ in (*module.named_parameters(), *module.named_buffers())} - used:
+        owner, _, name = path.rpartition(".")
+        delattr(module.get_submodule(owner), name)

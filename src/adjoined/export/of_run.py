@@ -1,0 +1,155 @@
+"""The files of a run: on which images they are compared and calibrated, and the record beside them.
+
+Shape legend: N images, C channels, H and W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.data import ImageData
+from adjoined.data.images import ImageDataset
+from adjoined.data.preprocessing import evaluation_transform, normalise
+from adjoined.errors import AdjoinedError
+from adjoined.export.preprocessing import Takes, as_taken, metadata, prepared
+from adjoined.export.targets import Runnable, Target
+from adjoined.export.writing import write
+from adjoined.files import cannot_write, read_json, write_json
+
+FORMAT = 1
+BATCH = 64
+"""Images in one call, where many are run."""
+
+
+@dataclass
+class Exporter:
+    """Exports networks of one run into one folder, and keeps its export.json.
+
+    Args:
+        data: the images of the run.
+        folder: where the files go; it is made if it is not there.
+        takes: what images the files take.
+        images: validation images to compare on.
+        calibration: training images to calibrate int8 on.
+        max_drop: how far top-1 accuracy may fall in int8, a share of the validation images.
+        largest_batch: images that a file of ExecuTorch reserves memory for.
+    """
+
+    data: ImageData
+    folder: Path
+    takes: Takes = "normalised"
+    images: int = 256
+    calibration: int = 256
+    max_drop: float = 0.05
+    largest_batch: int = 1
+    _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
+
+    def export(self, module: nn.Module, name: str, target: Target, *, int8: bool = False) -> dict[str, Any]:
+        """Export one network to one target.
+
+        Args:
+            module: the network, in evaluation mode, on the CPU.
+            name: base, small, small-1 …; the file is NAME.SUFFIX, or NAME.int8.SUFFIX.
+            target: where to.
+            int8: whether the file is in int8.
+
+        Returns:
+            What export.json records of the file.
+
+        Raises:
+            AdjoinedError: as `write` does; in int8 also, where accuracy falls by more than `max_drop`.
+        """
+        info = self.data.info
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(error, self.folder) from error
+        path = self.folder / f"{name}{'.int8' if int8 else ''}{target.suffix}"
+        self._pairs = self._pairs or [(given, x) for given, x, _ in self._batches(self.data.val, self.images)]
+        accuracy: dict[str, Any] = {"top1": None, "top1_pytorch": None, "accuracy_images": None}
+        done = write(
+            module,
+            path,
+            self._pairs,
+            to=target.name,
+            holds=prepared(module, info, self.takes),
+            metadata=metadata(info, self.takes, name),
+            largest_batch=self.largest_batch,
+            calibration=self._calibration() if int8 else None,
+            inspect=(lambda run: accuracy.update(self._accuracy(run, module, path))) if int8 else None,
+        )
+        entry = {
+            "file": path.name,
+            "network": name,
+            "target": target.name,
+            "int8": int8,
+            "takes": self.takes,
+            "largest_batch": self.largest_batch if target.name == "executorch" else None,
+            "bytes": done.bytes,
+            "seconds": round(done.seconds, 3),
+            "difference": done.difference.to_json(),
+            **accuracy,
+            "calibration_images": min(self.calibration, len(self.data.train)) if int8 else None,
+            "versions": _versions(target, int8),
+        }
+        self._record(entry)
+        return entry
+
+    def _batches(self, dataset: ImageDataset, count: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield images as a file takes them, the same normalised, and their labels; `count` spread over the data."""
+        info, transform = self.data.info, evaluation_transform(self.data.info)
+        whole = len(dataset)
+        chosen = torch.linspace(0, whole - 1, min(count or whole, whole)).round().long()
+        for indices in chosen.split(BATCH):
+            pixels = torch.stack([transform(dataset.images.pixels(index)) for index in indices.tolist()])
+            normalised = normalise(pixels, info.mean, info.std)
+            yield as_taken(pixels, self.takes, normalised), normalised, dataset.labels[indices]
+
+    def _calibration(self) -> Tensor:
+        if not len(self.data.train):
+            raise AdjoinedError("there are no training images to calibrate on", where=f"data {self.data.info.name}")
+        return torch.cat([given for given, _, _ in self._batches(self.data.train, self.calibration)])
+
+    def _accuracy(self, run: Runnable, module: nn.Module, path: Path) -> dict[str, Any]:
+        """Measure top-1 accuracy of a file and of the network in PyTorch, on all validation images."""
+        right = torch.zeros(2, dtype=torch.long)
+        with torch.no_grad():
+            for given, normalised, labels in self._batches(self.data.val, None):
+                for place, logits in enumerate((run(given), module(normalised))):
+                    right[place] += (logits.argmax(dim=1) == labels).sum()
+        whole = len(self.data.val)
+        found, pytorch = (right / whole).tolist()
+        if pytorch - found > self.max_drop:
+            raise AdjoinedError(
+                "int8 costs too much accuracy, and the file was not kept",
+                where=path,
+                expected=f"top-1 accuracy of at least {100 * (pytorch - self.max_drop):.2f} %",
+                got=f"{100 * found:.2f} % (PyTorch {100 * pytorch:.2f} %)",
+                fix="Calibrate on more images (--calibration), choose another target, or allow it (--max-drop).",
+            )
+        return {"top1": found, "top1_pytorch": pytorch, "accuracy_images": whole}
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        """Add a file to export.json, in place of an older one of its name; files that are gone are forgotten."""
+        path = self.folder / "export.json"
+        known = read_json(path, "the record of exported files").get("files", []) if path.exists() else []
+        kept = [each for each in known if each["file"] != entry["file"] and (self.folder / each["file"]).exists()]
+        write_json(path, {"format": "adjoined-export", "version": FORMAT, "files": [*kept, entry]})
+
+
+def _versions(target: Target, int8: bool) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("adjoined", "torch", *target.packages, *((target.int8 or ()) if int8 else ())):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a build of another name, such as onnxruntime-gpu
+            continue
+    return found

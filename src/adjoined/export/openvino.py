@@ -1,0 +1,93 @@
+"""OpenVINO: an IR of two files, .xml with the graph and the metadata and .bin with the weights."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.export.folding import traced
+from adjoined.export.targets import INPUT, OUTPUT
+
+
+def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the network as `Target.export` says; the metadata are under `adjoined` in the runtime information."""
+    with _discreetly():
+        _save(_convert(module, example), path, metadata)
+
+
+def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Tensor) -> None:
+    """Write the network in int8, by NNCF's quantisation after training."""
+    with _discreetly():
+        import nncf
+
+        logging.getLogger("nncf").setLevel(logging.WARNING)
+        images = nncf.Dataset([{INPUT: each.numpy()} for each in calibration.split(1)])
+        # Activations that are not symmetric, such as those of SiLU, keep their range with this preset.
+        preset = nncf.QuantizationPreset.MIXED
+        with redirect_stdout(io.StringIO()):  # its progress bars
+            model = nncf.quantize(_convert(module, example), images, subset_size=len(calibration), preset=preset)
+        _save(model, path, metadata)
+
+
+def _convert(module: nn.Module, example: Tensor) -> Any:
+    import openvino
+
+    model = openvino.convert_model(traced(module, example))
+    (given,), (result,) = model.inputs, model.outputs
+    model.reshape({given: openvino.PartialShape([-1, *example.shape[1:]])})
+    given.get_tensor().set_names({INPUT})
+    result.get_tensor().set_names({OUTPUT})
+    return model
+
+
+def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    import openvino
+
+    for key, text in metadata.items():
+        model.set_rt_info(text, ["adjoined", key])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
+    """Open the files in OpenVINO, on the CPU, in float32: some processors would compute in bfloat16 unasked."""
+    import openvino
+
+    settings: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(request.infer({INPUT: images.numpy()}, share_inputs=True)[OUTPUT])
+
+    return run
+
+
+@contextmanager
+def _discreetly() -> Iterator[None]:
+    """Keep OpenVINO and NNCF from reporting their use over the network, as they do unasked where CI is not set.
+
+    PyTorch's search for a compiler of CUDA, which NNCF sets off, is held back too.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    log = logging.getLogger("torch.utils.cpp_extension")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before

@@ -1,0 +1,85 @@
+"""What a file takes as images, and what it tells of itself.
+
+Shape legend: N images, C channels, H and W height and width in pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.data import DataInfo
+
+Takes = Literal["normalised", "uint8", "unit"]
+"""The images of a file: float32 and normalised, as the network itself takes them; uint8 of 0 to 255; float32 of 0 to 1.
+In all three they are (N, C, H, W), C in the order red, green, blue, resized and cut by the caller."""
+
+
+class Prepared(nn.Module):
+    """A network behind its normalisation, which a file can hold as well.
+
+    Args:
+        network: takes normalised images, float32 (N, C, H, W).
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+        takes: "uint8" or "unit".
+
+    Example:
+        >>> Prepared(nn.Identity(), mean=[0.5], std=[0.25], takes="uint8")(
+        ...     torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
+        ... ).item()
+        2.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], takes: Takes) -> None:
+        super().__init__()
+        self.network = network
+        largest = 255 if takes == "uint8" else 1
+        self.register_buffer("mean", largest * torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", largest * torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the network's logits, float32 (N, K)."""
+        return self.network((images.float() - self.mean) / self.std)
+
+
+def prepared(network: nn.Module, info: DataInfo, takes: Takes) -> nn.Module:
+    """Return what a file is to hold, so that it takes such images."""
+    return network if takes == "normalised" else Prepared(network, info.mean, info.std, takes).eval()
+
+
+def as_taken(pixels: Tensor, takes: Takes, normalised: Tensor) -> Tensor:
+    """Return images as a file takes them.
+
+    Args:
+        pixels: uint8 (N, C, H, W).
+        takes: what the file takes.
+        normalised: the same images, normalised.
+    """
+    return {"normalised": normalised, "uint8": pixels, "unit": pixels.float() / 255}[takes]
+
+
+def metadata(info: DataInfo, takes: Takes, network: str) -> dict[str, str]:
+    """Return what a file tells of itself: `adjoined`, `network`, and as JSON `class_names` and `preprocessing`."""
+    steps = {
+        "channels": info.channels,
+        "resize": info.resize,
+        "image_size": info.image_size,
+        "takes": takes,
+        "mean": list(info.mean),
+        "std": list(info.std),
+    }
+    return {
+        "adjoined": version("adjoined"),
+        "network": network,
+        "class_names": json.dumps(list(info.class_names), ensure_ascii=False),
+        "preprocessing": json.dumps(steps),
+    }

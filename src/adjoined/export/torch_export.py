@@ -1,0 +1,37 @@
+"""torch.export: a .pt2 file that PyTorch loads without the code of the model, and without adjoined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.export.folding import traced
+
+
+def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the network as `Target.export` says, BatchNorm folded; the metadata are the file's extra files."""
+    program = traced(module, example)
+    program.example_inputs = None  # else the images would be in the file
+    torch.export.save(program, path, extra_files=dict(metadata))
+
+
+def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
+    """Open the file in PyTorch, on the CPU."""
+    module = torch.export.load(path).module()
+
+    def run(images: Tensor) -> Tensor:
+        before = torch.get_num_threads()
+        wanted = threads or before
+        if wanted != before:
+            torch.set_num_threads(wanted)
+        try:
+            with torch.no_grad():
+                return module(images)
+        finally:
+            if wanted != before:
+                torch.set_num_threads(before)
+
+    return run
