@@ -1,0 +1,153 @@
+"""Measure one model of the coverage table, in a process of its own: slice it, check it, take one step of training."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from coverage_models import Subject
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import adjoined
+from adjoined.slicing import check_plan, make_plan, measure_cost
+from adjoined.slicing.inputs import Inputs
+
+
+def measure(subject: Subject, alphas: Iterable[float], *, round_to: int = 1) -> dict[str, Any]:
+    """Return everything that the table says of a model, as plain data.
+
+    A failure is a result: `error` says what was raised, and in which stage.
+    """
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    free = _memory()
+    model, example = subject.build().eval(), subject.example()
+    inputs = Inputs.of(example)
+    forward = _peak(lambda: _forward(model, inputs)) - free
+    cost = measure_cost(model, example)
+    record: dict[str, Any] = {
+        "model": subject.name,
+        "input": [list(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)],
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "round_to": round_to,
+    }
+    plans = []
+    for alpha in alphas:
+        found: dict[str, Any] = {}
+        record[f"alpha {alpha:g}"] = found
+        stage = "slice"
+        try:
+            start = time.process_time()
+            peak = _peak(lambda alpha=alpha: plans.append(make_plan(model, example, alpha=alpha, round_to=round_to)))
+            found["seconds"] = round(time.process_time() - start, 2)
+            found["memory"] = round((peak - free) / forward, 2)
+            plan = plans.pop()
+            stage = "run"
+            small = plan.apply(model).eval()
+            _forward(small, inputs)
+            small_cost = measure_cost(small, example)
+            found["left"] = round(small_cost.parameters / cost.parameters, 4)
+            found["macs_left"] = round(small_cost.macs / cost.macs, 4) if cost.macs else None
+            found["wide"] = [
+                {"group": g.name, "width": g.width, "reason": g.reason}
+                for g in plan.groups
+                if g.kept == g.width and g.reason != "model output"
+            ]
+            found["unaligned"] = list(plan.unaligned)
+            stage = "check"
+            start = time.process_time()
+            checked = check_plan(model, example, plan)
+            found |= {"error_vs_masked": checked.error, "how": checked.how, "where": checked.where}
+            found["check_seconds"] = round(time.process_time() - start, 2)
+            stage = "train"
+            train_one_step(model, inputs, plan)
+            found["result"] = "ok"
+        except Exception as error:  # whatever goes wrong is what the table is to show
+            found |= {"result": "failed", "stage": stage, "error": f"{type(error).__name__}: {str(error)[:400]}"}
+    return record
+
+
+def train_one_step(model: nn.Module, inputs: Inputs, plan: adjoined.SlicePlan) -> None:
+    """Take one optimizer step of both networks, and see that gradients are what they should be.
+
+    Every number is finite; every weight that the base alone gets a gradient for has one; the small network alone leaves
+    it exactly zero outside of its slice.
+
+    Raises:
+        ArithmeticError: one of these does not hold; the message names the weight.
+    """
+    model = copy.deepcopy(model)
+    batch = inputs.doubled() if inputs.batch_size == 1 else inputs
+    batch = batch.map(lambda t: torch.rand_like(t) if t.is_floating_point() else t)
+    model.train()
+    alone = _gradients(model, lambda: model(*batch.args, **batch.kwargs))
+    net = adjoined.adjoin(model, inputs, plan=plan).train()
+    small = _gradients(model, lambda: net.small(*batch.args, **batch.kwargs))
+    for name, gradient in small.items():
+        outside = gradient.clone()
+        places = [torch.arange(n) if i is None else torch.tensor(i.tolist()) for i, n in zip(
+            plan.indices(name), gradient.shape, strict=True)]
+        if gradient.ndim:
+            outside[torch.meshgrid(*places, indexing="ij")] = 0
+        if bool(outside.any()) and gradient.ndim:
+            raise ArithmeticError(f"{name}: the small network gives a gradient outside of its slice")
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    both = _gradients(model, lambda: net(*batch.args, **batch.kwargs), keep=True)
+    for name in alone:
+        if name not in both:
+            raise ArithmeticError(f"{name}: no gradient in joint training")
+    optimizer.step()
+    for name, parameter in net.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ArithmeticError(f"{name}: not finite after a step")
+
+
+def _gradients(model: nn.Module, run: Callable[[], Any], *, keep: bool = False) -> dict[str, Tensor]:
+    """Return the gradients of the sum of all outputs' squares with respect to the model's parameters."""
+    torch.manual_seed(1)
+    outputs = [t for t in adjoined.slicing.trace.tensor_leaves(run()) if t.requires_grad]  # pyright: ignore
+    total = torch.stack([(t.double() ** 2).mean() for t in outputs]).sum()
+    if not bool(total.isfinite()):
+        raise ArithmeticError("the outputs are not finite in train mode")
+    total.backward()
+    gradients = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
+    if not keep:
+        for parameter in model.parameters():
+            parameter.grad = None
+    return gradients
+
+
+def _forward(model: nn.Module, inputs: Inputs) -> None:
+    with torch.no_grad():
+        model(*inputs.args, **inputs.kwargs)
+
+
+# ---- memory of this process, as Linux counts it ---------------------------------------------------------------------
+
+
+def _memory() -> int:
+    """Return the bytes in use."""
+    gc.collect()
+    return _status("VmRSS")
+
+
+def _peak(run: Callable[[], object]) -> int:
+    """Return the most bytes in use while a function runs."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    run()
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

@@ -1,0 +1,81 @@
+"""The same models under Torch-Pruning, for the last column of the coverage table (`pip install torch-pruning`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from coverage_models import Subject
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from adjoined.slicing.inputs import Inputs
+
+
+def measure_rival(subject: Subject, alphas: Iterable[float]) -> dict[str, Any]:
+    """Return what Torch-Pruning makes of a model: parameters left, seconds, or the error.
+
+    L1 importance, one ratio of 1 - 1/alpha for every layer, the model's last layers left alone, as its examples do;
+    the pruned model has to run and to return the shapes that the model returned.
+    """
+    record: dict[str, Any] = {"model": subject.name}
+    for alpha in alphas:
+        torch.manual_seed(0)
+        model, inputs = subject.build().eval(), Inputs.of(subject.example())
+        before = sum(p.numel() for p in model.parameters())
+        start = time.process_time()
+        try:
+            expected = _shapes(model, inputs)
+            _prune(model, inputs, alpha)
+            seconds = time.process_time() - start
+            fits = _shapes(model, inputs) == expected
+            left = sum(p.numel() for p in model.parameters()) / before
+            record[f"alpha {alpha:g}"] = {
+                "result": "ok" if fits else "other output shapes", "left": round(left, 4), "seconds": round(seconds, 2),
+            }  # fmt: skip
+        except Exception as error:  # whatever goes wrong is what the table is to show
+            record[f"alpha {alpha:g}"] = {
+                "result": "failed",
+                "error": f"{type(error).__name__}: {str(error)[:200]}",
+                "seconds": round(time.process_time() - start, 2),
+            }
+    return record
+
+
+def _prune(model: nn.Module, inputs: Inputs, alpha: float) -> None:
+    import torch_pruning as tp
+
+    def first(outputs: Any) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+    pruner = tp.pruner.MetaPruner(
+        model,
+        inputs.kwargs or inputs.args,
+        importance=tp.importance.MagnitudeImportance(p=1),
+        pruning_ratio=1 - 1 / alpha,
+        ignored_layers=_last_layers(model, inputs),
+        output_transform=lambda out: sum(t.sum() for t in first(out)),
+    )
+    pruner.step()
+
+
+def _last_layers(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
+    """Return the layers whose outputs are the model's: they are not to be narrowed."""
+    made: dict[tuple[int, ...], nn.Module] = {}
+    hooks = [
+        module.register_forward_hook(lambda module, _, out: made.__setitem__(tuple(out.shape), module))
+        for module in model.modules()
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+    ]
+    shapes = _shapes(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    return [module for shape, module in made.items() if shape in shapes]
+
+
+def _shapes(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
+    with torch.no_grad():
+        out = model.eval()(*inputs.args, **inputs.kwargs)
+    return [tuple(leaf.shape) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
