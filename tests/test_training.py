@@ -15,7 +15,6 @@ from tiny_runs import QUIET, TINY, with_code
 from torch import nn
 
 from adjoined.loss import kl_weight
-from adjoined.methods import METHODS
 from adjoined.models import build
 from adjoined.runs import load
 from adjoined.settings import Settings
@@ -230,24 +229,6 @@ def test_the_standard_method_trains_the_base_alone(tmp_path):
     assert [network.name for network in result.networks] == ["base"]
     assert "lambda" not in rows_of(result.folder)[0]
     assert not (result.folder / "plan.json").exists()
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_keeps_its_promises(name):
-    job = make_job(replace(TINY, method=name))
-    x, y = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
-    step = job.method.step(job.network, x, y, progress=0.5, measure=True)
-    names = list(job.method.plans(job.network))
-    assert names[0] == "base"
-    assert list(step.logits) == names
-    step.loss.backward()
-    assert all(each.grad is not None for each in job.network.parameters())
-    job.network.eval()
-    logits = job.method.logits(job.network, x)
-    finished = job.method.finish(job.network)
-    assert list(logits) == list(finished) == names
-    for each in names:
-        torch.testing.assert_close(finished[each].module.eval()(x), logits[each])
 
 
 def test_every_parameter_is_trained_once_and_vectors_do_not_decay():

@@ -6,7 +6,7 @@ Shape legend: N samples, C classes, ... positions (none for classification, H, W
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,19 @@ from torch import Tensor
 
 from adjoined.errors import AdjoinedError
 
+Schedule = Literal["paper", "linear", "constant"]
+Direction = Literal["forward", "reversed", "symmetric"]
 
-def kl_weight(progress: float) -> float:
+
+def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
     """Return λ(t) = min(4t², 1), the weight of the KL term after a share t of the training.
 
     Args:
         progress: t, the share of the training done, in [0, 1] (optimizer steps done / steps in all).
+        schedule: "paper"; as ablations, "linear" for λ(t) = t and "constant" for λ(t) = 1.
 
     Raises:
-        AdjoinedError: `progress` is outside [0, 1].
+        AdjoinedError: `progress` is outside [0, 1], or there is no such schedule.
 
     Source: Nath, Kushagra, Yang, "Better together", arXiv 2006.05624, the regularisation function.
 
@@ -30,6 +34,7 @@ def kl_weight(progress: float) -> float:
         >>> [kl_weight(t) for t in (0.0, 0.25, 0.5, 1.0)]
         [0.0, 0.25, 1.0, 1.0]
     """
+    _check_choice("schedule", schedule, Schedule)
     if not 0 <= progress <= 1:
         raise AdjoinedError(
             "the share of training done is out of range",
@@ -38,7 +43,9 @@ def kl_weight(progress: float) -> float:
             got=progress,
             fix="Pass step / total_steps.",
         )
-    return min(4 * progress**2, 1.0)
+    if schedule == "constant":
+        return 1.0
+    return progress if schedule == "linear" else min(4 * progress**2, 1.0)
 
 
 class AdjointTerms(NamedTuple):
@@ -47,7 +54,7 @@ class AdjointTerms(NamedTuple):
     ce: Tensor
     """CE(p, y), cross-entropy of the base network, nats."""
     kl: Tensor
-    """KL(p ‖ q), nats; with several small networks the sum over them."""
+    """KL(p ‖ q), or what `direction` and `temperature` make of it, nats; with several small networks the sum."""
 
 
 def adjoint_terms(
@@ -58,6 +65,8 @@ def adjoint_terms(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     detach: bool = False,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
 ) -> AdjointTerms:
     """Return cross-entropy and KL of the adjoint loss apart, for logging or for a loss of one's own.
 
@@ -72,6 +81,9 @@ def adjoint_terms(
     family: list[Any] = list(q) if isinstance(q, (list, tuple)) else [q]
     _check_logits(p, family)
     _check_targets(p, y, label_smoothing)
+    _check_choice("direction", direction, Direction)
+    if not temperature > 0:
+        raise AdjoinedError("not a temperature", where="temperature", expected="a number above 0", got=temperature)
     if y.is_floating_point():
         counted = None
         ce = F.cross_entropy(p.float(), y, label_smoothing=label_smoothing)
@@ -80,9 +92,11 @@ def adjoint_terms(
         ce = F.cross_entropy(
             p.float(), y, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum"
         ) / counted.sum().clamp(min=1)
-    log_p = F.log_softmax((p.detach() if detach else p).float(), dim=1)
-    kl = torch.stack([_mean_kl(log_p, F.log_softmax(each.float(), dim=1), counted) for each in family]).sum()
-    return AdjointTerms(ce, kl)
+    log_p = F.log_softmax((p.detach() if detach else p).float() / temperature, dim=1)
+    kl = torch.stack(
+        [_mean_kl(log_p, F.log_softmax(q.float() / temperature, dim=1), counted, direction) for q in family]
+    ).sum()
+    return AdjointTerms(ce, temperature**2 * kl)
 
 
 def adjoint_loss(
@@ -94,6 +108,8 @@ def adjoint_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     detach: bool = False,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
 ) -> Tensor:
     """Return CE(p, y) + λ(t) · KL(p ‖ q), the loss that trains base and small network together.
 
@@ -108,6 +124,8 @@ def adjoint_loss(
         label_smoothing: share of the target spread evenly over the classes, in the cross-entropy only.
         ignore_index: a class index that counts in neither term (unlabelled pixels).
         detach: stop the gradient of the KL term at p (plain distillation from a moving teacher); an ablation.
+        direction: "forward" for KL(p ‖ q); as ablations, "reversed" for KL(q ‖ p), "symmetric" for the mean of both.
+        temperature: T of an ablation: T² times the KL of both logits divided by T.
 
     Returns:
         A float32 scalar in nats, the mean over samples (and positions).
@@ -124,12 +142,24 @@ def adjoint_loss(
         >>> round(adjoint_loss(p, q, y, progress=1.0).item(), 4)  # + KL([.881, .119] ‖ [.5, .5]) = 0.3278
         0.4547
     """
-    terms = adjoint_terms(p, q, y, label_smoothing=label_smoothing, ignore_index=ignore_index, detach=detach)
+    terms = adjoint_terms(
+        p,
+        q,
+        y,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        detach=detach,
+        direction=direction,
+        temperature=temperature,
+    )
     return terms.ce + kl_weight(progress) * terms.kl
 
 
-def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None) -> Tensor:
-    kl = _kl_by_class(log_p, log_q).sum(dim=1)
+def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None, direction: Direction) -> Tensor:
+    if direction == "symmetric":
+        return (_mean_kl(log_p, log_q, counted, "forward") + _mean_kl(log_p, log_q, counted, "reversed")) / 2
+    pair = (log_p, log_q) if direction == "forward" else (log_q, log_p)
+    kl = _kl_by_class(*pair).sum(dim=1)
     if counted is None:
         return kl.mean()
     return torch.where(counted, kl, 0.0).sum() / counted.sum().clamp(min=1)
@@ -143,6 +173,11 @@ def _kl_by_class(log_p: Tensor, log_q: Tensor) -> Tensor:
     p, log_ratio = log_p.exp(), log_q - log_p
     near = log_ratio.clamp(-1, 1)  # so that expm1 cannot overflow, and send NaN gradients, where it is not used
     return torch.where(log_ratio.abs() <= 1, p * (torch.expm1(near) - near), log_q.exp() - p - p * log_ratio)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise AdjoinedError("no such choice", where=name, expected=f"one of {', '.join(get_args(choices))}", got=value)
 
 
 def _check_targets(p: Tensor, y: object, label_smoothing: float) -> None:

@@ -37,6 +37,8 @@ class AdjoinedNetwork(nn.Module):
     Args:
         base: the base network; it is used, not copied, and holds the shared weights.
         plans: a slice plan for every small network.
+        private_norms: small networks have scale and shift of their own in every norm; if not, they are shared slices
+            too, as an ablation. Running statistics are private in any case.
 
     Attributes:
         base: the base network.
@@ -51,7 +53,7 @@ class AdjoinedNetwork(nn.Module):
         ((5, 10), (5, 10), 3130)
     """
 
-    def __init__(self, base: nn.Module, plans: Sequence[SlicePlan]) -> None:
+    def __init__(self, base: nn.Module, plans: Sequence[SlicePlan], *, private_norms: bool = True) -> None:
         super().__init__()
         if not plans:
             raise AdjoinedError("a joint network needs at least one slice plan", where="plans")
@@ -67,7 +69,7 @@ class AdjoinedNetwork(nn.Module):
                     fix="Read a saved one with SlicePlan.load(path).",
                 )
             plan.check_fits(base)
-        private = private_names(base)
+        private = private_names(base) if private_norms else set()
         self._shared = _shared_weights(base, self.plans, private)
         self.smalls = nn.ModuleList(self._skeleton(plan) for plan in self.plans)
         self.training = base.training
@@ -172,6 +174,7 @@ def adjoin(
     order: str | None = None,
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
     check: bool = False,
+    private_norms: bool = True,
 ) -> AdjoinedNetwork:
     """Join a model with a small twin (or a family of them) on shared weights.
 
@@ -197,6 +200,7 @@ def adjoin(
             but for `order`.
         check: compare every small network with the base network, its dropped channels at zero, in float64 on random
             input (see `adjoined.slicing.check_plan`). It takes about as long as running both.
+        private_norms: small networks have scale and shift of their own in every norm; False is an ablation.
 
     Returns:
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.
@@ -229,7 +233,7 @@ def adjoin(
         ]
     if order is not None:
         plans = reorder(model, example_input, plans, order)
-    net = AdjoinedNetwork(model, plans)
+    net = AdjoinedNetwork(model, plans, private_norms=private_norms)
     if check:
         for each in net.plans:
             check_plan(model, example_input, each)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,26 @@ if TYPE_CHECKING:
 
 PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
 """Settings that say where a run is computed, not what: they may change when it is resumed."""
+
+
+METHOD_ONLY = (
+    "kl_schedule",
+    "kl_detach",
+    "kl_direction",
+    "small_ce",
+    "private_norms",
+    "temperature",
+    "dropout_rate",
+    "teacher",
+    "prune_to",
+    "slimming_l1",
+    "sparsity",
+    "lottery_rounds",
+    "lottery_round",
+    "finetune_epochs",
+    "finetune_lr",
+)
+"""Settings that some methods read and others do not; `Method.reads` says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +86,38 @@ class Settings:
     """Widths of the small network are multiples of this, where the base network's allow it, channels."""
 
     method: str = "adjoint"
-    """How the networks are trained: adjoint (both on shared weights) or standard (the base network alone)."""
+    """How the networks are trained; `docs/method.md` has the list."""
+    kl_schedule: Literal["paper", "linear", "constant"] = "paper"
+    """adjoint: λ over the run, the paper's min(4t², 1), t, or 1."""
+    kl_detach: bool = False
+    """adjoint: let the KL term train the small network only."""
+    kl_direction: Literal["forward", "reversed", "symmetric"] = "forward"
+    """adjoint: KL(p ‖ q), KL(q ‖ p), or the mean of both; p is the base network."""
+    small_ce: float = 0.0
+    """adjoint: weight of a cross-entropy of the small network."""
+    private_norms: bool = True
+    """adjoint, slimmable: scale and shift of its own for every norm of the small network."""
+    temperature: float | None = None
+    """adjoint, distillation: temperature of the KL term; none: 1 for adjoint, 4 for distillation."""
+    dropout_rate: float = 0.3
+    """dropout: share of the last linear layer's inputs that are dropped, in [0, 1)."""
+    teacher: str | None = None
+    """distillation: folder of a finished run whose base network teaches; none: a teacher is trained first."""
+    prune_to: Literal["parameters", "macs"] = "parameters"
+    """filter-pruning, slimming: what must be no more than in the small network that alpha gives."""
+    slimming_l1: float = 1e-4
+    """slimming: weight of the L1 norm of BatchNorm's scales, before pruning."""
+    sparsity: float | None = None
+    """weight-pruning, lottery-ticket: share of the weights that are zero in the end, in (0, 1); none: as many
+    parameters are left as the small network has that alpha gives."""
+    lottery_rounds: int = 5
+    """lottery-ticket: rounds of training and pruning, each from the first weights on."""
+    lottery_round: int | None = None
+    """lottery-ticket: stop after this round; none: after the last."""
+    finetune_epochs: int | None = None
+    """filter-pruning, slimming, weight-pruning: epochs after pruning; none: as many as before."""
+    finetune_lr: float | None = None
+    """filter-pruning, slimming, weight-pruning: highest learning rate after pruning; none: as before."""
     epochs: int = 40
     """Passes over the training images."""
     batch_size: int = 64
@@ -127,14 +178,23 @@ class Settings:
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("checkpoint_every", "log_every"):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("image_size", "limit"):
+        for name in ("image_size", "limit", "finetune_epochs"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "a whole number of at least 1, or none")
         for name in ("workers", "seed", "split_seed"):
             self._require(name, getattr(self, name) >= 0, "a whole number of at least 0")
         for name in ("weight_decay", "norm_weight_decay", "mixup", "grad_clip"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
-        for name in ("momentum", "label_smoothing", "ema"):
+        for name in ("small_ce", "slimming_l1"):
+            self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
+        for name in ("temperature", "finetune_lr"):
+            value = getattr(self, name)
+            self._require(name, value is None or 0 < value < float("inf"), "a number above 0, or none")
+        self._require("sparsity", self.sparsity is None or 0 < self.sparsity < 1, "a number in (0, 1), or none")
+        self._require("lottery_rounds", self.lottery_rounds >= 1, "a whole number of at least 1")
+        last = self.lottery_rounds if self.lottery_round is None else self.lottery_round
+        self._require("lottery_round", 1 <= last <= self.lottery_rounds, "1 to --lottery-rounds, or none")
+        for name in ("momentum", "label_smoothing", "ema", "dropout_rate"):
             self._require(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         self._require("lr", 0 < self.lr < float("inf"), "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
         self._require("val_fraction", 0 < self.val_fraction < 1, "a number in (0, 1)")
@@ -189,6 +249,24 @@ class Settings:
             split_seed=self.split_seed,
             limit=self.limit,
         )
+
+    def for_method(self, method: str, **changes: Any) -> Settings:
+        """Return the same settings for another method: what the method does not read is as by default.
+
+        Args:
+            method: its name.
+            changes: further settings to replace.
+
+        Example:
+            >>> Settings(method="dropout", dropout_rate=0.5, lr=0.2).for_method("standard").dropout_rate
+            0.3
+        """
+        from adjoined.methods import METHODS
+
+        defaults = {each.name: each.default for each in fields(self) if each.name in METHOD_ONLY}
+        reads = METHODS[method].reads if method in METHODS else frozenset()
+        unread = {name: value for name, value in defaults.items() if name not in reads}
+        return replace(self, method=method, **(unread | changes))
 
     def differences(self, other: Settings) -> list[str]:
         """Return the names of the settings in which two runs differ in what they compute."""
@@ -253,6 +331,15 @@ class Settings:
             near = get_close_matches(self.method, METHODS, n=1)
             fix = f"Did you mean {near[0]}?" if near else ""
             self._require("method", False, f"one of {', '.join(METHODS)}", fix)
+        for each in fields(self):
+            unread = each.name in METHOD_ONLY and each.name not in METHODS[self.method].reads
+            if unread and getattr(self, each.name) != each.default:
+                readers = ", ".join(name for name, method in METHODS.items() if each.name in method.reads)
+                raise AdjoinedError(
+                    f"the method {self.method} does not read this setting",
+                    where=f"--{each.name.replace('_', '-')}",
+                    fix=f"Leave it out, or use a --method that reads it: {readers}.",
+                )
 
     def _require(self, name: str, fits: bool, expected: str, fix: str = "") -> None:
         if not fits:

@@ -41,9 +41,16 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     """Return the result table of a run."""
     result = run.result
     which = "the moving average of the weights" if result.weights == "ema" else "the weights after the last step"
-    note = f"Accuracies: {result.images} images of {run.info.name} ({result.val_name}), with {which}."
+    notes = [f"Accuracies: {result.images} images of {run.info.name} ({result.val_name}), with {which}."]
+    for network in result.networks:
+        if network.nonzero is not None:
+            left = f"{network.nonzero} of {network.parameters} parameters are not zero"
+            notes.append(f"{network.name}: {left}; the zeros are stored and computed like any number.")
+    if len(result.stages) > 1:
+        each = ", ".join(f"{stage.name} {stage.epochs} in {stage.seconds:.0f} s" for stage in result.stages)
+        notes.append(f"Epochs by stage: {each}.")
     title = f"{run.folder}: {result.epochs} epochs in {result.seconds:.0f} s"
-    return result_table(figures[0], figures[1:], title=title, notes=[note])
+    return result_table(figures[0], figures[1:], title=title, notes=notes)
 
 
 def paths(run: FinishedRun) -> str:

@@ -87,10 +87,17 @@ class ImageDataset(Dataset[Batch]):
             is set to each image's seed and given back as it was.
         mean: per channel, of values in [0, 1].
         std: per channel, of values in [0, 1].
+        views: how often each image is varied; above 1, `dataset[index, seed]` holds float32 (views, C, H, W).
     """
 
-    def __init__(self, images: Images, transform: Transform, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.images, self.transform, self.mean, self.std = images, transform, mean, std
+    def __init__(
+        self, images: Images, transform: Transform, mean: Sequence[float], std: Sequence[float], views: int = 1
+    ) -> None:
+        self.images, self.transform, self.mean, self.std, self.views = images, transform, mean, std, views
+
+    def varied(self, views: int) -> ImageDataset:
+        """Return the same images, each varied several times; the first variation is the one that it has here."""
+        return ImageDataset(self.images, self.transform, self.mean, self.std, views)
 
     @property
     def labels(self) -> Tensor:
@@ -125,10 +132,13 @@ class ImageDataset(Dataset[Batch]):
             pixels = []
             for index, seed in keys:
                 generator.manual_seed(seed)
-                pixels.append(self.transform(self.images.pixels(index)))
+                image = self.images.pixels(index)
+                pixels += [self.transform(image) for _ in range(self.views)]
         finally:
             generator.set_state(before)
-        return normalise(torch.stack(pixels), self.mean, self.std), self.labels[[index for index, _ in keys]]
+        images = normalise(torch.stack(pixels), self.mean, self.std)
+        images = images if self.views == 1 else images.unflatten(0, (len(keys), self.views))
+        return images, self.labels[[index for index, _ in keys]]
 
 
 class ImageLoader(DataLoader[Batch]):

@@ -47,7 +47,9 @@ class ImageData:
     val_name: str
     settings: DataSettings
 
-    def train_loader(self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True) -> ImageLoader:
+    def train_loader(
+        self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True, views: int = 1
+    ) -> ImageLoader:
         """Return a loader of training batches, float32 (N, C, H, W) and int64 (N,).
 
         Its batches are a pure function of (seed, epoch, rank, world_size), whatever the number of workers, and torch's
@@ -58,11 +60,14 @@ class ImageData:
             rank: number of this process.
             world_size: number of processes; they share each epoch, padded to equal length.
             drop_last: leave out a last batch that is not full, unless it is the only one.
+            views: how often each image is varied; above 1, images are float32 (N, views, C, H, W), the first of them
+                as they are otherwise.
         """
         sampler = EpochSampler(len(self.train), seed=seed, rank=rank, world_size=world_size)
         size = self.settings.batch_size
+        train = self.train if views == 1 else self.train.varied(views)
         return ImageLoader(
-            self.train,
+            train,
             sampler,
             batch_size=size,
             workers=self.settings.workers,

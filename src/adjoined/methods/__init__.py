@@ -1,15 +1,41 @@
-"""How a pair of networks is trained: one short file per method.
+"""How networks are trained: one short file per method, or per family of methods.
 
 A new method is a class that fills in `Method`, and a line in `METHODS`.
 """
 
 from __future__ import annotations
 
-from adjoined.methods.adjoint import Adjoint
-from adjoined.methods.base import Finished, Method, Step
+from adjoined.methods.adjoint import Adjoint, AdjointPlus
+from adjoined.methods.base import Finished, Method, Stage, Step
+from adjoined.methods.distillation import Distillation
+from adjoined.methods.dropout import Dropout
+from adjoined.methods.filter_pruning import FilterPruning
+from adjoined.methods.mutual import Mutual
+from adjoined.methods.scratch import Scratch, ScratchCompute
+from adjoined.methods.siamese import Siamese
+from adjoined.methods.slimmable import Slimmable, SlimmableDistill
+from adjoined.methods.slimming import Slimming, SparseScales
 from adjoined.methods.standard import Standard
+from adjoined.methods.weights import LotteryTicket, WeightPruning
 
-METHODS: dict[str, type[Method]] = {"adjoint": Adjoint, "standard": Standard}
+METHODS: dict[str, type[Method]] = {
+    "adjoint": Adjoint,
+    "adjoint+": AdjointPlus,
+    "standard": Standard,
+    "scratch": Scratch,
+    "scratch-compute": ScratchCompute,
+    "dropout": Dropout,
+    "siamese": Siamese,
+    "distillation": Distillation,
+    "mutual": Mutual,
+    "slimmable": Slimmable,
+    "slimmable-distill": SlimmableDistill,
+    "filter-pruning": FilterPruning,
+    "slimming": Slimming,
+    "sparse-scales": SparseScales,
+    "weight-pruning": WeightPruning,
+    "lottery-ticket": LotteryTicket,
+}
 """Name, as `--method` takes it -> class."""
 
-__all__ = ["METHODS", "Adjoint", "Finished", "Method", "Standard", "Step"]
+__all__ = ["METHODS", "Adjoint", "Finished", "Method", "Stage", "Standard", "Step"]

@@ -3,60 +3,63 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined.loss import adjoint_terms, kl_weight
-from adjoined.methods.base import Finished, Method, Step, small_names
-from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.methods.base import Step
+from adjoined.methods.joint import Joint
 from adjoined.penalty import quadratic_penalty
-from adjoined.slicing import SlicePlan
+from adjoined.settings import Settings
 
 
-class Adjoint(Method):
+class Adjoint(Joint):
     """Train both networks in one pass, the small one towards the base, the base towards what both can do."""
 
-    def build(self, model: nn.Module, example: Tensor) -> AdjoinedNetwork:
-        """Return base and small networks on shared weights."""
-        settings = self.settings
-        return adjoin(
-            model,
-            example,
-            alpha=settings.alpha,
-            keep=tuple(settings.keep),
-            round_to=settings.round_to,
-            compress=settings.compress,
-        )
+    reads = Joint.reads | {"kl_schedule", "kl_detach", "kl_direction", "small_ce", "temperature"}
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the adjoint loss; λ depends on the share of the training done alone."""
+        settings = self.settings
         p, *family = network(x)
-        ce, kl = adjoint_terms(p, family, y, label_smoothing=self.settings.label_smoothing)
-        weight = kl_weight(progress)
+        ce, kl = adjoint_terms(
+            p,
+            family,
+            y,
+            label_smoothing=settings.label_smoothing,
+            detach=settings.kl_detach,
+            direction=settings.kl_direction,
+            temperature=settings.temperature or 1.0,
+        )
+        weight = kl_weight(progress, settings.kl_schedule)
         terms: dict[str, Tensor | float] = {"ce": ce.detach(), "kl": kl.detach(), "lambda": weight}
+        loss = ce + weight * kl
+        if settings.small_ce:
+            small = sum_cross_entropy(family, y, settings.label_smoothing)
+            loss, terms = loss + settings.small_ce * small, {**terms, "small_ce": small.detach()}
         if measure:
             with torch.no_grad():
                 terms["penalty"] = torch.stack([quadratic_penalty(p.float(), q.float()) for q in family]).sum()
-        return Step(ce + weight * kl, dict(zip(self.plans(network), (p, *family), strict=True)), terms)
-
-    def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Return the logits of base and small networks."""
-        return dict(zip(self.plans(network), network(x), strict=True))
-
-    def plans(self, network: nn.Module) -> dict[str, SlicePlan | None]:
-        """Return base, small; or base, small-1, small-2 …"""
-        plans = _joint(network).plans
-        return {"base": None, **dict(zip(small_names(len(plans)), plans, strict=True))}
-
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
-        """Return the base network and every small one, cut out."""
-        joint = _joint(network)
-        small = {
-            name: Finished(joint.extract(which), plan)
-            for which, (name, plan) in enumerate(zip(small_names(len(joint.plans)), joint.plans, strict=True))
-        }
-        return {"base": Finished(joint.base), **small}
+        return Step(loss, dict(zip(self.plans(network), (p, *family), strict=True)), terms)
 
 
-def _joint(network: nn.Module) -> AdjoinedNetwork:
-    assert isinstance(network, AdjoinedNetwork)
-    return network
+class AdjointPlus(Adjoint):
+    """The adjoint method with the settings that serve best in general: nothing to tune.
+
+    Provisional, until a study has decided: the KL term trains the small network only (detached), at λ = 1 from the
+    first step on, beside a cross-entropy of the small network's own.
+    """
+
+    reads = frozenset()
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.for_method("adjoint", kl_detach=True, kl_schedule="constant", small_ce=1.0))
+
+    def adapt(self, model: nn.Module, example: Tensor) -> Settings:
+        """Return the settings under the name of this method."""
+        return self.settings.for_method("adjoint+")
+
+
+def sum_cross_entropy(family: list[Tensor], y: Tensor, label_smoothing: float) -> Tensor:
+    """Return the cross-entropies of several networks, added up: float32, nats."""
+    return torch.stack([F.cross_entropy(q.float(), y, label_smoothing=label_smoothing) for q in family]).sum()

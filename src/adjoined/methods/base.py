@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from adjoined.errors import AdjoinedError
+from adjoined.slicing import SlicePlan, make_plan
+
 if TYPE_CHECKING:
     from adjoined.settings import Settings
-    from adjoined.slicing import SlicePlan
 
 
 class Step(NamedTuple):
@@ -31,7 +34,24 @@ class Finished:
 
     module: nn.Module
     plan: SlicePlan | None = None
-    """How it was cut out of the base network; None for the base network itself."""
+    """How it was cut out of the base network; None for one that has the base network's shapes."""
+    sparse: bool = False
+    """Whether the method has set single weights to zero."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training that comes before a method's own: a run of its own, in a folder of the run."""
+
+    name: str
+    settings: Settings
+    """All of them; `settings.method` says how this stage trains."""
+    network: str = "base"
+    """Which of its finished networks the stages after it are handed."""
+    carried: bool = False
+    """Whether that network is part of what the whole run leaves."""
+    given: str | None = None
+    """Folder of a finished run that takes the place of this training."""
 
 
 class Method(ABC):
@@ -44,16 +64,57 @@ class Method(ABC):
         settings: the settings of the run.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Those of `adjoined.settings.METHOD_ONLY` that the method reads."""
+    views: ClassVar[int] = 1
+    """How often each training image is varied; above 1, x is (N, views, C, H, W)."""
+    from_pretrained: ClassVar[bool] = True
+    """Whether the model that `build` gets has pretrained weights, where the settings ask for them."""
+    extra: ClassVar[str] = ""
+    """The extra of adjoined that brings a library which the method needs."""
+    library: ClassVar[str] = ""
+    """That library, as it is imported."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
+    def check(self) -> None:
+        """Say before any training that something is missing.
+
+        Raises:
+            AdjoinedError: a library is not installed, or a setting does not fit the method.
+        """
+        if self.library and find_spec(self.library) is None:
+            raise AdjoinedError(
+                f"the library {self.library} is not installed",
+                where=f"--method {self.settings.method}",
+                fix=f"Install it: pip install 'adjoined[{self.extra}]'.",
+            )
+
+    def before(self) -> tuple[Stage, ...]:
+        """Return what is trained before, in order.
+
+        A stage that needs others before it finds them here: its own `before` is the beginning of this list.
+        """
+        return ()
+
+    def adapt(self, model: nn.Module, example: Tensor) -> Settings:
+        """Return the settings that this method's own training goes by; epochs and learning rates may differ.
+
+        Args:
+            model: the base network, as for `build`.
+            example: an input as the model takes it.
+        """
+        return self.settings
+
     @abstractmethod
-    def build(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
         """Return the network to train.
 
         Args:
-            model: the base network, used, not copied.
+            model: the base network as it is before any training, used, not copied.
             example: an input as the model takes it, float32 (1, C, H, W).
+            earlier: the finished networks of the stages before, by name of the stage.
 
         Raises:
             AdjoinedError: the model cannot be trained by this method with these settings.
@@ -73,15 +134,15 @@ class Method(ABC):
 
     @abstractmethod
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Return the logits of every network, float (N, K); the network is in evaluation mode."""
+        """Return the logits of every network trained, float (N, K); the network is in evaluation mode."""
 
     @abstractmethod
     def plans(self, network: nn.Module) -> Mapping[str, SlicePlan | None]:
-        """Return the names of all networks, the base network first, and how each is cut out of it."""
+        """Return the names of all networks trained, the base network first, and how each is cut out of it."""
 
     @abstractmethod
     def finish(self, network: nn.Module) -> dict[str, Finished]:
-        """Return every network as a plain module with tensors of its own, the base network first."""
+        """Return every network trained as a plain module with tensors of its own, the base network first."""
 
 
 def small_names(count: int) -> tuple[str, ...]:
@@ -92,3 +153,27 @@ def small_names(count: int) -> tuple[str, ...]:
         (('small',), ('small-1', 'small-2'))
     """
     return ("small",) if count == 1 else tuple(f"small-{i + 1}" for i in range(count))
+
+
+def the_small_plan(settings: Settings, model: nn.Module, example: Tensor) -> SlicePlan:
+    """Return the slice plan of the one small network that the settings ask for.
+
+    Raises:
+        AdjoinedError: they ask for a family.
+    """
+    alpha, *others = settings.alphas
+    if others:
+        raise AdjoinedError(
+            f"the method {settings.method} has one small network",
+            where="--alpha",
+            expected="one number",
+            got=", ".join(f"{alpha:g}" for alpha in settings.alphas),
+        )
+    return make_plan(
+        model,
+        example,
+        alpha=alpha,
+        keep=tuple(settings.keep),
+        round_to=settings.round_to,
+        compress=settings.compress,
+    )

@@ -2,6 +2,6 @@
 
 from adjoined.runs.folder import RunFolder
 from adjoined.runs.networks import load, read_description
-from adjoined.runs.result import NetworkResult, RunResult
+from adjoined.runs.result import NetworkResult, RunResult, StageCost
 
-__all__ = ["NetworkResult", "RunFolder", "RunResult", "load", "read_description"]
+__all__ = ["NetworkResult", "RunFolder", "RunResult", "StageCost", "load", "read_description"]

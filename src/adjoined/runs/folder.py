@@ -35,6 +35,7 @@ class RunFolder:
         metrics: metrics.csv, one row an epoch.
         tensorboard: the folder of TensorBoard's files.
         checkpoints: the folder of last.ckpt and best-NETWORK.ckpt.
+        stages: the folder of the trainings that come before, each a run of its own.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -44,6 +45,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.stages = self.path / "stages"
         self.last = self.checkpoints / "last.ckpt"
 
     def weights(self, name: str) -> Path:

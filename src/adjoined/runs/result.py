@@ -12,7 +12,7 @@ class NetworkResult:
     """A finished network."""
 
     name: str
-    """base, small, or small-1, small-2 …"""
+    """base, small, or small-1, small-2 …; sparse for one of full size whose small weights are zero."""
     parameters: int
     """Its parameters, all of them."""
     loss: float
@@ -23,6 +23,21 @@ class NetworkResult:
     """The same for the five likeliest classes; None where there are five classes or fewer."""
     path: Path
     """Its weights; the JSON beside them tells how to build it."""
+    nonzero: int | None = None
+    """Parameters that are not zero, where the method sets single ones to zero."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one training of a run has cost."""
+
+    name: str
+    """The stage, or the method for a run's own training."""
+    epochs: int
+    macs: int | None
+    """Multiply-adds of all forward and backward passes in training; None for a run of a version that did not count."""
+    seconds: float
+    """Time that the epochs took, training and validation, over all sittings."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +48,23 @@ class RunResult:
     networks: tuple[NetworkResult, ...]
     """The base network first."""
     epochs: int
-    """Epochs trained."""
+    """Epochs trained, all stages together."""
     seconds: float
-    """Time that the epochs took, training and validation, over all sittings."""
+    """Time that the epochs took, training and validation, over all sittings and stages."""
     images: int
     """Validation images."""
     val_name: str
     """What they are: a test set, or a split held out."""
     weights: str
     """Which weights were finished: "last" (those after the last step) or "ema" (their moving average)."""
+    stages: tuple[StageCost, ...] = ()
+    """What every training has cost, the run's own last."""
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-adds of all trainings together; None where one was not counted."""
+        counted = [stage.macs for stage in self.stages if stage.macs is not None]
+        return sum(counted) if self.stages and len(counted) == len(self.stages) else None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; paths are relative to the folder."""
@@ -52,4 +75,5 @@ class RunResult:
     def from_json(cls, data: dict[str, Any], folder: Path) -> RunResult:
         """Read what `to_json` has written."""
         networks = tuple(NetworkResult(**{**each, "path": folder / each["path"]}) for each in data["networks"])
-        return cls(**{**data, "networks": networks, "folder": folder})
+        stages = tuple(StageCost(**each) for each in data.get("stages", ()))
+        return cls(**{**data, "networks": networks, "folder": folder, "stages": stages})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def train(
     resume: bool = False,
     console: Console | None = None,
     announce: Callable[[Job], None] | None = None,
+    known: Iterable[str | os.PathLike[str]] = (),
 ) -> RunResult:
     """Train the networks of a run and leave them in its folder.
 
@@ -35,7 +36,9 @@ def train(
         resume: go on from the last checkpoint, to the same end as if the run had never been stopped; a run that is
             finished is left as it is.
         console: where to show how it goes; standard output by default.
-        announce: is called once, before the first step, with what is going to be trained.
+        announce: is called once, before the first step of the method's own training, with what is going to be trained.
+        known: folders of runs. Where a method of several stages (see `adjoined.methods`) begins with a training that
+            one of them has finished, under the same settings, that is copied instead of done again.
 
     Returns:
         Both networks' files, sizes and accuracies.
@@ -53,7 +56,7 @@ def train(
     """
     from adjoined.training.run import run_training  # Lightning is heavy
 
-    return run_training(settings, run_folder, resume=resume, console=console, announce=announce)
+    return run_training(settings, run_folder, resume=resume, console=console, announce=announce, known=known)
 
 
 def is_main() -> bool:

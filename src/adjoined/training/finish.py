@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from adjoined import models
-from adjoined.runs import NetworkResult, RunFolder, RunResult
+from adjoined.files import read_json, write_json, write_whole
+from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
 from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
 from adjoined.training.checkpoints import read_checkpoint
+from adjoined.training.cost import training_macs
 from adjoined.training.evaluate import Scores, evaluate
 from adjoined.training.history import History
 from adjoined.training.job import Job, model_recipe
+from adjoined.training.stages import Earlier
 
 
-def finish(run: RunFolder, job: Job, device: torch.device) -> RunResult:
+def finish(run: RunFolder, job: Job, device: torch.device, earlier: Earlier) -> RunResult:
     """Leave every network of a run as a file of its own, with the accuracy that this very file has.
 
     The networks are those of the last step, or their moving average where the run keeps one; not the best of all
@@ -26,6 +29,7 @@ def finish(run: RunFolder, job: Job, device: torch.device) -> RunResult:
         run: its folder.
         job: what was trained.
         device: where to measure.
+        earlier: what the stages before have left; networks of theirs that belong to the run are copied.
     """
     # From the file, not from this process: the training may have taken place in others.
     last = read_checkpoint(run.last)
@@ -34,7 +38,9 @@ def finish(run: RunFolder, job: Job, device: torch.device) -> RunResult:
     weights = "ema" if job.settings.ema else "last"
     # The settings come from the user, not from a file of the run: their code may be run.
     code = job.settings.model if models.is_code(job.settings.model) else None
-    images, networks = job.images, []
+    images, networks = job.images, [_carry(run, each) for each in earlier.carried]
+    cost = StageCost(job.settings.method, job.settings.epochs, training_macs(job), round(seconds, 3))
+    stages = (*earlier.costs, cost)
     measured = None
     for name, finished in job.method.finish(job.network.cpu().eval()).items():
         description = {
@@ -53,19 +59,30 @@ def finish(run: RunFolder, job: Job, device: torch.device) -> RunResult:
         metrics = _metrics(measured, images.val_name, device)
         save_description(run.description(name), {**description, "parameters": parameters, "metrics": metrics})
         found = (measured.loss, measured.top1, measured.top5)
-        networks.append(NetworkResult(name, parameters, *found, path=run.weights(name)))
+        nonzero = sum(int(each.count_nonzero()) for each in again.parameters()) if finished.sparse else None
+        networks.append(NetworkResult(name, parameters, *found, path=run.weights(name), nonzero=nonzero))
     assert measured is not None
     result = RunResult(
         folder=run.path,
         networks=tuple(networks),
-        epochs=job.settings.epochs,
-        seconds=round(seconds, 3),
+        epochs=sum(stage.epochs for stage in stages),
+        seconds=round(sum(stage.seconds for stage in stages), 3),
         images=measured.images,
         val_name=images.val_name,
         weights=weights,
+        stages=stages,
     )
     run.finish(result.to_json())
     return result
+
+
+def _carry(run: RunFolder, network: NetworkResult) -> NetworkResult:
+    """Copy a finished network of an earlier stage into the run."""
+    stage = RunFolder(network.path.parent)
+    content = network.path.read_bytes()
+    write_whole(run.weights(network.name), lambda file: file.write(content))
+    write_json(run.description(network.name), read_json(stage.description(network.name), "a network's description"))
+    return replace(network, path=run.weights(network.name))
 
 
 def _metrics(measured: Scores, images: str, device: torch.device) -> dict[str, Any]:

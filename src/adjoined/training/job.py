@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +22,24 @@ class Job:
     """Everything a run needs before its first step."""
 
     settings: Settings
+    """What this training goes by: the settings of the run, as the method adapts them."""
     images: ImageData
     method: Method
     network: nn.Module
     """What is trained, as the method has built it."""
     model: nn.Module
-    """The base network alone, which `network` holds."""
+    """The base network as the settings name it."""
     example: torch.Tensor
     """An input, float32 (1, C, H, W)."""
 
 
-def make_job(settings: Settings, processes: int = 1) -> Job:
+def make_job(settings: Settings, processes: int = 1, earlier: Mapping[str, nn.Module] | None = None) -> Job:
     """Open the data and build the network, under the seed of the settings.
 
     Args:
         settings: the settings of the run.
         processes: how many processes share a batch.
+        earlier: the networks of the stages before, for a method that has some.
 
     Raises:
         AdjoinedError: data are missing, the model is unknown, or they do not fit together.
@@ -44,14 +47,16 @@ def make_job(settings: Settings, processes: int = 1) -> Job:
     from adjoined import models
     from adjoined.data import open_data
 
+    method = METHODS[settings.method](settings)
+    method.check()
     images = open_data(settings.data_settings(processes))
     torch.manual_seed(settings.seed)
     recipe = model_recipe(settings, images)
-    model = models.build(recipe.pop("spec"), **recipe, pretrained=settings.pretrained)
+    model = models.build(recipe.pop("spec"), **recipe, pretrained=settings.pretrained and method.from_pretrained)
     example = torch.randn(1, images.info.channels, images.info.image_size, images.info.image_size)
     _check_logits(model, example, images.info.num_classes, settings)
-    method = METHODS[settings.method](settings)
-    return Job(settings, images, method, method.build(model, example), model, example)
+    adapted = method.adapt(model, example)
+    return Job(adapted, images, method, method.build(model, example, earlier or {}), model, example)
 
 
 def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:

@@ -20,17 +20,21 @@ class RunData(LightningDataModule):
     Args:
         settings: the settings of the run.
         images: the data set.
+        views: how often each training image is varied.
     """
 
-    def __init__(self, settings: Settings, images: ImageData) -> None:
+    def __init__(self, settings: Settings, images: ImageData, views: int = 1) -> None:
         super().__init__()
-        self.settings, self.images = settings, images
+        self.settings, self.images, self.views = settings, images, views
 
     def setup(self, stage: str) -> None:
         """Open the training images."""
         assert self.trainer is not None
         self._train = self.images.train_loader(
-            seed=self.settings.seed, rank=self.trainer.global_rank, world_size=self.trainer.world_size
+            seed=self.settings.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            views=self.views,
         )
 
     @property

@@ -82,7 +82,8 @@ class TrainingModule(LightningModule):
         x, y = batch
         if self.trainer.training and self.mix is not None:
             x, y = self.mix(x, y)
-        return (x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x), y
+        channels_last = self.settings.channels_last and x.ndim == 4  # several views of an image have no such layout
+        return (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the method; keep count."""

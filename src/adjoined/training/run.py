@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from adjoined.training.history import History
 from adjoined.training.job import Job, make_job
 from adjoined.training.loaders import RunData
 from adjoined.training.module import TrainingModule
+from adjoined.training.stages import Earlier, check_stages, run_stages
 from adjoined.training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ def run_training(
     resume: bool,
     console: Console | None,
     announce: Callable[[Job], None] | None,
+    known: Iterable[str | os.PathLike[str]] = (),
+    part_of: RunFolder | None = None,
 ) -> RunResult:
-    """Do what `adjoined.training.train` says."""
+    """Do what `adjoined.training.train` says; as a stage of another run, `part_of`, find the stages before in it."""
     if console is None:
         from rich.console import Console
 
@@ -58,23 +61,38 @@ def run_training(
     with run.opened(settings, resume=resume) if is_main() else nullcontext(), _quiet():
         history = History(run.metrics)
         trainer = _trainer(settings, run, _callbacks(settings, run, history, console))
-        job = make_job(settings, trainer.world_size)
+        whole = part_of or run
+        earlier = Earlier()
+        if check_stages(settings, trainer.world_size):
+            run.begin(settings)
+
+            def train_stage(settings: Settings, folder: Path) -> RunResult:
+                return run_training(
+                    settings, folder, resume=True, console=console, announce=None, known=known, part_of=whole
+                )
+
+            known = [Path(each) for each in known]
+            earlier = run_stages(settings, whole.stages, train=train_stage, known=known, console=console)
+            job = make_job(settings, earlier=earlier.modules)
+        else:
+            job = make_job(settings, trainer.world_size)
+            if is_main():  # not before: a slip in the name of the data leaves the folder free for the next attempt
+                run.begin(settings)
+        trainer.fit_loop.max_epochs = job.settings.epochs
         if is_main():
-            run.begin(
-                settings
-            )  # not before: a slip in the name of the data leaves the folder free for the next attempt
             for name, plan in job.method.plans(job.network).items():
                 if plan is not None:
                     plan.save(run.plan(name))
             if announce is not None:
                 announce(job)
-        module = TrainingModule(settings, job.method, job.network, job.images.info.num_classes)
+        module = TrainingModule(job.settings, job.method, job.network, job.images.info.num_classes)
         checkpoint = run.last if run.last.exists() else None
         if checkpoint is not None:
             _check_fits(checkpoint, module)
-        with _failures(run, settings):
-            trainer.fit(module, datamodule=RunData(settings, job.images), ckpt_path=checkpoint, weights_only=True)
-            result = finish(run, job, trainer.strategy.root_device) if trainer.is_global_zero else None
+        with _failures(whole, settings):
+            data = RunData(job.settings, job.images, job.method.views)
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            result = finish(run, job, trainer.strategy.root_device, earlier) if trainer.is_global_zero else None
         result = trainer.strategy.broadcast(result)
         assert result is not None
         return result

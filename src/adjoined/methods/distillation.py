@@ -1,0 +1,75 @@
+"""Distillation: a trained base network teaches the small architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.loss import adjoint_terms
+from adjoined.methods.alone import Alone
+from adjoined.methods.base import Finished, Stage, Step, the_small_plan
+from adjoined.methods.scratch import fresh_small
+
+TEACHER = "teacher"
+CE_WEIGHT, KL_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0
+
+
+class Distillation(Alone):
+    """Train the small architecture with 0.1 CE(q, y) + 0.9 T² KL(p ‖ q) at temperature T = 4, p the teacher's.
+
+    Source: Hinton et al., "Distilling the knowledge in a neural network", arXiv 1503.02531; the weights are those of
+    RepDistiller (Tian et al., arXiv 1910.10699) for its baseline KD.
+    """
+
+    name = "small"
+    reads = frozenset({"teacher", "temperature"})
+    from_pretrained = False
+
+    def before(self) -> tuple[Stage, ...]:
+        """Return the training of the teacher; its base network is the run's."""
+        return (Stage(TEACHER, self.settings.for_method("standard"), carried=True, given=self.settings.teacher),)
+
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+        """Return teacher and student."""
+        self.plan = the_small_plan(self.settings, model, example)
+        return Lesson(earlier[TEACHER], fresh_small(model, self.plan))
+
+    def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
+        """Return the student's loss."""
+        lesson = _lesson(network)
+        with torch.no_grad():
+            p = lesson.teacher(x)
+        q = lesson.student(x)
+        temperature = self.settings.temperature or TEMPERATURE
+        ce = self.cross_entropy(q, y)
+        kl = adjoint_terms(p, q, y, detach=True, temperature=temperature).kl
+        return Step(CE_WEIGHT * ce + KL_WEIGHT * kl, {self.name: q}, {"ce": ce.detach(), "kl": kl.detach()})
+
+    def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        """Return the student's logits."""
+        return {self.name: _lesson(network).student(x)}
+
+    def finish(self, network: nn.Module) -> dict[str, Finished]:
+        """Return the student."""
+        return {self.name: Finished(_lesson(network).student, self.plan)}
+
+
+class Lesson(nn.Module):
+    """A student in training beside a teacher that stays as it is, in evaluation mode."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher.eval().requires_grad_(False), student
+
+    def train(self, mode: bool = True) -> Lesson:
+        """Set the mode of the student alone."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+
+def _lesson(network: nn.Module) -> Lesson:
+    assert isinstance(network, Lesson)
+    return network

@@ -1,0 +1,54 @@
+"""The base network with dropout: the paper's rival as a regulariser."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.methods.alone import Alone
+from adjoined.methods.base import Finished
+from adjoined.slicing.cost import last_linear
+
+
+class Dropout(Alone):
+    """Train the base network with cross-entropy and dropout before its last linear layer.
+
+    Source: Srivastava et al., "Dropout", JMLR 2014; the place is that of Wide ResNets' and EfficientNets' classifiers,
+    which every model with a linear classifier has.
+    """
+
+    reads = frozenset({"dropout_rate"})
+
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+        """Return the model, with dropout hooked in."""
+        name = last_linear(model, example)
+        if name is None:
+            raise AdjoinedError(
+                "the model has no linear layer to drop inputs of", where="--method dropout", got=type(model).__name__
+            )
+        model.get_submodule(name).register_forward_pre_hook(_Drop(self.settings.dropout_rate))
+        return model
+
+    def finish(self, network: nn.Module) -> dict[str, Finished]:
+        """Return the model without the dropout."""
+        plain = copy.deepcopy(network)
+        for module in plain.modules():
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if isinstance(hook, _Drop):
+                    del module._forward_pre_hooks[key]
+        return {self.name: Finished(plain)}
+
+
+class _Drop:
+    """A hook that drops inputs of a module while it is in training."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (F.dropout(args[0], self.rate, module.training), *args[1:])

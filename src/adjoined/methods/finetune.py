@@ -1,0 +1,44 @@
+"""What the methods share that train the base network, prune it, and train what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from adjoined.methods.alone import Alone
+from adjoined.methods.base import Stage
+from adjoined.settings import Settings
+
+BASE = "base"
+
+
+class FineTuned(Alone):
+    """Prune the trained base network, and train on with cross-entropy; `prune` is left to fill in.
+
+    Epochs and learning rate after pruning are by default those before it, the schedule from its beginning: the
+    learning-rate rewinding of Renda et al., arXiv 2003.02389, the strongest of the simple ways.
+    """
+
+    name = "small"
+    reads = frozenset({"finetune_epochs", "finetune_lr"})
+
+    def before(self) -> tuple[Stage, ...]:
+        """Return the training of the base network."""
+        return (Stage(BASE, self.settings.for_method("standard"), carried=True),)
+
+    def adapt(self, model: nn.Module, example: Tensor) -> Settings:
+        """Return the settings with epochs and learning rate of the training after pruning."""
+        settings = self.settings
+        epochs = settings.finetune_epochs or settings.epochs
+        warmup = settings.warmup_epochs * epochs / settings.epochs
+        return replace(settings, epochs=epochs, warmup_epochs=warmup, lr=settings.finetune_lr or settings.lr)
+
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+        """Return the trained base network, pruned."""
+        return self.prune(earlier[BASE], example)
+
+    def prune(self, trained: nn.Module, example: Tensor) -> nn.Module:
+        """Return what is left of the trained network; it may be changed."""
+        raise NotImplementedError

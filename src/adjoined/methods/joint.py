@@ -1,0 +1,53 @@
+"""What the methods share that train base and small networks on shared weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from adjoined.methods.base import Finished, Method, small_names
+from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.slicing import SlicePlan
+
+
+class Joint(Method):
+    """Base and small networks on shared weights; the loss is left to fill in."""
+
+    reads = frozenset({"private_norms"})
+
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> AdjoinedNetwork:
+        """Return base and small networks on shared weights."""
+        settings = self.settings
+        return adjoin(
+            model,
+            example,
+            alpha=settings.alpha,
+            keep=tuple(settings.keep),
+            round_to=settings.round_to,
+            compress=settings.compress,
+            private_norms=settings.private_norms,
+        )
+
+    def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        """Return the logits of base and small networks."""
+        return dict(zip(self.plans(network), network(x), strict=True))
+
+    def plans(self, network: nn.Module) -> dict[str, SlicePlan | None]:
+        """Return base, small; or base, small-1, small-2 …"""
+        plans = _joint(network).plans
+        return {"base": None, **dict(zip(small_names(len(plans)), plans, strict=True))}
+
+    def finish(self, network: nn.Module) -> dict[str, Finished]:
+        """Return the base network and every small one, cut out."""
+        joint = _joint(network)
+        small = {
+            name: Finished(joint.extract(which), plan)
+            for which, (name, plan) in enumerate(zip(small_names(len(joint.plans)), joint.plans, strict=True))
+        }
+        return {"base": Finished(joint.base), **small}
+
+
+def _joint(network: nn.Module) -> AdjoinedNetwork:
+    assert isinstance(network, AdjoinedNetwork)
+    return network

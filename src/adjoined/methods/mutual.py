@@ -1,0 +1,56 @@
+"""Deep mutual learning: base and small network with weights of their own teach each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.loss import adjoint_terms
+from adjoined.methods.base import Finished, Method, Step, the_small_plan
+from adjoined.methods.scratch import fresh_small
+from adjoined.slicing import SlicePlan
+
+
+class Mutual(Method):
+    """Train two networks that share nothing, each with cross-entropy and towards the other's probabilities.
+
+    Source: Zhang et al., "Deep mutual learning", arXiv 1706.00384, equations 5 and 6, both networks in one step.
+    """
+
+    def check(self) -> None:
+        """Refuse pretrained weights, which only one of the two could have."""
+        super().check()
+        if self.settings.pretrained:
+            raise AdjoinedError(
+                "the small network has no pretrained weights to begin with", where="--method mutual, --pretrained"
+            )
+
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+        """Return both networks."""
+        self.plan = the_small_plan(self.settings, model, example)
+        return nn.ModuleDict({"base": model, "small": fresh_small(model, self.plan)})
+
+    def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
+        """Return CE(p, y) + KL(q ‖ p) + CE(q, y) + KL(p ‖ q), the first of each KL without gradient."""
+        logits = self.logits(network, x)
+        p, q = logits["base"], logits["small"]
+        smoothing = self.settings.label_smoothing
+        small = adjoint_terms(p, q, y, label_smoothing=smoothing, detach=True)
+        base = adjoint_terms(q, p, y, label_smoothing=smoothing, detach=True)
+        kl = small.kl + base.kl
+        terms = {"ce": small.ce.detach(), "small_ce": base.ce.detach(), "kl": kl.detach()}
+        return Step(small.ce + base.ce + kl, logits, {**terms})
+
+    def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        """Return the logits of both."""
+        return {name: network.get_submodule(name)(x) for name in ("base", "small")}
+
+    def plans(self, network: nn.Module) -> dict[str, SlicePlan | None]:
+        """Return base and small."""
+        return {"base": None, "small": self.plan}
+
+    def finish(self, network: nn.Module) -> dict[str, Finished]:
+        """Return both."""
+        return {name: Finished(network.get_submodule(name), plan) for name, plan in self.plans(network).items()}

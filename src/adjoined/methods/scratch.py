@@ -1,0 +1,74 @@
+"""The small network's architecture alone: the first thing that a small network has to be better than."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.methods.alone import Alone
+from adjoined.methods.base import the_small_plan
+from adjoined.settings import Settings
+from adjoined.slicing import SlicePlan, measure_cost
+from adjoined.slicing.modules import named_tensors
+
+
+class Scratch(Alone):
+    """Train the small architecture alone with cross-entropy, from random weights, for the epochs of the settings.
+
+    Source: Liu et al., "Rethinking the value of network pruning", arXiv 1810.05270, Scratch-E.
+    """
+
+    name = "small"
+    from_pretrained = False
+
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+        """Return the small architecture with weights of its own."""
+        self.plan = the_small_plan(self.settings, model, example)
+        return fresh_small(model, self.plan)
+
+
+class ScratchCompute(Scratch):
+    """Train the small architecture alone for as many epochs as cost what the base network's training costs.
+
+    Source: arXiv 1810.05270, Scratch-B; that paper stops at twice the epochs, here the count of MACs alone decides.
+    """
+
+    def adapt(self, model: nn.Module, example: Tensor) -> Settings:
+        """Return the settings with epochs (and those of the warm-up) times MACs of the base / MACs of the small."""
+        small = the_small_plan(self.settings, model, example).apply(model)
+        ratio = measure_cost(model, example).macs / measure_cost(small, example).macs
+        epochs = round(ratio * self.settings.epochs)
+        warmup = self.settings.warmup_epochs * epochs / self.settings.epochs
+        return replace(self.settings, epochs=epochs, warmup_epochs=warmup)
+
+
+def fresh_small(model: nn.Module, plan: SlicePlan) -> nn.Module:
+    """Return a small network with random weights of its own, by the rule that the model was initialised by.
+
+    Weights with two dimensions or more are drawn without replacement from the model's weights of the same tensor, and
+    scaled up by the square root of the ratio of channels, so that outputs of a narrower layer vary as much: exact for
+    weights that are independent and scaled by fan-in or fan-out, as torch, torchvision and timm draw them. The draw
+    depends on torch's global generator.
+
+    Args:
+        model: the base network, not trained yet.
+        plan: its slice plan.
+
+    Example:
+        >>> from adjoined.slicing import make_plan
+        >>> model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 4))
+        >>> small = fresh_small(model, make_plan(model, torch.zeros(1, 64), alpha=4))
+        >>> tuple(small[0].weight.shape)
+        (128, 64)
+    """
+    small, full = plan.apply(model), named_tensors(model)
+    with torch.no_grad():
+        for name, weight in small.named_parameters():
+            if weight.ndim > 1:
+                drawn = full[name].flatten()[torch.randperm(full[name].numel())[: weight.numel()]].view_as(weight)
+                ratio = max(full[name].shape[dim] / weight.shape[dim] for dim in (0, 1))
+                weight.copy_(ratio**0.5 * drawn)
+    return small

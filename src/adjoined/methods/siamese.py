@@ -1,0 +1,27 @@
+"""Two full-width branches on shared weights: what is left of the adjoint method without a small network."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from adjoined.loss import adjoint_terms, kl_weight
+from adjoined.methods.base import Step
+from adjoined.methods.standard import Standard
+
+
+class Siamese(Standard):
+    """Train the base network to answer alike for two variations of each image.
+
+    The loss is the paper's, CE(p₁, y) + λ(t) · KL(p₁ ‖ p₂), with the second branch at full width: p₁ and p₂ are the
+    same network's answers to two variations, in one batch. The branches are those of Bertinetto et al.,
+    "Fully-convolutional Siamese networks", arXiv 1606.09549; the loss is not theirs, which compares places in a video.
+    """
+
+    views = 2
+
+    def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
+        """Return the loss; x is (N, 2, C, H, W)."""
+        p, other = network(x.flatten(0, 1)).unflatten(0, (len(x), 2)).unbind(1)
+        ce, kl = adjoint_terms(p, other, y, label_smoothing=self.settings.label_smoothing)
+        weight = kl_weight(progress)
+        return Step(ce + weight * kl, {self.name: p}, {"ce": ce.detach(), "kl": kl.detach(), "lambda": weight})

@@ -1,0 +1,41 @@
+"""Slimmable networks: base and small networks on shared weights, without the paper's KL term."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from adjoined.loss import adjoint_terms
+from adjoined.methods.adjoint import sum_cross_entropy
+from adjoined.methods.base import Step
+from adjoined.methods.joint import Joint
+
+
+class Slimmable(Joint):
+    """Train base and small networks with cross-entropy on each.
+
+    Source: Yu et al., "Slimmable neural networks", arXiv 1812.08928. Norms are private, which they call switchable.
+    """
+
+    def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
+        """Return the sum of the cross-entropies."""
+        p, *family = network(x)
+        smoothing = self.settings.label_smoothing
+        ce, small = sum_cross_entropy([p], y, smoothing), sum_cross_entropy(family, y, smoothing)
+        logits = dict(zip(self.plans(network), (p, *family), strict=True))
+        return Step(ce + small, logits, {"ce": ce.detach(), "small_ce": small.detach()})
+
+
+class SlimmableDistill(Joint):
+    """Train the base network with cross-entropy and every small one towards the base's present probabilities.
+
+    Source: Yu and Huang, "Universally slimmable networks", arXiv 1903.05134, in-place distillation. Its widths are
+    those of `--alpha` (no random ones), its norms private. A cross-entropy with soft targets differs from the KL term
+    by the base's entropy, which has no gradient here.
+    """
+
+    def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
+        """Return CE(p, y) + KL(p ‖ q), with no gradient into p from the second."""
+        p, *family = network(x)
+        ce, kl = adjoint_terms(p, family, y, label_smoothing=self.settings.label_smoothing, detach=True)
+        logits = dict(zip(self.plans(network), (p, *family), strict=True))
+        return Step(ce + kl, logits, {"ce": ce.detach(), "kl": kl.detach()})

@@ -1,0 +1,150 @@
+"""Pruning single weights: a network of full size whose small weights are zero, and stay zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from adjoined.errors import AdjoinedError
+from adjoined.methods.alone import Alone
+from adjoined.methods.base import Finished, Stage, the_small_plan
+from adjoined.methods.finetune import BASE, FineTuned
+from adjoined.settings import Settings
+from adjoined.slicing import measure_cost
+
+SPARSE = "sparse"
+
+
+class WeightPruning(FineTuned):
+    """Set the smallest weights of the trained base network to zero, over all layers, and train the others on.
+
+    Source: Han et al., "Learning both weights and connections", arXiv 1506.02626, in one round, with one threshold for
+    all layers (torch.nn.utils.prune.global_unstructured). The network keeps its shapes: it is no faster on usual
+    hardware.
+    """
+
+    name = SPARSE
+    reads = FineTuned.reads | {"sparsity"}
+
+    def prune(self, trained: nn.Module, example: Tensor) -> nn.Module:
+        """Return the trained network with its small weights held at zero."""
+        return Masked(trained, smallest(trained, share_of_zeros(self.settings, trained, example)))
+
+    def finish(self, network: nn.Module) -> dict[str, Finished]:
+        """Return the network with its zeros in place."""
+        assert isinstance(network, Masked)
+        return {self.name: Finished(network.plain(), sparse=True)}
+
+
+class LotteryTicket(Alone):
+    """Train, set the smallest weights to zero, put the others back to where they began, and train again, in rounds.
+
+    After round k of n the share 1 − (1 − s)^(k/n) of the weights is zero, s the sparsity asked for.
+
+    Source: Frankle and Carbin, "The lottery ticket hypothesis", arXiv 1803.03635, iterative pruning with resetting to
+    the first weights; one threshold for all layers.
+    """
+
+    name = SPARSE
+    reads = frozenset({"sparsity", "lottery_rounds", "lottery_round"})
+
+    def before(self) -> tuple[Stage, ...]:
+        """Return the training of the whole network, and the rounds before this one."""
+        settings = self.settings
+        rounds = [
+            Stage(f"round-{number}", replace(settings, lottery_round=number), network=SPARSE)
+            for number in range(1, self.round)
+        ]
+        return (Stage(BASE, settings.for_method("standard"), carried=True), *rounds)
+
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+        """Return the model as it began, without the weights that were small at the end of the round before."""
+        settings = self.settings
+        kept = 1 - share_of_zeros(settings, model, example)
+        share = 1 - kept ** (self.round / settings.lottery_rounds)
+        return Masked(model, smallest(earlier[self.before()[-1].name], share))
+
+    def finish(self, network: nn.Module) -> dict[str, Finished]:
+        """Return the network with its zeros in place."""
+        assert isinstance(network, Masked)
+        return {self.name: Finished(network.plain(), sparse=True)}
+
+    @property
+    def round(self) -> int:
+        """The round that this training is."""
+        return self.settings.lottery_round or self.settings.lottery_rounds
+
+
+def share_of_zeros(settings: Settings, model: nn.Module, example: Tensor) -> float:
+    """Return the share of convolutions' and linear layers' weights to set to zero."""
+    if settings.sparsity is not None:
+        return settings.sparsity
+    small = measure_cost(the_small_plan(settings, model, example).apply(model), example).parameters
+    weights = sum(module.get_parameter(name).numel() for module, name in _prunable(model))
+    others = sum(each.numel() for each in model.parameters()) - weights
+    if small <= others:
+        raise AdjoinedError(
+            "so many parameters cannot be set to zero",
+            where=f"--method {settings.method}",
+            expected=f"more than the {others} parameters that are no weights",
+            got=f"{small} parameters of the small network",
+            fix="Use a smaller --alpha, or --sparsity.",
+        )
+    return 1 - (small - others) / weights
+
+
+def smallest(trained: nn.Module, share: float) -> dict[str, Tensor]:
+    """Return what to keep, 0 or 1 for every weight of convolutions and linear layers, by name of the module.
+
+    Args:
+        trained: the network whose weights are ranked by their magnitude, all layers together; it is not changed.
+        share: how many of the weights are to be zero.
+    """
+    ranked = copy.deepcopy(trained)
+    prune.global_unstructured(_prunable(ranked), prune.L1Unstructured, amount=share)
+    return {
+        name: module.get_buffer("weight_mask").clone()
+        for name, module in ranked.named_modules()
+        if "weight_mask" in module._buffers
+    }
+
+
+class Masked(nn.Module):
+    """A network whose weights are multiplied by masks in every call: no gradient reaches what is zero.
+
+    Args:
+        network: it is used, not copied.
+        masks: name of a module -> 0 or 1 for every element of its weight.
+    """
+
+    def __init__(self, network: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.places = {f"mask-{number}": f"{name}.weight" for number, name in enumerate(masks)}
+        for buffer, mask in zip(self.places, masks.values(), strict=True):
+            self.register_buffer(buffer, mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the network returns."""
+        return torch.func.functional_call(self.network, self._weights(), (x,))
+
+    def plain(self) -> nn.Module:
+        """Return a copy of the network with the zeros written into its weights."""
+        copied = copy.deepcopy(self.network)
+        with torch.no_grad():
+            for name, weight in self._weights().items():
+                copied.get_parameter(name).copy_(weight)
+        return copied
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: self.network.get_parameter(name) * self.get_buffer(mask) for mask, name in self.places.items()}
+
+
+def _prunable(network: nn.Module) -> list[tuple[nn.Module, str]]:
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    return [(module, "weight") for module in network.modules() if isinstance(module, kinds)]

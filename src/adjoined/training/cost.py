@@ -1,0 +1,63 @@
+"""What a training costs, counted in multiply-adds."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from adjoined.methods import Method
+from adjoined.training.job import Job
+
+
+def training_macs(job: Job) -> int:
+    """Return the multiply-adds of a whole training: forward and backward passes of all its images, all epochs.
+
+    Validation, the optimizer, and the stages before do not count.
+
+    Args:
+        job: what is trained.
+    """
+    images = job.images
+    size = min(job.settings.batch_size, len(images.train))
+    per_epoch = len(images.train_loader(seed=0)) * size
+    per_image = step_macs(job.method, job.network, job.example)
+    return per_image * per_epoch * job.settings.epochs
+
+
+def step_macs(method: Method, network: nn.Module, example: torch.Tensor) -> int:
+    """Return the multiply-adds of a training step, forward and backward, divided by its images.
+
+    The operators are counted as they run: convolutions and matrix products, by the formulas of torch's flop counter.
+
+    Args:
+        method: gives the loss.
+        network: what it trains; neither run nor changed (a copy on the meta device is).
+        example: an input, float32 (1, C, H, W).
+
+    Example:
+        >>> from adjoined.methods import METHODS
+        >>> from adjoined.settings import Settings
+        >>> linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> step_macs(METHODS["standard"](Settings(method="standard")), linear, torch.zeros(1, 1, 8, 8))
+        1280
+    """
+    try:
+        return _count(method, network, example, "meta")
+    except Exception:  # data-dependent code, or a module that does not know the meta device
+        with torch.random.fork_rng(devices=[]):
+            return _count(method, network, example, "cpu")
+
+
+def _count(method: Method, network: nn.Module, example: torch.Tensor, device: str) -> int:
+    images = 2  # BatchNorm in training wants more than one
+    x = example.to(device).repeat(images, 1, 1, 1)
+    if method.views > 1:
+        x = x.unsqueeze(1).repeat(1, method.views, 1, 1, 1)
+    y = torch.zeros(images, dtype=torch.int64, device=device)
+    duplicate = copy.deepcopy(network).to(device).train()
+    with FlopCounterMode(display=False) as counter:
+        method.step(duplicate, x, y, progress=0.5, measure=False).loss.backward()
+    return counter.get_total_flops() // 2 // images

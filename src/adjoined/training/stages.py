@@ -1,0 +1,152 @@
+"""The trainings that come before a method's own, each a run in a folder of the run: `RUN/stages/NAME`.
+
+A stage is finished or not, like every run; a run that was killed goes on in the stage where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from adjoined import models
+from adjoined.data import DataInfo
+from adjoined.errors import AdjoinedError
+from adjoined.files import cannot_write
+from adjoined.methods import METHODS, Stage
+from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost, load, read_description
+from adjoined.settings import Settings
+from adjoined.training.job import make_job
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEFT_BEHIND = shutil.ignore_patterns("checkpoints", "tensorboard", "stages", ".lock")
+"""What is not copied of a finished run that serves as a stage of another."""
+
+
+@dataclass
+class Earlier:
+    """What the stages before a training have left."""
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    """Name of the stage -> the network that it hands on."""
+    carried: list[NetworkResult] = field(default_factory=list)
+    """Networks that belong to the outcome of the whole run; their paths are those in the stage's folder."""
+    costs: list[StageCost] = field(default_factory=list)
+
+
+def run_stages(
+    settings: Settings,
+    folder: Path,
+    *,
+    train: Callable[[Settings, Path], RunResult],
+    known: Iterable[Path],
+    console: Console,
+) -> Earlier:
+    """Bring every stage before the training of these settings to its end, and return what they have left.
+
+    Args:
+        settings: the settings of the run.
+        folder: where the stages lie, a folder each.
+        train: trains a stage from its settings in its folder, or goes on with it.
+        known: folders of runs; a finished one with the settings of a stage is copied instead of done again, since it
+            would end the same.
+        console: where to say which stage begins.
+
+    Raises:
+        AdjoinedError: a run that is given as a stage is not finished, or its images differ from this run's.
+    """
+    earlier = Earlier()
+    stages = METHODS[settings.method](settings).before()
+    for number, stage in enumerate(stages, start=1):
+        run = RunFolder(folder / stage.name)
+        if not run.settings.is_file():
+            source = Path(stage.given) if stage.given else _equal_run(stage.settings, known)
+            if source is not None:
+                _copy(source, run.path)
+        if not run.finished:
+            head = f"stage {number} of {len(stages) + 1}: {stage.name} ({stage.settings.method})"
+            console.print(head, highlight=False, soft_wrap=True)
+            train(stage.settings, run.path)
+        _take_in(earlier, stage, run, settings)
+    if stages:
+        console.print(f"stage {len(stages) + 1} of {len(stages) + 1}: {settings.method}", highlight=False)
+    return earlier
+
+
+def check_stages(settings: Settings, processes: int) -> bool:
+    """Tell whether a run of these settings has stages before its own, and if so, whether they can be run.
+
+    Raises:
+        AdjoinedError: something is missing or does not fit; nothing has been written.
+    """
+    method = METHODS[settings.method](settings)
+    method.check()
+    stages = method.before()
+    if not stages:
+        return False
+    if processes > 1:
+        raise AdjoinedError(
+            "a method of several stages trains on one device",
+            where=f"--method {settings.method}",
+            expected="--devices 1 and --nodes 1",
+            got=f"{processes} processes",
+        )
+    info = make_job(settings.for_method("standard")).images.info
+    for stage in stages:
+        if stage.given:
+            _check_given(Path(stage.given), stage.network, info)
+    return True
+
+
+def _check_given(folder: Path, network: str, info: DataInfo) -> None:
+    if not RunFolder(folder).finished:
+        raise AdjoinedError("no finished run in this folder", where=f"--teacher {folder}")
+    theirs = DataInfo.from_json(read_description(folder, network)["data"])
+    for what in ("class_names", "channels", "image_size", "mean", "std"):
+        if getattr(theirs, what) != getattr(info, what):
+            raise AdjoinedError(
+                f"the run was trained on other images or classes ({what})",
+                where=f"--teacher {folder}",
+                expected=str(getattr(info, what))[:80],
+                got=str(getattr(theirs, what))[:80],
+            )
+
+
+def _equal_run(settings: Settings, known: Iterable[Path]) -> Path | None:
+    for path in known:
+        run = RunFolder(path)
+        if run.finished and not run.read_settings().differences(settings):
+            return path
+    return None
+
+
+def _copy(source: Path, target: Path) -> None:
+    beside = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, beside, ignore=LEFT_BEHIND)
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+    except OSError as error:
+        raise cannot_write(error, target) from error
+
+
+def _take_in(earlier: Earlier, stage: Stage, run: RunFolder, settings: Settings) -> None:
+    result = RunResult.from_json(run.read_record()["result"], run.path)
+    code = settings.model if models.is_code(settings.model) else None  # the user has named it in this very command
+    earlier.modules[stage.name] = load(run.path, stage.network, model=code)
+    earlier.carried += [each for each in result.networks if stage.carried and each.name == stage.network]
+    earlier.costs.append(replace(own_cost(result), name=stage.name))
+
+
+def own_cost(result: RunResult) -> StageCost:
+    """Return the cost of a run's own training, without the stages before it."""
+    last: Sequence[StageCost] = result.stages[-1:]
+    return last[0] if last else StageCost("train", result.epochs, None, result.seconds)
