@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import Tensor, nn
 from zoo import images, parameters, plan_of, seeded
 
@@ -97,10 +96,31 @@ class Refusing(nn.Module):
         return self.head(self.body(x).relu().mean((2, 3)))
 
 
-def test_code_that_refuses_narrow_tensors_keeps_its_channels_wide_with_its_own_words_as_the_reason():
+def test_code_that_refuses_narrow_tensors_keeps_those_channels_wide_with_its_own_words_as_the_reason():
     model = seeded(Refusing)
     plan = plan_of(model)
     small = plan.apply(model)
-    assert torch.equal(small(X), model(X))
-    assert all("thirty-two or nothing" in group.reason for group in plan.groups if group.reason != "model output")
-    assert {group.name for group in plan.groups} == {"stem", "body", "head"}
+    stem, body, _ = plan.groups
+    assert (stem.name, stem.kept, body.name, body.kept) == ("stem", 32, "body", 12)
+    assert "thirty-two or nothing" in stem.reason
+    assert small(X).shape == (2, 5)
+
+
+class NamedInTheClass(nn.Module):
+    """Keeps its number of channels in the body of the class."""
+
+    channels = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, self.channels, 1), nn.Linear(self.channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).view(len(x), self.channels, -1).relu().mean(2))
+
+
+def test_a_number_in_the_body_of_a_class_is_corrected_in_the_small_network_alone():
+    model = seeded(NamedInTheClass)
+    small = plan_of(model, alpha=4).apply(model)
+    assert (small.channels, model.channels, NamedInTheClass.channels) == (8, 32, 32)
+    assert small(X).shape == (2, 5)

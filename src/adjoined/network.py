@@ -152,6 +152,10 @@ class AdjoinedNetwork(nn.Module):
     def _skeleton(self, plan: SlicePlan) -> nn.Module:
         """Return the small module without the weights that it shares."""
         small = plan.apply(self.base)
+        for name, module in self.base.named_modules():
+            if isinstance(module, torch.jit.ScriptModule) and not isinstance(small.get_submodule(name), _Borrowed):
+                parent, _, attribute = name.rpartition(".")
+                setattr(small.get_submodule(parent), attribute, _Borrowed(module))
         for shared in self._shared:
             for where, name in shared.places:
                 small.get_submodule(where)._parameters[name] = None
@@ -160,6 +164,20 @@ class AdjoinedNetwork(nn.Module):
                 if vars(module).get(switch) is True:
                     setattr(module, switch, False)
         return small
+
+
+class _Borrowed(nn.Module):
+    """A module of the base network that small networks call as it is: TorchScript's, which cannot be made narrow.
+
+    It is not registered, so its tensors belong to the base alone.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = (module,)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._module[0](*args, **kwargs)
 
 
 def adjoin(
@@ -244,7 +262,7 @@ def _shared_weights(base: nn.Module, plans: Sequence[SlicePlan], private: set[st
     """Return every weight that the networks share, tied weights once."""
     places: dict[int, list[tuple[str, str]]] = {}
     for where, module in base.named_modules():
-        for name, parameter in module._parameters.items():
+        for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
             full = f"{where}.{name}" if where else name
             if parameter is not None and full not in private:
                 places.setdefault(id(parameter), []).append((where, name))

@@ -69,6 +69,7 @@ class LabelFlow(TorchDispatchMode):
         self._count: dict[tuple[str, str], int] = defaultdict(int)
         self._train = False
         self.steps = 0
+        self._last: list[Slot] = []
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -115,6 +116,10 @@ class LabelFlow(TorchDispatchMode):
         if not self._train and next(module.children(), None) is None:
             self.path.append(name)
 
+    def last_labels(self) -> tuple[int, ...]:
+        """Return the channels of what the last operator with labels has returned."""
+        return tuple(label for slot in self._last for label in distinct(slot))
+
     def _leave(self) -> None:
         self._idle = False
         self.stack.pop()
@@ -150,6 +155,7 @@ class LabelFlow(TorchDispatchMode):
             call = Call(func, name, bound, out)
             read = self.slots(labelled[0])
             self._rule(call)(self, call)
+            self._last = [slot for tensor in call.outputs for slot in self.slots(tensor)]
             self._note_sizes(call, read)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):

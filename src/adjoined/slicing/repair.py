@@ -70,6 +70,8 @@ class Failure:
     """The module that ran."""
     steps: int
     """Operators that had run, so how far it got."""
+    last: tuple[int, ...] = ()
+    """Channels that the last of them handled."""
 
     @property
     def place(self) -> Place:
@@ -79,7 +81,7 @@ class Failure:
     @property
     def labels(self) -> tuple[int, ...]:
         """The channels concerned, as far as they are known."""
-        return self.error.labels if isinstance(self.error, OutOfStep) else ()
+        return self.error.labels if isinstance(self.error, OutOfStep) else self.last
 
     @property
     def message(self) -> str:
@@ -205,9 +207,7 @@ class Repairs:
         module = self.trace.model.get_submodule(owner)
         if keeps_sizes(module):
             return
-        for name, held in vars(module).items():
-            if name.startswith("_") or name in _NO_WIDTHS:
-                continue
+        for name, held in _held_by(module).items():
             numbers: list[tuple[int | None, int]] = [(None, held)] if _is_number(held) else []
             if isinstance(held, (list, tuple)) and all(map(_is_number, held)):
                 numbers = list(enumerate(held))
@@ -367,6 +367,13 @@ def _and_parents(module: str) -> Iterator[str]:
         yield module
         module = module.rpartition(".")[0]
     yield ""
+
+
+def _held_by(module: object) -> dict[str, Any]:
+    """Return what may be a number of channels: attributes of a module, and those that its class body sets."""
+    kinds = [kind for kind in reversed(type(module).__mro__) if not kind.__module__.startswith(("torch.", "builtins"))]
+    held = {name: value for holder in (*kinds, module) for name, value in vars(holder).items()}
+    return {name: value for name, value in held.items() if not name.startswith("_") and name not in _NO_WIDTHS}
 
 
 def _is_number(value: object) -> bool:

@@ -187,7 +187,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
         try:
             _try(flow, small, traced, plan)
         except Exception as error:  # whatever the model's own code raises on narrow tensors
-            repairs.repair(Failure(error, flow.module, flow.steps), kept.__getitem__)
+            repairs.repair(Failure(error, flow.module, flow.steps, flow.last_labels()), kept.__getitem__)
         else:
             check_answered(grouping.groups, request.widths)
             return plan
