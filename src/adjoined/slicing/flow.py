@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,7 +103,7 @@ class LabelFlow(TorchDispatchMode):
         self._train = train
         self.values.start((inputs.args, inputs.kwargs))
         try:
-            with torch.no_grad(), self, _Reshapes(self):
+            with torch.no_grad(), self, _Calls(self):
                 return model(*inputs.args, **inputs.kwargs)
         finally:
             for hook in hooks:
@@ -257,6 +258,12 @@ class LabelFlow(TorchDispatchMode):
                 found = labels if found is None else self.tie(found, labels)
         return found
 
+    def attention_scale(self, query: Tensor) -> float | None:
+        """Return the scale for an attention that is given none; 1/√D of its features is that of the narrow D."""
+        if any(query.ndim - 1 in varying(slot) for slot in self.slots(query)):
+            self.note_crossing()
+        return None
+
     # ---- notes for the repair ----------------------------------------------------------------------------------------
 
     def _note_sizes(self, call: Call, read: list[Slot]) -> None:
@@ -339,8 +346,11 @@ class LabelFlow(TorchDispatchMode):
         return torch.tensor(kept).view(slot.shape)
 
 
-class _Reshapes(TorchFunctionMode):
-    """Looks at the target of `reshape` before torch does, which refuses a wrong one without calling any operator."""
+class _Calls(TorchFunctionMode):
+    """Looks at calls that torch answers, wholly or in part, before any operator runs.
+
+    `reshape` refuses a wrong target by itself; attention takes its scale from the features' number by itself.
+    """
 
     def __init__(self, flow: LabelFlow) -> None:
         super().__init__()
@@ -353,6 +363,9 @@ class _Reshapes(TorchFunctionMode):
             target = target[0] if len(target) == 1 and not isinstance(target[0], int) else target
             self.flow.last_op = "reshape"
             self.flow.check_sizes(self.flow.site("view", ahead=1), sizes_in("view", {"size": target}))
+        elif func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
+            self.flow.last_op = "scaled_dot_product_attention"
+            kwargs = kwargs | {"scale": self.flow.attention_scale(kwargs.get("query", args[0] if args else None))}
         return func(*args, **kwargs)
 
 

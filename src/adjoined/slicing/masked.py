@@ -32,8 +32,7 @@ ALONG = ("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", 
 LAYER_NORMS = ("native_layer_norm", "_fused_rms_norm")
 NEUTRAL = ("dot", "vdot", "mv", "addmv", "_weight_norm_interface", "_weight_norm")
 """Operators that sum over channels, to which zeros add nothing."""
-ATTENTIONS = tuple(name for name in RULES if name.startswith("_scaled_dot_product"))
-UNDERSTOOD = (*REDUCTIONS, *ALONG, *LAYER_NORMS, *NEUTRAL, *ATTENTIONS, "native_group_norm")
+UNDERSTOOD = (*REDUCTIONS, *ALONG, *LAYER_NORMS, *NEUTRAL, "scaled_dot_product_attention", "native_group_norm")
 """Operators whose statistics across channels are computed over the kept ones here."""
 
 
@@ -127,18 +126,18 @@ class MaskedBase(LabelFlow):
         if self.last_op not in UNDERSTOOD:
             self.open.setdefault(self.module, self.last_op)
 
+    def attention_scale(self, query: Tensor) -> float | None:
+        """Return 1/√D for the kept features of an attention."""
+        last = query.ndim - 1
+        index = self.kept_along(query, [last]).get(last)
+        return None if index is None else len(index) ** -0.5
+
     def _restrict(self, func: Any, name: str, bound: dict[str, Any], outputs: list[Tensor]) -> None:
         """Write the result over the kept channels into the outputs of an operator that computes across channels."""
         x = bound.get("self", bound.get("input"))
-        if name in ATTENTIONS:
-            query = bound["query"]
-            kept = self.kept_along(query, [query.ndim - 1])
-            if kept and bound.get("scale") is None:
-                (index,) = kept.values()
-                _again(func, bound | {"scale": len(index) ** -0.5}, outputs, {})
-        elif not isinstance(x, Tensor) or not self.slots(x):
+        if not isinstance(x, Tensor) or not self.slots(x):
             return
-        elif name in REDUCTIONS:
+        if name in REDUCTIONS:
             dim = bound.get("dim")
             dims = range(x.ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
             if kept := self.kept_along(x, [d % x.ndim for d in dims]):

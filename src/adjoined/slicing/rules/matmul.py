@@ -102,8 +102,6 @@ def attention(flow: LabelFlow, call: Call) -> None:
     flow.note_read(
         flow.tie_vectors(flow.vector(query, last), flow.vector(key, last), "attention with features of fixed width")
     )
-    if call["scale"] is None and any(last in varying(slot) for slot in query):
-        flow.note_crossing()  # the scale 1/√D is that of the narrow D
     alone = [[slot for slot in slots if varying(slot) == (heads,)] for slots in (query, key, value)]
     by_head = [flow.vector(slots, heads) for slots in alone] if heads >= 0 else []
     carried = []
