@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import time
 import warnings
@@ -28,6 +29,7 @@ def measure(subject: Subject, alphas: Iterable[float], *, round_to: int = 1) -> 
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    _load_everything()
     free = _memory()
     model, example = subject.build().eval(), subject.example()
     inputs = Inputs.of(example)
@@ -94,8 +96,10 @@ def train_one_step(model: nn.Module, inputs: Inputs, plan: adjoined.SlicePlan) -
     small = _gradients(model, lambda: net.small(*batch.args, **batch.kwargs))
     for name, gradient in small.items():
         outside = gradient.clone()
-        places = [torch.arange(n) if i is None else torch.tensor(i.tolist()) for i, n in zip(
-            plan.indices(name), gradient.shape, strict=True)]
+        places = [
+            torch.arange(n) if i is None else torch.tensor(i.tolist())
+            for i, n in zip(plan.indices(name), gradient.shape, strict=True)
+        ]
         if gradient.ndim:
             outside[torch.meshgrid(*places, indexing="ij")] = 0
         if bool(outside.any()) and gradient.ndim:
@@ -134,15 +138,22 @@ def _forward(model: nn.Module, inputs: Inputs) -> None:
 # ---- memory of this process, as Linux counts it ---------------------------------------------------------------------
 
 
+def _load_everything() -> None:
+    """Slice a tiny network, so that what is imported then does not count as the memory of the next one."""
+    tiny = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, 8))
+    make_plan(tiny, torch.zeros(1, 3, 8, 8)).apply(tiny)(torch.zeros(2, 3, 8, 8))
+
+
 def _memory() -> int:
-    """Return the bytes in use."""
+    """Return the bytes in use, after what was freed has gone back to the system."""
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     return _status("VmRSS")
 
 
 def _peak(run: Callable[[], object]) -> int:
     """Return the most bytes in use while a function runs."""
-    gc.collect()
+    _memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     run()
     return _status("VmHWM")

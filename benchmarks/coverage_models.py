@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 LISTS = Path(__file__).parent / "results" / "coverage"
-"""Where the list of timm's families is kept, since building all of timm's networks once takes minutes."""
+"""Where lists and results are kept."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +41,60 @@ def convolves(model: nn.Module) -> bool:
 def timm_families() -> dict[str, str]:
     """Return timm's module files that define networks with convolutions, each with the smallest of these networks.
 
-    timm's own test models (`test_*`) do not count. The list is kept in a file with timm's version in its name.
+    timm's own test models (`test_*`) do not count.
     """
     import timm
 
-    path = LISTS / f"timm_{timm.__version__}.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    families = {}
-    for family in timm.list_modules():
-        sizes = {}
-        for name in timm.list_models(module=family):
-            if name.startswith("test_"):
-                continue
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model = timm.create_model(name)
-            if convolves(model):
-                sizes[name] = sum(p.numel() for p in model.parameters())
-        if sizes:
-            families[family] = min(sizes, key=lambda name: sizes[name])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(families, indent=1) + "\n", encoding="utf-8")
-    return families
+    def find() -> dict[str, str]:
+        families = {}
+        for family in timm.list_modules():
+            sizes = {}
+            for name in timm.list_models(module=family):
+                with torch.device("meta"), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    model = timm.create_model(name) if not name.startswith("test_") else nn.Identity()
+                if convolves(model):
+                    sizes[name] = sum(p.numel() for p in model.parameters())
+            if sizes:
+                families[family] = min(sizes, key=lambda name: sizes[name])
+        return families
+
+    return _kept_in(LISTS / f"timm_{timm.__version__}.json", find)
+
+
+def torchvision_networks() -> dict[str, str]:
+    """Return torchvision's networks that convolve: name -> classification, segmentation, video or detection."""
+    import torchvision
+    from torchvision import models
+
+    def find() -> dict[str, str]:
+        found = {}
+        for task, module in (("classification", models), ("segmentation", models.segmentation),
+                             ("video", models.video), ("detection", models.detection)):  # fmt: skip
+            for name in models.list_models(module=module):
+                try:
+                    with torch.device("meta"):
+                        fits = convolves(_torchvision_model(task, name))
+                except NotImplementedError:  # computes its widths with tensors (RegNet)
+                    fits = True
+                if fits:
+                    found[name] = task
+        return found
+
+    return _kept_in(LISTS / f"torchvision_{torchvision.__version__.partition('+')[0]}.json", find)
+
+
+def _kept_in(path: Path, find: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Return a list from its file, or find it, which takes minutes, and write the file."""
+    if not path.exists():
+        text = json.dumps(find(), indent=1) + "\n"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def timm_subjects() -> list[Subject]:
-    """One network of every family of timm that convolves, at the size in pixels that its weights were trained for."""
+    """One network of every family of timm that convolves, at the smallest size in pixels that it says it takes."""
     import timm
 
     def of(family: str, name: str) -> Subject:
@@ -77,23 +105,23 @@ def timm_subjects() -> list[Subject]:
     return [of(family, name) for family, name in timm_families().items()]
 
 
+SHAPES = {"video": (1, 3, 16, 112, 112), "mvit_v1_b": (1, 3, 16, 224, 224), "mvit_v2_s": (1, 3, 16, 224, 224),
+          "inception_v3": (1, 3, 299, 299)}  # fmt: skip
+"""Inputs of a task or of a network, where they are not (1, 3, 224, 224)."""
+
+
 def torchvision_subjects() -> list[Subject]:
     """All of torchvision's networks that convolve, detectors by their backbones."""
-    from torchvision import models
 
-    subjects = []
-    for task, module, shape in (
-        ("classification", models, (1, 3, 224, 224)),
-        ("segmentation", models.segmentation, (1, 3, 224, 224)),
-        ("video", models.video, (1, 3, 16, 112, 112)),
-        ("detection", models.detection, (1, 3, 224, 224)),
-    ):
-        for name in models.list_models(module=module):
-            subjects.append(_torchvision_subject(task, name, shape))
-    return [subject for subject in subjects if subject is not None]
+    def of(task: str, name: str) -> Subject:
+        shape = SHAPES.get(name) or SHAPES.get(task) or (1, 3, 224, 224)
+        build = partial(_torchvision_model, task, name)
+        return Subject(f"torchvision/{task}/{name}", build, lambda: torch.zeros(shape))
+
+    return [of(task, name) for name, task in torchvision_networks().items()]
 
 
-def _torchvision_subject(task: str, name: str, shape: tuple[int, ...]) -> Subject | None:
+def _torchvision_model(task: str, name: str) -> nn.Module:
     from torchvision import models
 
     options: dict[str, Any] = {"weights": None}
@@ -101,17 +129,8 @@ def _torchvision_subject(task: str, name: str, shape: tuple[int, ...]) -> Subjec
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # truncated normal numbers take scipy half a minute
-    if name == "inception_v3":
-        shape = (1, 3, 299, 299)
-
-    def build() -> nn.Module:
-        model = models.get_model(name, **options)
-        return model.backbone if task == "detection" else model
-
-    with torch.device("meta"):
-        if not convolves(build()):
-            return None
-    return Subject(f"torchvision/{task}/{name}", build, lambda: torch.zeros(shape))
+    model: Any = models.get_model(name, **options)
+    return model.backbone if task == "detection" else model
 
 
 SETS: dict[str, Callable[[], list[Subject]]] = {"timm": timm_subjects, "torchvision": torchvision_subjects}

@@ -52,7 +52,7 @@ def _prune(model: nn.Module, inputs: Inputs, alpha: float) -> None:
 
     pruner = tp.pruner.MetaPruner(
         model,
-        inputs.kwargs or inputs.args,
+        inputs.kwargs or inputs.args,  # pyright: ignore[reportArgumentType]  (a tuple of arguments, it says)
         importance=tp.importance.MagnitudeImportance(p=1),
         pruning_ratio=1 - 1 / alpha,
         ignored_layers=_last_layers(model, inputs),
