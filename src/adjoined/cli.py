@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": "classify images with both networks of a run",
     "export": "write the networks of a run as files of other runtimes, checked against PyTorch",
     "benchmark": "measure size, memory and speed of both networks, in every runtime that is there",
+    "report": "write one HTML page about a run, or about several side by side",
 }
 """Command -> what it does; `adjoined.commands.COMMAND` has its `main(argv)`."""
 
