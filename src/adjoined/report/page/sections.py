@@ -159,7 +159,7 @@ def published_table(story: RunStory) -> tuple[Table | None, list[tuple[Source, s
             f"{i}: {it.name}",
             _count(it.parameters),
             units.ABSENT if it.macs is None else _count(it.macs),
-            SHARE.write(it.top1),
+            units.percent(it.top1),
         )
         for i, it in enumerate(others, 1)
     )
