@@ -46,8 +46,7 @@ def right(model: nn.Module, plan: SlicePlan, x: Any = X) -> None:
 @pytest.mark.parametrize("make", [*OWN, *NARROWING, AuxiliaryHead], ids=lambda make: make.__name__)
 def test_right_slices_pass(make: Callable[[], nn.Module]):
     model = seeded(make)
-    for alpha in (2, 4):
-        right(model, plan_of(model, alpha))
+    right(model, plan_of(model, 2))
 
 
 @pytest.mark.parametrize("make", CROSSING, ids=lambda make: make.__name__)
@@ -58,18 +57,25 @@ def test_statistics_across_channels_are_checked_over_the_kept_ones(make: type[Ne
     right(model, plan)
 
 
-@pytest.mark.parametrize("tens", range(4))
+@pytest.mark.parametrize("tens", range(2))
 def test_random_networks_pass(tens: int):
     for seed in range(10 * tens, 10 * tens + 10):
         model = random_network(seed)
         right(model, plan_of(model, (2, 2.5, 3, 4)[seed % 4]))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "densenet121", "mobilenet_v3_small", "googlenet", "regnet_y_400mf", "squeezenet1_1", "convnext_tiny"],
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
 def test_torchvision_networks_pass(name: str):
+    check_torchvision(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet121", "googlenet", "regnet_y_400mf", "resnext50_32x4d", "convnext_tiny"])
+def test_more_torchvision_networks_pass(name: str):
+    check_torchvision(name)
+
+
+def check_torchvision(name: str) -> None:
     model, x = torchvision_model(name), torch.zeros(1, 3, 64, 64)
     right(model, make_plan(model, x, alpha=4), x)
 
@@ -101,8 +107,21 @@ def second(index: Index | None) -> Index:
     return Index.of(i + len(index) for i in index.tolist())
 
 
-@pytest.mark.parametrize("make", [*OWN, *NARROWING, *CROSSING], ids=lambda make: make.__name__)
+EVERY_KIND = [*OWN, *CROSSING, *NARROWING[::4]]
+
+
+@pytest.mark.parametrize("make", EVERY_KIND, ids=lambda make: make.__name__)
 def test_one_wrong_index_in_any_tensor_is_seen(make: Callable[[], nn.Module]):
+    every_wrong_index_is_seen(make)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [make for make in NARROWING if make not in EVERY_KIND], ids=lambda make: make.__name__)
+def test_one_wrong_index_in_any_tensor_is_seen_in_more_networks(make: Callable[[], nn.Module]):
+    every_wrong_index_is_seen(make)
+
+
+def every_wrong_index_is_seen(make: Callable[[], nn.Module]) -> None:
     model = seeded(make)
     wrong = dict(corrupted(plan_of(model)))
     assert len(wrong) >= 4
@@ -229,7 +248,7 @@ class Dictionary(Net):
     def parts(self) -> None:
         self.words, self.mix = nn.Embedding(4, 8), nn.Linear(8, 32)
 
-    def forward(self, image: Tensor, word: Tensor) -> dict[str, Any]:
+    def forward(self, image: Tensor, word: Tensor) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x = self.stem(image) + self.mix(self.words(word))[:, :, None, None]
         return {"logits": self.head(self.body(x).mean((2, 3))), "places": (self.body(x), word)}
 

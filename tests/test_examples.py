@@ -27,7 +27,8 @@ def usage(path: Path) -> list[str]:
 
 
 def test_there_are_examples_and_each_says_how_to_run_it():
-    assert [path.name for path in EXAMPLES] == ["01_plain_loop.py", "02_lightning.py", "03_own_model.py"]
+    names = ["01_plain_loop.py", "02_lightning.py", "03_own_model.py", "04_segmentation.py"]
+    assert [path.name for path in EXAMPLES] == names
     for path in EXAMPLES:
         assert f"python examples/{path.name}" in usage(path)
 
@@ -41,6 +42,15 @@ def test_both_networks_learn_and_the_small_one_is_small(path: Path):
     base, small = [(int(match[2]), float(match[3])) for match in found if match]
     assert base[0] > 13 * small[0]
     assert min(base[1], small[1]) > 25  # guessing would be 10 %
+
+
+def test_two_networks_that_tell_pixels_apart():
+    lines = run(EXAMPLES[3], "--epochs", "2").splitlines()
+    pattern = r"(base|small): (\d+) parameters, (.+) % of the test pixels right, mean IoU (.+)"
+    found = [re.fullmatch(pattern, line) for line in lines[-2:]]
+    base, small = [(int(match[2]), float(match[4])) for match in found if match]
+    assert base[0] > 13 * small[0]
+    assert min(base[1], small[1]) > 0.25  # all background would be a quarter of its share, under 0.22
 
 
 def test_a_network_of_ones_own_is_sliced():

@@ -18,10 +18,12 @@ from adjoined.errors import AdjoinedError
 COMMANDS = {
     "plan": "show what would become of a model, without training",
     "train": "train a base and a small network in one run, or go on with a run",
+    "compare": "train by several methods under equal settings, and show how they compare",
     "evaluate": "measure both networks of a run on a data set",
     "predict": "classify images with both networks of a run",
     "export": "write the networks of a run as files of other runtimes, checked against PyTorch",
     "benchmark": "measure size, memory and speed of both networks, in every runtime that is there",
+    "report": "write one HTML page about a run, or about several side by side",
 }
 """Command -> what it does; `adjoined.commands.COMMAND` has its `main(argv)`."""
 

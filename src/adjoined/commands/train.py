@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """Train, or go on training, and show what has come of it."""
     defaults = _defaults(argv)
     run, settings = parse("train", argv, Run, Settings, purpose=PURPOSE, defaults=defaults, config=True)
-    _check_code_is_named(argv, settings)
+    check_code_is_named(spelled(argv, Run, Settings), settings)
     folder = Path(run.resume or run.run or _new_folder(settings))
 
     from adjoined.training import is_main, train
@@ -56,9 +56,8 @@ def _defaults(argv: Sequence[str]) -> Mapping[str, Any]:
     """Return the settings of the recipe, or of the run to go on with."""
     line = spelled(argv, Run, Settings)
     resumed, _ = early(line, "resume")
-    recipes, _ = early(line, "recipe")
     if resumed:
-        if recipes or early(line, "run")[0]:
+        if early(line, "recipe")[0] or early(line, "run")[0]:
             raise AdjoinedError(
                 "a run goes on in its own folder, with its own settings",
                 where=f"--resume {resumed[-1]}",
@@ -67,15 +66,21 @@ def _defaults(argv: Sequence[str]) -> Mapping[str, Any]:
         from adjoined.runs.folder import RunFolder
 
         return asdict(RunFolder(resumed[-1]).read_settings())
+    return recipe_defaults(line)
+
+
+def recipe_defaults(line: Sequence[str]) -> Mapping[str, Any]:
+    """Return the settings of the recipe that a line names (as `spelled` writes it), by flag or in a file; else none."""
+    recipes, _ = early(line, "recipe")
     name = recipes[-1] if recipes else _recipe_in(early(line, "config")[0])
     return asdict(_recipe(name)) | {"recipe": name} if name else {}
 
 
-def _check_code_is_named(argv: Sequence[str], settings: Settings) -> None:
-    """Let no code run because a file of settings names it."""
+def check_code_is_named(line: Sequence[str], settings: Settings) -> None:
+    """Let no code run because a file of settings names it; the line is as `spelled` writes it."""
     from adjoined.models import is_code
 
-    if is_code(settings.model) and not early(spelled(argv, Run, Settings), "model")[0]:
+    if is_code(settings.model) and not early(line, "model")[0]:
         raise AdjoinedError(
             "the settings name code of yours as the model, and no code is run because a file names it",
             where=settings.model,

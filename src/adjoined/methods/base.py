@@ -66,6 +66,8 @@ class Method(ABC):
 
     reads: ClassVar[frozenset[str]] = frozenset()
     """Those of `adjoined.settings.METHOD_ONLY` that the method reads."""
+    ignores: ClassVar[frozenset[str]] = frozenset()
+    """Other settings that make no difference to what the method computes."""
     views: ClassVar[int] = 1
     """How often each training image is varied; above 1, x is (N, views, C, H, W)."""
     from_pretrained: ClassVar[bool] = True

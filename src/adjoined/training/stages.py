@@ -121,7 +121,7 @@ def _check_given(folder: Path, network: str, info: DataInfo) -> None:
 def _equal_run(settings: Settings, known: Iterable[Path]) -> Path | None:
     for path in known:
         run = RunFolder(path)
-        if run.finished and not run.read_settings().differences(settings):
+        if run.finished and set(run.read_settings().differences(settings)) <= METHODS[settings.method].ignores:
             return path
     return None
 

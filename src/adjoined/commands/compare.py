@@ -1,0 +1,98 @@
+"""`adjoined compare`: several methods under equal settings, and a table and plots of what they have come to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adjoined.commands.flags import early, parse, spelled
+from adjoined.commands.train import check_code_is_named, recipe_defaults
+from adjoined.errors import AdjoinedError
+from adjoined.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adjoined.comparison.study import Study
+    from adjoined.comparison.variants import Variant
+
+PURPOSE = (
+    "Train by several methods, one run after another, under the same settings; the same command goes on where it was. "
+    "Settings come as for `adjoined train`: defaults, recipe, --config FILE.yaml, flags. A method may be followed by "
+    "settings of its own: --methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true:small_ce=1"
+)
+METHODS = ["standard", "scratch", "distillation", "slimmable", "adjoint"]
+SECONDS = 2.0
+"""Time for each network's latency, s."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The comparison."""
+
+    recipe: str | None = None
+    """Named settings to begin with."""
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    """What to compare, with standard first: the costs of training are told as multiples of its."""
+    seeds: int = 3
+    """Runs of each: with --seed, and the numbers after it."""
+    out: str | None = None
+    """Folder for the runs, tables and plots; none: runs/compare-DATA-MODEL."""
+    unequal: bool = False
+    """Allow methods with settings of their own that are not theirs alone, such as --methods standard:lr=0.05."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train what has not been trained yet, and show the table."""
+    line = spelled(argv, Comparison, Settings)
+    asked, settings = parse(
+        "compare", argv, Comparison, Settings, purpose=PURPOSE, defaults=recipe_defaults(line), config=True
+    )
+    check_code_is_named(line, settings)
+    if early(line, "method")[0]:
+        raise AdjoinedError("a comparison has several methods", where="--method", fix="Name them with --methods.")
+    if asked.seeds < 1:
+        raise AdjoinedError("nothing to do", where="--seeds", expected="at least 1", got=asked.seeds)
+
+    from rich.console import Console
+
+    from adjoined.comparison.study import Study
+    from adjoined.comparison.variants import read_variants
+
+    variants = read_variants(asked.methods, settings, unequal=asked.unequal)
+    study = Study(Path(asked.out or _folder(settings)), settings, variants, asked.seeds, asked.recipe)
+    study.check(unequal=asked.unequal)
+    _check_libraries(variants)
+    console = Console()
+    study.train(console)
+    _conclude(study, console)
+
+
+def _folder(settings: Settings) -> Path:
+    return Path("runs", "compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}"))
+
+
+def _check_libraries(variants: Sequence[Variant]) -> None:
+    """Say that something is missing now, not after hours of other runs."""
+    from adjoined.methods import METHODS as known
+
+    for variant in variants:
+        known[variant.settings.method](variant.settings).check()
+
+
+def _conclude(study: Study, console: Console) -> None:
+    from adjoined.comparison.plots import MISSING, draw_plots
+    from adjoined.comparison.rows import comparison_table, gather, write_tables
+    from adjoined.report.console import show
+
+    rows = gather(study, seconds=SECONDS)
+    table = comparison_table(study, rows)
+    write_tables(study, rows, table)
+    files = [study.folder / name for name in ("table.md", "table.csv", "runs.csv")]
+    if not MISSING:
+        files += draw_plots(study, rows)
+    console.print()
+    show(table, "\n".join([*map(str, files), *([MISSING] if MISSING else [])]))

@@ -1,0 +1,117 @@
+"""`adjoined report RUN`: one HTML page about a run, or about several side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adjoined.commands.flags import parse
+from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    from adjoined.commands.finished import FinishedRun
+    from adjoined.report.page import Evidence, RunStory
+
+PURPOSE = (
+    "Write one HTML page about a run, to open from the disk or to send: both networks side by side, learning curves, "
+    "where they disagree, confusion, calibration, settings. Of several runs: a comparison."
+)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to write."""
+
+    run: list[str]
+    """The run folder, or several to compare."""
+    out: str | None = None
+    """The file; none: report.html in the run folder, or comparison.html here."""
+    images: int = 10_000
+    """Validation images to look at, of large data sets an even share of every class; 0: none, and the page leaves out
+    what needs them."""
+    data_root: str | None = None
+    """Folder that holds the data sets; none: the run's."""
+    workers: int = 0
+    """Processes that load images; 0 loads them in this process."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, mps."""
+    model: str | None = None
+    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the page and say where it is."""
+    (options,) = parse("report", argv, ReportOptions, purpose=PURPOSE)
+    if options.images < 0:
+        raise AdjoinedError("the number is too small", where="--images", expected="at least 0", got=options.images)
+    default = Path("comparison.html") if len(options.run) > 1 else Path(options.run[0], "report.html")
+    out = Path(options.out) if options.out else default
+    page = _comparison(options, out) if len(options.run) > 1 else _page(options, out)
+
+    from adjoined.files import write_whole
+
+    content = page.encode()
+    write_whole(out, lambda file: file.write(content))
+    print(f"{out}  {len(content) / 1e6:.2f} MB")
+
+
+def _page(options: ReportOptions, out: Path) -> str:
+    from adjoined.report.page import run_page
+
+    story, run = _tell(options.run[0], options.model)
+    _check_out(out)
+    return run_page(story, _look_at(run, options) if run and options.images else None)
+
+
+def _comparison(options: ReportOptions, out: Path) -> str:
+    from adjoined.report.page import comparison_page
+
+    stories = [_tell(folder, options.model)[0] for folder in options.run]
+    _check_out(out)
+    return comparison_page(stories)
+
+
+def _tell(folder: str, model: str | None) -> tuple[RunStory, FinishedRun | None]:
+    """Read a run and, if it is finished, load its networks; figures that it has not kept are measured."""
+    from adjoined.report.page import read_story
+
+    story = read_story(folder)
+    if story.result is None:
+        return story, None
+    from adjoined.commands.finished import open_run
+    from adjoined.commands.outcome import measure
+
+    run = open_run(folder, model)
+    return (story if story.figures else read_story(folder, measure(run))), run
+
+
+def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:
+    from dataclasses import replace
+
+    from adjoined.commands.finished import check_device, open_images
+    from adjoined.report.page.evidence import look_at
+    from adjoined.report.plan import layers, plan_table
+    from adjoined.slicing import SlicePlan, cost_by_module
+
+    check_device(options.device)
+    images = open_images(run, data_root=options.data_root, workers=options.workers)
+    modules = {network.label: network.module for network in run.networks}
+    costs = [cost_by_module(module, run.example()) for module in modules.values()]
+    all_layers = layers(list(modules.values()), costs)
+    plans = [SlicePlan.from_json(each.description["plan"]) for each in run.networks if each.description["plan"]]
+    notes = plan_table(all_layers, plans).notes if plans else ()
+    found = look_at(modules, images, most=options.images, device=options.device)
+    return replace(found, layers=tuple(all_layers), notes=notes)
+
+
+def _check_out(out: Path) -> None:
+    """Say at once, and not after minutes, that the page could not be written."""
+    if out.is_dir():
+        raise AdjoinedError("is a folder", where=out, expected="a file such as report.html", fix="Name a file in it.")
+    if not out.parent.is_dir():
+        raise AdjoinedError("there is no such folder", where=out.parent, fix="Make it, or choose another --out.")
+    if not os.access(out.parent, os.W_OK):
+        raise AdjoinedError("cannot be written to", where=out.parent, fix="Choose another --out.")

@@ -1,0 +1,97 @@
+"""The pictures of a comparison, by matplotlib: accuracy against size, MACs and latency, and the learning curves."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from adjoined.comparison.rows import Row
+from adjoined.comparison.study import Study
+from adjoined.files import write_whole
+from adjoined.runs import RunFolder
+
+MISSING = "" if find_spec("matplotlib") else "No plots: pip install 'adjoined[plots]', and give the command again."
+"""What to say where matplotlib is not installed."""
+
+AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
+    "parameters": ("parameters that are not zero", lambda row: row.parameters),
+    "macs": ("multiply-adds for one image", lambda row: row.macs),
+    "latency": ("latency at batch 1, ms", lambda row: row.latency.median_ms if row.latency else None),
+}
+
+
+def draw_plots(study: Study, rows: Sequence[Row]) -> list[Path]:
+    """Write accuracy-parameters.png, accuracy-macs.png, accuracy-latency.png and curves.png into the study's folder."""
+    files = [_write(study, f"accuracy-{name}.png", _accuracy(rows, *axis)) for name, axis in AXES.items()]
+    return [*files, _write(study, "curves.png", _curves(study))]
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points (cost, accuracy) that no other point beats or equals in both, the cheapest first.
+
+    Example:
+        >>> pareto([(1, 0.5), (2, 0.4), (3, 0.9), (3, 0.8)])
+        [(1, 0.5), (3, 0.9)]
+    """
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
+
+def _accuracy(rows: Sequence[Row], label: str, value: Callable[[Row], float | None]) -> Any:
+    figure, axes = _figure(1)
+    points = [(row, cost, row.top1) for row in rows if (cost := value(row)) is not None and row.top1 is not None]
+    for row, cost, top1 in points:
+        error = None if top1.std is None else 100 * top1.std
+        axes[0].errorbar(cost, 100 * top1.mean, yerr=error, marker="o", capsize=3, linestyle="none")
+        axes[0].annotate(row.label, (cost, 100 * top1.mean), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    front = pareto([(cost, 100 * top1.mean) for _, cost, top1 in points])
+    axes[0].step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0, label="Pareto front")
+    axes[0].set(xscale="log", xlabel=label, ylabel="top-1 accuracy, %")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def _curves(study: Study) -> Any:
+    figure, axes = _figure(2)
+    for variant in study.variants:
+        rows = [_metrics(study.path(variant, n)) for n in range(study.seeds) if study.result(variant, n)]
+        for axis, base in zip(axes, (True, False), strict=True):
+            names = sorted({k for run in rows for k in run[0] if k.startswith("val_") and k.endswith("_top1")})
+            for name in [each for each in names if each.startswith("val_base") == base]:
+                epochs = min(len(run) for run in rows)
+                means = [100 * mean(float(run[epoch][name]) for run in rows) for epoch in range(epochs)]
+                network = "" if name in ("val_base_top1", "val_small_top1") else f" {name[4:-5]}"
+                axis.plot(range(1, epochs + 1), means, label=f"{variant.label}{network}", linewidth=1)
+    for axis, title in zip(axes, ("base network", "smaller network"), strict=True):
+        axis.set(title=title, xlabel="epoch of the method's own training", ylabel="top-1 accuracy, %")
+        if axis.has_data():
+            axis.legend(fontsize=6)
+    return figure
+
+
+def _metrics(folder: Path) -> list[dict[str, str]]:
+    with open(RunFolder(folder).metrics, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
+    from matplotlib.figure import Figure  # not pyplot, which would look for a screen
+
+    figure = Figure(figsize=(6 * panels, 4.5), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for each in axes:
+        each.grid(alpha=0.3)
+    return figure, list(axes)
+
+
+def _write(study: Study, name: str, figure: Any) -> Path:
+    path = study.folder / name
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    return path

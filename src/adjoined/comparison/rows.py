@@ -1,0 +1,233 @@
+"""What the runs of a comparison have come to: a row for each network of each run, and their means."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import mean, stdev
+from typing import Any
+
+from adjoined.benchmark.turns import Latency, latency
+from adjoined.commands.finished import open_run
+from adjoined.comparison.study import Study, differing
+from adjoined.comparison.variants import Variant, train_command
+from adjoined.files import write_whole
+from adjoined.models import is_code
+from adjoined.report import units
+from adjoined.report.table import Table
+from adjoined.runs import RunResult
+from adjoined.slicing import measure_cost
+
+BASELINES_LAST = ("adjoint", "adjoint+")
+"""Methods that stand below all others in a table."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean and sample standard deviation over n runs; the deviation of one run is None."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean | None:
+        """Sum up values; None where there are none."""
+        return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values)) if values else None
+
+    def __str__(self) -> str:
+        """As percent.
+
+        Example:
+            >>> str(Mean.of([0.991, 0.993])), str(Mean.of([0.5]))
+            ('99.20 ± 0.14', '50.00')
+        """
+        spread = "" if self.std is None else f" ± {100 * self.std:.2f}"
+        return f"{100 * self.mean:.2f}{spread}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender's base network and one network that is smaller, over all seeds; None stands for what it has not."""
+
+    label: str
+    network: str
+    """The one that sizes, MACs and latency are of: the smaller one, or base where there is no other."""
+    base: Mean | None
+    """Top-1 accuracy of the base network."""
+    small: Mean | None
+    """Top-1 accuracy of the smaller network."""
+    parameters: int
+    """Parameters of `network` that are not zero."""
+    macs: int
+    """Multiply-adds of `network` for one image; zeros count like any number."""
+    training_macs: float | None
+    """Multiply-adds of the training, all stages, as a multiple of the standard method's."""
+    training_seconds: float | None
+    """Time of the training, all stages, as a multiple of the standard method's."""
+    latency: Latency | None
+    speedup: float | None
+    """Latency of the standard base network divided by that of `network`."""
+    command: str
+
+    @property
+    def top1(self) -> Mean | None:
+        """Accuracy of `network`."""
+        return self.small or self.base
+
+
+def gather(study: Study, *, seconds: float) -> tuple[Row, ...]:
+    """Return the rows of all contenders of which at least one run is finished, baselines first.
+
+    The latency of all networks of the first seed is measured here, on the CPU at batch 1, all taking turns.
+
+    Args:
+        study: the comparison.
+        seconds: time for the latency, s for each network.
+    """
+    found: list[tuple[Variant, list[RunResult]]] = []
+    for variant in sorted(study.variants, key=lambda each: each.settings.method in BASELINES_LAST):
+        results = [study.result(variant, number) for number in range(study.seeds)]
+        if finished := [each for each in results if each is not None]:
+            found.append((variant, finished))
+    if not found:
+        return ()
+    code = study.settings.model if is_code(study.settings.model) else None
+    first = {variant.label: open_run(results[0].folder, code) for variant, results in found}
+    modules = {(label, network.name): network.module for label, run in first.items() for network in run.networks}
+    example = next(iter(first.values())).example()
+    by_text = {f"{label} {name}": each for (label, name), each in modules.items()}
+    times = latency(by_text, example, seconds=seconds * len(modules))
+    standard = next((results for variant, results in found if variant.settings.method == "standard"), None)
+    rows = []
+    for variant, results in found:
+        names = [network.name for network in results[0].networks]
+        for name in [each for each in names if each != "base"] or names:
+            network = next(each for each in results[0].networks if each.name == name)
+            cost = measure_cost(modules[variant.label, name], example)
+            rows.append(
+                Row(
+                    label=variant.label if len(names) <= 2 else f"{variant.label} {name}",
+                    network=name,
+                    base=_top1(results, "base"),
+                    small=None if name == "base" else _top1(results, name),
+                    parameters=network.nonzero if network.nonzero is not None else cost.parameters,
+                    macs=cost.macs,
+                    training_macs=_relative(results, standard, "macs"),
+                    training_seconds=_relative(results, standard, "seconds"),
+                    latency=times[f"{variant.label} {name}"],
+                    speedup=None,
+                    command=train_command(variant.settings, study.recipe),
+                )
+            )
+    base = next((row.latency for row in rows if row.network == "base" and row.latency), None)
+    if base is None:
+        return tuple(rows)
+    return tuple(replace(row, speedup=base.median_ms / row.latency.median_ms if row.latency else None) for row in rows)
+
+
+def _top1(results: Sequence[RunResult], name: str) -> Mean | None:
+    return Mean.of([each.top1 for result in results for each in result.networks if each.name == name])
+
+
+def _relative(results: Sequence[RunResult], standard: Sequence[RunResult] | None, what: str) -> float | None:
+    ours = [getattr(each, what) for each in results]
+    theirs = [getattr(each, what) for each in standard or ()]
+    if not theirs or None in ours or None in theirs:
+        return None
+    return mean(ours) / mean(theirs)
+
+
+def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
+    """Return the table: one row for each contender (each small network of a family)."""
+    columns = ("method", "n", "base top-1", "small top-1", "parameters", "MACs", "cost", "time", "speed-up")
+    cells = tuple(
+        (
+            row.label,
+            str(row.top1.n if row.top1 else 0),
+            str(row.base or units.ABSENT),
+            str(row.small or units.ABSENT),
+            units.count(row.parameters),
+            units.count(row.macs),
+            _times(row.training_macs),
+            _times(row.training_seconds),
+            _times(row.speedup),
+        )
+        for row in rows
+    )
+    notes = [
+        "Top-1 accuracy, %: mean ± sample standard deviation over n seeds, after the last epoch. Parameters (not "
+        "zero), MACs of one image and speed-up are those of the small network, of the base where there is no other.",
+        "Cost and time: MACs and seconds of the training, all stages, in multiples of `standard`; a stage that was "
+        "copied from a run of this comparison counts like one that was trained.",
+    ]
+    measured = next((row.latency for row in rows if row.latency), None)
+    if measured is not None:
+        notes.append(
+            f"Speed-up: latency at batch 1 of the base network of `standard`, divided by the network's; all in turns, "
+            f"in one run, on {measured.device} with {measured.threads} threads, in PyTorch as it is."
+        )
+    if names := differing(study.variants):
+        notes.append(f"NOT under equal settings: {', '.join(names)} differ.")
+    settings = study.settings
+    title = f"{settings.model} on {settings.data}: {settings.epochs} epochs, {study.seeds} seeds from {settings.seed}"
+    return Table(columns, cells, title, tuple(notes))
+
+
+def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:
+    """Write table.md, table.csv (a line for each row) and runs.csv (a line for each network of each run)."""
+    commands = "\n".join(dict.fromkeys(row.command for row in rows))
+    text = f"{table.markdown()}\nThe runs of the first seed (`--seed` gives the others):\n\n```sh\n{commands}\n```\n"
+    write_whole(study.folder / "table.md", lambda file: file.write(text.encode()))
+    _write_csv(study, "table.csv", [_flat(row) for row in rows])
+    lines = []
+    for variant, number in study.runs():
+        result = study.result(variant, number)
+        for network in result.networks if result else ():
+            lines.append(
+                {
+                    "method": variant.label,
+                    "seed": variant.run_settings(number).seed,
+                    "network": network.name,
+                    "top1": network.top1,
+                    "top5": network.top5,
+                    "loss": network.loss,
+                    "parameters": network.parameters,
+                    "nonzero": network.nonzero,
+                    "epochs": result.epochs if result else None,
+                    "training_macs": result.macs if result else None,
+                    "training_seconds": result.seconds if result else None,
+                    "command": train_command(variant.run_settings(number), study.recipe),
+                }
+            )
+    _write_csv(study, "runs.csv", lines)
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if field.name in ("base", "small"):
+            for what in ("mean", "std", "n"):
+                cells[f"{field.name}_top1_{what}"] = None if value is None else getattr(value, what)
+        elif field.name == "latency":
+            cells["latency_ms"] = None if value is None else value.median_ms
+        else:
+            cells[field.name] = value
+    return cells
+
+
+def _write_csv(study: Study, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    if not lines:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(study.folder / name, lambda file: file.write(text.getvalue().encode()))
+
+
+def _times(ratio: float | None) -> str:
+    return units.ABSENT if ratio is None else f"{ratio:.2f}x"

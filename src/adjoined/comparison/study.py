@@ -1,0 +1,146 @@
+"""The runs of a comparison, one after another; started again, it goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adjoined.comparison.variants import OWN, Variant
+from adjoined.errors import AdjoinedError
+from adjoined.files import cannot_write, read_json, write_json
+from adjoined.runs import RunFolder, RunResult
+from adjoined.runs.lock import locked
+from adjoined.settings import PLACE_ONLY, Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RECORD = "comparison.json"
+FORMAT = "adjoined-comparison-1"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison in a folder: what is in it, and how far it is."""
+
+    folder: Path
+    settings: Settings
+    """Those that all contenders have in common."""
+    variants: tuple[Variant, ...]
+    seeds: int
+    recipe: str | None = None
+
+    def path(self, variant: Variant, number: int) -> Path:
+        """Return the folder of a run, counted from 0."""
+        return self.folder / "runs" / variant.folder(number)
+
+    def runs(self) -> Iterator[tuple[Variant, int]]:
+        """Yield all runs in their order: every contender with the first seed, then with the second …"""
+        for number in range(self.seeds):
+            for variant in self.variants:
+                yield variant, number
+
+    def result(self, variant: Variant, number: int) -> RunResult | None:
+        """Return what a run has come to, or None if it has not come to its end."""
+        run = RunFolder(self.path(variant, number))
+        return RunResult.from_json(run.read_record()["result"], run.path) if run.finished else None
+
+    def check(self, *, unequal: bool) -> None:
+        """Compare with what is in the folder already, before anything is done.
+
+        Raises:
+            AdjoinedError: the folder holds something else, or runs under other settings.
+        """
+        record = self.folder / RECORD
+        if not record.is_file():
+            if self.folder.is_dir() and any(each.name != ".lock" for each in self.folder.iterdir()):
+                raise AdjoinedError(
+                    "the folder holds something else than a comparison", where=self.folder, fix="Choose another --out."
+                )
+            return
+        found = read_json(record, "the record of a comparison")
+        if found.get("format") != FORMAT:
+            raise AdjoinedError("no comparison of this version", where=record, got=found.get("format"))
+        before = Settings.from_dict(found["settings"], where=record)
+        self._refuse(before.differences(self.settings), before, self.settings, record, unequal)
+        for variant, number in self.runs():
+            run = RunFolder(self.path(variant, number))
+            if run.settings.is_file():
+                stored, asked = run.read_settings(), variant.run_settings(number)
+                self._refuse(stored.differences(asked), stored, asked, run.path, unequal=False)
+
+    def _refuse(self, names: list[str], before: Settings, now: Settings, where: Path, unequal: bool) -> None:
+        if names and not unequal:
+            raise AdjoinedError(
+                f"these runs were made under other settings ({', '.join(names)})",
+                where=where,
+                expected=f"{names[0]} {getattr(before, names[0])}",
+                got=getattr(now, names[0]),
+                fix="Compare under the same settings, or choose another --out.",
+            )
+
+    def train(self, console: Console) -> None:
+        """Do all runs that have not come to their end; a run that was begun goes on.
+
+        Raises:
+            AdjoinedError: a run has failed, or another process is at work in the folder. What is finished stays.
+            KeyboardInterrupt: it was stopped; its text says how to go on.
+        """
+        from adjoined.training import train
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(error, self.folder) from error
+        with locked(self.folder):
+            told = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
+            write_json(self.folder / RECORD, {"format": FORMAT, **told, "settings": asdict(self.settings)})
+            runs = list(self.runs())
+            known = [self.path(*each) for each in runs]
+            for place, (variant, number) in enumerate(runs):
+                if self.result(variant, number) is None:
+                    console.print(self.outlook(place), highlight=False, soft_wrap=True)
+                    settings, folder = variant.run_settings(number), self.path(variant, number)
+                    try:
+                        train(settings, folder, resume=True, console=console, known=known)
+                    except KeyboardInterrupt:
+                        raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+
+    def outlook(self, place: int) -> str:
+        """Return a line about the run that begins: what is done, what is to come, and how long it may take."""
+        runs = list(self.runs())
+        variant, number = runs[place]
+        done = [each for each in runs if self.result(*each) is not None]
+        left = [each for each in runs if each not in done]
+        parts = [f"run {len(done) + 1} of {len(runs)}: {variant.label}, seed {variant.run_settings(number).seed}"]
+        if done:
+            seconds = sum(self._expected(each, done) for each, _ in left)
+            parts.append(f"about {timedelta(seconds=round(seconds))} left")
+        parts += [f"done: {_names(done)}"] if done else []
+        parts += [f"to come: {_names(left[1:])}"] if left[1:] else []
+        return "\n" + "; ".join(parts)
+
+    def _expected(self, variant: Variant, done: Sequence[tuple[Variant, int]]) -> float:
+        """Return the seconds that a run may take: those of the same contender, else the mean of all."""
+        results = [(each.label, self.result(each, number)) for each, number in done]
+        # Its own training alone: the stages before are mostly copied from a run that is there already.
+        seconds = [(label, result.stages[-1].seconds) for label, result in results if result and result.stages]
+        same = [time for label, time in seconds if label == variant.label] or [time for _, time in seconds]
+        return sum(same) / max(len(same), 1)
+
+
+def _names(runs: Sequence[tuple[Variant, int]]) -> str:
+    counts: dict[str, int] = {}
+    for variant, _ in runs:
+        counts[variant.label] = counts.get(variant.label, 0) + 1
+    return ", ".join(label if count == 1 else f"{label} ({count})" for label, count in counts.items())
+
+
+def differing(variants: Sequence[Variant]) -> list[str]:
+    """Return the settings, other than their own, in which contenders differ: the table has to say so."""
+    first, *others = variants
+    found = {name for each in others for name in first.settings.differences(each.settings)}
+    return sorted(found - OWN - PLACE_ONLY - {"method"})

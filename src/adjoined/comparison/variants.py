@@ -1,0 +1,118 @@
+"""What is compared: a method, or a method with settings of its own; and the command that does one such run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from adjoined.errors import AdjoinedError
+from adjoined.methods import METHODS
+from adjoined.settings import METHOD_ONLY, PLACE_ONLY, Settings
+
+OWN = frozenset({*METHOD_ONLY, "alpha", "compress", "keep", "round_to"})
+"""Settings in which the contenders of a fair comparison may differ: their own, and the size of the small network, which
+the table shows."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One contender."""
+
+    label: str
+    """As it was asked for: "dropout", "adjoint:kl_detach=true"."""
+    settings: Settings
+    """Those of the run with the first seed."""
+
+    def run_settings(self, number: int) -> Settings:
+        """Return the settings of a run, counted from 0: they differ in the seed alone."""
+        return replace(self.settings, seed=self.settings.seed + number)
+
+    def folder(self, number: int) -> str:
+        """Return the name of a run's folder."""
+        return f"{re.sub(r'[^a-zA-Z0-9.+]+', '-', self.label).strip('-')}-seed{self.settings.seed + number}"
+
+
+def read_variants(told: Iterable[str], settings: Settings, *, unequal: bool) -> tuple[Variant, ...]:
+    """Read what is to be compared.
+
+    Args:
+        told: names of methods, each with settings after colons where wanted: "dropout:dropout_rate=0.5".
+        settings: those that all have in common.
+        unequal: whether contenders may differ in settings that are not `OWN`.
+
+    Raises:
+        AdjoinedError: an unknown method or setting, a contender named twice, or settings that are not equal.
+
+    Example:
+        >>> found = read_variants(["dropout", "dropout:dropout_rate=0.5"], Settings(), unequal=False)
+        >>> [each.settings.dropout_rate for each in found]
+        [0.3, 0.5]
+    """
+    variants = [_read(each, settings, unequal) for each in told]
+    names = [each.folder(0) for each in variants]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise AdjoinedError("a contender is named twice", where="--methods", got=variants[names.index(double)].label)
+    if not variants:
+        raise AdjoinedError("nothing to compare", where="--methods", expected=f"some of {', '.join(METHODS)}")
+    return tuple(variants)
+
+
+def _read(told: str, settings: Settings, unequal: bool) -> Variant:
+    import yaml
+
+    method, *changes = told.split(":")
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise AdjoinedError("no setting", where=f"--methods {told}", expected="NAME=VALUE", got=change)
+        if name not in OWN and not unequal:
+            raise AdjoinedError(
+                "the contenders would not be trained under equal settings",
+                where=f"--methods {told}",
+                got=change,
+                fix="Set it for all of them, as a flag of its own, or add --unequal if this is what you want.",
+            )
+        values[name] = yaml.safe_load(value)
+    # A method that does not exist is reported by the settings, with what there is.
+    common = asdict(settings.for_method(method))
+    return Variant(told, Settings.from_dict({**common, **values}, where=f"--methods {told}"))
+
+
+def train_command(settings: Settings, recipe: str | None) -> str:
+    """Return the command that does one run by itself.
+
+    Args:
+        settings: those of the run.
+        recipe: the recipe to begin with; what differs from it becomes flags.
+
+    Example:
+        >>> train_command(Settings(method="dropout", dropout_rate=0.5, seed=1), None)
+        'adjoined train --method dropout --dropout-rate 0.5 --seed 1'
+    """
+    from adjoined.recipes import RECIPES
+
+    begin = RECIPES[recipe]() if recipe else Settings()
+    mine, theirs = asdict(settings), {**asdict(begin), "method": None}  # the method is always named
+    words = ["adjoined", "train", *(["--recipe", recipe] if recipe else [])]
+    for name, value in mine.items():
+        if value != theirs[name] and name not in PLACE_ONLY:
+            words += _flag(name, value)
+    return shlex.join(words)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    import yaml
+
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, list):
+        return [flag, ",".join(map(str, value))]
+    if isinstance(value, (dict, type(None))):
+        return [flag, yaml.safe_dump(value, default_flow_style=True).split("\n")[0]]
+    return [flag, str(value)]

@@ -1,0 +1,8 @@
+"""The report page: one HTML file about a run, or about several side by side."""
+
+from adjoined.report.page.answers import Answers, ask
+from adjoined.report.page.evidence import Evidence, Pictures
+from adjoined.report.page.render import comparison_page, run_page
+from adjoined.report.page.story import RunStory, read_story
+
+__all__ = ["Answers", "Evidence", "Pictures", "RunStory", "ask", "comparison_page", "read_story", "run_page"]

@@ -1,0 +1,237 @@
+"""The charts of the page: inline SVG in the page's own colours, each with a description and its figures as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from adjoined.report.page.svg import Scale, element, mark, polyline
+from adjoined.report.table import Table
+
+WIDTH, HEIGHT = 400, 250
+LEFT, RIGHT, TOP, BOTTOM = 54, 20, 14, 40
+MARKED = 30
+"""A line of more points has a mark at its end only."""
+
+Format = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, ready for the page."""
+
+    title: str
+    about: str
+    """What it shows, for those who do not see it."""
+    drawing: Markup
+    """What is inside the <svg>."""
+    table: Table
+    """The figures that are drawn."""
+    note: str = ""
+    """How to read it, below the title."""
+    height: int = HEIGHT
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart."""
+
+    name: str
+    look: int
+    """Colour and mark: 0 the base network, 1 the small one …; -1 a neutral colour."""
+    points: Sequence[tuple[float, float]]
+    faint: bool = False
+    sizes: Sequence[float] = ()
+    """Diameter of the mark at each point; where it is told, the marks count and not the line."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a chart."""
+
+    name: str
+    look: int
+    """As for `Line`; -1 is somebody else's network."""
+    x: float
+    y: float
+    label: str = ""
+    """Text beside it."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How values are laid out and written."""
+
+    label: str
+    write: Format
+    log: bool = False
+    low: float | None = None
+    """Where it begins; None: where the values do."""
+    high: float | None = None
+    ticks: Sequence[float] | None = None
+    least: float = 0.0
+    """A smaller range than this would make much of nothing."""
+    bounds: tuple[float, float] | None = None
+    """Values beyond these do not exist, so the axis does not go there."""
+
+    def scale(self, values: Sequence[float], start: float, end: float, spare: float = 0.0) -> Scale:
+        """Return the scale for values; `spare` is the share left free at both ends."""
+        low, high = min(values), max(values)
+        if self.log:
+            ratio = (high / low) ** spare if high > low else 2.0
+            low, high = low / ratio, high * ratio
+        else:
+            room = max((high - low) * spare or (abs(high) * 0.1 or 1.0) * (high == low), (self.least - high + low) / 2)
+            low, high = low - room, high + room
+        if self.bounds:
+            low, high = max(low, self.bounds[0]), min(high, self.bounds[1])
+        low = low if self.low is None else min(self.low, low) if self.log else self.low
+        return Scale(low, high if self.high is None else self.high, start, end, self.log)
+
+
+def lines(title: str, all_lines: Sequence[Line], x: Axis, y: Axis, *, note: str = "") -> Chart:
+    """Draw lines over a common axis; values that a logarithmic axis cannot show are left out."""
+    shown = [_showable(line, y) for line in all_lines]
+    shown = [line for line in shown if line.points]
+    xs = [point[0] for line in shown for point in line.points]
+    ys = [point[1] for line in shown for point in line.points]
+    across, up = x.scale(xs, LEFT, WIDTH - RIGHT), y.scale(ys, HEIGHT - BOTTOM, TOP, 0.04)
+    parts = [_frame(across, up, x, y)]
+    for line in sorted(shown, key=lambda each: not each.faint):
+        places = [(across(a), up(b)) for a, b in line.points]
+        drawn = [polyline(places, class_="line")] if len(places) > 1 else []
+        for i in _marked(line):
+            told = f"{line.name}, {x.label} {x.write(line.points[i][0])}: {y.write(line.points[i][1])}"
+            drawn.append(mark(line.look, *places[i], line.sizes[i] if line.sizes else 6, told, class_="mark"))
+        kind = " faint" if line.faint else " thin" if line.sizes else ""
+        parts.append(element("g", *drawn, class_=look(line.look) + kind))
+    about = "; ".join(
+        f"{line.name} from {y.write(line.points[0][1])} to {y.write(line.points[-1][1])}" for line in shown
+    )
+    return Chart(title, f"{about}.", Markup().join(parts), _by_x(title, shown, x, y), note)
+
+
+def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis, *, note: str = "") -> Chart:
+    """Draw points, ours above those of others."""
+    across = x.scale([each.x for each in all_marks], LEFT, WIDTH - RIGHT, 0.07)
+    up = y.scale([each.y for each in all_marks], HEIGHT - BOTTOM, TOP, 0.1)
+    parts = [_frame(across, up, x, y)]
+    for each in sorted(all_marks, key=lambda one: one.look >= 0):
+        place = (across(each.x), up(each.y))
+        title_text = f"{each.name}: {x.write(each.x)}, {y.write(each.y)}"
+        drawn = [mark(max(each.look, 0), *place, 11 if each.look >= 0 else 6, title_text, class_="mark")]
+        if each.label:
+            late = place[0] > WIDTH - RIGHT - 7 * len(each.label) - 12
+            drawn.append(
+                element(
+                    "text",
+                    each.label,
+                    x=place[0] - 9 if late else place[0] + (9 if each.look >= 0 else 5),
+                    y=place[1] + (4 if each.look >= 0 else -3),
+                    text_anchor="end" if late else None,
+                    class_="label",
+                )
+            )
+        parts.append(element("g", *drawn, class_=look(each.look)))
+    about = "; ".join(f"{each.name} at {x.write(each.x)}: {y.write(each.y)}" for each in all_marks if each.look >= 0)
+    rows = tuple((each.name, x.write(each.x), y.write(each.y)) for each in all_marks)
+    return Chart(title, f"{about}.", Markup().join(parts), Table(("network", x.label, y.label), rows, title), note)
+
+
+def widths(title: str, names: Sequence[str], networks: Sequence[tuple[str, Sequence[int]]], *, note: str = "") -> Chart:
+    """Draw the channels of every layer as steps, one line a network; equal distances are equal ratios.
+
+    Args:
+        title: of the chart.
+        names: of the layers, in their order.
+        networks: name and channels of each, the base network first.
+        note: below the title.
+    """
+    everything = [width for _, each in networks for width in each]
+    axis = Axis("channels", lambda width: f"{width:.3g}", log=True)
+    x = Axis("layer", lambda place: names[min(int(place), len(names) - 1)])
+    across = Scale(0, len(names), LEFT, WIDTH - RIGHT)
+    up = axis.scale(everything, HEIGHT - BOTTOM, TOP, 0.06)
+    powers = [2**power for power in range(24) if up.low <= 2**power <= up.high]
+    while len(powers) > 7:
+        powers = powers[::2]
+    parts = [_rules(up, powers if len(powers) > 1 else up.ticks(), axis), *_blocks(names, across)]
+    for number, (_, each) in enumerate(networks):
+        places = [(across(i + step), up(width)) for i, width in enumerate(each) for step in (0, 1)]
+        parts.append(element("g", polyline(places, class_="line step"), class_=look(number)))
+    parts.append(_corner(x.label))
+    narrowed = sum(len({each[i] for _, each in networks}) > 1 for i in range(len(names)))
+    about = f"{len(names)} layers, {narrowed} of them narrower in a small network than in the base network."
+    rows = tuple((name, *(str(each[i]) for _, each in networks)) for i, name in enumerate(names))
+    table = Table(("layer", *(name for name, _ in networks)), rows, title)
+    return Chart(title, about, Markup().join(parts), table, note)
+
+
+def look(number: int) -> str:
+    """Return the class that colours a network; base and small have fixed colours."""
+    return "other" if number < 0 else f"n{min(number, 6)}"
+
+
+def _marked(line: Line) -> Sequence[int]:
+    """Return the points of a line that get a mark."""
+    if line.faint or line.look < 0:
+        return ()
+    count = len(line.points)
+    return range(count) if count <= MARKED else (count - 1,)
+
+
+def _showable(line: Line, y: Axis) -> Line:
+    points = [point for point in line.points if point[1] == point[1] and (point[1] > 0 or not y.log)]
+    return Line(line.name, line.look, points, line.faint, line.sizes if len(points) == len(line.points) else ())
+
+
+def _frame(across: Scale, up: Scale, x: Axis, y: Axis) -> Markup:
+    bottom = HEIGHT - BOTTOM
+    ticks = x.ticks or across.ticks(6)
+    below, free = [], 0.0
+    for tick in ticks:
+        place, half = across(tick), 3.4 * len(x.write(tick))
+        if place - half >= free:  # a value without room is left out
+            below.append(element("text", x.write(tick), x=place, y=bottom + 17, text_anchor="middle"))
+            free = place + half + 4
+    stems = [element("line", x1=across(t), x2=across(t), y1=bottom, y2=bottom + 4, class_="axis") for t in ticks]
+    return Markup().join([_rules(up, y.ticks or up.ticks(6), y), *stems, *below, _corner(x.label)])
+
+
+def _rules(up: Scale, ticks: Sequence[float], y: Axis) -> Markup:
+    """Draw the horizontal rules with their values at the left, and the line at the bottom."""
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    rules = [element("line", x1=LEFT, x2=right, y1=up(tick), y2=up(tick), class_="rule") for tick in ticks]
+    values = [element("text", y.write(tick), x=LEFT - 7, y=up(tick) + 4, text_anchor="end") for tick in ticks]
+    return Markup().join([*rules, *values, element("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis")])
+
+
+def _corner(label: str) -> Markup:
+    return element("text", label, x=WIDTH - RIGHT, y=HEIGHT - 5, text_anchor="end", class_="unit")
+
+
+def _blocks(names: Sequence[str], across: Scale) -> list[Markup]:
+    """Write the parts of the network below the layers, where there is room for their names."""
+    parts, free, before = [], float(LEFT), None
+    for i, name in enumerate(names):
+        block = name.partition(".")[0]
+        if block == before:
+            continue
+        before, place = block, across(i)
+        parts.append(element("line", x1=place, x2=place, y1=TOP, y2=HEIGHT - BOTTOM, class_="rule"))
+        if place >= free and place + 7 * len(block) <= WIDTH:
+            parts.append(element("text", block, x=place + 2, y=HEIGHT - BOTTOM + 17))
+            free = place + 7.5 * len(block) + 6
+    return parts
+
+
+def _by_x(title: str, shown: Sequence[Line], x: Axis, y: Axis) -> Table:
+    found: dict[float, dict[str, str]] = {}
+    for line in shown:
+        for a, b in line.points:
+            found.setdefault(a, {})[line.name] = y.write(b)
+    names = [line.name for line in shown]
+    rows = tuple((x.write(a), *(found[a].get(name, "–") for name in names)) for a in sorted(found))
+    return Table((x.label, *names), rows, title)

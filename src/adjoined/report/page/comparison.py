@@ -1,0 +1,113 @@
+"""What the page says of several runs: one table, overlaid curves, the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from adjoined.report import units
+from adjoined.report.page import sections
+from adjoined.report.page.charts import Chart, lines, look
+from adjoined.report.page.published import published
+from adjoined.report.page.story import RunStory
+from adjoined.report.table import Table
+
+
+def contents(stories: Sequence[RunStory]) -> dict[str, Any]:
+    """Return everything that the page of a comparison shows."""
+    names = run_names(stories)
+    others = published(stories[0].settings) if comparable(stories) else ()
+    own = [
+        (f"{name} {figures.name}", number, figures)
+        for number, (name, story) in enumerate(zip(names, stories, strict=True))
+        for figures in story.figures
+    ]
+    table, sources = sections.published_table(stories[0]) if others else (None, [])
+    return {
+        "title": f"{len(stories)} runs compared",
+        "networks": [(name, look(number)) for number, name in enumerate(names)],
+        "runs": [(name, sections.title(story), str(story.folder), story.result is not None)
+                 for name, story in zip(names, stories, strict=True)],
+        "comparable": comparable(stories),
+        "results": results(stories, names),
+        "curves": curves(stories, names),
+        "trade_offs": sections.comparison_marks(own, others) if own else [],
+        "published": table,
+        "sources": sources,
+        "settings": [differing_settings(stories, names)],
+        "commands": [line for story in stories for line in sections.commands(story)],
+    }  # fmt: skip
+
+
+def run_names(stories: Sequence[RunStory]) -> list[str]:
+    """Return a short name for each run: its folder's, with as much of the path as tells it from the others."""
+    parts = [story.folder.resolve().parts for story in stories]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(("/".join(each[-1:]) for each in parts), 1)]
+
+
+def comparable(stories: Sequence[RunStory]) -> bool:
+    """Tell whether all runs were measured on the same images at the same size."""
+    what = ("data", "image_size", "val_fraction", "split_seed")
+    return len({tuple(getattr(story.settings, name) for name in what) for story in stories}) == 1
+
+
+def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
+    """Return a row for every network of every run."""
+    rows = []
+    for name, story in zip(names, stories, strict=True):
+        for label, figures in zip(story.labels, story.figures, strict=False):
+            rows.append(
+                (
+                    f"{name}, {label}",
+                    units.percent(figures.top1),
+                    units.count(figures.parameters),
+                    units.count(figures.macs),
+                    units.size(figures.file_bytes),
+                    units.milliseconds(figures.median_ms),
+                )
+            )
+        if not story.figures:
+            rows += [(f"{name}, {label}, {told}", *_so_far(story, key)) for key, label, told in _unfinished(story)]
+    columns = ("network", "top-1", "parameters", "MACs", "file", "latency")
+    notes = ("Latencies were measured at the end of each run, not side by side.",)
+    return Table(columns, tuple(rows), "All networks of all runs", notes)
+
+
+def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
+    """Return the validation accuracy of the base networks, and of the small ones, all runs overlaid."""
+    charts = []
+    for heading, wanted in (("Base networks", True), ("Small networks", False)):
+        told = [
+            sections.curve(story.history, f"val_{network}_top1", label if wanted else f"{label} {network}", number)
+            for number, (label, story) in enumerate(zip(names, stories, strict=True))
+            for network in story.names
+            if (network == "base") is wanted
+        ]
+        if told:
+            note = "Top-1 accuracy on the validation images."
+            charts.append(lines(heading, told, sections.EPOCH, sections.SHARE, note=note))
+    return charts
+
+
+def differing_settings(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
+    """Return the settings that the runs do not share."""
+    each = [asdict(story.settings) for story in stories]
+    different = [name for name in each[0] if any(settings[name] != each[0][name] for settings in each)]
+    rows = tuple((name, *(sections.written(settings[name]) for settings in each)) for name in different)
+    notes = () if rows else ("All settings are the same.",)
+    return Table(("setting", *names), rows, "Settings in which the runs differ", notes)
+
+
+def _unfinished(story: RunStory) -> list[tuple[str, str, str]]:
+    told = f"{len(story.history)} of {story.settings.epochs} epochs"
+    return [(name, label, told) for name, label in zip(story.names, story.labels, strict=True)] or [("", "–", told)]
+
+
+def _so_far(story: RunStory, name: str) -> tuple[str, ...]:
+    top1 = story.history[-1].get(f"val_{name}_top1") if story.history else None
+    return (units.percent(top1), *[units.ABSENT] * 4)

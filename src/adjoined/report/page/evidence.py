@@ -1,0 +1,87 @@
+"""What the finished networks make of the run's validation images."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from adjoined.data import DataInfo, ImageData
+from adjoined.data.images import ImageDataset
+from adjoined.data.sampling import choose_per_class
+from adjoined.report.page.answers import Answers, ask
+
+if TYPE_CHECKING:
+    from adjoined.report.plan import Layer
+
+LARGEST = 144
+"""Pictures are shown with at most this many pixels a side."""
+LOSSLESS = 48
+"""Pictures up to this many pixels a side are kept as they are, larger ones as WebP."""
+
+
+class Pictures:
+    """Images of a data set as data URIs: what the networks see of them, before the normalisation."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> str:
+        """Return one image as a data URI of a few kilobytes."""
+        from PIL import Image
+
+        pixels = self.dataset.transform(self.dataset.images.pixels(index))
+        array = pixels.permute(1, 2, 0).contiguous().numpy()
+        image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+        content, kind = io.BytesIO(), "png" if max(image.size) <= LOSSLESS else "webp"
+        image.thumbnail((LARGEST, LARGEST))
+        image.save(content, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
+        return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The answers of all networks, and the images that they were given."""
+
+    info: DataInfo
+    answers: Answers
+    pictures: Mapping[int, str] | Pictures
+    """Index into the answers -> data URI."""
+    total: int
+    """Validation images that there are; the answers may be to a part of them."""
+    layers: tuple[Layer, ...] = ()
+    """Every layer of the networks, base first."""
+    notes: tuple[str, ...] = ()
+    """Which layers stay at full width, and why."""
+
+    @property
+    def images(self) -> int:
+        """Images that the networks were given."""
+        return len(self.answers.labels)
+
+
+def look_at(
+    networks: Mapping[str, nn.Module], images: ImageData, *, most: int, device: torch.device | str = "cpu"
+) -> Evidence:
+    """Let the networks of a run classify its validation images.
+
+    Args:
+        networks: label -> finished network.
+        images: the opened data.
+        most: images to look at; where there are more, every class gives the same share, chosen by the split seed.
+        device: where to compute.
+    """
+    total = len(images.val)
+    if most < total:
+        source = images.val.images
+        chosen = choose_per_class(source.labels, lambda n: max(1, ceil(n * most / total)), images.settings.split_seed)
+        val = images.val
+        images = replace(images, val=ImageDataset(source.subset(chosen), val.transform, val.mean, val.std))
+    answers = ask(networks, images.val_loader(), device)
+    return Evidence(images.info, answers, Pictures(images.val), total)

@@ -1,0 +1,219 @@
+"""What the page says of the networks' answers: widths, disagreements, confusion, calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adjoined.report import units
+from adjoined.report.page.answers import BINS, calibration, confusion, disagreements
+from adjoined.report.page.charts import Axis, Chart, Line, lines, widths
+from adjoined.report.page.evidence import Evidence
+from adjoined.report.table import Table
+
+MATRIX_UP_TO = 20
+"""A confusion matrix of more classes cannot be read."""
+MOST_PICTURES = 30
+"""Pictures on a page, all galleries together."""
+MOST_ROWS = 15
+_LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2)
+_SHARE = Axis("share of images", lambda value: f"{100 * value:.3g} %", low=0.0)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What one network takes an image for."""
+
+    network: str
+    look: int
+    name: str
+    confidence: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image that two networks disagree on."""
+
+    picture: str
+    truth: str
+    index: int
+    guesses: tuple[Guess, Guess]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images of one kind of disagreement."""
+
+    title: str
+    shown: tuple[Case, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A count of a confusion matrix; its level is 0 (none of the class) to 5 (a fifth of it and more)."""
+
+    count: int
+    level: int
+    right: bool
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix: a row for each true class."""
+
+    title: str
+    look: int
+    classes: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def width_chart(evidence: Evidence) -> Chart | None:
+    """Return the channels of every layer that does arithmetic, in all networks."""
+    layers = [layer for layer in evidence.layers if any(layer.macs)]
+    names = list(evidence.answers.classes)
+    if not layers or len(names) < 2:
+        return None
+    each = [(name, [layer.widths[i] for layer in layers]) for i, name in enumerate(names)]
+    note = "Channels at the output of each layer, first to last. Equal heights are equal ratios."
+    return widths("Channels of every layer", [layer.name for layer in layers], each, note=note)
+
+
+def agreement_table(evidence: Evidence) -> Table:
+    """Return, for every small network, how often which of the two networks is right."""
+    answers, rows = evidence.answers, []
+    base, *smalls = answers.classes
+    count = evidence.images
+    for small in smalls:
+        found = disagreements(answers, base, small)
+        both = int((answers.right(base) & answers.right(small)).sum())
+        same = count - both - sum(map(len, found.values()))
+        figures = (both, len(found["base"]), len(found["small"]), same, len(found["neither"]))
+        rows.append((small, *(f"{number} ({units.percent(number / count)})" for number in figures)))
+    heads = ("both right", "base alone right", "small alone right", "both wrong, alike", "both wrong, differently")
+    # One column a network: a phone has room for two or three.
+    turned = tuple((head, *(row[i + 1] for row in rows)) for i, head in enumerate(heads))
+    return Table(("", *(row[0] for row in rows)), turned, f"Answers to {count} images, beside the base network's")
+
+
+def galleries(evidence: Evidence) -> list[Gallery]:
+    """Return pictures of the surest mistakes among the images that base and small networks disagree on."""
+    base, *smalls = evidence.answers.classes
+    found = []
+    most = MOST_PICTURES // (3 * max(len(smalls), 1))
+    for look, small in enumerate(smalls, 1):
+        kinds = disagreements(evidence.answers, base, small)
+        titles = {
+            "base": f"Only {base} is right",
+            "small": f"Only {small} is right",
+            "neither": f"{base} and {small} are wrong in different ways",
+        }
+        for kind, heading in titles.items():
+            if kinds[kind]:
+                cases = tuple(_case(evidence, index, (base, 0), (small, look)) for index in kinds[kind][:most])
+                found.append(Gallery(heading, cases, len(kinds[kind])))
+    return found
+
+
+def matrices(evidence: Evidence) -> list[Matrix]:
+    """Return the confusion matrix of every network; nothing where there are too many classes."""
+    classes, answers = evidence.info.class_names, evidence.answers
+    if len(classes) > MATRIX_UP_TO:
+        return []
+    found = []
+    for look, network in enumerate(answers.classes):
+        counts = confusion(answers.labels, answers.classes[network], len(classes))
+        rows = []
+        for i, row in enumerate(counts.tolist()):
+            whole = max(sum(row), 1)
+            levels = [sum(number / whole > level for level in _LEVELS) for number in row]
+            rows.append(tuple(Cell(n, level, i == j) for j, (n, level) in enumerate(zip(row, levels, strict=True))))
+        found.append(Matrix(f"Confusion of {network}", look, classes, tuple(rows)))
+    return found
+
+
+def confused_pairs(evidence: Evidence) -> Table | None:
+    """Return the pairs of classes that the networks mix up most; None where they mix up none."""
+    classes, answers = evidence.info.class_names, evidence.answers
+    counts = [confusion(answers.labels, each, len(classes)) for each in answers.classes.values()]
+    total = sum(counts[1:], counts[0]).clone()
+    total.fill_diagonal_(0)
+    values, places = total.flatten().sort(descending=True, stable=True)
+    rows = []
+    for value, place in zip(values.tolist()[:MOST_ROWS], places.tolist()[:MOST_ROWS], strict=True):
+        true, taken = divmod(place, len(classes))
+        if value:
+            each_count = (str(int(each[true, taken])) for each in counts)
+            rows.append((f"{classes[true]} taken for {classes[taken]}", *each_count))
+    columns = ("true class, answer", *answers.classes)
+    return Table(columns, tuple(rows), "Classes taken for one another most often, images") if rows else None
+
+
+def class_table(evidence: Evidence) -> Table | None:
+    """Return the accuracy of each class in each network: of many, those where the networks are furthest apart."""
+    classes, answers = evidence.info.class_names, evidence.answers
+    tables = [confusion(answers.labels, each, len(classes)) for each in answers.classes.values()]
+    images = tables[0].sum(dim=1)
+    shares = [table.diagonal() / images.clamp(min=1) for table in tables]
+    order = list(range(len(classes)))
+    name = "Accuracy of each class"
+    if len(classes) > MATRIX_UP_TO and len(tables) > 1:
+        apart = (shares[0] - shares[-1]).abs()
+        order = apart.argsort(descending=True, stable=True).tolist()[:MOST_ROWS]
+        name = "Classes whose accuracy differs most between base and small network"
+    rows = tuple(
+        (classes[i], str(int(images[i])), *(f"{100 * float(share[i]):.1f} %" for share in shares)) for i in order
+    )
+    return Table(("class", "images", *answers.classes), rows, name)
+
+
+def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
+    """Return the reliability diagram, how often which confidence is reached, and the calibration errors."""
+    answers = evidence.answers
+    found = {name: calibration(confidence, answers.right(name)) for name, confidence in answers.confidence.items()}
+    sure = Axis("confidence", lambda value: f"{100 * value:.0f} %", low=0.0, high=1.0, ticks=(0, 0.2, 0.4, 0.6, 0.8, 1))
+    right = Axis("accuracy", sure.write, low=0.0, high=1.0, ticks=sure.ticks)
+    reliability = [Line("perfect", -1, [(0.0, 0.0), (1.0, 1.0)], faint=True)]
+    spread = []
+    for look, (name, each) in enumerate(found.items()):
+        filled = [bin for bin in each.bins if bin[0]]
+        sizes = [max(5.0, 16 * (images / evidence.images) ** 0.5) for images, _, _ in filled]
+        reliability.append(Line(name, look, [(mean, share) for _, mean, share in filled], sizes=sizes))
+        middle = [((i + 0.5) / BINS, images / evidence.images) for i, (images, _, _) in enumerate(each.bins)]
+        spread.append(Line(name, look, middle))
+    charts = [
+        lines(
+            "Reliability",
+            reliability,
+            sure,
+            right,
+            note="Accuracy by confidence; the area of a mark tells the images. Below the dotted line: too sure.",
+        ),
+        lines("How sure the networks are", spread, sure, _SHARE, note="Share of the images by confidence."),
+    ]
+    rows = tuple(
+        (
+            name,
+            units.percent(each.ece),
+            units.percent(float(answers.confidence[name].mean())),
+            units.percent(float(answers.right(name).float().mean())),
+        )
+        for name, each in found.items()
+    )
+    heads = ("", "calibration error", "mean confidence", "accuracy")
+    return charts, Table(heads, rows, f"Expected calibration error (ECE), {BINS} bins")
+
+
+def _case(evidence: Evidence, index: int, *networks: tuple[str, int]) -> Case:
+    answers, names = evidence.answers, evidence.info.class_names
+    guesses = tuple(
+        Guess(
+            network,
+            look,
+            names[int(answers.classes[network][index])],
+            f"{100 * float(answers.confidence[network][index]):.0f} %",
+            bool(answers.classes[network][index] == answers.labels[index]),
+        )
+        for network, look in networks
+    )
+    return Case(evidence.pictures[index], names[int(answers.labels[index])], index, (guesses[0], guesses[1]))

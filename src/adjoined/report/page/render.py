@@ -1,0 +1,116 @@
+"""From a run's story to one HTML file that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup
+
+from adjoined.report.figures import result_table
+from adjoined.report.page import comparison, deployment, findings, sections
+from adjoined.report.page.charts import HEIGHT, WIDTH, look
+from adjoined.report.page.evidence import Evidence
+from adjoined.report.page.story import RunStory
+from adjoined.report.table import Table
+
+
+def run_page(story: RunStory, evidence: Evidence | None = None) -> str:
+    """Return the page of one run.
+
+    Args:
+        story: what its folder tells.
+        evidence: what its networks answer to images; None leaves out what needs them.
+    """
+    table, sources = sections.published_table(story)
+    told: dict[str, Any] = {
+        "title": sections.title(story),
+        "story": story,
+        "facts": sections.facts(story),
+        "tiles": sections.tiles(story.figures),
+        "networks": [(label, look(number)) for number, label in enumerate(story.labels)],
+        "results": _results(story),
+        "curves": sections.learning_curves(story),
+        "trade_offs": sections.trade_offs(story),
+        "published": table,
+        "sources": sources,
+        "penalty": sections.penalty_chart(story),
+        "benchmark": deployment.benchmark_tables(story.benchmark) if story.benchmark else [],
+        "exports": deployment.export_tables(story.exports) if story.exports else [],
+        "settings": sections.settings_tables(story),
+        "commands": sections.commands(story),
+        "commit": sections.commit(story),
+        "evidence": evidence,
+    }
+    if evidence:
+        charts, errors = findings.calibration_charts(evidence)
+        told |= {
+            "widths": findings.width_chart(evidence),
+            "matrices": findings.matrices(evidence),
+            "pairs": findings.confused_pairs(evidence),
+            "by_class": findings.class_table(evidence),
+            "calibration": charts,
+            "errors": errors,
+        }
+        if len(evidence.answers.classes) > 1:
+            told |= {"agreement": findings.agreement_table(evidence), "galleries": findings.galleries(evidence)}
+    return _render("run.html", told)
+
+
+def comparison_page(stories: Sequence[RunStory]) -> str:
+    """Return the page of several runs side by side."""
+    return _render("comparison.html", comparison.contents(stories))
+
+
+def _results(story: RunStory) -> Table | None:
+    if not story.result or not story.figures:
+        return None
+    base, *smalls = story.figures
+    title = (
+        f"Accuracies on {story.result.images} images of {sections.short(story.settings.data)} ({story.result.val_name})"
+    )
+    return result_table(base, smalls, title=title)
+
+
+def _render(name: str, told: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # Class names, paths and commands are somebody's text: everything is escaped but what svg.py has escaped.
+    environment = Environment(
+        loader=PackageLoader("adjoined.report.page", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (_asset(name) for name in ("page.css", "page.js"))
+    # The browser is told to load nothing at all, and to run no script but the page's own.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template(name).render(
+        {
+            **told,
+            "style": Markup(style),
+            "script": Markup(script),
+            "policy": policy,
+            "width": WIDTH,
+            "height": HEIGHT,
+            "version": version("adjoined"),
+            "written": f"{datetime.now(UTC):%d %B %Y, %H:%M %Z}",
+        }
+    )
+
+
+def _asset(name: str) -> str:
+    return files("adjoined.report.page").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,263 @@
+"""What the page says of a run without looking at images: headline, learning curves, comparisons, settings."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from adjoined.report import units
+from adjoined.report.figures import Figures
+from adjoined.report.page.charts import Axis, Chart, Line, Mark, lines, marks
+from adjoined.report.page.published import Published, Source, published
+from adjoined.report.page.story import RunStory
+from adjoined.report.table import Table
+from adjoined.settings import Settings
+
+EPOCH = Axis("epoch", lambda value: f"{value:.0f}")
+SHARE = Axis("top-1 accuracy", lambda value: f"{100 * value:.4g} %", bounds=(0.0, 1.0))
+MOST_EPOCHS = 400
+"""Points of a curve: of a longer run, epochs at even distances."""
+MOST_COMMANDS = 20
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure that counts, large."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def title(story: RunStory) -> str:
+    """Return what was trained on what, in a few words."""
+    return f"{short(story.settings.model)} on {short(story.settings.data)}"
+
+
+def facts(story: RunStory) -> list[tuple[str, str]]:
+    """Return the short list under the title."""
+    settings, result = story.settings, story.result
+    done = len(story.history)
+    told = [("Model", settings.model), ("Data", settings.data), ("Method", settings.method)]
+    if settings.method != "standard":
+        compressed = f"chosen for {settings.compress:.3g}x" if settings.compress else ""
+        told.append(("α", compressed or ", ".join(f"{alpha:.3g}" for alpha in settings.alphas)))
+    told.append(("Epochs", f"{done} of {settings.epochs}" if result is None else f"{result.epochs}"))
+    seconds = sum(row.get("seconds", 0.0) for row in story.history)
+    told += [("Training time", str(timedelta(seconds=round(seconds)))), ("Seed", str(settings.seed))]
+    if result:
+        told.append(("Weights", "moving average" if result.weights == "ema" else "after the last step"))
+    finished = story.record.get("finished")
+    if isinstance(finished, str):
+        told.append(("Finished", _day(finished)))
+    return told
+
+
+def tiles(figures: Sequence[Figures]) -> list[Tile]:
+    """Return how the small network compares with the base; nothing for a family, where a table says it better."""
+    if len(figures) != 2:
+        return []
+    base, small = figures
+    told = [
+        ("fewer parameters", base.parameters, small.parameters, units.count),
+        ("fewer MACs", base.macs, small.macs, units.count),
+        ("smaller file", base.file_bytes, small.file_bytes, units.size),
+        ("lower latency, batch 1", base.median_ms, small.median_ms, units.milliseconds),
+    ]
+    found = [
+        Tile(label, units.times(a, b), f"{write(a)} → {write(b)}") for label, a, b, write in told if a is not None and b
+    ]
+    if base.top1 is not None and small.top1 is not None:
+        change = f"{100 * (small.top1 - base.top1):+.2f}".replace("-", "−")
+        detail = f"{units.percent(base.top1)} → {units.percent(small.top1)}"
+        found.append(Tile("points of top-1 accuracy", change, detail))
+    return found
+
+
+def learning_curves(story: RunStory) -> list[Chart]:
+    """Return accuracy, loss, λ and learning rate over the epochs."""
+    rows, names = story.history, list(zip(story.names, story.labels, strict=True))
+    if not rows:
+        return []
+    accuracy = [
+        line
+        for look, (name, label) in enumerate(names)
+        for line in (
+            curve(rows, f"val_{name}_top1", label, look),
+            curve(rows, f"train_{name}_top1", f"{label}, training", look, faint=True),
+        )
+    ]
+    loss = [curve(rows, f"val_{name}_loss", label, look) for look, (name, label) in enumerate(names)]
+    charts = [
+        _curve("Top-1 accuracy", accuracy, SHARE, "Validation images; faint: training images as they are varied."),
+        _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
+        _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], Axis("λ", _plain, low=0.0, high=1.05),
+               "Mean over the epoch of λ(t) = min(4 t², 1), t the share of training done."),
+        _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)], Axis("learning rate", _plain, low=0.0),
+               "At the beginning of the epoch."),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart]
+
+
+def penalty_chart(story: RunStory) -> Chart | None:
+    """Return the KL term and the quadratic penalty that it is close to, over the epochs."""
+    told = [curve(story.history, "kl", "KL(p ‖ q)", 4), curve(story.history, "penalty", "quadratic penalty", 5)]
+    return _curve("KL term and quadratic penalty", told, *_nats(told, "Means over the epoch, nats, without λ."))
+
+
+def trade_offs(story: RunStory) -> list[Chart]:
+    """Return accuracy against parameters, MACs and latency, with what is published where it can be compared."""
+    others = published(story.settings)
+    return comparison_marks([(each.name, look, each) for look, each in enumerate(story.figures)], others)
+
+
+def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[Published] = ()) -> list[Chart]:
+    """Return the same for any networks: name, look and figures of each."""
+    against = [
+        ("parameters", Axis("parameters", _count, log=True), lambda f: f.parameters, lambda p: p.parameters),
+        ("MACs", Axis("MACs of one image", _count, log=True), lambda f: f.macs, lambda p: p.macs),
+        ("latency", Axis("latency, batch 1", _milliseconds, log=True), lambda f: f.median_ms, lambda _: None),
+    ]
+    charts: list[Chart] = []
+    if not own:
+        return charts
+    for name, axis, of_own, of_other in against:
+        if name == "MACs" and not others:
+            continue  # says what the parameters say, and the table has it
+        found = [
+            Mark(label, look, value, each.top1, label)
+            for label, look, each in own
+            if (value := of_own(each)) and each.top1 is not None
+        ]
+        if len(found) < len(own):
+            continue
+        foreign = [
+            Mark(f"{number}: {each.name}", -1, value, each.top1, str(number))
+            for number, each in enumerate(others, 1)
+            if (value := of_other(each)) is not None
+        ]
+        if len(found) + len(foreign) > 1:
+            note = "Grey marks: published networks, numbered as in the list." if foreign else ""
+            if not foreign and others:
+                note = "This run alone: published times come from other machines."
+            accuracy = replace(SHARE, least=0.04)
+            charts.append(marks(f"Accuracy against {name}", [*found, *foreign], axis, accuracy, note=note))
+    return charts
+
+
+def published_table(story: RunStory) -> tuple[Table | None, list[tuple[Source, str]]]:
+    """Return the published networks as a table, and every source with the numbers of its networks."""
+    others = published(story.settings)
+    if not others:
+        return None, []
+    rows = tuple(
+        (
+            f"{i}: {it.name}",
+            _count(it.parameters),
+            units.ABSENT if it.macs is None else _count(it.macs),
+            units.percent(it.top1),
+        )
+        for i, it in enumerate(others, 1)
+    )
+    table = Table(("network", "parameters", "MACs", "top-1"), rows, "Published networks, same test images")
+    sources = {each.source: [i for i, other in enumerate(others, 1) if other.source == each.source] for each in others}
+    return table, [(each, f"{numbers[0]} to {numbers[-1]}") for each, numbers in sources.items()]
+
+
+def settings_tables(story: RunStory) -> list[Table]:
+    """Return settings that are not the defaults, all settings, and the versions."""
+    values, usual = asdict(story.settings), {field.name: field for field in fields(Settings)}
+    default = asdict(Settings())
+    rows = tuple((name, written(values[name])) for name in usual)
+    changed = tuple(row for row in rows if values[row[0]] != default[row[0]])
+    versions = story.record.get("versions")
+    found = [
+        Table(("setting", "value"), changed, "Settings other than the defaults"),
+        Table(("setting", "value"), rows, "All settings"),
+    ]
+    if isinstance(versions, dict):
+        found.append(Table(("library", "version"), tuple((str(a), str(b)) for a, b in versions.items()), "Versions"))
+    return found
+
+
+def commands(story: RunStory) -> list[str]:
+    """Return the command of every sitting, as one would type it, and the commit it was given at."""
+    found = []
+    for sitting in (story.record.get("sittings") or [])[-MOST_COMMANDS:]:
+        words = [str(word) for word in sitting.get("command") or []]
+        if words:
+            found.append(f"# {_day(str(sitting.get('started', '')))}\n{shlex.join([Path(words[0]).name, *words[1:]])}")
+    return found
+
+
+def commit(story: RunStory) -> str:
+    """Return the commit of the folder that the run was started in, or ""."""
+    git = story.record.get("git")
+    if not isinstance(git, dict) or not git.get("commit"):
+        return ""
+    return f"{str(git['commit'])[:12]}{', with changes' if git.get('changed') else ''}"
+
+
+def _nats(all_lines: Sequence[Line], note: str, *, from_zero: bool = True) -> tuple[Axis, str]:
+    """Return the axis for losses, logarithmic where they differ much, and the note that says so."""
+    values = [value for line in all_lines for _, value in line.points if value > 0]
+    if values and max(values) > 30 * min(values):
+        return Axis("nats", _plain, log=True), f"{note} Logarithmic axis."
+    return Axis("nats", _plain, low=0.0 if from_zero else None), note
+
+
+def _curve(name: str, all_lines: Sequence[Line], axis: Axis, note: str) -> Chart | None:
+    there = [line for line in all_lines if line.points]
+    if not any(b == b and (b > 0 or not axis.log) for line in there for _, b in line.points):
+        return None
+    epochs = sorted({a for line in there for a, _ in line.points})
+    across = EPOCH if len(epochs) > 6 else Axis(EPOCH.label, EPOCH.write, ticks=epochs)
+    return lines(name, there, across, axis, note=note)
+
+
+def curve(rows: Sequence[dict[str, float]], key: str, name: str, look: int, *, faint: bool = False) -> Line:
+    """Return a column of the history as a line over the epochs."""
+    step = -(-len(rows) // MOST_EPOCHS)
+    chosen = rows[::-step][::-1] if step > 1 else rows
+    return Line(name, look, [(row["epoch"], row[key]) for row in chosen if key in row], faint)
+
+
+def short(name: str) -> str:
+    """Cut a path down to its end, and leave the library before a name out."""
+    return name.rpartition("/")[2] if "/" in name else name.rpartition(":")[2] or name
+
+
+def _count(value: float) -> str:
+    return units.count(value).replace(".00", "")
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def written(value: Any) -> str:
+    """Write the value of a setting as people do."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {each}" for name, each in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _day(moment: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(moment):%d %B %Y, %H:%M %Z}".strip()
+    except ValueError:
+        return moment

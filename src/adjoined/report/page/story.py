@@ -1,0 +1,113 @@
+"""What a run folder tells without its images: settings, history, figures, and what was made of the networks since."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adjoined.errors import AdjoinedError
+from adjoined.files import read_json
+from adjoined.report.figures import Figures
+from adjoined.runs import RunFolder, RunResult
+from adjoined.settings import Settings
+
+
+@dataclass(frozen=True)
+class RunStory:
+    """A run as its folder tells of it."""
+
+    folder: Path
+    settings: Settings
+    record: dict[str, Any]
+    """run.json: versions, seed, commands, times."""
+    history: tuple[dict[str, float], ...]
+    """Rows of metrics.csv, one an epoch."""
+    result: RunResult | None
+    """None: the run has not come to its end."""
+    figures: tuple[Figures, ...] = ()
+    """Of the finished networks, the base network first."""
+    benchmark: dict[str, Any] | None = None
+    """benchmark.json, as `adjoined benchmark` leaves it."""
+    exports: dict[str, Any] | None = None
+    """export/export.json, as `adjoined export` leaves it."""
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.resolve().name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The networks: base, small; or base, small-1 …; nothing before the first epoch has ended."""
+        if self.result:
+            return tuple(network.name for network in self.result.networks)
+        found = [key.removeprefix("val_").removesuffix("_top1") for row in self.history[:1] for key in row]
+        return tuple(name for name in found if f"val_{name}_top1" in self.history[0])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the networks are called on the page; in a family with their alpha."""
+        return tuple(each.name for each in self.figures) or self.names
+
+
+def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> RunStory:
+    """Read a run folder; nothing is computed and no network is built.
+
+    Args:
+        folder: the run folder, of a run that is finished or not.
+        figures: of the finished networks; none: those that the run has left in result.json, if it has.
+
+    Raises:
+        AdjoinedError: there is no run, or a file is damaged.
+    """
+    run = RunFolder(folder)
+    settings, record = run.read_settings(), run.read_record()
+    result = record.get("result")
+    return RunStory(
+        folder=run.path,
+        settings=settings,
+        record=record,
+        history=tuple(read_history(run.metrics)),
+        result=RunResult.from_json(result, run.path) if result else None,
+        figures=tuple(figures if figures is not None else kept_figures(run.path)),
+        benchmark=_if_there(run.path / "benchmark.json", "a benchmark"),
+        exports=_if_there(run.path / "export" / "export.json", "a record of exports"),
+    )
+
+
+def kept_figures(folder: Path) -> list[Figures]:
+    """Return the figures that a run has left in result.json; nothing where there is no such file."""
+    told = _if_there(folder / "result.json", "the result of a run")
+    try:
+        return [Figures(**network["figures"]) for network in told["networks"]] if told else []
+    except (KeyError, TypeError) as error:
+        raise AdjoinedError(
+            f"the figures cannot be read: {error}",
+            where=folder / "result.json",
+            fix="Delete the file: the figures are then measured again.",
+        ) from error
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Return the rows of metrics.csv, one an epoch, as numbers; nothing where there is no such file yet.
+
+    Raises:
+        AdjoinedError: a row is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise AdjoinedError(f"the history of the run cannot be read: {error}", where=path) from error
+    if any("epoch" not in row for row in rows):
+        raise AdjoinedError("the history of the run has a row without its epoch", where=path)
+    return rows
+
+
+def _if_there(path: Path, kind: str) -> dict[str, Any] | None:
+    return read_json(path, kind) if path.is_file() else None

@@ -1,0 +1,115 @@
+"""Charts: what is drawn is what is told, at its place, and nothing breaks them."""
+
+import math
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+
+import pytest
+
+from adjoined.report.page import charts
+from adjoined.report.page.charts import HEIGHT, LEFT, WIDTH, Axis, Chart, Line, Mark, lines, marks, widths
+from adjoined.report.page.svg import Scale, element, linear_ticks, log_ticks, mark
+
+PLAIN = Axis("epoch", lambda value: f"{value:.6g}")
+LOG = Axis("nats", lambda value: f"{value:.6g}", log=True)
+
+
+def parsed(chart: Chart) -> ET.Element:
+    return ET.fromstring(f"<svg>{chart.drawing}</svg>")
+
+
+def places(chart: Chart) -> list[list[tuple[float, float]]]:
+    """Return the points of every line."""
+    told = [line.get("points", "") for line in parsed(chart).iter("polyline")]
+    return [[(float(x), float(y)) for x, y in (point.split(",") for point in each.split())] for each in told]
+
+
+def test_texts_and_attributes_are_escaped():
+    evil = "<script>\"'&"
+    drawn = ET.fromstring(element("text", evil, class_=evil))
+    assert (drawn.text, drawn.get("class")) == (evil, evil)
+    chart = lines(evil, [Line(evil, 0, [(1, 1), (2, 2)])], PLAIN, PLAIN)
+    assert evil in "".join(parsed(chart).itertext())
+
+
+def test_every_shape_of_mark_stays_around_its_place():
+    for shape in range(5):
+        drawn = ET.fromstring(mark(shape, 50.0, 60.0, 10))
+        numbers = [float(n) for pair in drawn.get("points", "50,60").split() for n in pair.split(",")]
+        assert all(abs(x - 50) <= 7 for x in numbers[::2])
+        assert all(abs(y - 60) <= 7 for y in numbers[1::2])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.977, 0.981), (-3, 12345), (1e-9, 3e-9), (5, 5), (0, 7e9)])
+def test_ticks_are_round_few_and_inside(low: float, high: float):
+    ticks = linear_ticks(low, high)
+    assert 1 <= len(ticks) <= 6
+    assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in ticks)
+    gaps = {round((b - a) / (ticks[1] - ticks[0]), 6) for a, b in pairwise(ticks)}
+    assert gaps <= {1.0}
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1000), (0.26, 0.82), (1e-7, 1e9), (20_000, 300_000), (0.9, 1.1)])
+def test_logarithmic_ticks_are_few_and_inside(low: float, high: float):
+    ticks = log_ticks(low, high)
+    assert 2 <= len(ticks) <= 6
+    assert all(low * (1 - 1e-6) <= tick <= high * (1 + 1e-6) for tick in ticks)
+
+
+def test_equal_ratios_are_equal_distances_on_a_logarithmic_scale():
+    scale = Scale(1, 10_000, 0, 100, log=True)
+    assert [round(scale(10**power), 9) for power in range(5)] == [0, 25, 50, 75, 100]
+
+
+def test_a_line_is_drawn_where_its_values_are():
+    (drawn,) = places(lines("", [Line("base", 0, [(1, 0.0), (2, 0.5), (3, 1.0)])], PLAIN, PLAIN))
+    assert drawn[0][0] == LEFT
+    assert drawn[1][0] == pytest.approx((drawn[0][0] + drawn[2][0]) / 2, abs=0.01)
+    assert drawn[1][1] == pytest.approx((drawn[0][1] + drawn[2][1]) / 2, abs=0.01)
+    assert drawn[0][1] > drawn[2][1]  # up is more
+
+
+def test_everything_drawn_is_in_the_table_and_inside_the_drawing():
+    told = [Line("base", 0, [(1, 3.0), (2, 2.0)]), Line("small", 1, [(1, 4.0), (2, 5.0), (3, 1.0)])]
+    chart = lines("loss", told, PLAIN, PLAIN)
+    assert chart.table.columns == ("epoch", "base", "small")
+    assert chart.table.rows == (("1", "3", "4"), ("2", "2", "5"), ("3", "–", "1"))
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for line in places(chart) for x, y in line)
+    assert chart.about == "base from 3 to 2; small from 4 to 1."
+
+
+def test_what_has_no_place_is_left_out():
+    chart = lines("", [Line("base", 0, [(1, math.nan), (2, 0.0), (3, 0.1), (4, 1.0)])], PLAIN, LOG)
+    assert len(places(chart)[0]) == 2
+    assert "nan" not in str(chart.drawing)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-6, 4000.0])
+def test_one_epoch_and_constant_values_can_be_drawn(value: float):
+    chart = lines("", [Line("base", 0, [(1, value)]), Line("small", 1, [(1, value)])], PLAIN, PLAIN)
+    assert "nan" not in str(chart.drawing)
+    assert len(list(parsed(chart).iter("title"))) == 2
+
+
+def test_a_long_line_has_its_last_point_marked_and_a_short_one_all():
+    for count, marked in ((charts.MARKED, charts.MARKED), (charts.MARKED + 1, 1)):
+        chart = lines("", [Line("base", 0, [(i, i) for i in range(count)])], PLAIN, PLAIN)
+        assert len(list(parsed(chart).iter("circle"))) == marked
+
+
+def test_our_marks_lie_above_those_of_others():
+    told = [Mark("base", 0, 1e6, 0.9, "base"), Mark("1: other", -1, 2e6, 0.8, "1")]
+    groups = [group.get("class") for group in parsed(marks("", told, LOG, PLAIN)).iter("g")]
+    assert groups == ["other", "n0"]
+
+
+def test_widths_meet_where_a_layer_is_at_full_width():
+    names = ["conv1", "layer1.0", "layer1.1", "fc"]
+    chart = widths("", names, [("base", [64, 128, 256, 10]), ("small", [16, 32, 64, 10])])
+    base, small = places(chart)
+    assert base[-1] == small[-1]
+    gaps = {round(b[1] - a[1], 1) for a, b in zip(base[:6], small[:6], strict=True)}
+    assert len(gaps) == 1  # a quarter everywhere: the same distance everywhere
+    assert "4 layers, 3 of them narrower" in chart.about
+    texts = [text.text for text in parsed(chart).iter("text")]
+    assert {"conv1", "layer1", "fc"} <= set(texts)
