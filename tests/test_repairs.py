@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
 from zoo import images, parameters, plan_of, seeded
+
+from adjoined.slicing import check_plan
 
 X = images(2, 3, 8, 8)
 
@@ -124,3 +127,37 @@ def test_a_number_in_the_body_of_a_class_is_corrected_in_the_small_network_alone
     small = plan_of(model, alpha=4).apply(model)
     assert (small.channels, model.channels, NamedInTheClass.channels) == (8, 32, 32)
     assert small(X).shape == (2, 5)
+
+
+class Neighbours(nn.Module):
+    """Looks at channels side by side: a convolution along channels, or a pool over them."""
+
+    def __init__(self, pool: bool, parts: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(3, 32 // parts, 3, padding=1) for _ in range(parts))
+        self.along = nn.MaxPool1d(3, 1, 1) if pool else nn.Conv1d(1, 1, 3, padding=1)
+        self.body, self.head = nn.Conv2d(32, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([part(x) for part in self.parts], 1)
+        gate = self.along(x.mean((2, 3))[:, None])[:, 0, :, None, None]
+        return self.head(self.body(x * gate.sigmoid()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "parts", "reason"),
+    [
+        (False, 1, ""),  # the first channels: behind the last of them lies padding, or zeros
+        (False, 2, "other channels become neighbours than in the base network, in 'along'"),
+        (True, 1, "resamples a labelled dimension, in 'along'"),
+        (True, 2, "resamples a labelled dimension, in 'along'"),
+    ],
+)
+def test_channels_that_are_looked_at_side_by_side_keep_their_neighbours(pool: bool, parts: int, reason: str):
+    model = seeded(lambda: Neighbours(pool, parts))
+    plan = plan_of(model, alpha=2)
+    stems = [group for group in plan.groups if group.name.startswith("parts")]
+    assert len(stems) == parts
+    assert all(bool(reason) == (group.kept == group.width) and reason in group.reason for group in stems), stems
+    checked = check_plan(model, X, plan)
+    assert (checked.how, checked.error is not None and checked.error < 1e-12) == ("masked base", True)

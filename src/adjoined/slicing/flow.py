@@ -324,6 +324,18 @@ class LabelFlow(TorchDispatchMode):
                     message = f"other channels than in the base network are cut off in {self.here}"
                     raise OutOfStep(message, [*before, *labels])
 
+    def check_neighbours(self, number: int, slot: Slot) -> None:
+        """Remember the channels that the current operator sees side by side; the small network must have the first ones.
+
+        Beyond the last one it then sees padding where the base network with its dropped channels at zero sees zeros.
+        """
+        key, labels = (self.cut, number, 0), slot.reshape(-1).tolist()
+        if self.is_kept is None:
+            self.findings.pieces[key] = labels
+        elif labels != self.findings.pieces.get(key, labels)[: len(labels)] and self._any_narrowed(labels):
+            before = self.findings.pieces[key]
+            raise OutOfStep(f"other channels become neighbours than in the base network, in {self.here}", before)
+
     def _any_narrowed(self, labels: Iterable[int]) -> bool:
         return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
 

@@ -42,7 +42,7 @@ def convolution(flow: LabelFlow, call: Call) -> None:
     bias = call["bias"]
     if bias is not None and flow.slots(bias):
         result = flow.tie_vectors(result, flow.vector(flow.slots(bias), 0), "its bias has fixed width")
-    rest = _along_space(flow, x, out)
+    rest = _along_space(flow, x, weight, out)
     flow.carry(out, rest + ([along(result, 1, out.ndim)] if result is not None else []))
     return None
 
@@ -103,14 +103,16 @@ def _whole_groups(flow: LabelFlow, groups: int, channels: Tensor, out: Tensor) -
     return out
 
 
-def _along_space(flow: LabelFlow, x: Tensor, out: Tensor) -> list[Slot]:
+def _along_space(flow: LabelFlow, x: Tensor, weight: Tensor, out: Tensor) -> list[Slot]:
     """Return the input's slots along other dimensions than the channels, where the operator leaves them alone."""
     kept = []
-    for slot in flow.slots(x):
+    for number, slot in enumerate(flow.slots(x)):
         dims = varying(slot)
         if 1 in dims:
             continue
         if all(out.shape[d] == x.shape[d] for d in dims):
+            if any(d > 1 and weight.shape[d] > 1 for d in dims):
+                flow.check_neighbours(number, slot)
             kept.append(slot)
         else:
             flow.pin(slot, "convolution along a labelled dimension")

@@ -26,14 +26,20 @@ if TYPE_CHECKING:
 def resample(flow: LabelFlow, call: Call) -> None:
     """Slots along dimensions that keep their size go on; a labelled dimension that is resampled stays wide."""
     x = call.tensors[0]
+    pooled = range(x.ndim - _pooled_dims(call.name), x.ndim)
     for out in call.outputs:
         carried = []
         for slot in flow.slots(x):
-            if all(x.shape[d] == out.shape[d] for d in varying(slot)):
+            if all(x.shape[d] == out.shape[d] and d not in pooled for d in varying(slot)):
                 carried.append(slot)
             else:
                 flow.pin(slot, f"{call.name} resamples a labelled dimension")
         flow.carry(out, carried)
+
+
+def _pooled_dims(name: str) -> int:
+    """Return over how many dimensions an operator takes neighbours together, even where their number stays the same."""
+    return int(name.partition("pool")[2][:1]) if "pool" in name else 0
 
 
 @rule("constant_pad_nd", "pad")
