@@ -42,7 +42,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-        _flush_folder(path.parent)
+        _flush(path.parent)
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise cannot_write(error, path) from error
@@ -53,7 +53,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 @contextmanager
 def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """Let others write files, and give them their names once the block has come to its end.
+    """Let others write files, or a new folder, and give them their names once the block has come to its end.
 
     Args:
         paths: the files, all in one folder, which exists; the first is the one that names the others, and comes last.
@@ -79,10 +79,9 @@ def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
         parts = tuple(beside / path.name for path in paths)
         yield parts
         for part, path in reversed(tuple(zip(parts, paths, strict=True))):
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
+            _flush(part)
             os.replace(part, path)
-        _flush_folder(paths[0].parent)
+        _flush(paths[0].parent)
     except OSError as error:
         raise cannot_write(error, paths[0]) from error
     finally:
@@ -143,9 +142,9 @@ def cannot_write(error: OSError, path: object) -> AdjoinedError:
     )
 
 
-def _flush_folder(folder: Path) -> None:
-    # The rename itself is only on the disk once its folder is.
-    handle = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    # For a folder, too: a rename in it is only on the disk once the folder is.
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -14,6 +14,7 @@ from adjoined.data.images import ImageDataset
 from adjoined.data.preprocessing import evaluation_transform
 from adjoined.errors import AdjoinedError
 from adjoined.runs import NetworkResult, RunFolder, RunResult, load, read_description
+from adjoined.runs.hub import located
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def open_run(folder: str | Path, model: str | None = None) -> FinishedRun:
     """Load all networks of a run.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or `hub:OWNER/NAME` for a run that was pushed to a hub.
         model: FILE.py:FUNCTION or package.module:FUNCTION, for a run of the user's own code; no code runs because a
             file names it.
 
     Raises:
         AdjoinedError: there is no such run, it is not finished, a file is damaged, or `model` is needed.
     """
-    run = RunFolder(folder)
+    run = RunFolder(located(folder))
     run.read_settings()
     result = run.read_record()["result"]
     if result is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json, write_whole
 from adjoined.runs.folder import RunFolder
+from adjoined.runs.hub import located
 from adjoined.slicing import SlicePlan
 
 FORMAT = 1
@@ -26,18 +27,20 @@ def load(folder: str | os.PathLike[str], which: str = "small", *, model: Model |
     """Load a finished network of a run as a plain module in evaluation mode, on the CPU.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or `hub:OWNER/NAME` (`hub:OWNER/NAME@REVISION`) for a run that was pushed to a hub.
         which: "base", "small", or "small-1", "small-2" … of a family.
         model: the base model, where the run trained one of the user's own code: a module (it is used, not copied), a
             function that returns one, or what `--model` was given. Models of adjoined, timm and torchvision need none.
 
     Raises:
-        AdjoinedError: there is no such network, a file is damaged, foreign or newer, or `model` is missing or another.
+        AdjoinedError: there is no such network, a file is damaged, foreign or newer, `model` is missing or
+            another, or the hub cannot be read (see `adjoined.runs.hub.located`).
 
     Example:
         >>> small = load("runs/digits", "small")  # doctest: +SKIP
         >>> small(images).argmax(dim=1)  # doctest: +SKIP
     """
+    folder = located(folder, (f"{which}.json", f"{which}.safetensors"))
     description = read_description(folder, which)
     module = rebuild(description, where=RunFolder(folder).description(which), model=model)
     load_weights(module, RunFolder(folder).weights(which), description["sha256"])

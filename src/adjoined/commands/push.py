@@ -1,0 +1,179 @@
+"""`adjoined push RUN --to hub:OWNER/NAME`: share the networks of a run, with a model card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from adjoined.commands.flags import parse
+from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    from adjoined.commands.finished import FinishedRun
+    from adjoined.report.figures import Figures
+    from adjoined.settings import Settings
+
+PURPOSE = (
+    "Share the finished networks of a run: weights, settings, result, exports if there are any, and a model card. "
+    "Folders and names of your machine stay at home."
+)
+COPIED = ("metrics.csv",)
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """What to share, and where."""
+
+    run: str
+    """The run folder."""
+    to: str | None = None
+    """hub:OWNER/NAME; or a new folder, to look at what would be pushed or to hand it on by other means."""
+    private: bool = False
+    """Make a new repository on the hub private."""
+    license: str = ""
+    """Licence of the networks, for the card: mit, apache-2.0, cc-by-4.0, ..."""
+    model: str | None = None
+    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Gather the files, upload them, and say how they are loaded."""
+    (options,) = parse("push", argv, PushOptions, purpose=PURPOSE)
+    from adjoined.commands.finished import open_run
+    from adjoined.files import written_beside
+    from adjoined.runs.hub import is_hub, split, upload
+
+    if not options.to:
+        raise AdjoinedError("a place is missing", where="--to", expected="hub:OWNER/NAME, or a new folder")
+    to_hub = is_hub(options.to)
+    if to_hub:
+        split(options.to)
+    elif Path(options.to).exists():
+        raise AdjoinedError("there is something already", where=options.to, fix="Choose a new folder.")
+    run = open_run(options.run, options.model)
+    if to_hub:
+        with TemporaryDirectory() as folder:
+            gather(run, Path(folder), options.to, options.license)
+            url = upload(Path(folder), options.to, private=options.private, message="Networks trained with adjoined")
+        print(f"pushed: {url}")
+    else:
+        with written_beside(Path(options.to)) as (part,):
+            part.mkdir()
+            gather(run, part, options.to, options.license)
+        print(f"written: {options.to}")
+    last = run.networks[-1].name
+    print(f'\nimport adjoined; model = adjoined.load("{options.to}", "{last}"{_handed_in(run)})')
+
+
+def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> None:
+    """Write everything that is shared of a run into a folder: enough for every command that takes a run.
+
+    Args:
+        run: the finished run.
+        folder: an empty folder.
+        place: what the card tells `adjoined.load` to take.
+        license: for the card; "" leaves it out.
+    """
+    from adjoined.files import write_json
+    from adjoined.report.card import Card
+    from adjoined.runs import RunFolder
+
+    of, to = RunFolder(run.folder), RunFolder(folder)
+    settings, figures = _anywhere(of.read_settings()), _figures(run)
+    for network in run.networks:
+        shutil.copyfile(of.weights(network.name), to.weights(network.name))
+        write_json(to.description(network.name), _described_anywhere(network.description))
+        if of.plan(network.name).is_file() and network.name != "base":
+            shutil.copyfile(of.plan(network.name), to.plan(network.name))
+    to.settings.write_text(settings.to_yaml(), encoding="utf-8")
+    result = run.result.to_json()
+    record = of.read_record()
+    write_json(to.record, {**record, "sittings": [], "git": None, "result": result})
+    networks = [
+        {**told, "figures": measured.to_json()} for told, measured in zip(result["networks"], figures, strict=True)
+    ]
+    write_json(folder / "result.json", {**result, "networks": networks})
+    for name in COPIED:
+        if (of.path / name).is_file():
+            shutil.copyfile(of.path / name, folder / name)
+    if (of.path / "export").is_dir():
+        shutil.copytree(of.path / "export", folder / "export", ignore=shutil.ignore_patterns(".*"))
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    info = replace(run.info, name=_without_path(run.info.name))
+    card = Card(
+        name=(place.partition("/")[2] if place.startswith("hub:") else Path(place).name).partition("@")[0],
+        place=place,
+        figures=figures,
+        info=info,
+        settings=settings,
+        images=f"{run.result.images} images of {info.name} ({run.result.val_name})",
+        versions=record["versions"],
+        code=_code(run),
+        license=license,
+        files=files,
+    )
+    (folder / "README.md").write_text(card.markdown(), encoding="utf-8")
+
+
+def _figures(run: FinishedRun) -> list[Figures]:
+    """Return the figures that the run has recorded, or measure them again where they are missing."""
+    from adjoined.commands.outcome import measure
+    from adjoined.files import read_json
+    from adjoined.report.card import figures_of
+
+    path = run.folder / "result.json"
+    if path.is_file():
+        try:
+            return figures_of(read_json(path, "the result of a run"))
+        except (KeyError, TypeError) as error:
+            raise AdjoinedError("is damaged", where=path, fix="Take the file away; it is measured again.") from error
+    return measure(run)
+
+
+def _anywhere(settings: Settings) -> Settings:
+    """Leave out of the settings where on this machine things are."""
+    from adjoined.settings import Settings
+
+    return replace(
+        settings,
+        model=_without_path(settings.model),
+        data=_without_path(settings.data),
+        data_root=Settings().data_root,
+    )
+
+
+def _described_anywhere(description: dict[str, Any]) -> dict[str, Any]:
+    model, data = description["model"], description["data"]
+    return {
+        **description,
+        "model": {**model, "spec": _without_path(model["spec"])},
+        "data": {**data, "name": _without_path(data["name"])},
+    }
+
+
+def _without_path(name: str) -> str:
+    """Leave out the folders of `folder:/home/ann/pets` and `/home/ann/net.py:make`; other names stay as they are.
+
+    Example:
+        >>> [_without_path(name) for name in ("folder:/home/ann/pets", "/home/ann/net.py:make", "timm:resnet18")]
+        ['folder:pets', 'net.py:make', 'timm:resnet18']
+    """
+    if name.startswith("folder:"):
+        return f"folder:{Path(name.removeprefix('folder:')).name}"
+    return Path(name).name if ".py:" in name else name
+
+
+def _code(run: FinishedRun) -> str:
+    from adjoined.models import is_code
+
+    spec = run.networks[0].description["model"]["spec"]
+    return _without_path(spec) if is_code(spec) else ""
+
+
+def _handed_in(run: FinishedRun) -> str:
+    code = _code(run)
+    return f", model={code!r}" if code else ""

@@ -1,0 +1,157 @@
+"""The model card of a run: what the networks are, how good, how to load them, how they were trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adjoined.report.figures import Figures, result_table
+
+if TYPE_CHECKING:
+    from adjoined.data import DataInfo
+    from adjoined.settings import Settings
+
+MOST_CLASSES = 20
+"""Class names that the card writes out."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card tells.
+
+    Args:
+        name: of the run, as its title.
+        place: what `adjoined.load` takes: `hub:OWNER/NAME`, or a folder.
+        figures: of every network, the base first.
+        info: the data, and how images are prepared.
+        settings: of the training.
+        images: what the accuracies were measured on, as a phrase.
+        versions: of the libraries that it was trained with.
+        code: the name of the user's own function that builds the model, "" for models of libraries.
+        license: identifier for the metadata; "" leaves it out.
+        files: names of the files beside the card.
+    """
+
+    name: str
+    place: str
+    figures: Sequence[Figures]
+    info: DataInfo
+    settings: Settings
+    images: str
+    versions: Mapping[str, str]
+    code: str
+    license: str
+    files: Sequence[str]
+
+    def markdown(self) -> str:
+        """Return the card: metadata in YAML, then text in Markdown."""
+        base, *smalls = self.figures
+        table = result_table(base, smalls).markdown()
+        parts = [
+            f"---\n{self._metadata()}---",
+            f"# {self.name}",
+            f"{self._summary()}",
+            table,
+            f"Accuracies: {self.images}.",
+            f"## How to load\n\n```python\n{self._loading()}```\n\n{self._about_images()}",
+            f"## How it was trained\n\n{self._training()}",
+            f"## Files\n\n{self._files()}",
+        ]
+        return "\n\n".join(part.strip() for part in parts) + "\n"
+
+    def _metadata(self) -> str:
+        import yaml
+
+        results = [
+            {
+                "name": network.name,
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"name": self.info.name, "type": self.info.name},
+                        "metrics": [{"type": "accuracy", "value": round(network.top1, 6), "name": "top-1 accuracy"}],
+                    }
+                ],
+            }
+            for network in self.figures
+            if network.top1 is not None
+        ]
+        told: dict[str, Any] = {"license": self.license} if self.license else {}
+        told |= {
+            "library_name": "adjoined",
+            "pipeline_tag": "image-classification",
+            "tags": ["adjoined", "image-classification", "model-compression", "pytorch"],
+            "model-index": results,
+        }
+        return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+
+    def _summary(self) -> str:
+        base, *smalls = self.figures
+        settings = self.settings
+        if not smalls:
+            return f"{settings.model}, trained alone on {self.info.name} with `adjoined`."
+        narrow = " and ".join(
+            f"{each.name} with {base.parameters / each.parameters:.1f}x fewer parameters" for each in smalls
+        )
+        return (
+            f"A base network ({settings.model}) and {narrow}, trained in one run on {self.info.name}: the weights of "
+            f"the small network are slices of the base's, but for its normalisation layers (adjoined networks, arXiv "
+            f"2006.05624). Each is a plain PyTorch network in a file of its own."
+        )
+
+    def _loading(self) -> str:
+        handed_in = f", model={self.code!r}" if self.code else ""
+        lines = [
+            "import adjoined",
+            "",
+            *(
+                f"{name.replace('-', '_')} = adjoined.load({self.place!r}, {name!r}{handed_in})"
+                for name in dict.fromkeys(network.name.partition(" ")[0] for network in self.figures)
+            ),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _about_images(self) -> str:
+        info = self.info
+        names = ", ".join(info.class_names[:MOST_CLASSES])
+        more = f" and {info.num_classes - MOST_CLASSES} more" if info.num_classes > MOST_CLASSES else ""
+        own = (
+            " The model is built by code of the author's, which is not among the files: hand it in."
+            if self.code
+            else ""
+        )
+        return (
+            f"A network takes float32 (N, {info.channels}, {info.image_size}, {info.image_size}) and returns logits "
+            f"(N, {info.num_classes}). Images are scaled until the shorter side has {info.resize} pixels, cut to "
+            f"{info.image_size} x {info.image_size} in the middle, divided by 255, and normalised with mean "
+            f"{_numbers(info.mean)} and standard deviation {_numbers(info.std)}. Loading runs no code from the files."
+            f"{own}\n\nClasses: {names}{more}."
+        )
+
+    def _training(self) -> str:
+        settings = self.settings
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return (
+            f"Method {settings.method}, {settings.epochs} epochs, batches of {settings.batch_size}, "
+            f"{settings.optimizer} with a learning rate of {settings.lr:g}, seed {settings.seed}. All settings are in "
+            f"`settings.yaml`: `adjoined train --config settings.yaml` repeats the run where the data are."
+            f"\n\nVersions: {versions}."
+        )
+
+    def _files(self) -> str:
+        return "\n".join(f"- `{name}`" for name in self.files)
+
+
+def figures_of(result: Mapping[str, Any]) -> list[Figures]:
+    """Return the figures that `result.json` holds, the base network first.
+
+    Raises:
+        KeyError, TypeError: it holds none, or others.
+    """
+    return [Figures(**network["figures"]) for network in result["networks"]]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return json.dumps([round(value, 4) for value in values])
