@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.report import units
 from adjoined.report.table import Table
+from adjoined.slicing.advice import advice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -191,5 +192,5 @@ def _why_full(plan: SlicePlan) -> tuple[str, ...]:
     notes = []
     for reason, names in by_reason.items():
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        notes.append(f"At full width, {reason}: {', '.join(names[:4])}{more}.")
+        notes.append(f"At full width, {reason}: {', '.join(names[:4])}{more}. {advice(reason)}".rstrip())
     return tuple(notes)

@@ -325,7 +325,7 @@ class LabelFlow(TorchDispatchMode):
                     raise OutOfStep(message, [*before, *labels])
 
     def check_neighbours(self, number: int, slot: Slot) -> None:
-        """Remember the channels that the current operator sees side by side; the small network must have the first ones.
+        """Remember the channels that the current operator sees side by side; of these the first ones must be kept.
 
         Beyond the last one it then sees padding where the base network with its dropped channels at zero sees zeros.
         """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json
+from adjoined.slicing.advice import advice
 from adjoined.slicing.index import Index, take
 from adjoined.slicing.modules import named_tensors, set_sizes
 
@@ -34,6 +35,11 @@ class ChannelGroup:
     """Channels of the small network: the first ones."""
     reason: str = ""
     """Why the group stays at full width; "" where it is narrowed."""
+
+    @property
+    def advice(self) -> str:
+        """What can be done about its full width; "" where it is narrowed, or has to be wide."""
+        return advice(self.reason)
 
 
 @dataclass(frozen=True)
@@ -235,7 +241,7 @@ class SlicePlan:
         return cls.from_json(read_json(Path(path), "a slice plan"), where=path)
 
     def __str__(self) -> str:
-        """The groups as a table in plain text."""
+        """The groups as a table in plain text, and what can be done about those at full width."""
         rows = [("channel group", "layers", "base", "small", "")]
         rows += [(g.name, str(len(g.modules)), str(g.width), str(g.kept), g.reason) for g in self.groups]
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
@@ -243,7 +249,8 @@ class SlicePlan:
             f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows
         ]
         head = f"slice plan: alpha {self.alpha:g}, widths in multiples of {self.round_to}"
-        notes = [f"not reordered, {reason}: {name}" for name, reason in self.unordered.items()]
+        notes = list(dict.fromkeys(f"{group.reason}: {group.advice}" for group in self.groups if group.advice))
+        notes += [f"not reordered, {reason}: {name}" for name, reason in self.unordered.items()]
         return "\n".join([f"{head}, channels ordered by {self.order}" if self.order else head, *lines, *notes])
 
 

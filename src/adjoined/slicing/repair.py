@@ -26,9 +26,6 @@ FACTORS = range(2, 65)
 PATIENCE = 4
 """So many times a module's own groups are widened; from then on those of its parent are, too."""
 
-LITERAL = "let it be narrowed by taking that number from a tensor's shape or from an attribute of the module"
-"""What the user can do where a number stands in the code of a forward."""
-
 Place = tuple[int, int]
 """How far a run got: operators run, position of the size that is wrong."""
 
@@ -290,7 +287,7 @@ class Repairs:
         if not groups or rest or any(g.reason or not 0 < channels <= len(g.roots) for g in groups.values()):
             return False
         for group in groups.values():
-            group.wanted, group.wanted_for = channels, f"{error}; {LITERAL}"
+            group.wanted, group.wanted_for = channels, str(error)
         return True
 
     def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
