@@ -6,8 +6,7 @@ import re
 
 ADVICE = (
     (r"^model output", ""),
-    (r"^kept by keep", "Leave the module out of `keep` to have it narrowed."),
-    (r"^widths=", "Leave the module out of `widths` to have it narrowed."),
+    (r"^kept by keep|^widths=", ""),  # what the user has asked for
     (
         r"a size of \d+ is asked for",
         "Take that number from a tensor's shape or from an attribute of the module.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +35,7 @@ class Group:
         wanted_for: which, in case that is all of them.
         step: keep a multiple of so many channels, as code divides their number by it.
         unit: channels that one root stands for where widths are rounded: those of all rows (heads).
+        folds: views that fold these channels into rows.
         asked: what `widths` asks for; they agree.
     """
 
@@ -46,6 +47,7 @@ class Group:
     wanted_for: str = ""
     step: int = 1
     unit: int = 0
+    folds: set[Site] = field(default_factory=set)
     asked: tuple[Asked, ...] = ()
 
     @property
@@ -115,8 +117,8 @@ class Grouping:
                 continue  # what lies side by side belongs to one channel, as in a pixel shuffle
             sizes = [slot.shape[d] for d in row_dims]
             for group in {id(g): g for g in (self.of_root[root] for root in distinct(tied))}.values():
-                apart = tied.shape[row_dims[-1]] > 1
-                group.unit = group.bundle * sizes[-1] if apart else math.lcm(group.bundle, sizes[-1])
+                group.unit = math.gcd(group.unit, sizes[-1])
+                group.folds.add(cut)
             around = cut.module.rpartition(".")[0]
             for first in range(len(sizes)):
                 rows = math.prod(sizes[first:])

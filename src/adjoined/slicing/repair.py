@@ -164,8 +164,9 @@ class Repairs:
             if self._correct(candidate, is_kept):
                 yield f"{candidate.attribute.module}.{candidate.attribute.name} set right after: {failure.message}"
         if isinstance(error, Mismatch):
-            if self._set_width(error):
-                yield f"width chosen after: {failure.message}"
+            for alike in (False, True):
+                if self._set_width(error, alike):
+                    yield f"width chosen after: {failure.message}"
             for name in self._raise_source(error, is_kept):
                 yield f"width of {name} raised after: {failure.message}"
         else:
@@ -276,14 +277,21 @@ class Repairs:
 
     # ---- widths ------------------------------------------------------------------------------------------------------
 
-    def _set_width(self, error: Mismatch) -> bool:
-        """Give the groups that a size counts as many channels as the code asks for, each of them the same number."""
+    def _set_width(self, error: Mismatch, alike: bool) -> bool:
+        """Give the groups that a size counts as many channels as the code asks for, each of them the same number.
+
+        With `alike`, those that the same views fold get as many: the code computes with one width for all of them.
+        """
         if len(error.size.counted) != 1 or error.asked < 1:
             return False
         roots = Counter(self.grouping.roots[label] for label in error.size.counted[0])
         groups = {id(g): g for g in (self.grouping.of_root.get(root) for root in roots) if g is not None}
         repeated = sum(roots.values()) // max(1, len(roots))
         channels, rest = divmod(error.asked, max(1, len(groups) * repeated))
+        if alike:
+            folds = {fold for group in groups.values() for fold in group.folds}
+            sizes = {len(group.roots) for group in groups.values()}
+            groups |= {id(g): g for g in self.grouping.groups if g.folds & folds and len(g.roots) in sizes}
         if not groups or rest or any(g.reason or not 0 < channels <= len(g.roots) for g in groups.values()):
             return False
         for group in groups.values():
