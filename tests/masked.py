@@ -33,7 +33,7 @@ def masked(model: nn.Module, plan: SlicePlan) -> nn.Module:
                         weight.mul_(mask.view([-1 if d == dim else 1 for d in range(weight.ndim)]))
     known: Any = WeakIdKeyDictionary()  # activation -> mask of its channels, ready to multiply
     for name, module in full.named_modules():
-        if next(module.children(), None) is None:
+        if next(module.children(), None) is None and not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_hook(_zeroing(plan, name, known))
     return full
 

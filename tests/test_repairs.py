@@ -47,16 +47,16 @@ class Attentive(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize(("dim", "heads", "small"), [(64, 8, 2), (64, 4, 4), (48, 3, 4)])
-def test_the_number_that_the_operator_was_told_is_corrected(dim: int, heads: int, small: int):
+@pytest.mark.parametrize(("dim", "heads", "left", "small"), [(64, 8, 2, 8), (64, 4, 1, 16), (48, 3, 3, 4)])
+def test_the_number_that_the_operator_was_told_is_corrected(dim: int, heads: int, left: int, small: int):
     model = seeded(lambda: Attentive(dim, heads))
     plan = plan_of(model, alpha=4)
     net = plan.apply(model)
     assert not [group for group in plan.groups if group.reason not in ("", "model output")]
     for name, factor in (("first", 1), ("second", 2)):
         block = net.get_submodule(name)
-        assert (block.num_heads, block.head_dim, block.window) == (heads, small * factor, 8)  # at 64 and 8 all were 8
-        assert block.sizes == [heads * small * factor, 2 * heads * small * factor]
+        assert (block.num_heads, block.head_dim, block.window) == (left, small * factor, 8)  # at 64 and 8 all were 8
+        assert block.sizes == [left * small * factor, 2 * left * small * factor]
     assert net(X).shape == (2, 5)
     assert parameters(net) < 0.09 * parameters(model)
 

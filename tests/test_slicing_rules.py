@@ -102,8 +102,8 @@ WIDE: list[tuple[type[Net], str, str]] = [
     (odd.HardCodedConstant, "stem.0", rf"meets a tensor of fixed width, in {OWN_FORWARD} \(mul\)"),
     (odd.HardCodedOrder, "stem.0", rf"{OWN_FORWARD} \(index_select\)"),
     (odd.ZeroPaddedShortcut, "stem.0", rf"padded with a fixed number of channels, in {OWN_FORWARD}"),
-    (odd.Sorted, "stem.0", r"no rule for the operator sort"),
-    (odd.Fourier, "stem.0", r"no rule for the operator _fft"),
+    (odd.Sorted, "stem.0", r"in the order of their values"),
+    (odd.Fourier, "stem.0", r"a Fourier transform along the channels"),
     (odd.Rolled, "stem.0", r"two channel groups meet in 'body'"),
     (odd.OuterProduct, "one", r"two channels at once, in 'body' \(convolution\)"),
 ]

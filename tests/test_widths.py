@@ -99,7 +99,7 @@ def test_grouped_convolutions_keep_legal_ratios_and_run(text: str):
 def test_grouped_convolutions_are_sliced_by_their_own_share():
     """Two groups of 32: inside the groups, as 1/4 asks, though alpha would keep everything."""
     plan = plan_of(seeded(TwoGroups), 1, widths={"3": "1/4"})
-    assert plan.indices("3.weight")[0].tolist() == [*range(8), *range(32, 40)]  # pyright: ignore[reportOptionalMemberAccess]
+    assert plan.indices("3.weight")[0].tolist() == [*range(8), *range(32, 40)]
 
 
 @pytest.mark.parametrize("widths", [{"stem": "1/2"}, {"inner": "5 channels"}, {"stem": "3/4", "inner": "1/8"}])

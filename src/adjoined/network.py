@@ -152,8 +152,11 @@ class AdjoinedNetwork(nn.Module):
     def _skeleton(self, plan: SlicePlan) -> nn.Module:
         """Return the small module without the weights that it shares."""
         small = plan.apply(self.base)
+        borrowed: list[str] = []
         for name, module in self.base.named_modules():
-            if isinstance(module, torch.jit.ScriptModule) and not isinstance(small.get_submodule(name), _Borrowed):
+            inside = any(name.startswith(f"{outer}.") for outer in borrowed)
+            if isinstance(module, torch.jit.ScriptModule) and not inside:
+                borrowed.append(name)
                 parent, _, attribute = name.rpartition(".")
                 setattr(small.get_submodule(parent), attribute, _Borrowed(module))
         for shared in self._shared:

@@ -19,6 +19,7 @@ PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes
 
 
 METHOD_ONLY = (
+    "order",
     "kl_schedule",
     "kl_detach",
     "kl_direction",
@@ -84,6 +85,8 @@ class Settings:
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8
     """Widths of the small network are multiples of this, where the base network's allow it, channels."""
+    widths: dict[str, str] = field(default_factory=dict)
+    """Widths of the channels that modules write, not 1/alpha: NAME=1/2 (a share) or NAME='24 channels', by commas."""
 
     method: str = "adjoint"
     """How the networks are trained; `docs/method.md` has the list."""
@@ -95,6 +98,9 @@ class Settings:
     """adjoint: KL(p ‖ q), KL(q ‖ p), or the mean of both; p is the base network."""
     small_ce: float = 0.0
     """adjoint: weight of a cross-entropy of the small network."""
+    order: Literal["l1", "l2", "bn"] | None = None
+    """adjoint, slimmable: reorder the base network's channels first, most important ones to the front: l1, l2 (norm of
+    the filters that write them), bn (scale of their batch norms); none: as they are."""
     private_norms: bool = True
     """adjoint, slimmable: scale and shift of its own for every norm of the small network."""
     temperature: float | None = None
@@ -211,6 +217,10 @@ class Settings:
         if self.compress is not None:
             self._require("compress", 1 <= self.compress < float("inf"), "a number of at least 1, or none")
             self._require("compress", len(self.alphas) == 1, "none where --alpha has several values")
+        if self.widths:
+            from adjoined.slicing.asked import check_widths
+
+            check_widths(self.widths)
         self._check_method()
 
     @property

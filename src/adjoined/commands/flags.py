@@ -1,6 +1,7 @@
 """Flags from typed dataclasses: jsonargparse reads them, this file makes them pleasant to type.
 
-`--input-size` and `--input_size` are one flag; a list is written `--alpha 2,4,8`; a switch is `--ema` or `--no-ema`.
+`--input-size` and `--input_size` are one flag; a list is written `--alpha 2,4,8`, a mapping of names to texts
+`--widths 'layer3=1/2,head=24 channels'`; a switch is `--ema` or `--no-ema`.
 The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the file stands on the line.
 """
 
@@ -103,6 +104,8 @@ def spelled(argv: Sequence[str], *options: type) -> list[str]:
         elif hints.get(name) is bool and not equals:
             told = bool(words) and words[0].lower() in ("true", "false")
             line.append(f"--{name}={words.pop(0).lower() if told else 'true'}")
+        elif hints.get(name) == dict[str, str] and (equals or words):
+            line.append(f"--{name}={_as_mapping(flag, value if equals else words.pop(0))}")
         elif _item_type(hints.get(name)) and (equals or words):
             line.append(f"--{name}={_as_list(value if equals else words.pop(0), hints[name])}")
         else:
@@ -198,6 +201,20 @@ def _as_list(text: str, hint: Any) -> str:
         return text
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return json.dumps(parts) if _item_type(hint) is str else f"[{', '.join(parts)}]"
+
+
+def _as_mapping(flag: str, text: str) -> str:
+    """Write `a=b,c=d` as JSON; what is a mapping already stays."""
+    if text.lstrip().startswith("{"):
+        return text
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.rpartition("="))
+        if not equals or not name or name in found:
+            wrong = "is given twice" if name in found else "not a name with a value"
+            raise AdjoinedError(wrong, where=flag, expected="NAME=VALUE,NAME=VALUE", got=part)
+        found[name] = value
+    return json.dumps(found)
 
 
 def _in_one_line(message: str, command: str, options: Sequence[type]) -> AdjoinedError:

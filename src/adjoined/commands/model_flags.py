@@ -26,6 +26,8 @@ class ModelOptions:
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8
     """Widths of the small network are multiples of this, where the base network's allow it, channels."""
+    widths: dict[str, str] = field(default_factory=dict)
+    """Widths of the channels that modules write, not 1/alpha: NAME=1/2 (a share) or NAME='24 channels', by commas."""
     input_size: int = 224
     """Height and width of the images, pixels."""
     channels: int = 3
@@ -72,7 +74,7 @@ class ModelOptions:
             options=self.model_options,
         )
         example = torch.zeros(1, self.channels, self.input_size, self.input_size)
-        settings: dict[str, Any] = {"keep": tuple(self.keep), "round_to": self.round_to}
+        settings: dict[str, Any] = {"keep": tuple(self.keep), "round_to": self.round_to, "widths": self.widths}
         with input_set_by("--input-size and --channels"):
             return (
                 model,

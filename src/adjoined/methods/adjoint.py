@@ -50,7 +50,7 @@ class AdjointPlus(Adjoint):
     first step on, beside a cross-entropy of the small network's own.
     """
 
-    reads = frozenset()
+    reads = frozenset({"order"})
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.for_method("adjoint", kl_detach=True, kl_schedule="constant", small_ce=1.0))

@@ -178,4 +178,5 @@ def the_small_plan(settings: Settings, model: nn.Module, example: Tensor) -> Sli
         keep=tuple(settings.keep),
         round_to=settings.round_to,
         compress=settings.compress,
+        widths=settings.widths,
     )

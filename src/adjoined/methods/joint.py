@@ -14,7 +14,7 @@ from adjoined.slicing import SlicePlan
 class Joint(Method):
     """Base and small networks on shared weights; the loss is left to fill in."""
 
-    reads = frozenset({"private_norms"})
+    reads = frozenset({"order", "private_norms"})
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> AdjoinedNetwork:
         """Return base and small networks on shared weights."""
@@ -26,6 +26,8 @@ class Joint(Method):
             keep=tuple(settings.keep),
             round_to=settings.round_to,
             compress=settings.compress,
+            widths=settings.widths,
+            order=settings.order,
             private_norms=settings.private_norms,
         )
 

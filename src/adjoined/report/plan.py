@@ -72,7 +72,7 @@ def plan_table(
     for row in rows:
         figures = row.total("parameters") + (() if family else row.total("macs"))
         cells.append((row.label, row.channels, *map(units.count, figures)))
-    return Table(columns, tuple(cells), title, _why_full(plans[0]))
+    return Table(columns, tuple(cells), title, _why_full(plans[0]) + _why_unordered(plans[0]))
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,17 @@ def _why_full(plan: SlicePlan) -> tuple[str, ...]:
     for group in plan.groups:
         if group.reason and group.width > 1:
             by_reason.setdefault(group.reason, []).append(f"{group.name} ({group.width})")
-    notes = []
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        notes.append(f"At full width, {reason}: {', '.join(names[:4])}{more}. {advice(reason)}".rstrip())
-    return tuple(notes)
+    return tuple(
+        f"At full width, {reason}: {_some(names)}. {advice(reason)}".rstrip() for reason, names in by_reason.items()
+    )
+
+
+def _why_unordered(plan: SlicePlan) -> tuple[str, ...]:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in plan.unordered.items():
+        by_reason.setdefault(reason, []).append(name)
+    return tuple(f"Not reordered, {reason}: {_some(names)}." for reason, names in by_reason.items())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -50,7 +51,7 @@ def check_widths(widths: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         )
     for pattern, text in widths.items():
         if not isinstance(pattern, str) or not isinstance(text, str) or not _alpha(text, 10**9):
-            number: object = text
+            number: Any = text
             fix = ""
             if isinstance(number, (int, float)) and not isinstance(number, bool) and number >= 1:
                 fix = f"Write '1/{number:g}' for that part of the channels, '{number:g} channels' for that many."

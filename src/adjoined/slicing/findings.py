@@ -29,8 +29,14 @@ class Findings:
     """What views have made of labelled dimensions that they fold into several."""
     fresh: dict[tuple[Site, int], Tensor] = field(default_factory=dict)
     """Labels given anew behind a cut where channel identity was given up."""
-    pieces: dict[tuple[Site, int, int], list[int]] = field(default_factory=dict)
-    """(cut, slot, piece) -> the labels that went into the piece, in order."""
+    pieces: dict[tuple[Site, int, int], Slot] = field(default_factory=dict)
+    """(cut, slot, piece) -> the labels that went into the piece."""
+    folded: dict[tuple[Site, int], Slot] = field(default_factory=dict)
+    """(cut, slot) -> labels behind a view that folds channels into rows."""
+    operands: dict[tuple[Site, int], list[Slot]] = field(default_factory=lambda: defaultdict(list))
+    """(operator, number of the operand) -> its slots, of products between tensors with heads."""
+    whole_heads: set[Site] = field(default_factory=set)
+    """Products between tensors with heads that keep or drop whole heads."""
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
     read: set[int] = field(default_factory=set)

@@ -14,29 +14,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from adjoined.slicing.checks import Checks, family_of
 from adjoined.slicing.findings import Findings
 from adjoined.slicing.inputs import Inputs
-from adjoined.slicing.labels import (
-    FrozenTies,
-    NeedsValues,
-    OutOfStep,
-    Slot,
-    Ties,
-    TooNarrow,
-    compress,
-    distinct,
-    varying,
-)
+from adjoined.slicing.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, compress, distinct, varying
+from adjoined.slicing.memory import Memory
 from adjoined.slicing.modules import is_norm
 from adjoined.slicing.rules import RULES, Call
-from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.sizes import Site, sizes_in
 from adjoined.slicing.values import Values
 
 GroupChoice = Callable[[str, int, int], bool]
 """(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
 
 
-class LabelFlow(TorchDispatchMode):
+class LabelFlow(Checks, TorchDispatchMode):
     """One labelled run of a module.
 
     Args:
@@ -67,27 +59,14 @@ class LabelFlow(TorchDispatchMode):
         self._slots: Any = WeakIdKeyDictionary()
         self._uniform: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
+        self._memory = Memory()
+        self._stored: set[int] = set()
         self._count: dict[tuple[str, str], int] = defaultdict(int)
         self._train = False
         self.steps = 0
         self._last: list[Slot] = []
 
     # ---- the run -----------------------------------------------------------------------------------------------------
-
-    @property
-    def strict(self) -> bool:
-        """Whether this is the second run, which checks the small network."""
-        return self.is_kept is not None
-
-    @property
-    def module(self) -> str:
-        """Name of the module that runs now; "" for the model itself."""
-        return self.stack[-1]
-
-    @property
-    def here(self) -> str:
-        """Where the run is, for messages."""
-        return f"'{self.module}' ({self.last_op})" if self.module else f"the model's own forward ({self.last_op})"
 
     def run(self, model: nn.Module, inputs: Inputs, *, train: bool = False) -> Any:
         """Run the module without gradients and return its output; its mode and hooks are as before afterwards."""
@@ -96,6 +75,7 @@ class LabelFlow(TorchDispatchMode):
             if not isinstance(module, torch.jit.ScriptModule):
                 hooks.append(module.register_forward_pre_hook(lambda *call, name=name: self._enter(name, *call)))
                 hooks.append(module.register_forward_hook(lambda *_: self._leave()))
+        fast = torch.backends.mha.get_fastpath_enabled()
         modes = [(module, module.training) for module in model.modules()]
         model.train(train)
         self.stack = [""]
@@ -104,8 +84,10 @@ class LabelFlow(TorchDispatchMode):
         self.values.start((inputs.args, inputs.kwargs))
         try:
             with torch.no_grad(), self, _Calls(self):
+                torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of it, with nothing to see
                 return model(*inputs.args, **inputs.kwargs)
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
             for module, mode in modes:
@@ -130,8 +112,10 @@ class LabelFlow(TorchDispatchMode):
         kwargs = kwargs or {}
         self.last_op = name = func._schema.name.split("::")[1]
         self.steps += 1
-        self._count[self.module, _family(name)] += 1
+        self._count[self.module, family_of(name)] += 1
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self._memory:
+            self._reread(given)
         labelled = [tensor for tensor in given if tensor in self._slots]
         bound = _bound_to_names(func, args, kwargs) if labelled else {}
         if self.strict and labelled:
@@ -155,9 +139,11 @@ class LabelFlow(TorchDispatchMode):
         if labelled and name not in _CREATE and not (self._idle and name == "select"):
             call = Call(func, name, bound, out)
             read = self.slots(labelled[0])
+            written = [(t, self.slots(t)) for a, t in zip(func._schema.arguments, args, strict=False) if _changes(a, t)]
             self._rule(call)(self, call)
             self._last = [slot for tensor in call.outputs for slot in self.slots(tensor)]
-            self._note_sizes(call, read)
+            self._remember(written)
+            self.note_sizes(call, self._written(read), [self._written(self.slots(leaf)) for leaf in call.outputs])
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 if alike:
@@ -186,6 +172,27 @@ class LabelFlow(TorchDispatchMode):
             return self.slots(a) + [slot for slot in self.slots(b) if varying(slot) != (b.ndim - 1,)]
         return [slot for tensor in labelled for slot in self._slots[tensor]]
 
+    # ---- memory that is written through views ------------------------------------------------------------------------
+
+    def _reread(self, given: Iterable[Tensor]) -> None:
+        """Bring the slots of tensors up to date whose memory was written through another view."""
+        for tensor in given:
+            slots = self._memory.read(tensor)
+            if slots is not None and (slots or tensor in self._slots):
+                self._slots[tensor] = slots
+
+    def _written(self, slots: list[Slot]) -> list[Slot]:
+        """Return the slots that are complete: what is written in parts has no number of channels before the last."""
+        return [slot for slot in slots if bool(slot.all())] if self._memory else slots
+
+    def _remember(self, written: Iterable[tuple[Tensor, list[Slot]]]) -> None:
+        """Note new labels of views with the memory behind them."""
+        for tensor, before in written:
+            after, base = self.slots(tensor), tensor._base
+            same = len(after) == len(before) and all(map(torch.equal, after, before))
+            if not same and (base is not None or self._memory.read(tensor) is not None):
+                self._memory.write(tensor, after, self.slots(base))
+
     # ---- slots of tensors --------------------------------------------------------------------------------------------
 
     def slots(self, tensor: Any) -> list[Slot]:
@@ -200,10 +207,15 @@ class LabelFlow(TorchDispatchMode):
     def name(self, tensor: Tensor, name: str) -> None:
         """Remember what a parameter is called, so that its readers can be noted."""
         self._names[tensor] = name
+        self._stored.add(tensor.untyped_storage()._cdata)
 
     def is_uniform(self, tensor: Tensor) -> bool:
         """Whether every element has the same value by construction (zeros, ones): such a tensor fits any width."""
         return tensor in self._uniform and tensor not in self._slots
+
+    def is_stored(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter or buffer, or a view of one."""
+        return tensor.untyped_storage()._cdata in self._stored
 
     # ---- ties --------------------------------------------------------------------------------------------------------
 
@@ -212,6 +224,18 @@ class LabelFlow(TorchDispatchMode):
         self.ties.tie(a, b, self.here)
         a, b = torch.broadcast_tensors(a, b)
         return torch.where(a == 0, b, a)
+
+    def unite(self, slots: Iterable[Slot]) -> list[Slot]:
+        """Tie the slots that vary along the same dimensions; return one for each set of dimensions."""
+        united: list[Slot] = []
+        for slot in slots:
+            for i, other in enumerate(united):
+                if set(varying(slot)) & set(varying(other)):
+                    united[i] = self.tie(other, slot)
+                    break
+            else:
+                united.append(slot)
+        return united
 
     def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
         """Tie the labels of two dimensions that must agree; one without labels keeps the other at full width."""
@@ -242,6 +266,7 @@ class LabelFlow(TorchDispatchMode):
         for d in varying(slot):
             if d not in keep:
                 first = slot.narrow(d, 0, 1)
+                first = torch.where(first == 0, slot.amax(d, keepdim=True), first)  # 0: not written
                 self.tie(first, slot)
                 slot = first
         return slot
@@ -259,103 +284,17 @@ class LabelFlow(TorchDispatchMode):
         return found
 
     def attention_scale(self, query: Tensor) -> float | None:
-        """Return the scale for an attention that is given none; 1/√D of its features is that of the narrow D."""
-        if any(query.ndim - 1 in varying(slot) for slot in self.slots(query)):
-            self.note_crossing()
-        return None
+        """Return the scale for an attention that is given none; 1/√D of its features is that of the narrow D.
 
-    # ---- notes for the repair ----------------------------------------------------------------------------------------
-
-    def _note_sizes(self, call: Call, read: list[Slot]) -> None:
-        """Note the sizes that code handed to an operator, with the channels that they count."""
-        if not self.strict and sizes_in(call.name, call.args):
-            outputs = [self.slots(out) for out in call.outputs]
-            self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, outputs)
-
-    def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
-        """In the small network, code must ask for as many channels as are left of those that it asked for."""
-        sizes = self.findings.sizes.get(site)
-        if sizes is None or site in self.unaligned or self.is_kept is None:
-            return
-        position = check_sizes(asked, sizes, self.is_kept)
-        if position is not None:
-            size, value = sizes[position], asked[position]
-            here = f"{self.here}{line_of_code(LabelFlow.run)}"
-            raise Mismatch(site, position, value or 0, size.left(self.is_kept) or 0, size, here)
-
-    def note_read(self, labels: Tensor | None) -> None:
-        """Note that the current operator sums over these channels: they matter to what comes behind it."""
-        if labels is not None and not self.strict:
-            self.findings.read.update(distinct(labels))
-
-    def note_crossing(self) -> None:
-        """Note that the current operator computes a statistic across channels."""
-        if not self.strict:
-            self.findings.crossing.setdefault(self.module, self.last_op)
-
-    @property
-    def cut(self) -> Site:
-        """The key of the current operator: equal in both runs, as long as the module's code runs the same way."""
-        return self.site(_family(self.last_op))
-
-    def site(self, family: str, ahead: int = 0) -> Site:
-        """Return the key of the latest operator of a family, or of one that is still ahead."""
-        return Site(self.module, family, self._count[self.module, family] + ahead, self._train)
-
-    def note_pieces(self, cut: Site, dim: int, pieces: Sequence[Slot]) -> None:
-        """Note which piece of a cut every label went into."""
-        if not self.strict:
-            for number, piece in enumerate(pieces):
-                for label in distinct(piece):
-                    self.findings.cuts[label].add((cut, dim, number))
-
-    def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
-        """Remember which channels go into which piece of a cut; in the small network it must be the same ones."""
-        if cut in self.unaligned:
-            return
-        for piece, slot in enumerate(pieces):
-            labels = slot.reshape(-1).tolist()
-            if self.is_kept is None:
-                self.findings.pieces[cut, number, piece] = labels
-            else:
-                before = self.findings.pieces.get((cut, number, piece), [])
-                expected = [label for label in before if label == 0 or self.is_kept(label)]
-                if labels != expected and self._any_narrowed([*before, *labels]):
-                    message = f"other channels than in the base network are cut off in {self.here}"
-                    raise OutOfStep(message, [*before, *labels])
-
-    def check_neighbours(self, number: int, slot: Slot) -> None:
-        """Remember the channels that the current operator sees side by side; of these the first ones must be kept.
-
-        Beyond the last one it then sees padding where the base network with its dropped channels at zero sees zeros.
+        Where whole heads are kept, D is what it was.
         """
-        key, labels = (self.cut, number, 0), slot.reshape(-1).tolist()
-        if self.is_kept is None:
-            self.findings.pieces[key] = labels
-        elif labels != self.findings.pieces.get(key, labels)[: len(labels)] and self._any_narrowed(labels):
-            before = self.findings.pieces[key]
-            raise OutOfStep(f"other channels become neighbours than in the base network, in {self.here}", before)
-
-    def _any_narrowed(self, labels: Iterable[int]) -> bool:
-        return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
-
-    def renew(self, cut: Site, piece: int, slot: Slot) -> Slot:
-        """Give the channels behind an unaligned cut fresh labels: their number must agree from here on, no more."""
-        if cut not in self.unaligned or slot.numel() <= 1:
-            return slot
-        key = (cut, piece)
-        if self.is_kept is None:
-            assert isinstance(self.ties, Ties)
-            labels = self.ties.new(f"{cut.module}#{cut.operator}{cut.number}", piece, slot.numel())
-            self.findings.fresh[key] = labels
-            return labels.view(slot.shape)
-        expected = self.findings.fresh.get(key)
-        kept = [] if expected is None else [label for label in expected.tolist() if self.is_kept(label)]
-        if len(kept) != slot.numel():
-            message = f"{slot.numel()} channels arrive where {len(kept)} are expected in {self.here}"
-            labels = [] if expected is None else expected.tolist()
-            raise TooNarrow(message, kept + distinct(slot), labels, slot.numel())
-        return torch.tensor(kept).view(slot.shape)
+        last, heads = query.ndim - 1, query.ndim - 3
+        for slot in self.slots(query):
+            by_head = heads >= 0 and heads in varying(slot)
+            inside = not by_head or self.choose_groups(self.module, query.shape[heads], query.shape[last])
+            if last in varying(slot) and inside:
+                self.note_crossing()
+        return None
 
 
 class _Calls(TorchFunctionMode):
@@ -387,15 +326,15 @@ _CREATE = {
 }  # fmt: skip
 
 
-def _family(name: str) -> str:
-    """Return what an operator counts as: torch chooses between the ways to reshape by strides, which may differ."""
-    return "view" if name in RESHAPES else name
-
-
 def _bound_to_names(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     schema = func._schema.arguments
     given = {a.name: value for a, value in zip(schema, args, strict=False)}
     return {a.name: kwargs.get(a.name, a.default_value) for a in schema} | given
+
+
+def _changes(argument: Any, value: Any) -> bool:
+    """Whether an operator changes this argument in place."""
+    return isinstance(value, Tensor) and argument.alias_info is not None and argument.alias_info.is_write
 
 
 def _first_line(error: Exception) -> str:

@@ -113,6 +113,11 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
         module.num_groups = groups or module.num_groups
         if weight is not None:
             module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.MultiheadAttention):
+        module.embed_dim, module.num_heads = module.out_proj.weight.shape[0], groups or module.num_heads
+        module.head_dim = module.embed_dim // module.num_heads
+        if module.in_proj_weight is not None:
+            module.kdim = module.vdim = module.embed_dim
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif weight is not None and hasattr(module, "normalized_shape"):
@@ -125,4 +130,4 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
 
 def keeps_sizes(module: nn.Module) -> bool:
     """Tell whether `set_sizes` is in charge of a module's numbers."""
-    return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, *_NORMS))
+    return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, nn.MultiheadAttention, *_NORMS))

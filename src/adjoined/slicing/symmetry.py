@@ -15,7 +15,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow import LabelFlow
 from adjoined.slicing.groups import Grouping
 from adjoined.slicing.inputs import Inputs
-from adjoined.slicing.labels import FrozenTies, OutOfStep, Slot, along
+from adjoined.slicing.labels import FrozenTies, OutOfStep, Slot, along, distinct, varying
 from adjoined.slicing.modules import named_tensors
 from adjoined.slicing.sizes import Site
 from adjoined.slicing.trace import Trace, tensor_leaves
@@ -57,9 +57,23 @@ class _PermutedFlow(LabelFlow):
         """Compare the channels of every piece with those of the first run."""
         for piece, slot in enumerate(pieces):
             before = self.findings.pieces.get((cut, number, piece))
-            labels = slot.reshape(-1).tolist()
-            if before is not None and sorted(map(self.ties.find, before)) != sorted(map(self.ties.find, labels)):
-                raise OutOfStep(f"other channels than before are cut off in {self.here}", [*before, *labels])
+            if before is not None and self._roots(before) != self._roots(slot):
+                message = f"other channels than before are cut off in {self.here}"
+                raise OutOfStep(message, [*distinct(before), *distinct(slot)])
+
+    def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
+        """Compare the channels of every row with those of the first run."""
+        before = self.findings.folded.get((cut, number))
+        if before is None:
+            return
+        for dim in varying(before)[:-1]:
+            for row in range(before.shape[dim]):
+                if self._roots(before.select(dim, row)) != self._roots(folded.expand(before.shape).select(dim, row)):
+                    message = f"channels are folded into other rows in {self.here}"
+                    raise OutOfStep(message, [*distinct(before), *distinct(folded)])
+
+    def _roots(self, slot: Slot) -> list[int]:
+        return sorted(map(self.ties.find, slot.reshape(-1).tolist()))
 
 
 def out_of_step(traced: Trace, grouping: Grouping, gathers: Gathers, moved: Sequence[bool]) -> OutOfStep | None:

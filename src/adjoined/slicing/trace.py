@@ -96,7 +96,7 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
         if isinstance(module, torch.jit.ScriptModule):
             _pin_scripted(prefix, labels, ties)
         elif isinstance(module, nn.MultiheadAttention):
-            findings.crossing.setdefault(prefix, "1/√d of the heads' width d")
+            _tie_heads(flow, prefix, module, labels)
     if flow.values.decide:
         _pin_unread(ties, findings)
     shapes = [out.shape for out in outputs]
@@ -161,3 +161,25 @@ def _pin_scripted(prefix: str, labels: dict[str, list[Tensor | None]], ties: Tie
             for vector in vectors:
                 if vector is not None:
                     ties.pin(vector, f"belongs to the TorchScript module '{prefix}', which cannot be resized")
+
+
+def _tie_heads(
+    flow: LabelFlow, prefix: str, module: nn.MultiheadAttention, labels: dict[str, list[Tensor | None]]
+) -> None:
+    """Tie what torch's attention takes to be equal: its features outside and inside, and their order in the heads."""
+    heads, width = module.num_heads, module.head_dim
+    inside: list[Tensor | None] = []
+    for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
+        rows, columns = labels.get(f"{prefix}.{name}", [None, None])
+        inside += [None] if rows is None else rows.split(heads * width)
+        if not name.startswith(("k_", "v_")):
+            inside.append(columns)
+    vectors = [vector for vector in inside if vector is not None]
+    whole = heads > 1 and not flow.choose_groups(prefix, heads, width)
+    for vector in vectors:
+        flow.tie(vectors[0], vector)
+        flow.collapse(vector.view(heads, width), (0,) if whole else (1,))
+    if whole and vectors:
+        flow.findings.conv_groups[prefix] = vectors[0].view(heads, width)[:, 0].clone()
+    else:
+        flow.findings.crossing.setdefault(prefix, "1/√d of the heads' width d")

@@ -40,8 +40,9 @@ def _join(flow: LabelFlow, slots: Sequence[Sequence[Slot]], sizes: Sequence[int]
             if dim in varying(slot):
                 part = slot if part is None else flow.tie(part, slot)
             else:
-                _merge(flow, across, slot)
+                across.append(slot)
         parts.append(part)
+    across = flow.unite(across)
     if all(part is None for part in parts):
         flow.carry(out, across)
         return
@@ -52,11 +53,3 @@ def _join(flow: LabelFlow, slots: Sequence[Sequence[Slot]], sizes: Sequence[int]
         shape[dim] = size
         joined.append(torch.zeros(shape, dtype=torch.long) if part is None else part.expand(shape))
     flow.carry(out, [*across, compress(torch.cat(joined, dim))])
-
-
-def _merge(flow: LabelFlow, slots: list[Slot], slot: Slot) -> None:
-    for i, other in enumerate(slots):
-        if set(varying(slot)) & set(varying(other)):
-            slots[i] = flow.tie(other, slot)
-            return
-    slots.append(slot)

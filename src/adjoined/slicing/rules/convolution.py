@@ -29,6 +29,8 @@ def convolution(flow: LabelFlow, call: Call) -> None:
     weight_slots = [s for s in flow.slots(weight) if {0, 1} & set(varying(s))]
     weight_in = flow.vector([s for s in weight_slots if reads in varying(s)], reads)
     weight_out = flow.vector([s for s in weight_slots if writes in varying(s)], writes)
+    if weight_in is not None and weight_out is not None and any({0, 1} <= set(varying(s)) for s in weight_slots):
+        flow.pin(weight_in, "each element of the weight belongs to an output and an input channel at once")
     flow.note_read(channels)
     groups = call["groups"]
     if groups == 1 and flow.module not in flow.findings.conv_groups:
@@ -55,6 +57,8 @@ def _grouped(
     Whole groups are dropped, which makes depthwise convolutions narrow with their input; or, where that keeps fewer
     channels, all groups stay and each is sliced inside.
     """
+    if channels is not None and weight_in is None and out is None and groups == channels.numel():
+        return channels.view(-1, 1).expand(groups, weight.shape[0] // groups).reshape(-1)  # kernels of no layer: a blur
     if channels is None or out is None:
         for labels in (channels, out, weight_in):
             if labels is not None:
@@ -62,8 +66,10 @@ def _grouped(
         return out
     size = weight.shape[1]
     inside = flow.module in flow.findings.sliced_inside
+    rows = channels.view(groups, -1)
     if not flow.strict:
-        inside = size > 1 and weight_in is not None and flow.choose_groups(flow.module, groups, size)
+        batch = size > 1 and bool((rows == rows[:1]).all())  # a kernel for each image: the groups are the images
+        inside = batch or (size > 1 and weight_in is not None and flow.choose_groups(flow.module, groups, size))
     if inside:  # one channel is left of each group where the weight has no labels
         flow.findings.sliced_inside.add(flow.module)
         per_group = flow.collapse(channels.view(groups, -1), (1,)).reshape(-1)
@@ -126,6 +132,21 @@ def _give_up(flow: LabelFlow, call: Call) -> None:
     flow.carry(call.out, [])
 
 
+@rule("deform_conv2d")
+def deformable(flow: LabelFlow, call: Call) -> None:
+    """torchvision's: an ordinary convolution whose kernel moves by offsets, which stay as many as they are."""
+    for tensor in (call["offset"], call["mask"]):
+        for slot in flow.slots(tensor):
+            flow.pin(slot, "places and weights of a deformable kernel")
+    fields = call["n_offset_grps"] or call["offset_groups"] or 1
+    channels = flow.vector([s for s in flow.slots(call["input"]) if 1 in varying(s)], 1)
+    if channels is not None and fields > 1 and channels.numel() % fields == 0:
+        flow.note_pieces(flow.cut, 1, list(channels.view(fields, -1)))
+        flow.check_cut(flow.cut, 1, list(channels.view(fields, -1)))
+    groups = call["n_weight_grps"] or call["groups"] or 1
+    convolution(flow, Call(call.op, call.name, {**call.args, "transposed": False, "groups": groups}, call.out))
+
+
 @rule("im2col")
 def patches(flow: LabelFlow, call: Call) -> None:
     """F.unfold: channels (N, C, H, W) become rows (N, C·kh·kw, L), each channel repeated for every kernel place."""
@@ -136,3 +157,14 @@ def patches(flow: LabelFlow, call: Call) -> None:
     kernel = out.shape[-2] // channels.numel()
     rows = channels.view(-1, 1).expand(-1, kernel).reshape(-1)
     flow.carry(out, [along(torch.as_tensor(rows), out.ndim - 2, out.ndim)])
+
+
+@rule("col2im")
+def fold(flow: LabelFlow, call: Call) -> None:
+    """F.fold: rows (N, C·kh·kw, L) are added up to channels (N, C, H, W); the rows of one channel go together."""
+    x, out = call["self"], call.out
+    rows = flow.vector([slot for slot in flow.slots(x) if x.ndim - 2 in varying(slot)], x.ndim - 2)
+    if rows is None:
+        return
+    channels = flow.collapse(rows.view(out.shape[-3], -1), (0,)).reshape(-1)
+    flow.carry(out, [along(channels, out.ndim - 3, out.ndim)])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from adjoined.slicing.labels import Slot, along, varying
+from adjoined.slicing.rules.attention import heads_of, keeps_whole_heads
 from adjoined.slicing.rules.table import Call, rule
 
 if TYPE_CHECKING:
@@ -70,48 +71,66 @@ def _product(
     out: Tensor,
 ) -> None:
     inner_a, inner_b, column = a.ndim - 1, b_ndim - 2, b_ndim - 1
-    read = flow.vector([s for s in a_slots if inner_a in varying(s)], inner_a)
-    weight_in = flow.vector([s for s in b_slots if inner_b in varying(s)], inner_b)
-    if read is not None or weight_in is not None:
-        flow.note_read(flow.tie_vectors(read, weight_in, "reads features of fixed width"))
-    carried = [
-        flow.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot  # alike in every head of an attention
-        for slot in a_slots
-        if varying(slot) and inner_a not in varying(slot)
-    ]
-    for slot in b_slots:  # labels along the batch alone go on, where the other factor brings none
-        dims = set(varying(slot))
+    spans_a = [(slot, flow.spans(0, slot)) for slot in a_slots]
+    spans_b = [(slot, flow.spans(1, slot)) for slot in b_slots]
+    carried: list[Slot] = []
+    by_head = [_both(spans_a, 0, inner_a), _both(spans_b, 0, inner_b)] if b_ndim == 3 else []
+    if len(by_head) == 2 and all(by_head) and keeps_whole_heads(flow, by_head[0][0], 0, inner_a):
+        carried = heads_of(flow, [slot for slots in by_head for slot in slots], 0)
+        flow.note_read(carried[0])
+    else:
+        read = flow.vector([slot for slot, dims in spans_a if inner_a in dims], inner_a)
+        weight_in = flow.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
+        if weight_in is not None and flow.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
+            flow.note_read(weight_in)
+        elif read is not None or weight_in is not None:
+            flow.note_read(flow.tie_vectors(read, weight_in, "reads features of fixed width"))
+    for slot, dims in spans_a:
+        if varying(slot) and inner_a not in dims:  # alike in every head of an attention
+            carried.append(flow.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
+    for slot, dims in spans_b:  # labels along the batch alone go on, where the other factor brings none
         if b_ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
             carried.append(slot)
-    columns = flow.vector([s for s in b_slots if column in varying(s)], column)
+    of_heads = [slot for slot in carried if varying(slot) == (0,)]
+    values = _both(spans_b, 0, column) if b_ndim == 3 and of_heads else []
+    if values:  # the weights of an attention have a label for each head: so have the values, and what comes of them
+        heads_of(flow, [*of_heads, *values], 0)
+        return flow.carry(out, [slot for slot in carried if varying(slot) != (0,)] + values)
+    columns = flow.vector([slot for slot, dims in spans_b if column in dims], column)
     if bias is not None and flow.slots(bias):
         columns = flow.tie_vectors(columns, flow.vector(flow.slots(bias), bias.ndim - 1), "its bias has fixed width")
-    flow.carry(out, carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else []))
+    return flow.carry(out, carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else []))
 
 
-@rule(
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math",
-)  # fmt: skip
-def attention(flow: LabelFlow, call: Call) -> None:
-    """Queries and keys (B, heads, L, D) are tied along heads and D; the output carries the values' labels."""
-    query, key, value = (flow.slots(call[name]) for name in ("query", "key", "value"))
-    out = call.outputs[0]
-    last, heads = out.ndim - 1, out.ndim - 3
-    flow.note_read(
-        flow.tie_vectors(flow.vector(query, last), flow.vector(key, last), "attention with features of fixed width")
-    )
-    alone = [[slot for slot in slots if varying(slot) == (heads,)] for slots in (query, key, value)]
-    by_head = [flow.vector(slots, heads) for slots in alone] if heads >= 0 else []
+def _both(spans: Sequence[tuple[Slot, set[int]]], first: int, second: int) -> list[Slot]:
+    return [slot for slot, dims in spans if {first, second} <= dims]
+
+
+@rule("_euclidean_dist", "_cdist_forward")
+def distances(flow: LabelFlow, call: Call) -> None:
+    """(…, P, M) and (…, R, M): distances between rows, a statistic across their features."""
+    a, b = call["x1"], call["x2"]
+    turned = [slot.transpose(-1, -2) for slot in flow.slots(b)]
+    if any(tensor.ndim - 1 in varying(slot) for tensor in (a, b) for slot in flow.slots(tensor)):
+        flow.note_crossing()
+    _product(flow, a, flow.slots(a), turned, b.ndim, None, call.out)
+
+
+@rule("_trilinear")
+def trilinear(flow: LabelFlow, call: Call) -> None:
+    """nn.Bilinear: a product of three tensors, each with new dimensions, summed over some of them."""
+    slots: list[Slot] = []
+    for name, new in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
+        for slot in flow.slots(call[name]):
+            for dim in sorted(call[new]):
+                slot = slot.unsqueeze(dim)
+            slots.append(slot)
+    slots = flow.unite(slots)
+    summed = sorted(call["sumdim"], reverse=True)
     carried = []
-    if any(labels is not None for labels in by_head):
-        first = by_head[2]
-        for labels in by_head[:2]:
-            first = flow.tie_vectors(first, labels, "attention with a fixed number of heads")
-        if first is not None:
-            carried.append(along(first, heads, out.ndim))
-    features = flow.vector(value, last)
-    if features is not None:
-        carried.append(along(features, last, out.ndim))
-    flow.carry(out, carried)
+    for slot in slots:
+        if not set(varying(slot)) <= set(summed):
+            for dim in summed:
+                slot = flow.collapse(slot, [d for d in range(slot.ndim) if d != dim]).squeeze(dim)
+            carried.append(slot)
+    flow.carry(call.out, carried)

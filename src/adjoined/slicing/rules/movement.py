@@ -51,6 +51,8 @@ def move(flow: LabelFlow, call: Call) -> None:
         for piece, result in enumerate(results):
             moved[piece].append(flow.renew(cut, len(results) * number + piece, result))
         if call.name in RESHAPES:
+            if len(varying(results[0])) > len(varying(slot)) or (cut, number) in flow.findings.folded:
+                flow.check_fold(cut, number, results[0])
             _note_fold(flow, cut, slot, results[0])
         elif call.name in CUTS:
             flow.check_cut(cut, number, results)
@@ -58,6 +60,14 @@ def move(flow: LabelFlow, call: Call) -> None:
                 flow.note_pieces(cut, 0, results)
     for out, slots in zip(outputs, moved, strict=True):
         flow.carry(out, slots)
+
+
+@rule("transpose_", "t_", "unsqueeze_", "swapdims_", "swapaxes_")
+def move_in_place(flow: LabelFlow, call: Call) -> None:
+    """The tensor itself has new dimensions; its slots have still the old ones."""
+    numbers = [value for name, value in call.args.items() if name != "self"]
+    name = call.name.rstrip("_")
+    flow.carry(call.out, [getattr(slot, name)(*numbers) for slot in flow.slots(call["self"])])
 
 
 def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:

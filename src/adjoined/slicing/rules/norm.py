@@ -24,6 +24,8 @@ def batch_norm(flow: LabelFlow, call: Call) -> None:
     """Every channel has its own statistics: the channels of input, affine parameters and statistics are the same."""
     x = call["input"]
     affine = [call[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    if any(varying(slot) and 1 not in varying(slot) for slot in flow.slots(x)):
+        flow.note_crossing()  # a weight that is standardised as if it were an image
     _per_channel(flow, x, affine, call.outputs[0])
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from adjoined.slicing.flow import LabelFlow
 
 
-@rule("add", "where", "lerp", "addcmul", "addcdiv", "_prelu_kernel", "prelu", "maximum", "minimum", "copy_", "hypot")
+@rule("add", "where", "lerp", "addcmul", "addcdiv", "_prelu_kernel", "prelu", "maximum", "minimum", "hypot")
 def pointwise(flow: LabelFlow, call: Call) -> None:
     """Tie all tensor operands; the result carries their union."""
     tie_elementwise(flow, call.tensors, call.outputs[0])
@@ -27,16 +27,9 @@ def tie_elementwise(flow: LabelFlow, operands: Sequence[Tensor], out: Tensor) ->
     dimension is of fixed width.
     """
     ndim = out.ndim
-    slots = [[_left_padded(slot, ndim) for slot in flow.slots(tensor)] for tensor in operands]
+    slots = [[left_padded(slot, ndim) for slot in flow.slots(tensor)] for tensor in operands]
     labelled = [{d for slot in of_one for d in varying(slot)} for of_one in slots]
-    united: list[Slot] = []
-    for slot in (slot for of_one in slots for slot in of_one):
-        for i, other in enumerate(united):
-            if set(varying(slot)) & set(varying(other)):
-                united[i] = flow.tie(other, slot)
-                break
-        else:
-            united.append(slot)
+    united = flow.unite(slot for of_one in slots for slot in of_one)
     for tensor, dims in zip(operands, labelled, strict=True):
         if flow.is_uniform(tensor):
             continue
@@ -50,7 +43,8 @@ def tie_elementwise(flow: LabelFlow, operands: Sequence[Tensor], out: Tensor) ->
     flow.carry(out, united)
 
 
-def _left_padded(slot: Slot, ndim: int) -> Slot:
+def left_padded(slot: Slot, ndim: int) -> Slot:
+    """Return a slot with as many dimensions, new ones of size 1 on the left."""
     return slot.reshape([1] * (ndim - slot.ndim) + list(slot.shape))
 
 
@@ -76,6 +70,21 @@ def restrided(flow: LabelFlow, call: Call) -> None:
         flow.carry(out, flow.slots(x))
     else:
         unknown(flow, call)
+
+
+@rule("glu")
+def gated(flow: LabelFlow, call: Call) -> None:
+    """The first half times the sigmoid of the second."""
+    x, dim = call["self"], call["dim"] % call["self"].ndim
+    carried = []
+    for number, slot in enumerate(flow.slots(x)):
+        if dim in varying(slot):
+            halves = slot.chunk(2, dim)
+            flow.check_cut(flow.cut, number, halves)
+            flow.note_pieces(flow.cut, number, halves)
+            slot = flow.tie(*halves)
+        carried.append(slot)
+    flow.carry(call.out, carried)
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")

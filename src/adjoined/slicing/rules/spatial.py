@@ -42,6 +42,21 @@ def _pooled_dims(name: str) -> int:
     return int(name.partition("pool")[2][:1]) if "pool" in name else 0
 
 
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(flow: LabelFlow, call: Call) -> None:
+    """Values go back to the places where they came from; the places have the channels' labels, too."""
+    x, *others = call.tensors
+    slots = [slot for slot in flow.slots(x) if varying(slot) == (1,)]
+    for tensor in (x, *others):
+        for slot in flow.slots(tensor):
+            if varying(slot) != (1,):
+                flow.pin(slot, f"{call.name} resamples a labelled dimension")
+            elif tensor is not x and slots:
+                flow.tie(slots[0], slot)
+    for out in call.outputs[:1]:
+        flow.carry(out, slots)
+
+
 @rule("constant_pad_nd", "pad")
 def pad(flow: LabelFlow, call: Call) -> None:
     """Zero padding; along the channels it adds channels without labels."""
