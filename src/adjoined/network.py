@@ -27,6 +27,13 @@ class _Shared(NamedTuple):
     slices: tuple[Indices, ...]
     fresh_gradient: bool
 
+    def weight_in(self, base: nn.Module) -> Tensor:
+        """Return the weight itself."""
+        module, name = self.places[0]
+        weight = base.get_submodule(module)._parameters[name]
+        assert weight is not None
+        return weight
+
 
 class AdjoinedNetwork(nn.Module):
     """A base network and one or several small networks on shared weights, called together.
@@ -71,7 +78,7 @@ class AdjoinedNetwork(nn.Module):
             plan.check_fits(base)
         private = private_names(base) if private_norms else set()
         self._shared = _shared_weights(base, self.plans, private)
-        self.smalls = nn.ModuleList(self._skeleton(plan) for plan in self.plans)
+        self.smalls = nn.ModuleList(self._skeleton(number, plan) for number, plan in enumerate(self.plans))
         self.training = base.training
 
     @property
@@ -135,10 +142,7 @@ class AdjoinedNetwork(nn.Module):
     # ---- shared weights ----------------------------------------------------------------------------------------------
 
     def _weight(self, shared: _Shared) -> Tensor:
-        module, name = shared.places[0]
-        weight = self.base.get_submodule(module)._parameters[name]
-        assert weight is not None
-        return weight
+        return shared.weight_in(self.base)
 
     def _run(self, module: nn.Module, weights: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module with the shared weights bound to their places."""
@@ -149,7 +153,7 @@ class AdjoinedNetwork(nn.Module):
         }
         return torch.func.functional_call(module, bound, args, kwargs, tie_weights=False)
 
-    def _skeleton(self, plan: SlicePlan) -> nn.Module:
+    def _skeleton(self, number: int, plan: SlicePlan) -> nn.Module:
         """Return the small module without the weights that it shares."""
         small = plan.apply(self.base)
         borrowed: list[str] = []
@@ -159,14 +163,44 @@ class AdjoinedNetwork(nn.Module):
                 borrowed.append(name)
                 parent, _, attribute = name.rpartition(".")
                 setattr(small.get_submodule(parent), attribute, _Borrowed(module))
+        lenders: dict[str, _Lender] = {}
         for shared in self._shared:
             for where, name in shared.places:
                 small.get_submodule(where)._parameters[name] = None
+                lenders.setdefault(where, _Lender(self.base, number)).places.append((name, shared))
+        for where, lender in lenders.items():
+            small.get_submodule(where).register_forward_pre_hook(lender.lend)
+            small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
         for module in small.modules():
             for switch in CHECKPOINTING:
                 if vars(module).get(switch) is True:
                     setattr(module, switch, False)
         return small
+
+
+class _Lender:
+    """Lends a module of a small network its slices where nobody has bound them.
+
+    Activation checkpointing runs modules again in the backward pass, when the call that bound them is over.
+    """
+
+    def __init__(self, base: nn.Module, number: int) -> None:
+        self.base, self.number = base, number
+        self.places: list[tuple[str, _Shared]] = []
+        self.lent: list[str] = []
+
+    def lend(self, module: nn.Module, _args: object) -> None:
+        """Bind what is missing before the module runs."""
+        for name, shared in self.places:
+            if module._parameters[name] is None:
+                slices = share(shared.weight_in(self.base), shared.slices, fresh_gradient=False)
+                module._parameters[name] = slices[self.number + 1]  # pyright: ignore[reportArgumentType]
+                self.lent.append(name)
+
+    def take_back(self, module: nn.Module, _args: object, _out: object) -> None:
+        """Unbind it again."""
+        while self.lent:
+            module._parameters[self.lent.pop()] = None
 
 
 class _Borrowed(nn.Module):
