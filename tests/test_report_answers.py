@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 from torchmetrics.functional.classification import binary_calibration_error
 
-from adjoined.report.page import answers, published, svg
+from adjoined.report.page import answers, charts, published, svg
 from adjoined.report.page.answers import Answers, ask, calibration, confusion, disagreements
 from adjoined.training.evaluate import evaluate
 
@@ -24,7 +24,7 @@ def guesses() -> Answers:
 
 
 def test_the_examples_hold():
-    for module in (answers, svg, published):
+    for module in (answers, charts, svg, published):
         result = doctest.testmod(module, globs=dict(vars(module)))
         assert result.failed == 0
         assert result.attempted > 0

@@ -182,7 +182,8 @@ def test_figures_are_those_of_the_run(page: Page, trained: Path):
     for network in result["networks"]:
         assert f"{100 * network['top1']:.2f} %" in cells
     assert f"{float(rows[-1]['kl']):.3g}" in cells
-    assert "Accuracies on 30 images of images (validation folder)" in page.written("caption")
+    told = f"Accuracies: 30 images of folder:{trained.parent / 'images'} (validation folder)"
+    assert any(text.startswith(told) for text in page.written("p"))
 
 
 def test_writing_it_again_gives_the_same_page(page: Page, trained: Path, tmp_path: Path):
@@ -204,12 +205,17 @@ def test_a_family_has_every_network_in_every_part(family: Path, tmp_path: Path):
     assert all(page.written("th").count(name) >= 4 for name in names)
 
 
-def test_a_base_network_alone_has_no_part_that_needs_two(tmp_path: Path):
-    train(replace(TINY, method="standard", epochs=1), tmp_path / "alone", console=QUIET)
+@pytest.mark.parametrize(("method", "name", "colour"), [("standard", "base", "n0"), ("scratch", "small", "n1")])
+def test_one_network_alone_keeps_its_colour_and_has_no_part_that_needs_two(
+    tmp_path: Path, method: str, name: str, colour: str
+):
+    train(replace(TINY, method=method, epochs=1), tmp_path / "alone", console=QUIET)
     page = page_of(tmp_path / "alone", out=tmp_path / "alone.html")
     headings = page.written("h2")
     assert {"Learning curves", "Confusion of the classes", "Calibration"} <= set(headings)
     assert not {"Widths", "Where the networks disagree", "The regularising penalty"} & set(headings)
+    assert f"One network, {name}." in page.written("p")
+    assert {each["class"] for each in page.all("li") if "class" in each} == {colour}
 
 
 def test_a_run_in_progress_has_a_page_with_what_there_is(trained: Path, tmp_path: Path):
@@ -249,11 +255,14 @@ def test_benchmark_and_exports_are_shown_as_far_as_they_can_be_read(trained: Pat
     }
     (run / "benchmark.json").write_text(json.dumps(found))
     (run / "export").mkdir()
-    exports = {"format": "x", "files": [{"file": "small.onnx", "bytes": 85_000, "difference": {"max": 1e-6}}]}
+    difference = {"images": 256, "relative": 1.2e-6, "other_class": 0}
+    exports = {"files": [{"file": "small.onnx", "bytes": 85_000, "difference": difference}, {"file": 3}]}
     (run / "export" / "export.json").write_text(json.dumps(exports))
     page = page_of(run, "--images", 0, out=tmp_path / "page.html")
     assert {"Benchmark", "Exports"} <= set(page.written("h2"))
-    assert {"1.25 ms", "12.5x", "14.7x", "85.00 kB", "1e-06", "it is not installed"} <= set(page.written("td"))
+    assert {"1.25 ms", "12.5x", "14.7x", "85.00 kB", "1.2e-06", "0 of 256", "it is not installed"} <= set(
+        page.written("td")
+    )
     assert "<i>Odd</i> widths." in page.written("p")
 
 

@@ -63,7 +63,12 @@ def _page(options: ReportOptions, out: Path) -> str:
 
     story, run = _tell(options.run[0], options.model)
     _check_out(out)
-    return run_page(story, _look_at(run, options) if run and options.images else None)
+    if run is None:
+        return run_page(story)
+    from adjoined.commands.outcome import outcome_table
+
+    evidence = _look_at(run, options) if options.images else None
+    return run_page(story, evidence, outcome_table(run, list(story.figures)))
 
 
 def _comparison(options: ReportOptions, out: Path) -> str:

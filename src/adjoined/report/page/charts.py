@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -158,15 +159,26 @@ def widths(title: str, names: Sequence[str], networks: Sequence[tuple[str, Seque
     while len(powers) > 7:
         powers = powers[::2]
     parts = [_rules(up, powers if len(powers) > 1 else up.ticks(), axis), *_blocks(names, across)]
-    for number, (_, each) in enumerate(networks):
+    for name, each in networks:
         places = [(across(i + step), up(width)) for i, width in enumerate(each) for step in (0, 1)]
-        parts.append(element("g", polyline(places, class_="line step"), class_=look(number)))
+        parts.append(element("g", polyline(places, class_="line step"), class_=look(place(name))))
     parts.append(_corner(x.label))
     narrowed = sum(len({each[i] for _, each in networks}) > 1 for i in range(len(names)))
     about = f"{len(names)} layers, {narrowed} of them narrower in a small network than in the base network."
     rows = tuple((name, *(str(each[i]) for _, each in networks)) for i, name in enumerate(names))
     table = Table(("layer", *(name for name, _ in networks)), rows, title)
     return Chart(title, about, Markup().join(parts), table, note)
+
+
+def place(network: str) -> int:
+    """Return the number of a network's colour and mark: 0 for the base, 1 for the small one or what stands for it.
+
+    Example:
+        >>> [place(name) for name in ("base", "small", "small-2 (α=4)", "sparse")]
+        [0, 1, 2, 1]
+    """
+    number = re.match(r"small-(\d+)", network)
+    return 0 if network == "base" else int(number[1]) if number else 1
 
 
 def look(number: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adjoined.report import units
 from adjoined.report.page.answers import BINS, calibration, confusion, disagreements
-from adjoined.report.page.charts import Axis, Chart, Line, lines, widths
+from adjoined.report.page.charts import Axis, Chart, Line, lines, place, widths
 from adjoined.report.page.evidence import Evidence
 from adjoined.report.table import Table
 
@@ -101,7 +101,7 @@ def galleries(evidence: Evidence) -> list[Gallery]:
     base, *smalls = evidence.answers.classes
     found = []
     most = MOST_PICTURES // (3 * max(len(smalls), 1))
-    for look, small in enumerate(smalls, 1):
+    for small in smalls:
         kinds = disagreements(evidence.answers, base, small)
         titles = {
             "base": f"Only {base} is right",
@@ -110,7 +110,7 @@ def galleries(evidence: Evidence) -> list[Gallery]:
         }
         for kind, heading in titles.items():
             if kinds[kind]:
-                cases = tuple(_case(evidence, index, (base, 0), (small, look)) for index in kinds[kind][:most])
+                cases = tuple(_case(evidence, index, base, small) for index in kinds[kind][:most])
                 found.append(Gallery(heading, cases, len(kinds[kind])))
     return found
 
@@ -121,14 +121,14 @@ def matrices(evidence: Evidence) -> list[Matrix]:
     if len(classes) > MATRIX_UP_TO:
         return []
     found = []
-    for look, network in enumerate(answers.classes):
+    for network in answers.classes:
         counts = confusion(answers.labels, answers.classes[network], len(classes))
         rows = []
         for i, row in enumerate(counts.tolist()):
             whole = max(sum(row), 1)
             levels = [sum(number / whole > level for level in _LEVELS) for number in row]
             rows.append(tuple(Cell(n, level, i == j) for j, (n, level) in enumerate(zip(row, levels, strict=True))))
-        found.append(Matrix(f"Confusion of {network}", look, classes, tuple(rows)))
+        found.append(Matrix(f"Confusion of {network}", place(network), classes, tuple(rows)))
     return found
 
 
@@ -140,8 +140,8 @@ def confused_pairs(evidence: Evidence) -> Table | None:
     total.fill_diagonal_(0)
     values, places = total.flatten().sort(descending=True, stable=True)
     rows = []
-    for value, place in zip(values.tolist()[:MOST_ROWS], places.tolist()[:MOST_ROWS], strict=True):
-        true, taken = divmod(place, len(classes))
+    for value, where in zip(values.tolist()[:MOST_ROWS], places.tolist()[:MOST_ROWS], strict=True):
+        true, taken = divmod(where, len(classes))
         if value:
             each_count = (str(int(each[true, taken])) for each in counts)
             rows.append((f"{classes[true]} taken for {classes[taken]}", *each_count))
@@ -175,12 +175,12 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
     right = Axis("accuracy", sure.write, low=0.0, high=1.0, ticks=sure.ticks)
     reliability = [Line("perfect", -1, [(0.0, 0.0), (1.0, 1.0)], faint=True)]
     spread = []
-    for look, (name, each) in enumerate(found.items()):
+    for name, each in found.items():
         filled = [bin for bin in each.bins if bin[0]]
         sizes = [max(5.0, 16 * (images / evidence.images) ** 0.5) for images, _, _ in filled]
-        reliability.append(Line(name, look, [(mean, share) for _, mean, share in filled], sizes=sizes))
+        reliability.append(Line(name, place(name), [(mean, share) for _, mean, share in filled], sizes=sizes))
         middle = [((i + 0.5) / BINS, images / evidence.images) for i, (images, _, _) in enumerate(each.bins)]
-        spread.append(Line(name, look, middle))
+        spread.append(Line(name, place(name), middle))
     charts = [
         lines(
             "Reliability",
@@ -204,16 +204,16 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
     return charts, Table(heads, rows, f"Expected calibration error (ECE), {BINS} bins")
 
 
-def _case(evidence: Evidence, index: int, *networks: tuple[str, int]) -> Case:
+def _case(evidence: Evidence, index: int, *networks: str) -> Case:
     answers, names = evidence.answers, evidence.info.class_names
     guesses = tuple(
         Guess(
             network,
-            look,
+            place(network),
             names[int(answers.classes[network][index])],
             f"{100 * float(answers.confidence[network][index]):.0f} %",
             bool(answers.classes[network][index] == answers.labels[index]),
         )
-        for network, look in networks
+        for network in networks
     )
     return Case(evidence.pictures[index], names[int(answers.labels[index])], index, (guesses[0], guesses[1]))

@@ -12,20 +12,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from adjoined.report.figures import result_table
 from adjoined.report.page import comparison, deployment, findings, sections
-from adjoined.report.page.charts import HEIGHT, WIDTH, look
+from adjoined.report.page.charts import HEIGHT, WIDTH, look, place
 from adjoined.report.page.evidence import Evidence
 from adjoined.report.page.story import RunStory
 from adjoined.report.table import Table
 
 
-def run_page(story: RunStory, evidence: Evidence | None = None) -> str:
+def run_page(story: RunStory, evidence: Evidence | None = None, results: Table | None = None) -> str:
     """Return the page of one run.
 
     Args:
         story: what its folder tells.
         evidence: what its networks answer to images; None leaves out what needs them.
+        results: its networks side by side, where it is finished.
     """
     table, sources = sections.published_table(story)
     told: dict[str, Any] = {
@@ -33,12 +33,13 @@ def run_page(story: RunStory, evidence: Evidence | None = None) -> str:
         "story": story,
         "facts": sections.facts(story),
         "tiles": sections.tiles(story.figures),
-        "networks": [(label, look(number)) for number, label in enumerate(story.labels)],
-        "results": _results(story),
+        "networks": [(label, look(place(label))) for label in story.labels],
+        "results": results,
         "curves": sections.learning_curves(story),
         "trade_offs": sections.trade_offs(story),
         "published": table,
         "sources": sources,
+        "paper_loss": sections.is_paper_loss(story.settings),
         "penalty": sections.penalty_chart(story),
         "benchmark": deployment.benchmark_tables(story.benchmark) if story.benchmark else [],
         "exports": deployment.export_tables(story.exports) if story.exports else [],
@@ -65,16 +66,6 @@ def run_page(story: RunStory, evidence: Evidence | None = None) -> str:
 def comparison_page(stories: Sequence[RunStory]) -> str:
     """Return the page of several runs side by side."""
     return _render("comparison.html", comparison.contents(stories))
-
-
-def _results(story: RunStory) -> Table | None:
-    if not story.result or not story.figures:
-        return None
-    base, *smalls = story.figures
-    title = (
-        f"Accuracies on {story.result.images} images of {sections.short(story.settings.data)} ({story.result.val_name})"
-    )
-    return result_table(base, smalls, title=title)
 
 
 def _render(name: str, told: Mapping[str, Any]) -> str:

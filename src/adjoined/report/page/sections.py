@@ -11,7 +11,7 @@ from typing import Any
 
 from adjoined.report import units
 from adjoined.report.figures import Figures
-from adjoined.report.page.charts import Axis, Chart, Line, Mark, lines, marks
+from adjoined.report.page.charts import Axis, Chart, Line, Mark, lines, marks, place
 from adjoined.report.page.published import Published, Source, published
 from adjoined.report.page.story import RunStory
 from adjoined.report.table import Table
@@ -19,6 +19,7 @@ from adjoined.settings import Settings
 
 EPOCH = Axis("epoch", lambda value: f"{value:.0f}")
 SHARE = Axis("top-1 accuracy", lambda value: f"{100 * value:.4g} %", bounds=(0.0, 1.0))
+_SCHEDULES = {"paper": "min(4 t², 1)", "linear": "t", "constant": "1"}
 MOST_EPOCHS = 400
 """Points of a curve: of a longer run, epochs at even distances."""
 MOST_COMMANDS = 20
@@ -85,18 +86,18 @@ def learning_curves(story: RunStory) -> list[Chart]:
         return []
     accuracy = [
         line
-        for look, (name, label) in enumerate(names)
+        for name, label in names
         for line in (
-            curve(rows, f"val_{name}_top1", label, look),
-            curve(rows, f"train_{name}_top1", f"{label}, training", look, faint=True),
+            curve(rows, f"val_{name}_top1", label, place(name)),
+            curve(rows, f"train_{name}_top1", f"{label}, training", place(name), faint=True),
         )
     ]
-    loss = [curve(rows, f"val_{name}_loss", label, look) for look, (name, label) in enumerate(names)]
+    loss = [curve(rows, f"val_{name}_loss", label, place(name)) for name, label in names]
     charts = [
         _curve("Top-1 accuracy", accuracy, SHARE, "Validation images; faint: training images as they are varied."),
         _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
         _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], Axis("λ", _plain, low=0.0, high=1.05),
-               "Mean over the epoch of λ(t) = min(4 t², 1), t the share of training done."),
+               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}, t the share of training done."),
         _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)], Axis("learning rate", _plain, low=0.0),
                "At the beginning of the epoch."),
     ]  # fmt: skip
@@ -104,15 +105,23 @@ def learning_curves(story: RunStory) -> list[Chart]:
 
 
 def penalty_chart(story: RunStory) -> Chart | None:
-    """Return the KL term and the quadratic penalty that it is close to, over the epochs."""
+    """Return the KL term and the quadratic penalty that it is close to, over the epochs; None where none is logged."""
+    if not any("penalty" in row for row in story.history):
+        return None
     told = [curve(story.history, "kl", "KL(p ‖ q)", 4), curve(story.history, "penalty", "quadratic penalty", 5)]
     return _curve("KL term and quadratic penalty", told, *_nats(told, "Means over the epoch, nats, without λ."))
+
+
+def is_paper_loss(settings: Settings) -> bool:
+    """Tell whether the networks were trained with the loss of the paper, CE(p, y) + λ(t) · KL(p ‖ q)."""
+    usual = settings.kl_direction == "forward" and not settings.kl_detach and not settings.small_ce
+    return settings.method == "adjoint" and usual and settings.temperature in (None, 1)
 
 
 def trade_offs(story: RunStory) -> list[Chart]:
     """Return accuracy against parameters, MACs and latency, with what is published where it can be compared."""
     others = published(story.settings)
-    return comparison_marks([(each.name, look, each) for look, each in enumerate(story.figures)], others)
+    return comparison_marks([(each.name, place(each.name), each) for each in story.figures], others)
 
 
 def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[Published] = ()) -> list[Chart]:
