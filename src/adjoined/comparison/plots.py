@@ -47,12 +47,15 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def _accuracy(rows: Sequence[Row], label: str, value: Callable[[Row], float | None]) -> Any:
     figure, axes = _figure(1)
     points = [(row, cost, row.top1) for row in rows if (cost := value(row)) is not None and row.top1 is not None]
-    for row, cost, top1 in points:
+    for place, (row, cost, top1) in enumerate(points):
         error = None if top1.std is None else 100 * top1.std
         axes[0].errorbar(cost, 100 * top1.mean, yerr=error, marker="o", capsize=3, linestyle="none")
-        axes[0].annotate(row.label, (cost, 100 * top1.mean), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        axes[0].annotate(
+            row.label, (cost, 100 * top1.mean), xytext=(5, 4 - 9 * (place % 2)), textcoords="offset points", fontsize=7
+        )
     front = pareto([(cost, 100 * top1.mean) for _, cost, top1 in points])
     axes[0].step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0, label="Pareto front")
+    axes[0].margins(x=0.2)
     axes[0].set(xscale="log", xlabel=label, ylabel="top-1 accuracy, %")
     axes[0].legend(fontsize=7)
     return figure
@@ -68,7 +71,14 @@ def _curves(study: Study) -> Any:
                 epochs = min(len(run) for run in rows)
                 means = [100 * mean(float(run[epoch][name]) for run in rows) for epoch in range(epochs)]
                 network = "" if name in ("val_base_top1", "val_small_top1") else f" {name[4:-5]}"
-                axis.plot(range(1, epochs + 1), means, label=f"{variant.label}{network}", linewidth=1)
+                axis.plot(
+                    range(1, epochs + 1),
+                    means,
+                    label=f"{variant.label}{network}",
+                    linewidth=1,
+                    marker=".",
+                    markersize=3,
+                )
     for axis, title in zip(axes, ("base network", "smaller network"), strict=True):
         axis.set(title=title, xlabel="epoch of the method's own training", ylabel="top-1 accuracy, %")
         if axis.has_data():

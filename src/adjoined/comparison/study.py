@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,15 +83,17 @@ class Study:
                 fix="Compare under the same settings, or choose another --out.",
             )
 
-    def train(self, console: Console) -> None:
+    def train(self, console: Console, train: Callable[[Settings, Path], RunResult] | None = None) -> None:
         """Do all runs that have not come to their end; a run that was begun goes on.
+
+        Args:
+            console: where to show how it goes.
+            train: does a run, or goes on with it; `adjoined.training.train` by default.
 
         Raises:
             AdjoinedError: a run has failed, or another process is at work in the folder. What is finished stays.
             KeyboardInterrupt: it was stopped; its text says how to go on.
         """
-        from adjoined.training import train
-
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -99,15 +102,19 @@ class Study:
             told = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
             write_json(self.folder / RECORD, {"format": FORMAT, **told, "settings": asdict(self.settings)})
             runs = list(self.runs())
-            known = [self.path(*each) for each in runs]
             for place, (variant, number) in enumerate(runs):
                 if self.result(variant, number) is None:
                     console.print(self.outlook(place), highlight=False, soft_wrap=True)
                     settings, folder = variant.run_settings(number), self.path(variant, number)
                     try:
-                        train(settings, folder, resume=True, console=console, known=known)
+                        (train or self._trainer(console))(settings, folder)
                     except KeyboardInterrupt:
                         raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+
+    def _trainer(self, console: Console) -> Callable[[Settings, Path], RunResult]:
+        from adjoined.training import train
+
+        return partial(train, resume=True, console=console, known=[self.path(*each) for each in self.runs()])
 
     def outlook(self, place: int) -> str:
         """Return a line about the run that begins: what is done, what is to come, and how long it may take."""

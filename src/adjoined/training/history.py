@@ -54,7 +54,7 @@ class History(Callback):
         counts = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         self.rows.append({**counts, "seconds": seconds, "lr": self._lr, **means})
         if trainer.is_global_zero:
-            write_whole(self.path, lambda file: file.write(_as_csv(self.rows)))
+            write_whole(self.path, lambda file: file.write(as_csv(self.rows)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all rows."""
@@ -65,7 +65,8 @@ class History(Callback):
         self.rows = [dict(row) for row in state_dict["rows"]]
 
 
-def _as_csv(rows: list[Row]) -> bytes:
+def as_csv(rows: list[Row]) -> bytes:
+    """Return rows as the content of metrics.csv."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
