@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from adjoined.slicing.rules import Call
 
 
+SLOTS = 8
+"""At most so many slots has a tensor: one for each dimension, mostly fewer."""
+
+
 class Checks:
     """The part of the label flow that notes and compares: sizes, cuts, folds."""
 
@@ -94,13 +98,25 @@ class Checks:
             if self.is_kept is None:
                 self.findings.pieces[cut, number, piece] = slot
                 continue
-            earlier = self.findings.pieces.get((cut, number, piece), torch.zeros(0, dtype=torch.long))
-            labels, before = slot.reshape(-1).tolist(), earlier.reshape(-1).tolist()
-            if labels == [label for label in before if label == 0 or self.is_kept(label)]:
+            labels = slot.reshape(-1).tolist()
+            earlier = self._earlier(self.findings.pieces, cut, piece)
+            if any(self._fits(labels, slot, before) for before in earlier):
                 continue
-            if self._any_narrowed([*before, *labels]) and not torch.equal(self._kept_of(earlier), compress(slot)):
+            before = [label for each in earlier for label in distinct(each)]
+            if self._any_narrowed([*before, *labels]):
                 message = f"other channels than in the base network are cut off in {self.here}"
                 raise OutOfStep(message, [*before, *labels])
+
+    def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
+        """Tell whether a slot holds what is kept of an earlier one."""
+        assert self.is_kept is not None
+        kept = [label for label in before.reshape(-1).tolist() if label == 0 or self.is_kept(label)]
+        return labels == kept or torch.equal(self._kept_of(before), compress(slot))
+
+    def _earlier(self, noted: dict[Any, Slot], cut: Site, *piece: int) -> list[Slot]:
+        """Return all slots that the first run has noted at an operator: a slot of which one channel is left is gone in
+        the second run, so their numbers differ."""
+        return [noted[key] for number in range(SLOTS) if (key := (cut, number, *piece)) in noted]
 
     def check_neighbours(self, number: int, slot: Slot) -> None:
         """Remember the channels that the current operator sees side by side; the small network must have the first.
@@ -111,9 +127,10 @@ class Checks:
             self.findings.pieces[self.cut, number, 0] = slot
             return
         labels = slot.reshape(-1).tolist()
-        before = self.findings.pieces.get((self.cut, number, 0), slot).reshape(-1).tolist()
-        if labels != before[: len(labels)] and self._any_narrowed(labels):
-            raise OutOfStep(f"other channels become neighbours than in the base network, in {self.here}", before)
+        lines = [earlier.reshape(-1).tolist() for earlier in self._earlier(self.findings.pieces, self.cut, 0)]
+        if not any(labels == line[: len(labels)] for line in lines) and self._any_narrowed(labels):
+            concerned = [label for line in lines for label in line]
+            raise OutOfStep(f"other channels become neighbours than in the base network, in {self.here}", concerned)
 
     def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
         """Remember how a view folds channels into rows; in the small network the kept ones must be in the same rows."""
@@ -122,10 +139,10 @@ class Checks:
         if self.is_kept is None:
             self.findings.folded[cut, number] = folded
             return
-        before = self.findings.folded.get((cut, number))
-        if before is None or torch.equal(self._kept_of(before), compress(folded)):
+        earlier = self._earlier(self.findings.folded, cut)
+        if not earlier or any(torch.equal(self._kept_of(before), compress(folded)) for before in earlier):
             return
-        labels = distinct(before) + distinct(folded)
+        labels = [label for each in (*earlier, folded) for label in distinct(each)]
         if self._any_narrowed(labels):
             raise OutOfStep(f"channels are folded into other rows in {self.here}", labels)
 

@@ -35,8 +35,8 @@ class Findings:
     """(cut, slot) -> labels behind a view that folds channels into rows."""
     operands: dict[tuple[Site, int], list[Slot]] = field(default_factory=lambda: defaultdict(list))
     """(operator, number of the operand) -> its slots, of products between tensors with heads."""
-    whole_heads: set[Site] = field(default_factory=set)
-    """Products between tensors with heads that keep or drop whole heads."""
+    whole_heads: dict[Site, list[int]] = field(default_factory=dict)
+    """Product between tensors with heads that keeps or drops whole heads -> a label for each head."""
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
     read: set[int] = field(default_factory=set)

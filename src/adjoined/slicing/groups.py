@@ -131,13 +131,15 @@ class Grouping:
         return self.of_root[self.roots[label]]
 
     def tied_groups(self) -> set[str]:
-        """Return the grouped convolutions whose groups are all tied to each other, so that none can be dropped whole.
+        """Return the modules whose groups of channels (of a convolution, or heads) are all tied to each other.
 
-        A sum over the groups does that, as in split attention; inside the groups they may still be narrowed.
+        None of these can be dropped whole then; inside the groups they may still be narrowed. A sum over the groups
+        ties them, as in split attention, or a table that all heads read.
         """
-        choices = self._findings.whole_by_choice
         of = self._findings.conv_groups
-        return {module for module in choices if len({self.roots[label] for label in of[module].tolist()}) == 1}
+        choices = [(module, of[module].tolist()) for module in self._findings.whole_by_choice]
+        choices += [(site.module, labels) for site, labels in self._findings.whole_heads.items()]
+        return {module for module, labels in choices if len({self.roots[label] for label in labels}) == 1}
 
     def narrowed_labels(self) -> list[bool]:
         """Return for every label whether its group is narrowed, as the groups' `kept` say now."""

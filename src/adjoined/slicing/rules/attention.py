@@ -24,7 +24,7 @@ def keeps_whole_heads(flow: LabelFlow, slot: Slot, heads: int, features: int) ->
         first = slot.movedim((heads, features), (0, 1)).reshape(slot.shape[heads], slot.shape[features], -1)[:, 0, 0]
         count = len(distinct(first))
         if count > 1 and not flow.choose_groups(flow.module, count, slot.shape[features]):
-            flow.findings.whole_heads.add(flow.cut)
+            flow.findings.whole_heads[flow.cut] = distinct(first)
     return flow.cut in flow.findings.whole_heads
 
 
