@@ -242,3 +242,13 @@ def test_openvino_sends_nothing_over_the_network(run: FinishedRun, tmp_path: Pat
     monkeypatch.setattr(Telemetry, asked, None)
     openvino.convert_model(torch.export.export(small, (x,)))  # without the guard it does
     assert sent
+
+
+def test_the_docs_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    blocks = re.findall(r"^```python\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+    (example,) = [block for block in blocks if "torchvision" in block]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/export.md", "exec"), {})
+    difference, shape = capsys.readouterr().out.splitlines()
+    assert float(difference.split()[0]) <= 1e-4
+    assert shape == "torch.Size([8, 10])"
