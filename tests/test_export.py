@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import Residual, images, residual
+from zoo import Residual, images, lively, residual, seeded
 
 from adjoined import AdjoinedError, export
+from adjoined.export.folding import fold_batch_norm, program_of
 
 SIZE = (3, 16, 16)
 
@@ -110,3 +111,38 @@ def test_an_operator_that_the_target_lacks_is_one_line(tmp_path: Path):
         export.write(Unexportable().eval(), tmp_path / "small.onnx", pairs(), to="onnx")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+class Folds(nn.Module):
+    """Two norms that can be folded, one whose convolution is also read elsewhere, one that follows no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.second, self.norm2 = nn.Conv2d(8, 8, 3, groups=2, bias=False), nn.BatchNorm2d(8, affine=False)
+        self.third, self.norm3, self.norm4 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm2(self.second(self.norm1(self.first(x)).relu())).relu()
+        x = self.third(x)
+        return self.norm4((x + self.norm3(x)).relu()).mean((2, 3))
+
+
+def test_batch_norm_is_folded_where_its_convolution_is_read_by_nothing_else():
+    net = lively(seeded(Folds), images(8, *SIZE)).float().eval()
+    x = images(4, *SIZE, seed=3)
+    module = program_of(net, x).module(check_guards=False)
+    assert fold_batch_norm(module) == 2
+    torch.testing.assert_close(module(x), net(x), rtol=1e-4, atol=1e-5)
+    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    assert not any(name.startswith(("first", "norm1", "second", "norm2")) for name in names)
+    assert {name for name in names if name.startswith("norm3")} == {
+        "norm3.weight", "norm3.bias", "norm3.running_mean", "norm3.running_var"
+    }  # fmt: skip
+
+
+def test_executorch_runs_a_batch_that_is_larger_than_reserved_in_parts(network: Residual, tmp_path: Path):
+    path = tmp_path / "small.pte"
+    export.write(network, path, pairs(), to="executorch", largest_batch=2)
+    x = images(5, *SIZE)
+    torch.testing.assert_close(export.load(path)(x), network(x).detach(), rtol=1e-4, atol=1e-5)

@@ -75,7 +75,7 @@ def test_the_diff_has_five_lines_and_both_sides_train():
 
 
 def test_the_commands_are_there():
-    assert {argv[0] for argv in commands()} == {"plan", "train", "evaluate", "predict"}
+    assert {argv[0] for argv in commands()} == {"plan", "train", "evaluate", "predict", "export", "report"}
 
 
 @pytest.mark.parametrize("argv", commands(), ids=" ".join)

@@ -27,13 +27,24 @@ def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[s
     """Write the network in int8, by NNCF's quantisation after training."""
     with _discreetly():
         import nncf
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         logging.getLogger("nncf").setLevel(logging.WARNING)
         images = nncf.Dataset([{INPUT: each.numpy()} for each in calibration.split(1)])
-        # Activations that are not symmetric, such as those of SiLU, keep their range with this preset.
-        preset = nncf.QuantizationPreset.MIXED
+        settings = nncf.AdvancedQuantizationParameters(
+            # Ranges are those of all images, as with the other targets. NNCF's own, the mean over images, cut off what
+            # a small network needs, and its correction of biases moved logits further away (docs/export.md).
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+            disable_bias_correction=True,
+        )
         with redirect_stdout(io.StringIO()):  # its progress bars
-            model = nncf.quantize(_convert(module, example), images, subset_size=len(calibration), preset=preset)
+            model = nncf.quantize(
+                _convert(module, example),
+                images,
+                subset_size=len(calibration),
+                preset=nncf.QuantizationPreset.MIXED,  # not symmetric where activations are not, such as SiLU's
+                advanced_parameters=settings,
+            )
         _save(model, path, metadata)
 
 

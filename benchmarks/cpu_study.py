@@ -1,0 +1,158 @@
+"""The study that a CPU can do: all methods on CIFAR-100, and dropout against adjoint on few images.
+
+    python benchmarks/cpu_study.py --data-root FOLDER --estimate   # how long it will take on this machine
+    python benchmarks/cpu_study.py --data-root FOLDER              # do it; the same command goes on
+
+Two comparisons by `adjoined compare`, whose folders are in `--out`; tables, plots and the CSV of every run are copied
+to `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from adjoined.cli import main as adjoined
+from adjoined.comparison.variants import Variant, read_variants
+from adjoined.methods import METHODS
+from adjoined.recipes import cifar
+from adjoined.settings import Settings
+from adjoined.training.cost import training_macs
+from adjoined.training.job import make_job
+
+ALL = [
+    *("standard", "dropout", "siamese", "scratch", "scratch-compute", "distillation", "mutual", "slimmable"),
+    *("slimmable-distill", "filter-pruning", "slimming", "weight-pruning", "lottery-ticket:lottery_rounds=3"),
+    *("adjoint", "adjoint:kl_detach=true", "adjoint:small_ce=1", "adjoint+"),
+]
+REGULARISERS = [
+    *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3", "dropout:dropout_rate=0.5"),
+    *("adjoint:alpha=2", "adjoint:alpha=4", "adjoint:kl_detach=true"),
+]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of the study."""
+
+    name: str
+    methods: list[str]
+    flags: dict[str, str]
+    width: float = 2.0
+
+    def settings(self, data_root: str) -> Settings:
+        """Return what all its contenders have in common."""
+        values = {name: _plain(value) for name, value in self.flags.items()}
+        common = {
+            "model": "resnet20",
+            "model_options": {"width": self.width},
+            "alpha": 4.0,
+            "workers": 0,
+            "warmup_epochs": 1.0,
+        }
+        begin = {name: getattr(cifar(), name) for name in ("data", "batch_size", "lr", "weight_decay", "schedule")}
+        return Settings.from_dict({**begin, **common, **values, "data_root": data_root})
+
+    def argv(self, data_root: str, out: Path, seeds: int) -> list[str]:
+        """Return the arguments of the command that does it."""
+        common = [
+            "--recipe",
+            "cifar",
+            "--model",
+            "resnet20",
+            "--model-options",
+            f"{{width: {self.width}}}",
+            "--alpha",
+            "4",
+        ]
+        common += ["--workers", "0", "--warmup-epochs", "1", "--data-root", data_root]
+        own = [word for name, value in self.flags.items() for word in (f"--{name}", value)]
+        which = ["--methods", ",".join(self.methods), "--seeds", str(seeds), "--out", str(out / self.name)]
+        return ["compare", *common, *own, *which]
+
+
+def estimate(parts: list[Part], data_root: str, seeds: int, console: Console) -> None:
+    """Time one epoch of `standard` on 10 images a class and one validation batch; multiply by the work of all runs.
+
+    The processor's time is counted, so that other programs do not matter: on one thread the study takes as long on a
+    machine that has nothing else to do, on several less. Small networks are slower by the MAC than large ones, so it is
+    rather longer. Pruned networks, where their size is not known yet, count as those of the same budget.
+    """
+    total = 0.0
+    for part in parts:
+        settings = part.settings(data_root)
+        values = {**vars(settings.for_method("standard")), "epochs": 1, "limit": 10, "warmup_epochs": 0.0}
+        job = make_job(Settings.from_dict(values))
+        began = time.process_time()
+        for x, y in job.images.train_loader(seed=0):
+            job.method.step(job.network.train(), x, y, progress=0.5, measure=False).loss.backward()
+        pace = (time.process_time() - began) / training_macs(job)
+        x, _ = next(iter(job.images.val_loader()))
+        began = time.process_time()
+        with torch.no_grad():
+            job.method.logits(job.network.eval(), x)
+        validation = (time.process_time() - began) / len(x) * len(job.images.val)
+        found = [_work(each) for each in read_variants(part.methods, settings, unequal=False)]
+        seconds = seeds * sum(pace * macs + validation * epochs for macs, epochs in found)
+        total += seconds
+        console.print(f"{part.name}: {len(found) * seeds} runs, {timedelta(seconds=round(seconds))} of CPU time")
+    console.print(f"together {timedelta(seconds=round(total))} of CPU time, {torch.get_num_threads()} threads")
+
+
+def _work(variant: Variant) -> tuple[int, int]:
+    """Return multiply-adds and epochs of what has to be trained for a contender, beside the standard run."""
+    settings = variant.settings
+    stages = METHODS[settings.method](settings).before()
+    own = [stage.settings for stage in stages if stage.settings.method != "standard"]
+    macs, epochs = 0, 0
+    for each in [settings, *own]:
+        model = make_job(each.for_method("standard")).model
+        # An untrained network has no scales to rank; the budget, and so about the cost, is that of filter pruning.
+        stand_in = each.for_method("filter-pruning") if each.method == "slimming" else each
+        names = [stage.name for stage in METHODS[stand_in.method](stand_in).before()]
+        job = make_job(stand_in, earlier=dict.fromkeys(names, model))
+        macs, epochs = macs + training_macs(job), epochs + job.settings.epochs
+    return macs, epochs
+
+
+def _plain(value: str) -> int | float:
+    return float(value) if "." in value else int(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", required=True, help="folder that holds cifar-100-python")
+    parser.add_argument("--out", type=Path, default=Path("runs/cpu-study"), help="folder for all runs")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each contender")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of the comparison of all methods")
+    parser.add_argument("--limit", type=int, default=100, help="its training images per class, of 500")
+    parser.add_argument("--width", type=float, default=2.0, help="factor on the channels of ResNet-20")
+    parser.add_argument("--few-epochs", type=int, default=30, help="epochs of the comparison of regularisers")
+    parser.add_argument("--estimate", action="store_true", help="only tell how long it will take")
+    asked = parser.parse_args()
+    few = {"epochs": str(asked.few_epochs), "limit": "100"}
+    parts = [
+        Part("methods", ALL, {"epochs": str(asked.epochs), "limit": str(asked.limit)}, asked.width),
+        Part("regularisers", REGULARISERS, few, asked.width),
+    ]
+    if asked.estimate:
+        estimate(parts, asked.data_root, asked.seeds, Console())
+        return
+    for part in parts:
+        if code := adjoined(part.argv(asked.data_root, asked.out, asked.seeds)):
+            raise SystemExit(code)
+        kept = Path(__file__).parent / "results" / f"cpu_study_{part.name}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in [*(asked.out / part.name).glob("*.csv"), *(asked.out / part.name).glob("*.[mp][dn]*")]:
+            shutil.copy(file, kept / file.name)
+
+
+if __name__ == "__main__":
+    main()
