@@ -194,9 +194,107 @@ def test_errors_leave_the_model_alone():
     assert all(module.training and not module._forward_hooks for module in model.modules())
 
 
-def test_model_without_parameters_has_nothing_to_share():
-    p, q = adjoin(nn.AvgPool2d(2), X)(torch.ones(1, 3, 8, 8))
-    assert torch.equal(p, q)
+@pytest.mark.parametrize("model", [nn.AvgPool2d(2), nn.BatchNorm2d(3), nn.Sequential()], ids=repr)
+def test_what_is_no_cnn(model: nn.Module):
+    for call in (adjoin, make_plan):
+        error = fails(lambda call=call: call(model, X), "no CNN", "a model with convolutions (or linear layers)")
+        assert error.where == type(model).__name__
+
+
+def test_linear_layers_alone_are_narrowed_too():
+    plan = make_plan(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 5)), torch.zeros(1, 8), alpha=4)
+    assert [(group.width, group.kept) for group in plan.groups] == [(64, 16), (5, 5)]
+
+
+class Two(nn.Module):
+    """Takes two tensors and an option."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3, 16)
+
+    def forward(self, image: Tensor, depth: Tensor, *, scale: float = 1.0) -> Tensor:
+        return self.conv(image) + scale * depth
+
+
+@pytest.mark.parametrize(
+    ("example", "parts"),
+    [
+        (X, ("'depth'", "got 1 positional")),
+        ({"image": X}, ("'depth'", "got 'image'")),
+        ((X, X, X), ("too many positional arguments", "got 3 positional")),
+        ({"image": X, "dept": X}, ("got 'image', 'dept'",)),
+    ],
+    ids=["missing", "missing keyword", "too many", "unknown keyword"],
+)
+def test_arguments_that_were_not_given(example: Any, parts: tuple[str, ...]):
+    fixes = ("(image, depth)", "{'image': ..., 'depth': ...}")
+    fails(lambda: adjoin(Two(), example), "forward(image", "does not run on the example input", *fixes, *parts)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "parts"),
+    [
+        (
+            residual(),
+            torch.zeros(1, 4, 8, 8),
+            ("'stem' (Conv2d)", "expected float32 (N, 3, H, W), got float32 (1, 4, 8"),
+        ),
+        (residual(), X.long(), ("'stem' (Conv2d)", "expected float32 (N, 3, H, W), got int64 (1, 3, 8, 8)")),
+        (Flattened(), torch.zeros(1, 3, 16, 16), ("(Linear)", "expected float32 (..., 384), got float32 (1, 1536)")),
+        (nn.Conv1d(2, 8, 3), torch.zeros(1, 3, 9), ("expected float32 (N, 2, W), got float32 (1, 3, 9)",)),
+    ],
+    ids=["channels", "dtype", "size", "the model itself"],
+)
+def test_the_layer_that_does_not_take_its_input_is_named(model: nn.Module, example: Tensor, parts: tuple[str, ...]):
+    fails(lambda: adjoin(model, example), *parts)
+
+
+class Branching(nn.Module):
+    """A gate reads a value, and one of two layers runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.near, self.far = conv(3, 32), Gate(), conv(32, 32), conv(32, 32, 1)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = self.near(x) if self.gate(x) else self.far(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> bool:
+        return bool(x.mean() > 1e3)
+
+
+def test_values_that_decide_which_layers_run():
+    fails(lambda: adjoin(Branching(), X), "Branching", "'gate' reads them", "'near'", "torch.where")
+
+
+def test_values_that_send_the_small_network_another_way():
+    class Turning(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            many = bool(x.sum() > 3 * x[:, 0].sum())  # 32 channels of ones
+            x = self.far(self.near(x)) if many else self.near(self.far(x))
+            return self.head(x.mean((2, 3)))
+
+    model = Turning()
+    nn.init.constant_(model.stem.weight, 0.0)
+    nn.init.constant_(model.stem.bias, 1.0)
+    fails(lambda: adjoin(model, X, alpha=16, round_to=1), "own forward reads them", "'near'", "'far'", "torch.where")
+
+
+def test_a_value_that_decides_no_layer_is_no_mistake():
+    class Scaled(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            x = self.far(self.near(x))
+            return self.head(x.mean((2, 3)) * (2.0 if x.mean() > 0 else 1.0))
+
+    assert {group.kept for group in make_plan(Scaled(), X, alpha=4).groups} == {8, 5}
 
 
 def test_lazy_model_asks_for_a_first_run():

@@ -55,6 +55,7 @@ class LabelFlow(Checks, TorchDispatchMode):
         self.last_op = ""
         self.values = Values()
         self.path: list[str] = []
+        self.called_with: tuple[Any, ...] = ()
         self._idle = False  # in a norm that has nothing to do: torch then reads no more than its first element
         self._slots: Any = WeakIdKeyDictionary()
         self._uniform: Any = WeakIdKeyDictionary()
@@ -95,6 +96,7 @@ class LabelFlow(Checks, TorchDispatchMode):
 
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
         self.stack.append(name)
+        self.called_with = args
         self._idle = is_norm(module) and any(isinstance(each, Tensor) and not each.numel() for each in args)
         if not self._train and next(module.children(), None) is None:
             self.path.append(name)

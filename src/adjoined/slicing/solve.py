@@ -16,6 +16,7 @@ from adjoined.slicing.groups import NO_CHANNELS, Group, Grouping
 from adjoined.slicing.index import Index
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import FrozenTies, OutOfStep, along
+from adjoined.slicing.misuse import another_path, check_weights
 from adjoined.slicing.modules import check_model, named_tensors, owner_of
 from adjoined.slicing.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.repair import Failure, Repairs, Unaligned
@@ -88,6 +89,7 @@ def make_plan(
         ...
     """
     check_model(model)
+    check_weights(model)
     request = Request(check_alpha(alpha), check_round_to(round_to), check_keep(keep), check_widths(widths or {}))
     inputs = Inputs.of(example_input)
     if compress is not None:
@@ -187,8 +189,10 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
         try:
             _try(flow, small, traced, plan)
         except Exception as error:  # whatever the model's own code raises on narrow tensors
+            _check_path(flow, traced)
             repairs.repair(Failure(error, flow.module, flow.steps, flow.last_labels()), kept.__getitem__)
         else:
+            _check_path(flow, traced)
             check_answered(grouping.groups, request.widths)
             return plan
     raise OutOfStep(f"{repairs.log[-1]} (no way out in {ROUNDS} attempts)")
@@ -219,6 +223,14 @@ def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> N
         alike = shapes == expected
     if not alike:
         raise OutOfStep(f"the outputs have the shapes {[tuple(s) for s in shapes]}")
+
+
+def _check_path(flow: LabelFlow, traced: Trace) -> None:
+    """Raise AdjoinedError if values have sent the small network along another path than the base."""
+    if flow.values.read_in is not None:
+        for here, there in zip(flow.path, traced.path, strict=False):
+            if here != there:
+                raise another_path(traced.model, flow.values.read_in, [here, there])
 
 
 def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool], request: Request) -> SlicePlan:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from adjoined.errors import AdjoinedError
 from adjoined.slicing.findings import Findings
 from adjoined.slicing.flow import GroupChoice, LabelFlow
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import NeedsValues, Ties, along
+from adjoined.slicing.misuse import another_path, check_arguments, does_not_run
 from adjoined.slicing.modules import kernel_names, named_tensors
 from adjoined.slicing.sizes import Site
 
@@ -34,6 +34,7 @@ class Trace:
         ties, findings: tied labels, and what else was seen.
         output_shapes: shapes of all tensors that the model returns, eval mode first.
         sizes_by_value: whether sizes may follow from values, as the number of objects that a detector finds.
+        path: the innermost modules in the order in which they ran in eval mode.
         unaligned: cuts behind which channel identity was given up.
     """
 
@@ -45,6 +46,7 @@ class Trace:
     findings: Findings
     output_shapes: list[torch.Size]
     sizes_by_value: bool
+    path: tuple[str, ...]
     unaligned: frozenset[Site]
 
 
@@ -56,19 +58,13 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
     Raises:
         AdjoinedError: the model does not run on the example input.
     """
+    check_arguments(model, inputs)
     unaligned = frozenset(unaligned)
     try:
         return _trace(_copied(model, "meta"), inputs.map(lambda t: t.to("meta")), choose_groups, unaligned)
     except Exception:
         # Values decide about the graph, or an operator or a scripted module does not know the device: run it for real.
-        try:
-            return _trace(_copied(model, None), inputs, choose_groups, unaligned)
-        except Exception as error:  # whatever the model's own code raises
-            raise AdjoinedError(
-                f"the model does not run on the example input: {type(error).__name__}: {error}",
-                where=type(model).__name__,
-                fix="Pass the example input that model(...) takes: a tensor, a tuple of arguments or a dict of them.",
-            ) from error
+        return _trace(_copied(model, None), inputs, choose_groups, unaligned)
 
 
 def _copied(model: nn.Module, device: str | None) -> nn.Module:
@@ -82,8 +78,11 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
     flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups)
     tensors = named_tensors(model)
     labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))
-    with torch.random.fork_rng(devices=[]):
-        outputs = tensor_leaves(flow.run(model, inputs))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            outputs = tensor_leaves(flow.run(model, inputs))
+    except Exception as error:  # whatever the model's own code raises
+        raise does_not_run(model, error, flow.module, flow.called_with) from error
     train_inputs = None
     unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
     if unused:
@@ -97,10 +96,16 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
             _pin_scripted(prefix, labels, ties)
         elif isinstance(module, nn.MultiheadAttention):
             _tie_heads(flow, prefix, module, labels)
+    never = [n for n, p in model.named_parameters() if p.ndim > 1 and n not in findings.readers]
+    if never and flow.values.read_in is not None:
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in never)
+        raise another_path(model, flow.values.read_in, list(modules))
     if flow.values.decide:
         _pin_unread(ties, findings)
     shapes = [out.shape for out in outputs]
-    return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, flow.values.decide, unaligned)
+    return Trace(
+        model, inputs, train_inputs, labels, ties, findings, shapes, flow.values.decide, tuple(flow.path), unaligned
+    )
 
 
 def label_tensors(
