@@ -11,6 +11,7 @@ from torch import Tensor
 from adjoined.slicing.findings import Findings
 from adjoined.slicing.labels import FrozenTies, OutOfStep, Slot, Ties, TooNarrow, compress, distinct, varying
 from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.values import Values
 
 if TYPE_CHECKING:
     from adjoined.slicing.rules import Call
@@ -27,6 +28,7 @@ class Checks:
     findings: Findings
     unaligned: frozenset[Site]
     is_kept: Callable[[int], bool] | None
+    values: Values
     stack: list[str]
     last_op: str
     run: Any
@@ -58,7 +60,7 @@ class Checks:
         sizes = self.findings.sizes.get(site)
         if sizes is None or site in self.unaligned or self.is_kept is None:
             return
-        position = check_sizes(asked, sizes, self.is_kept)
+        position = check_sizes(asked, sizes, self.is_kept, by_value=self.values.decide)
         if position is not None:
             size, value = sizes[position], asked[position]
             here = f"{self.here}{line_of_code(self.run)}"

@@ -141,12 +141,19 @@ def _line(slot: Slot, dim: int) -> Tensor:
     return slot.movedim(dim, 0).reshape(slot.shape[dim], -1)[:, 0]
 
 
-def check_sizes(asked: Sequence[int | None], sizes: Sequence[Size], is_kept: Callable[[int], bool]) -> int | None:
-    """Return the position of the first size that asks for another number of channels than is left, if any."""
+def check_sizes(
+    asked: Sequence[int | None], sizes: Sequence[Size], is_kept: Callable[[int], bool], *, by_value: bool
+) -> int | None:
+    """Return the position of the first size that asks for another number of channels than is left, if any.
+
+    Where values decide about sizes (`by_value`), one of which nothing was dropped may be a number of found objects.
+    """
     for position, (value, size) in enumerate(zip(asked, sizes, strict=False)):
         if value is None or size.value == -1 or not size.counted:
             continue
         left = size.left(is_kept)
+        if by_value and left == abs(size.value):
+            continue
         if left is not None and abs(value) != left and value != (-1 if size.value < 0 else 1) * left:
             return position
     return None
