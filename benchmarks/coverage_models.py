@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from coverage_unseen import UNSEEN
 from torch import nn
 
 LISTS = Path(__file__).parent / "results" / "coverage"
@@ -133,7 +134,16 @@ def _torchvision_model(task: str, name: str) -> nn.Module:
     return model.backbone if task == "detection" else model
 
 
-SETS: dict[str, Callable[[], list[Subject]]] = {"timm": timm_subjects, "torchvision": torchvision_subjects}
+def unseen_subjects() -> list[Subject]:
+    """Models of other packages, chosen before any of them was sliced."""
+    return [Subject(f"unseen/{name}", *made) for name, made in UNSEEN.items()]
+
+
+SETS: dict[str, Callable[[], list[Subject]]] = {
+    "timm": timm_subjects,
+    "torchvision": torchvision_subjects,
+    "unseen": unseen_subjects,
+}
 """Name of a set -> its models."""
 
 

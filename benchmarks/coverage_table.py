@@ -33,7 +33,7 @@ def write_table(folder: Path) -> None:
     """Write the tables into docs/coverage.md, between its two marks; what stands around them is left alone."""
     sets = {}
     for path in sorted(folder.glob("*.jsonl")):
-        if not path.stem.endswith("_rival"):
+        if not path.stem.endswith(("_rival", "_first")):
             rivals = {r["model"]: r for r in read_records(path.with_name(f"{path.stem}_rival.jsonl"))}
             sets[path.stem] = (read_records(path), rivals)
     lines = [BEGIN, "", *_summary(sets), ""]
