@@ -106,16 +106,17 @@ def timm_subjects() -> list[Subject]:
     return [of(family, name) for family, name in timm_families().items()]
 
 
-SHAPES = {"video": (1, 3, 16, 112, 112), "mvit_v1_b": (1, 3, 16, 224, 224), "mvit_v2_s": (1, 3, 16, 224, 224),
-          "inception_v3": (1, 3, 299, 299)}  # fmt: skip
-"""Inputs of a task or of a network, where they are not (1, 3, 224, 224)."""
+SHAPES = {"classification": (1, 3, 64, 64), "segmentation": (1, 3, 64, 64), "detection": (1, 3, 64, 64),
+          "video": (1, 3, 8, 64, 64), "mvit_v1_b": (1, 3, 16, 224, 224), "mvit_v2_s": (1, 3, 16, 224, 224),
+          "inception_v3": (1, 3, 80, 80), "maxvit_t": (1, 3, 224, 224)}  # fmt: skip
+"""Inputs of a task, or of a network that takes no smaller ones: the table is about channels, not about places."""
 
 
 def torchvision_subjects() -> list[Subject]:
     """All of torchvision's networks that convolve, detectors by their backbones."""
 
     def of(task: str, name: str) -> Subject:
-        shape = SHAPES.get(name) or SHAPES.get(task) or (1, 3, 224, 224)
+        shape = SHAPES.get(name, SHAPES[task])
         build = partial(_torchvision_model, task, name)
         return Subject(f"torchvision/{task}/{name}", build, lambda: torch.zeros(shape))
 

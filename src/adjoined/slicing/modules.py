@@ -128,6 +128,13 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
             sized.num_features = kept.shape[0]
 
 
+def clear_caches(module: nn.Module) -> None:
+    """Empty the dicts in which a module caches what it has computed from its tensors: they are other ones now."""
+    for name, held in vars(module).items():
+        if "cache" in name.lower() and isinstance(held, dict):
+            held.clear()
+
+
 def keeps_sizes(module: nn.Module) -> bool:
     """Tell whether `set_sizes` is in charge of a module's numbers."""
     return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, nn.MultiheadAttention, *_NORMS))
