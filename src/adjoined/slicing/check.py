@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.liven import in_float64, liven, random_inputs
 from adjoined.slicing.masked import UNDERSTOOD, MaskedBase, narrow
-from adjoined.slicing.modules import named_tensors
+from adjoined.slicing.modules import duplicate, named_tensors
 from adjoined.slicing.plan import SlicePlan
 from adjoined.slicing.trace import tensor_leaves
 
@@ -145,7 +144,7 @@ class _Pair:
             ) from error
 
     def _run_masked(self, steps: _Steps | None = None) -> tuple[MaskedBase, list[Tensor]]:
-        base = copy.deepcopy(self.base)
+        base = duplicate(self.base)
         flow = MaskedBase(base, self.plan)
 
         def kept(tensor: Tensor) -> Tensor | None:
@@ -159,7 +158,7 @@ class _Pair:
 def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, lively: bool) -> _Pair:
     """Return base and small network in float64, and what the base gives on random input."""
     generator = torch.Generator().manual_seed(seed)
-    base = copy.deepcopy(model)
+    base = duplicate(model)
     if any(tensor.device.type == "mps" for tensor in named_tensors(base).values()):  # it has no float64
         base, inputs = base.cpu(), inputs.map(Tensor.cpu)
     base = base.double().eval()

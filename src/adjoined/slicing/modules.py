@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -128,11 +129,19 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
             sized.num_features = kept.shape[0]
 
 
-def clear_caches(module: nn.Module) -> None:
-    """Empty the dicts in which a module caches what it has computed from its tensors: they are other ones now."""
-    for name, held in vars(module).items():
-        if "cache" in name.lower() and isinstance(held, dict):
-            held.clear()
+def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy without the dicts of tensors that modules have cached: the copy's tensors will be other ones.
+
+    Args:
+        model: any module.
+        memo: as for `copy.deepcopy`: id -> what stands for that object in the copy.
+    """
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        for name, held in vars(module).items():
+            if "cache" in name.lower() and isinstance(held, dict):
+                held.clear()
+    return copied
 
 
 def keeps_sizes(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json
 from adjoined.slicing.advice import advice
 from adjoined.slicing.index import Index, take
-from adjoined.slicing.modules import clear_caches, named_tensors, set_sizes
+from adjoined.slicing.modules import duplicate, named_tensors, set_sizes
 
 FORMAT = 1
 
@@ -121,11 +121,10 @@ class SlicePlan:
         for name, tensor in tensors.items():
             if id(tensor) not in memo:
                 memo[id(tensor)] = _narrow(tensor, self.indices(name))
-        small = copy.deepcopy(model, memo)
+        small = duplicate(model, memo)
         for name, module in small.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 set_sizes(module, self.conv_groups.get(name))
-                clear_caches(module)
         for place, value in self.attributes.items():
             module, _, attribute = place.rpartition(".")
             setattr(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ from adjoined.slicing.flow import LabelFlow
 from adjoined.slicing.groups import Grouping
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import FrozenTies, OutOfStep, Slot, along, distinct, varying
-from adjoined.slicing.modules import named_tensors
+from adjoined.slicing.modules import duplicate, named_tensors
 from adjoined.slicing.sizes import Site
 from adjoined.slicing.trace import Trace, tensor_leaves
 
@@ -118,7 +117,7 @@ class Twin:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._original, self._inputs = model, inputs
-        self.model = copy.deepcopy(model).double().eval()
+        self.model = duplicate(model).double().eval()
         self._runs: list[tuple[Inputs, bool]] = []
         self._expected: list[Tensor] = []
         self._tolerance = FLOAT64_TOLERANCE
@@ -131,7 +130,7 @@ class Twin:
         """
         failure: object = "its outputs are not finite"
         for double, change in ((True, True), (True, False), (False, True), (False, False)):
-            self.model = copy.deepcopy(self._original).eval()
+            self.model = duplicate(self._original).eval()
             inputs = _varied(self._inputs)
             if double:
                 self.model = self.model.double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from adjoined.slicing.flow import GroupChoice, LabelFlow
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import NeedsValues, Ties, along
 from adjoined.slicing.misuse import another_path, check_arguments, does_not_run
-from adjoined.slicing.modules import kernel_names, named_tensors
+from adjoined.slicing.modules import duplicate, kernel_names, named_tensors
 from adjoined.slicing.sizes import Site
 
 OUTPUT = "model output"
@@ -69,8 +68,8 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
 
 def _copied(model: nn.Module, device: str | None) -> nn.Module:
     """Return a copy for the trace: running it moves norm statistics and other state."""
-    duplicate = copy.deepcopy(model)
-    return duplicate if device is None else duplicate.to(device)
+    copied = duplicate(model)
+    return copied if device is None else copied.to(device)
 
 
 def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[Site]) -> Trace:
