@@ -231,3 +231,18 @@ def test_compress_reaches_adjoin_and_respects_keep():
     assert base / measure_cost(small, x).parameters_without_last >= 5
     assert small.get_submodule("stem").weight.shape == (64, 3, 3, 3)
     assert net.plan.alpha > 1
+
+
+class _HandsItsParameterOn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.body = nn.Parameter(torch.zeros(1, 3, 8, 8)), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return x.mean() + self.body(self.places[:, :, :4])
+
+
+def test_a_parameter_that_is_handed_to_a_module_as_its_input_is_counted_too():
+    model = _HandsItsParameterOn()
+    assert measure_cost(model, torch.zeros(1, 3, 8, 8)).macs == 4 * 3 * 32
+    assert model.places.requires_grad

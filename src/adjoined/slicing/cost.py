@@ -84,6 +84,7 @@ def _run(model: nn.Module, inputs: Inputs) -> tuple[list[str], FlopCounterMode]:
     for name, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_hook(lambda *_, name=name: order.append(name))
+    model.requires_grad_(False)  # torch's counter stumbles over parameters that are handed to a module as its input
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model.eval()(*inputs.args, **inputs.kwargs)
