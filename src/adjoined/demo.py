@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.data.info import DataInfo
-from adjoined.data.preprocessing import load_image, preprocess
+from adjoined.data.preprocessing import evaluation_transform, load_image, preprocess, to_tensor
 from adjoined.errors import AdjoinedError
 from adjoined.report import units
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 HOST = "127.0.0.1"
+OLDEST = 6
+"""First version of Gradio that the page is made for."""
 LARGEST_FILE = 20_000_000
 """Bytes of an image file."""
 LARGEST_IMAGE = 50_000_000
@@ -35,6 +37,8 @@ LARGEST_IMAGE = 50_000_000
 CALLS = 5
 """Timed calls of each network; the median is told."""
 GUESSES = 5
+SIDE = 160
+"""Height of the images on the page, pixels."""
 
 # The browser itself is told to load nothing from elsewhere, whatever the page may ask for.
 _POLICY = (
@@ -72,18 +76,15 @@ class Answer:
     """Median time of a call."""
 
 
-def look(networks: Sequence[Shown], info: DataInfo, path: Path) -> list[Answer]:
-    """Classify an image file with every network, in turns.
+def look(networks: Sequence[Shown], info: DataInfo, image: PIL.Image.Image) -> list[Answer]:
+    """Classify an image with every network, in turns.
 
     Args:
         networks: the base network first.
         info: the classes, and how images are prepared.
-        path: the image file.
-
-    Raises:
-        AdjoinedError: the file is too large, holds too many pixels, or is no whole image.
+        image: of any mode and size.
     """
-    x = preprocess(info, _open(path))
+    x = preprocess(info, image)
     times: dict[str, list[float]] = {network.name: [] for network in networks}
     logits: dict[str, Tensor] = {}
     with torch.inference_mode():
@@ -120,23 +121,28 @@ def page(networks: Sequence[Shown], info: DataInfo, title: str) -> FastAPI:
 
     def answer(path: str | None) -> list[Any]:
         if path is None:
-            return ["", *[None for _ in networks], ""]
+            return ["", None, *[None for _ in networks], ""]
         try:
-            found = look(networks, info, Path(path))
+            image = open_image(Path(path))
         except AdjoinedError as error:
-            return [_refusal(error), *[None for _ in networks], ""]
-        return ["", *[each.guesses for each in found], _table(found)]
+            return [_refusal(error), None, *[None for _ in networks], ""]
+        found = look(networks, info, image)
+        return ["", _as_seen(info, image), *[each.guesses for each in found], _table(found)]
 
     fonts = ("system-ui", "sans-serif")
     theme = gradio.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
     with gradio.Blocks(title=f"adjoined: {title}", analytics_enabled=False) as blocks:
         gradio.Markdown(f"# {title}\n\n{_about(info)}")
-        given = gradio.File(label="Image", file_types=["image"], file_count="single", type="filepath", height=140)
+        with gradio.Row():
+            given = gradio.File(label="Image", file_types=["image"], type="filepath", height=SIDE, scale=2)
+            seen = gradio.Image(
+                label="As the networks see it", interactive=False, height=SIDE, format="png", buttons=[], elem_id="seen"
+            )
         refused = gradio.HTML(elem_classes="adjoined", elem_id="refused")
         with gradio.Row():
             labels = [gradio.Label(label=each.name, num_top_classes=GUESSES, elem_id=each.name) for each in networks]
         table = gradio.HTML(elem_classes="adjoined", elem_id="figures")
-        given.change(answer, given, [refused, *labels, table], api_name="look", show_progress="minimal")
+        given.change(answer, given, [refused, seen, *labels, table], api_name="look", show_progress="minimal")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _confine(app)
     return gradio.mount_gradio_app(
@@ -183,11 +189,17 @@ def serve(app: FastAPI, port: int, started: Callable[[str], None]) -> None:
 
 
 def require() -> None:
-    """Raise AdjoinedError, with the command that helps, if Gradio is not installed."""
-    if find_spec("gradio") is None:
+    """Raise AdjoinedError, with the command that helps, if Gradio is not installed, or only an old one."""
+    try:
+        found = version("gradio")
+    except PackageNotFoundError:
+        found = "none"
+    if not found[0].isdigit() or int(found.partition(".")[0]) < OLDEST:
         raise AdjoinedError(
-            "needs gradio, which is not installed",
+            "gradio is needed",
             where="adjoined demo",
+            expected=f"version {OLDEST} or newer",
+            got=found,
             fix="Install it with: pip install 'adjoined[demo]'",
         )
 
@@ -210,8 +222,12 @@ def _confine(app: FastAPI) -> None:
         return response
 
 
-def _open(path: Path) -> PIL.Image.Image:
-    """Read an image, once size and header of the file have shown that it is not too large."""
+def open_image(path: Path) -> PIL.Image.Image:
+    """Read an image, once size and header of the file have shown that it is not too large.
+
+    Raises:
+        AdjoinedError: the file is too large, holds too many pixels, or is no whole image.
+    """
     from PIL import Image
 
     most = f"at most {units.count(LARGEST_IMAGE)}"
@@ -242,6 +258,16 @@ def _open(path: Path) -> PIL.Image.Image:
         return load_image(path)
     except AdjoinedError as error:
         raise unreadable from error
+
+
+def _as_seen(info: DataInfo, image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the part of the image that the networks see, with their pixels, large enough to be looked at."""
+    from PIL.Image import Resampling
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    pixels = to_pil_image(evaluation_transform(info)(to_tensor(image, info.channels)))
+    times = max(1, 2 * SIDE // info.image_size)
+    return pixels.resize((times * info.image_size, times * info.image_size), Resampling.NEAREST)
 
 
 def _about(info: DataInfo) -> str:
