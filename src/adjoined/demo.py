@@ -34,7 +34,7 @@ LARGEST_FILE = 20_000_000
 """Bytes of an image file."""
 LARGEST_IMAGE = 50_000_000
 """Pixels of an image: a small file can hold a very large one."""
-CALLS = 5
+CALLS = 11
 """Timed calls of each network; the median is told."""
 GUESSES = 5
 SIDE = 160
@@ -136,7 +136,13 @@ def page(networks: Sequence[Shown], info: DataInfo, title: str) -> FastAPI:
         with gradio.Row():
             given = gradio.File(label="Image", file_types=["image"], type="filepath", height=SIDE, scale=2)
             seen = gradio.Image(
-                label="As the networks see it", interactive=False, height=SIDE, format="png", buttons=[], elem_id="seen"
+                label="As the networks see it",
+                show_label=False,
+                interactive=False,
+                height=SIDE,
+                format="png",
+                buttons=[],
+                elem_id="seen",
             )
         refused = gradio.HTML(elem_classes="adjoined", elem_id="refused")
         with gradio.Row():
@@ -273,7 +279,7 @@ def _as_seen(info: DataInfo, image: PIL.Image.Image) -> PIL.Image.Image:
 def _about(info: DataInfo) -> str:
     kind = "grey" if info.channels == 1 else "colour"
     return (
-        f"Drop an image: both networks classify it side by side. They were trained on {_plain(info.name)}, "
+        f"Drop an image: both networks classify it side by side, and what they see of it is shown. They were trained on {_plain(info.name)}, "
         f"{info.num_classes} classes, {kind} images of {info.image_size} x {info.image_size} pixels. "
         f"The image stays on this machine."
     )
@@ -300,9 +306,12 @@ def _table(answers: Sequence[Answer]) -> str:
     ):
         cells = [written(value(base))]
         for each in answers[1:]:
-            cells.append(f"{written(value(each))} ({units.times(value(base), value(each))} less)")
+            cells += [written(value(each)), units.times(value(base), value(each))]
         rows.append((label, *cells))
-    heads = "".join(f'<th scope="col">{html.escape(each.network.name)}</th>' for each in answers)
+    names = [base.network.name]
+    for each in answers[1:]:
+        names += [each.network.name, "base / small"]
+    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = "".join(
         f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for label, *cells in rows

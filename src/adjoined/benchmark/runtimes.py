@@ -53,12 +53,14 @@ class Exported:
         from adjoined.export import find_target
 
         target = find_target(runtime)
+        # A file of ExecuTorch reserves memory for batches as large as the example; the others take batches of any size.
+        example = self.largest if runtime == "executorch" else self.subject.example
         for precision in PRECISIONS if self.int8 else PRECISIONS[:1]:
             for name, module in self.subject.networks.items():
                 if (runtime, name, precision) not in self.files:
                     path = self.folder / f"{name}.{precision}{target.suffix}"
                     calibration = self.subject.batch(CALIBRATION) if precision == "int8" else None
-                    target.export(module, self.largest, path, {}, calibration)
+                    target.export(module, example, path, {}, calibration)
                     self.files[runtime, name, precision] = path
         return [
             Entrant(name, precision, target.load(path, threads), path_bytes(path, target.beside))
