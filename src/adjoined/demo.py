@@ -279,7 +279,8 @@ def _as_seen(info: DataInfo, image: PIL.Image.Image) -> PIL.Image.Image:
 def _about(info: DataInfo) -> str:
     kind = "grey" if info.channels == 1 else "colour"
     return (
-        f"Drop an image: both networks classify it side by side, and what they see of it is shown. They were trained on {_plain(info.name)}, "
+        f"Drop an image: both networks classify it side by side, and what they see of it is shown. "
+        f"They were trained on {_plain(info.name)}, "
         f"{info.num_classes} classes, {kind} images of {info.image_size} x {info.image_size} pixels. "
         f"The image stays on this machine."
     )
