@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -116,8 +117,9 @@ def page(networks: Sequence[Shown], info: DataInfo, title: str) -> FastAPI:
     """
     require()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and when a page is made
-    import gradio
     from fastapi import FastAPI
+
+    gradio: Any = import_module("gradio")  # its types change with its versions
 
     def answer(path: str | None) -> list[Any]:
         if path is None:
