@@ -89,6 +89,25 @@ def test_a_run_keeps_its_figures_in_its_folder(run: Path, capsys: pytest.Capture
         assert f"{row['images_per_second']:.4g}" in printed
 
 
+def test_exported_files_of_a_run_are_the_ones_measured(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["export", str(run), "--to", "onnx"]) == 0
+    capsys.readouterr()
+    line = ["benchmark", str(run), "--runtimes", "onnx", "--batch-sizes", "1", "--int8", "--json", *QUICK]
+    assert main(line) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {(row["network"], row["precision"]): row for row in told["rows"]}
+    assert list(rows) == [(name, each) for each in ("fp32", "int8") for name in ("base", "small")]
+    for name in ("base", "small"):
+        assert rows[name, "fp32"]["file_bytes"] == (run / "export" / f"{name}.onnx").stat().st_size
+    compared = [(each["precision"], each["against"]) for each in told["speedups"]]
+    assert compared == [("fp32", "fp32"), ("int8", "int8"), ("int8", "fp32")]
+    assert main([each for each in line if each != "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert "ONNX Runtime int8 / fp32  " in printed
+    assert max(map(len, printed.splitlines())) <= 100
+    assert not list(run.glob("*.onnx"))
+
+
 def test_a_runtime_that_is_not_installed_is_told_how_to_get(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -116,10 +135,10 @@ def test_a_family_has_a_row_for_each_small_network(capsys: pytest.CaptureFixture
 
 
 def test_published_figures_stand_beside_the_counted_ones(capsys: pytest.CaptureFixture[str]):
-    line = ["benchmark", "shufflenet_v2_x0_5", *QUICK, "--runtimes", "eager", "--batch-sizes", "1"]
+    line = ["benchmark", "resnet18", *QUICK, "--runtimes", "eager", "--batch-sizes", "1"]
     assert main(line) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "The library publishes 1.37 M parameters and 40.00 M MACs of this base network." in out
+    assert "The library publishes 11.69 M parameters and 1.81 G MACs of this base network." in out
 
 
 def test_a_run_of_own_code_wants_the_code_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write the networks of a run as files of other runtimes, checked against PyTorch",
     "benchmark": "measure size, memory and speed of both networks, in every runtime that is there",
     "report": "write one HTML page about a run, or about several side by side",
+    "demo": "open a local page where both networks classify the images you drop",
     "push": "share both networks of a run on a hub, with a model card",
 }
 """Command -> what it does; `adjoined.commands.COMMAND` has its `main(argv)`."""

@@ -27,6 +27,7 @@ def run_benchmark(
     batch_sizes: Sequence[int] = (1, 64),
     devices: Sequence[str] = ("cpu",),
     threads: int | None = None,
+    int8: bool = False,
     seconds: float = 60.0,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Benchmark:
@@ -38,6 +39,7 @@ def run_benchmark(
         batch_sizes: images in a call.
         devices: "cpu", "cuda"; on a GPU only PyTorch is measured.
         threads: threads inside one operator; None takes PyTorch's number for all runtimes.
+        int8: measure int8 also where there is no such file yet, in the runtimes that networks are exported to.
         seconds: time for all calls together, s; slow networks take longer, since each has at least 5 counted calls.
             Exporting and compiling come on top.
         tell: is handed a line before each measurement.
@@ -61,7 +63,7 @@ def run_benchmark(
     speedups: list[Speedup] = []
     missing: list[Missing] = []
     with TemporaryDirectory() as folder, threads_of_torch(threads) as used:
-        exported = Exported(subject, Path(folder))
+        exported = Exported(subject, Path(folder), largest=max(batch_sizes), int8=int8)
         for runtime, device, size in contests:
             if any((each.runtime, each.device) == (runtime, device) for each in missing):
                 continue

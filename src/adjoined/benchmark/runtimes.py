@@ -15,6 +15,8 @@ from adjoined.benchmark.turns import Call
 from adjoined.errors import AdjoinedError
 
 PRECISIONS = ("fp32", "int8")
+CALIBRATION = 16
+"""Random images that int8 is calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,13 @@ class Exported:
     Args:
         subject: what is measured; the files that it has are used as they are.
         folder: where others are written to.
+        largest: images in the largest batch.
+        int8: whether files in int8 are made, too, calibrated on random images: good enough for their speed.
     """
 
-    def __init__(self, subject: Subject, folder: Path) -> None:
-        self.subject, self.folder = subject, folder
+    def __init__(self, subject: Subject, folder: Path, *, largest: int, int8: bool) -> None:
+        self.subject, self.folder, self.int8 = subject, folder, int8
+        self.largest = subject.batch(largest)
         self.files = dict(subject.files)
 
     def entrants(self, runtime: str, threads: int) -> list[Entrant]:
@@ -48,11 +53,15 @@ class Exported:
         from adjoined.export import find_target
 
         target = find_target(runtime)
-        for name, module in self.subject.networks.items():
-            if (runtime, name, "fp32") not in self.files:
-                path = self.folder / f"{name}{target.suffix}"
-                target.export(module, self.subject.example, path, {})
-                self.files[runtime, name, "fp32"] = path
+        # A file of ExecuTorch reserves memory for batches as large as the example; the others take batches of any size.
+        example = self.largest if runtime == "executorch" else self.subject.example
+        for precision in PRECISIONS if self.int8 else PRECISIONS[:1]:
+            for name, module in self.subject.networks.items():
+                if (runtime, name, precision) not in self.files:
+                    path = self.folder / f"{name}.{precision}{target.suffix}"
+                    calibration = self.subject.batch(CALIBRATION) if precision == "int8" else None
+                    target.export(module, example, path, {}, calibration)
+                    self.files[runtime, name, precision] = path
         return [
             Entrant(name, precision, target.load(path, threads), path_bytes(path, target.beside))
             for precision in PRECISIONS

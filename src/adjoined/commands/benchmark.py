@@ -39,6 +39,8 @@ class BenchmarkOptions:
     """cpu, cuda; none: the CPU, and a GPU where there is one. On a GPU only PyTorch is measured."""
     threads: int | None = None
     """Threads inside one operator, in all runtimes; none: as many as PyTorch takes."""
+    int8: bool = False
+    """Measure int8 even where `adjoined export --int8` has left no such file; it is calibrated on random images."""
     seconds: float = 60.0
     """Time for all calls together, s; slow networks take longer, exporting and compiling come on top."""
     model: str | None = None
@@ -97,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
         batch_sizes=options.batch_sizes,
         devices=devices,
         threads=options.threads,
+        int8=options.int8,
         seconds=options.seconds,
         tell=lambda line: print(f"measuring: {line}", file=sys.stderr, flush=True),
     )
@@ -133,7 +136,25 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
         alpha=[plan["alpha"] for plan in plans] or None,
         example=run.example(),
         file_bytes={network.name: network.result.path.stat().st_size for network in run.networks},
+        files=_exported(run.folder / "export", max(options.batch_sizes)),
     )
+
+
+def _exported(folder: Path, largest: int) -> dict[tuple[str, str, str], Path]:
+    """Return the files that `adjoined export` has left and that take what the networks take: runtime, network,
+    precision -> file."""
+    from adjoined.files import read_json
+
+    path = folder / "export.json"
+    if not path.exists():
+        return {}
+    return {
+        (each["target"], each["network"], "int8" if each["int8"] else "fp32"): folder / each["file"]
+        for each in read_json(path, "the record of exported files").get("files", [])
+        if each["takes"] == "normalised"
+        and (each["largest_batch"] or largest) >= largest
+        and (folder / each["file"]).is_file()
+    }
 
 
 def _of_model(spec: str, asked: ModelOptions) -> Subject:

@@ -13,7 +13,7 @@ from adjoined.report.table import Table
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
 
-COLUMNS = ("", "base", "IQR", "images/s", "small", "IQR", "images/s", "base / small", "MACs")
+COLUMNS = ("", "base", "IQR", "img/s", "small", "IQR", "img/s", "ratio", "MACs")
 
 
 def benchmark_tables(found: Benchmark) -> list[Table]:
@@ -29,7 +29,10 @@ def benchmark_tables(found: Benchmark) -> list[Table]:
 
 def _notes(found: Benchmark) -> list[str]:
     """Return how times were taken, why speed-ups stay behind, what is missing, and what was measured with."""
-    how = ["Times: median of calls in turns, and their inter-quartile range. MACs: how many times fewer the small has."]
+    how = [
+        "Times: median of calls in turns, and their inter-quartile range (IQR); img/s: images / median. The ratio is "
+        "base / small, of times and of MACs; int8 / fp32 compares the small network in int8 with the base in fp32."
+    ]
     missing = [f"Not measured: {RUNTIMES[each.runtime]} on {each.device}. {each.why}" for each in found.missing]
     told = found.environment
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())

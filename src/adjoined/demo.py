@@ -1,0 +1,326 @@
+"""A local page where one drops an image and sees what both networks of a run make of it, by Gradio.
+
+The page is for one machine: it is bound to the loopback interface, and its browser may load nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.data.info import DataInfo
+from adjoined.data.preprocessing import evaluation_transform, load_image, preprocess, to_tensor
+from adjoined.errors import AdjoinedError
+from adjoined.report import units
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from fastapi import FastAPI
+
+HOST = "127.0.0.1"
+OLDEST = 6
+"""First version of Gradio that the page is made for."""
+LARGEST_FILE = 20_000_000
+"""Bytes of an image file."""
+LARGEST_IMAGE = 50_000_000
+"""Pixels of an image: a small file can hold a very large one."""
+CALLS = 11
+"""Timed calls of each network; the median is told."""
+GUESSES = 5
+SIDE = 160
+"""Height of the images on the page, pixels."""
+
+# The browser itself is told to load nothing from elsewhere, whatever the page may ask for.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "frame-ancestors 'none'; form-action 'self'"
+)
+_CSS = """
+.adjoined table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.adjoined th, .adjoined td { padding: .3rem .6rem; text-align: right; }
+.adjoined th:first-child, .adjoined td:first-child { text-align: left; }
+.adjoined .refused { border-left: 4px solid #b91c1c; padding: .5rem .8rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One network on the page."""
+
+    name: str
+    module: nn.Module
+    """In evaluation mode, on the CPU."""
+    parameters: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one network says to one image."""
+
+    network: Shown
+    guesses: dict[str, float]
+    """Class -> probability in [0, 1], the likeliest first."""
+    milliseconds: float
+    """Median time of a call."""
+
+
+def look(networks: Sequence[Shown], info: DataInfo, image: PIL.Image.Image) -> list[Answer]:
+    """Classify an image with every network, in turns.
+
+    Args:
+        networks: the base network first.
+        info: the classes, and how images are prepared.
+        image: of any mode and size.
+    """
+    x = preprocess(info, image)
+    times: dict[str, list[float]] = {network.name: [] for network in networks}
+    logits: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for number in range(CALLS + 1):
+            for network in networks:
+                begin = time.perf_counter()
+                logits[network.name] = network.module(x)[0]
+                if number:  # a first call is slow
+                    times[network.name].append(1000 * (time.perf_counter() - begin))
+    answers = []
+    for network in networks:
+        likeliest = logits[network.name].softmax(dim=0).topk(min(GUESSES, info.num_classes))
+        pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        guesses = {info.class_names[index]: probability for index, probability in pairs}
+        answers.append(Answer(network, guesses, median(times[network.name])))
+    return answers
+
+
+def page(networks: Sequence[Shown], info: DataInfo, title: str) -> FastAPI:
+    """Return the page as a web application.
+
+    Args:
+        networks: the base network first.
+        info: the classes, and how images are prepared.
+        title: of the run.
+
+    Raises:
+        AdjoinedError: Gradio is not installed.
+    """
+    require()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and when a page is made
+    from fastapi import FastAPI
+
+    gradio: Any = import_module("gradio")  # its types change with its versions
+
+    def answer(path: str | None) -> list[Any]:
+        if path is None:
+            return ["", None, *[None for _ in networks], ""]
+        try:
+            image = open_image(Path(path))
+        except AdjoinedError as error:
+            return [_refusal(error), None, *[None for _ in networks], ""]
+        found = look(networks, info, image)
+        return ["", _as_seen(info, image), *[each.guesses for each in found], _table(found)]
+
+    fonts = ("system-ui", "sans-serif")
+    theme = gradio.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
+    with gradio.Blocks(title=f"adjoined: {title}", analytics_enabled=False) as blocks:
+        gradio.Markdown(f"# {title}\n\n{_about(info)}")
+        with gradio.Row():
+            given = gradio.File(label="Image", file_types=["image"], type="filepath", height=SIDE, scale=2)
+            seen = gradio.Image(
+                label="As the networks see it",
+                show_label=False,
+                interactive=False,
+                height=SIDE,
+                format="png",
+                buttons=[],
+                elem_id="seen",
+            )
+        refused = gradio.HTML(elem_classes="adjoined", elem_id="refused")
+        with gradio.Row():
+            labels = [gradio.Label(label=each.name, num_top_classes=GUESSES, elem_id=each.name) for each in networks]
+        table = gradio.HTML(elem_classes="adjoined", elem_id="figures")
+        given.change(answer, given, [refused, seen, *labels, table], api_name="look", show_progress="minimal")
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _confine(app)
+    return gradio.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        server_name=HOST,
+        max_file_size=LARGEST_FILE,
+        theme=theme,
+        css=_CSS,
+        footer_links=[],
+        ssr_mode=False,
+        show_error=True,
+        enable_monitoring=False,
+    )
+
+
+def serve(app: FastAPI, port: int, started: Callable[[str], None]) -> None:
+    """Serve the page on the loopback interface until the process is interrupted.
+
+    Args:
+        app: the page.
+        port: to listen on; 0 takes any that is free.
+        started: is called with the page's address once it can be opened.
+
+    Raises:
+        AdjoinedError: the port is taken.
+    """
+    import socket
+
+    import uvicorn
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, port))
+        except OSError as error:
+            raise AdjoinedError(
+                f"cannot listen: {error.strerror}", where=f"--port {port}", fix="Choose another port, or 0 for any."
+            ) from error
+        listening.listen()
+        started(f"http://{HOST}:{listening.getsockname()[1]}/")
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+
+
+def require() -> None:
+    """Raise AdjoinedError, with the command that helps, if Gradio is not installed, or only an old one."""
+    try:
+        found = version("gradio")
+    except PackageNotFoundError:
+        found = "none"
+    if not found[0].isdigit() or int(found.partition(".")[0]) < OLDEST:
+        raise AdjoinedError(
+            "gradio is needed",
+            where="adjoined demo",
+            expected=f"version {OLDEST} or newer",
+            got=found,
+            fix="Install it with: pip install 'adjoined[demo]'",
+        )
+
+
+def _confine(app: FastAPI) -> None:
+    """Refuse requests for other names than those of this machine, and forbid the browser to go elsewhere.
+
+    A page of somebody else's could otherwise have its own name lead to 127.0.0.1, and read what is shown here.
+    """
+    from fastapi import Request, Response
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+
+    @app.middleware("http")
+    async def add_policy(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+
+def open_image(path: Path) -> PIL.Image.Image:
+    """Read an image, once size and header of the file have shown that it is not too large.
+
+    Raises:
+        AdjoinedError: the file is too large, holds too many pixels, or is no whole image.
+    """
+    from PIL import Image
+
+    most = f"at most {units.count(LARGEST_IMAGE)}"
+    unreadable = AdjoinedError(
+        "the file is no image, or is damaged",
+        where=path.name,
+        expected="a whole JPEG, PNG, WebP, BMP, TIFF or PPM file",
+    )
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise AdjoinedError("the file is too large", where=path.name, expected="at most 20 MB", got=units.size(size))
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise AdjoinedError("the image has far too many pixels", where=path.name, expected=most) from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise unreadable from error
+    if width * height > LARGEST_IMAGE:
+        raise AdjoinedError(
+            "the image has too many pixels",
+            where=path.name,
+            expected=most,
+            got=f"{width} x {height}",
+            fix="Make it smaller first.",
+        )
+    try:
+        return load_image(path)
+    except AdjoinedError as error:
+        raise unreadable from error
+
+
+def _as_seen(info: DataInfo, image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the part of the image that the networks see, with their pixels, large enough to be looked at."""
+    from PIL.Image import Resampling
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    pixels = to_pil_image(evaluation_transform(info)(to_tensor(image, info.channels)))
+    times = max(1, 2 * SIDE // info.image_size)
+    return pixels.resize((times * info.image_size, times * info.image_size), Resampling.NEAREST)
+
+
+def _about(info: DataInfo) -> str:
+    kind = "grey" if info.channels == 1 else "colour"
+    return (
+        f"Drop an image: both networks classify it side by side, and what they see of it is shown. "
+        f"They were trained on {_plain(info.name)}, "
+        f"{info.num_classes} classes, {kind} images of {info.image_size} x {info.image_size} pixels. "
+        f"The image stays on this machine."
+    )
+
+
+def _plain(text: str) -> str:
+    """Keep a name from being read as Markdown."""
+    return html.escape(text).translate({ord(sign): f"\\{sign}" for sign in "*_`[]#|"})
+
+
+def _refusal(error: AdjoinedError) -> str:
+    facts = ", ".join(f"{word} {fact}" for word, fact in (("expected", error.expected), ("got", error.got)) if fact)
+    told = f"This image was not looked at: {error.what}{f' ({facts})' if facts else ''}. {error.fix}"
+    return f'<p class="refused" role="alert">{html.escape(told.strip())}</p>'
+
+
+def _table(answers: Sequence[Answer]) -> str:
+    base = answers[0]
+    rows = []
+    for label, value, written in (
+        ("parameters", lambda each: each.network.parameters, units.count),
+        ("file", lambda each: each.network.file_bytes, units.size),
+        ("time of a call", lambda each: each.milliseconds, units.milliseconds),
+    ):
+        cells = [written(value(base))]
+        for each in answers[1:]:
+            cells += [written(value(each)), units.times(value(base), value(each))]
+        rows.append((label, *cells))
+    names = [base.network.name]
+    for each in answers[1:]:
+        names += [each.network.name, "base / small"]
+    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+    body = "".join(
+        f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for label, *cells in rows
+    )
+    words = ""
+    if len(answers) > 1:
+        agree = len({next(iter(each.guesses)) for each in answers}) == 1
+        words = f"<p>The networks {'agree' if agree else 'disagree'}.</p>"
+    return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>{words}"
