@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import adversarial
+import adversarial_attention as attention
 import pytest
 import torch
 from adversarial import CROSSING, SHARE, UNALIGNED, WIDE, build
@@ -75,3 +76,12 @@ def total(outputs: object) -> Tensor:
 
 def private(small: nn.Module, name: str) -> bool:
     return name in dict(small.named_parameters())
+
+
+def test_heads_are_rounded_by_their_features_whatever_else_has_one_place_for_each():
+    """2 of 8 heads of 4 features are 8 channels; their table of biases has 8 columns, one for each head."""
+    model, example = build(attention.BiasedHeads)
+    plan = make_plan(model, example, alpha=4, round_to=8)
+    assert plan.small_shape("table") == (127, 2)
+    assert plan.small_shape("qkv.weight") == (24, 8)
+    assert plan.attributes == {"heads": 2}

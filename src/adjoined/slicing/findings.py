@@ -37,6 +37,8 @@ class Findings:
     """(operator, number of the operand) -> its slots, of products between tensors with heads."""
     whole_heads: dict[Site, list[int]] = field(default_factory=dict)
     """Product between tensors with heads that keeps or drops whole heads -> a label for each head."""
+    head_width: dict[Site, int] = field(default_factory=dict)
+    """Features of each of these heads."""
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
     read: set[int] = field(default_factory=set)

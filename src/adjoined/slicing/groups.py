@@ -99,6 +99,9 @@ class Grouping:
         self.groups = list(alike.values())
         self.of_root = {root: group for group in self.groups for root in group.roots}
         self._couple(trace)
+        for site, labels in trace.findings.whole_heads.items():  # a table may have one place only for each head
+            for group in {id(g): g for g in map(self.of, labels)}.values():
+                group.unit = math.gcd(group.unit, trace.findings.head_width[site])
 
     def _places(self, owners: list[Owner], root: int) -> Counter[tuple[str, int]]:
         return Counter((owners[label].tensor, owners[label].dim) for label in self.sets[root])

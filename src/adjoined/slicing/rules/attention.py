@@ -25,6 +25,7 @@ def keeps_whole_heads(flow: LabelFlow, slot: Slot, heads: int, features: int) ->
         count = len(distinct(first))
         if count > 1 and not flow.choose_groups(flow.module, count, slot.shape[features]):
             flow.findings.whole_heads[flow.cut] = distinct(first)
+            flow.findings.head_width[flow.cut] = slot.shape[features]
     return flow.cut in flow.findings.whole_heads
 
 
