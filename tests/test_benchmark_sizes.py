@@ -122,6 +122,14 @@ def test_a_speedup_near_the_ratio_of_macs_needs_no_words():
     assert reasons(SMALL, timed(160, 10, 1), timed(1200, 80, 8)) == ""
 
 
+def test_a_busy_machine_is_told():
+    rows, speedups = timed(160, 10, 1)
+    disturbed = [replace(rows[0], latency=replace(rows[0].latency, upper_quartile_ms=201.0)), rows[1]]
+    assert "The machine was busy: in 1 of 2 rows" in reasons(SMALL, (disturbed, speedups))
+    calm = [replace(rows[0], latency=replace(rows[0].latency, upper_quartile_ms=199.0)), rows[1]]
+    assert reasons(SMALL, (calm, speedups)) == ""
+
+
 def test_fixed_cost_of_a_call_is_told_where_batches_show_it():
     told = reasons(replace(SMALL, moved_bytes=250), timed(40, 8, 1), timed(200, 16, 8))
     assert "below 70% of the ratio of MACs (16.0x): PyTorch at batch 1 5.0x." in told

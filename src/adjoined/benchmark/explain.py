@@ -10,6 +10,8 @@ from adjoined.report.units import count, milliseconds, size
 
 FAR = 0.7
 """A speed-up below this share of the ratio of MACs asks for an explanation."""
+NOISY = 0.25
+"""Inter-quartile range / median above which calls differ too much."""
 FIXED = 0.25
 """Share of a call that does not depend on the images, from which it is worth a word."""
 
@@ -21,9 +23,10 @@ def explain(found: Benchmark) -> list[str]:
         found: a benchmark; its sizes and its times are all that is used.
 
     Returns:
-        Nothing, or where the speed-up stays behind, then the reasons that the figures show.
+        Nothing, or where the speed-up stays behind, then the reasons that the figures show; before them, whether the
+        machine was too busy for figures that can be trusted.
     """
-    base, sentences = found.networks[0], []
+    base, sentences = found.networks[0], _noise(found.rows)
     for small in found.networks[1:]:
         behind = [each for each in found.speedups if each.network == small.name and _is_far(each)]
         if not behind:
@@ -36,6 +39,17 @@ def explain(found: Benchmark) -> list[str]:
         reasons = [*_fixed_costs(found.rows, behind, small), _memory(base, small), _odd_widths(small)]
         sentences += [reason for reason in reasons if reason]
     return sentences
+
+
+def _noise(rows: Sequence[Row]) -> list[str]:
+    noisy = [row for row in rows if row.latency.iqr_ms > NOISY * row.latency.median_ms]
+    if not noisy:
+        return []
+    return [
+        f"The machine was busy: in {len(noisy)} of {len(rows)} rows the inter-quartile range is more than {NOISY:.0%} "
+        f"of the median. Interruptions hit long calls more than short ones, so speed-ups look larger than they are: "
+        f"measure again on a quiet machine."
+    ]
 
 
 def _is_far(each: Speedup) -> bool:
