@@ -91,9 +91,9 @@ def train_one_step(model: nn.Module, inputs: Inputs, plan: adjoined.SlicePlan) -
     batch = inputs.doubled() if inputs.batch_size == 1 else inputs
     batch = batch.map(lambda t: torch.rand_like(t) if t.is_floating_point() else t)
     model.train()
-    alone = _gradients(model, lambda: model(*batch.args, **batch.kwargs))
+    alone = _gradients(model, lambda: batch.run(model))
     net = adjoined.adjoin(model, inputs, plan=plan).train()
-    small = _gradients(model, lambda: net.small(*batch.args, **batch.kwargs))
+    small = _gradients(model, lambda: batch.run(net.small))
     for name, gradient in small.items():
         outside = gradient.clone()
         places = [
@@ -105,7 +105,7 @@ def train_one_step(model: nn.Module, inputs: Inputs, plan: adjoined.SlicePlan) -
         if bool(outside.any()) and gradient.ndim:
             raise ArithmeticError(f"{name}: the small network gives a gradient outside of its slice")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    both = _gradients(model, lambda: net(*batch.args, **batch.kwargs), keep=True)
+    both = _gradients(model, lambda: batch.run(net), keep=True)
     for name in alone:
         if name not in both:
             raise ArithmeticError(f"{name}: no gradient in joint training")
@@ -132,7 +132,7 @@ def _gradients(model: nn.Module, run: Callable[[], Any], *, keep: bool = False) 
 
 def _forward(model: nn.Module, inputs: Inputs) -> None:
     with torch.no_grad():
-        model(*inputs.args, **inputs.kwargs)
+        inputs.run(model)
 
 
 # ---- memory of this process, as Linux counts it ---------------------------------------------------------------------

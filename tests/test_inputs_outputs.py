@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo import conv, images, lively, parameters, seeded
 
 from adjoined import adjoin, adjoint_loss
+from adjoined.slicing import measure_cost
 from adjoined.slicing.trace import tensor_leaves
 
 X, OTHER = images(2, 3, 8, 8), images(2, 1, 8, 8, seed=2)
@@ -227,3 +228,37 @@ def test_volumes_to_volumes():
     adjoint_loss(p, q, y, progress=1.0, ignore_index=CLASSES).backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
     assert torch.allclose(net.eval().extract()(x), net(x)[1], atol=1e-6)
+
+
+class Pathways(nn.Module):
+    """Two pathways in one list, which every stage writes its own outputs into, as networks for video do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.ModuleList([conv(a, 16), conv(b, 8)]) for a, b in ((3, 1), (16, 8)))
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, pathways: list[Tensor]) -> Tensor:
+        for stage in self.stages:
+            for number, layer in enumerate(stage):  # pyright: ignore[reportArgumentType]
+                pathways[number] = layer(pathways[number]).relu()
+        return self.head(torch.cat([x.mean((2, 3)) for x in pathways], 1))
+
+
+def test_a_forward_that_writes_into_its_input_list_leaves_that_of_the_caller_alone():
+    model = seeded(Pathways).eval()
+    expected = model([X, OTHER])
+    given = [X, OTHER]
+    cost = measure_cost(model, (given,))
+    net = adjoin(model, (given,), alpha=2, round_to=1, check=True)
+    p, q = net(given)
+    assert given[0] is X
+    assert given[1] is OTHER
+    assert torch.equal(p, expected)
+    assert torch.equal(q, net.small(given))
+    assert torch.allclose(q, net.extract()([X, OTHER]), atol=1e-6)
+    assert [g.reason for g in net.plan.groups if g.kept == g.width] == ["model output"]
+    assert cost.macs == measure_cost(model, ([X, OTHER],)).macs
+    changed = [X, OTHER]
+    model(changed)  # the model itself does write: without copies the second network would start from these
+    assert changed[0] is not X

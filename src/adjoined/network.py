@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
 from adjoined.sharing import Indices, share
@@ -145,12 +146,16 @@ class AdjoinedNetwork(nn.Module):
         return shared.weight_in(self.base)
 
     def _run(self, module: nn.Module, weights: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a module with the shared weights bound to their places."""
+        """Call a module with the shared weights bound to their places.
+
+        Every network gets lists and dicts of its own: a forward may write its tensors into a list that it is given.
+        """
         bound = {
             f"{where}.{name}" if where else name: weight
             for shared, weight in zip(self._shared, weights, strict=True)
             for where, name in shared.places
         }
+        args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
         return torch.func.functional_call(module, bound, args, kwargs, tie_weights=False)
 
     def _skeleton(self, number: int, plan: SlicePlan) -> nn.Module:

@@ -135,7 +135,7 @@ class _Pair:
     def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
         try:
             with _float64(self.seed), torch.no_grad(), _watching(self.small, steps, lambda tensor: tensor):
-                return tensor_leaves(self.small(*self.inputs.args, **self.inputs.kwargs))
+                return tensor_leaves(self.inputs.run(self.small))
         except Exception as error:  # whatever the model's own code raises on narrow tensors
             raise AdjoinedError(
                 f"the small network of this plan does not run: {type(error).__name__}: {error}",
@@ -167,7 +167,7 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, livel
         with _float64(seed), torch.no_grad():
             if lively:
                 liven(base, random, generator)
-            outputs = tensor_leaves(base(*random.args, **random.kwargs))
+            outputs = tensor_leaves(random.run(base))
     except Exception as error:  # whatever the model's own code raises
         raise AdjoinedError(
             f"the model does not run in float64 on random input: {type(error).__name__}: {error}",

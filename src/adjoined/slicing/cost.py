@@ -87,5 +87,5 @@ def _run(model: nn.Module, inputs: Inputs) -> tuple[list[str], FlopCounterMode]:
     model.requires_grad_(False)  # torch's counter stumbles over parameters that are handed to a module as its input
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model.eval()(*inputs.args, **inputs.kwargs)
+        inputs.run(model.eval())
     return order, counter

@@ -86,7 +86,7 @@ class LabelFlow(Checks, TorchDispatchMode):
         try:
             with torch.no_grad(), self, _Calls(self):
                 torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of it, with nothing to see
-                return model(*inputs.args, **inputs.kwargs)
+                return inputs.run(model)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:

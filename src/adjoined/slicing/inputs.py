@@ -45,6 +45,15 @@ class Inputs:
 
         return Inputs(tree_map(change, self.args), tree_map(change, self.kwargs))
 
+    def run(self, model: Callable[..., Any]) -> Any:
+        """Call a model with these inputs, and leave them as they are.
+
+        Lists and dicts are handed over as copies, for a forward may write its own tensors into a list that it is given
+        (networks of several pathways do).
+        """
+        own = self.map(lambda tensor: tensor)
+        return model(*own.args, **own.kwargs)
+
     @property
     def batch_size(self) -> int:
         """Size of the first dimension of the first tensor."""

@@ -49,7 +49,7 @@ def liven(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
             if bool((tensor == value).all()):
                 tensor.copy_(_instead_of(tensor, bool(value != 0) or "var" in name, generator))
         with _Calibrate(model, generator):
-            model(*inputs.args, **inputs.kwargs)
+            inputs.run(model)
 
 
 def _instead_of(tensor: Tensor, scale: bool, generator: torch.Generator) -> Tensor:

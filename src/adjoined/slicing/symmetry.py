@@ -189,7 +189,7 @@ class Twin:
 
 def _call(model: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad():
-        return model(*inputs.args, **inputs.kwargs)
+        return inputs.run(model)
 
 
 def _varied(inputs: Inputs) -> Inputs:
