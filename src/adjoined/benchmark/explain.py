@@ -47,7 +47,7 @@ def _noise(rows: Sequence[Row]) -> list[str]:
         return []
     return [
         f"The machine was busy: in {len(noisy)} of {len(rows)} rows the inter-quartile range is more than {NOISY:.0%} "
-        f"of the median. Interruptions hit long calls more than short ones, so speed-ups look larger than they are: "
+        f"of the median. Interruptions hit long and short calls unequally, so the speed-ups are not to be trusted: "
         f"measure again on a quiet machine."
     ]
 
