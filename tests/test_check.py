@@ -211,8 +211,11 @@ def test_branches_that_start_silent_are_checked():
 
 @pytest.mark.parametrize("gain", [1e-3, 1e3])
 def test_deep_networks_whose_signal_dies_or_explodes_are_checked(gain: float):
-    layers = [part for _ in range(40) for part in (conv(16, 16), nn.ReLU())]
-    model = seeded(lambda: nn.Sequential(conv(3, 16), *layers, nn.Flatten(), nn.Linear(1024, 5)))
+    def network() -> nn.Module:
+        layers = [part for _ in range(40) for part in (conv(16, 16), nn.ReLU())]
+        return nn.Sequential(conv(3, 16), *layers, nn.Flatten(), nn.Linear(1024, 5))
+
+    model = seeded(network)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(gain)
