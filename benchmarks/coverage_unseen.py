@@ -1,3 +1,5 @@
+# The packages are installed for this set alone (requirements-unseen.txt).
+# pyright: reportMissingImports=false
 """Twenty models from packages that the slicing engine had never been tried on, chosen before any of them was sliced.
 
 Random weights, nothing downloaded, small variants and small inputs. The packages and their versions are in
