@@ -186,3 +186,38 @@ def test_what_a_model_has_cached_at_full_width_does_not_reach_its_small_network(
     assert tuple(model.scale_cache["cpu"].shape) == (32,)
     assert (checked := check_plan(model, X, plan)).error is not None
     assert checked.error < 1e-12
+
+
+class Particular(nn.Module):
+    """Refuses features of another width than it was made for, without a word, as many a library's layer does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.conv = nn.Conv2d(channels, 24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.conv(x)
+
+
+class OfTwoGroups(nn.Module):
+    """Features of two channel groups of different widths, side by side, before a layer that is particular."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 24, 3)
+        self.next, self.head = Particular(32), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.next(torch.cat([self.left(x), self.right(x)], 1)).relu().mean((2, 3)))
+
+
+def test_a_number_that_counts_the_channels_of_several_groups_is_corrected():
+    model = seeded(OfTwoGroups)
+    plan = plan_of(model, alpha=4)
+    small = plan.apply(model)
+    assert not [group for group in plan.groups if group.reason not in ("", "model output")]
+    assert (small.next.channels, small.next.conv.in_channels) == (8, 8)
+    assert small(X).shape == (2, 5)
+    check_plan(model, X, plan)

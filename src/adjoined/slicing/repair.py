@@ -170,8 +170,8 @@ class Repairs:
             for name in self._raise_source(error, is_kept):
                 yield f"width of {name} raised after: {failure.message}"
         else:
-            for attribute, group in self._numbers_like_widths(failure, is_kept):
-                self.attributes[attribute] = Count(tuple(group.roots), times=group.bundle)
+            for attribute, count in self._numbers_like_widths(failure, is_kept):
+                self.attributes[attribute] = count
                 yield f"{attribute.module}.{attribute.name} set right after: {failure.message}"
 
     # ---- numbers that modules keep -----------------------------------------------------------------------------------
@@ -263,17 +263,20 @@ class Repairs:
 
     def _numbers_like_widths(
         self, failure: Failure, is_kept: Callable[[int], bool]
-    ) -> Iterator[tuple[Attribute, Group]]:
-        """Return the numbers of a module, or of its parents, that equal the width of a group concerned."""
+    ) -> Iterator[tuple[Attribute, Count]]:
+        """Return the numbers of a module, or of its parents, that equal the width of a group concerned or of all."""
         groups = {id(g): g for g in map(self.grouping.of, failure.labels)}
         if not groups:
             groups = {id(g): g for g in self._groups_in(failure.module)}
         narrowed = [g for g in groups.values() if g.kept < len(g.roots)]
+        every = tuple(root for g in groups.values() for root in g.roots for _ in range(g.bundle))
         for owner in _and_parents(failure.module):
             for attribute, value in self._numbers_of(owner, is_kept):
                 for group in narrowed:
                     if group.width == value and attribute not in self.attributes:
-                        yield attribute, group
+                        yield attribute, Count(tuple(group.roots), times=group.bundle)
+                if len(groups) > 1 and narrowed and len(every) == value and attribute not in self.attributes:
+                    yield attribute, Count(every)
 
     # ---- widths ------------------------------------------------------------------------------------------------------
 
