@@ -101,6 +101,10 @@ class LabelFlow(Checks, TorchDispatchMode):
         if not self._train and next(module.children(), None) is None:
             self.path.append(name)
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor carries labels."""
+        return tensor in self._slots
+
     def last_labels(self) -> tuple[int, ...]:
         """Return the channels of what the last operator with labels has returned."""
         return tuple(label for slot in self._last for label in distinct(slot))
@@ -302,7 +306,8 @@ class LabelFlow(Checks, TorchDispatchMode):
 class _Calls(TorchFunctionMode):
     """Looks at calls that torch answers, wholly or in part, before any operator runs.
 
-    `reshape` refuses a wrong target by itself; attention takes its scale from the features' number by itself.
+    `reshape` refuses a wrong target by itself; attention takes its scale from the features' number by itself; reading
+    and setting `tensor.data` are no operators, though they hand channels on: `detach` and `copy_` stand in for them.
     """
 
     def __init__(self, flow: LabelFlow) -> None:
@@ -319,8 +324,15 @@ class _Calls(TorchFunctionMode):
         elif func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
             self.flow.last_op = "scaled_dot_product_attention"
             kwargs = kwargs | {"scale": self.flow.attention_scale(kwargs.get("query", args[0] if args else None))}
+        elif func == _GET_DATA and self.flow.knows(args[0]):
+            return args[0].detach()
+        elif func == _SET_DATA and args[0].shape == args[1].shape and self.flow.knows(args[1]):
+            args[0].copy_(args[1])
+            return None
         return func(*args, **kwargs)
 
+
+_GET_DATA, _SET_DATA = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # pyright: ignore
 
 _CREATE = {
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",

@@ -144,6 +144,13 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     return copied
 
 
+KEPT_IN_LINE = {
+    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
+    "num_groups", "num_parameters", "normalized_shape", "embed_dim", "kdim", "vdim", "num_heads", "head_dim",
+}  # fmt: skip
+"""The numbers of which `set_sizes` is in charge; a class derived from a layer of torch's may keep others of its own."""
+
+
 def keeps_sizes(module: nn.Module) -> bool:
     """Tell whether `set_sizes` is in charge of a module's numbers."""
     return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, nn.MultiheadAttention, *_NORMS))

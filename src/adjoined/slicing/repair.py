@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from adjoined.slicing.groups import Group, Grouping
 from adjoined.slicing.labels import OutOfStep, TooNarrow
-from adjoined.slicing.modules import keeps_sizes
+from adjoined.slicing.modules import KEPT_IN_LINE, keeps_sizes
 from adjoined.slicing.sizes import Count, Mismatch, Site, Size, count_left
 from adjoined.slicing.trace import Trace
 
@@ -203,9 +203,10 @@ class Repairs:
     def _numbers_of(self, owner: str, is_kept: Callable[[int], bool]) -> Iterator[tuple[Attribute, int]]:
         """Return the numbers that a module keeps, as they are now, unless torch's own layers keep them in line."""
         module = self.trace.model.get_submodule(owner)
-        if keeps_sizes(module):
-            return
+        in_line = KEPT_IN_LINE if keeps_sizes(module) else ()
         for name, held in _held_by(module).items():
+            if name in in_line:
+                continue
             numbers: list[tuple[int | None, int]] = [(None, held)] if _is_number(held) else []
             if isinstance(held, (list, tuple)) and all(map(_is_number, held)):
                 numbers = list(enumerate(held))
@@ -269,7 +270,9 @@ class Repairs:
         if not groups:
             groups = {id(g): g for g in self._groups_in(failure.module)}
         narrowed = [g for g in groups.values() if g.kept < len(g.roots)]
-        every = tuple(root for g in groups.values() for root in g.roots for _ in range(g.bundle))
+        seen = Counter(self.grouping.roots[label] for label in failure.labels)
+        times = {name: max(seen[root] for root in group.roots) for name, group in groups.items()}
+        every = tuple(root for name, g in groups.items() for root in g.roots for _ in range(times[name]))
         for owner in _and_parents(failure.module):
             for attribute, value in self._numbers_of(owner, is_kept):
                 for group in narrowed:
