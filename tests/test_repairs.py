@@ -61,6 +61,62 @@ def test_the_number_that_the_operator_was_told_is_corrected(dim: int, heads: int
     assert parameters(net) < 0.09 * parameters(model)
 
 
+class Table(nn.Module):
+    """A bias for each head, which another module asks for by a method."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.places = heads, 4
+        self.table = nn.Parameter(torch.randn(heads * 16))
+
+    def biases(self) -> Tensor:
+        return self.table.view(self.heads, self.places, 4)
+
+
+class Biased(nn.Module):
+    """Attention of `heads` heads over 4 places, with a table of biases in a module of its own."""
+
+    def __init__(self, heads: int, features: int) -> None:
+        super().__init__()
+        self.heads, self.features, self.table = heads, features, Table(heads)
+        self.qkv = nn.Linear(16, 3 * heads * features)
+        self.proj = nn.Linear(heads * features, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 4, 3, self.heads, self.features).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) + self.table.biases()).softmax(-1)
+        return x + self.proj((weights @ v).transpose(1, 2).reshape(len(x), 4, -1))
+
+
+class BiasedTwice(nn.Sequential):
+    """Two of them: in each, 4 heads, 4 places and 4 features are one and the same number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 16, 4, stride=4), nn.Flatten(2), Turned(), Biased(4, 4), Biased(4, 4), nn.Flatten(),
+            nn.Linear(64, 5),
+        )  # fmt: skip
+
+
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_a_number_of_a_module_is_found_that_another_module_asks_by_a_method():
+    model = seeded(BiasedTwice)
+    plan = plan_of(model, alpha=4)
+    small = plan.apply(model)
+    assert not [group for group in plan.groups if group.reason not in ("", "model output")]
+    for block in (small[3], small[4]):
+        assert (block.heads, block.features, block.table.heads, block.table.places) == (1, 4, 1, 4)
+        assert tuple(block.table.table.shape) == (16,)
+    assert small(X).shape == (2, 5)
+    checked = check_plan(model, X, plan)
+    assert checked.error is not None
+    assert checked.error < 1e-12
+
+
 class Counted(nn.Module):
     """Divides a width by a number of heads that does not divide every quarter of it."""
 

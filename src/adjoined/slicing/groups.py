@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -22,6 +22,13 @@ Piece = tuple[Site, int, int]
 NO_CHANNELS = "is no channel dimension"
 
 
+class Wanted(NamedTuple):
+    """How many roots of a group are kept because other numbers of the model depend on it."""
+
+    count: int
+    why: str
+
+
 @dataclass
 class Group:
     """One channel group while the widths are being decided.
@@ -31,8 +38,7 @@ class Group:
         places: (tensor name, dimension) -> how many of its indices belong to one root.
         reason: why it stays at full width; "" if it is narrowed.
         kept: how many of the roots the small network has.
-        wanted: keep so many of them, whatever alpha says: other numbers of the model depend on it.
-        wanted_for: which, in case that is all of them.
+        wanted: keep so many of them, whatever alpha says.
         step: keep a multiple of so many channels, as code divides their number by it.
         unit: channels that one root stands for where widths are rounded: those of all rows (heads).
         folds: views that fold these channels into rows.
@@ -43,8 +49,7 @@ class Group:
     places: dict[tuple[str, int], int]
     reason: str = ""
     kept: int = 0
-    wanted: int | None = None
-    wanted_for: str = ""
+    wanted: Wanted | None = None
     step: int = 1
     unit: int = 0
     folds: set[Site] = field(default_factory=set)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any, NamedTuple
 
-from adjoined.slicing.groups import Group, Grouping
+from torch import nn
+
+from adjoined.slicing.groups import Group, Grouping, Wanted
 from adjoined.slicing.labels import OutOfStep, TooNarrow
 from adjoined.slicing.modules import KEPT_IN_LINE, keeps_sizes
 from adjoined.slicing.sizes import Count, Mismatch, Site, Size, count_left
@@ -89,7 +91,7 @@ class Failure:
 
 class _Saved(NamedTuple):
     attributes: dict[Attribute, Count]
-    wanted: list[int | None]
+    wanted: list[Wanted | None]
 
 
 @dataclass
@@ -118,7 +120,7 @@ class Repairs:
             if element is None:
                 values[key] = value
             else:
-                values.setdefault(key, list(getattr(self.trace.model.get_submodule(module), name)))[element] = value
+                values.setdefault(key, list(getattr(self._module(module), name)))[element] = value
         return values
 
     def repair(self, failure: Failure, is_kept: Callable[[int], bool]) -> None:
@@ -178,7 +180,7 @@ class Repairs:
 
     def _candidates(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[Candidate]:
         """Return the numbers that may be wrong: those that the size asked for may come from, then all that count."""
-        held = [each for owner in _and_parents(failure.module) for each in self._numbers_of(owner, is_kept)]
+        held = [each for owner in self._owners(failure.module) for each in self._numbers_of(owner, is_kept)]
         error = failure.error
         if isinstance(error, Mismatch):
             asked, site, position = error.asked, error.site, error.position
@@ -200,9 +202,18 @@ class Repairs:
                         same = (attribute for attribute, value in held if value == size.value)
                         yield from (Candidate(attribute, site, position) for attribute in same)
 
+    def _owners(self, module: str) -> Iterator[str]:
+        """Return the modules whose numbers code of a module may use: itself, its children by their methods, parents."""
+        yield module
+        yield from (f"{module}.{name}".removeprefix(".") for name, _ in self._module(module).named_children())
+        yield from list(_and_parents(module))[1:]
+
+    def _module(self, name: str) -> nn.Module:
+        return self.trace.model.get_submodule(name)
+
     def _numbers_of(self, owner: str, is_kept: Callable[[int], bool]) -> Iterator[tuple[Attribute, int]]:
         """Return the numbers that a module keeps, as they are now, unless torch's own layers keep them in line."""
-        module = self.trace.model.get_submodule(owner)
+        module = self._module(owner)
         in_line = KEPT_IN_LINE if keeps_sizes(module) else ()
         for name, held in _held_by(module).items():
             if name in in_line:
@@ -235,30 +246,33 @@ class Repairs:
         number = self._value(owner) + self._value(added) - self._value(taken)
         if not size.counted or abs(size.value) * candidate.times != number * candidate.by:
             return None
-        return Count((*size.counted[0], *self._labels_of(taken)), self._labels_of(added), candidate.times, candidate.by)
+        plus, minus = self._labels_of(taken), self._labels_of(added)
+        if plus is None or minus is None:
+            return None
+        return Count((*size.counted[0], *plus), minus, candidate.times, candidate.by)
 
-    def _labels_of(self, attribute: Attribute | None) -> tuple[int, ...]:
-        """Return what another number counts, as labels; 0 for each that is never dropped."""
+    def _labels_of(self, attribute: Attribute | None) -> tuple[int, ...] | None:
+        """Return what another number counts, as labels, 0 for each that is never dropped; None if it is no plain sum."""
         count = None if attribute is None else self.attributes.get(attribute)
-        return count.plus if count else (0,) * self._value(attribute)
+        if count is None:
+            return (0,) * self._value(attribute)
+        return count.plus if count == Count(count.plus) else None
 
     def _value(self, attribute: Attribute | None) -> int:
         if attribute is None:
             return 0
-        held: Any = getattr(self.trace.model.get_submodule(attribute.module), attribute.name, 0)
+        held: Any = getattr(self._module(attribute.module), attribute.name, 0)
         value = held if attribute.element is None else held[attribute.element]
         return value if _is_number(value) else 0
 
     def _alike(self, candidate: Candidate) -> Iterator[tuple[Attribute, Size]]:
         """Return the attribute, and its like in other modules of its class that hand it to the same operator."""
         attribute, site = candidate.attribute, candidate.site
-        model = self.trace.model
-        kind = type(model.get_submodule(attribute.module))
-        below = site.module[len(attribute.module) :]
-        for name, module in model.named_modules():
+        kind = type(self._module(attribute.module))
+        for name, module in self.trace.model.named_modules():
             if type(module) is kind and hasattr(module, attribute.name):
-                inner = (name + below).removeprefix(".")
-                sizes = self.trace.findings.sizes.get(site._replace(module=inner), ())
+                runs = _moved(site.module, attribute.module, name)
+                sizes = self.trace.findings.sizes.get(site._replace(module=runs), ())
                 if len(sizes) > candidate.position:
                     yield attribute._replace(module=name), sizes[candidate.position]
 
@@ -273,7 +287,7 @@ class Repairs:
         seen = Counter(self.grouping.roots[label] for label in failure.labels)
         times = {name: max(seen[root] for root in group.roots) for name, group in groups.items()}
         every = tuple(root for name, g in groups.items() for root in g.roots for _ in range(times[name]))
-        for owner in _and_parents(failure.module):
+        for owner in self._owners(failure.module):
             for attribute, value in self._numbers_of(owner, is_kept):
                 for group in narrowed:
                     if group.width == value and attribute not in self.attributes:
@@ -301,7 +315,7 @@ class Repairs:
         if not groups or rest or any(g.reason or not 0 < channels <= len(g.roots) for g in groups.values()):
             return False
         for group in groups.values():
-            group.wanted, group.wanted_for = channels, str(error)
+            group.wanted = Wanted(channels, str(error))
         return True
 
     def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
@@ -320,7 +334,7 @@ class Repairs:
                     more = missing // group.bundle
                     if id(group) not in tried and not group.reason and 0 < more <= len(group.roots) - group.kept:
                         tried.add(id(group))
-                        group.wanted, group.wanted_for = group.kept + more, str(error)
+                        group.wanted = Wanted(group.kept + more, str(error))
                         yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
@@ -331,7 +345,7 @@ class Repairs:
         (group,) = groups.values()
         if group.reason or not group.kept * group.bundle < error.arriving <= group.width:
             return False
-        group.wanted, group.wanted_for = -(-error.arriving // group.bundle), str(error)
+        group.wanted = Wanted(-(-error.arriving // group.bundle), str(error))
         return True
 
     # ---- what is left: channel identity, full width ------------------------------------------------------------------
@@ -378,6 +392,18 @@ def _and_parents(module: str) -> Iterator[str]:
         yield module
         module = module.rpartition(".")[0]
     yield ""
+
+
+def _moved(module: str, owner: str, other: str) -> str:
+    """Return the module that stands to `other` as `module` stands to `owner`: the same, one below it, or its parent.
+
+    Example:
+        >>> _moved("a.attn.qkv", "a.attn", "b.attn"), _moved("a.attn", "a.attn.table", "b.attn.table")
+        ('b.attn.qkv', 'b.attn')
+    """
+    if len(module) < len(owner):
+        return other.rpartition(".")[0]
+    return (other + module[len(owner) :]).removeprefix(".")
 
 
 def _held_by(module: object) -> dict[str, Any]:

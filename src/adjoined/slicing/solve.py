@@ -269,7 +269,7 @@ def _why_not_narrowed(group: Group) -> str:
     if group.kept < len(group.roots):
         return ""
     if group.wanted is not None:
-        return group.wanted_for
+        return group.wanted.why
     if group.asked and group.asked[0].alpha == 1:
         return f"widths={group.asked[0].pattern!r} asks for all of its channels"
     if len(group.roots) == 1:

@@ -151,8 +151,10 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
     for group in groups:
         count = len(group.roots)
         own = group.asked[0].alpha if group.asked else alpha
-        if group.reason or group.wanted is not None:
-            group.kept = count if group.reason or group.wanted is None else group.wanted
+        if group.reason:
+            group.kept = count
+        elif group.wanted is not None:
+            group.kept = group.wanted.count
         else:
             group.kept = kept_of(count, group.unit or group.bundle, own, math.lcm(round_to, group.step))
 
