@@ -21,7 +21,7 @@ PARTS = {"methods": cpu_study.ALL, "regularisers": cpu_study.REGULARISERS}
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_estimate_is_of_the_settings_of_the_command(name, tmp_path):
-    part = cpu_study.Part(name, PARTS[name], {"epochs": "12", "limit": "100"}, 0.5)
+    part = cpu_study.Part(name, PARTS[name], 12, 100, 0.5)
     command, *argv = part.argv("data", tmp_path, 2)
     assert command == "compare"
     defaults = recipe_defaults(spelled(argv, Comparison, Settings))

@@ -13,7 +13,7 @@ from adjoined.models.wide_resnet import WideResNet
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": digits_resnet,
-    **{f"resnet{depth}": partial(cifar_family, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": partial(cifar_family, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"cifar_resnet{depth}": partial(imagenet_family, depth) for depth in (18, 34, 50)},
 }
 _USUAL_WIDE = ((16, 1), (16, 2), (16, 4), (16, 8), (22, 8), (28, 2), (28, 10), (40, 1), (40, 2), (40, 4), (40, 10))

@@ -137,7 +137,7 @@ def cifar_family(
     """Return the ResNet of He et al. for CIFAR: three stages of basic blocks with 16, 32 and 64 channels.
 
     Args:
-        depth: number of layers, 6n + 2: 20, 32, 44, 56, 110.
+        depth: number of layers, 6n + 2: 8, 14, 20, 32, 44, 56, 110.
         num_classes: number of logits.
         in_channels: channels of the images.
         width: factor on all channels: 4 gives 64, 128 and 256, as in the "resnet32x4" of the distillation literature

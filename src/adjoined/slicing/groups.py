@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +26,7 @@ NO_CHANNELS = "is no channel dimension"
 class Wanted(NamedTuple):
     """How many roots of a group are kept because other numbers of the model depend on it."""
 
-    count: int
+    roots: int
     why: str
 
 
@@ -81,7 +82,7 @@ class Grouping:
     """All channel groups of a trace, and the way from a label to its group."""
 
     def __init__(self, trace: Trace) -> None:
-        self._findings = trace.findings
+        self._findings, self._labels = trace.findings, trace.labels
         self.sets = trace.ties.sets()
         self.roots = [trace.ties.find(label) for label in range(len(trace.ties.owners))]
         pinned = trace.ties.pinned()
@@ -137,6 +138,14 @@ class Grouping:
     def of(self, label: int) -> Group:
         """Return the group of a label."""
         return self.of_root[self.roots[label]]
+
+    def inside(self, module: str) -> Iterator[Group]:
+        """Return the groups of the tensors of a module and of the modules in it; some more than once."""
+        for tensor, vectors in self._labels.items():
+            if not module or tensor.startswith(f"{module}."):
+                for vector in vectors:
+                    if vector is not None:
+                        yield from map(self.of, vector.tolist())
 
     def tied_groups(self) -> set[str]:
         """Return the modules whose groups of channels (of a convolution, or heads) are all tied to each other.

@@ -96,7 +96,12 @@ class _Calibrate(TorchDispatchMode):
 
     def _take(self, tensor: Tensor | None) -> nn.Parameter | None:
         """Return the parameter that a tensor is, or is a view of, the first time that it is met."""
-        return None if tensor is None else self._fresh.pop(tensor.untyped_storage().data_ptr(), None)
+        if tensor is None:
+            return None
+        place = tensor.untyped_storage().data_ptr()
+        found = self._fresh.pop(place, None)
+        # A forward may give a parameter other memory (`weight.data = ...`); whatever lies in the old one now is not it.
+        return found if found is not None and found.untyped_storage().data_ptr() == place else None
 
 
 def _measure(x: Tensor, mean: Tensor, var: Tensor) -> None:

@@ -9,27 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import permutations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torch import nn
-
-from adjoined.slicing.groups import Group, Grouping, Wanted
+from adjoined.slicing.groups import Grouping, Wanted
 from adjoined.slicing.labels import OutOfStep, TooNarrow
-from adjoined.slicing.modules import KEPT_IN_LINE, keeps_sizes
-from adjoined.slicing.sizes import Count, Mismatch, Site, Size, count_left
+from adjoined.slicing.numbers import Attribute, Failure, KeptNumbers, and_parents
+from adjoined.slicing.sizes import Count, Mismatch, Site, count_left
 from adjoined.slicing.trace import Trace
-
-_NO_WIDTHS = {"training", "kernel_size", "stride", "padding", "dilation", "output_padding"}
-
-FACTORS = range(2, 65)
-"""A number handed to an operator may be a multiple of one that a module keeps, or a part of it, by this factor."""
 
 PATIENCE = 4
 """So many times a module's own groups are widened; from then on those of its parent are, too."""
-
-Place = tuple[int, int]
-"""How far a run got: operators run, position of the size that is wrong."""
 
 
 class Unaligned(Exception):
@@ -40,57 +29,12 @@ class Unaligned(Exception):
         self.cuts = cuts
 
 
-class Attribute(NamedTuple):
-    """A number that a module keeps, or an element of a list of numbers."""
+class _Trial(NamedTuple):
+    """A change that is being tried: what was before it, and the failure that it is to overcome."""
 
-    module: str
-    name: str
-    element: int | None
-
-
-class Candidate(NamedTuple):
-    """A number that a module may have handed to an operator: (number + added - taken) * by = size * times."""
-
-    attribute: Attribute
-    site: Site
-    position: int
-    times: int = 1
-    by: int = 1
-    added: Attribute | None = None
-    taken: Attribute | None = None
-
-
-@dataclass
-class Failure:
-    """One attempt to run the small network that did not succeed."""
-
-    error: Exception
-    module: str
-    """The module that ran."""
-    steps: int
-    """Operators that had run, so how far it got."""
-    last: tuple[int, ...] = ()
-    """Channels that the last of them handled."""
-
-    @property
-    def place(self) -> Place:
-        """How far the run got; later is greater."""
-        return self.steps, self.error.position if isinstance(self.error, Mismatch) else 0
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """The channels concerned, as far as they are known."""
-        return self.error.labels if isinstance(self.error, OutOfStep) else self.last
-
-    @property
-    def message(self) -> str:
-        """What went wrong, and where."""
-        error = self.error
-        return str(error) if isinstance(error, OutOfStep) else f"{type(error).__name__}: {error} in '{self.module}'"
-
-
-class _Saved(NamedTuple):
-    attributes: dict[Attribute, Count]
+    failure: Failure
+    ways: Iterator[str]
+    corrected: dict[Attribute, Count]
     wanted: list[Wanted | None]
 
 
@@ -101,27 +45,14 @@ class Repairs:
     trace: Trace
     grouping: Grouping
     may_unalign: bool = True
-    attributes: dict[Attribute, Count] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
-    _failure: Failure | None = None
-    _trials: Iterator[str] | None = None
-    _saved: _Saved | None = None
-    _made: set[tuple[Attribute, int | None]] = field(default_factory=set)
+    numbers: KeptNumbers = field(init=False)
+    _trial: _Trial | None = None
     _widened: Counter[str] = field(default_factory=Counter)
 
-    def values(self, is_kept: Callable[[int], bool]) -> dict[str, Any]:
-        """Return the corrected attributes, "module.attribute" -> value in the small network."""
-        values: dict[str, Any] = {}
-        for (module, name, element), count in self.attributes.items():
-            value = count.value(is_kept)
-            if value is None:
-                continue
-            key = f"{module}.{name}" if module else name
-            if element is None:
-                values[key] = value
-            else:
-                values.setdefault(key, list(getattr(self._module(module), name)))[element] = value
-        return values
+    def __post_init__(self) -> None:
+        """Begin with all numbers as the base network has them."""
+        self.numbers = KeptNumbers(self.trace, self.grouping)
 
     def repair(self, failure: Failure, is_kept: Callable[[int], bool]) -> None:
         """Change something, so that the next attempt gets further.
@@ -130,29 +61,25 @@ class Repairs:
             Unaligned: to be traced anew with these cuts.
             OutOfStep: all channels are at full width already, and the model still does not run.
         """
-        if self._saved is not None:  # the last attempt was a trial
-            assert self._failure is not None
-            if failure.place > self._failure.place:
+        trial, self._trial = self._trial, None
+        if trial is not None and failure.place <= trial.failure.place:
+            self._undo(trial)  # and on with the next way to overcome the same failure
+            failure, ways = trial.failure, trial.ways
+        else:
+            if trial is not None:
                 self.log.append(f"{self.log.pop()}: helped")
-                self._trials = None
-            else:
-                self._restore(self._saved)
-        else:
-            self._trials = None
-        if self._trials is None:
-            self._failure, self._trials, self._made = failure, self._ways(failure, is_kept), set()
-        self._saved = _Saved(dict(self.attributes), [group.wanted for group in self.grouping.groups])
-        way = next(self._trials, None)
+            ways = self._ways(failure, is_kept)
+        before = (dict(self.numbers.corrected), [group.wanted for group in self.grouping.groups])
+        way = next(ways, None)
         if way is None:
-            self._saved = self._trials = None
-            assert self._failure is not None
-            self._give_up(self._failure)
+            self._give_up(failure)
         else:
+            self._trial = _Trial(failure, ways, *before)
             self.log.append(way)
 
-    def _restore(self, saved: _Saved) -> None:
-        self.attributes = dict(saved.attributes)
-        for group, wanted in zip(self.grouping.groups, saved.wanted, strict=True):
+    def _undo(self, trial: _Trial) -> None:
+        self.numbers.corrected = dict(trial.corrected)
+        for group, wanted in zip(self.grouping.groups, trial.wanted, strict=True):
             group.wanted = wanted
 
     def _ways(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
@@ -162,138 +89,14 @@ class Repairs:
             if self._make_room(error):
                 yield f"width raised after: {failure.message}"
             return
-        for candidate in self._candidates(failure, is_kept):
-            if self._correct(candidate, is_kept):
-                yield f"{candidate.attribute.module}.{candidate.attribute.name} set right after: {failure.message}"
+        for number in self.numbers.corrections(failure, is_kept):
+            yield f"{number} set right after: {failure.message}"
         if isinstance(error, Mismatch):
             for alike in (False, True):
                 if self._set_width(error, alike):
                     yield f"width chosen after: {failure.message}"
             for name in self._raise_source(error, is_kept):
                 yield f"width of {name} raised after: {failure.message}"
-        else:
-            for attribute, count in self._numbers_like_widths(failure, is_kept):
-                self.attributes[attribute] = count
-                yield f"{attribute.module}.{attribute.name} set right after: {failure.message}"
-
-    # ---- numbers that modules keep -----------------------------------------------------------------------------------
-
-    def _candidates(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[Candidate]:
-        """Return the numbers that may be wrong: those that the size asked for may come from, then all that count."""
-        held = [each for owner in self._owners(failure.module) for each in self._numbers_of(owner, is_kept)]
-        error = failure.error
-        if isinstance(error, Mismatch):
-            asked, site, position = error.asked, error.site, error.position
-            yield from (Candidate(attribute, site, position) for attribute, value in held if value == asked)
-            for attribute, value in held:
-                if value > 1 and asked % value == 0 and asked // value in FACTORS:
-                    yield Candidate(attribute, site, position, by=asked // value)
-                elif asked > 1 and value % asked == 0 and value // asked in FACTORS:
-                    yield Candidate(attribute, site, position, times=value // asked)
-            for (attribute, value), (other, part) in permutations(held, 2):
-                if attribute.module == other.module and value - part == asked:
-                    yield Candidate(attribute, site, position, taken=other)
-                elif attribute.module == other.module and value + part == asked:
-                    yield Candidate(attribute, site, position, added=other)
-        for site, sizes in self.trace.findings.sizes.items():
-            if site.module == failure.module:
-                for position, size in enumerate(sizes):
-                    if size.counted and size.left(is_kept) != size.value:
-                        same = (attribute for attribute, value in held if value == size.value)
-                        yield from (Candidate(attribute, site, position) for attribute in same)
-
-    def _owners(self, module: str) -> Iterator[str]:
-        """Return the modules whose numbers code of a module may use: itself, its children by their methods, parents."""
-        yield module
-        yield from (f"{module}.{name}".removeprefix(".") for name, _ in self._module(module).named_children())
-        yield from list(_and_parents(module))[1:]
-
-    def _module(self, name: str) -> nn.Module:
-        return self.trace.model.get_submodule(name)
-
-    def _numbers_of(self, owner: str, is_kept: Callable[[int], bool]) -> Iterator[tuple[Attribute, int]]:
-        """Return the numbers that a module keeps, as they are now, unless torch's own layers keep them in line."""
-        module = self._module(owner)
-        in_line = KEPT_IN_LINE if keeps_sizes(module) else ()
-        for name, held in _held_by(module).items():
-            if name in in_line:
-                continue
-            numbers: list[tuple[int | None, int]] = [(None, held)] if _is_number(held) else []
-            if isinstance(held, (list, tuple)) and all(map(_is_number, held)):
-                numbers = list(enumerate(held))
-            for element, value in numbers:
-                attribute = Attribute(owner, name, element)
-                corrected = self.attributes.get(attribute)
-                yield attribute, (corrected and corrected.value(is_kept)) or value
-
-    def _correct(self, candidate: Candidate, is_kept: Callable[[int], bool]) -> bool:
-        """Correct one number, and the same one in every module of the same class: they run the same code."""
-        for owner, size in self._alike(candidate):
-            count = self._count(candidate, owner, size)
-            if count is not None and count.value(is_kept) is not None:
-                self.attributes[owner] = count
-        changed = self.attributes.get(candidate.attribute)
-        made = (candidate.attribute, changed.value(is_kept) if changed else None)
-        if changed is None or made in self._made:
-            return False
-        self._made.add(made)
-        return True
-
-    def _count(self, candidate: Candidate, owner: Attribute, size: Size) -> Count | None:
-        """Return what a number counts if it stands to a size of the base network as the candidate says."""
-        added = candidate.added and candidate.added._replace(module=owner.module)
-        taken = candidate.taken and candidate.taken._replace(module=owner.module)
-        number = self._value(owner) + self._value(added) - self._value(taken)
-        if not size.counted or abs(size.value) * candidate.times != number * candidate.by:
-            return None
-        plus, minus = self._labels_of(taken), self._labels_of(added)
-        if plus is None or minus is None:
-            return None
-        return Count((*size.counted[0], *plus), minus, candidate.times, candidate.by)
-
-    def _labels_of(self, attribute: Attribute | None) -> tuple[int, ...] | None:
-        """Return what another number counts, as labels, 0 for each that is never dropped; None if it is no plain sum."""
-        count = None if attribute is None else self.attributes.get(attribute)
-        if count is None:
-            return (0,) * self._value(attribute)
-        return count.plus if count == Count(count.plus) else None
-
-    def _value(self, attribute: Attribute | None) -> int:
-        if attribute is None:
-            return 0
-        held: Any = getattr(self._module(attribute.module), attribute.name, 0)
-        value = held if attribute.element is None else held[attribute.element]
-        return value if _is_number(value) else 0
-
-    def _alike(self, candidate: Candidate) -> Iterator[tuple[Attribute, Size]]:
-        """Return the attribute, and its like in other modules of its class that hand it to the same operator."""
-        attribute, site = candidate.attribute, candidate.site
-        kind = type(self._module(attribute.module))
-        for name, module in self.trace.model.named_modules():
-            if type(module) is kind and hasattr(module, attribute.name):
-                runs = _moved(site.module, attribute.module, name)
-                sizes = self.trace.findings.sizes.get(site._replace(module=runs), ())
-                if len(sizes) > candidate.position:
-                    yield attribute._replace(module=name), sizes[candidate.position]
-
-    def _numbers_like_widths(
-        self, failure: Failure, is_kept: Callable[[int], bool]
-    ) -> Iterator[tuple[Attribute, Count]]:
-        """Return the numbers of a module, or of its parents, that equal the width of a group concerned or of all."""
-        groups = {id(g): g for g in map(self.grouping.of, failure.labels)}
-        if not groups:
-            groups = {id(g): g for g in self._groups_in(failure.module)}
-        narrowed = [g for g in groups.values() if g.kept < len(g.roots)]
-        seen = Counter(self.grouping.roots[label] for label in failure.labels)
-        times = {name: max(seen[root] for root in group.roots) for name, group in groups.items()}
-        every = tuple(root for name, g in groups.items() for root in g.roots for _ in range(times[name]))
-        for owner in self._owners(failure.module):
-            for attribute, value in self._numbers_of(owner, is_kept):
-                for group in narrowed:
-                    if group.width == value and attribute not in self.attributes:
-                        yield attribute, Count(tuple(group.roots), times=group.bundle)
-                if len(groups) > 1 and narrowed and len(every) == value and attribute not in self.attributes:
-                    yield attribute, Count(every)
 
     # ---- widths ------------------------------------------------------------------------------------------------------
 
@@ -370,48 +173,10 @@ class Repairs:
         """Keep the groups concerned at full width; without any, those of the module, of its parents, of the model."""
         self._widened[module] += 1
         groups = {id(g): g for g in map(self.grouping.of, labels) if not g.reason}
-        for level, name in enumerate(_and_parents(module)):
+        for level, name in enumerate(and_parents(module)):
             if groups and self._widened[module] <= PATIENCE * (level + 1):
                 break
-            groups |= {id(g): g for g in self._groups_in(name) if not g.reason}
+            groups |= {id(g): g for g in self.grouping.inside(name) if not g.reason}
         for group in groups.values():
             group.reason = why
         return bool(groups)
-
-    def _groups_in(self, module: str) -> Iterator[Group]:
-        """Return the groups of the tensors of a module and of the modules in it."""
-        for tensor, vectors in self.trace.labels.items():
-            if not module or tensor.startswith(f"{module}."):
-                for vector in vectors:
-                    if vector is not None:
-                        yield from map(self.grouping.of, vector.tolist())
-
-
-def _and_parents(module: str) -> Iterator[str]:
-    while module:
-        yield module
-        module = module.rpartition(".")[0]
-    yield ""
-
-
-def _moved(module: str, owner: str, other: str) -> str:
-    """Return the module that stands to `other` as `module` stands to `owner`: the same, one below it, or its parent.
-
-    Example:
-        >>> _moved("a.attn.qkv", "a.attn", "b.attn"), _moved("a.attn", "a.attn.table", "b.attn.table")
-        ('b.attn.qkv', 'b.attn')
-    """
-    if len(module) < len(owner):
-        return other.rpartition(".")[0]
-    return (other + module[len(owner) :]).removeprefix(".")
-
-
-def _held_by(module: object) -> dict[str, Any]:
-    """Return what may be a number of channels: attributes of a module, and those that its class body sets."""
-    kinds = [kind for kind in reversed(type(module).__mro__) if not kind.__module__.startswith(("torch.", "builtins"))]
-    held = {name: value for holder in (*kinds, module) for name, value in vars(holder).items()}
-    return {name: value for name, value in held.items() if not name.startswith("_") and name not in _NO_WIDTHS}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -18,8 +18,9 @@ from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import FrozenTies, OutOfStep, along
 from adjoined.slicing.misuse import another_path, check_weights
 from adjoined.slicing.modules import check_model, named_tensors, owner_of
+from adjoined.slicing.numbers import Failure
 from adjoined.slicing.plan import ChannelGroup, SlicePlan
-from adjoined.slicing.repair import Failure, Repairs, Unaligned
+from adjoined.slicing.repair import Repairs, Unaligned
 from adjoined.slicing.rules.convolution import INSIDE_GROUPS
 from adjoined.slicing.sizes import Site
 from adjoined.slicing.trace import Trace, tensor_leaves, trace
@@ -256,7 +257,7 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
         tensors=tensors,
         shapes={name: tuple(tensor.shape) for name, tensor in named_tensors(traced.model).items()},
         conv_groups=narrowed,
-        attributes=repairs.values(kept.__getitem__),
+        attributes=repairs.numbers.values(kept.__getitem__),
         groups=describe(grouping.groups),
         crossing=dict(traced.findings.crossing),
         unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),

@@ -154,7 +154,7 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
         if group.reason:
             group.kept = count
         elif group.wanted is not None:
-            group.kept = group.wanted.count
+            group.kept = group.wanted.roots
         else:
             group.kept = kept_of(count, group.unit or group.bundle, own, math.lcm(round_to, group.step))
 
