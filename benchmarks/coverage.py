@@ -36,52 +36,59 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose names contain one of these, separated by commas")
     parser.add_argument("--again", action="store_true", help="measure models that have been measured, too")
     parser.add_argument("--rival", action="store_true", help="measure Torch-Pruning instead")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a model")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a model at one alpha")
     parser.add_argument("--out", type=Path, default=LISTS, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="write docs/coverage.md from the results")
     options = parser.parse_args()
+    alphas = [float(alpha) for alpha in options.alphas.split(",")]
     for name in options.sets:
         path = options.out / f"{name}{'_rival' if options.rival else ''}.jsonl"
         done = set() if options.again else {record["model"] for record in read_records(path)}
         wanted = options.only.split(",")
         subjects = [s for s in SETS[name]() if s.name not in done and any(part in s.name for part in wanted)]
         for number, subject in enumerate(subjects, 1):
-            record = _in_a_process(subject, options)
-            _append(path, record)
+            record: dict[str, Any] = {}
+            for alpha in alphas:
+                record |= _in_a_process(subject, alpha, options)
+            _append(path, record | {"environment": environment()})
             print(f"[{number}/{len(subjects)}] {_line(record)}", flush=True)
     if options.table:
         write_table(options.out)
 
 
-def _in_a_process(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the record of a model, measured by a child; or one that says how the child ended."""
+def _in_a_process(subject: Subject, alpha: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of a model, measured by a child; or one that says how the child ended.
+
+    A process for each alpha: what one leaves in memory would count as the other's.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure, args=(sender, subject, options))
+    child = context.Process(target=_measure, args=(sender, subject, alpha, options))
     child.start()
     sender.close()
+    record, error = None, f"time limit of {options.limit:g} s"
     try:
         record = receiver.recv() if receiver.poll(options.limit) else None
-    except EOFError:
-        record = None
-    if record is None:
-        ended = f"process ended with exit code {child.exitcode}" if not child.is_alive() else "time limit"
-        record = {"model": subject.name, "failed": f"{ended} ({options.limit:g} s)"}
+    except EOFError:  # it has closed its end and sent nothing
+        child.join()
+        error = f"process ended with exit code {child.exitcode}"
     child.kill()
     child.join()
-    return record | {"environment": environment()}
+    return record or {
+        "model": subject.name,
+        f"alpha {alpha:g}": {"result": "failed", "stage": "process", "error": error},
+    }
 
 
-def _measure(sender: Any, subject: Subject, options: argparse.Namespace) -> None:
-    alphas = [float(alpha) for alpha in options.alphas.split(",")]
+def _measure(sender: Any, subject: Subject, alpha: float, options: argparse.Namespace) -> None:
     if options.rival:
         from coverage_rival import measure_rival
 
-        sender.send(measure_rival(subject, alphas))
+        sender.send(measure_rival(subject, [alpha]))
     else:
         from coverage_measure import measure
 
-        sender.send(measure(subject, alphas, round_to=options.round_to))
+        sender.send(measure(subject, alpha, round_to=options.round_to))
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:
@@ -91,8 +98,6 @@ def _append(path: Path, record: dict[str, Any]) -> None:
 
 
 def _line(record: dict[str, Any]) -> str:
-    if "failed" in record:
-        return f"{record['model']}: {record['failed']}"
     parts = []
     for key, found in record.items():
         if key.startswith("alpha"):

@@ -7,7 +7,7 @@ import ctypes
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch.utils._pytree import tree_leaves
 import adjoined
 from adjoined.slicing import check_plan, make_plan, measure_cost
 from adjoined.slicing.inputs import Inputs
+from adjoined.slicing.trace import tensor_leaves
 
 
-def measure(subject: Subject, alphas: Iterable[float], *, round_to: int = 1) -> dict[str, Any]:
-    """Return everything that the table says of a model, as plain data.
+def measure(subject: Subject, alpha: float, *, round_to: int = 1) -> dict[str, Any]:
+    """Return everything that the table says of a model at one alpha, as plain data.
 
     A failure is a result: `error` says what was raised, and in which stage.
     """
@@ -30,52 +31,62 @@ def measure(subject: Subject, alphas: Iterable[float], *, round_to: int = 1) -> 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     _load_everything()
-    free = _memory()
+    record: dict[str, Any] = {"model": subject.name, "round_to": round_to}
+    found: dict[str, Any] = {}
+    record[f"alpha {alpha:g}"] = found
+    stages = _stages(subject, alpha, round_to, record, found)
+    stage = "build"
+    try:
+        for stage in stages:  # noqa: B007  (the stage that is under way when something is raised)
+            pass
+        found["result"] = "ok"
+    except Exception as error:  # whatever goes wrong is what the table is to show
+        found |= {"result": "failed", "stage": stage, "error": f"{type(error).__name__}: {str(error)[:400]}"}
+    return record
+
+
+def _stages(
+    subject: Subject, alpha: float, round_to: int, record: dict[str, Any], found: dict[str, Any]
+) -> Iterator[str]:
+    """Fill both records, naming each stage before it is entered."""
     model, example = subject.build().eval(), subject.example()
     inputs = Inputs.of(example)
-    forward = _peak(lambda: _forward(model, inputs)) - free
+    record["input"] = [list(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    yield "count"
     cost = measure_cost(model, example)
-    record: dict[str, Any] = {
-        "model": subject.name,
-        "input": [list(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)],
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "round_to": round_to,
-    }
+    record |= {"parameters": cost.parameters, "macs": cost.macs}
+    free = _memory()
+    forward = _peak(lambda: _forward(model, inputs)) - free
+
+    yield "slice"
     plans = []
-    for alpha in alphas:
-        found: dict[str, Any] = {}
-        record[f"alpha {alpha:g}"] = found
-        stage = "slice"
-        try:
-            start = time.process_time()
-            peak = _peak(lambda alpha=alpha: plans.append(make_plan(model, example, alpha=alpha, round_to=round_to)))
-            found["seconds"] = round(time.process_time() - start, 2)
-            found["memory"] = round((peak - free) / forward, 2)
-            plan = plans.pop()
-            stage = "run"
-            small = plan.apply(model).eval()
-            _forward(small, inputs)
-            small_cost = measure_cost(small, example)
-            found["left"] = round(small_cost.parameters / cost.parameters, 4)
-            found["macs_left"] = round(small_cost.macs / cost.macs, 4) if cost.macs else None
-            found["wide"] = [
-                {"group": g.name, "width": g.width, "reason": g.reason}
-                for g in plan.groups
-                if g.kept == g.width and g.reason != "model output"
-            ]
-            found["unaligned"] = list(plan.unaligned)
-            stage = "check"
-            start = time.process_time()
-            checked = check_plan(model, example, plan)
-            found |= {"error_vs_masked": checked.error, "how": checked.how, "where": checked.where}
-            found["check_seconds"] = round(time.process_time() - start, 2)
-            stage = "train"
-            train_one_step(model, inputs, plan)
-            found["result"] = "ok"
-        except Exception as error:  # whatever goes wrong is what the table is to show
-            found |= {"result": "failed", "stage": stage, "error": f"{type(error).__name__}: {str(error)[:400]}"}
-    return record
+    start = time.process_time()
+    peak = _peak(lambda: plans.append(make_plan(model, example, alpha=alpha, round_to=round_to)))
+    found["seconds"] = round(time.process_time() - start, 2)
+    found["memory"] = round((peak - free) / forward, 2) if forward > 0 else None
+    plan = plans.pop()
+
+    yield "run"
+    small = plan.apply(model).eval()
+    _forward(small, inputs)
+    small_cost = measure_cost(small, example)
+    found["left"] = round(small_cost.parameters / cost.parameters, 4)
+    found["macs_left"] = round(small_cost.macs / cost.macs, 4) if cost.macs else None
+    found["wide"] = [
+        {"group": g.name, "width": g.width, "reason": g.reason}
+        for g in plan.groups
+        if g.kept == g.width and g.reason != "model output"
+    ]
+    found["unaligned"] = list(plan.unaligned)
+
+    yield "check"
+    start = time.process_time()
+    checked = check_plan(model, example, plan)
+    found |= {"error_vs_masked": checked.error, "how": checked.how, "where": checked.where}
+    found["check_seconds"] = round(time.process_time() - start, 2)
+
+    yield "train"
+    train_one_step(model, inputs, plan)
 
 
 def train_one_step(model: nn.Module, inputs: Inputs, plan: adjoined.SlicePlan) -> None:
@@ -118,7 +129,7 @@ def train_one_step(model: nn.Module, inputs: Inputs, plan: adjoined.SlicePlan) -
 def _gradients(model: nn.Module, run: Callable[[], Any], *, keep: bool = False) -> dict[str, Tensor]:
     """Return the gradients of the sum of all outputs' squares with respect to the model's parameters."""
     torch.manual_seed(1)
-    outputs = [t for t in adjoined.slicing.trace.tensor_leaves(run()) if t.requires_grad]  # pyright: ignore
+    outputs = [t for t in tensor_leaves(run()) if t.requires_grad]
     total = torch.stack([(t.double() ** 2).mean() for t in outputs]).sum()
     if not bool(total.isfinite()):
         raise ArithmeticError("the outputs are not finite in train mode")

@@ -71,7 +71,7 @@ def _counts(found: Sequence[Record], bound: float, *, checked: bool = True) -> l
     errors = [each["error_vs_masked"] for each in works if each.get("error_vs_masked") is not None]
     wrong = sum("does not compute" in each.get("error", "") for each in found) + sum(e > STRICT for e in errors)
     seconds = [each["seconds"] for each in found if "seconds" in each]
-    memory = [each["memory"] for each in found if "memory" in each]
+    memory = [each["memory"] for each in found if each.get("memory") is not None]
     return [
         _share(len(works), len(found)),
         _share(sum(each["left"] <= bound for each in works), len(found)),
@@ -97,13 +97,10 @@ def _table(records: Iterable[Record], rivals: dict[str, Record]) -> list[str]:
     rows = [head, [":--", *["--:"] * 6, "--:", *([":--"] if rivals else [])]]
     for record in records:
         name = record["model"].partition("/")[2]
-        if "failed" in record:
-            rows.append([name, "", record["failed"], *[""] * (len(head) - 3)])
-            continue
         two, four = (record.get(alpha, {}) for alpha in BOUNDS)
         row = [
             name,
-            f"{record['parameters'] / 1e6:.2f} M",
+            f"{record['parameters'] / 1e6:.2f} M" if "parameters" in record else "",
             *(_left(found, BOUNDS[alpha]) for alpha, found in zip(BOUNDS, (two, four), strict=True)),
             f"{_number(two, 'macs_left')} / {_number(four, 'macs_left')}",
             _error(two, four),
@@ -118,7 +115,7 @@ def _table(records: Iterable[Record], rivals: dict[str, Record]) -> list[str]:
 
 def _left(found: Record, bound: float) -> str:
     if found.get("result") != "ok":
-        return f"failed ({found.get('stage', '')})"
+        return f"failed ({found.get('error', '') if found.get('stage') == 'process' else found.get('stage', '')})"
     return f"{found['left']:.3f}" if found["left"] <= bound else f"**{found['left']:.3f}**"
 
 
@@ -139,7 +136,7 @@ def _rival(record: Record) -> str:
     for alpha in BOUNDS:
         found = record.get(alpha)
         if found is None:
-            told.append(record.get("failed", "not run"))
+            told.append("not run")
         elif found["result"] == "ok":
             told.append(f"{found['left']:.3f}, {found['seconds']:.1f}")
         else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ def monkeypatch_module():
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_model_is_narrowed_throughout_agrees_with_the_masked_base_and_trains(coverage: Any, name: str):
     measure, models, table = coverage
-    record = measure.measure(models.find(name), (4.0,), round_to=1)
+    record = measure.measure(models.find(name), 4.0, round_to=1)
     found = record["alpha 4"]
     assert found["result"] == "ok", found
     assert found["left"] <= table.BOUNDS["alpha 4"]
@@ -64,9 +67,10 @@ def test_tables_are_written_between_their_marks(coverage: Any, tmp_path: Path, m
     good = {"result": "ok", "left": 0.2, "macs_left": 0.1, "wide": [], "unaligned": [], "seconds": 1.0}
     good |= {"memory": 1.5, "error_vs_masked": 1e-16, "how": "masked base"}
     bad = {"result": "failed", "stage": "check", "error": "AdjoinedError: it does not compute what ..."}
+    late = {"result": "failed", "stage": "process", "error": "time limit of 600 s"}
     lines = [
         f'{{"model": "timm/a/b", "parameters": 1000000, "alpha 2": {_json(good)}, "alpha 4": {_json(bad)}}}',
-        '{"model": "timm/c/d", "failed": "time limit (600 s)"}',
+        f'{{"model": "timm/c/d", "alpha 2": {_json(late)}, "alpha 4": {_json(late)}}}',
     ]
     (tmp_path / "timm.jsonl").write_text("\n".join(lines) + "\n")
     table.write_table(tmp_path)
@@ -77,7 +81,19 @@ def test_tables_are_written_between_their_marks(coverage: Any, tmp_path: Path, m
     assert "| timm | 2 | 2 | 1 of 2 (50 %) | 1 of 2 (50 %) | 0 | 1e-16 |" in text
     assert "| timm | 2 | 4 | 0 of 2 (0 %) | 0 of 2 (0 %) | 1 |" in text  # a failure of the check is a wrong result
     assert "failed (check)" in text
-    assert "time limit (600 s)" in text
+    assert "time limit of 600 s" in text
+
+
+def test_a_child_that_dies_and_one_that_hangs_are_told_apart(coverage: Any, tmp_path: Path):
+    import coverage
+    from coverage_models import Subject
+
+    def record(build: Any, limit: float) -> str:
+        asked = argparse.Namespace(limit=limit, rival=False, round_to=1)
+        return coverage._in_a_process(Subject("x", build, lambda: None), 2.0, asked)["alpha 2"]["error"]
+
+    assert record(lambda: os._exit(3), 60) == "process ended with exit code 3"
+    assert record(lambda: time.sleep(60), 0.5) == "time limit of 0.5 s"
 
 
 def _json(value: object) -> str:
