@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -84,7 +85,7 @@ class Grouping:
     def __init__(self, trace: Trace) -> None:
         self._findings, self._labels = trace.findings, trace.labels
         self.sets = trace.ties.sets()
-        self.roots = [trace.ties.find(label) for label in range(len(trace.ties.owners))]
+        self.roots = array("q", map(trace.ties.find, range(len(trace.ties.owners))))
         pinned = trace.ties.pinned()
         real = set(trace.labels)
         owners = trace.ties.owners
@@ -92,7 +93,7 @@ class Grouping:
         alike: dict[object, Group] = {}
         for root in sorted(self.sets):
             places = self._places(owners, root)
-            signature = (tuple(sorted(places.items())), frozenset(self.pieces[root]))
+            signature = (tuple(sorted(places.items())), frozenset(self.pieces.get(root, ())))
             if signature not in alike:
                 # Labels given anew behind a cut stand in no tensor; without any other place they still are channels.
                 in_tensors = {place: count for place, count in places.items() if place[0] in real}
@@ -169,7 +170,7 @@ class Grouping:
         return [root in kept_roots for root in self.roots]
 
 
-def _pieces(trace: Trace, roots: list[int]) -> dict[int, set[Piece]]:
+def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
     """Return the pieces of cuts, and the rows of folds, that the channels of every set go through.
 
     Of a fold into rows (heads, shuffled groups) every row has to keep the same number of channels; where the rows
@@ -185,4 +186,4 @@ def _pieces(trace: Trace, roots: list[int]) -> dict[int, set[Piece]]:
             for row in range(tied.shape[dim]):
                 for root in distinct(tied.select(dim, row)):
                     found[root].add((cut, dim, row))
-    return found
+    return dict(found)

@@ -9,6 +9,7 @@ along every dimension where the label does not change. A weight (O, I, 3, 3) sta
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,11 +21,10 @@ Slot = Tensor
 
 
 class Owner(NamedTuple):
-    """Where a label stands: index `place` along dimension `dim` of the tensor called `tensor`."""
+    """Where a label stands: along dimension `dim` of the tensor called `tensor`."""
 
     tensor: str
     dim: int
-    place: int
 
 
 class OutOfStep(Exception):
@@ -51,15 +51,16 @@ class Ties:
     """Disjoint sets of labels: labels in one set are kept or dropped together. A set may be pinned to full width."""
 
     def __init__(self) -> None:
-        self._parent = [0]
+        # A network with large tables has as many labels as parameters, so a label takes no object of its own.
+        self._parent = array("q", [0])
         self._pinned: dict[int, str] = {}
-        self.owners = [Owner("", 0, 0)]
+        self.owners = [Owner("", 0)]
 
     def new(self, owner: str, dim: int, count: int) -> Tensor:
         """Return `count` fresh labels (int64 vector) for the indices of dimension `dim` of the tensor `owner`."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
-        self.owners.extend(Owner(owner, dim, i) for i in range(count))
+        self.owners.extend([Owner(owner, dim)] * count)
         return torch.arange(first, first + count)
 
     def find(self, label: int) -> int:
@@ -102,7 +103,7 @@ class FrozenTies:
     Between groups at full width it is none: there the small network does what the base does.
     """
 
-    def __init__(self, roots: list[int], narrowed: list[bool]) -> None:
+    def __init__(self, roots: Sequence[int], narrowed: Sequence[bool]) -> None:
         self._roots, self._narrowed = roots, narrowed
 
     def find(self, label: int) -> int:

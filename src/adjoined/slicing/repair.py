@@ -154,7 +154,9 @@ class Repairs:
     # ---- what is left: channel identity, full width ------------------------------------------------------------------
 
     def _give_up(self, failure: Failure) -> None:
-        pieces = (piece for label in failure.labels for piece in self.grouping.pieces[self.grouping.roots[label]])
+        pieces = (
+            piece for label in failure.labels for piece in self.grouping.pieces.get(self.grouping.roots[label], ())
+        )
         cuts = {piece[0] for piece in pieces} - self.trace.unaligned
         if cuts and self.may_unalign:
             raise Unaligned(self._and_alike(cuts))

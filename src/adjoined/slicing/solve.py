@@ -115,6 +115,7 @@ def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
         grouping = Grouping(traced)
         if tied := grouping.tied_groups() - inside:
             inside |= tied
+            del traced, grouping  # as large as the next ones
             continue
         pin_kept(grouping.groups, kept_modules)
         ask(grouping.groups, asked)
@@ -127,6 +128,7 @@ def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
             if not unaligned:
                 return _at_full_width(traced, request, str(error))
             unaligned, may_unalign = frozenset(), False
+        del traced, grouping, repairs
 
 
 def _at_full_width(traced: Trace, request: Request, why: str) -> SlicePlan:

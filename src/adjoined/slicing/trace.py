@@ -62,8 +62,10 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
     try:
         return _trace(_copied(model, "meta"), inputs.map(lambda t: t.to("meta")), choose_groups, unaligned)
     except Exception:
-        # Values decide about the graph, or an operator or a scripted module does not know the device: run it for real.
-        return _trace(_copied(model, None), inputs, choose_groups, unaligned)
+        # Values decide about the graph, or an operator or a scripted module does not know the device: run it for real,
+        # outside of this clause, since the exception holds all that the first attempt has made.
+        pass
+    return _trace(_copied(model, None), inputs, choose_groups, unaligned)
 
 
 def _copied(model: nn.Module, device: str | None) -> nn.Module:
