@@ -89,6 +89,13 @@ def test_tied_parameters_stay_tied():
     assert len(list(net.parameters())) == len(list(model.parameters())) + 2  # and the small network's norm
 
 
+@pytest.mark.parametrize("kept", ["one", "two"])
+def test_what_is_tied_to_a_kept_tensor_is_kept(kept: str):
+    plan = make_plan(network(TiedParameters), X, alpha=2, round_to=1, keep=[kept])
+    equals_masked(network(TiedParameters), plan)
+    assert plan.small_shape("one.weight") == plan.small_shape("two.weight") == plan.shapes["one.weight"]
+
+
 # ---- constructs that stay at full width, and say why ---------------------------------------------------------------
 
 

@@ -194,6 +194,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
         except Exception as error:  # whatever the model's own code raises on narrow tensors
             _check_path(flow, traced)
             repairs.repair(Failure(error, flow.module, flow.steps, flow.last_labels()), kept.__getitem__)
+            del flow, small  # before the next ones are made
         else:
             _check_path(flow, traced)
             check_answered(grouping.groups, request.widths)

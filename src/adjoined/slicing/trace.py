@@ -70,8 +70,16 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
 
 def _copied(model: nn.Module, device: str | None) -> nn.Module:
     """Return a copy for the trace: running it moves norm statistics and other state."""
-    copied = duplicate(model)
-    return copied if device is None else copied.to(device)
+    if device is None:
+        return duplicate(model)
+    # Handed to deepcopy, so that weights are not copied first, and tied ones stay tied: `to` makes two of them.
+    memo: dict[int, Any] = {id(tensor): _moved(tensor, device) for tensor in named_tensors(model).values()}
+    return duplicate(model, memo).to(device)
+
+
+def _moved(tensor: Tensor, device: str) -> Tensor:
+    moved = tensor.detach().to(device)
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
 def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[Site]) -> Trace:
