@@ -90,6 +90,23 @@ def test_a_finished_comparison_is_left_as_it_is(finished, capsys):
     assert before == {path: path.read_bytes() for path in (finished / "runs").rglob("*") if path.is_file()}
 
 
+def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["compare", *QUICK, "--methods", "standard,adjoint:small_ce=1e39,adjoint", "--seeds", "1", "--out", str(out)]
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert "failed: " in said.out
+    assert "adjoint:small_ce=1e39, seed 0: 1 of 3 runs failed and are not in the table" in said.err
+    assert {row["method"] for row in lines(out / "runs.csv")} == {"standard", "adjoint"}
+
+
+def test_a_failure_of_the_first_run_is_one_of_all(tmp_path, capsys):
+    argv = ["compare", *QUICK, "--methods", "adjoint:small_ce=1e39,standard", "--seeds", "1"]
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 2
+    assert not list(tmp_path.rglob("runs.csv"))
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_the_table_has_the_means_of_the_runs(finished):
     runs, table = lines(finished / "runs.csv"), lines(finished / "table.csv")
     assert [row["label"] for row in table] == METHODS.split(",")

@@ -67,8 +67,15 @@ def main(argv: Sequence[str]) -> None:
     study.check(unequal=asked.unequal)
     _check_libraries(variants)
     console = Console()
-    study.train(console)
+    failures = study.train(console)
     _conclude(study, console)
+    if failures:
+        variant, number, error = failures[0]
+        raise AdjoinedError(
+            f"{len(failures)} of {len(list(study.runs()))} runs failed and are not in the table; the first: {error}",
+            where=f"{variant.label}, seed {variant.run_settings(number).seed}",
+            fix="The same command tries them again.",
+        )
 
 
 def _folder(settings: Settings) -> Path:

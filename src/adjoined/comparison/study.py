@@ -83,15 +83,21 @@ class Study:
                 fix="Compare under the same settings, or choose another --out.",
             )
 
-    def train(self, console: Console, train: Callable[[Settings, Path], RunResult] | None = None) -> None:
-        """Do all runs that have not come to their end; a run that was begun goes on.
+    def train(
+        self, console: Console, train: Callable[[Settings, Path], RunResult] | None = None
+    ) -> list[tuple[Variant, int, AdjoinedError]]:
+        """Do all runs that have not come to their end; a run that was begun goes on, and one that fails is passed over.
 
         Args:
             console: where to show how it goes.
             train: does a run, or goes on with it; `adjoined.training.train` by default.
 
+        Returns:
+            The runs that have failed, and why; a training that diverges under one method says nothing about the others.
+
         Raises:
-            AdjoinedError: a run has failed, or another process is at work in the folder. What is finished stays.
+            AdjoinedError: a run has failed before any was finished, and so will the others; or another process is at
+                work in the folder.
             KeyboardInterrupt: it was stopped; its text says how to go on.
         """
         try:
@@ -101,8 +107,8 @@ class Study:
         with locked(self.folder):
             told = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
             write_json(self.folder / RECORD, {"format": FORMAT, **told, "settings": asdict(self.settings)})
-            runs = list(self.runs())
-            for place, (variant, number) in enumerate(runs):
+            failures: list[tuple[Variant, int, AdjoinedError]] = []
+            for place, (variant, number) in enumerate(self.runs()):
                 if self.result(variant, number) is None:
                     console.print(self.outlook(place), highlight=False, soft_wrap=True)
                     settings, folder = variant.run_settings(number), self.path(variant, number)
@@ -110,6 +116,12 @@ class Study:
                         (train or self._trainer(console))(settings, folder)
                     except KeyboardInterrupt:
                         raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+                    except AdjoinedError as error:
+                        if all(self.result(*each) is None for each in self.runs()):
+                            raise
+                        failures.append((variant, number, error))
+                        console.print(f"failed: {error}", highlight=False, soft_wrap=True, markup=False)
+        return failures
 
     def _trainer(self, console: Console) -> Callable[[Settings, Path], RunResult]:
         from adjoined.training import train
