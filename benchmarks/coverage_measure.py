@@ -49,13 +49,13 @@ def _stages(
     subject: Subject, alpha: float, round_to: int, record: dict[str, Any], found: dict[str, Any]
 ) -> Iterator[str]:
     """Fill both records, naming each stage before it is entered."""
+    free = _memory()  # before the model is there: its weights count in what its forward takes, and in what slicing takes
     model, example = subject.build().eval(), subject.example()
     inputs = Inputs.of(example)
     record["input"] = [list(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
     yield "count"
     cost = measure_cost(model, example)
     record |= {"parameters": cost.parameters, "macs": cost.macs}
-    free = _memory()
     forward = _peak(lambda: _forward(model, inputs)) - free
 
     yield "slice"
@@ -63,7 +63,7 @@ def _stages(
     start = time.process_time()
     peak = _peak(lambda: plans.append(make_plan(model, example, alpha=alpha, round_to=round_to)))
     found["seconds"] = round(time.process_time() - start, 2)
-    found["memory"] = round((peak - free) / forward, 2) if forward > 0 else None
+    found["memory"] = round((peak - free) / forward, 2)
     plan = plans.pop()
 
     yield "run"

@@ -82,7 +82,7 @@ def _counts(found: Sequence[Record], bound: float, *, checked: bool = True) -> l
     errors = [each["error_vs_masked"] for each in works if each.get("error_vs_masked") is not None]
     wrong = sum("does not compute" in each.get("error", "") for each in found) + sum(e > STRICT for e in errors)
     seconds = [each["seconds"] for each in found if "seconds" in each]
-    memory = [each["memory"] for each in found if each.get("memory") is not None]
+    memory = [each["memory"] for each in found if "memory" in each]
     return [
         _share(len(works), len(found)),
         _share(sum(each["left"] <= bound for each in works), len(found)),
