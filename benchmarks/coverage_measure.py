@@ -49,7 +49,7 @@ def _stages(
     subject: Subject, alpha: float, round_to: int, record: dict[str, Any], found: dict[str, Any]
 ) -> Iterator[str]:
     """Fill both records, naming each stage before it is entered."""
-    free = _memory()  # before the model is there: its weights count in what its forward takes, and in what slicing takes
+    free = _memory()  # before the model is there: weights count in what its forward takes, and in what slicing takes
     model, example = subject.build().eval(), subject.example()
     inputs = Inputs.of(example)
     record["input"] = [list(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from adjoined.slicing.labels import Owner, compress, distinct, varying
+from adjoined.slicing.labels import compress, distinct, sets_of, varying
 from adjoined.slicing.sizes import Site
 from adjoined.slicing.trace import Trace
 
@@ -84,15 +83,14 @@ class Grouping:
 
     def __init__(self, trace: Trace) -> None:
         self._findings, self._labels = trace.findings, trace.labels
-        self.sets = trace.ties.sets()
-        self.roots = array("q", map(trace.ties.find, range(len(trace.ties.owners))))
+        self.roots = trace.ties.roots()
         pinned = trace.ties.pinned()
         real = set(trace.labels)
         owners = trace.ties.owners
         self.pieces = _pieces(trace, self.roots)
         alike: dict[object, Group] = {}
-        for root in sorted(self.sets):
-            places = self._places(owners, root)
+        for root, members in sets_of(self.roots):
+            places = Counter[tuple[str, int]](owners[label] for label in members)
             signature = (tuple(sorted(places.items())), frozenset(self.pieces.get(root, ())))
             if signature not in alike:
                 # Labels given anew behind a cut stand in no tensor; without any other place they still are channels.
@@ -109,9 +107,6 @@ class Grouping:
         for site, labels in trace.findings.whole_heads.items():  # a table may have one place only for each head
             for group in {id(g): g for g in map(self.of, labels)}.values():
                 group.unit = math.gcd(group.unit, trace.findings.head_width[site])
-
-    def _places(self, owners: list[Owner], root: int) -> Counter[tuple[str, int]]:
-        return Counter((owners[label].tensor, owners[label].dim) for label in self.sets[root])
 
     def _couple(self, trace: Trace) -> None:
         """Let code divide as it did: what it folds into rows (heads) keeps as many channels in each row.
@@ -184,6 +179,7 @@ def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
         tied = compress(table[slot])
         for dim in varying(tied)[:-1]:
             for row in range(tied.shape[dim]):
+                piece = (cut, dim, row)  # one for all, not one for each
                 for root in distinct(tied.select(dim, row)):
-                    found[root].add((cut, dim, row))
+                    found[root].add(piece)
     return dict(found)

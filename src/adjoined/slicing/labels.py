@@ -85,16 +85,30 @@ class Ties:
         for label in distinct(slot):
             self._pinned.setdefault(self.find(label), why)
 
-    def sets(self) -> dict[int, list[int]]:
-        """Return every set by its root, members in ascending order."""
-        found: dict[int, list[int]] = {}
-        for label in range(1, len(self._parent)):
-            found.setdefault(self.find(label), []).append(label)
-        return found
+    def roots(self) -> array[int]:
+        """Return the root of every label."""
+        return array("q", map(self.find, range(len(self._parent))))
 
     def pinned(self) -> dict[int, str]:
         """Return the reason of every pinned set, by its root."""
         return {self.find(root): why for root, why in self._pinned.items()}
+
+
+def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yield the root and the members of every set of labels, both in ascending order, from the root of every label.
+
+    Example:
+        >>> list(sets_of([0, 1, 1, 3, 1]))
+        [(1, [1, 2, 4]), (3, [3])]
+    """
+    table = torch.tensor(roots)
+    ordered = torch.argsort(table, stable=True)
+    found, counts = torch.unique_consecutive(table[ordered], return_counts=True)
+    members, end = array("q", ordered.tolist()), 0
+    for root, count in zip(found.tolist(), counts.tolist(), strict=True):
+        end += count
+        if root:
+            yield root, members[end - count : end].tolist()
 
 
 class FrozenTies:

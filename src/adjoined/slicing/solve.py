@@ -193,6 +193,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
             _try(flow, small, traced, plan)
         except Exception as error:  # whatever the model's own code raises on narrow tensors
             _check_path(flow, traced)
+            error.__traceback__ = error.__context__ = None  # it is kept, and would keep the small network
             repairs.repair(Failure(error, flow.module, flow.steps, flow.last_labels()), kept.__getitem__)
             del flow, small  # before the next ones are made
         else:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from adjoined.slicing.findings import Findings
 from adjoined.slicing.flow import GroupChoice, LabelFlow
 from adjoined.slicing.inputs import Inputs
-from adjoined.slicing.labels import NeedsValues, Ties, along
+from adjoined.slicing.labels import NeedsValues, Ties, along, sets_of
 from adjoined.slicing.misuse import another_path, check_arguments, does_not_run
 from adjoined.slicing.modules import duplicate, kernel_names, named_tensors
 from adjoined.slicing.sizes import Site
@@ -164,7 +164,7 @@ def tensor_leaves(out: Any) -> list[Tensor]:
 def _pin_unread(ties: Ties, findings: Findings) -> None:
     """Keep what nothing has read at full width: where values decide, it may be an output that this run did not give."""
     read = {ties.find(label) for label in findings.read}
-    for root, members in ties.sets().items():
+    for root, members in sets_of(ties.roots()):
         if root not in read and len(members) > 1:
             ties.pin(torch.tensor(members), "is read by no layer that ran")
 
