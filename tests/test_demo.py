@@ -23,8 +23,8 @@ from tiny_runs import QUIET, TINY
 
 from adjoined import AdjoinedError, demo, load
 from adjoined.cli import main
-from adjoined.commands.finished import open_run
 from adjoined.data import preprocess
+from adjoined.runs.finished import open_run
 from adjoined.training import train
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

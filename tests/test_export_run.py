@@ -17,9 +17,9 @@ from torch import Tensor
 
 from adjoined import AdjoinedError, export
 from adjoined.cli import main
-from adjoined.commands.finished import FinishedRun, open_images, open_run
 from adjoined.export.of_run import Exporter
 from adjoined.export.targets import find_target
+from adjoined.runs.finished import FinishedRun, open_images, open_run
 from adjoined.training import train
 
 DOCS = (Path(__file__).parents[1] / "docs" / "export.md").read_text()

@@ -282,7 +282,7 @@ def test_published_networks_stand_beside_a_run_on_the_same_images_only(trained: 
 
 
 def measure_of(run: Path):
-    from adjoined.commands.finished import open_run
+    from adjoined.runs.finished import open_run
 
     return measure(open_run(run), seconds=0.1)
 

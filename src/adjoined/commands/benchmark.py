@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     options, asked = parse("benchmark", argv, BenchmarkOptions, ModelOptions, purpose=PURPOSE)
     from adjoined.benchmark.measure import run_benchmark
     from adjoined.benchmark.result import NAME
-    from adjoined.commands.finished import check_device
+    from adjoined.commands.device import check_device
     from adjoined.files import check_writable
     from adjoined.report.benchmark import benchmark_tables
     from adjoined.report.console import show
@@ -119,7 +119,7 @@ def _devices() -> list[str]:
 
 def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
     from adjoined.benchmark.subject import Subject
-    from adjoined.commands.finished import open_run
+    from adjoined.runs.finished import open_run
 
     if asked != ModelOptions():
         raise AdjoinedError(

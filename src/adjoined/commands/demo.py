@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     """Open the page, and wait."""
     (options,) = parse("demo", argv, DemoOptions, purpose=PURPOSE)
     from adjoined import demo
-    from adjoined.commands.finished import open_run
+    from adjoined.runs.finished import open_run
 
     demo.require()
     run = open_run(options.run, options.model)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from adjoined.commands.flags import parse
 
 if TYPE_CHECKING:
-    from adjoined.commands.finished import FinishedRun
     from adjoined.data import ImageData
     from adjoined.report.table import Table
+    from adjoined.runs.finished import FinishedRun
     from adjoined.training.evaluate import Scores
 
 PURPOSE = (
@@ -43,8 +43,9 @@ class EvaluateOptions:
 def main(argv: Sequence[str]) -> None:
     """Measure and print."""
     (options,) = parse("evaluate", argv, EvaluateOptions, purpose=PURPOSE)
-    from adjoined.commands.finished import check_device, open_images, open_run
+    from adjoined.commands.device import check_device
     from adjoined.report.console import show
+    from adjoined.runs.finished import open_images, open_run
     from adjoined.training.evaluate import evaluate
 
     check_device(options.device)

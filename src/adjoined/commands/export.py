@@ -13,8 +13,8 @@ from adjoined.commands.flags import parse
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
-    from adjoined.commands.finished import FinishedNetwork, FinishedRun
     from adjoined.report.table import Table
+    from adjoined.runs.finished import FinishedNetwork, FinishedRun
 
 PURPOSE = (
     "Write the networks of a run as files of other runtimes; each is run there and compared with PyTorch on validation "
@@ -69,10 +69,10 @@ class ExportOptions:
 def main(argv: Sequence[str]) -> None:
     """Export, compare, and tell."""
     (options,) = parse("export", argv, ExportOptions, purpose=PURPOSE)
-    from adjoined.commands.finished import open_images, open_run
     from adjoined.export import find_target
     from adjoined.export.of_run import Exporter
     from adjoined.report.console import show
+    from adjoined.runs.finished import open_images, open_run
 
     targets = [find_target(name) for name in dict.fromkeys(options.to)]
     for target in targets:  # before anything is written

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from adjoined.benchmark.turns import latency
-from adjoined.commands.finished import FinishedRun
 from adjoined.files import write_json, write_whole
 from adjoined.report.figures import Figures, result_table
 from adjoined.report.table import Table
+from adjoined.runs.finished import FinishedRun
 from adjoined.slicing import measure_cost
 
 

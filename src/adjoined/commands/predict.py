@@ -15,8 +15,8 @@ from adjoined.errors import AdjoinedError
 if TYPE_CHECKING:
     import torch
 
-    from adjoined.commands.finished import FinishedRun
     from adjoined.report.table import Table
+    from adjoined.runs.finished import FinishedRun
 
 CALLS = 3
 """Timed calls for each image and network; the median is told."""
@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
     (options,) = parse("predict", argv, PredictOptions, purpose=PURPOSE)
     import torch
 
-    from adjoined.commands.finished import open_run
     from adjoined.data import load_image, preprocess
     from adjoined.report.console import show
+    from adjoined.runs.finished import open_run
 
     run = open_run(options.run, options.model)
     with torch.inference_mode():

@@ -13,8 +13,8 @@ from adjoined.commands.flags import parse
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
-    from adjoined.commands.finished import FinishedRun
     from adjoined.report.figures import Figures
+    from adjoined.runs.finished import FinishedRun
     from adjoined.settings import Settings
 
 PURPOSE = (
@@ -43,8 +43,8 @@ class PushOptions:
 def main(argv: Sequence[str]) -> None:
     """Gather the files, upload them, and say how they are loaded."""
     (options,) = parse("push", argv, PushOptions, purpose=PURPOSE)
-    from adjoined.commands.finished import open_run
     from adjoined.files import written_beside
+    from adjoined.runs.finished import open_run
     from adjoined.runs.hub import is_hub, split, upload
 
     if not options.to:

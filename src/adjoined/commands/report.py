@@ -12,8 +12,8 @@ from adjoined.commands.flags import parse
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
-    from adjoined.commands.finished import FinishedRun
     from adjoined.report.page import Evidence, RunStory
+    from adjoined.runs.finished import FinishedRun
 
 PURPOSE = (
     "Write one HTML page about a run, to open from the disk or to send: both networks side by side, learning curves, "
@@ -86,8 +86,8 @@ def _tell(folder: str, model: str | None) -> tuple[RunStory, FinishedRun | None]
     story = read_story(folder)
     if story.result is None:
         return story, None
-    from adjoined.commands.finished import open_run
     from adjoined.commands.outcome import measure
+    from adjoined.runs.finished import open_run
 
     run = open_run(folder, model)
     return (story if story.figures else read_story(folder, measure(run))), run
@@ -96,9 +96,10 @@ def _tell(folder: str, model: str | None) -> tuple[RunStory, FinishedRun | None]
 def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:
     from dataclasses import replace
 
-    from adjoined.commands.finished import check_device, open_images
+    from adjoined.commands.device import check_device
     from adjoined.report.page.evidence import look_at
     from adjoined.report.plan import layers, plan_table
+    from adjoined.runs.finished import open_images
     from adjoined.slicing import SlicePlan, cost_by_module
 
     check_device(options.device)

@@ -149,10 +149,10 @@ def _announce(job: Job) -> None:
 
 def _conclude(folder: Path, settings: Settings) -> None:
     """Print what has come of the run, and keep it in its folder."""
-    from adjoined.commands.finished import open_run
     from adjoined.commands.outcome import keep, measure, outcome_table, paths
     from adjoined.models import is_code
     from adjoined.report.console import show
+    from adjoined.runs.finished import open_run
 
     # The user has named the code in this very command (or resumes the run that names it): it has run already.
     run = open_run(folder, settings.model if is_code(settings.model) else None)

@@ -10,7 +10,6 @@ from statistics import mean, stdev
 from typing import Any
 
 from adjoined.benchmark.turns import Latency, latency
-from adjoined.commands.finished import open_run
 from adjoined.comparison.study import Study, differing
 from adjoined.comparison.variants import Variant, train_command
 from adjoined.files import write_whole
@@ -18,6 +17,7 @@ from adjoined.models import is_code
 from adjoined.report import units
 from adjoined.report.table import Table
 from adjoined.runs import RunResult
+from adjoined.runs.finished import open_run
 from adjoined.slicing import measure_cost
 
 BASELINES_LAST = ("adjoint", "adjoint+")

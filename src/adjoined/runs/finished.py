@@ -1,4 +1,4 @@
-"""The finished networks of a run, for the commands that use them."""
+"""A run that has come to its end: its networks, and the images that it was validated on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from adjoined.data import DataInfo, ImageData, open_data
 from adjoined.data.images import ImageDataset
 from adjoined.data.preprocessing import evaluation_transform
 from adjoined.errors import AdjoinedError
-from adjoined.runs import NetworkResult, RunFolder, RunResult, load, read_description
+from adjoined.runs.folder import RunFolder
 from adjoined.runs.hub import located
+from adjoined.runs.networks import load, read_description
+from adjoined.runs.result import NetworkResult, RunResult
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,6 @@ def open_images(
     info = run.info
     alike = ImageDataset(images.val.images, evaluation_transform(info), info.mean, info.std)
     return replace(images, info=info, val=alike)
-
-
-def check_device(device: str) -> None:
-    """Raise AdjoinedError if nothing can be computed on `device`."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
-        reason = str(error).splitlines()[0]
-        raise AdjoinedError(f"the device cannot be used: {reason}", where="--device", got=device) from error
 
 
 def _brief(value: object) -> str:
