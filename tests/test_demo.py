@@ -104,11 +104,11 @@ def test_mistakes_are_told_in_one_line(run: Path, tmp_path: Path, capsys: pytest
         raise PackageNotFoundError(name)
 
     for found, got in ((none, "none"), (lambda name: "3.18.0", "3.18.0")):
-        monkeypatch.setattr(demo, "version", found)
+        monkeypatch.setattr("adjoined.versions.version", found)
         told = line(run)
         assert f"gradio is needed (expected version 6 or newer, got {got})" in told
         assert "pip install 'adjoined[demo]'" in told
-    monkeypatch.setattr(demo, "version", lambda name: "6.31.0")
+    monkeypatch.setattr("adjoined.versions.version", lambda name: "6.31.0")
     assert "there is no run in this folder" in line(tmp_path)
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from adjoined.data.info import DataInfo
 from adjoined.data.preprocessing import evaluation_transform, load_image, preprocess, to_tensor
 from adjoined.errors import AdjoinedError
 from adjoined.report import units
+from adjoined.versions import versions
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -198,10 +198,7 @@ def serve(app: FastAPI, port: int, started: Callable[[str], None]) -> None:
 
 def require() -> None:
     """Raise AdjoinedError, with the command that helps, if Gradio is not installed, or only an old one."""
-    try:
-        found = version("gradio")
-    except PackageNotFoundError:
-        found = "none"
+    found = versions("gradio").get("gradio", "none")
     if not found[0].isdigit() or int(found.partition(".")[0]) < OLDEST:
         raise AdjoinedError(
             "gradio is needed",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from adjoined.versions import versions
 
 _PACKAGES = ("adjoined", "torch", "torchvision", "timm", "onnxruntime", "openvino", "executorch")
 
@@ -19,25 +20,14 @@ def environment() -> dict[str, Any]:
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
-        "versions": _versions(),
+        # What torch says of itself names the kind of build, which the package's version does not always tell.
+        "versions": versions(*_PACKAGES) | {"torch": str(torch.__version__)},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found | {
-        "torch": str(torch.__version__)
-    }  # with the kind of build, which the package's own does not always tell
 
 
 def _processor() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from adjoined.export.preprocessing import Takes, as_taken, metadata, prepared
 from adjoined.export.targets import Runnable, Target
 from adjoined.export.writing import write
 from adjoined.files import cannot_write, read_json, write_json
+from adjoined.versions import versions
 
 FORMAT = 1
 BATCH = 64
@@ -146,10 +146,5 @@ class Exporter:
 
 
 def _versions(target: Target, int8: bool) -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("adjoined", "torch", *target.packages, *((target.int8 or ()) if int8 else ())):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a build of another name, such as onnxruntime-gpu
-            continue
-    return found
+    packages = (*target.packages, *((target.int8 or ()) if int8 else ()))
+    return {"python": platform.python_version(), **versions("adjoined", "torch", *packages)}

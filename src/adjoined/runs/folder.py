@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from adjoined.files import cannot_write, read_json, write_json, write_whole
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
 from adjoined.settings import Settings
+from adjoined.versions import versions
 
 FORMAT = 1
 _PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy")
@@ -156,7 +156,7 @@ class RunFolder:
                 "format": "adjoined-run",
                 "version": FORMAT,
                 "seed": settings.seed,
-                "versions": {"python": platform.python_version(), **_versions()},
+                "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
                 "git": _git_state(),
                 "sittings": [],
                 "finished": None,
@@ -168,16 +168,6 @@ class RunFolder:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _git_state() -> dict[str, Any] | None:
