@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS
+from adjoined.methods.finetune import FineTuned
 from adjoined.methods.weights import smallest
 from adjoined.slicing import SlicePlan, make_plan, measure_cost
 from adjoined.training.job import Job, make_job
@@ -187,3 +188,11 @@ def _weights(network: nn.Module) -> list[Tensor]:
 
 def _zeros_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: each == 0 for name, each in network.named_parameters() if each.ndim > 1}
+
+
+def test_a_method_that_does_not_say_how_it_prunes_cannot_be_made():
+    class Unsaid(FineTuned):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract method '?prune"):
+        Unsaid(TINY)  # pyright: ignore[reportAbstractUsage]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -39,6 +40,6 @@ class FineTuned(Alone):
         """Return the trained base network, pruned."""
         return self.prune(earlier[BASE], example)
 
+    @abstractmethod
     def prune(self, trained: nn.Module, example: Tensor) -> nn.Module:
         """Return what is left of the trained network; it may be changed."""
-        raise NotImplementedError
