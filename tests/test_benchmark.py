@@ -1,10 +1,17 @@
 """Latency: networks take turns on one input, and are left as they were found."""
 
+import doctest
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from adjoined import AdjoinedError
+from adjoined.benchmark import environment
 from adjoined.benchmark.turns import TURNS, latency
 
 
@@ -63,3 +70,14 @@ def test_a_module_used_by_two_networks_is_given_back_its_mode():
 def test_nothing_to_measure_is_a_mistake(modules: dict[str, nn.Module], seconds: float):
     with pytest.raises(AdjoinedError, match="nothing to measure"):
         latency(modules, torch.zeros(1, 1), seconds=seconds)
+
+
+def test_the_command_is_recorded_so_that_it_can_be_given_again(tmp_path: Path):
+    script = tmp_path / "measure.py"
+    script.write_text("from adjoined.benchmark.environment import environment\nprint(environment()['command'])\n")
+    given = ["--out", "a file's name.json", "--model-options", "{width: 2}", "--alpha", "2,4", "*", "$HOME"]
+    for name in (script.name, script):
+        line = [sys.executable, name, *given]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert shlex.split(done.stdout) == ["python", "measure.py", *given]
+    assert doctest.testmod(environment) == (0, 2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ _PACKAGES = ("adjoined", "torch", "torchvision", "timm", "onnxruntime", "openvin
 def environment() -> dict[str, Any]:
     """Return command, versions, processor, threads and memory settings of this process, as plain data."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(sys.argv),
         "python": platform.python_version(),
         # What torch says of itself names the kind of build, which the package's version does not always tell.
         "versions": versions(*_PACKAGES) | {"torch": str(torch.__version__)},
@@ -28,6 +30,25 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
     }
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Return a command as it can be typed again: quoted for a shell, the program without an absolute folder.
+
+    Args:
+        words: as `sys.argv` has them.
+
+    Example:
+        >>> command_line(["benchmarks/inference.py", "--seconds", "30"])
+        'python benchmarks/inference.py --seconds 30'
+        >>> command_line(["/usr/bin/adjoined", "plan", "resnet20", "--model-options", "{width: 2}"])
+        "adjoined plan resnet20 --model-options '{width: 2}'"
+    """
+    program, *arguments = words
+    path = Path(program)
+    if path.suffix == ".py":
+        return shlex.join(["python", path.name if path.is_absolute() else program, *arguments])
+    return shlex.join([path.name, *arguments])
 
 
 def _processor() -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
+from adjoined.benchmark.environment import command_line
 from adjoined.report import units
 from adjoined.report.figures import Figures
 from adjoined.report.page.charts import Axis, Chart, Line, Mark, lines, marks, place
@@ -199,7 +198,7 @@ def commands(story: RunStory) -> list[str]:
     for sitting in (story.record.get("sittings") or [])[-MOST_COMMANDS:]:
         words = [str(word) for word in sitting.get("command") or []]
         if words:
-            found.append(f"# {_day(str(sitting.get('started', '')))}\n{shlex.join([Path(words[0]).name, *words[1:]])}")
+            found.append(f"# {_day(str(sitting.get('started', '')))}\n{command_line(words)}")
     return found
 
 
