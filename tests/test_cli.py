@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mistakes import fails
 
 from adjoined import SlicePlan, commands
 from adjoined.cli import COMMANDS, main
@@ -21,17 +22,6 @@ from adjoined.slicing import make_plan, measure_cost
 
 COMMAND = str(Path(sys.executable).parent / "adjoined")
 SHELL = {"OMP_NUM_THREADS": "1"}
-
-
-def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Run a command that must end with a mistake of the user: code 2, one line on standard error; return the line."""
-    capsys.readouterr()
-    assert main(argv) == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("adjoined: error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in out
-    return err
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

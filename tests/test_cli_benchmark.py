@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mistakes import fails
 from tiny_runs import QUIET, TINY, with_code
 
 from adjoined.benchmark.result import read_benchmark
@@ -30,16 +31,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """Run a command that must end with a mistake of the user: code 2, one line on standard error; return the line."""
-    capsys.readouterr()
-    assert main(["benchmark", *map(str, argv)]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("adjoined: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def test_a_model_is_measured_without_training(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -145,7 +136,7 @@ def test_a_run_of_own_code_wants_the_code_again(tmp_path: Path, capsys: pytest.C
     settings = with_code(tmp_path)
     folder = train(settings, tmp_path / "run", console=QUIET).folder
     line = [folder, "--runtimes", "eager", "--batch-sizes", "1", *QUICK]
-    assert "no code is run because a file names it" in fails(capsys, *line)
+    assert "no code is run because a file names it" in fails(capsys, "benchmark", *line)
     assert main(["benchmark", *map(str, line), "--model", settings.model]) == 0
 
 
@@ -168,15 +159,15 @@ def test_mistakes_are_told_in_one_line(
     argv: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert told in fails(capsys, *argv)
+    assert told in fails(capsys, "benchmark", *argv)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_run_and_flags_that_are_no_run_s(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert "the flags of a model do not fit a run" in fails(capsys, run, "--alpha", 2)
-    assert "there is no run in this folder" in fails(capsys, tmp_path)
+    assert "the flags of a model do not fit a run" in fails(capsys, "benchmark", run, "--alpha", 2)
+    assert "there is no run in this folder" in fails(capsys, "benchmark", tmp_path)
     (run / "small.safetensors").write_bytes(b"damaged")
-    assert "the weights are not those" in fails(capsys, run, *QUICK)
+    assert "the weights are not those" in fails(capsys, "benchmark", run, *QUICK)
     assert not (run / "benchmark.json").exists()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mistakes import fails
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -30,16 +31,6 @@ QUICK = ["--epochs", "2", "--limit", "20", "--batch-size", "32", "--model-option
 def command(*argv: object, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
     line = [COMMAND, *map(str, argv)]
     return subprocess.run(line, cwd=cwd, env=SHELL, capture_output=True, text=True, check=False, preexec_fn=limit)
-
-
-def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """Run a command that must end with a mistake of the user: code 2, one line on standard error; return the line."""
-    capsys.readouterr()
-    assert main([str(each) for each in argv]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("adjoined: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from mistakes import fails
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_runs import QUIET, TINY
@@ -92,24 +93,18 @@ def test_a_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_mistakes_are_told_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
-    def line(*argv: object) -> str:
-        assert main(["demo", *map(str, argv)]) == 2
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1
-        return err
-
-    assert "--port: out of range (expected 0 to 65535, got 99999)" in line(run, "--port", 99999)
+    assert "--port: out of range (expected 0 to 65535, got 99999)" in fails(capsys, "demo", run, "--port", 99999)
 
     def none(name: str) -> str:
         raise PackageNotFoundError(name)
 
     for found, got in ((none, "none"), (lambda name: "3.18.0", "3.18.0")):
         monkeypatch.setattr("adjoined.versions.version", found)
-        told = line(run)
+        told = fails(capsys, "demo", run)
         assert f"gradio is needed (expected version 6 or newer, got {got})" in told
         assert "pip install 'adjoined[demo]'" in told
     monkeypatch.setattr("adjoined.versions.version", lambda name: "6.31.0")
-    assert "there is no run in this folder" in line(tmp_path)
+    assert "there is no run in this folder" in fails(capsys, "demo", tmp_path)
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------

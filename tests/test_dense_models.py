@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def model_of(name: str, **options: Any) -> nn.Module:
         return seeded(lambda: torchvision.models.get_model(name, weights=None, **options)).eval()
 
 
-def check(model: nn.Module, x: Tensor, alpha: float) -> AdjoinedNetwork:
+def check(model: nn.Module, x: Tensor, alpha: float) -> None:
     """Slice, compare the outputs' shapes, and see a gradient arrive at every parameter."""
     net = adjoin(model, x[:1], alpha=alpha)
     assert parameters(net.extract()) <= LEFT_AT_MOST[int(alpha)] * parameters(model)
@@ -44,29 +45,87 @@ def check(model: nn.Module, x: Tensor, alpha: float) -> AdjoinedNetwork:
     assert [each.shape for each in p] == [each.shape for each in q]
     assert p
     sum(each.square().mean() for each in p + q).backward()
+    check_gradients(net)
+
+
+def check_gradients(net: AdjoinedNetwork) -> None:
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    return net
-
-
-FAST_SEGMENTATION = ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"]
 
 
 def segmentation(name: str, alpha: float) -> None:
     check(model_of(name), images(2, 3, 48, 48), alpha)
 
 
-@pytest.mark.parametrize("name", FAST_SEGMENTATION)
-def test_a_segmentation_network(name: str):
-    segmentation(name, 4)
+def video(name: str, alpha: float) -> None:
+    frames, side = (VIDEO | VIDEO_WITH_ATTENTION)[name]
+    check(model_of(name), images(2, 3, frames, side, side), alpha)
+
+
+def backbone(name: str, alpha: float) -> None:
+    """The backbone of a detector."""
+    side = 300 if name == "ssd300_vgg16" else 64
+    check(model_of(name).backbone, images(2, 3, side, side), alpha)  # pyright: ignore[reportArgumentType]
+
+
+def detector(name: str, alpha: float) -> None:
+    """Slice a whole detector; then both networks return losses in train mode and detections in eval mode.
+
+    It takes lists of images, and returns as many boxes as happen to be found.
+    """
+    side = 300 if name.startswith("ssd") else 96
+    sizes = {} if name.startswith("ssd") else {"min_size": side, "max_size": side}
+    model = model_of(name, num_classes=2 if name.startswith("keypoint") else 7, **sizes)
+    pictures = [torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    net = adjoin(model, (pictures[:1],), alpha=alpha, round_to=1)
+    small = net.extract()
+    assert parameters(small) <= LEFT_AT_MOST[int(alpha)] * parameters(model)
+    heads = [group for group in net.plan.groups if "predictor" in group.name or "logits" in group.name]
+    assert all(group.kept == group.width for group in heads), heads  # none of them is read by a layer
+    with torch.no_grad():
+        found = small(pictures)
+    assert [list(each) for each in found] == [list(each) for each in model(pictures)]
+    targets = [target_of(side, keypoints=17) for _ in pictures]
+    p, q = net.train()(pictures, targets)
+    assert set(p) == set(q)
+    assert len(p) >= 2
+    (sum(p.values()) + sum(q.values())).backward()
+    check_gradients(net)
+
+
+def target_of(side: int, keypoints: int) -> dict[str, Tensor]:
+    box = torch.tensor([[8.0, 8.0, 0.7 * side, 0.8 * side]])
+    mask = torch.zeros(1, side, side, dtype=torch.uint8)
+    mask[:, 8 : int(0.8 * side), 8 : int(0.7 * side)] = 1
+    points = torch.full((1, keypoints, 3), 20.0)
+    return {"boxes": box, "labels": torch.tensor([1]), "masks": mask, "keypoints": points}
+
+
+FAST = [
+    (segmentation, "deeplabv3_mobilenet_v3_large"),
+    (segmentation, "lraspp_mobilenet_v3_large"),
+    (video, "r2plus1d_18"),
+    (backbone, "ssdlite320_mobilenet_v3_large"),
+    (detector, "fasterrcnn_mobilenet_v3_large_320_fpn"),
+]
+EVERY = [
+    *((segmentation, name) for name in names("segmentation")),
+    *((video, name) for name in (*VIDEO, *VIDEO_WITH_ATTENTION)),
+    *((part, name) for part in (backbone, detector) for name in names("detection")),
+]
+
+
+@pytest.mark.parametrize(("sliced", "name"), FAST)
+def test_a_network_of_each_kind(sliced: Callable[[str, float], None], name: str):
+    sliced(name, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [2, 4])
-@pytest.mark.parametrize("name", names("segmentation"))
-def test_every_segmentation_network(name: str, alpha: float):
-    segmentation(name, alpha)
+@pytest.mark.parametrize(("sliced", "name"), EVERY)
+def test_every_network(sliced: Callable[[str, float], None], name: str, alpha: float):
+    sliced(name, alpha)
 
 
 def test_deeplab_trains_adjointly():
@@ -90,85 +149,6 @@ def test_deeplab_trains_adjointly():
     assert losses[1] < losses[0]
     changed = {name for name, parameter in net.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == set(before)
-
-
-def video(name: str, alpha: float) -> None:
-    frames, side = (VIDEO | VIDEO_WITH_ATTENTION)[name]
-    check(model_of(name), images(2, 3, frames, side, side), alpha)
-
-
-def test_a_video_network():
-    video("r2plus1d_18", 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("alpha", [2, 4])
-@pytest.mark.parametrize("name", [*VIDEO, *VIDEO_WITH_ATTENTION])
-def test_every_video_network_with_convolutions(name: str, alpha: float):
-    video(name, alpha)
-
-
-def backbone(name: str, alpha: float) -> None:
-    side = 300 if name == "ssd300_vgg16" else 64
-    check(model_of(name).backbone, images(2, 3, side, side), alpha)  # pyright: ignore[reportArgumentType]
-
-
-def test_a_backbone_of_a_detector():
-    backbone("ssdlite320_mobilenet_v3_large", 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("alpha", [2, 4])
-@pytest.mark.parametrize("name", names("detection"))
-def test_every_backbone_of_a_detector(name: str, alpha: float):
-    backbone(name, alpha)
-
-
-# Whole detectors: lists of images in, as many boxes out as happen to be found
-
-
-def detector(name: str, alpha: float) -> None:
-    """Slice a whole detector; then both networks return losses in train mode and detections in eval mode."""
-    side = 300 if name.startswith("ssd") else 96
-    sizes = {} if name.startswith("ssd") else {"min_size": side, "max_size": side}
-    model = model_of(name, num_classes=2 if name.startswith("keypoint") else 7, **sizes)
-    pictures = [torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    net = adjoin(model, (pictures[:1],), alpha=alpha, round_to=1)
-    small = net.extract()
-    assert parameters(small) <= LEFT_AT_MOST[int(alpha)] * parameters(model)
-    heads = [group for group in net.plan.groups if "predictor" in group.name or "logits" in group.name]
-    assert all(group.kept == group.width for group in heads), heads  # none of them is read by a layer
-    with torch.no_grad():
-        found = small(pictures)
-    assert [list(each) for each in found] == [list(each) for each in model(pictures)]
-    targets = [target_of(side, keypoints=17) for _ in pictures]
-    p, q = net.train()(pictures, targets)
-    assert set(p) == set(q)
-    assert len(p) >= 2
-    (sum(p.values()) + sum(q.values())).backward()
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-
-
-def target_of(side: int, keypoints: int) -> dict[str, Tensor]:
-    box = torch.tensor([[8.0, 8.0, 0.7 * side, 0.8 * side]])
-    mask = torch.zeros(1, side, side, dtype=torch.uint8)
-    mask[:, 8 : int(0.8 * side), 8 : int(0.7 * side)] = 1
-    points = torch.full((1, keypoints, 3), 20.0)
-    return {"boxes": box, "labels": torch.tensor([1]), "masks": mask, "keypoints": points}
-
-
-def test_a_whole_detector():
-    detector("fasterrcnn_mobilenet_v3_large_320_fpn", 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("alpha", [2, 4])
-@pytest.mark.parametrize("name", names("detection"))
-def test_every_whole_detector(name: str, alpha: float):
-    detector(name, alpha)
 
 
 def test_a_head_that_no_box_reaches_keeps_its_outputs():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mistakes import fails
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_runs import QUIET, TINY
@@ -36,14 +37,6 @@ def exported(run: FinishedRun) -> Path:
     line = ["--to", "onnx,openvino,torch-export", "--which", "small", "--with-preprocessing", "uint8"]
     assert main(["export", str(run.folder), *line, "--images", "50"]) == 0
     return run.folder / "export"
-
-
-def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    capsys.readouterr()
-    assert main(["export", *map(str, argv)]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    return err
 
 
 def pixels(count: int) -> Tensor:
@@ -204,24 +197,24 @@ def test_mistakes_are_one_line_and_leave_nothing(
 ):
     out = tmp_path / "out"
     where = [run.folder, "--out", out]
-    assert "Did you mean openvino?" in fails(capsys, *where, "--to", "openvin")
-    assert "expected one of base, small" in fails(capsys, *where, "--which", "small-2")
-    assert "torch.export has no int8 here" in fails(capsys, *where, "--to", "onnx,torch-export", "--int8")
-    assert "--images: out of range" in fails(capsys, *where, "--images", "0")
-    assert "--max-drop: out of range" in fails(capsys, *where, "--max-drop", "5")
-    assert "there is no run in this folder" in fails(capsys, tmp_path)
+    assert "Did you mean openvino?" in fails(capsys, "export", *where, "--to", "openvin")
+    assert "expected one of base, small" in fails(capsys, "export", *where, "--which", "small-2")
+    assert "torch.export has no int8 here" in fails(capsys, "export", *where, "--to", "onnx,torch-export", "--int8")
+    assert "--images: out of range" in fails(capsys, "export", *where, "--images", "0")
+    assert "--max-drop: out of range" in fails(capsys, "export", *where, "--max-drop", "5")
+    assert "there is no run in this folder" in fails(capsys, "export", tmp_path)
     monkeypatch.setattr("adjoined.export.targets.find_spec", lambda name: None if name == "nncf" else True)
-    assert "pip install 'adjoined[openvino]'" in fails(capsys, *where, "--to", "onnx,openvino", "--int8")
+    assert "pip install 'adjoined[openvino]'" in fails(capsys, "export", *where, "--to", "onnx,openvino", "--int8")
     assert not out.exists()
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in fails(capsys, run.folder, "--out", tmp_path / "file")
+    assert "cannot be written" in fails(capsys, "export", run.folder, "--out", tmp_path / "file")
 
 
 def test_a_run_that_is_not_finished_is_told(run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     stopped = Path(shutil.copytree(run.folder, tmp_path / "stopped"))
     record = json.loads((stopped / "run.json").read_text())
     (stopped / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))
-    assert "the run has not come to its end" in fails(capsys, stopped)
+    assert "the run has not come to its end" in fails(capsys, "export", stopped)
 
 
 def test_openvino_sends_nothing_over_the_network(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mistakes import fails
 from tiny_runs import QUIET, TINY, with_code
 
 from adjoined import AdjoinedError, SlicePlan, adjoin, load
@@ -19,11 +20,6 @@ from adjoined.training import train
 
 ASKED = {"order": "l1", "widths": {"layer2*": "1/2", "layer3*": "12 channels"}, "round_to": 1}
 MODEL = ["resnet20", "--input-size", "32", "--classes", "10"]
-
-
-def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert main(argv) == 2
-    return capsys.readouterr().err
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------

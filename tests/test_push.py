@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from hub_server import Hub, serving
+from mistakes import fails
 from tiny_runs import QUIET, TINY, with_code
 
 import adjoined
@@ -47,16 +48,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setenv("HF_TOKEN", "hf_stand_in")
         monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         yield server
-
-
-def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """Run a command that must end with a mistake of the user: code 2, one line on standard error; return the line."""
-    capsys.readouterr()
-    assert main([str(each) for each in argv]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("adjoined: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mistakes import fails
 from report_runs import HOSTILE, hostile_run
 from tiny_runs import QUIET, TINY
 
@@ -83,15 +84,6 @@ def page_of(*argv: object, out: Path) -> Page:
 @pytest.fixture(scope="module")
 def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return page_of(trained, out=tmp_path_factory.mktemp("page") / "report.html")
-
-
-def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    capsys.readouterr()
-    assert main(["report", *map(str, argv)]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("adjoined: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 # ---- one page, whole and safe ----------------------------------------------------------------------------------------
@@ -343,23 +335,23 @@ def test_mistakes_take_one_line_and_leave_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    assert "there is no run in this folder" in fails(capsys, tmp_path / "empty")
-    assert "there is no run in this folder" in fails(capsys, trained, tmp_path / "empty")
-    assert "there is no such folder" in fails(capsys, trained, "--out", tmp_path / "none" / "page.html")
-    assert "is a folder" in fails(capsys, trained, "--out", tmp_path / "empty")
-    assert "--images" in fails(capsys, trained, "--images", -1)
-    assert "the device cannot be used" in fails(capsys, trained, "--device", "nonsense")
+    assert "there is no run in this folder" in fails(capsys, "report", tmp_path / "empty")
+    assert "there is no run in this folder" in fails(capsys, "report", trained, tmp_path / "empty")
+    assert "there is no such folder" in fails(capsys, "report", trained, "--out", tmp_path / "none" / "page.html")
+    assert "is a folder" in fails(capsys, "report", trained, "--out", tmp_path / "empty")
+    assert "--images" in fails(capsys, "report", trained, "--images", -1)
+    assert "the device cannot be used" in fails(capsys, "report", trained, "--device", "nonsense")
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "metrics.csv").write_text("epoch,kl\n1,many\n")
-    assert "the history of the run cannot be read" in fails(capsys, run)
+    assert "the history of the run cannot be read" in fails(capsys, "report", run)
     (run / "metrics.csv").write_text("kl\n1\n")
-    assert "without its epoch" in fails(capsys, run)
+    assert "without its epoch" in fails(capsys, "report", run)
     (run / "metrics.csv").unlink()
     (run / "result.json").write_text('{"networks": [{}]}')
-    assert "the figures cannot be read" in fails(capsys, run)
+    assert "the figures cannot be read" in fails(capsys, "report", run)
     (run / "result.json").unlink()
     (run / "benchmark.json").write_text("[]")
-    assert "is no JSON object" in fails(capsys, run)
+    assert "is no JSON object" in fails(capsys, "report", run)
     assert not list(tmp_path.rglob("*.html"))
     assert not list(tmp_path.rglob("*.part"))
 
@@ -370,7 +362,7 @@ def test_missing_images_are_said_and_can_be_done_without(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     settings = (run / "settings.yaml").read_text()
     (run / "settings.yaml").write_text(re.sub(r"(?m)^data: .*$", "data: folder:/nowhere/at/all", settings))
-    assert "there is no such folder" in fails(capsys, run)
+    assert "there is no such folder" in fails(capsys, "report", run)
     assert not (run / "report.html").exists()
     assert main(["report", str(run), "--images", "0"]) == 0
     assert (run / "report.html").is_file()
