@@ -7,6 +7,8 @@ and sends a gradient into both networks.
 from __future__ import annotations
 
 import math
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -218,9 +220,49 @@ def test_ignored_positions_count_in_neither_term(ignore_index: int):
         assert gradient.movedim(1, -1)[counted].count_nonzero() > 0
 
 
-def test_kl_without_any_counted_position_is_zero():
-    p, q = normal(2, C, 3, seed=0), normal(2, C, 3, seed=1)
-    assert adjoint_terms(p, q, torch.full((2, 3), -100)).kl.item() == 0
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_segmentation_is_the_plain_loop_over_the_pixels_that_count(ignore_index: int, smoothing: float):
+    p, q, y = normal(2, C, 4, 6, scale=2), normal(2, C, 4, 6, seed=1), labels(2, 4, 6)
+    y[0, 1:3] = y[1, :, 5] = ignore_index
+    ce, kl, pixels = 0.0, 0.0, 0
+    for n, row, column in product(range(2), range(4), range(6)):
+        label = int(y[n, row, column])
+        if label == ignore_index:
+            continue
+        pixels += 1
+        share_p, share_q = (softmax(z[n, :, row, column].tolist()) for z in (p, q))
+        ce -= (1 - smoothing) * math.log(share_p[label]) + smoothing * sum(map(math.log, share_p)) / C
+        kl += sum(a * math.log(a / b) for a, b in zip(share_p, share_q, strict=True))
+    assert 0 < pixels < y.numel()
+    terms = adjoint_terms(p, q, y, ignore_index=ignore_index, label_smoothing=smoothing)
+    assert (terms.ce.item(), terms.kl.item()) == pytest.approx((ce / pixels, kl / pixels), rel=1e-5)
+    for progress, weight in ((0.25, 0.25), (1.0, 1.0)):
+        loss = adjoint_loss(p, q, y, progress=progress, ignore_index=ignore_index, label_smoothing=smoothing)
+        assert loss.item() == pytest.approx((ce + weight * kl) / pixels, rel=1e-5)
+    over_all = adjoint_terms(p, q, y.where(y != ignore_index, 0)).kl.item()
+    assert over_all != pytest.approx(kl / pixels, rel=1e-3)  # the ignored pixels would be seen
+
+
+def softmax(logits: list[float]) -> list[float]:
+    weights = [math.exp(each) for each in logits]
+    return [each / sum(weights) for each in weights]
+
+
+@pytest.mark.parametrize("shape", [(N, C), (2, C, 4, 6)])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize(
+    "changes", [{}, {"label_smoothing": 0.1}, {"direction": "symmetric"}, {"direction": "reversed"}, {"detach": True}]
+)
+def test_where_nothing_counts_the_loss_is_zero_and_so_are_its_gradients(
+    shape: tuple[int, ...], scale: float, changes: dict[str, Any]
+):
+    p, *q = (normal(*shape, seed=seed, scale=scale).requires_grad_() for seed in (0, 1, 2))
+    y = torch.full((shape[0], *shape[2:]), 255)
+    loss = adjoint_loss(p, q, y, progress=1.0, ignore_index=255, **changes)
+    assert loss.item() == 0
+    for gradient in torch.autograd.grad(loss, (p, *q)):
+        assert gradient.count_nonzero() == 0  # NaN would count
 
 
 # Families
