@@ -15,6 +15,7 @@ from tiny_runs import QUIET, TINY, with_code
 from adjoined.benchmark.result import read_benchmark
 from adjoined.cli import main
 from adjoined.models import build
+from adjoined.report import units
 from adjoined.runs import load
 from adjoined.slicing import make_plan, measure_cost
 from adjoined.training import train
@@ -38,7 +39,7 @@ def test_a_model_is_measured_without_training(capsys: pytest.CaptureFixture[str]
     line = ["benchmark", *MODEL, "--runtimes", "eager,onnx", "--batch-sizes", "1,3", "--json", "--out", str(out)]
     assert main(line) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == read_benchmark(out)
+    assert told == read_benchmark(out).to_json()
     model, x = build("resnet20", num_classes=10).eval(), torch.zeros(1, 3, 32, 32)
     for network, module in zip(told["networks"], (model, make_plan(model, x, alpha=4).apply(model)), strict=True):
         cost = measure_cost(module, x)
@@ -68,16 +69,17 @@ def test_a_run_keeps_its_figures_in_its_folder(run: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100
     assert "activations at once, batch 2" in printed
-    assert "a call with 2 images on cpu, 1 threads" in printed
-    told = read_benchmark(run / "benchmark.json")
+    assert "a call with 2 images on cpu, 1 thread" in printed
+    told = read_benchmark(run / "benchmark.json").to_json()
     assert [network["name"] for network in told["networks"]] == ["base", "small"]
     for network in told["networks"]:
         assert network["file_bytes"] == (run / f"{network['name']}.safetensors").stat().st_size
         assert network["parameters"] == sum(p.numel() for p in load(run, network["name"]).parameters())
     markdown = (run / "benchmark.md").read_text()
     for row in told["rows"]:
-        assert f"{row['images_per_second']:.4g}" in markdown
-        assert f"{row['images_per_second']:.4g}" in printed
+        for figure in (units.rate(row["images_per_second"]), units.milliseconds(row["median_ms"])):
+            assert figure in markdown
+            assert figure in printed
 
 
 def test_exported_files_of_a_run_are_the_ones_measured(run: Path, capsys: pytest.CaptureFixture[str]):

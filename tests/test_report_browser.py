@@ -101,10 +101,12 @@ def visit(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The page of a run with hostile names, of a family, and of both compared."""
+    """The page of a run with hostile names, of a family with benchmark and exports, and of both compared."""
     folder = tmp_path_factory.mktemp("pages")
     hostile, family = hostile_run(folder), folder / "family"
     train(replace(TINY, alpha=[2.0, 4.0], epochs=1), family, console=QUIET)
+    assert main(["export", str(family), "--to", "onnx", "--which", "small-2", "--images", "8"]) == 0
+    assert main(["benchmark", str(family), "--runtimes", "eager", "--devices", "cpu", "--seconds", "0.2"]) == 0
     made = {name: folder / f"{name}.html" for name in ("hostile", "family", "comparison")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adjoined.commands.outcome.measure", partial(measure, seconds=0.1))  # no test looks at latencies
@@ -133,6 +135,7 @@ def test_it_fits_is_legible_and_asks_for_nothing(pages: dict[str, Path], visit: 
     assert [url for url in seen.requests if not url.startswith("data:")] == [pages[kind].resolve().as_uri()]
     sizes = seen.page.locator(".chart > svg").evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
     assert len(sizes) >= 4
+    assert seen.page.locator("#benchmark table, #exports table").count() == (4 if kind == "family" else 0)
     assert min(sizes) > 280
 
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -17,8 +17,23 @@ from adjoined.versions import versions
 _PACKAGES = ("adjoined", "torch", "torchvision", "timm", "onnxruntime", "openvino", "executorch")
 
 
-def environment() -> dict[str, Any]:
-    """Return command, versions, processor, threads and memory settings of this process, as plain data."""
+class Environment(TypedDict):
+    """Command, versions, processor, threads and memory settings of a process, as plain data."""
+
+    command: str
+    python: str
+    versions: dict[str, str]
+    processor: str
+    cores: int | None
+    threads: int
+    """Threads inside one operator of PyTorch."""
+    gpu: str | None
+    malloc: dict[str, str]
+    """The variables of the environment that set up glibc's allocator."""
+
+
+def environment() -> Environment:
+    """Return what this process runs with."""
     return {
         "command": command_line(sys.argv),
         "python": platform.python_version(),

@@ -38,10 +38,14 @@ The file is one JSON object:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shortened
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
+from adjoined.benchmark import RUNTIMES
+from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.turns import Latency
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json
@@ -121,7 +125,7 @@ class Benchmark:
     input: list[int]
     networks: list[NetworkFigures]
     published: dict[str, int] | None
-    environment: dict[str, Any]
+    environment: Environment
     rows: list[Row] = field(default_factory=list)
     speedups: list[Speedup] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
@@ -141,8 +145,8 @@ class Benchmark:
         write_json(path, self.to_json())
 
 
-def read_benchmark(path: Path) -> dict[str, Any]:
-    """Return what `Benchmark.save` has written, as plain data in the format above.
+def read_benchmark(path: Path) -> Benchmark:
+    """Return what `Benchmark.save` has written.
 
     Raises:
         AdjoinedError: the file is missing, damaged, or of another program or version.
@@ -156,4 +160,59 @@ def read_benchmark(path: Path) -> dict[str, Any]:
             got=f"{found.get('format')}, version {found.get('version')}",
             fix="Run `adjoined benchmark` again.",
         )
+    try:
+        return _benchmark(found)
+    except (KeyError, TypeError, ValueError) as error:
+        told = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise AdjoinedError(
+            f"the benchmark cannot be read: {told}", where=path, fix="Run `adjoined benchmark` again."
+        ) from error
+
+
+def _benchmark(data: Mapping[str, Any]) -> Benchmark:
+    parts = {
+        "networks": [_made(NetworkFigures, each) for each in data["networks"]],
+        "rows": [_made(Row, {**each, "latency": _made(Latency, each)}) for each in data["rows"]],
+        "speedups": [_made(Speedup, each) for each in data["speedups"]],
+        "missing": [_made(Missing, each) for each in data["missing"]],
+    }
+    found = _made(Benchmark, {**data, **parts})
+    if not found.networks:
+        raise ValueError("it has no networks")
+    for each in found.networks:
+        if each.activation_bytes.keys() != found.networks[0].activation_bytes.keys():
+            raise ValueError(f"{each.name} has activation_bytes of other batch sizes")
+    for each in (*found.rows, *found.missing):
+        if each.runtime not in RUNTIMES:
+            raise ValueError(f"there is no runtime {each.runtime!r}")
+    measured = {(row.runtime, row.network, row.precision, row.latency.batch_size) for row in found.rows}
+    for each in found.speedups:
+        for network, precision in ((found.networks[0].name, each.against), (each.network, each.precision)):
+            if (each.runtime, network, precision, each.batch_size) not in measured:
+                raise ValueError(f"a speed-up compares {network} in {each.runtime} {precision}, which has no time")
     return found
+
+
+def _made(cls: type[Any], data: Mapping[str, Any]) -> Any:
+    """Return a dataclass whose fields are in plain data; what else is in the data is left alone."""
+    kinds = get_type_hints(cls)
+    values = {each.name: data[each.name] for each in fields(cls)}
+    for name, value in values.items():
+        if not _fits(value, kinds[name]):
+            raise TypeError(f"{name} is {shortened(value)}")
+    return cls(**values)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Tell whether plain data are of a kind, such as `dict[str, int] | None`."""
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is UnionType:
+        return any(_fits(value, each) for each in inner)
+    if outer is list:
+        return isinstance(value, list) and all(_fits(each, *inner) for each in value)
+    if is_typeddict(kind):
+        hints = get_type_hints(kind)
+        return isinstance(value, dict) and all(key in value and _fits(value[key], hints[key]) for key in hints)
+    if outer in (dict, Mapping):
+        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
+    return kind is Any or type(value) is kind or (kind is float and type(value) is int)

@@ -167,7 +167,7 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     if measured is not None:
         notes.append(
             f"Speed-up: latency at batch 1 of the base network of `standard`, divided by the network's; all in turns, "
-            f"in one run, on {measured.device} with {measured.threads} threads, in PyTorch as it is."
+            f"in one run, on {measured.device} with {units.threads(measured.threads)}, in PyTorch as it is."
         )
     if names := differing(study.variants):
         notes.append(f"NOT under equal settings: {', '.join(names)} differ.")

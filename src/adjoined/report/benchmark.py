@@ -37,11 +37,13 @@ def _notes(found: Benchmark) -> list[str]:
     told = found.environment
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     gpu = f", {told['gpu']}" if told["gpu"] else ""
+    malloc = "".join(f", {name}={value}" for name, value in told["malloc"].items())
     return [
         *(how if found.rows else []),
         *found.explanations,
         *missing,
-        f"Measured on {told['processor']}, {told['cores']} cores{gpu}; Python {told['python']}, {versions}.",
+        f"Measured on {told['processor']}, {told['cores']} cores{gpu}; Python {told['python']}, {versions}{malloc}.",
+        f"Measured by: {told['command']}",
     ]
 
 
@@ -96,7 +98,7 @@ def _times(found: Benchmark, device: str, batch: int) -> Table:
         lines.append((_label(each, several), *_cells(base), *_cells(small), *_ratios(each)))
     if not compared:  # a base network alone
         lines = [(_title(row.runtime, row.precision), *_cells(row)) for row in rows]
-    threads = f", {rows[0].latency.threads} threads" if device == "cpu" else ""
+    threads = f", {units.threads(rows[0].latency.threads)}" if device == "cpu" else ""
     images = "1 image" if batch == 1 else f"{batch} images"
     columns = COLUMNS if compared else COLUMNS[:4]
     return Table(columns, tuple(lines), f"a call with {images} on {device}{threads}")
@@ -113,7 +115,7 @@ def _title(runtime: str, precision: str) -> str:
 
 def _cells(row: Row) -> tuple[str, str, str]:
     latency = row.latency
-    return units.milliseconds(latency.median_ms), units.milliseconds(latency.iqr_ms), f"{row.images_per_second:.4g}"
+    return units.milliseconds(latency.median_ms), units.milliseconds(latency.iqr_ms), units.rate(row.images_per_second)
 
 
 def _ratios(each: Speedup) -> tuple[str, str]:

@@ -117,6 +117,6 @@ def _latency_note(networks: Sequence[Figures]) -> tuple[str, ...]:
         if network.latency
     )
     return (
-        f"Latency: median of calls taking turns on {first['device']} with {first['threads']} threads, in PyTorch as it "
-        f"is; quartiles: {spread}.",
+        f"Latency: median of calls taking turns on {first['device']} with {units.threads(first['threads'])}, in "
+        f"PyTorch as it is; quartiles: {spread}.",
     )

@@ -37,16 +37,36 @@ def percent(share: float | None) -> str:
 
 
 def milliseconds(number: float | None) -> str:
-    """Write a time in milliseconds with three digits that matter.
+    """Write a time in milliseconds with three digits that matter, four decimals at most.
 
     Example:
-        >>> [milliseconds(t) for t in (0.1234, 3.456, 34.56, 345.6)]
-        ['0.123 ms', '3.46 ms', '34.6 ms', '346 ms']
+        >>> [milliseconds(t) for t in (0.00038, 0.02136, 0.1234, 3.456, 34.56, 345.6)]
+        ['0.0004 ms', '0.0214 ms', '0.123 ms', '3.46 ms', '34.6 ms', '346 ms']
     """
     if number is None:
         return ABSENT
-    decimals = 3 if number < 1 else 2 if number < 10 else 1 if number < 100 else 0
-    return f"{number:.{decimals}f} ms"
+    bounds = (100, 10, 1, 0.1)
+    return f"{number:.{sum(number < bound for bound in bounds)}f} ms"
+
+
+def rate(number: float) -> str:
+    """Write how many there are in a second.
+
+    Example:
+        >>> [rate(r) for r in (0.5, 16.43, 999.4, 13_498.6)]
+        ['0.5', '16.43', '999.4', '13.50 k']
+    """
+    return f"{number:.4g}" if number < 999.95 else count(number)
+
+
+def threads(number: int) -> str:
+    """Write a number of threads.
+
+    Example:
+        >>> threads(1), threads(2)
+        ('1 thread', '2 threads')
+    """
+    return f"{number} thread" if number == 1 else f"{number} threads"
 
 
 def times(base: float | None, small: float | None) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from adjoined.report.page import comparison, deployment, findings, sections
+from adjoined.report.benchmark import benchmark_tables
+from adjoined.report.page import comparison, exports, findings, sections
 from adjoined.report.page.charts import HEIGHT, WIDTH, look, place
 from adjoined.report.page.evidence import Evidence
 from adjoined.report.page.story import RunStory
@@ -41,8 +42,8 @@ def run_page(story: RunStory, evidence: Evidence | None = None, results: Table |
         "sources": sources,
         "paper_loss": sections.is_paper_loss(story.settings),
         "penalty": sections.penalty_chart(story),
-        "benchmark": deployment.benchmark_tables(story.benchmark) if story.benchmark else [],
-        "exports": deployment.export_tables(story.exports) if story.exports else [],
+        "benchmark": benchmark_tables(story.benchmark) if story.benchmark else [],
+        "exports": exports.export_tables(story.exports) if story.exports else [],
         "settings": sections.settings_tables(story),
         "commands": sections.commands(story),
         "commit": sections.commit(story),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adjoined.benchmark.result import NAME as BENCHMARK
+from adjoined.benchmark.result import Benchmark, read_benchmark
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_json
 from adjoined.report.figures import Figures
@@ -29,7 +31,7 @@ class RunStory:
     """None: the run has not come to its end."""
     figures: tuple[Figures, ...] = ()
     """Of the finished networks, the base network first."""
-    benchmark: dict[str, Any] | None = None
+    benchmark: Benchmark | None = None
     """benchmark.json, as `adjoined benchmark` leaves it."""
     exports: dict[str, Any] | None = None
     """export/export.json, as `adjoined export` leaves it."""
@@ -65,7 +67,7 @@ def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> 
     """
     run = RunFolder(folder)
     settings, record = run.read_settings(), run.read_record()
-    result = record.get("result")
+    result, benchmark = record.get("result"), run.path / BENCHMARK
     return RunStory(
         folder=run.path,
         settings=settings,
@@ -73,7 +75,7 @@ def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> 
         history=tuple(read_history(run.metrics)),
         result=RunResult.from_json(result, run.path) if result else None,
         figures=tuple(figures if figures is not None else kept_figures(run.path)),
-        benchmark=_if_there(run.path / "benchmark.json", "a benchmark"),
+        benchmark=read_benchmark(benchmark) if benchmark.is_file() else None,
         exports=_if_there(run.path / "export" / "export.json", "a record of exports"),
     )
 
