@@ -12,6 +12,7 @@ from typing import Any
 from adjoined.comparison.rows import Row
 from adjoined.comparison.study import Study
 from adjoined.files import write_whole
+from adjoined.report import units
 from adjoined.runs import RunFolder
 
 MISSING = "" if find_spec("matplotlib") else "No plots: pip install 'adjoined[plots]', and give the command again."
@@ -44,26 +45,76 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Return places moved as little as it takes to be `gap` apart: overlapping ones around their mean, in their order.
+
+    Example:
+        >>> spread([5.0, 0.0, 1.0], gap=2.0)
+        [5.0, -0.5, 1.5]
+    """
+    blocks: list[tuple[list[int], float]] = []  # places side by side, and the middle of them
+    for number in sorted(range(len(places)), key=lambda each: places[each]):
+        block, middle = [number], places[number]
+        while blocks and middle - blocks[-1][1] < gap * (len(block) + len(blocks[-1][0])) / 2:
+            before, centre = blocks.pop()
+            middle = (middle * len(block) + centre * len(before)) / (len(block) + len(before))
+            block = before + block
+        blocks.append((block, middle))
+    found = [0.0] * len(places)
+    for block, middle in blocks:
+        for at, number in enumerate(block):
+            found[number] = middle + gap * (at - (len(block) - 1) / 2)
+    return found
+
+
 def _accuracy(rows: Sequence[Row], label: str, value: Callable[[Row], float | None]) -> Any:
-    figure, axes = _figure(1)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure, (axis,) = _figure(1)
     points = [(row, cost, row.top1) for row in rows if (cost := value(row)) is not None and row.top1 is not None]
-    for place, (row, cost, top1) in enumerate(points):
+    for place, (_, cost, top1) in enumerate(points):
         error = None if top1.std is None else 100 * top1.std
-        axes[0].errorbar(cost, 100 * top1.mean, yerr=error, marker="o", capsize=3, linestyle="none")
-        axes[0].annotate(
-            row.label, (cost, 100 * top1.mean), xytext=(5, 4 - 9 * (place % 2)), textcoords="offset points", fontsize=7
-        )
+        axis.errorbar(cost, 100 * top1.mean, yerr=error, capsize=3, **(_style(place) | {"linestyle": "none"}))
     front = pareto([(cost, 100 * top1.mean) for _, cost, top1 in points])
-    axes[0].step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0, label="Pareto front")
-    axes[0].margins(x=0.2)
-    axes[0].set(xscale="log", xlabel=label, ylabel="top-1 accuracy, %")
-    axes[0].legend(fontsize=7)
+    axis.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0, label="Pareto front")
+    axis.margins(x=0.3, y=0.12)
+    axis.set(xscale="log", xlabel=label, ylabel="top-1 accuracy, %")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}" if cost < 1000 else units.count(cost)))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.legend(fontsize=7)
+    # Networks of about one size stand above each other: their names are moved apart, each with a line to its point.
+    bottom, top = axis.get_ylim()
+    for column in _columns([(row.label, cost, 100 * top1.mean) for row, cost, top1 in points]):
+        heights = spread([height for *_, height in column], gap=(top - bottom) / 32)
+        for (name, cost, height), moved in zip(column, heights, strict=True):
+            axis.annotate(
+                name, (cost, height), (14, moved), textcoords=("offset points", "data"), fontsize=6.5, va="center",
+                arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "relpos": (0, 0.5)},
+            )  # fmt: skip
     return figure
+
+
+def _columns(points: Sequence[tuple[str, float, float]]) -> list[list[tuple[str, float, float]]]:
+    """Part points (name, cost, accuracy) into columns: those within a third of the cheapest one's cost."""
+    columns: list[list[tuple[str, float, float]]] = []
+    for point in sorted(points, key=lambda each: each[1]):
+        if columns and point[1] < 1.33 * columns[-1][0][1]:
+            columns[-1].append(point)
+        else:
+            columns.append([point])
+    return columns
+
+
+def _style(place: int) -> dict[str, Any]:
+    """Return how the contender at this place is drawn, in every picture: ten colours, then other marks and lines."""
+    marker, line = (("o", "-"), ("s", "--"), ("^", ":"))[place // 10 % 3]
+    return {"color": f"C{place % 10}", "marker": marker, "linestyle": line}
 
 
 def _curves(study: Study) -> Any:
     figure, axes = _figure(2)
-    for variant in study.variants:
+    for place, variant in enumerate(study.variants):
         rows = [_metrics(study.path(variant, n)) for n in range(study.seeds) if study.result(variant, n)]
         for axis, base in zip(axes, (True, False), strict=True):
             names = sorted({k for run in rows for k in run[0] if k.startswith("val_") and k.endswith("_top1")})
@@ -76,8 +127,8 @@ def _curves(study: Study) -> Any:
                     means,
                     label=f"{variant.label}{network}",
                     linewidth=1,
-                    marker=".",
-                    markersize=3,
+                    markersize=2,
+                    **_style(place),
                 )
     for axis, title in zip(axes, ("base network", "smaller network"), strict=True):
         axis.set(title=title, xlabel="epoch of the method's own training", ylabel="top-1 accuracy, %")
