@@ -144,6 +144,11 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     return copied
 
 
+def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:
+    """Return a value as what can replace a tensor in a module: a parameter, trained or not, for a parameter."""
+    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+
 KEPT_IN_LINE = {
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
     "num_groups", "num_parameters", "normalized_shape", "embed_dim", "kdim", "vdim", "num_heads", "head_dim",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json
 from adjoined.slicing.advice import advice
 from adjoined.slicing.index import Index, take
-from adjoined.slicing.modules import duplicate, named_tensors, set_sizes
+from adjoined.slicing.modules import duplicate, in_place_of, named_tensors, set_sizes
 
 FORMAT = 1
 
@@ -120,7 +120,8 @@ class SlicePlan:
                 memo[id(module)] = copy.deepcopy(module)
         for name, tensor in tensors.items():
             if id(tensor) not in memo:
-                memo[id(tensor)] = _narrow(tensor, self.indices(name))
+                kept = take(tensor.detach(), self.indices(name)).clone(memory_format=torch.preserve_format)
+                memo[id(tensor)] = in_place_of(tensor, kept)
         small = duplicate(model, memo)
         for name, module in small.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
@@ -252,11 +253,6 @@ class SlicePlan:
         notes = list(dict.fromkeys(f"{group.reason}: {group.advice}" for group in self.groups if group.advice))
         notes += [f"not reordered, {reason}: {name}" for name, reason in self.unordered.items()]
         return "\n".join([f"{head}, channels ordered by {self.order}" if self.order else head, *lines, *notes])
-
-
-def _narrow(tensor: Tensor, indices: Sequence[Index | None]) -> Tensor:
-    kept = take(tensor.detach(), indices).clone(memory_format=torch.preserve_format)
-    return nn.Parameter(kept, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept
 
 
 def _like(old: Any, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from adjoined.slicing.flow import GroupChoice, LabelFlow
 from adjoined.slicing.inputs import Inputs
 from adjoined.slicing.labels import NeedsValues, Ties, along, sets_of
 from adjoined.slicing.misuse import another_path, check_arguments, does_not_run
-from adjoined.slicing.modules import duplicate, kernel_names, named_tensors
+from adjoined.slicing.modules import duplicate, in_place_of, kernel_names, named_tensors
 from adjoined.slicing.sizes import Site
 
 OUTPUT = "model output"
@@ -59,12 +60,10 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
     """
     check_arguments(model, inputs)
     unaligned = frozenset(unaligned)
-    try:
+    # Where values decide about the graph, or an operator or a scripted module does not know the device, it is run for
+    # real; by then nothing is left of the first attempt, which an exception that is still at hand would hold.
+    with suppress(Exception):
         return _trace(_copied(model, "meta"), inputs.map(lambda t: t.to("meta")), choose_groups, unaligned)
-    except Exception:
-        # Values decide about the graph, or an operator or a scripted module does not know the device: run it for real,
-        # outside of this clause, since the exception holds all that the first attempt has made.
-        pass
     return _trace(_copied(model, None), inputs, choose_groups, unaligned)
 
 
@@ -73,13 +72,8 @@ def _copied(model: nn.Module, device: str | None) -> nn.Module:
     if device is None:
         return duplicate(model)
     # Handed to deepcopy, so that weights are not copied first, and tied ones stay tied: `to` makes two of them.
-    memo: dict[int, Any] = {id(tensor): _moved(tensor, device) for tensor in named_tensors(model).values()}
+    memo: dict[int, Any] = {id(t): in_place_of(t, t.detach().to(device)) for t in named_tensors(model).values()}
     return duplicate(model, memo).to(device)
-
-
-def _moved(tensor: Tensor, device: str) -> Tensor:
-    moved = tensor.detach().to(device)
-    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
 def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[Site]) -> Trace:
