@@ -84,7 +84,7 @@ def _measure(sender: Any, subject: Subject, alpha: float, options: argparse.Name
     if options.rival:
         from coverage_rival import measure_rival
 
-        sender.send(measure_rival(subject, [alpha]))
+        sender.send(measure_rival(subject, alpha))
     else:
         from coverage_measure import measure
 

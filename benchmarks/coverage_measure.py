@@ -7,7 +7,7 @@ import ctypes
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +31,30 @@ def measure(subject: Subject, alpha: float, *, round_to: int = 1) -> dict[str, A
     torch.manual_seed(0)
     torch.set_num_threads(1)
     _load_everything()
-    record: dict[str, Any] = {"model": subject.name, "round_to": round_to}
-    found: dict[str, Any] = {}
-    record[f"alpha {alpha:g}"] = found
-    stages = _stages(subject, alpha, round_to, record, found)
-    stage = "build"
+    found: dict[str, Any] = {"stage": "build"}
+    record = {"model": subject.name, "round_to": round_to, f"alpha {alpha:g}": found}
     try:
-        for stage in stages:  # noqa: B007  (the stage that is under way when something is raised)
-            pass
-        found["result"] = "ok"
+        _fill(record, found, subject, alpha, round_to)
     except Exception as error:  # whatever goes wrong is what the table is to show
-        found |= {"result": "failed", "stage": stage, "error": f"{type(error).__name__}: {str(error)[:400]}"}
+        found |= {"result": "failed", "error": f"{type(error).__name__}: {str(error)[:400]}"}
+    else:
+        found["result"] = "ok"
+        del found["stage"]
     return record
 
 
-def _stages(
-    subject: Subject, alpha: float, round_to: int, record: dict[str, Any], found: dict[str, Any]
-) -> Iterator[str]:
-    """Fill both records, naming each stage before it is entered."""
+def _fill(record: dict[str, Any], found: dict[str, Any], subject: Subject, alpha: float, round_to: int) -> None:
+    """Write down what a model is, and what is found at one alpha; `stage` is what is being done."""
     free = _memory()  # before the model is there: weights count in what its forward takes, and in what slicing takes
     model, example = subject.build().eval(), subject.example()
     inputs = Inputs.of(example)
     record["input"] = [list(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-    yield "count"
+    found["stage"] = "count"
     cost = measure_cost(model, example)
     record |= {"parameters": cost.parameters, "macs": cost.macs}
     forward = _peak(lambda: _forward(model, inputs)) - free
 
-    yield "slice"
+    found["stage"] = "slice"
     plans = []
     start = time.process_time()
     peak = _peak(lambda: plans.append(make_plan(model, example, alpha=alpha, round_to=round_to)))
@@ -66,7 +62,7 @@ def _stages(
     found["memory"] = round((peak - free) / forward, 2)
     plan = plans.pop()
 
-    yield "run"
+    found["stage"] = "run"
     small = plan.apply(model).eval()
     _forward(small, inputs)
     small_cost = measure_cost(small, example)
@@ -79,13 +75,13 @@ def _stages(
     ]
     found["unaligned"] = list(plan.unaligned)
 
-    yield "check"
+    found["stage"] = "check"
     start = time.process_time()
     checked = check_plan(model, example, plan)
     found |= {"error_vs_masked": checked.error, "how": checked.how, "where": checked.where}
     found["check_seconds"] = round(time.process_time() - start, 2)
 
-    yield "train"
+    found["stage"] = "train"
     train_one_step(model, inputs, plan)
 
 

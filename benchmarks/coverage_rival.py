@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,34 +13,27 @@ from torch.utils._pytree import tree_leaves
 from adjoined.slicing.inputs import Inputs
 
 
-def measure_rival(subject: Subject, alphas: Iterable[float]) -> dict[str, Any]:
+def measure_rival(subject: Subject, alpha: float) -> dict[str, Any]:
     """Return what Torch-Pruning makes of a model: parameters left, seconds, or the error.
 
     L1 importance, one ratio of 1 - 1/alpha for every layer, the model's last layers left alone, as its examples do;
     the pruned model has to run and to return the shapes that the model returned.
     """
-    record: dict[str, Any] = {"model": subject.name}
-    for alpha in alphas:
-        torch.manual_seed(0)
-        model, inputs = subject.build().eval(), Inputs.of(subject.example())
-        before = sum(p.numel() for p in model.parameters())
-        start = time.process_time()
-        try:
-            expected = _shapes(model, inputs)
-            _prune(model, inputs, alpha)
-            seconds = time.process_time() - start
-            fits = _shapes(model, inputs) == expected
-            left = sum(p.numel() for p in model.parameters()) / before
-            record[f"alpha {alpha:g}"] = {
-                "result": "ok" if fits else "other output shapes", "left": round(left, 4), "seconds": round(seconds, 2),
-            }  # fmt: skip
-        except Exception as error:  # whatever goes wrong is what the table is to show
-            record[f"alpha {alpha:g}"] = {
-                "result": "failed",
-                "error": f"{type(error).__name__}: {str(error)[:200]}",
-                "seconds": round(time.process_time() - start, 2),
-            }
-    return record
+    torch.manual_seed(0)
+    model, inputs = subject.build().eval(), Inputs.of(subject.example())
+    before = sum(p.numel() for p in model.parameters())
+    found: dict[str, Any] = {}
+    start = time.process_time()
+    try:
+        expected = _shapes(model, inputs)
+        _prune(model, inputs, alpha)
+        found["seconds"] = round(time.process_time() - start, 2)
+        found["result"] = "ok" if _shapes(model, inputs) == expected else "other output shapes"
+        found["left"] = round(sum(p.numel() for p in model.parameters()) / before, 4)
+    except Exception as error:  # whatever goes wrong is what the table is to show
+        found = {"result": "failed", "error": f"{type(error).__name__}: {str(error)[:200]}"}
+        found["seconds"] = round(time.process_time() - start, 2)
+    return {"model": subject.name, f"alpha {alpha:g}": found}
 
 
 def _prune(model: nn.Module, inputs: Inputs, alpha: float) -> None:

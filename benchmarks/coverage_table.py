@@ -51,21 +51,8 @@ def write_table(folder: Path) -> None:
 
 
 def _summary(sets: dict[str, tuple[list[Record], dict[str, Record]]]) -> list[str]:
-    rows = [
-        [
-            "",
-            "models",
-            "α",
-            "works",
-            "narrowed throughout",
-            "wrong",
-            "largest error",
-            "median s",
-            "worst s",
-            "worst memory",
-        ],
-        [":--", *["--:"] * 9],
-    ]
+    told = ["works", "narrowed throughout", "wrong", "largest error", "median s", "worst s", "worst memory"]
+    rows = [["", "models", "α", *told], [":--", *["--:"] * 9]]
     for name, (records, rivals) in sets.items():
         for alpha in BOUNDS:
             found = [record.get(alpha, {"result": "failed"}) for record in records]
