@@ -88,7 +88,7 @@ def main(asked: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/few-digits"), help="folder for all runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables and the CSV of every run")
-    parser.add_argument("--seeds", type=int, default=4, help="runs of each contender")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each contender")
     parser.add_argument("--only", choices=list(CELLS), action="append", help="this cell; may be repeated")
     options = parser.parse_args(asked)
     cells: dict[str, Accuracies] = {}

@@ -194,7 +194,10 @@ def _benchmark(data: Mapping[str, Any]) -> Benchmark:
 
 
 def _made(cls: type[Any], data: Mapping[str, Any]) -> Any:
-    """Return a dataclass whose fields are in plain data; what else is in the data is left alone."""
+    """Return a dataclass whose fields are in plain data; what else is in the data is left alone.
+
+    Not by jsonargparse, which reads settings: it takes "4" for a number, as a command line must; a record has none.
+    """
     kinds = get_type_hints(cls)
     values = {each.name: data[each.name] for each in fields(cls)}
     for name, value in values.items():
