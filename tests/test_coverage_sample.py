@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -82,6 +83,17 @@ def test_tables_are_written_between_their_marks(coverage: Any, tmp_path: Path, m
     assert "| timm | 2 | 4 | 0 of 2 (0 %) | 0 of 2 (0 %) | 1 |" in text  # a failure of the check is a wrong result
     assert "failed (check)" in text
     assert "time limit of 600 s" in text
+
+
+def test_a_failure_names_the_stage_that_it_came_in(coverage: Any):
+    from coverage_models import Subject
+
+    measure, *_ = coverage
+    sizes = {"build": lambda: 1 // 0, "count": lambda: torch.nn.Conv2d(9, 8, 3)}
+    for stage, build in sizes.items():
+        found = measure.measure(Subject("x", build, lambda: torch.zeros(1, 3, 8, 8)), 2.0)["alpha 2"]
+        assert (found["result"], found["stage"]) == ("failed", stage)
+        assert "Error: " in found["error"]
 
 
 def test_a_child_that_dies_and_one_that_hangs_are_told_apart(coverage: Any, tmp_path: Path):
