@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adjoined.slicing.findings import Findings
-from adjoined.slicing.labels import FrozenTies, OutOfStep, Slot, Ties, TooNarrow, compress, distinct, varying
+from adjoined.slicing.labels import LABEL, FrozenTies, OutOfStep, Slot, Ties, TooNarrow, compress, distinct, varying
 from adjoined.slicing.sizes import RESHAPES, Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
 from adjoined.slicing.values import Values
 
@@ -189,7 +189,7 @@ class Checks:
             message = f"{slot.numel()} channels arrive where {len(kept)} are expected in {self.here}"
             labels = [] if expected is None else expected.tolist()
             raise TooNarrow(message, kept + distinct(slot), labels, slot.numel())
-        return torch.tensor(kept).view(slot.shape)
+        return torch.tensor(kept, dtype=LABEL).view(slot.shape)
 
 
 def family_of(name: str) -> str:

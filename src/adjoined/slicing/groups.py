@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Group:
         asked: what `widths` asks for; they agree.
     """
 
-    roots: list[int]
+    roots: array[int]
     places: dict[tuple[str, int], int]
     reason: str = ""
     kept: int = 0
@@ -84,25 +85,26 @@ class Grouping:
     def __init__(self, trace: Trace) -> None:
         self._findings, self._labels = trace.findings, trace.labels
         self.roots = trace.ties.roots()
-        pinned = trace.ties.pinned()
+        reason_of = trace.ties.reasons()
         real = set(trace.labels)
         owners = trace.ties.owners
         self.pieces = _pieces(trace, self.roots)
         alike: dict[object, Group] = {}
+        self._of_root: list[Group | None] = [None] * len(self.roots)
         for root, members in sets_of(self.roots):
             places = Counter[tuple[str, int]](owners[label] for label in members)
             signature = (tuple(sorted(places.items())), frozenset(self.pieces.get(root, ())))
             if signature not in alike:
                 # Labels given anew behind a cut stand in no tensor; without any other place they still are channels.
                 in_tensors = {place: count for place, count in places.items() if place[0] in real}
-                alike[signature] = Group([], in_tensors or dict(places))
+                alike[signature] = Group(array("q"), in_tensors or dict(places))
                 if sum(places.values()) == 1 and in_tensors:
                     alike[signature].reason = NO_CHANNELS
             group = alike[signature]
             group.roots.append(root)
-            group.reason = group.reason or pinned.get(root, "")
+            self._of_root[root] = group
+            group.reason = group.reason or reason_of(root)
         self.groups = list(alike.values())
-        self.of_root = {root: group for group in self.groups for root in group.roots}
         self._couple(trace)
         for site, labels in trace.findings.whole_heads.items():  # a table may have one place only for each head
             for group in {id(g): g for g in map(self.of, labels)}.values():
@@ -121,7 +123,7 @@ class Grouping:
             if not row_dims or tied.shape[last] == 1:
                 continue  # what lies side by side belongs to one channel, as in a pixel shuffle
             sizes = [slot.shape[d] for d in row_dims]
-            for group in {id(g): g for g in (self.of_root[root] for root in distinct(tied))}.values():
+            for group in {id(g): g for g in map(self.of, distinct(tied))}.values():
                 group.unit = math.gcd(group.unit, sizes[-1])
                 group.folds.add(cut)
             around = cut.module.rpartition(".")[0]
@@ -132,8 +134,10 @@ class Grouping:
                         group.step = math.lcm(group.step, rows)
 
     def of(self, label: int) -> Group:
-        """Return the group of a label."""
-        return self.of_root[self.roots[label]]
+        """Return the group of a label, which is not 0."""
+        group = self._of_root[self.roots[label]]
+        assert group is not None
+        return group
 
     def inside(self, module: str) -> Iterator[Group]:
         """Return the groups of the tensors of a module and of the modules in it; some more than once."""

@@ -1,7 +1,7 @@
 """Labels: which channels of a network belong together.
 
 Every index of every dimension of every parameter and buffer gets a number of its own, its *label*; 0 means "no
-channel". A tensor carries its labels in *slots*: int64 tensors of the tensor's own number of dimensions, with size 1
+channel". A tensor carries its labels in *slots*: int32 tensors of the tensor's own number of dimensions, with size 1
 along every dimension where the label does not change. A weight (O, I, 3, 3) starts with the slots (O, 1, 1, 1),
 (1, I, 1, 1), (1, 1, 3, 1) and (1, 1, 1, 3); an activation (N, C, H, W) carries one slot (1, C, 1, 1).
 """
@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Slot = Tensor
-"""int64, as many dimensions as the labelled tensor, broadcastable to its shape."""
+"""int32, as many dimensions as the labelled tensor, broadcastable to its shape."""
+LABEL = torch.int32
+"""Slots of attention maps are the largest tensors of a trace: their elements are no wider than they have to be."""
+_SMALL = 1 << 14
+"""Bytes of a slot's storage up to which it may be larger than the slot."""
 
 
 class Owner(NamedTuple):
@@ -53,15 +58,17 @@ class Ties:
     def __init__(self) -> None:
         # A network with large tables has as many labels as parameters, so a label takes no object of its own.
         self._parent = array("q", [0])
-        self._pinned: dict[int, str] = {}
+        self._pinned = array("i", [0])
+        self._reasons = {"": 0}
         self.owners = [Owner("", 0)]
 
     def new(self, owner: str, dim: int, count: int) -> Tensor:
-        """Return `count` fresh labels (int64 vector) for the indices of dimension `dim` of the tensor `owner`."""
+        """Return `count` fresh labels (int32 vector) for the indices of dimension `dim` of the tensor `owner`."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
+        self._pinned.extend(repeat(0, count))
         self.owners.extend([Owner(owner, dim)] * count)
-        return torch.arange(first, first + count)
+        return torch.arange(first, first + count, dtype=LABEL)
 
     def find(self, label: int) -> int:
         """Return the smallest label of the set, its root."""
@@ -77,21 +84,23 @@ class Ties:
             x, y = sorted((self.find(x), self.find(y)))
             if x != y:
                 self._parent[y] = x
-                if y in self._pinned:
-                    self._pinned.setdefault(x, self._pinned.pop(y))
+                self._pinned[x] = self._pinned[x] or self._pinned[y]
 
     def pin(self, slot: Slot, why: str) -> None:
         """Keep every channel of the slot at full width; the first reason given stays."""
+        number = self._reasons.setdefault(why, len(self._reasons))
         for label in distinct(slot):
-            self._pinned.setdefault(self.find(label), why)
+            root = self.find(label)
+            self._pinned[root] = self._pinned[root] or number
 
     def roots(self) -> array[int]:
         """Return the root of every label."""
         return array("q", map(self.find, range(len(self._parent))))
 
-    def pinned(self) -> dict[int, str]:
-        """Return the reason of every pinned set, by its root."""
-        return {self.find(root): why for root, why in self._pinned.items()}
+    def reasons(self) -> Callable[[int], str]:
+        """Return root -> why its set is pinned, "" where it is not."""
+        reasons = list(self._reasons)
+        return lambda root: reasons[self._pinned[root]]
 
 
 def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
@@ -144,7 +153,7 @@ def pairs(a: Slot, b: Slot) -> list[tuple[int, int]]:
     different = (a != b) & (a != 0) & (b != 0)
     if not bool(different.any()):
         return []
-    both = torch.unique((a[different] << 32) + b[different])  # as one number: unique along a dimension is slow
+    both = torch.unique((a[different].long() << 32) + b[different])  # as one number: unique along a dimension is slow
     return list(zip((both >> 32).tolist(), (both & 0xFFFFFFFF).tolist(), strict=True))
 
 
@@ -170,7 +179,8 @@ def compress(slot: Slot) -> Slot:
             first = slot.narrow(d, 0, 1)
             if slot.stride(d) == 0 or bool((slot == first).all()):
                 slot = first
-    return slot
+    # What is left is kept; of a large tensor it must not keep all the rest, too.
+    return slot.clone() if slot.untyped_storage().nbytes() > max(2 * slot.nbytes, _SMALL) else slot
 
 
 def reshaped(slot: Slot, source: Sequence[int], target: Sequence[int]) -> Slot:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adjoined.slicing.labels import Slot, compress, varying
+from adjoined.slicing.labels import LABEL, Slot, compress, varying
 
 
 class _Block(NamedTuple):
@@ -54,7 +54,7 @@ class Memory:
 
     def _put(self, block: _Block, tensor: Tensor, slots: Sequence[Slot]) -> None:
         while len(block.layers) < len(slots):
-            block.layers.append(torch.zeros(block.storage.nbytes() // block.itemsize, dtype=torch.long))
+            block.layers.append(torch.zeros(block.storage.nbytes() // block.itemsize, dtype=LABEL))
         ordered = sorted(slots, key=varying)
         for number, layer in enumerate(block.layers):
             _place(layer, tensor).copy_(ordered[number] if number < len(ordered) else torch.zeros(()))

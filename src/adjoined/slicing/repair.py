@@ -108,7 +108,7 @@ class Repairs:
         if len(error.size.counted) != 1 or error.asked < 1:
             return False
         roots = Counter(self.grouping.roots[label] for label in error.size.counted[0])
-        groups = {id(g): g for g in (self.grouping.of_root.get(root) for root in roots) if g is not None}
+        groups = {id(g): g for g in (self.grouping.of(root) for root in roots if root)}
         repeated = sum(roots.values()) // max(1, len(roots))
         channels, rest = divmod(error.asked, max(1, len(groups) * repeated))
         if alike:

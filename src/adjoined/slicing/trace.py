@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from adjoined.slicing.findings import Findings
 from adjoined.slicing.flow import GroupChoice, LabelFlow
 from adjoined.slicing.inputs import Inputs
-from adjoined.slicing.labels import NeedsValues, Ties, along, sets_of
+from adjoined.slicing.labels import LABEL, NeedsValues, Ties, along, sets_of
 from adjoined.slicing.misuse import another_path, check_arguments, does_not_run
 from adjoined.slicing.modules import duplicate, in_place_of, kernel_names, named_tensors
 from adjoined.slicing.sizes import Site
@@ -160,7 +160,7 @@ def _pin_unread(ties: Ties, findings: Findings) -> None:
     read = {ties.find(label) for label in findings.read}
     for root, members in sets_of(ties.roots()):
         if root not in read and len(members) > 1:
-            ties.pin(torch.tensor(members), "is read by no layer that ran")
+            ties.pin(torch.tensor(members, dtype=LABEL), "is read by no layer that ran")
 
 
 def _pin_scripted(prefix: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adjoined.slicing.labels import Slot, compress, varying
+from adjoined.slicing.labels import LABEL, Slot, compress, varying
 from adjoined.slicing.rules.table import Call, rule
 
 if TYPE_CHECKING:
@@ -51,5 +51,5 @@ def _join(flow: LabelFlow, slots: Sequence[Sequence[Slot]], sizes: Sequence[int]
     for part, size in zip(parts, sizes, strict=True):
         shape = [max(p.shape[d] for p in known) for d in range(out.ndim)]
         shape[dim] = size
-        joined.append(torch.zeros(shape, dtype=torch.long) if part is None else part.expand(shape))
+        joined.append(torch.zeros(shape, dtype=LABEL) if part is None else part.expand(shape))
     flow.carry(out, [*across, compress(torch.cat(joined, dim))])

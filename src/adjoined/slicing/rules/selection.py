@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adjoined.slicing.labels import NeedsValues, Slot, compress, varying
+from adjoined.slicing.labels import LABEL, NeedsValues, Slot, compress, varying
 from adjoined.slicing.rules.pointwise import tie_elementwise
 from adjoined.slicing.rules.table import Call, rule
 
@@ -117,7 +117,7 @@ def _constant(flow: LabelFlow, index: Tensor) -> bool:
 def _first(flow: LabelFlow, tensor: Tensor, dim: int) -> Slot:
     """The labels of a tensor along a dimension, zeros where it has none."""
     found = [slot for slot in flow.slots(tensor) if dim in varying(slot)]
-    return found[0] if found else torch.zeros([1] * tensor.ndim, dtype=torch.long)
+    return found[0] if found else torch.zeros([1] * tensor.ndim, dtype=LABEL)
 
 
 def _fits(slot: Slot, out: Tensor) -> bool:

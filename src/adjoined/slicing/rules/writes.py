@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adjoined.slicing.labels import NeedsValues, Slot, compress, varying
+from adjoined.slicing.labels import LABEL, NeedsValues, Slot, compress, varying
 from adjoined.slicing.rules.pointwise import left_padded, tie_elementwise
 from adjoined.slicing.rules.table import Call, rule
 
@@ -78,7 +78,7 @@ def _write(flow: LabelFlow, call: Call, values: Tensor, put: Callable[[Tensor, T
     x = call["self"]
     pairs: list[tuple[Slot, Slot]] = []
     old, new = (sorted(flow.slots(tensor), key=varying) for tensor in (x, values))
-    none = torch.zeros((), dtype=torch.long)
+    none = torch.zeros((), dtype=LABEL)
     for number in range(max(len(old), len(new))):
         pairs.append((old[number] if number < len(old) else none, new[number] if number < len(new) else none))
     written = []
