@@ -116,6 +116,41 @@ def test_a_runtime_that_is_not_installed_is_told_how_to_get(
     assert "PyTorch" in out
 
 
+def test_pytorch_holds_networks_and_images_channels_last_if_told_to(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[bool, ...]] = []
+    convolve = torch.nn.Conv2d.forward
+
+    def forward(self: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(t.is_contiguous(memory_format=torch.channels_last) for t in (x, self.weight)))
+        return convolve(self, x)
+
+    line = ["benchmark", *MODEL, "--runtimes", "eager,torch-export", "--batch-sizes", "2"]
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
+    for flags, expected in (([], (False, False)), (["--channels-last"], (True, True))):
+        seen.clear()
+        assert main([*line, *flags, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["channels_last"] == bool(flags)
+        assert expected in seen  # weights of 1x1 lie both ways
+        assert [row["runtime"] for row in told["rows"]] == [
+            each for each in ("eager", "torch-export") for _ in range(2)
+        ]
+        assert told["missing"] == []
+    assert main([*line, "--channels-last"]) == 0
+    assert "PyTorch holds networks and images channels-last (NHWC)." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_target_without_int8_is_measured_in_fp32_alone(capsys: pytest.CaptureFixture[str]):
+    line = ["benchmark", *MODEL, "--runtimes", "torch-export", "--batch-sizes", "1", "--int8", "--json"]
+    assert main(line) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["precision"] for row in told["rows"]] == ["fp32", "fp32"]
+    assert all(row["file_bytes"] for row in told["rows"])
+    assert told["missing"] == []
+
+
 def test_a_family_has_a_row_for_each_small_network(capsys: pytest.CaptureFixture[str]):
     line = ["benchmark", *MODEL, "--alpha", "2,4", "--runtimes", "eager", "--batch-sizes", "1"]
     assert main([*line, "--json"]) == 0
@@ -145,7 +180,7 @@ def test_a_run_of_own_code_wants_the_code_again(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["resnet20", "--runtimes", "onxx"], "unknown runtime (expected some of eager, compiled, onnx"),
+        (["resnet20", "--runtimes", "onxx"], "unknown runtime (expected some of eager, compiled, torch-export, onnx"),
         (["resnet20", "--runtimes", "onxx"], "Did you mean onnx?"),
         (["resnet20", "--batch-sizes", "0"], "--batch-sizes: out of range (expected at least 1, got 0)"),
         (["resnet20", "--batch-sizes", "[]"], "--batch-sizes: there is nothing to measure"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 RUNTIMES = {
     "eager": "PyTorch",
     "compiled": "torch.compile",
+    "torch-export": "torch.export",
     "onnx": "ONNX Runtime",
     "openvino": "OpenVINO",
     "executorch": "ExecuTorch",
@@ -15,3 +16,5 @@ RUNTIMES = {
 """Ways to run a network: name -> title."""
 ON_GPU = ("eager", "compiled")
 """Those that are measured on a GPU, too."""
+IN_PYTORCH = (*ON_GPU, "torch-export")
+"""Those that take images in the memory format of PyTorch that is asked for."""

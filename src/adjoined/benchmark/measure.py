@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from adjoined.benchmark import ON_GPU, RUNTIMES
+from adjoined.benchmark import IN_PYTORCH, ON_GPU, RUNTIMES
 from adjoined.benchmark.environment import environment
 from adjoined.benchmark.explain import explain
 from adjoined.benchmark.result import Benchmark, Missing, Row, Speedup
@@ -28,6 +28,7 @@ def run_benchmark(
     devices: Sequence[str] = ("cpu",),
     threads: int | None = None,
     int8: bool = False,
+    channels_last: bool = False,
     seconds: float = 60.0,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Benchmark:
@@ -40,6 +41,7 @@ def run_benchmark(
         devices: "cpu", "cuda"; on a GPU only PyTorch is measured.
         threads: threads inside one operator; None takes PyTorch's number for all runtimes.
         int8: measure int8 also where there is no such file yet, in the runtimes that networks are exported to.
+        channels_last: hold networks and images in channels-last memory format, in PyTorch's own runtimes.
         seconds: time for all calls together, s; slow networks take longer, since each has at least 5 counted calls.
             Exporting and compiling come on top.
         tell: is handed a line before each measurement.
@@ -69,8 +71,10 @@ def run_benchmark(
                 continue
             tell(f"{RUNTIMES[runtime]} on {device}, batch {size}")
             images = subject.batch(size).to(device)
+            if channels_last and runtime in IN_PYTORCH:
+                images = images.contiguous(memory_format=torch.channels_last)
             try:
-                entrants = _enter(runtime, subject, exported, images, used)
+                entrants = _enter(runtime, subject, exported, images, used, channels_last)
                 times = take_turns(
                     {f"{each.network} {each.precision}": each.call for each in entrants},
                     images,
@@ -88,15 +92,17 @@ def run_benchmark(
         told = environment()
     found = Benchmark(
         subject.name, subject.alpha, list(subject.example.shape[1:]), networks, subject.published, told,
-        rows, speedups, missing,
+        rows, speedups, missing, channels_last=channels_last,
     )  # fmt: skip
     found.explanations.extend(explain(found))
     return found
 
 
-def _enter(runtime: str, subject: Subject, exported: Exported, images: Tensor, threads: int) -> list[Entrant]:
+def _enter(
+    runtime: str, subject: Subject, exported: Exported, images: Tensor, threads: int, channels_last: bool
+) -> list[Entrant]:
     if runtime in ON_GPU:
-        return in_pytorch(runtime, subject.networks, images)
+        return in_pytorch(runtime, subject.networks, images, channels_last=channels_last)
     return exported.entrants(runtime, threads)
 
 

@@ -18,7 +18,7 @@ The file is one JSON object:
                                 model's own inputs and outputs left out
     published     null, or {"parameters", "macs"} of the base as its library publishes them
     rows          a list, one entry for each measured network, each
-        runtime                 "eager", "compiled", "onnx", "openvino" or "executorch"
+        runtime                 "eager", "compiled", "torch-export", "onnx", "openvino" or "executorch"
         precision               "fp32" or "int8"
         network, device, batch_size, threads
         median_ms, lower_quartile_ms, upper_quartile_ms, calls
@@ -32,6 +32,7 @@ The file is one JSON object:
         mac_ratio               MACs of the base / MACs of the small network
     missing       a list of {"runtime", "device", "why"}: what was not measured, and why, in one line
     explanations  a list of sentences: where the speed-up stays behind the ratio of MACs, and why
+    channels_last whether PyTorch's own runtimes held networks and images channels-last; without it, false
     environment   what `adjoined.benchmark.environment` tells: command, versions, processor, cores, threads
 """
 
@@ -130,6 +131,7 @@ class Benchmark:
     speedups: list[Speedup] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     explanations: list[str] = field(default_factory=list)
+    channels_last: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, in the format above."""
@@ -176,7 +178,7 @@ def _benchmark(data: Mapping[str, Any]) -> Benchmark:
         "speedups": [_made(Speedup, each) for each in data["speedups"]],
         "missing": [_made(Missing, each) for each in data["missing"]],
     }
-    found = _made(Benchmark, {**data, **parts})
+    found = _made(Benchmark, {"channels_last": False, **data, **parts})
     if not found.networks:
         raise ValueError("it has no networks")
     for each in found.networks:

@@ -55,7 +55,7 @@ class Exported:
         target = find_target(runtime)
         # A file of ExecuTorch reserves memory for batches as large as the example; the others take batches of any size.
         example = self.largest if runtime == "executorch" else self.subject.example
-        for precision in PRECISIONS if self.int8 else PRECISIONS[:1]:
+        for precision in PRECISIONS if self.int8 and target.int8 is not None else PRECISIONS[:1]:
             for name, module in self.subject.networks.items():
                 if (runtime, name, precision) not in self.files:
                     path = self.folder / f"{name}.{precision}{target.suffix}"
@@ -75,16 +75,20 @@ def path_bytes(path: Path, beside: tuple[str, ...]) -> int:
     return sum(each.stat().st_size for each in (path, *(path.with_suffix(suffix) for suffix in beside)))
 
 
-def in_pytorch(runtime: str, networks: Mapping[str, nn.Module], example: Tensor) -> list[Entrant]:
+def in_pytorch(
+    runtime: str, networks: Mapping[str, nn.Module], example: Tensor, *, channels_last: bool = False
+) -> list[Entrant]:
     """Bring networks to the device of `example`, and compile them for its shape if that is asked for.
 
     Raises:
         AdjoinedError: the networks cannot be compiled.
     """
     modules = {
-        name: copy.deepcopy(module).to(example.device) if example.is_cuda else module
+        name: copy.deepcopy(module).to(example.device) if example.is_cuda or channels_last else module
         for name, module in networks.items()
     }
+    if channels_last:
+        modules = {name: module.to(memory_format=torch.channels_last) for name, module in modules.items()}
     if runtime == "eager":
         return [Entrant(name, "fp32", module) for name, module in modules.items()]
     torch.compiler.reset()  # another batch size would be compiled for shapes of any size

@@ -34,13 +34,15 @@ class BenchmarkOptions:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 64])
     """Images in a call."""
     runtimes: list[str] = field(default_factory=lambda: list(RUNTIMES))
-    """Where to run the networks: eager, compiled, onnx, openvino, executorch."""
+    """Where to run the networks: eager, compiled, torch-export, onnx, openvino, executorch."""
     devices: list[str] = field(default_factory=list)
     """cpu, cuda; none: the CPU, and a GPU where there is one. On a GPU only PyTorch is measured."""
     threads: int | None = None
     """Threads inside one operator, in all runtimes; none: as many as PyTorch takes."""
     int8: bool = False
     """Measure int8 even where `adjoined export --int8` has left no such file; it is calibrated on random images."""
+    channels_last: bool = False
+    """Hold networks and images channels-last (NHWC) in PyTorch's own runtimes, where that mostly is faster."""
     seconds: float = 60.0
     """Time for all calls together, s; slow networks take longer, exporting and compiling come on top."""
     model: str | None = None
@@ -100,6 +102,7 @@ def main(argv: Sequence[str]) -> None:
         devices=devices,
         threads=options.threads,
         int8=options.int8,
+        channels_last=options.channels_last,
         seconds=options.seconds,
         tell=lambda line: print(f"measuring: {line}", file=sys.stderr, flush=True),
     )

@@ -33,13 +33,14 @@ def _notes(found: Benchmark) -> list[str]:
         "Times: median of calls in turns, and their inter-quartile range (IQR); img/s: images / median. The ratio is "
         "base / small, of times and of MACs; int8 / fp32 compares the small network in int8 with the base in fp32."
     ]
+    layout = ["PyTorch holds networks and images channels-last (NHWC)."] if found.channels_last else []
     missing = [f"Not measured: {RUNTIMES[each.runtime]} on {each.device}. {each.why}" for each in found.missing]
     told = found.environment
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     gpu = f", {told['gpu']}" if told["gpu"] else ""
     malloc = "".join(f", {name}={value}" for name, value in told["malloc"].items())
     return [
-        *(how if found.rows else []),
+        *([*how, *layout] if found.rows else []),
         *found.explanations,
         *missing,
         f"Measured on {told['processor']}, {told['cores']} cores{gpu}; Python {told['python']}, {versions}{malloc}.",
