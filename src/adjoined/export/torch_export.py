@@ -19,10 +19,16 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
 
 
 def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
-    """Open the file in PyTorch, on the CPU."""
+    """Open the file in PyTorch, on the CPU; weights follow the memory format of the images."""
     module = torch.export.load(path).module()
+    formats = [torch.contiguous_format]
 
     def run(images: Tensor) -> Tensor:
+        # Convolutions compute in the images' format; weights in another would be brought into it at every call.
+        layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+        if layout != formats[-1]:
+            module.to(memory_format=layout)
+            formats.append(layout)
         before = torch.get_num_threads()
         wanted = threads or before
         if wanted != before:
