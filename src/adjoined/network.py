@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
+from adjoined.masking import KernelMasks
 from adjoined.sharing import Indices, share
 from adjoined.slicing import SlicePlan, check_plan, make_plan, reorder
 from adjoined.slicing.importance import check_order
@@ -47,6 +48,7 @@ class AdjoinedNetwork(nn.Module):
         plans: a slice plan for every small network.
         private_norms: small networks have scale and shift of their own in every norm; if not, they are shared slices
             too, as an ablation. Running statistics are private in any case.
+        masking_factor: share of each kernel's positions at which small networks have zeros, as an ablation.
 
     Attributes:
         base: the base network.
@@ -61,7 +63,14 @@ class AdjoinedNetwork(nn.Module):
         ((5, 10), (5, 10), 3130)
     """
 
-    def __init__(self, base: nn.Module, plans: Sequence[SlicePlan], *, private_norms: bool = True) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        plans: Sequence[SlicePlan],
+        *,
+        private_norms: bool = True,
+        masking_factor: float = 0.0,
+    ) -> None:
         super().__init__()
         if not plans:
             raise AdjoinedError("a joint network needs at least one slice plan", where="plans")
@@ -79,6 +88,7 @@ class AdjoinedNetwork(nn.Module):
             plan.check_fits(base)
         private = private_names(base) if private_norms else set()
         self._shared = _shared_weights(base, self.plans, private)
+        self.masks = KernelMasks(base, masking_factor)
         self.smalls = nn.ModuleList(self._skeleton(number, plan) for number, plan in enumerate(self.plans))
         self.training = base.training
 
@@ -97,10 +107,7 @@ class AdjoinedNetwork(nn.Module):
             The base network's output, then every small network's: `p, q`, or `p, q1, q2, ...`. Each is what the model
             returns, such as logits (N, classes).
         """
-        weights = [self._weight(shared) for shared in self._shared]
-        handed = [
-            share(w, s.slices, fresh_gradient=s.fresh_gradient) for w, s in zip(weights, self._shared, strict=True)
-        ]
+        handed = [self.hand_out(shared, fresh_gradient=shared.fresh_gradient) for shared in self._shared]
         outputs = []
         for number, module in enumerate((self.base, *self.smalls)):
             outputs.append(self._run(module, [tensors[number] for tensors in handed], args, kwargs))
@@ -113,7 +120,7 @@ class AdjoinedNetwork(nn.Module):
             *args, **kwargs: what the model takes.
             which: number of the small network, from 0.
         """
-        slices = [share(self._weight(s), s.slices, fresh_gradient=False)[which + 1] for s in self._shared]
+        slices = [self.hand_out(shared, fresh_gradient=False)[which + 1] for shared in self._shared]
         return self._run(self.smalls[which], slices, args, kwargs)
 
     def extract(self, which: int = 0) -> nn.Module:
@@ -132,6 +139,9 @@ class AdjoinedNetwork(nn.Module):
             for name, tensor in module.state_dict().items():
                 if name in own:
                     tensor.copy_(own[name])
+            for shared in self._shared:
+                if (mask := self._mask(shared)) is not None:
+                    shared.weight_in(module).mul_(mask)
         for name, part in self.smalls[which].named_modules():
             module.get_submodule(name).training = part.training
         return module
@@ -142,8 +152,15 @@ class AdjoinedNetwork(nn.Module):
 
     # ---- shared weights ----------------------------------------------------------------------------------------------
 
-    def _weight(self, shared: _Shared) -> Tensor:
-        return shared.weight_in(self.base)
+    def hand_out(self, shared: _Shared, *, fresh_gradient: bool) -> tuple[Tensor, ...]:
+        """Return a weight for the base network, and what every small network has of it."""
+        weight, *slices = share(shared.weight_in(self.base), shared.slices, fresh_gradient=fresh_gradient)
+        mask = self._mask(shared)
+        return (weight, *(slices if mask is None else (each * mask for each in slices)))
+
+    def _mask(self, shared: _Shared) -> Tensor | None:
+        where, name = shared.places[0]
+        return self.masks.of(f"{where}.{name}")
 
     def _run(self, module: nn.Module, weights: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module with the shared weights bound to their places.
@@ -172,7 +189,7 @@ class AdjoinedNetwork(nn.Module):
         for shared in self._shared:
             for where, name in shared.places:
                 small.get_submodule(where)._parameters[name] = None
-                lenders.setdefault(where, _Lender(self.base, number)).places.append((name, shared))
+                lenders.setdefault(where, _Lender(self, number)).places.append((name, shared))
         for where, lender in lenders.items():
             small.get_submodule(where).register_forward_pre_hook(lender.lend)
             small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
@@ -189,8 +206,8 @@ class _Lender:
     Activation checkpointing runs modules again in the backward pass, when the call that bound them is over.
     """
 
-    def __init__(self, base: nn.Module, number: int) -> None:
-        self.base, self.number = base, number
+    def __init__(self, net: AdjoinedNetwork, number: int) -> None:
+        self.net, self.number = net, number
         self.places: list[tuple[str, _Shared]] = []
         self.lent: list[str] = []
 
@@ -198,8 +215,8 @@ class _Lender:
         """Bind what is missing before the module runs."""
         for name, shared in self.places:
             if module._parameters[name] is None:
-                slices = share(shared.weight_in(self.base), shared.slices, fresh_gradient=False)
-                module._parameters[name] = slices[self.number + 1]  # pyright: ignore[reportArgumentType]
+                handed = self.net.hand_out(shared, fresh_gradient=False)
+                module._parameters[name] = handed[self.number + 1]  # pyright: ignore[reportArgumentType]
                 self.lent.append(name)
 
     def take_back(self, module: nn.Module, _args: object, _out: object) -> None:
@@ -235,6 +252,7 @@ def adjoin(
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
     check: bool = False,
     private_norms: bool = True,
+    masking_factor: float = 0.0,
 ) -> AdjoinedNetwork:
     """Join a model with a small twin (or a family of them) on shared weights.
 
@@ -261,6 +279,8 @@ def adjoin(
         check: compare every small network with the base network, its dropped channels at zero, in float64 on random
             input (see `adjoined.slicing.check_plan`). It takes about as long as running both.
         private_norms: small networks have scale and shift of their own in every norm; False is an ablation.
+        masking_factor: share of each kernel's positions at which all filters of the small networks are zero, the same
+            random ones within a layer, in [0, 1): the authors' code has this; an ablation, nothing is faster by it.
 
     Returns:
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.
@@ -293,7 +313,7 @@ def adjoin(
         ]
     if order is not None:
         plans = reorder(model, example_input, plans, order)
-    net = AdjoinedNetwork(model, plans, private_norms=private_norms)
+    net = AdjoinedNetwork(model, plans, private_norms=private_norms, masking_factor=masking_factor)
     if check:
         for each in net.plans:
             check_plan(model, example_input, each)

@@ -25,6 +25,7 @@ METHOD_ONLY = (
     "kl_direction",
     "small_ce",
     "private_norms",
+    "masking_factor",
     "temperature",
     "dropout_rate",
     "teacher",
@@ -103,6 +104,8 @@ class Settings:
     the filters that write them), bn (scale of their batch norms); none: as they are."""
     private_norms: bool = True
     """adjoint, slimmable: scale and shift of its own for every norm of the small network."""
+    masking_factor: float = 0.0
+    """adjoint, slimmable: share of a kernel's positions at which all filters of the small network are zero, [0, 1)."""
     temperature: float | None = None
     """adjoint, distillation: temperature of the KL term; none: 1 for adjoint, 4 for distillation."""
     dropout_rate: float = 0.3
@@ -200,7 +203,7 @@ class Settings:
         self._require("lottery_rounds", self.lottery_rounds >= 1, "a whole number of at least 1")
         last = self.lottery_rounds if self.lottery_round is None else self.lottery_round
         self._require("lottery_round", 1 <= last <= self.lottery_rounds, "1 to --lottery-rounds, or none")
-        for name in ("momentum", "label_smoothing", "ema", "dropout_rate"):
+        for name in ("momentum", "label_smoothing", "ema", "dropout_rate", "masking_factor"):
             self._require(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         self._require("lr", 0 < self.lr < float("inf"), "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
         self._require("val_fraction", 0 < self.val_fraction < 1, "a number in (0, 1)")

@@ -14,7 +14,7 @@ from adjoined.slicing import SlicePlan
 class Joint(Method):
     """Base and small networks on shared weights; the loss is left to fill in."""
 
-    reads = frozenset({"order", "private_norms"})
+    reads = frozenset({"order", "private_norms", "masking_factor"})
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> AdjoinedNetwork:
         """Return base and small networks on shared weights."""
@@ -29,6 +29,7 @@ class Joint(Method):
             widths=settings.widths,
             order=settings.order,
             private_norms=settings.private_norms,
+            masking_factor=settings.masking_factor,
         )
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ class Joint(Method):
         """Return the base network and every small one, cut out."""
         joint = _joint(network)
         small = {
-            name: Finished(joint.extract(which), plan)
+            name: Finished(joint.extract(which), plan, sparse=self.settings.masking_factor > 0)
             for which, (name, plan) in enumerate(zip(small_names(len(joint.plans)), joint.plans, strict=True))
         }
         return {"base": Finished(joint.base), **small}
