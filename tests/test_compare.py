@@ -184,7 +184,7 @@ def test_the_outlook_tells_what_is_done_and_what_is_to_come(finished):
     settings = Settings.from_dict(recorded["settings"])
     variants = read_variants([*recorded["methods"], "scratch"], settings, unequal=False)
     study = Study(finished, settings, variants, seeds=2)
-    told = study.outlook(4)
+    told = study.outlook((variants[4], 0))
     assert told.startswith("\nrun 9 of 10: scratch, seed 0; about 0:00:")
     assert "done: standard (2), distillation (2), adjoint (2), adjoint:kl_detach=true (2); to come: scratch" in told
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adjoined.comparison.variants import Variant
 
 PURPOSE = (
-    "Train by several methods, one run after another, under the same settings; the same command goes on where it was. "
+    "Train by several methods, one run after another or --jobs at a time, under the same settings; the same command goes on where it was. "
     "Settings come as for `adjoined train`: defaults, recipe, --config FILE.yaml, flags. A method may be followed by "
     "settings of its own: --methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true:small_ce=1"
 )
@@ -41,6 +41,9 @@ class Comparison:
     """Runs of each: with --seed, and the numbers after it."""
     out: str | None = None
     """Folder for the runs, tables and plots; none: runs/compare-DATA-MODEL."""
+    jobs: int = 1
+    """Runs at a time, each in a process of its own: on a GPU of its own where there are several, else with its share of
+    the cores."""
     unequal: bool = False
     """Allow methods with settings of their own that are not theirs alone, such as --methods standard:lr=0.05."""
 
@@ -56,9 +59,12 @@ def main(argv: Sequence[str]) -> None:
         raise AdjoinedError("a comparison has several methods", where="--method", fix="Name them with --methods.")
     if asked.seeds < 1:
         raise AdjoinedError("nothing to do", where="--seeds", expected="at least 1", got=asked.seeds)
+    if asked.jobs < 1:
+        raise AdjoinedError("out of range", where="--jobs", expected="at least 1", got=asked.jobs)
 
     from rich.console import Console
 
+    from adjoined.comparison.side_by_side import train_side_by_side
     from adjoined.comparison.study import Study
     from adjoined.comparison.variants import read_variants
 
@@ -67,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     study.check(unequal=asked.unequal)
     _check_libraries(variants)
     console = Console()
-    failures = study.train(console)
+    failures = study.train(console) if asked.jobs == 1 else train_side_by_side(study, asked.jobs, console)
     _conclude(study, console)
     if failures:
         variant, number, error = failures[0]

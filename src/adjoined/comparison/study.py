@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -19,6 +20,9 @@ from adjoined.settings import PLACE_ONLY, Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
+Run = tuple[Variant, int]
+"""A contender, and the number of its run."""
+Failure = tuple[Variant, int, AdjoinedError]
 RECORD = "comparison.json"
 FORMAT = "adjoined-comparison-1"
 
@@ -38,7 +42,7 @@ class Study:
         """Return the folder of a run, counted from 0."""
         return self.folder / "runs" / variant.folder(number)
 
-    def runs(self) -> Iterator[tuple[Variant, int]]:
+    def runs(self) -> Iterator[Run]:
         """Yield all runs in their order: every contender with the first seed, then with the second …"""
         for number in range(self.seeds):
             for variant in self.variants:
@@ -83,9 +87,7 @@ class Study:
                 fix="Compare under the same settings, or choose another --out.",
             )
 
-    def train(
-        self, console: Console, train: Callable[[Settings, Path], RunResult] | None = None
-    ) -> list[tuple[Variant, int, AdjoinedError]]:
+    def train(self, console: Console, train: Callable[[Settings, Path], RunResult] | None = None) -> list[Failure]:
         """Do all runs that have not come to their end; a run that was begun goes on, and one that fails is passed over.
 
         Args:
@@ -100,17 +102,11 @@ class Study:
                 work in the folder.
             KeyboardInterrupt: it was stopped; its text says how to go on.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(error, self.folder) from error
-        with locked(self.folder):
-            told = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
-            write_json(self.folder / RECORD, {"format": FORMAT, **told, "settings": asdict(self.settings)})
-            failures: list[tuple[Variant, int, AdjoinedError]] = []
-            for place, (variant, number) in enumerate(self.runs()):
+        with self.opened():
+            failures: list[Failure] = []
+            for variant, number in self.runs():
                 if self.result(variant, number) is None:
-                    console.print(self.outlook(place), highlight=False, soft_wrap=True)
+                    console.print(self.outlook((variant, number)), highlight=False, soft_wrap=True)
                     settings, folder = variant.run_settings(number), self.path(variant, number)
                     try:
                         (train or self._trainer(console))(settings, folder)
@@ -123,26 +119,49 @@ class Study:
                         console.print(f"failed: {error}", highlight=False, soft_wrap=True, markup=False)
         return failures
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the folder for this process alone, with a record of what is compared in it.
+
+        Raises:
+            AdjoinedError: it cannot be written, or another process is at work in it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(error, self.folder) from error
+        with locked(self.folder):
+            told = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
+            write_json(self.folder / RECORD, {"format": FORMAT, **told, "settings": asdict(self.settings)})
+            yield
+
     def _trainer(self, console: Console) -> Callable[[Settings, Path], RunResult]:
         from adjoined.training import train
 
         return partial(train, resume=True, console=console, known=[self.path(*each) for each in self.runs()])
 
-    def outlook(self, place: int) -> str:
-        """Return a line about the run that begins: what is done, what is to come, and how long it may take."""
-        runs = list(self.runs())
-        variant, number = runs[place]
+    def outlook(self, run: Run, at_work: Sequence[Run] = ()) -> str:
+        """Return a line about the run that begins: what is done, what is to come, and how long it may take.
+
+        Args:
+            run: the run that begins.
+            at_work: those that go on beside it.
+        """
+        runs, (variant, number) = list(self.runs()), run
         done = [each for each in runs if self.result(*each) is not None]
         left = [each for each in runs if each not in done]
-        parts = [f"run {len(done) + 1} of {len(runs)}: {variant.label}, seed {variant.run_settings(number).seed}"]
+        to_come = [each for each in left if each != run and each not in at_work]
+        place = len(done) + len(at_work) + 1
+        parts = [f"run {place} of {len(runs)}: {variant.label}, seed {variant.run_settings(number).seed}"]
         if done:
-            seconds = sum(self._expected(each, done) for each, _ in left)
+            seconds = sum(self._expected(each, done) for each, _ in left) / (len(at_work) + 1)
             parts.append(f"about {timedelta(seconds=round(seconds))} left")
         parts += [f"done: {_names(done)}"] if done else []
-        parts += [f"to come: {_names(left[1:])}"] if left[1:] else []
+        parts += [f"at work: {_names(at_work)}"] if at_work else []
+        parts += [f"to come: {_names(to_come)}"] if to_come else []
         return "\n" + "; ".join(parts)
 
-    def _expected(self, variant: Variant, done: Sequence[tuple[Variant, int]]) -> float:
+    def _expected(self, variant: Variant, done: Sequence[Run]) -> float:
         """Return the seconds that a run may take: those of the same contender, else the mean of all."""
         results = [(each.label, self.result(each, number)) for each, number in done]
         # Its own training alone: the stages before are mostly copied from a run that is there already.
@@ -151,7 +170,7 @@ class Study:
         return sum(same) / max(len(same), 1)
 
 
-def _names(runs: Sequence[tuple[Variant, int]]) -> str:
+def _names(runs: Sequence[Run]) -> str:
     counts: dict[str, int] = {}
     for variant, _ in runs:
         counts[variant.label] = counts.get(variant.label, 0) + 1

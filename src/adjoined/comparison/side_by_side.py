@@ -1,0 +1,189 @@
+"""The runs of a comparison several at a time, each in a process and on a GPU of its own, or its share of the cores.
+
+A run that needs another one as a stage (distillation the standard run, as its teacher) waits until that is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adjoined.comparison.study import Failure, Run, Study
+from adjoined.errors import AdjoinedError
+from adjoined.methods import METHODS
+from adjoined.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STOP = 10.0
+"""Time for a run to end by itself when the comparison is stopped, s."""
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A process at work on a run."""
+
+    run: Run
+    place: int
+    process: BaseProcess
+    outcome: Connection
+
+
+def train_side_by_side(study: Study, jobs: int, console: Console) -> list[Failure]:
+    """Do all runs that have not come to their end, `jobs` at a time; each leaves what it shows in FOLDER/logs.
+
+    Args:
+        study: the comparison.
+        jobs: processes at a time, at least 1.
+        console: where to say which run begins and how it ends.
+
+    Returns:
+        The runs that have failed, and why.
+
+    Raises:
+        AdjoinedError: a run is to use several devices by itself; all runs have failed; or another process is at work in
+            the folder.
+        KeyboardInterrupt: it was stopped; its text says how to go on.
+    """
+    if study.settings.devices != 1 or study.settings.nodes != 1:
+        raise AdjoinedError(
+            "runs side by side have one device each",
+            where="--jobs",
+            expected="--devices 1 and --nodes 1",
+            got=f"--devices {study.settings.devices}, --nodes {study.settings.nodes}",
+            fix="Leave out --jobs, or --devices.",
+        )
+    with study.opened():
+        waiting = [each for each in study.runs() if study.result(*each) is None]
+        failures: list[Failure] = []
+        at_work: dict[int, _Worker] = {}
+        try:
+            while waiting or at_work:
+                for place in sorted(set(range(jobs)) - at_work.keys()):
+                    busy = [worker.run for worker in at_work.values()]
+                    ready = (run for run in waiting if not _needs_one_of(run, [*waiting, *busy]))
+                    if (run := next(ready, None)) is not None:
+                        waiting.remove(run)
+                        console.print(study.outlook(run, at_work=busy), highlight=False, soft_wrap=True)
+                        at_work[place] = _start(study, run, place, jobs)
+                wait([worker.process.sentinel for worker in at_work.values()])
+                for worker in [each for each in at_work.values() if not each.process.is_alive()]:
+                    del at_work[worker.place]
+                    if error := _error_of(study, worker):
+                        failures.append((*worker.run, error))
+                        console.print(f"failed: {error}", highlight=False, soft_wrap=True, markup=False)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+        finally:
+            _stop(at_work.values())
+        if failures and all(study.result(*each) is None for each in study.runs()):
+            raise failures[0][-1]
+        return failures
+
+
+def _needs_one_of(run: Run, unfinished: Sequence[Run]) -> bool:
+    """Tell whether one of these runs would serve as a stage of this run."""
+    settings = run[0].run_settings(run[1])
+    stages = [stage.settings for stage in METHODS[settings.method](settings).before() if not stage.given]
+    others = [variant.run_settings(number) for variant, number in unfinished if (variant, number) != run]
+    return any(set(other.differences(stage)) <= METHODS[stage.method].ignores for stage in stages for other in others)
+
+
+# ---- one process -----------------------------------------------------------------------------------------------------
+
+
+def _start(study: Study, run: Run, place: int, jobs: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU that its parent has touched
+    outcome, sender = context.Pipe(duplex=False)
+    known = [study.path(*each) for each in study.runs()]
+    arguments = (run[0].run_settings(run[1]), study.path(*run), known, _log(study, run), sender)
+    process = context.Process(target=_work, args=arguments)
+    with _environment(_share(study.settings, place, jobs)):
+        process.start()
+    sender.close()
+    return _Worker(run, place, process, outcome)
+
+
+def _work(settings: Settings, folder: Path, known: list[Path], log: Path, outcome: Connection) -> None:
+    """Do one run; in the new process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent answers it
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    from rich.console import Console
+
+    from adjoined.training import train
+
+    try:
+        train(settings, folder, resume=True, console=Console(width=120), known=known)
+    except AdjoinedError as error:
+        outcome.send(error)
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def _error_of(study: Study, worker: _Worker) -> AdjoinedError | None:
+    """Return why a run that has ended has no result, or None where it has one."""
+    worker.process.join()
+    with contextlib.suppress(EOFError):
+        return worker.outcome.recv()
+    if study.result(*worker.run) is not None:
+        return None
+    return AdjoinedError(
+        f"the process of the run has ended with exit code {worker.process.exitcode}",
+        where=study.path(*worker.run),
+        fix=f"{_log(study, worker.run)} has what it said.",
+    )
+
+
+def _log(study: Study, run: Run) -> Path:
+    return study.folder / "logs" / f"{study.path(*run).name}.txt"
+
+
+def _share(settings: Settings, place: int, jobs: int) -> dict[str, str]:
+    """Return the variables that give a process its device: a GPU, in turn, or its share of the cores."""
+    import torch
+
+    gpus = torch.cuda.device_count() if settings.accelerator in ("auto", "gpu", "cuda") else 0
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        return {"CUDA_VISIBLE_DEVICES": visible[place % gpus]}
+    return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}
+
+
+@contextlib.contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """Set variables for the processes that are started meanwhile: libraries read them once, when they are loaded."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _stop(workers: Iterable[_Worker]) -> None:
+    """End processes as a person would: by a signal that lets them come to a stop, and then for good."""
+    workers = list(workers)
+    for worker in workers:
+        worker.process.terminate()
+    for worker in workers:
+        worker.process.join(STOP)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
