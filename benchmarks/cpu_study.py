@@ -1,9 +1,9 @@
-"""The study that a CPU can do: all methods on CIFAR-100, and dropout against adjoint on few images.
+"""The study that a CPU can do: all methods on CIFAR-100, settings of the adjoint method, and regularisers of the base.
 
     python benchmarks/cpu_study.py --data-root FOLDER --estimate   # how long it will take on this machine
     python benchmarks/cpu_study.py --data-root FOLDER              # do it; the same command goes on
 
-Two comparisons by `adjoined compare`, whose folders are in `--out`; tables, plots and the CSV of every run are copied
+Three comparisons by `adjoined compare`, whose folders are in `--out`; tables, plots and the CSV of every run are copied
 to `benchmarks/results/`.
 """
 
@@ -34,6 +34,13 @@ ALL = [
     *("slimmable-distill", "filter-pruning", "slimming", "weight-pruning", "lottery-ticket:lottery_rounds=2"),
     *("adjoint", "adjoint:kl_detach=true", "adjoint:small_ce=1", "adjoint+"),
 ]
+DETACHED = "adjoint:kl_detach=true"
+SETTINGS = [
+    *("standard", "distillation", DETACHED, f"{DETACHED}:kl_schedule=constant"),
+    *(f"{DETACHED}:kl_schedule=constant:{each}" for each in ("temperature=4", "small_ce=0.3", "small_ce=1")),
+    *(f"{DETACHED}:{each}" for each in ("small_ce=1", "small_ce=0.5", "small_ce=1:temperature=4")),
+]
+"""What `adjoint+` was chosen from."""
 REGULARISERS = [
     *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3", "dropout:dropout_rate=0.5"),
     *("adjoint:alpha=2", "adjoint:alpha=4", "adjoint:kl_detach=true"),
@@ -61,22 +68,33 @@ class Part:
     epochs: int
     limit: int
     width: float = 2.0
+    augment: str = "standard"
 
     @property
     def flags(self) -> dict[str, Any]:
         """What all contenders have in common, beside the recipe."""
-        return {**COMMON, "epochs": self.epochs, "limit": self.limit, "model_options": {"width": self.width}}
+        own = {"epochs": self.epochs, "limit": self.limit, "augment": self.augment}
+        return {**COMMON, **own, "model_options": {"width": self.width}}
 
     def settings(self, data_root: str) -> Settings:
         """Return the settings that they are run with."""
         begin = {name: getattr(cifar(), name) for name in ("data", "lr", "weight_decay", "schedule")}
         return Settings.from_dict({**begin, **self.flags, "data_root": data_root})
 
-    def argv(self, data_root: str, out: Path, seeds: int) -> list[str]:
+    def argv(self, data_root: str, out: Path, seeds: int, jobs: int = 1) -> list[str]:
         """Return the arguments of the command that does it."""
         told = {name.replace("_", "-"): json.dumps(value).strip('"') for name, value in self.flags.items()}
         own = [word for name, value in told.items() for word in (f"--{name}", value)]
-        which = ["--methods", ",".join(self.methods), "--seeds", str(seeds), "--out", str(out / self.name)]
+        which = [
+            "--methods",
+            ",".join(self.methods),
+            "--seeds",
+            str(seeds),
+            "--jobs",
+            str(jobs),
+            "--out",
+            str(out / self.name),
+        ]
         return ["compare", "--recipe", "cifar", *own, "--data-root", data_root, *which]
 
 
@@ -135,20 +153,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="epochs of the comparison of all methods")
     parser.add_argument("--limit", type=int, default=100, help="its training images per class, of 500")
     parser.add_argument("--width", type=float, default=2.0, help="factor on the channels of ResNet-8")
-    parser.add_argument("--few-epochs", type=int, default=30, help="epochs of the comparison of regularisers")
-    parser.add_argument("--part", choices=["methods", "regularisers"], help="one comparison of the two only")
+    parser.add_argument("--few-epochs", type=int, default=8, help="epochs of the comparison of regularisers")
+    parser.add_argument("--part", choices=["methods", "settings", "regularisers"], help="one of the comparisons only")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--estimate", action="store_true", help="only tell how long it will take")
     asked = parser.parse_args()
     parts = [
         Part("methods", ALL, asked.epochs, asked.limit, asked.width),
-        Part("regularisers", REGULARISERS, asked.few_epochs, 100, asked.width),
+        Part("settings", SETTINGS, asked.epochs, asked.limit, asked.width),
+        # Without augmentation, so that there is something to regularise within a few epochs.
+        Part("regularisers", REGULARISERS, asked.few_epochs, 100, asked.width, "none"),
     ]
     parts = [each for each in parts if each.name == (asked.part or each.name)]
     if asked.estimate:
         estimate(parts, asked.data_root, asked.seeds, Console())
         return
     for part in parts:
-        if code := adjoined(part.argv(asked.data_root, asked.out, asked.seeds)):
+        if code := adjoined(part.argv(asked.data_root, asked.out, asked.seeds, asked.jobs)):
             raise SystemExit(code)
         kept = Path(__file__).parent / "results" / f"cpu_study_{part.name}"
         kept.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 cpu_study = __import__("cpu_study")
 sys.path.pop(0)
 
-PARTS = {"methods": cpu_study.ALL, "regularisers": cpu_study.REGULARISERS}
+PARTS = {"methods": cpu_study.ALL, "settings": cpu_study.SETTINGS, "regularisers": cpu_study.REGULARISERS}
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 PURPOSE = (
     "Train by several methods, one run after another or --jobs at a time, under the same settings; the same command "
-    "goes on where it was. Settings come as for `adjoined train`: defaults, recipe, --config FILE.yaml, flags. A method "
-    "may be followed by settings of its own: --methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true"
+    "goes on where it was. Settings come as for `adjoined train`: defaults, recipe, --config FILE.yaml, flags. A "
+    "method may be followed by settings of its own: --methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true"
 )
 METHODS = ["standard", "scratch", "distillation", "slimmable", "adjoint"]
 SECONDS = 2.0
