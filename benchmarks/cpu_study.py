@@ -85,17 +85,8 @@ class Part:
         """Return the arguments of the command that does it."""
         told = {name.replace("_", "-"): json.dumps(value).strip('"') for name, value in self.flags.items()}
         own = [word for name, value in told.items() for word in (f"--{name}", value)]
-        which = [
-            "--methods",
-            ",".join(self.methods),
-            "--seeds",
-            str(seeds),
-            "--jobs",
-            str(jobs),
-            "--out",
-            str(out / self.name),
-        ]
-        return ["compare", "--recipe", "cifar", *own, "--data-root", data_root, *which]
+        which = ["--methods", ",".join(self.methods), *f"--seeds {seeds} --jobs {jobs}".split()]
+        return ["compare", "--recipe", "cifar", *own, "--data-root", data_root, *which, "--out", str(out / self.name)]
 
 
 def estimate(parts: list[Part], data_root: str, seeds: int, console: Console) -> None:
