@@ -77,8 +77,9 @@ def main(argv: Sequence[str]) -> None:
     _conclude(study, console)
     if failures:
         variant, number, error = failures[0]
+        told = f"{len(failures)} of {len(list(study.runs()))} runs failed and are not in the table"
         raise AdjoinedError(
-            f"{len(failures)} of {len(list(study.runs()))} runs failed and are not in the table; the first: {error}",
+            f"{told}; the first: {str(error).rstrip('.')}",
             where=f"{variant.label}, seed {variant.run_settings(number).seed}",
             fix="The same command tries them again.",
         )

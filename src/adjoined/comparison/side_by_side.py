@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -117,6 +118,7 @@ def _start(study: Study, run: Run, place: int, jobs: int) -> _Worker:
 def _work(settings: Settings, folder: Path, known: list[Path], log: Path, outcome: Connection) -> None:
     """Do one run; in the new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent answers it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -131,6 +133,14 @@ def _work(settings: Settings, folder: Path, known: list[Path], log: Path, outcom
         outcome.send(error)
     except KeyboardInterrupt:
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Stop this process if its parent is killed: it would keep its folder from the same command, given again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _error_of(study: Study, worker: _Worker) -> AdjoinedError | None:
