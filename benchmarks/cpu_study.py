@@ -43,7 +43,7 @@ SETTINGS = [
 """What `adjoint+` was chosen from."""
 REGULARISERS = [
     *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3", "dropout:dropout_rate=0.5"),
-    *("adjoint:alpha=2", "adjoint:alpha=4", "adjoint:kl_detach=true"),
+    *("adjoint:alpha=2", "adjoint:alpha=4"),
 ]
 
 
