@@ -3,7 +3,7 @@
     python benchmarks/cpu_study.py --data-root FOLDER --estimate   # how long it will take on this machine
     python benchmarks/cpu_study.py --data-root FOLDER              # do it; the same command goes on
 
-Three comparisons by `adjoined compare`, whose folders are in `--out`; tables, plots and the CSV of every run are copied
+Four comparisons by `adjoined compare`, whose folders are in `--out`; tables, plots and the CSV of every run are copied
 to `benchmarks/results/`.
 """
 
@@ -41,6 +41,8 @@ SETTINGS = [
     *(f"{DETACHED}:{each}" for each in ("small_ce=1", "small_ce=0.5", "small_ce=1:temperature=4")),
 ]
 """What `adjoint+` was chosen from."""
+EQUAL_COST = ["standard", "distillation", "adjoint+", "adjoint+:epochs=8"]
+"""Eight epochs of joint training cost what six of a teacher and six of its student do."""
 REGULARISERS = [
     *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3", "dropout:dropout_rate=0.5"),
     *("adjoint:alpha=2", "adjoint:alpha=4"),
@@ -69,6 +71,7 @@ class Part:
     limit: int
     width: float = 2.0
     augment: str = "standard"
+    unequal: bool = False
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class Part:
         told = {name.replace("_", "-"): json.dumps(value).strip('"') for name, value in self.flags.items()}
         own = [word for name, value in told.items() for word in (f"--{name}", value)]
         which = ["--methods", ",".join(self.methods), *f"--seeds {seeds} --jobs {jobs}".split()]
+        which += ["--unequal"] if self.unequal else []
         return ["compare", "--recipe", "cifar", *own, "--data-root", data_root, *which, "--out", str(out / self.name)]
 
 
@@ -113,7 +117,7 @@ def estimate(parts: list[Part], data_root: str, seeds: int, console: Console) ->
             with torch.no_grad():
                 job.method.logits(network.eval(), x.contiguous(memory_format=torch.channels_last))
             validation = (time.process_time() - began) / len(x) * len(job.images.val)
-        found = [_work(each) for each in read_variants(part.methods, settings, unequal=False)]
+        found = [_work(each) for each in read_variants(part.methods, settings, unequal=part.unequal)]
         seconds = seeds * sum(pace * macs + validation * epochs for macs, epochs in found)
         total += seconds
         console.print(f"{part.name}: {len(found) * seeds} runs, {timedelta(seconds=round(seconds))} of CPU time")
@@ -145,13 +149,16 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="its training images per class, of 500")
     parser.add_argument("--width", type=float, default=2.0, help="factor on the channels of ResNet-8")
     parser.add_argument("--few-epochs", type=int, default=8, help="epochs of the comparison of regularisers")
-    parser.add_argument("--part", choices=["methods", "settings", "regularisers"], help="one of the comparisons only")
+    parser.add_argument(
+        "--part", choices=["methods", "settings", "equal-cost", "regularisers"], help="one of them only"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--estimate", action="store_true", help="only tell how long it will take")
     asked = parser.parse_args()
     parts = [
         Part("methods", ALL, asked.epochs, asked.limit, asked.width),
         Part("settings", SETTINGS, asked.epochs, asked.limit, asked.width),
+        Part("equal-cost", EQUAL_COST, asked.epochs, asked.limit, asked.width, unequal=True),
         # Without augmentation, so that there is something to regularise within a few epochs.
         Part("regularisers", REGULARISERS, asked.few_epochs, 100, asked.width, "none"),
     ]
@@ -162,7 +169,7 @@ def main() -> None:
     for part in parts:
         if code := adjoined(part.argv(asked.data_root, asked.out, asked.seeds, asked.jobs)):
             raise SystemExit(code)
-        kept = Path(__file__).parent / "results" / f"cpu_study_{part.name}"
+        kept = Path(__file__).parent / "results" / f"cpu_study_{part.name.replace('-', '_')}"
         kept.mkdir(parents=True, exist_ok=True)
         for file in [*(asked.out / part.name).glob("*.csv"), *(asked.out / part.name).glob("*.[mp][dn]*")]:
             shutil.copy(file, kept / file.name)
