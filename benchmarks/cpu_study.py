@@ -44,8 +44,8 @@ SETTINGS = [
 EQUAL_COST = ["standard", "distillation", "adjoint+", "adjoint+:epochs=8"]
 """Eight epochs of joint training cost what six of a teacher and six of its student do."""
 REGULARISERS = [
-    *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3", "dropout:dropout_rate=0.5"),
-    *("adjoint:alpha=2", "adjoint:alpha=4"),
+    *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3"),
+    *("adjoint:alpha=2", "adjoint:alpha=4", "dropout:dropout_rate=0.5"),
 ]
 
 
