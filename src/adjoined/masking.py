@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -34,13 +36,12 @@ class KernelMasks(nn.Module):
         if not 0 <= factor < 1:
             raise AdjoinedError("out of range", where="masking_factor", expected="a number in [0, 1)", got=factor)
         for name, module in base.named_modules():
-            weight = module._parameters.get("weight")
-            if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
-                positions = weight[0, 0].numel()
-                mask = weight.new_ones(positions)
-                mask[torch.randperm(positions)[: int(positions * factor)]] = 0
-                if not mask.all():
-                    self.register_buffer(_key(f"{name}.weight"), mask.view(weight.shape[2:]))
+            weight = module._parameters.get("weight") if isinstance(module, nn.modules.conv._ConvNd) else None
+            positions = 0 if weight is None else math.prod(weight.shape[2:])
+            if weight is not None and (zeros := int(positions * factor)):  # no random number where nothing is masked
+                mask = weight.detach().new_ones(positions)
+                mask[torch.randperm(positions)[:zeros]] = 0
+                self.register_buffer(_key(f"{name}.weight"), mask.view(weight.shape[2:]))
 
     def of(self, weight: str) -> Tensor | None:
         """Return the mask of a weight by its name, float (kernel height, kernel width), or None where it has none."""
