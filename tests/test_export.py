@@ -141,6 +141,17 @@ def test_batch_norm_is_folded_where_its_convolution_is_read_by_nothing_else():
     }  # fmt: skip
 
 
+def test_torch_export_takes_images_in_any_memory_format_one_after_another(network: Residual, tmp_path: Path):
+    path = tmp_path / "small.pt2"
+    export.write(network, path, pairs(), to="torch-export")
+    run, x = export.load(path, threads=1), images(4, *SIZE)
+    last = x.contiguous(memory_format=torch.channels_last)
+    neither = torch.stack([x, x], dim=-1)[..., 0]
+    assert not any(neither.is_contiguous(memory_format=each) for each in (torch.contiguous_format, torch.channels_last))
+    for each in (x, last, neither, last, x):
+        torch.testing.assert_close(run(each), network(x).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_executorch_runs_a_batch_that_is_larger_than_reserved_in_parts(network: Residual, tmp_path: Path):
     path = tmp_path / "small.pte"
     export.write(network, path, pairs(), to="executorch", largest_batch=2)

@@ -107,7 +107,7 @@ class AdjoinedNetwork(nn.Module):
             The base network's output, then every small network's: `p, q`, or `p, q1, q2, ...`. Each is what the model
             returns, such as logits (N, classes).
         """
-        handed = [self.hand_out(shared, fresh_gradient=shared.fresh_gradient) for shared in self._shared]
+        handed = [self._hand_out(shared, fresh_gradient=shared.fresh_gradient) for shared in self._shared]
         outputs = []
         for number, module in enumerate((self.base, *self.smalls)):
             outputs.append(self._run(module, [tensors[number] for tensors in handed], args, kwargs))
@@ -120,7 +120,7 @@ class AdjoinedNetwork(nn.Module):
             *args, **kwargs: what the model takes.
             which: number of the small network, from 0.
         """
-        slices = [self.hand_out(shared, fresh_gradient=False)[which + 1] for shared in self._shared]
+        slices = [self._hand_out(shared, fresh_gradient=False)[which + 1] for shared in self._shared]
         return self._run(self.smalls[which], slices, args, kwargs)
 
     def extract(self, which: int = 0) -> nn.Module:
@@ -152,7 +152,7 @@ class AdjoinedNetwork(nn.Module):
 
     # ---- shared weights ----------------------------------------------------------------------------------------------
 
-    def hand_out(self, shared: _Shared, *, fresh_gradient: bool) -> tuple[Tensor, ...]:
+    def _hand_out(self, shared: _Shared, *, fresh_gradient: bool) -> tuple[Tensor, ...]:
         """Return a weight for the base network, and what every small network has of it."""
         weight, *slices = share(shared.weight_in(self.base), shared.slices, fresh_gradient=fresh_gradient)
         mask = self._mask(shared)
@@ -215,7 +215,7 @@ class _Lender:
         """Bind what is missing before the module runs."""
         for name, shared in self.places:
             if module._parameters[name] is None:
-                handed = self.net.hand_out(shared, fresh_gradient=False)
+                handed = self.net._hand_out(shared, fresh_gradient=False)
                 module._parameters[name] = handed[self.number + 1]  # pyright: ignore[reportArgumentType]
                 self.lent.append(name)
 

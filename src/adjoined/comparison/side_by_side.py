@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.comparison.study import Failure, Run, Study
 from adjoined.errors import AdjoinedError
-from adjoined.methods import METHODS
+from adjoined.methods import METHODS, ends_the_same
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _needs_one_of(run: Run, unfinished: Sequence[Run]) -> bool:
     settings = run[0].run_settings(run[1])
     stages = [stage.settings for stage in METHODS[settings.method](settings).before() if not stage.given]
     others = [variant.run_settings(number) for variant, number in unfinished if (variant, number) != run]
-    return any(set(other.differences(stage)) <= METHODS[stage.method].ignores for stage in stages for other in others)
+    return any(ends_the_same(other, stage) for stage in stages for other in others)
 
 
 # ---- one process -----------------------------------------------------------------------------------------------------

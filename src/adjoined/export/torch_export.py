@@ -21,14 +21,16 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
 def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
     """Open the file in PyTorch, on the CPU; weights follow the memory format of the images."""
     module = torch.export.load(path).module()
-    formats = [torch.contiguous_format]
+    held = torch.contiguous_format
 
     def run(images: Tensor) -> Tensor:
         # Convolutions compute in the images' format; weights in another would be brought into it at every call.
-        layout = torch.contiguous_format if images.is_contiguous() else torch.channels_last
-        if layout != formats[-1]:
+        nonlocal held
+        last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+        layout = torch.channels_last if last else torch.contiguous_format
+        if layout != held:
             module.to(memory_format=layout)
-            formats.append(layout)
+            held = layout
         before = torch.get_num_threads()
         wanted = threads or before
         if wanted != before:

@@ -5,6 +5,8 @@ A new method is a class that fills in `Method`, and a line in `METHODS`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from adjoined.methods.adjoint import Adjoint, AdjointPlus
 from adjoined.methods.base import Finished, Method, Stage, Step
 from adjoined.methods.distillation import Distillation
@@ -17,6 +19,9 @@ from adjoined.methods.slimmable import Slimmable, SlimmableDistill
 from adjoined.methods.slimming import Slimming, SparseScales
 from adjoined.methods.standard import Standard
 from adjoined.methods.weights import LotteryTicket, WeightPruning
+
+if TYPE_CHECKING:
+    from adjoined.settings import Settings
 
 METHODS: dict[str, type[Method]] = {
     "adjoint": Adjoint,
@@ -38,4 +43,16 @@ METHODS: dict[str, type[Method]] = {
 }
 """Name, as `--method` takes it -> class."""
 
-__all__ = ["METHODS", "Adjoint", "Finished", "Method", "Stage", "Standard", "Step"]
+
+def ends_the_same(run: Settings, stage: Settings) -> bool:
+    """Tell whether a run of some settings ends as a stage of other settings would, so that it can take its place.
+
+    Example:
+        >>> from adjoined.settings import Settings
+        >>> ends_the_same(Settings(method="standard", alpha=8), Settings(method="standard", alpha=2))
+        True
+    """
+    return set(run.differences(stage)) <= METHODS[stage.method].ignores
+
+
+__all__ = ["METHODS", "Adjoint", "Finished", "Method", "Stage", "Standard", "Step", "ends_the_same"]

@@ -17,7 +17,7 @@ from adjoined import models
 from adjoined.data import DataInfo
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write
-from adjoined.methods import METHODS, Stage
+from adjoined.methods import METHODS, Stage, ends_the_same
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost, load, read_description
 from adjoined.settings import Settings
 from adjoined.training.job import make_job
@@ -121,7 +121,7 @@ def _check_given(folder: Path, network: str, info: DataInfo) -> None:
 def _equal_run(settings: Settings, known: Iterable[Path]) -> Path | None:
     for path in known:
         run = RunFolder(path)
-        if run.finished and set(run.read_settings().differences(settings)) <= METHODS[settings.method].ignores:
+        if run.finished and ends_the_same(run.read_settings(), settings):
             return path
     return None
 
