@@ -3,7 +3,7 @@
     python benchmarks/cpu_study.py --data-root FOLDER --estimate   # how long it will take on this machine
     python benchmarks/cpu_study.py --data-root FOLDER              # do it; the same command goes on
 
-Four comparisons by `adjoined compare`, whose folders are in `--out`; tables, plots and the CSV of every run are copied
+Five comparisons by `adjoined compare`, whose folders are in `--out`; tables, plots and the CSV of every run are copied
 to `benchmarks/results/`.
 """
 
@@ -41,8 +41,10 @@ SETTINGS = [
     *(f"{DETACHED}:{each}" for each in ("small_ce=1", "small_ce=0.5", "small_ce=1:temperature=4")),
 ]
 """What `adjoint+` was chosen from."""
-EQUAL_COST = ["standard", "distillation", "adjoint+", "adjoint+:epochs=8"]
+EQUAL_COST = ["standard", "distillation", "adjoint+", "standard:epochs=8", "adjoint+:epochs=8"]
 """Eight epochs of joint training cost what six of a teacher and six of its student do."""
+LONGER = ["standard", "distillation", "adjoint+"]
+"""What twice the epochs change."""
 REGULARISERS = [
     *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3"),
     *("adjoint:alpha=2", "adjoint:alpha=4", "dropout:dropout_rate=0.5"),
@@ -149,9 +151,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="its training images per class, of 500")
     parser.add_argument("--width", type=float, default=2.0, help="factor on the channels of ResNet-8")
     parser.add_argument("--few-epochs", type=int, default=8, help="epochs of the comparison of regularisers")
-    parser.add_argument(
-        "--part", choices=["methods", "settings", "equal-cost", "regularisers"], help="one of them only"
-    )
+    names = ["methods", "settings", "equal-cost", "longer", "regularisers"]
+    parser.add_argument("--part", choices=names, help="one of them only")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--estimate", action="store_true", help="only tell how long it will take")
     asked = parser.parse_args()
@@ -159,6 +160,7 @@ def main() -> None:
         Part("methods", ALL, asked.epochs, asked.limit, asked.width),
         Part("settings", SETTINGS, asked.epochs, asked.limit, asked.width),
         Part("equal-cost", EQUAL_COST, asked.epochs, asked.limit, asked.width, unequal=True),
+        Part("longer", LONGER, 2 * asked.epochs, asked.limit, asked.width),
         # Without augmentation, so that there is something to regularise within a few epochs.
         Part("regularisers", REGULARISERS, asked.few_epochs, 100, asked.width, "none"),
     ]

@@ -29,7 +29,7 @@ class Environment(TypedDict):
     """Threads inside one operator of PyTorch."""
     gpu: str | None
     malloc: dict[str, str]
-    """The variables of the environment that set up glibc's allocator."""
+    """The variables of the environment that set up glibc's allocator, and PyTorch's use of huge pages."""
 
 
 def environment() -> Environment:
@@ -43,7 +43,7 @@ def environment() -> Environment:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
+        "malloc": {name: value for name, value in os.environ.items() if name.startswith(("MALLOC_", "THP_MEM_"))},
     }
 
 
