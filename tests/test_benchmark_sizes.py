@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from zoo import conv, seeded, torchvision_model
 
+from adjoined.benchmark.environment import Environment, environment
 from adjoined.benchmark.explain import explain
 from adjoined.benchmark.memory import measure_activations
 from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
@@ -113,9 +114,13 @@ def timed(base: float, small: float, batch: int, runtime: str = "eager") -> tupl
     return rows, [Speedup(runtime, "fp32", "small", "cpu", batch, "fp32", ratio, ratio, ratio, 16.0)]
 
 
-def reasons(small: NetworkFigures, *measured: tuple[list[Row], list[Speedup]]) -> str:
-    rows, speedups = ([each for part in measured for each in part[i]] for i in (0, 1))
-    return "\n".join(explain(Benchmark("x", [4.0], [3, 8, 8], [BASE, small], None, {}, rows, speedups)))  # pyright: ignore[reportArgumentType]
+def reasons(
+    small: NetworkFigures, *measured: tuple[list[Row], list[Speedup]], malloc: dict[str, str] | None = None
+) -> str:
+    told: Environment = {**environment(), "malloc": malloc or {}}
+    rows = [each for part in measured for each in part[0]]
+    speedups = [each for part in measured for each in part[1]]
+    return "\n".join(explain(Benchmark("x", [4.0], [3, 8, 8], [BASE, small], None, told, rows, speedups)))
 
 
 def test_a_speedup_near_the_ratio_of_macs_needs_no_words():
@@ -146,6 +151,16 @@ def test_memory_and_odd_widths_are_told_with_their_figures():
     assert "read and write 4.00 kB in the base and 1.00 kB in small, 4.0x less" in told
     assert "4 layers of small have channels that are no multiple of 8 (a, b, c, …)" in told
     assert "ONNX Runtime at batch 1 5.0x" in told
+
+
+def test_memory_that_is_handed_back_is_told_with_the_remedy_unless_it_is_in_use():
+    wide = replace(SMALL, activation_bytes={"8": 65 * 2**20})
+    told = reasons(wide, timed(40, 8, 8))
+    assert "with 8 images, activations take 512 B in the base and 68.16 MB in small" in told
+    assert "THP_MEM_ALLOC_ENABLE=1" in told
+    assert "handed back" not in reasons(wide, timed(40, 8, 8), malloc={"THP_MEM_ALLOC_ENABLE": "1"})
+    assert "handed back" not in reasons(wide, timed(40, 8, 8, "onnx"))  # has memory of its own
+    assert "handed back" not in reasons(replace(wide, activation_bytes={"8": 64 * 2**20}), timed(40, 8, 8))
 
 
 def test_turns_are_compared_one_by_one():

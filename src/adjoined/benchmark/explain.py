@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adjoined.benchmark import RUNTIMES
+from adjoined.benchmark import IN_PYTORCH, RUNTIMES
 from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
 from adjoined.report.units import count, milliseconds, size
 
@@ -14,6 +14,8 @@ NOISY = 0.25
 """Inter-quartile range / median above which calls differ too much."""
 FIXED = 0.25
 """Share of a call that does not depend on the images, from which it is worth a word."""
+KEPT = 64 * 2**20
+"""Bytes that glibc keeps at most before it hands memory back: twice its DEFAULT_MMAP_THRESHOLD_MAX."""
 
 
 def explain(found: Benchmark) -> list[str]:
@@ -36,7 +38,8 @@ def explain(found: Benchmark) -> list[str]:
             f"{small.name}: the speed-up stays below {FAR:.0%} of the ratio of MACs ({behind[0].mac_ratio:.1f}x): "
             f"{places}."
         )
-        reasons = [*_fixed_costs(found.rows, behind, small), _memory(base, small), _odd_widths(small)]
+        handed_back = "" if found.environment["malloc"] else _handed_back(base, small, behind)
+        reasons = [*_fixed_costs(found.rows, behind, small), handed_back, _memory(base, small), _odd_widths(small)]
         sentences += [reason for reason in reasons if reason]
     return sentences
 
@@ -81,6 +84,20 @@ def _fixed_costs(rows: Sequence[Row], behind: Sequence[Speedup], small: NetworkF
                 f"with the channels: {count(small.operators)} operators are started one by one, as many as in the base."
             )
     return sentences
+
+
+def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[Speedup]) -> str:
+    """Tell of activations that glibc does not keep from call to call; nothing in the times shows them apart."""
+    for place in behind:
+        each = base.activation_bytes[str(place.batch_size)], small.activation_bytes[str(place.batch_size)]
+        if place.runtime in IN_PYTORCH and place.device == "cpu" and max(each) > KEPT:
+            return (
+                f"Memory handed back: with {place.batch_size} images, activations take {size(each[0])} in the base and "
+                f"{size(each[1])} in {small.name}. Of more than {size(KEPT)} glibc returns pages to the system and has "
+                f"them cleared anew in every call. On Linux, THP_MEM_ALLOC_ENABLE=1 in the environment makes PyTorch "
+                f"take huge pages, which may save much of that time."
+            )
+    return ""
 
 
 def _memory(base: NetworkFigures, small: NetworkFigures) -> str:
