@@ -44,7 +44,7 @@ class Adjoint(Joint):
 
 
 class AdjointPlus(Adjoint):
-    """The adjoint method with the settings that serve the small network best: nothing to tune.
+    """The adjoint method with the settings that served the small network best in a short comparison: nothing to tune.
 
     The KL term, at temperature 4, trains the small network only (detached), beside a cross-entropy of the small
     network's own; λ rises as in the paper. docs/results.md has what that was chosen from, and what it gave.
