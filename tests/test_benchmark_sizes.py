@@ -158,7 +158,10 @@ def test_memory_that_is_handed_back_is_told_with_the_remedy_unless_it_is_in_use(
     told = reasons(wide, timed(40, 8, 8))
     assert "with 8 images, activations take 512 B in the base and 68.16 MB in small" in told
     assert "THP_MEM_ALLOC_ENABLE=1" in told
-    assert "handed back" not in reasons(wide, timed(40, 8, 8), malloc={"THP_MEM_ALLOC_ENABLE": "1"})
+    for remedy in ({"THP_MEM_ALLOC_ENABLE": "1"}, {"MALLOC_TRIM_THRESHOLD_": "4294967296"}):
+        assert "handed back" not in reasons(wide, timed(40, 8, 8), malloc=remedy)
+    for other in ({"THP_MEM_ALLOC_ENABLE": "0"}, {"MALLOC_ARENA_MAX": "2"}):
+        assert "handed back" in reasons(wide, timed(40, 8, 8), malloc=other)
     assert "handed back" not in reasons(wide, timed(40, 8, 8, "onnx"))  # has memory of its own
     assert "handed back" not in reasons(replace(wide, activation_bytes={"8": 64 * 2**20}), timed(40, 8, 8))
 

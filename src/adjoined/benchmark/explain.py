@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adjoined.benchmark import IN_PYTORCH, RUNTIMES
+from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
 from adjoined.report.units import count, milliseconds, size
 
@@ -22,7 +23,7 @@ def explain(found: Benchmark) -> list[str]:
     """Return sentences on the speed-ups in fp32 that stay far below the ratio of MACs, and on why.
 
     Args:
-        found: a benchmark; its sizes and its times are all that is used.
+        found: a benchmark; its sizes, its times and its allocator settings are all that is used.
 
     Returns:
         Nothing, or where the speed-up stays behind, then the reasons that the figures show; before them, whether the
@@ -38,7 +39,7 @@ def explain(found: Benchmark) -> list[str]:
             f"{small.name}: the speed-up stays below {FAR:.0%} of the ratio of MACs ({behind[0].mac_ratio:.1f}x): "
             f"{places}."
         )
-        handed_back = "" if found.environment["malloc"] else _handed_back(base, small, behind)
+        handed_back = "" if _keeps_memory(found.environment) else _handed_back(base, small, behind)
         reasons = [*_fixed_costs(found.rows, behind, small), handed_back, _memory(base, small), _odd_widths(small)]
         sentences += [reason for reason in reasons if reason]
     return sentences
@@ -86,6 +87,12 @@ def _fixed_costs(rows: Sequence[Row], behind: Sequence[Speedup], small: NetworkF
     return sentences
 
 
+def _keeps_memory(told: Environment) -> bool:
+    """Whether the process was started with huge pages, or with an allocator that does not trim."""
+    malloc = told["malloc"]
+    return malloc.get("THP_MEM_ALLOC_ENABLE", "0") != "0" or "MALLOC_TRIM_THRESHOLD_" in malloc
+
+
 def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[Speedup]) -> str:
     """Tell of activations that glibc does not keep from call to call; nothing in the times shows them apart."""
     for place in behind:
@@ -93,8 +100,8 @@ def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[S
         if place.runtime in IN_PYTORCH and place.device == "cpu" and max(each) > KEPT:
             return (
                 f"Memory handed back: with {place.batch_size} images, activations take {size(each[0])} in the base and "
-                f"{size(each[1])} in {small.name}. Of more than {size(KEPT)} glibc returns pages to the system and has "
-                f"them cleared anew in every call. On Linux, THP_MEM_ALLOC_ENABLE=1 in the environment makes PyTorch "
+                f"{size(each[1])} in {small.name}. On Linux, glibc returns what is over {size(KEPT)} to the system and "
+                f"gets it anew, page by page, in every call; THP_MEM_ALLOC_ENABLE=1 in the environment makes PyTorch "
                 f"take huge pages, which may save much of that time."
             )
     return ""
