@@ -39,12 +39,16 @@ SETTINGS = [
     *("standard", "distillation", DETACHED, f"{DETACHED}:kl_schedule=constant"),
     *(f"{DETACHED}:kl_schedule=constant:{each}" for each in ("small_ce=1", "small_ce=0.3")),
     *(f"{DETACHED}:{each}" for each in ("small_ce=1", "small_ce=0.5", "small_ce=1:temperature=4")),
+    "adjoint+",
 ]
 """What `adjoint+` was chosen from."""
 EQUAL_COST = ["standard", "distillation", "adjoint+", "standard:epochs=8", "adjoint+:epochs=8"]
 """Eight epochs of joint training cost what six of a teacher and six of its student do."""
-LONGER = ["standard", "distillation", "adjoint+"]
-"""What twice the epochs change."""
+LONGER = [
+    *("standard", "distillation", "slimmable", "slimmable:private_head=true"),
+    *(f"{DETACHED}:small_ce=1:temperature=4", "adjoint+", "adjoint+:epochs=16"),
+]
+"""What twice the epochs change, what a private head does, and what is to be had for the cost of a student."""
 REGULARISERS = [
     *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3"),
     *("adjoint:alpha=2", "adjoint:alpha=4", "dropout:dropout_rate=0.5"),
@@ -151,8 +155,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="its training images per class, of 500")
     parser.add_argument("--width", type=float, default=2.0, help="factor on the channels of ResNet-8")
     parser.add_argument("--few-epochs", type=int, default=8, help="epochs of the comparison of regularisers")
-    names = ["methods", "settings", "equal-cost", "longer", "regularisers"]
-    parser.add_argument("--part", choices=names, help="one of them only")
+    parser.add_argument("--part", help="one of them only, by its name")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--estimate", action="store_true", help="only tell how long it will take")
     asked = parser.parse_args()
@@ -160,10 +163,12 @@ def main() -> None:
         Part("methods", ALL, asked.epochs, asked.limit, asked.width),
         Part("settings", SETTINGS, asked.epochs, asked.limit, asked.width),
         Part("equal-cost", EQUAL_COST, asked.epochs, asked.limit, asked.width, unequal=True),
-        Part("longer", LONGER, 2 * asked.epochs, asked.limit, asked.width),
+        Part("longer", LONGER, 2 * asked.epochs, asked.limit, asked.width, unequal=True),
         # Without augmentation, so that there is something to regularise within a few epochs.
         Part("regularisers", REGULARISERS, asked.few_epochs, 100, asked.width, "none"),
     ]
+    if asked.part and asked.part not in (known := [each.name for each in parts]):
+        parser.error(f"--part {asked.part}: expected one of {', '.join(known)}")
     parts = [each for each in parts if each.name == (asked.part or each.name)]
     if asked.estimate:
         estimate(parts, asked.data_root, asked.seeds, Console())

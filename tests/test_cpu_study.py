@@ -20,13 +20,14 @@ PARTS = {
     "methods": cpu_study.ALL,
     "settings": cpu_study.SETTINGS,
     "equal-cost": cpu_study.EQUAL_COST,
+    "longer": cpu_study.LONGER,
     "regularisers": cpu_study.REGULARISERS,
 }
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_estimate_is_of_the_settings_of_the_command(name, tmp_path):
-    part = cpu_study.Part(name, PARTS[name], 12, 100, 0.5, unequal=name == "equal-cost")
+    part = cpu_study.Part(name, PARTS[name], 12, 100, 0.5, unequal=name in ("equal-cost", "longer"))
     command, *argv = part.argv("data", tmp_path, 2)
     assert command == "compare"
     defaults = recipe_defaults(spelled(argv, Comparison, Settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.masking import KernelMasks
 from adjoined.sharing import Indices, share
 from adjoined.slicing import SlicePlan, check_plan, make_plan, reorder
+from adjoined.slicing.cost import last_layer
 from adjoined.slicing.importance import check_order
 from adjoined.slicing.modules import check_model, private_names
 
@@ -40,14 +41,16 @@ class _Shared(NamedTuple):
 class AdjoinedNetwork(nn.Module):
     """A base network and one or several small networks on shared weights, called together.
 
-    Small networks have their own normalisation layers and buffers; every other tensor of theirs is a slice of the
-    base's, made anew in each call, so an optimizer, an average or a checkpoint sees each shared weight once.
+    Small networks have their own normalisation layers and buffers, and the layers that are named private; every other
+    tensor of theirs is a slice of the base's, made anew in each call, so an optimizer, an average or a checkpoint sees
+    each shared weight once.
 
     Args:
         base: the base network; it is used, not copied, and holds the shared weights.
         plans: a slice plan for every small network.
         private_norms: small networks have scale and shift of their own in every norm; if not, they are shared slices
             too, as an ablation. Running statistics are private in any case.
+        private: names of further modules whose weights small networks have for themselves; they begin as slices.
         masking_factor: share of each kernel's positions at which small networks have zeros, as an ablation.
 
     Attributes:
@@ -69,6 +72,7 @@ class AdjoinedNetwork(nn.Module):
         plans: Sequence[SlicePlan],
         *,
         private_norms: bool = True,
+        private: Collection[str] = (),
         masking_factor: float = 0.0,
     ) -> None:
         super().__init__()
@@ -86,8 +90,8 @@ class AdjoinedNetwork(nn.Module):
                     fix="Read a saved one with SlicePlan.load(path).",
                 )
             plan.check_fits(base)
-        private = private_names(base) if private_norms else set()
-        self._shared = _shared_weights(base, self.plans, private)
+        own = private_names(base, private, norms=private_norms)
+        self._shared = _shared_weights(base, self.plans, own)
         self.masks = KernelMasks(base, masking_factor)
         self.smalls = nn.ModuleList(self._skeleton(number, plan) for number, plan in enumerate(self.plans))
         self.training = base.training
@@ -252,6 +256,7 @@ def adjoin(
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
     check: bool = False,
     private_norms: bool = True,
+    private_head: bool = False,
     masking_factor: float = 0.0,
 ) -> AdjoinedNetwork:
     """Join a model with a small twin (or a family of them) on shared weights.
@@ -279,6 +284,9 @@ def adjoin(
         check: compare every small network with the base network, its dropped channels at zero, in float64 on random
             input (see `adjoined.slicing.check_plan`). It takes about as long as running both.
         private_norms: small networks have scale and shift of their own in every norm; False is an ablation.
+        private_head: small networks have weights of their own in the layer that comes last, too: the last linear one to
+            run, or the last convolution where there is none. They begin as slices. It costs a small network nothing at
+            inference; in training it is one narrow layer more.
         masking_factor: share of each kernel's positions at which all filters of the small networks are zero, the same
             random ones within a layer, in [0, 1): the authors' code has this; an ablation, nothing is faster by it.
 
@@ -313,7 +321,8 @@ def adjoin(
         ]
     if order is not None:
         plans = reorder(model, example_input, plans, order)
-    net = AdjoinedNetwork(model, plans, private_norms=private_norms, masking_factor=masking_factor)
+    head = (last_layer(model, example_input),) if private_head else ()
+    net = AdjoinedNetwork(model, plans, private_norms=private_norms, private=head, masking_factor=masking_factor)
     if check:
         for each in net.plans:
             check_plan(model, example_input, each)

@@ -25,6 +25,7 @@ METHOD_ONLY = (
     "kl_direction",
     "small_ce",
     "private_norms",
+    "private_head",
     "masking_factor",
     "temperature",
     "dropout_rate",
@@ -104,6 +105,8 @@ class Settings:
     the filters that write them), bn (scale of their batch norms); none: as they are."""
     private_norms: bool = True
     """adjoint, slimmable: scale and shift of its own for every norm of the small network."""
+    private_head: bool = False
+    """adjoint, slimmable: weights of its own for the small network's last layer, a slice of the base's at first."""
     masking_factor: float = 0.0
     """adjoint, slimmable: share of a kernel's positions at which all filters of the small network are zero, [0, 1)."""
     temperature: float | None = None

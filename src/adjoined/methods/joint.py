@@ -14,7 +14,7 @@ from adjoined.slicing import SlicePlan
 class Joint(Method):
     """Base and small networks on shared weights; the loss is left to fill in."""
 
-    reads = frozenset({"order", "private_norms", "masking_factor"})
+    reads = frozenset({"order", "private_norms", "private_head", "masking_factor"})
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> AdjoinedNetwork:
         """Return base and small networks on shared weights."""
@@ -29,6 +29,7 @@ class Joint(Method):
             widths=settings.widths,
             order=settings.order,
             private_norms=settings.private_norms,
+            private_head=settings.private_head,
             masking_factor=settings.masking_factor,
         )
 

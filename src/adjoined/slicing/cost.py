@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adjoined.errors import AdjoinedError
 from adjoined.slicing.inputs import Inputs
 
 
@@ -49,11 +50,7 @@ def cost_by_module(model: nn.Module, example_input: Any) -> dict[str, Cost]:
     Arguments as in `measure_cost`. A module's cost includes its children's.
     """
     inputs = Inputs.of(example_input)
-    try:
-        duplicate = copy.deepcopy(model).to("meta")
-        order, counter = _run(duplicate, inputs.map(lambda t: t.to("meta")))
-    except Exception:  # data-dependent code, or a module that does not know the meta device
-        order, counter = _run(copy.deepcopy(model), inputs)
+    order, counter = _run(model, inputs)
     # The counter names modules by their path below the class of the model: "ResNet.layer1.0".
     flops = {path.partition(".")[2]: sum(ops.values()) for path, ops in counter.flop_counts.items() if path != "Global"}
     last = _last_linear(model, order)
@@ -70,16 +67,45 @@ def cost_by_module(model: nn.Module, example_input: Any) -> dict[str, Cost]:
 
 def last_linear(model: nn.Module, example_input: Any) -> str | None:
     """Return the name of the last linear layer in the order of execution, or None where there is none."""
-    inputs = Inputs.of(example_input)
-    order, _ = _run(copy.deepcopy(model).to("meta"), inputs.map(lambda t: t.to("meta")))
+    order, _ = _run(model, Inputs.of(example_input))
     return _last_linear(model, order)
 
 
+def last_layer(model: nn.Module, example_input: Any) -> str:
+    """Return the name of the last linear layer in the order of execution, of the last convolution where there is none.
+
+    Raises:
+        AdjoinedError: there is neither.
+    """
+    order, _ = _run(model, Inputs.of(example_input))
+    name = _last_linear(model, order) or _last(model, order, nn.modules.conv._ConvNd)
+    if name is None:
+        raise AdjoinedError(
+            "no last layer is found",
+            where=type(model).__name__,
+            expected="a model that runs a linear layer or a convolution",
+            fix="Leave out the private head.",
+        )
+    return name
+
+
 def _last_linear(model: nn.Module, order: list[str]) -> str | None:
-    return next((name for name in reversed(order) if isinstance(model.get_submodule(name), nn.Linear)), None)
+    return _last(model, order, nn.Linear)
+
+
+def _last(model: nn.Module, order: list[str], kind: type[nn.Module]) -> str | None:
+    return next((name for name in reversed(order) if isinstance(model.get_submodule(name), kind)), None)
 
 
 def _run(model: nn.Module, inputs: Inputs) -> tuple[list[str], FlopCounterMode]:
+    """Run a copy of the model, on the meta device where that works; return its modules in order, and the counts."""
+    try:
+        return _run_it(copy.deepcopy(model).to("meta"), inputs.map(lambda t: t.to("meta")))
+    except Exception:  # data-dependent code, or a module that does not know the meta device
+        return _run_it(copy.deepcopy(model), inputs)
+
+
+def _run_it(model: nn.Module, inputs: Inputs) -> tuple[list[str], FlopCounterMode]:
     order: list[str] = []
     for name, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,11 +50,18 @@ def _has_weight_matrix(module: nn.Module) -> bool:
     return any(p is not None and sum(size > 1 for size in p.shape) > 1 for p in module._parameters.values())
 
 
-def private_names(model: nn.Module) -> set[str]:
-    """Return the names of all tensors that a small network has for itself: its norms' parameters, and every buffer."""
+def private_names(model: nn.Module, modules: Collection[str] = (), *, norms: bool = True) -> set[str]:
+    """Return the names of all tensors that a small network has for itself.
+
+    Args:
+        model: the base network.
+        modules: names of modules that it has for itself, with all that is in them.
+        norms: whether the parameters of all norms are among them; buffers always are.
+    """
     names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for prefix, module in model.named_modules():
-        if is_norm(module):
+        chosen = any(prefix == each or prefix.startswith(f"{each}.") for each in modules)
+        if chosen or (norms and is_norm(module)):
             names |= {f"{prefix}.{name}" if prefix else name for name in module._parameters}
     return names
 
