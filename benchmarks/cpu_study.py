@@ -46,7 +46,8 @@ EQUAL_COST = ["standard", "distillation", "adjoint+", "standard:epochs=8", "adjo
 """Eight epochs of joint training cost what six of a teacher and six of its student do."""
 LONGER = [
     *("standard", "distillation", "slimmable", "slimmable:private_head=true"),
-    *(f"{DETACHED}:small_ce=1:temperature=4", "adjoint+", "adjoint+:epochs=16"),
+    *(f"{DETACHED}:small_ce=1:{each}" for each in ("temperature=4", "private_head=true")),
+    *("adjoint+", "adjoint+:epochs=16"),
 ]
 """What twice the epochs change, what a private head does, and what is to be had for the cost of a student."""
 REGULARISERS = [
