@@ -85,6 +85,8 @@ def test_a_method_names_the_settings_that_it_reads(name):
         {},
         {"kl_schedule": "linear"},
         {"kl_schedule": "constant", "temperature": 3.0},
+        {"kl_scale": 2.0},
+        {"kl_scale": 0.0},
         {"kl_direction": "reversed"},
         {"kl_direction": "symmetric", "small_ce": 0.5},
     ],
@@ -96,6 +98,8 @@ def test_the_adjoint_loss_with_its_ablations(change):
     both = {"forward": kl(p, q, temperature), "reversed": kl(q, p, temperature)}
     both["symmetric"] = (both["forward"] + both["reversed"]) / 2
     weight = {"paper": 0.25, "linear": 0.25, "constant": 1.0}[change.get("kl_schedule", "paper")]
+    weight *= change.get("kl_scale", 1.0)
+    assert step.terms["lambda"] == weight
     expected = F.cross_entropy(p, Y) + weight * temperature**2 * both[change.get("kl_direction", "forward")]
     expected += change.get("small_ce", 0.0) * F.cross_entropy(q, Y)
     torch.testing.assert_close(step.loss, expected)
@@ -133,7 +137,8 @@ def test_the_temperature_keeps_the_size_of_the_gradient():
 
 def test_adjoint_plus_is_adjoint_with_settings():
     plus = step_of(job_of("adjoint+"))
-    same = step_of(job_of("adjoint", kl_detach=True, small_ce=1.0, temperature=4.0, private_head=True))
+    chosen = {"kl_detach": True, "kl_scale": 2.0, "small_ce": 1.0, "temperature": 4.0, "private_head": True}
+    same = step_of(job_of("adjoint", **chosen))
     other = step_of(job_of("adjoint"))
     assert plus.loss.equal(same.loss)
     assert not plus.loss.equal(other.loss)

@@ -21,6 +21,7 @@ PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes
 METHOD_ONLY = (
     "order",
     "kl_schedule",
+    "kl_scale",
     "kl_detach",
     "kl_direction",
     "small_ce",
@@ -94,6 +95,8 @@ class Settings:
     """How the networks are trained; `docs/method.md` has the list."""
     kl_schedule: Literal["paper", "linear", "constant"] = "paper"
     """adjoint: λ over the run, the paper's min(4t², 1), t, or 1."""
+    kl_scale: float = 1.0
+    """adjoint: factor on λ."""
     kl_detach: bool = False
     """adjoint: let the KL term train the small network only."""
     kl_direction: Literal["forward", "reversed", "symmetric"] = "forward"
@@ -197,7 +200,7 @@ class Settings:
             self._require(name, getattr(self, name) >= 0, "a whole number of at least 0")
         for name in ("weight_decay", "norm_weight_decay", "mixup", "grad_clip"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
-        for name in ("small_ce", "slimming_l1"):
+        for name in ("kl_scale", "small_ce", "slimming_l1"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
         for name in ("temperature", "finetune_lr"):
             value = getattr(self, name)

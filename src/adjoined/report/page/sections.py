@@ -92,11 +92,13 @@ def learning_curves(story: RunStory) -> list[Chart]:
         )
     ]
     loss = [curve(rows, f"val_{name}_loss", label, place(name)) for name, label in names]
+    weights = Axis("λ", _plain, low=0.0, high=1.05 * max(1.0, *(row.get("lambda", 0.0) for row in rows)))
     charts = [
         _curve("Top-1 accuracy", accuracy, SHARE, "Validation images; faint: training images as they are varied."),
         _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
-        _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], Axis("λ", _plain, low=0.0, high=1.05),
-               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}, t the share of training done."),
+        _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
+               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}, t the share of training done, times the "
+               "factor on it where the method has one."),
         _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)], Axis("learning rate", _plain, low=0.0),
                "At the beginning of the epoch."),
     ]  # fmt: skip
