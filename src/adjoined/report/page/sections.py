@@ -97,8 +97,8 @@ def learning_curves(story: RunStory) -> list[Chart]:
         _curve("Top-1 accuracy", accuracy, SHARE, "Validation images; faint: training images as they are varied."),
         _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
         _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
-               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}, t the share of training done, times the "
-               "factor on it where the method has one."),
+               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}, t the share of training done, times "
+               "the factor on it where the method has one."),
         _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)], Axis("learning rate", _plain, low=0.0),
                "At the beginning of the epoch."),
     ]  # fmt: skip
