@@ -3,12 +3,16 @@
 import math
 import xml.etree.ElementTree as ET
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from adjoined.report.page import charts
 from adjoined.report.page.charts import HEIGHT, LEFT, WIDTH, Axis, Chart, Line, Mark, lines, marks, widths
+from adjoined.report.page.sections import learning_curves
 from adjoined.report.page.svg import Scale, element, linear_ticks, log_ticks, mark
+from adjoined.settings import Settings
 
 PLAIN = Axis("epoch", lambda value: f"{value:.6g}")
 LOG = Axis("nats", lambda value: f"{value:.6g}", log=True)
@@ -113,3 +117,14 @@ def test_widths_meet_where_a_layer_is_at_full_width():
     assert "4 layers, 3 of them narrower" in chart.about
     texts = [text.text for text in parsed(chart).iter("text")]
     assert {"conv1", "layer1", "fc"} <= set(texts)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 9.0])
+def test_the_curve_of_lambda_stays_in_its_chart_whatever_the_factor_on_it(factor: float):
+    history = [{"epoch": n + 1.0, "lambda": factor * min(1.0, n / 2)} for n in range(5)]
+    story: Any = SimpleNamespace(history=history, names=("base",), labels=("base",), settings=Settings())
+    (chart,) = [each for each in learning_curves(story) if "λ" in each.title]
+    ((*_, top),) = places(chart)
+    assert 0 <= top[1] <= HEIGHT
+    assert top[1] == min(y for _, y in places(chart)[0])
+    assert (top[1] < HEIGHT / 4) == (factor >= 1)  # below 1, a chart from 0 to 1 shows that it is
