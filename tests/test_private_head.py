@@ -89,7 +89,7 @@ def test_a_network_without_a_linear_layer_has_its_last_convolution():
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net = adjoin(model, X, alpha=4, round_to=1, private_head=True)
     assert [name for name, _ in net.smalls.named_parameters()] == ["0.2.weight", "0.2.bias"]
-    adjoint_loss(*net(X), Y, progress=1.0).backward()
+    adjoint_loss(*net(X), Y, progress=1.0).backward()  # pyright: ignore[reportCallIssue]
     assert all(each.grad is not None for each in net.parameters())
 
 
@@ -105,6 +105,23 @@ def test_a_network_with_neither_is_refused():
     assert adjoin(Scaled(), X).plan.alpha == 4
     with pytest.raises(AdjoinedError, match="Scaled: no last layer is found"):
         adjoin(Scaled(), X, private_head=True)
+
+
+def test_a_model_that_is_one_layer_is_refused():
+    with pytest.raises(AdjoinedError, match="Conv2d: no last layer is found"):
+        adjoin(nn.Conv2d(3, 16, 3), X, private_head=True)
+
+
+def test_further_modules_may_be_private():
+    model, x = build("residual")
+    plan = adjoin(model, x, alpha=4, round_to=1).plan
+    net = AdjoinedNetwork(model, [plan], private=("ste?",)).train()
+    assert "0.stem.weight" in dict(net.smalls.named_parameters())
+    step(net)
+    with torch.no_grad():
+        assert same(net.extract()(X), net(X)[1])
+    with pytest.raises(AdjoinedError, match=r"private='stam': no module of the model has this name.*'stem'"):
+        AdjoinedNetwork(model, [plan], private=("stam",))
 
 
 def test_a_tied_weight_stays_shared_where_it_is_no_head():

@@ -16,6 +16,7 @@ from adjoined.slicing import SlicePlan, check_plan, make_plan, reorder
 from adjoined.slicing.cost import last_layer
 from adjoined.slicing.importance import check_order
 from adjoined.slicing.modules import check_model, private_names
+from adjoined.slicing.widths import matching_modules
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
 """Switches of model libraries for activation checkpointing. It runs modules again during the backward pass, when a
@@ -50,7 +51,8 @@ class AdjoinedNetwork(nn.Module):
         plans: a slice plan for every small network.
         private_norms: small networks have scale and shift of their own in every norm; if not, they are shared slices
             too, as an ablation. Running statistics are private in any case.
-        private: names of further modules whose weights small networks have for themselves; they begin as slices.
+        private: names or patterns (as for file names) of further modules whose weights small networks have for
+            themselves; they begin as slices.
         masking_factor: share of each kernel's positions at which small networks have zeros, as an ablation.
 
     Attributes:
@@ -90,7 +92,7 @@ class AdjoinedNetwork(nn.Module):
                     fix="Read a saved one with SlicePlan.load(path).",
                 )
             plan.check_fits(base)
-        own = private_names(base, private, norms=private_norms)
+        own = private_names(base, matching_modules(base, private, setting="private"), norms=private_norms)
         self._shared = _shared_weights(base, self.plans, own)
         self.masks = KernelMasks(base, masking_factor)
         self.smalls = nn.ModuleList(self._skeleton(number, plan) for number, plan in enumerate(self.plans))

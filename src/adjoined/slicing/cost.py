@@ -79,11 +79,11 @@ def last_layer(model: nn.Module, example_input: Any) -> str:
     """
     order, _ = _run(model, Inputs.of(example_input))
     name = _last_linear(model, order) or _last(model, order, nn.modules.conv._ConvNd)
-    if name is None:
+    if not name:
         raise AdjoinedError(
             "no last layer is found",
             where=type(model).__name__,
-            expected="a model that runs a linear layer or a convolution",
+            expected="a model that runs a linear layer or a convolution among its modules",
             fix="Leave out the private head.",
         )
     return name
