@@ -47,14 +47,14 @@ class AdjointPlus(Adjoint):
     """The adjoint method with the settings that served both networks best in short comparisons: nothing to tune.
 
     The small network has a last layer of its own, so that the base's is left to the base. The KL term, at temperature
-    4 and twice its weight, trains the small network only (detached), beside a cross-entropy of the small network's own;
-    λ rises as in the paper. docs/results.md has what that was chosen from, and what it gave.
+    4, trains the small network only (detached), beside a cross-entropy of the small network's own; λ rises as in the
+    paper. docs/results.md has what that was chosen from, and what it gave.
     """
 
     reads = frozenset({"order"})
 
     def __init__(self, settings: Settings) -> None:
-        chosen = {"kl_detach": True, "kl_scale": 2.0, "small_ce": 1.0, "temperature": 4.0, "private_head": True}
+        chosen = {"kl_detach": True, "small_ce": 1.0, "temperature": 4.0, "private_head": True}
         super().__init__(settings.for_method("adjoint", **chosen))
 
     def adapt(self, model: nn.Module, example: Tensor) -> Settings:
