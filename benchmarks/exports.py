@@ -92,9 +92,10 @@ def measure(model: str, args: argparse.Namespace) -> None:
                 {"model": model, "network": network, "target": target, "calibrated_on": args.calibrate} | figures
             )
             print(json.dumps(kept[-1]), flush=True)
+            here = environment()
             told = {
-                **environment(),
-                "versions": {name: version(name) for name in PACKAGES},
+                **here,
+                "versions": here["versions"] | {name: version(name) for name in PACKAGES},
                 "seed": 0,
                 "size": args.size,
                 "alpha": args.alpha,

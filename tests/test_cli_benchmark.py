@@ -1,6 +1,7 @@
 """`adjoined benchmark`: real runtimes, real files, every figure where the format says; mistakes in one line."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tiny_runs import QUIET, TINY, with_code
 
 from adjoined.benchmark.result import read_benchmark
 from adjoined.cli import main
+from adjoined.export.targets import Runnable, Target
 from adjoined.models import build
 from adjoined.report import units
 from adjoined.runs import load
@@ -140,6 +142,47 @@ def test_pytorch_holds_networks_and_images_channels_last_if_told_to(
         assert told["missing"] == []
     assert main([*line, "--channels-last"]) == 0
     assert "PyTorch holds networks and images channels-last (NHWC)." in " ".join(capsys.readouterr().out.split())
+
+
+def test_runtimes_know_the_size_of_the_batch_that_is_timed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    told: list[tuple[str, int | None, int]] = []
+    load_file = Target.load
+
+    def load(self: Target, path: Path, threads: int | None = None, batch: int | None = None) -> Runnable:
+        run = load_file(self, path, threads, batch)
+
+        def told_run(images: torch.Tensor) -> torch.Tensor:
+            told.append((self.name, batch, len(images)))
+            return run(images)
+
+        return run if batch is None else told_run
+
+    monkeypatch.setattr(Target, "load", load)
+    assert main(["benchmark", *MODEL, "--runtimes", "onnx,openvino", "--batch-sizes", "1,3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == []
+    assert set(told) == {(name, size, size) for name in ("onnx", "openvino") for size in (1, 3)}
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="the kernel has no huge pages")
+def test_pytorch_takes_huge_pages_if_told_to():
+    line = ["benchmark", *MODEL, "--runtimes", "eager", "--batch-sizes", "1", "--json"]
+    for flags in ([], ["--huge-pages"]):
+        code = f"""
+from pathlib import Path
+from adjoined.cli import main
+main({[*line, *flags]!r})
+import torch
+held = torch.zeros(2**24)  # 64 MiB
+areas = Path("/proc/self/smaps").read_text().split("VmFlags:")
+print("advised:", any(" hg" in area.splitlines()[0] for area in areas[1:]))
+"""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("THP_MEM_", "MALLOC_"))}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)
+        figures, _, advised = done.stdout.rpartition("advised: ")
+        assert advised.strip() == str(bool(flags))
+        assert json.loads(figures)["environment"]["malloc"] == ({"THP_MEM_ALLOC_ENABLE": "1"} if flags else {})
 
 
 def test_a_target_without_int8_is_measured_in_fp32_alone(capsys: pytest.CaptureFixture[str]):

@@ -41,6 +41,20 @@ def test_a_file_gives_the_logits_of_pytorch_for_any_batch(name: str, network: Re
 
 
 @pytest.mark.parametrize("name", export.TARGETS)
+def test_a_runtime_may_be_told_the_size_of_its_batches(name: str, network: Residual, tmp_path: Path):
+    path = tmp_path / f"small{export.TARGETS[name].suffix}"
+    export.write(network, path, pairs(), to=name)
+    x = images(3, *SIZE)
+    for batch in (3, 1):
+        run = export.load(path, threads=1, batch=batch)
+        torch.testing.assert_close(run(x[:batch]), network(x[:batch]).detach(), rtol=1e-4, atol=1e-5)
+    refusals = {"onnx": r"index: 0 Got: 3 Expected: 1", "openvino": r"Can't set the input tensor"}
+    if name in refusals:  # these two have prepared the network for one image
+        with pytest.raises(Exception, match=refusals[name]):
+            run(x)
+
+
+@pytest.mark.parametrize("name", export.TARGETS)
 def test_a_file_that_differs_is_not_kept_and_the_old_one_stays(name: str, network: Residual, tmp_path: Path):
     path = tmp_path / f"small{export.TARGETS[name].suffix}"
     path.write_bytes(b"old")

@@ -54,8 +54,8 @@ def command_line(words: Sequence[str]) -> str:
         words: as `sys.argv` has them.
 
     Example:
-        >>> command_line(["benchmarks/inference.py", "--seconds", "30"])
-        'python benchmarks/inference.py --seconds 30'
+        >>> command_line(["benchmarks/train_step.py", "--rounds", "8"])
+        'python benchmarks/train_step.py --rounds 8'
         >>> command_line(["/usr/bin/adjoined", "plan", "resnet20", "--model-options", "{width: 2}"])
         "adjoined plan resnet20 --model-options '{width: 2}'"
     """

@@ -101,8 +101,8 @@ def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[S
             return (
                 f"Memory handed back: with {place.batch_size} images, activations take {size(each[0])} in the base and "
                 f"{size(each[1])} in {small.name}. On Linux, glibc returns what is over {size(KEPT)} to the system and "
-                f"gets it anew, page by page, in every call; THP_MEM_ALLOC_ENABLE=1 in the environment makes PyTorch "
-                f"take huge pages, which may save much of that time."
+                f"gets it anew, page by page, in every call; --huge-pages, or THP_MEM_ALLOC_ENABLE=1 in the "
+                f"environment of a service, makes PyTorch take huge pages, which may save much of that time."
             )
     return ""
 

@@ -103,7 +103,7 @@ def _enter(
 ) -> list[Entrant]:
     if runtime in ON_GPU:
         return in_pytorch(runtime, subject.networks, images, channels_last=channels_last)
-    return exported.entrants(runtime, threads)
+    return exported.entrants(runtime, threads, len(images))
 
 
 def _compare(

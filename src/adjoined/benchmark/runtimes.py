@@ -44,8 +44,8 @@ class Exported:
         self.largest = subject.batch(largest)
         self.files = dict(subject.files)
 
-    def entrants(self, runtime: str, threads: int) -> list[Entrant]:
-        """Open every network's file in its runtime, fp32 first; int8 where there is such a file.
+    def entrants(self, runtime: str, threads: int, batch: int) -> list[Entrant]:
+        """Open every network's file in its runtime for calls of `batch` images; int8 last, where there is such a file.
 
         Raises:
             AdjoinedError: the runtime is not installed, or cannot express a network.
@@ -63,7 +63,7 @@ class Exported:
                     target.export(module, example, path, {}, calibration)
                     self.files[runtime, name, precision] = path
         return [
-            Entrant(name, precision, target.load(path, threads), path_bytes(path, target.beside))
+            Entrant(name, precision, target.load(path, threads, batch), path_bytes(path, target.beside))
             for precision in PRECISIONS
             for name in self.subject.networks
             if (path := self.files.get((runtime, name, precision)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ class BenchmarkOptions:
     """Measure int8 even where `adjoined export --int8` has left no such file; it is calibrated on random images."""
     channels_last: bool = False
     """Hold networks and images channels-last (NHWC) in PyTorch's own runtimes, where that mostly is faster."""
+    huge_pages: bool = False
+    """Let PyTorch take huge pages (its THP_MEM_ALLOC_ENABLE=1, on Linux), which large batches on a CPU gain by."""
     seconds: float = 60.0
     """Time for all calls together, s; slow networks take longer, exporting and compiling come on top."""
     model: str | None = None
@@ -80,6 +83,8 @@ class BenchmarkOptions:
 def main(argv: Sequence[str]) -> None:
     """Measure, print and keep."""
     options, asked = parse("benchmark", argv, BenchmarkOptions, ModelOptions, purpose=PURPOSE)
+    if options.huge_pages:
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # PyTorch, not imported yet, looks once, before its first tensor
     from adjoined.benchmark.measure import run_benchmark
     from adjoined.benchmark.result import NAME
     from adjoined.commands.device import check_device

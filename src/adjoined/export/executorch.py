@@ -53,7 +53,7 @@ def _save(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> 
         edge.to_executorch().write_to_file(file)
 
 
-def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
+def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor], Tensor]:
     """Open the file in ExecuTorch's runtime for Python; a larger batch than the file takes is run in parts.
 
     The runtime has one pool of threads for the whole process: `threads` changes it for every file.

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.export.targets import INPUT, OUTPUT
 
+BATCH = "batch"
+"""Name of the dimension of any size."""
+
 LARGEST = 2**31 - 1
 """Bytes that protobuf holds in one file."""
 
@@ -31,7 +34,7 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim(BATCH)},),
             verbose=False,
         )
     assert program is not None
@@ -79,12 +82,14 @@ def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[s
         inferred.unlink(missing_ok=True)
 
 
-def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
+def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor], Tensor]:
     """Open the file in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
+    if batch:
+        options.add_free_dimension_override_by_name(BATCH, batch)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:

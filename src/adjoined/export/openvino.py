@@ -67,15 +67,18 @@ def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
+def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor], Tensor]:
     """Open the files in OpenVINO, on the CPU, in float32: some processors would compute in bfloat16 unasked."""
     import openvino
 
     settings: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
-    request = compiled.create_infer_request()
+    core = openvino.Core()
+    model = core.read_model(path)
+    if batch:
+        model.reshape([batch, *model.input().partial_shape[1:]])
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(request.infer({INPUT: images.numpy()}, share_inputs=True)[OUTPUT])

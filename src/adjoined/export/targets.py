@@ -97,12 +97,14 @@ class Target:
         except Exception as error:  # each tool has its own errors for what it cannot express
             raise self._refused(error) from error
 
-    def load(self, path: Path, threads: int | None = None) -> Runnable:
+    def load(self, path: Path, threads: int | None = None, batch: int | None = None) -> Runnable:
         """Open a file in its own runtime.
 
         Args:
             path: the file.
             threads: threads inside one operator; None leaves them to the runtime.
+            batch: N of every call to come, for which ONNX Runtime and OpenVINO then prepare the network; others take
+                no notice. None: any number of images.
 
         Returns:
             A function, images (N, C, H, W) to logits float32 (N, K).
@@ -114,7 +116,7 @@ class Target:
         if not path.is_file():
             raise AdjoinedError("there is no such file", where=path, expected=f"a file of {self.title}")
         try:
-            return import_module(self.home).load(path, threads)
+            return import_module(self.home).load(path, threads, batch)
         except Exception as error:
             raise AdjoinedError(
                 f"{self.title} cannot load the file: {_reason(error)}", where=path, fix="Export it again."
@@ -172,12 +174,14 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def load(path: str | Path, threads: int | None = None) -> Runnable:
+def load(path: str | Path, threads: int | None = None, batch: int | None = None) -> Runnable:
     """Open an exported file in its own runtime, found by the file's suffix.
 
     Args:
         path: a file that `adjoined export` or `write` has made.
         threads: threads inside one operator; None leaves them to the runtime.
+        batch: N of every call to come, for which ONNX Runtime and OpenVINO then prepare the network; others take no
+            notice. None: any number of images.
 
     Returns:
         A function, images (N, C, H, W) to logits float32 (N, K).
@@ -192,7 +196,7 @@ def load(path: str | Path, threads: int | None = None) -> Runnable:
     path = Path(path)
     for target in TARGETS.values():
         if path.suffix == target.suffix:
-            return target.load(path, threads)
+            return target.load(path, threads, batch)
     raise AdjoinedError(
         "is no exported network", where=path, expected=f"one of {', '.join(t.suffix for t in TARGETS.values())}"
     )

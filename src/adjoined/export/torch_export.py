@@ -18,7 +18,7 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
     torch.export.save(program, path, extra_files=dict(metadata))
 
 
-def load(path: Path, threads: int | None) -> Callable[[Tensor], Tensor]:
+def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor], Tensor]:
     """Open the file in PyTorch, on the CPU; weights follow the memory format of the images."""
     module = torch.export.load(path).module()
     held = torch.contiguous_format
