@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
 from torch import Tensor, nn
 
 from adjoined import AdjoinedError, make_plan
+from adjoined.benchmark.environment import command_line, environment
 from adjoined.export import TARGETS, write
 from adjoined.files import read_json, write_json
 from adjoined.models import build, resolve
@@ -95,6 +95,7 @@ def measure(model: str, args: argparse.Namespace) -> None:
             here = environment()
             told = {
                 **here,
+                "command": command_line(sys.argv[:-2]),  # without --one MODEL
                 "versions": here["versions"] | {name: version(name) for name in PACKAGES},
                 "seed": 0,
                 "size": args.size,
