@@ -36,8 +36,9 @@ def program(mode: str, folder: Path, devices: int = 2) -> str:
     return done.stdout
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    program("step", tmp_path)
+@pytest.mark.parametrize("mode", ["step", "step-private-head"])
+def test_two_processes_take_the_steps_of_one(mode, tmp_path):
+    program(mode, tmp_path)
     one, two, start = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two", "start"))
     assert list(one) == list(two)
     moved = [name for name in one if not torch.allclose(one[name], start[name], atol=1e-4)]
@@ -45,6 +46,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert any(name.startswith("smalls.") for name in moved)
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6)
+    assert ("smalls.0.6.weight" in one) == (mode == "step-private-head")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_the_finished_networks_of_two_devices_have_the_recorded_accuracy(runs):
 # ---- the program -----------------------------------------------------------------------------------------------------
 
 
-def step(folder: Path) -> None:
+def step(folder: Path, private_head: bool) -> None:
     import adjoined
 
     torch.manual_seed(0)
@@ -105,7 +107,7 @@ def step(folder: Path) -> None:
         nn.Flatten(),
         nn.Linear(512, 10),
     )
-    net = adjoined.adjoin(model, torch.zeros(1, 3, 8, 8), alpha=2)
+    net = adjoined.adjoin(model, torch.zeros(1, 3, 8, 8), alpha=2, private_head=private_head)
     x, y = torch.randn(3, 8, 3, 8, 8), torch.randint(10, (3, 8))
     start = {name: each.clone() for name, each in net.state_dict().items()}
     torch.save(start, folder / "start")
@@ -159,7 +161,7 @@ def run(folder: Path, devices: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     mode, place, count = sys.argv[1:]
-    if mode == "step":
-        step(Path(place))
+    if mode.startswith("step"):
+        step(Path(place), private_head=mode == "step-private-head")
     else:
         run(Path(place), int(count))

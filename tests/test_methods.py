@@ -142,6 +142,9 @@ def test_adjoint_plus_is_adjoint_with_settings():
     other = step_of(job_of("adjoint"))
     assert plus.loss.equal(same.loss)
     assert not plus.loss.equal(other.loss)
+    p, q = plus.logits["base"], plus.logits["small"]
+    own_loop = adjoint_loss(p, q, Y, progress=0.25, detach=True, temperature=4, small_ce=1)  # as docs/method.md has it
+    torch.testing.assert_close(plus.loss, own_loop)
 
 
 def test_slimmable_trains_each_network_by_the_labels():

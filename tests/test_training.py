@@ -210,8 +210,10 @@ def test_every_way_of_training_learns(change, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_networks_learn(tmp_path):
-    result = train(replace(TINY, epochs=6, limit=40, lr=0.05, compile=True), tmp_path / "run", console=QUIET)
+@pytest.mark.parametrize("method", ["adjoint", "adjoint+"])
+def test_compiled_networks_learn(method, tmp_path):
+    settings = replace(TINY, method=method, epochs=6, limit=40, lr=0.05, compile=True)
+    result = train(settings, tmp_path / "run", console=QUIET)
     assert result.networks[0].top1 > 0.5
 
 

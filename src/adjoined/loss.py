@@ -84,14 +84,8 @@ def adjoint_terms(
     _check_choice("direction", direction, Direction)
     if not temperature > 0:
         raise AdjoinedError("not a temperature", where="temperature", expected="a number above 0", got=temperature)
-    if y.is_floating_point():
-        counted = None
-        ce = F.cross_entropy(p.float(), y, label_smoothing=label_smoothing)
-    else:  # torch's own mean is NaN where every target is ignored
-        counted = y != ignore_index
-        ce = F.cross_entropy(
-            p.float(), y, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction="sum"
-        ) / counted.sum().clamp(min=1)
+    ce = sum_cross_entropy([p], y, label_smoothing=label_smoothing, ignore_index=ignore_index)
+    counted = None if y.is_floating_point() else y != ignore_index
     log_p = F.log_softmax((p.detach() if detach else p).float() / temperature, dim=1)
     kl = torch.stack(
         [_mean_kl(log_p, F.log_softmax(q.float() / temperature, dim=1), counted, direction) for q in family]
@@ -110,6 +104,7 @@ def adjoint_loss(
     detach: bool = False,
     direction: Direction = "forward",
     temperature: float = 1.0,
+    small_ce: float = 0.0,
 ) -> Tensor:
     """Return CE(p, y) + λ(t) · KL(p ‖ q), the loss that trains base and small network together.
 
@@ -126,12 +121,15 @@ def adjoint_loss(
         detach: stop the gradient of the KL term at p (plain distillation from a moving teacher); an ablation.
         direction: "forward" for KL(p ‖ q); as ablations, "reversed" for KL(q ‖ p), "symmetric" for the mean of both.
         temperature: T of an ablation: T² times the KL of both logits divided by T.
+        small_ce: weight of CE(q, y), a cross-entropy of the small network's own; 0 is the paper's loss. With
+            `detach=True, temperature=4, small_ce=1`, and `adjoin(..., private_head=True)`, the loss is that of
+            `adjoined train --method adjoint+`.
 
     Returns:
         A float32 scalar in nats, the mean over samples (and positions).
 
     Raises:
-        AdjoinedError: `progress` is outside [0, 1], or `p` and `q` are no logits of one shape.
+        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, or `p` and `q` are no logits of one shape.
 
     Source: arXiv 2006.05624, "adjoint loss"; the authors' 1e-6 inside the logarithm is replaced by log-softmax.
 
@@ -141,7 +139,11 @@ def adjoint_loss(
         0.1269
         >>> round(adjoint_loss(p, q, y, progress=1.0).item(), 4)  # + KL([.881, .119] ‖ [.5, .5]) = 0.3278
         0.4547
+        >>> round(adjoint_loss(p, q, y, progress=1.0, small_ce=0.1).item(), 4)  # + 0.1 log 2
+        0.524
     """
+    if not small_ce >= 0:
+        raise AdjoinedError("not a weight", where="small_ce", expected="a number of 0 or more", got=small_ce)
     terms = adjoint_terms(
         p,
         q,
@@ -152,7 +154,30 @@ def adjoint_loss(
         direction=direction,
         temperature=temperature,
     )
-    return terms.ce + kl_weight(progress) * terms.kl
+    loss = terms.ce + kl_weight(progress) * terms.kl
+    if not small_ce:
+        return loss
+    family = list(q) if isinstance(q, (list, tuple)) else [q]
+    return loss + small_ce * sum_cross_entropy(family, y, label_smoothing=label_smoothing, ignore_index=ignore_index)
+
+
+def sum_cross_entropy(
+    family: Sequence[Tensor], y: Tensor, *, label_smoothing: float = 0.0, ignore_index: int = -100
+) -> Tensor:
+    """Return the cross-entropies of several networks' logits, added up: a float32 scalar, nats.
+
+    Arguments as in `adjoint_loss`; where every target is ignored it is 0, while torch's own mean is NaN.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0]])
+        >>> round(sum_cross_entropy([logits, logits], torch.tensor([1])).item(), 4)  # 2 log 2
+        1.3863
+    """
+    if y.is_floating_point():
+        return torch.stack([F.cross_entropy(q.float(), y, label_smoothing=label_smoothing) for q in family]).sum()
+    counted = (y != ignore_index).sum().clamp(min=1)
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": "sum"}
+    return torch.stack([F.cross_entropy(q.float(), y, **options) for q in family]).sum() / counted
 
 
 def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None, direction: Direction) -> Tensor:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjoined.loss import adjoint_terms, kl_weight
+from adjoined.loss import adjoint_terms, kl_weight, sum_cross_entropy
 from adjoined.methods.base import Step
 from adjoined.methods.joint import Joint
 from adjoined.penalty import quadratic_penalty
@@ -35,7 +34,7 @@ class Adjoint(Joint):
         terms: dict[str, Tensor | float] = {"ce": ce.detach(), "kl": kl.detach(), "lambda": weight}
         loss = ce + weight * kl
         if settings.small_ce:
-            small = sum_cross_entropy(family, y, settings.label_smoothing)
+            small = sum_cross_entropy(family, y, label_smoothing=settings.label_smoothing)
             loss, terms = loss + settings.small_ce * small, {**terms, "small_ce": small.detach()}
         if measure:
             with torch.no_grad():
@@ -60,8 +59,3 @@ class AdjointPlus(Adjoint):
     def adapt(self, model: nn.Module, example: Tensor) -> Settings:
         """Return the settings under the name of this method."""
         return self.settings.for_method("adjoint+")
-
-
-def sum_cross_entropy(family: list[Tensor], y: Tensor, label_smoothing: float) -> Tensor:
-    """Return the cross-entropies of several networks, added up: float32, nats."""
-    return torch.stack([F.cross_entropy(q.float(), y, label_smoothing=label_smoothing) for q in family]).sum()

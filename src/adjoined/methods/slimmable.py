@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adjoined.loss import adjoint_terms
-from adjoined.methods.adjoint import sum_cross_entropy
+from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.methods.base import Step
 from adjoined.methods.joint import Joint
 
@@ -19,8 +18,9 @@ class Slimmable(Joint):
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the sum of the cross-entropies."""
         p, *family = network(x)
-        smoothing = self.settings.label_smoothing
-        ce, small = sum_cross_entropy([p], y, smoothing), sum_cross_entropy(family, y, smoothing)
+        ce, small = (
+            sum_cross_entropy(each, y, label_smoothing=self.settings.label_smoothing) for each in ([p], family)
+        )
         logits = dict(zip(self.plans(network), (p, *family), strict=True))
         return Step(ce + small, logits, {"ce": ce.detach(), "small_ce": small.detach()})
 

@@ -1,0 +1,98 @@
+"""Two networks from a task of timm, whose loops call the task and nothing else.
+
+The small network has a last layer and labels of its own, as in `adjoined train --method adjoint+`.
+
+Usage:
+
+    python examples/05_timm.py
+    python examples/05_timm.py --model mobilenetv3_small_050 --epochs 10
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import timm
+import torch
+from sklearn.datasets import load_digits
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.task import ClassificationTask
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import adjoined
+
+
+class AdjoinedTask(ClassificationTask):
+    """Train a model together with its small twin; `compile`, `prepare_distributed` and EMA are timm's.
+
+    Args:
+        model: the base network.
+        example: one input of it, float32 (1, C, H, W).
+        updates: steps of the whole training.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, updates: int) -> None:
+        net = adjoined.adjoin(model, example, alpha=4, private_head=True)
+        super().__init__(net, partial(adjoined.adjoint_loss, detach=True, temperature=4, small_ce=1), verbose=False)
+        self.updates, self.done = updates, 0
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the loss, and the base's logits for the metrics of the loop; targets may be soft, as of mixup."""
+        p, q = self.trainable_module(input)
+        progress = min(self.done / self.updates, 1.0)
+        self.done += self.training
+        return {"loss": self.criterion(p, q, target, progress=progress), "output": p}
+
+
+def load_data() -> tuple[TensorDataset, TensorDataset]:
+    """Return digits of 32 x 32 pixels for training (1437) and testing (360)."""
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    x, y = nn.functional.interpolate(x, scale_factor=4.0), torch.tensor(labels)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    train, test = order[360:], order[:360]
+    return TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Two networks from a task of timm.")
+    parser.add_argument("--model", default="resnet10t")
+    parser.add_argument("--epochs", type=int, default=4)
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    train, test = load_data()
+    loader = DataLoader(train, batch_size=64, shuffle=True, drop_last=True)
+    model = timm.create_model(options.model, num_classes=10, in_chans=1)
+    task = AdjoinedTask(model, train.tensors[0][:1], updates=options.epochs * len(loader))
+    task.setup_ema(decay=0.9)  # of both networks
+    optimizer = create_optimizer_v2(task.trainable_module, opt="adamw", lr=4e-3, weight_decay=0.01)
+    scheduler = CosineLRScheduler(optimizer, t_initial=options.epochs * len(loader), t_in_epochs=False)
+
+    for epoch in range(options.epochs):
+        task.train()
+        total = 0.0
+        for x, y in loader:
+            result = task(x, y)
+            optimizer.zero_grad()
+            result["loss"].backward()
+            optimizer.step()
+            task.update_ema()
+            scheduler.step_update(task.done)
+            total += result["loss"].item()
+        print(f"epoch {epoch + 1}: loss {total / len(loader):.3f}")
+
+    averaged = task.get_eval_model(ema=True).module.eval()
+    x, y = test.tensors
+    for name, network in (("base", averaged.base), ("small", averaged.extract())):
+        size = sum(parameter.numel() for parameter in network.parameters())
+        with torch.inference_mode():
+            right = (network(x).argmax(dim=1) == y).float().mean().item()
+        print(f"{name}: {size} parameters, {100 * right:.1f} % of the test digits right")
+
+
+if __name__ == "__main__":
+    main()
