@@ -1,6 +1,8 @@
 """Exported files: they compute what PyTorch computes, in their own runtimes, or they are not there."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,26 @@ def test_a_runtime_may_be_told_the_size_of_its_batches(name: str, network: Resid
     if name in refusals:  # these two have prepared the network for one image
         with pytest.raises(Exception, match=refusals[name]):
             run(x)
+
+
+def test_ctrl_c_after_two_files_of_openvino_is_an_interrupt(network: Residual, tmp_path: Path):
+    path = tmp_path / "small.xml"
+    export.write(network, path, pairs(), to="openvino")
+    code = f"""
+import os, signal, torch
+from adjoined import export
+first, second = (export.load({str(path)!r}, threads=1) for _ in range(2))
+first(torch.zeros(1, 3, 16, 16)), second(torch.zeros(1, 3, 16, 16))
+del first
+del second
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", export.TARGETS)

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +70,31 @@ def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
 
 def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor], Tensor]:
     """Open the files in OpenVINO, on the CPU, in float32: some processors would compute in bfloat16 unasked."""
-    import openvino
-
     settings: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
-    model = core.read_model(path)
+    model = _core().read_model(path)
     if batch:
         model.reshape([batch, *model.input().partial_shape[1:]])
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request = _core().compile_model(model, "CPU", settings).create_infer_request()
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(request.infer({INPUT: images.numpy()}, share_inputs=True)[OUTPUT])
 
     return run
+
+
+@cache
+def _core() -> Any:
+    """Return the one `Core` that all files are opened by, for as long as the process lives.
+
+    Each `Core` gives the thread a stack for signal handlers, and puts the one before it back when it ends. Where two
+    end in the order in which they began, that is the stack of the first, which is gone: the next signal, Ctrl-C say, is
+    then a segmentation fault (seen with OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 @contextmanager
