@@ -16,8 +16,8 @@ from functools import partial
 import timm
 import torch
 from sklearn.datasets import load_digits
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
+from timm.scheduler import CosineLRScheduler  # pyright: ignore[reportPrivateImportUsage]
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,13 +29,11 @@ class AdjoinedTask(ClassificationTask):
     """Train a model together with its small twin; `compile`, `prepare_distributed` and EMA are timm's.
 
     Args:
-        model: the base network.
-        example: one input of it, float32 (1, C, H, W).
+        net: base and small network.
         updates: steps of the whole training.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, updates: int) -> None:
-        net = adjoined.adjoin(model, example, alpha=4, private_head=True)
+    def __init__(self, net: adjoined.AdjoinedNetwork, updates: int) -> None:
         super().__init__(net, partial(adjoined.adjoint_loss, detach=True, temperature=4, small_ce=1), verbose=False)
         self.updates, self.done = updates, 0
 
@@ -67,9 +65,10 @@ def main() -> None:
     train, test = load_data()
     loader = DataLoader(train, batch_size=64, shuffle=True, drop_last=True)
     model = timm.create_model(options.model, num_classes=10, in_chans=1)
-    task = AdjoinedTask(model, train.tensors[0][:1], updates=options.epochs * len(loader))
-    task.setup_ema(decay=0.9)  # of both networks
-    optimizer = create_optimizer_v2(task.trainable_module, opt="adamw", lr=4e-3, weight_decay=0.01)
+    net = adjoined.adjoin(model, train.tensors[0][:1], alpha=4, private_head=True)
+    task = AdjoinedTask(net, updates=options.epochs * len(loader))
+    ema = task.setup_ema(decay=0.9)
+    optimizer = create_optimizer_v2(net, opt="adamw", lr=4e-3, weight_decay=0.01)
     scheduler = CosineLRScheduler(optimizer, t_initial=options.epochs * len(loader), t_in_epochs=False)
 
     for epoch in range(options.epochs):
@@ -85,7 +84,8 @@ def main() -> None:
             total += result["loss"].item()
         print(f"epoch {epoch + 1}: loss {total / len(loader):.3f}")
 
-    averaged = task.get_eval_model(ema=True).module.eval()
+    averaged = ema.get_submodule("module").eval()
+    assert isinstance(averaged, adjoined.AdjoinedNetwork)  # both networks are averaged
     x, y = test.tensors
     for name, network in (("base", averaged.base), ("small", averaged.extract())):
         size = sum(parameter.numel() for parameter in network.parameters())

@@ -50,10 +50,11 @@ def test_both_networks_learn_and_the_small_one_is_small(path: Path, epochs: int)
 
 def test_the_task_of_timm_can_be_distributed(tmp_path: Path):
     code = f"""
-import runpy, timm, torch
+import adjoined, runpy, timm, torch
 made = runpy.run_path({str(EXAMPLES[4])!r})
 torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=0, world_size=1)
-task = made["AdjoinedTask"](timm.create_model("resnet10t", num_classes=10), torch.zeros(1, 3, 32, 32), updates=2)
+net = adjoined.adjoin(timm.create_model("resnet10t", num_classes=10), torch.zeros(1, 3, 32, 32))
+task = made["AdjoinedTask"](net, updates=2)
 task.prepare_distributed()
 task.setup_ema()
 result = task(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))

@@ -157,7 +157,7 @@ def adjoint_loss(
     loss = terms.ce + kl_weight(progress) * terms.kl
     if not small_ce:
         return loss
-    family = list(q) if isinstance(q, (list, tuple)) else [q]
+    family: list[Any] = list(q) if isinstance(q, (list, tuple)) else [q]
     return loss + small_ce * sum_cross_entropy(family, y, label_smoothing=label_smoothing, ignore_index=ignore_index)
 
 
