@@ -61,7 +61,7 @@ result = task(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
 result["loss"].backward()
 task.update_ema()
 print(type(task.trainable_module).__name__)
-print(all(each.grad is not None for each in task.parameters() if each.requires_grad))
+print(all(each.grad is not None for each in net.parameters()))
 torch.distributed.destroy_process_group()
 """
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
