@@ -50,6 +50,9 @@ def test_a_runtime_may_be_told_the_size_of_its_batches(name: str, network: Resid
     for batch in (3, 1):
         run = export.load(path, threads=1, batch=batch)
         torch.testing.assert_close(run(x[:batch]), network(x[:batch]).detach(), rtol=1e-4, atol=1e-5)
+    for wrong in (0, -1):
+        with pytest.raises(AdjoinedError, match=r"^batch: no number of images"):
+            export.load(path, batch=wrong)
     refusals = {"onnx": r"index: 0 Got: 3 Expected: 1", "openvino": r"Can't set the input tensor"}
     if name in refusals:  # these two have prepared the network for one image
         with pytest.raises(Exception, match=refusals[name]):

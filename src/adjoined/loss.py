@@ -78,7 +78,7 @@ def adjoint_terms(
         >>> round(terms.ce.item(), 4), terms.kl.item()
         (0.6931, 0.0)
     """
-    family: list[Any] = list(q) if isinstance(q, (list, tuple)) else [q]
+    family = _family(q)
     _check_logits(p, family)
     _check_targets(p, y, label_smoothing)
     _check_choice("direction", direction, Direction)
@@ -157,8 +157,8 @@ def adjoint_loss(
     loss = terms.ce + kl_weight(progress) * terms.kl
     if not small_ce:
         return loss
-    family: list[Any] = list(q) if isinstance(q, (list, tuple)) else [q]
-    return loss + small_ce * sum_cross_entropy(family, y, label_smoothing=label_smoothing, ignore_index=ignore_index)
+    small = sum_cross_entropy(_family(q), y, label_smoothing=label_smoothing, ignore_index=ignore_index)
+    return loss + small_ce * small
 
 
 def sum_cross_entropy(
@@ -178,6 +178,11 @@ def sum_cross_entropy(
     counted = (y != ignore_index).sum().clamp(min=1)
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": "sum"}
     return torch.stack([F.cross_entropy(q.float(), y, **options) for q in family]).sum() / counted
+
+
+def _family(q: Any) -> list[Any]:
+    """Return the small networks' logits as a list, or whatever else was handed in, for the checks to name."""
+    return list(q) if isinstance(q, (list, tuple)) else [q]
 
 
 def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None, direction: Direction) -> Tensor:

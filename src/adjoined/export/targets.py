@@ -110,9 +110,12 @@ class Target:
             A function, images (N, C, H, W) to logits float32 (N, K).
 
         Raises:
-            AdjoinedError: the tools are missing, or the file is missing, damaged or of another kind.
+            AdjoinedError: the tools are missing, or the file is missing, damaged or of another kind, or `batch` is no
+                number of images.
         """
         self.require()
+        if batch is not None and batch < 1:
+            raise AdjoinedError("no number of images", where="batch", expected="1 or more, or None", got=batch)
         if not path.is_file():
             raise AdjoinedError("there is no such file", where=path, expected=f"a file of {self.title}")
         try:
