@@ -18,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import adjoined
 from adjoined.slicing import check_plan, make_plan, measure_cost
-from adjoined.slicing.inputs import Inputs
-from adjoined.slicing.trace import tensor_leaves
+from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 
 
 def measure(subject: Subject, alpha: float, *, round_to: int = 1) -> dict[str, Any]:

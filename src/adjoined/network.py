@@ -13,10 +13,9 @@ from adjoined.errors import AdjoinedError
 from adjoined.masking import KernelMasks
 from adjoined.sharing import Indices, share
 from adjoined.slicing import SlicePlan, check_plan, make_plan, reorder
-from adjoined.slicing.cost import last_layer
-from adjoined.slicing.importance import check_order
-from adjoined.slicing.modules import check_model, private_names
-from adjoined.slicing.widths import matching_modules
+from adjoined.slicing.model.cost import last_layer
+from adjoined.slicing.model.modules import check_model, matching_modules, private_names
+from adjoined.slicing.order.importance import check_order
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
 """Switches of model libraries for activation checkpointing. It runs modules again during the backward pass, when a

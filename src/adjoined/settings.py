@@ -227,7 +227,7 @@ class Settings:
             self._require("compress", 1 <= self.compress < float("inf"), "a number of at least 1, or none")
             self._require("compress", len(self.alphas) == 1, "none where --alpha has several values")
         if self.widths:
-            from adjoined.slicing.asked import check_widths
+            from adjoined.slicing.solve.request import check_widths
 
             check_widths(self.widths)
         self._check_method()

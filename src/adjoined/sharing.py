@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoined.slicing.index import Index, add_at, take
+from adjoined.slicing.plan.index import Index, add_at, take
 
 Indices = tuple[Index | None, ...]
 

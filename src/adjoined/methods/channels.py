@@ -13,10 +13,9 @@ from adjoined.errors import AdjoinedError
 from adjoined.methods.base import the_small_plan
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan, measure_cost
-from adjoined.slicing.cost import last_linear
-from adjoined.slicing.index import Index
-from adjoined.slicing.modules import named_tensors
-from adjoined.slicing.widths import matching_modules
+from adjoined.slicing.model.cost import last_linear
+from adjoined.slicing.model.modules import matching_modules, named_tensors
+from adjoined.slicing.plan.index import Index
 
 HALVINGS = 10
 """Steps of the search for the share of channels: to 1/1024, finer than one channel of the widest layers."""

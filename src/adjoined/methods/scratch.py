@@ -12,7 +12,7 @@ from adjoined.methods.alone import Alone
 from adjoined.methods.base import the_small_plan
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan, measure_cost
-from adjoined.slicing.modules import named_tensors
+from adjoined.slicing.model.modules import named_tensors
 
 
 class Scratch(Alone):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.report import units
 from adjoined.report.table import Table
-from adjoined.slicing.advice import advice
+from adjoined.slicing.plan.reasons import advice
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,10 +1,10 @@
 """Slicing: which channels belong to the small network, and the small network itself."""
 
-from adjoined.slicing.check import Checked, check_plan
-from adjoined.slicing.cost import Cost, cost_by_module, measure_cost
-from adjoined.slicing.order import reorder
-from adjoined.slicing.plan import ChannelGroup, SlicePlan
-from adjoined.slicing.solve import make_plan
+from adjoined.slicing.make_plan import make_plan
+from adjoined.slicing.model.cost import Cost, cost_by_module, measure_cost
+from adjoined.slicing.order.reorder import reorder
+from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
+from adjoined.slicing.verify.check import Checked, check_plan
 
 __all__ = [
     "ChannelGroup",

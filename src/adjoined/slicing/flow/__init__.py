@@ -1,0 +1,1 @@
+"""One run of a model in which labels follow its channels."""

@@ -1,0 +1,22 @@
+"""One rule per family of operators; importing the package fills the table."""
+
+from adjoined.slicing.flow.call import RULES, Call
+from adjoined.slicing.flow.rules import (
+    attention,
+    combine,
+    convolution,
+    matmul,
+    movement,
+    norm,
+    pointwise,
+    reduce,
+    selection,
+    spatial,
+    spectrum,
+    writes,
+)
+
+__all__ = [
+    "RULES", "Call", "attention", "combine", "convolution", "matmul", "movement", "norm", "pointwise", "reduce",
+    "selection", "spatial", "spectrum", "writes",
+]  # fmt: skip

@@ -1,0 +1,170 @@
+"""Convolutions: the output carries the weight's output channels; input channels are tied to what the weight reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.labels import Slot, along, varying
+
+if TYPE_CHECKING:
+    from adjoined.slicing.flow.run import LabelFlow
+
+FIXED_INPUT = "reads channels of fixed width"
+INSIDE_GROUPS = "channels inside the groups of a grouped convolution, which keeps whole groups"
+
+
+@rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+def convolution(flow: LabelFlow, call: Call) -> None:
+    """Tie the input's channels to the weight's, the bias to the output's; grouped convolutions in their own way."""
+    x, weight, out = call["input"], call["weight"], call.out
+    if x.ndim < weight.ndim:  # unbatched input (C, ...): nobody's training step, and no dimension 1 to speak of
+        return _give_up(flow, call)
+    transposed = bool(call["transposed"])
+    reads, writes = (0, 1) if transposed else (1, 0)
+    channels = flow.vector([s for s in flow.slots(x) if 1 in varying(s)], 1)
+    weight_slots = [s for s in flow.slots(weight) if {0, 1} & set(varying(s))]
+    weight_in = flow.vector([s for s in weight_slots if reads in varying(s)], reads)
+    weight_out = flow.vector([s for s in weight_slots if writes in varying(s)], writes)
+    if weight_in is not None and weight_out is not None and any({0, 1} <= set(varying(s)) for s in weight_slots):
+        flow.pin(weight_in, "each element of the weight belongs to an output and an input channel at once")
+    flow.note_read(channels)
+    groups = call["groups"]
+    if groups == 1 and flow.module not in flow.findings.conv_groups:
+        if channels is not None or weight_in is not None:
+            flow.tie_vectors(channels, weight_in, FIXED_INPUT)
+        result = weight_out
+    elif transposed:
+        result = _grouped_transposed(flow, weight, groups, channels, weight_in, weight_out)
+    else:
+        result = _grouped(flow, weight, groups, channels, weight_in, weight_out)
+    bias = call["bias"]
+    if bias is not None and flow.slots(bias):
+        result = flow.tie_vectors(result, flow.vector(flow.slots(bias), 0), "its bias has fixed width")
+    rest = _along_space(flow, x, weight, out)
+    flow.carry(out, rest + ([along(result, 1, out.ndim)] if result is not None else []))
+    return None
+
+
+def _grouped(
+    flow: LabelFlow, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
+) -> Tensor | None:
+    """Return the output's labels of a grouped or depthwise convolution.
+
+    Whole groups are dropped, which makes depthwise convolutions narrow with their input; or, where that keeps fewer
+    channels, all groups stay and each is sliced inside.
+    """
+    if channels is not None and weight_in is None and out is None and groups == channels.numel():
+        return channels.view(-1, 1).expand(groups, weight.shape[0] // groups).reshape(-1)  # kernels of no layer: a blur
+    if channels is None or out is None:
+        for labels in (channels, out, weight_in):
+            if labels is not None:
+                flow.pin(labels, "grouped convolution with channels of fixed width")
+        return out
+    size = weight.shape[1]
+    inside = flow.module in flow.findings.sliced_inside
+    rows = channels.view(groups, -1)
+    if not flow.strict:
+        batch = size > 1 and bool((rows == rows[:1]).all())  # a kernel for each image: the groups are the images
+        inside = batch or (size > 1 and weight_in is not None and flow.choose_groups(flow.module, groups, size))
+    if inside:  # one channel is left of each group where the weight has no labels
+        flow.findings.sliced_inside.add(flow.module)
+        per_group = flow.collapse(channels.view(groups, -1), (1,)).reshape(-1)
+        if weight_in is not None:
+            flow.tie_vectors(per_group, weight_in, FIXED_INPUT)
+        flow.note_pieces(flow.cut, 0, list(out.view(groups, -1)))
+        return out
+    if weight_in is not None:
+        flow.pin(weight_in, INSIDE_GROUPS)
+        flow.findings.whole_by_choice.add(flow.module)
+    return _whole_groups(flow, groups, channels, out)
+
+
+def _grouped_transposed(
+    flow: LabelFlow, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
+) -> Tensor | None:
+    """Return the output's labels of a grouped transposed convolution; its weight is (in, out / groups, ...)."""
+    if channels is None or weight_in is None:
+        for labels in (channels, weight_in, out):
+            if labels is not None:
+                flow.pin(labels, "grouped transposed convolution with channels of fixed width")
+        return out
+    if out is not None:
+        flow.pin(out, INSIDE_GROUPS)
+    flow.tie_vectors(channels, weight_in, FIXED_INPUT)
+    one_each = _whole_groups(flow, groups, channels, weight_in).view(groups, -1)[:, :1]
+    return one_each.expand(groups, weight.shape[1]).reshape(-1)
+
+
+def _whole_groups(flow: LabelFlow, groups: int, channels: Tensor, out: Tensor) -> Tensor:
+    """Tie all channels of a group, input and output, to each other, and note the groups."""
+    read = flow.collapse(channels.view(groups, -1), (0,))
+    written = flow.collapse(out.view(groups, -1), (0,))
+    flow.tie(read, written)
+    if not flow.strict:
+        flow.findings.conv_groups[flow.module] = written.reshape(-1)
+    return out
+
+
+def _along_space(flow: LabelFlow, x: Tensor, weight: Tensor, out: Tensor) -> list[Slot]:
+    """Return the input's slots along other dimensions than the channels, where the operator leaves them alone."""
+    kept = []
+    for number, slot in enumerate(flow.slots(x)):
+        dims = varying(slot)
+        if 1 in dims:
+            continue
+        if all(out.shape[d] == x.shape[d] for d in dims):
+            if any(d > 1 and weight.shape[d] > 1 for d in dims):
+                flow.check_neighbours(number, slot)
+            kept.append(slot)
+        else:
+            flow.pin(slot, "convolution along a labelled dimension")
+    return kept
+
+
+def _give_up(flow: LabelFlow, call: Call) -> None:
+    for tensor in call.tensors:
+        for slot in flow.slots(tensor):
+            flow.pin(slot, f"no rule for {call.name} on these shapes")
+    flow.carry(call.out, [])
+
+
+@rule("deform_conv2d")
+def deformable(flow: LabelFlow, call: Call) -> None:
+    """torchvision's: an ordinary convolution whose kernel moves by offsets, which stay as many as they are."""
+    for tensor in (call["offset"], call["mask"]):
+        for slot in flow.slots(tensor):
+            flow.pin(slot, "places and weights of a deformable kernel")
+    fields = call["n_offset_grps"] or call["offset_groups"] or 1
+    channels = flow.vector([s for s in flow.slots(call["input"]) if 1 in varying(s)], 1)
+    if channels is not None and fields > 1 and channels.numel() % fields == 0:
+        flow.note_pieces(flow.cut, 1, list(channels.view(fields, -1)))
+        flow.check_cut(flow.cut, 1, list(channels.view(fields, -1)))
+    groups = call["n_weight_grps"] or call["groups"] or 1
+    convolution(flow, Call(call.op, call.name, {**call.args, "transposed": False, "groups": groups}, call.out))
+
+
+@rule("im2col")
+def patches(flow: LabelFlow, call: Call) -> None:
+    """F.unfold: channels (N, C, H, W) become rows (N, C·kh·kw, L), each channel repeated for every kernel place."""
+    x, out = call["self"], call.out
+    channels = flow.vector(flow.slots(x), x.ndim - 3)
+    if channels is None:
+        return
+    kernel = out.shape[-2] // channels.numel()
+    rows = channels.view(-1, 1).expand(-1, kernel).reshape(-1)
+    flow.carry(out, [along(torch.as_tensor(rows), out.ndim - 2, out.ndim)])
+
+
+@rule("col2im")
+def fold(flow: LabelFlow, call: Call) -> None:
+    """F.fold: rows (N, C·kh·kw, L) are added up to channels (N, C, H, W); the rows of one channel go together."""
+    x, out = call["self"], call.out
+    rows = flow.vector([slot for slot in flow.slots(x) if x.ndim - 2 in varying(slot)], x.ndim - 2)
+    if rows is None:
+        return
+    channels = flow.collapse(rows.view(out.shape[-3], -1), (0,)).reshape(-1)
+    flow.carry(out, [along(channels, out.ndim - 3, out.ndim)])

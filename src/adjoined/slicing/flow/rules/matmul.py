@@ -1,0 +1,136 @@
+"""Matrix products: the inner dimensions are tied, rows and columns go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.labels import Slot, along, varying
+from adjoined.slicing.flow.rules.attention import heads_of, keeps_whole_heads
+
+if TYPE_CHECKING:
+    from adjoined.slicing.flow.run import LabelFlow
+
+
+@rule("mm", "bmm")
+def product(flow: LabelFlow, call: Call) -> None:
+    """(…, n, k) by (…, k, m)."""
+    a, b = call["self"], call["mat2"]
+    _product(flow, a, flow.slots(a), flow.slots(b), b.ndim, None, call.out)
+
+
+@rule("addmm", "baddbmm")
+def product_and_sum(flow: LabelFlow, call: Call) -> None:
+    """A product with a bias."""
+    a, b = call["mat1"], call["mat2"]
+    if a is None:
+        a, b = call["batch1"], call["batch2"]
+    _product(flow, a, flow.slots(a), flow.slots(b), b.ndim, call["self"], call.out)
+
+
+@rule("mv", "addmv")
+def product_with_vector(flow: LabelFlow, call: Call) -> None:
+    """(n, k) by (k): the rows go on."""
+    matrix, vector = call["mat"] if call.name == "addmv" else call["self"], call["vec"]
+    inner = [slot for slot in flow.slots(matrix) if 1 in varying(slot)]
+    read, weight = flow.vector(inner, 1), flow.vector(flow.slots(vector), 0)
+    if read is not None or weight is not None:
+        flow.tie_vectors(read, weight, "reads features of fixed width")
+        flow.note_crossing()
+    flow.carry(call.out, [slot.reshape(-1) for slot in flow.slots(matrix) if varying(slot) == (0,)])
+
+
+@rule("dot", "vdot")
+def inner_product(flow: LabelFlow, call: Call) -> None:
+    """(k) by (k): one number, a statistic across channels."""
+    a, b = (flow.vector(flow.slots(tensor), 0) for tensor in call.tensors[:2])
+    if a is not None or b is not None:
+        flow.tie_vectors(a, b, "meets features of fixed width")
+        flow.note_crossing()
+    flow.carry(call.out, [])
+
+
+@rule("linear")
+def linear(flow: LabelFlow, call: Call) -> None:
+    """(…, k) by (m, k)."""
+    x, weight = call["input"], call["weight"]
+    turned = [slot.transpose(0, 1) for slot in flow.slots(weight)]
+    _product(flow, x, flow.slots(x), turned, 2, call["bias"], call.out)
+
+
+def _product(
+    flow: LabelFlow,
+    a: Tensor,
+    a_slots: Sequence[Slot],
+    b_slots: Sequence[Slot],
+    b_ndim: int,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
+    inner_a, inner_b, column = a.ndim - 1, b_ndim - 2, b_ndim - 1
+    spans_a = [(slot, flow.spans(0, slot)) for slot in a_slots]
+    spans_b = [(slot, flow.spans(1, slot)) for slot in b_slots]
+    carried: list[Slot] = []
+    by_head = [_both(spans_a, 0, inner_a), _both(spans_b, 0, inner_b)] if b_ndim == 3 else []
+    if len(by_head) == 2 and all(by_head) and keeps_whole_heads(flow, by_head[0][0], 0, inner_a):
+        carried = heads_of(flow, [slot for slots in by_head for slot in slots], 0)
+        flow.note_read(carried[0])
+    else:
+        read = flow.vector([slot for slot, dims in spans_a if inner_a in dims], inner_a)
+        weight_in = flow.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
+        if weight_in is not None and flow.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
+            flow.note_read(weight_in)
+        elif read is not None or weight_in is not None:
+            flow.note_read(flow.tie_vectors(read, weight_in, "reads features of fixed width"))
+    for slot, dims in spans_a:
+        if varying(slot) and inner_a not in dims:  # alike in every head of an attention
+            carried.append(flow.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
+    for slot, dims in spans_b:  # labels along the batch alone go on, where the other factor brings none
+        if b_ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
+            carried.append(slot)
+    of_heads = [slot for slot in carried if varying(slot) == (0,)]
+    values = _both(spans_b, 0, column) if b_ndim == 3 and of_heads else []
+    if values:  # the weights of an attention have a label for each head: so have the values, and what comes of them
+        heads_of(flow, [*of_heads, *values], 0)
+        return flow.carry(out, [slot for slot in carried if varying(slot) != (0,)] + values)
+    columns = flow.vector([slot for slot, dims in spans_b if column in dims], column)
+    if bias is not None and flow.slots(bias):
+        columns = flow.tie_vectors(columns, flow.vector(flow.slots(bias), bias.ndim - 1), "its bias has fixed width")
+    return flow.carry(out, carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else []))
+
+
+def _both(spans: Sequence[tuple[Slot, set[int]]], first: int, second: int) -> list[Slot]:
+    return [slot for slot, dims in spans if {first, second} <= dims]
+
+
+@rule("_euclidean_dist", "_cdist_forward")
+def distances(flow: LabelFlow, call: Call) -> None:
+    """(…, P, M) and (…, R, M): distances between rows, a statistic across their features."""
+    a, b = call["x1"], call["x2"]
+    turned = [slot.transpose(-1, -2) for slot in flow.slots(b)]
+    if any(tensor.ndim - 1 in varying(slot) for tensor in (a, b) for slot in flow.slots(tensor)):
+        flow.note_crossing()
+    _product(flow, a, flow.slots(a), turned, b.ndim, None, call.out)
+
+
+@rule("_trilinear")
+def trilinear(flow: LabelFlow, call: Call) -> None:
+    """nn.Bilinear: a product of three tensors, each with new dimensions, summed over some of them."""
+    slots: list[Slot] = []
+    for name, new in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
+        for slot in flow.slots(call[name]):
+            for dim in sorted(call[new]):
+                slot = slot.unsqueeze(dim)
+            slots.append(slot)
+    slots = flow.unite(slots)
+    summed = sorted(call["sumdim"], reverse=True)
+    carried = []
+    for slot in slots:
+        if not set(varying(slot)) <= set(summed):
+            for dim in summed:
+                slot = flow.collapse(slot, [d for d in range(slot.ndim) if d != dim]).squeeze(dim)
+            carried.append(slot)
+    flow.carry(call.out, carried)

@@ -1,0 +1,109 @@
+"""Data movement: the very same operator runs on the labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.labels import NeedsValues, Slot, compress, reshaped, varying
+from adjoined.slicing.flow.sizes import RESHAPES
+
+if TYPE_CHECKING:
+    from adjoined.slicing.flow.run import LabelFlow
+    from adjoined.slicing.flow.sizes import Site
+
+CUTS = (
+    "slice", "split", "split_with_sizes", "select", "unbind", "narrow", "chunk", "index", "unsafe_split",
+    "unsafe_split_with_sizes", "tensor_split", "index_select",
+)  # fmt: skip
+
+
+@rule(
+    *RESHAPES, *CUTS, "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "flip", "roll", "repeat",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "movedim", "diagonal",
+    "repeat_interleave", "slice_copy", "rot90",
+)  # fmt: skip
+def move(flow: LabelFlow, call: Call) -> None:
+    """Run the operator on every slot; note where a labelled dimension is cut or folded."""
+    source, outputs = call.tensors[0], call.outputs
+    cut = flow.cut
+    others = call.tensors[1:]
+    for index in others:
+        for slot in flow.slots(index):
+            flow.pin(slot, "is used as an index")
+    picked = _picked_by_value(flow, call)
+    if flow.slots(source) and any(index.is_meta for index in others):
+        raise NeedsValues(call.name)
+    moved: list[list[Slot]] = [[] for _ in outputs]
+    for number, slot in enumerate(flow.slots(source)):
+        if picked & set(varying(slot)):
+            flow.pin(slot, "is picked from by values that the network computes")
+            continue
+        results = _run(call, slot, source)
+        if results is None:
+            flow.pin(slot, f"{call.name} on these shapes")
+            continue
+        results = [compress(result) for result in results]
+        for piece, result in enumerate(results):
+            moved[piece].append(flow.renew(cut, len(results) * number + piece, result))
+        if call.name in RESHAPES:
+            if len(varying(results[0])) > len(varying(slot)) or (cut, number) in flow.findings.folded:
+                flow.check_fold(cut, number, results[0])
+            _note_fold(flow, cut, slot, results[0])
+        elif call.name in CUTS:
+            flow.check_cut(cut, number, results)
+            if len(results) > 1 or results[0].numel() != slot.numel():  # pieces are no substitutes for each other
+                flow.note_pieces(cut, 0, results)
+    for out, slots in zip(outputs, moved, strict=True):
+        flow.carry(out, slots)
+
+
+@rule("transpose_", "t_", "unsqueeze_", "swapdims_", "swapaxes_")
+def move_in_place(flow: LabelFlow, call: Call) -> None:
+    """The tensor itself has new dimensions; its slots have still the old ones."""
+    numbers = [value for name, value in call.args.items() if name != "self"]
+    name = call.name.rstrip("_")
+    flow.carry(call.out, [getattr(slot, name)(*numbers) for slot in flow.slots(call["self"])])
+
+
+def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
+    """Return what the operator makes of the labels, or None if it does not take them."""
+    if call.name in RESHAPES:
+        return [reshaped(slot, source.shape, call.out.shape)]
+    labels = slot.expand(source.shape)
+    values = dict(call.args)
+    values[next(name for name, value in values.items() if isinstance(value, Tensor))] = labels
+    values = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, values)
+    by_name = {argument.name for argument in call.op._schema.arguments if argument.kwarg_only}
+    positional = [value for name, value in values.items() if name not in by_name]
+    try:
+        out: Any = call.op(*positional, **{name: values[name] for name in by_name})
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+def _picked_by_value(flow: LabelFlow, call: Call) -> set[int]:
+    """Return the dimensions of which values that follow from the input pick elements: other ones in every run."""
+    if call.name == "index_select":
+        return {call["dim"] % call["self"].ndim} if flow.values.computed(call["index"]) else set()
+    picked: set[int] = set()
+    if call.name == "index":
+        dim = 0
+        for index in call["indices"]:
+            masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            behind = dim + (index.ndim if masks else 1)
+            if index is not None and flow.values.computed(index):
+                picked |= set(range(dim, behind))
+            dim = behind
+    return picked
+
+
+def _note_fold(flow: LabelFlow, cut: Site, before: Slot, after: Slot) -> None:
+    """Note a view that folds a labelled dimension into several."""
+    if not flow.strict and len(varying(after)) > len(varying(before)):
+        flow.findings.folds.append((cut, after))

@@ -1,0 +1,89 @@
+"""Pooling, resampling and padding: channels stay, places change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.labels import compress, varying
+
+if TYPE_CHECKING:
+    from adjoined.slicing.flow.run import LabelFlow
+
+
+@rule(
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "avg_pool1d",
+    "avg_pool2d", "avg_pool3d",
+    "_adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
+    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
+    "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+    "replication_pad2d", "replication_pad3d", "grid_sampler_2d", "grid_sampler_3d", "fractional_max_pool2d",
+)  # fmt: skip
+def resample(flow: LabelFlow, call: Call) -> None:
+    """Slots along dimensions that keep their size go on; a labelled dimension that is resampled stays wide."""
+    x = call.tensors[0]
+    pooled = range(x.ndim - _pooled_dims(call.name), x.ndim)
+    for out in call.outputs:
+        carried = []
+        for slot in flow.slots(x):
+            if all(x.shape[d] == out.shape[d] and d not in pooled for d in varying(slot)):
+                carried.append(slot)
+            else:
+                flow.pin(slot, f"{call.name} resamples a labelled dimension")
+        flow.carry(out, carried)
+
+
+def _pooled_dims(name: str) -> int:
+    """Return over how many dimensions an operator takes neighbours together, even where their number stays the same."""
+    return int(name.partition("pool")[2][:1]) if "pool" in name else 0
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(flow: LabelFlow, call: Call) -> None:
+    """Values go back to the places where they came from; the places have the channels' labels, too."""
+    x, *others = call.tensors
+    slots = [slot for slot in flow.slots(x) if varying(slot) == (1,)]
+    for tensor in (x, *others):
+        for slot in flow.slots(tensor):
+            if varying(slot) != (1,):
+                flow.pin(slot, f"{call.name} resamples a labelled dimension")
+            elif tensor is not x and slots:
+                flow.tie(slots[0], slot)
+    for out in call.outputs[:1]:
+        flow.carry(out, slots)
+
+
+@rule("constant_pad_nd", "pad")
+def pad(flow: LabelFlow, call: Call) -> None:
+    """Zero padding; along the channels it adds channels without labels."""
+    x, out = call["self"], call.out
+    carried = []
+    for slot in flow.slots(x):
+        dims = varying(slot)
+        if all(x.shape[d] == out.shape[d] for d in dims):
+            carried.append(slot)
+            continue
+        padded = slot.expand([slot.shape[d] if d in dims else size for d, size in enumerate(x.shape)])
+        padded = compress(torch.ops.aten.constant_pad_nd(padded, call["pad"], 0))
+        flow.pin(slot, "is padded with a fixed number of channels")
+        carried.append(padded)
+    flow.carry(out, carried)
+
+
+@rule("roi_align", "roi_pool")
+def pool_boxes(flow: LabelFlow, call: Call) -> None:
+    """Boxes (K, 5) are cut out of features (N, C, H, W) and resampled to (K, C, height, width): channels stay."""
+    x, out = call["input"], call.outputs[0]
+    for slot in flow.slots(call["rois"]):
+        flow.pin(slot, "are coordinates of boxes")
+    carried = []
+    for slot in flow.slots(x):
+        if varying(slot) == (1,):
+            carried.append(slot)
+        else:
+            flow.pin(slot, f"{call.name} resamples a labelled dimension")
+    flow.carry(out, carried)

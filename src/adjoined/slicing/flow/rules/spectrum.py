@@ -1,0 +1,40 @@
+"""Fourier transforms and complex numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.labels import varying
+
+if TYPE_CHECKING:
+    from adjoined.slicing.flow.run import LabelFlow
+
+
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def fourier(flow: LabelFlow, call: Call) -> None:
+    """Transformed along places, channels stay; along channels, each frequency is made of all of them: full width."""
+    x, out = call["self"], call.out
+    dims = {d % x.ndim for d in call["dim"]}
+    carried = []
+    for slot in flow.slots(x):
+        if set(varying(slot)) - dims:  # of a part that was written, it varies along the places too
+            carried.append(flow.collapse(slot, [d for d in range(slot.ndim) if d not in dims]))
+        elif varying(slot):
+            flow.pin(slot, "a Fourier transform along the channels")
+    flow.carry(out, carried)
+
+
+@rule("view_as_complex", "view_as_real")
+def pairs(flow: LabelFlow, call: Call) -> None:
+    """(…, 2) real numbers are (…) complex ones; the two parts of a number are no channels."""
+    x, out = call["self"], call.out
+    carried = []
+    for slot in flow.slots(x):
+        if out.ndim > x.ndim:
+            carried.append(slot.unsqueeze(-1))
+        elif x.ndim - 1 in varying(slot):
+            flow.pin(slot, "real and imaginary part")
+        else:
+            carried.append(slot.squeeze(-1))
+    flow.carry(out, carried)

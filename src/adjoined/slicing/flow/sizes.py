@@ -1,0 +1,174 @@
+"""The sizes that a model's own code hands to an operator, such as the shape of a view, and the channels they count.
+
+In the first run every such size is noted with the labels of the channels that it counts. In the second run, on the
+small network, the code has to ask for as many as are left of them: a number that a module keeps (`num_heads`,
+`head_dim`, split sizes) and that still speaks of the base network is found here, at the operator that is told it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from adjoined.slicing.flow.labels import OutOfStep, Slot, varying
+
+RESHAPES = ("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias", "_reshape_copy")
+
+
+class Site(NamedTuple):
+    """An operator of a model's code: the so-manieth of its kind that a module runs, in eval or train mode."""
+
+    module: str
+    operator: str
+    number: int
+    train: bool
+
+
+class Size(NamedTuple):
+    """A size that code handed to an operator of the base network."""
+
+    value: int
+    counted: tuple[tuple[int, ...], ...]
+    """Labels of the channels that it counts, one vector for each labelling that they have; none for a constant."""
+
+    def left(self, is_kept: Callable[[int], bool]) -> int | None:
+        """Return what is left of it in the small network; None where two labellings disagree."""
+        counts = {count_left(labels, is_kept) for labels in self.counted}
+        return self.value if not counts else counts.pop() if len(counts) == 1 else None
+
+
+class Mismatch(OutOfStep):
+    """Code asks an operator for a number of channels that the small network does not have."""
+
+    def __init__(self, site: Site, position: int, asked: int, left: int, size: Size, here: str) -> None:
+        labels = [label for vector in size.counted for label in vector]
+        super().__init__(
+            f"a size of {asked} is asked for where {left} of {abs(size.value)} are left, in {here}", labels
+        )
+        self.site, self.position, self.asked, self.left, self.size = site, position, asked, left, size
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of the small network as a function of its widths: (plus - minus) * times / by, in kept channels."""
+
+    plus: tuple[int, ...]
+    minus: tuple[int, ...] = ()
+    times: int = 1
+    by: int = 1
+
+    def value(self, is_kept: Callable[[int], bool]) -> int | None:
+        """Return the number, or None where it does not come out whole and positive."""
+        scaled = (count_left(self.plus, is_kept) - count_left(self.minus, is_kept)) * self.times
+        return scaled // self.by if scaled > 0 and scaled % self.by == 0 else None
+
+
+def count_left(labels: Sequence[int], is_kept: Callable[[int], bool]) -> int:
+    """Return how many of these channels the small network has; label 0 stands for what is never dropped."""
+    return sum(1 for label in labels if label == 0 or is_kept(label))
+
+
+def sizes_in(name: str, args: dict[str, Any]) -> list[int | None]:
+    """Return the sizes among an operator's arguments, always in the same order; None where one says nothing.
+
+    Example:
+        >>> sizes_in("view", {"size": [1, -1, 8]}), sizes_in("slice", {"start": 0, "end": 16})
+        ([1, None, 8], [None, 16])
+    """
+    if name in RESHAPES or name == "expand":
+        target = args.get("size") or args.get("shape") or args.get("sizes") or ()
+        return [int(size) if size != -1 else None for size in target]
+    if name in ("split_with_sizes", "unsafe_split_with_sizes"):
+        return [int(size) for size in args["split_sizes"]]
+    if name in ("split", "unsafe_split"):
+        return [int(args["split_size"])] if isinstance(args.get("split_size"), int) else []
+    if name == "slice":
+        return [_bound(args.get("start")), _bound(args.get("end"))]
+    if name in ("native_layer_norm", "_fused_rms_norm", "rms_norm"):
+        return [int(size) for size in args.get("normalized_shape") or ()]
+    return []
+
+
+def _bound(value: Any) -> int | None:
+    """Return the bound of a slice; None for its natural ends."""
+    return None if value is None or value == 0 or value >= 1 << 40 else int(value)
+
+
+def sizes_of(name: str, args: dict[str, Any], inputs: Sequence[Slot], outputs: Sequence[Sequence[Slot]]) -> list[Size]:
+    """Return the sizes among an operator's arguments with the channels that they count.
+
+    Args:
+        name, args: the operator and its arguments by name.
+        inputs: slots of the tensor that it reads.
+        outputs: slots of every tensor that it returns.
+    """
+    values = sizes_in(name, args)
+    if name in ("native_layer_norm", "_fused_rms_norm", "rms_norm"):
+        ndim = args["input"].ndim
+        dims = range(ndim - len(values), ndim)
+        return [_size(value, inputs, d) for value, d in zip(values, dims, strict=True)]
+    if name == "slice":
+        dim = (args.get("dim") or 0) % args["self"].ndim
+        return [_bounded(value, inputs, dim) for value in values]
+    if name in ("split_with_sizes", "unsafe_split_with_sizes", "split", "unsafe_split"):
+        dim = (args.get("dim") or 0) % args["self"].ndim
+        return [_size(value, slots, dim) for value, slots in zip(values, outputs, strict=False)]
+    return [_size(value, outputs[0], d) for d, value in enumerate(values)]
+
+
+def _size(value: int | None, slots: Sequence[Slot], dim: int) -> Size:
+    if value is None:
+        return Size(-1, ())
+    lines = [_line(slot, dim) for slot in slots if dim in varying(slot)]
+    return Size(value, tuple(tuple(line.tolist()) for line in lines))
+
+
+def _bounded(value: int | None, slots: Sequence[Slot], dim: int) -> Size:
+    """Return the bound of a slice: the channels before it, or after it where it counts from the end."""
+    if value is None:
+        return Size(-1, ())
+    lines = [_line(slot, dim) for slot in slots if dim in varying(slot)]
+    return Size(value, tuple(tuple((line[:value] if value > 0 else line[value:]).tolist()) for line in lines))
+
+
+def _line(slot: Slot, dim: int) -> Tensor:
+    """Return the labels along one dimension, at the first place of all others."""
+    return slot.movedim(dim, 0).reshape(slot.shape[dim], -1)[:, 0]
+
+
+def check_sizes(
+    asked: Sequence[int | None], sizes: Sequence[Size], is_kept: Callable[[int], bool], *, by_value: bool
+) -> int | None:
+    """Return the position of the first size that asks for another number of channels than is left, if any.
+
+    Where values decide about sizes (`by_value`), one of which nothing was dropped may be a number of found objects.
+    """
+    for position, (value, size) in enumerate(zip(asked, sizes, strict=False)):
+        if value is None or size.value == -1 or not size.counted:
+            continue
+        left = size.left(is_kept)
+        if by_value and left == abs(size.value):
+            continue
+        if left is not None and abs(value) != left and value != (-1 if size.value < 0 else 1) * left:
+            return position
+    return None
+
+
+def line_of_code(runner: Any) -> str:
+    """Return the line of the model's own code that is running, as ", FILE.py:LINE"; "" inside torch's own modules.
+
+    Args:
+        runner: the function that has called the model.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not runner.__code__:
+        package = frame.f_globals.get("__name__", "")
+        if package.partition(".")[0] != "torch" and not package.startswith("adjoined.slicing"):
+            return f", {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

@@ -1,0 +1,181 @@
+"""The first run: label all tensors of a model, run it, and find out which channels are tied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.slicing.flow.findings import Findings
+from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, sets_of
+from adjoined.slicing.flow.run import GroupChoice, LabelFlow
+from adjoined.slicing.flow.sizes import Site
+from adjoined.slicing.model.inputs import Inputs, tensor_leaves
+from adjoined.slicing.model.misuse import another_path, check_arguments, does_not_run
+from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, named_tensors
+
+OUTPUT = "model output"
+
+
+@dataclass
+class Trace:
+    """What the first run has found.
+
+    Attributes:
+        model: a copy of the model, on the device of the trace; never trained.
+        inputs: the example input on that device.
+        train_inputs: the same for runs in train mode, or None where train mode shows nothing new.
+        labels: tensor name -> labels of its indices for every dimension (None where the size is 1).
+        ties, findings: tied labels, and what else was seen.
+        output_shapes: shapes of all tensors that the model returns, eval mode first.
+        sizes_by_value: whether sizes may follow from values, as the number of objects that a detector finds.
+        path: the innermost modules in the order in which they ran in eval mode.
+        unaligned: cuts behind which channel identity was given up.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    train_inputs: Inputs | None
+    labels: dict[str, list[Tensor | None]]
+    ties: Ties
+    findings: Findings
+    output_shapes: list[torch.Size]
+    sizes_by_value: bool
+    path: tuple[str, ...]
+    unaligned: frozenset[Site]
+
+
+def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
+    """Run a copy of the model under the label flow, on the meta device where that is possible.
+
+    Eval mode comes first; train mode follows where parameters have not been used by then (auxiliary heads).
+
+    Raises:
+        AdjoinedError: the model does not run on the example input.
+    """
+    check_arguments(model, inputs)
+    unaligned = frozenset(unaligned)
+    # Where values decide about the graph, or an operator or a scripted module does not know the device, it is run for
+    # real; by then nothing is left of the first attempt, which an exception that is still at hand would hold.
+    with suppress(Exception):
+        return _trace(_copied(model, "meta"), inputs.map(lambda t: t.to("meta")), choose_groups, unaligned)
+    return _trace(_copied(model, None), inputs, choose_groups, unaligned)
+
+
+def _copied(model: nn.Module, device: str | None) -> nn.Module:
+    """Return a copy for the trace: running it moves norm statistics and other state."""
+    if device is None:
+        return duplicate(model)
+    # Handed to deepcopy, so that weights are not copied first, and tied ones stay tied: `to` makes two of them.
+    memo: dict[int, Any] = {id(t): in_place_of(t, t.detach().to(device)) for t in named_tensors(model).values()}
+    return duplicate(model, memo).to(device)
+
+
+def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[Site]) -> Trace:
+    ties, findings = Ties(), Findings()
+    flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups)
+    tensors = named_tensors(model)
+    labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            outputs = tensor_leaves(flow.run(model, inputs))
+    except Exception as error:  # whatever the model's own code raises
+        raise does_not_run(model, error, flow.module, flow.called_with) from error
+    train_inputs = None
+    unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
+    if unused:
+        train_inputs, more = _run_in_train_mode(flow, model, inputs)
+        outputs += more
+    for out in outputs:
+        for slot in flow.slots(out):
+            ties.pin(slot, OUTPUT)
+    for prefix, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            _pin_scripted(prefix, labels, ties)
+        elif isinstance(module, nn.MultiheadAttention):
+            _tie_heads(flow, prefix, module, labels)
+    never = [n for n, p in model.named_parameters() if p.ndim > 1 and n not in findings.readers]
+    if never and flow.values.read_in is not None:
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in never)
+        raise another_path(model, flow.values.read_in, list(modules))
+    if flow.values.decide:
+        _pin_unread(ties, findings)
+    shapes = [out.shape for out in outputs]
+    return Trace(
+        model, inputs, train_inputs, labels, ties, findings, shapes, flow.values.decide, tuple(flow.path), unaligned
+    )
+
+
+def label_tensors(
+    flow: LabelFlow, tensors: dict[str, Tensor], ties: Ties, *, kernels: set[str]
+) -> dict[str, list[Tensor | None]]:
+    """Give every index of every dimension of every tensor a label of its own; shared tensors share theirs.
+
+    Kernel positions of convolutions, tensors called by the names in `kernels`, have none: they are never dropped.
+    """
+    known: dict[int, list[Tensor | None]] = {}
+    labels: dict[str, list[Tensor | None]] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) not in known:
+            channels = 2 if name in kernels else tensor.ndim
+            known[id(tensor)] = [
+                ties.new(name, d, n) if n > 1 and d < channels else None for d, n in enumerate(tensor.shape)
+            ]
+            vectors = enumerate(known[id(tensor)])
+            flow.carry(tensor, [along(vector, d, tensor.ndim) for d, vector in vectors if vector is not None])
+            flow.name(tensor, name)
+        labels[name] = known[id(tensor)]
+    return labels
+
+
+def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tuple[Inputs | None, list[Tensor]]:
+    """Run in train mode, on twice the samples where norms ask for more than one; None where it does not run."""
+    with torch.random.fork_rng(devices=[]):
+        for attempt in (inputs, inputs.doubled()) if inputs.batch_size == 1 else (inputs,):
+            try:
+                return attempt, tensor_leaves(flow.run(model, attempt, train=True))
+            except (NeedsValues, RuntimeError, ValueError):
+                continue
+    return None, []
+
+
+def _pin_unread(ties: Ties, findings: Findings) -> None:
+    """Keep what nothing has read at full width: where values decide, it may be an output that this run did not give."""
+    read = {ties.find(label) for label in findings.read}
+    for root, members in sets_of(ties.roots()):
+        if root not in read and len(members) > 1:
+            ties.pin(torch.tensor(members, dtype=LABEL), "is read by no layer that ran")
+
+
+def _pin_scripted(prefix: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:
+    for name, vectors in labels.items():
+        if name.startswith(f"{prefix}."):
+            for vector in vectors:
+                if vector is not None:
+                    ties.pin(vector, f"belongs to the TorchScript module '{prefix}', which cannot be resized")
+
+
+def _tie_heads(
+    flow: LabelFlow, prefix: str, module: nn.MultiheadAttention, labels: dict[str, list[Tensor | None]]
+) -> None:
+    """Tie what torch's attention takes to be equal: its features outside and inside, and their order in the heads."""
+    heads, width = module.num_heads, module.head_dim
+    inside: list[Tensor | None] = []
+    for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
+        rows, columns = labels.get(f"{prefix}.{name}", [None, None])
+        inside += [None] if rows is None else rows.split(heads * width)
+        if not name.startswith(("k_", "v_")):
+            inside.append(columns)
+    vectors = [vector for vector in inside if vector is not None]
+    whole = heads > 1 and not flow.choose_groups(prefix, heads, width)
+    for vector in vectors:
+        flow.tie(vectors[0], vector)
+        flow.collapse(vector.view(heads, width), (0,) if whole else (1,))
+    if whole and vectors:
+        flow.findings.conv_groups[prefix] = vectors[0].view(heads, width)[:, 0].clone()
+    else:
+        flow.findings.crossing.setdefault(prefix, "1/√d of the heads' width d")

@@ -1,0 +1,120 @@
+"""What is wrong with a call: from what a model raises, or does, on the example input to one line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.model.inputs import Inputs
+
+PASS = "Pass the example input that model(...) takes: a tensor, a tuple of arguments or a dict of them."
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise AdjoinedError if no layer of a model reads and writes channels, or if one is not made yet."""
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise AdjoinedError(
+            "an uninitialized parameter",
+            where=lazy,
+            fix="Run the model once on an input, so that lazy layers get their shapes, and call adjoin after that.",
+        )
+    if not any(parameter.ndim > 1 for parameter in model.parameters()):
+        raise AdjoinedError(
+            "nothing to narrow: this is no CNN",
+            where=type(model).__name__,
+            expected="a model with convolutions (or linear layers)",
+            got=f"{sum(1 for _ in model.parameters())} parameters, none of them a weight of such a layer",
+        )
+
+
+def check_arguments(model: nn.Module, inputs: Inputs) -> None:
+    """Raise AdjoinedError if the model's forward does not take these arguments, or asks for others."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # a scripted forward has none to look at
+        return
+    try:
+        signature.bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        named = list(signature.parameters.values())
+        needed = [p.name for p in named if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        as_dict = ", ".join(f"{name!r}: ..." for name in needed)
+        both = f"({', '.join(needed)}{',' * (len(needed) == 1)}) or {{{as_dict}}}"
+        raise AdjoinedError(
+            f"the model does not run on the example input: {error}",
+            where=type(model).__name__,
+            expected=f"the arguments of forward{signature}",
+            got=_arguments(inputs),
+            fix=f"{PASS} Here: {both}.",
+        ) from error
+
+
+def _arguments(inputs: Inputs) -> str:
+    positional = f"{len(inputs.args)} positional" if inputs.args else ""
+    return " and ".join(part for part in (positional, ", ".join(map(repr, inputs.kwargs))) if part) or "none"
+
+
+def does_not_run(model: nn.Module, error: Exception, module: str, args: Sequence[Any]) -> AdjoinedError:
+    """Return the error for a model that raises on the example input.
+
+    Args:
+        model: the model.
+        error: what it raised.
+        module: name of the module that ran when it was raised; "" for the model itself.
+        args: the positional arguments that this module was called with.
+    """
+    given = next((leaf for leaf in tree_leaves(tuple(args)) if isinstance(leaf, Tensor)), None)
+    layer = model.get_submodule(module)
+    expected, got = _taken_by(layer), "" if given is None else f"{_dtype(given)} {tuple(given.shape)}"
+    where = f" in '{module}' ({type(layer).__name__})" if module else ""
+    return AdjoinedError(
+        f"the model does not run on the example input: {type(error).__name__}{where}: {error}",
+        where=type(model).__name__,
+        expected=expected,
+        got=got if expected else "",
+        fix=PASS,
+    )
+
+
+def _taken_by(layer: nn.Module) -> str:
+    """Return the dtype and the shape of what a layer takes; "" where it is no layer of torch's own."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or is_lazy(weight):
+        return ""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        places = ", ".join("DHW"[-len(layer.kernel_size) :])
+        return f"{_dtype(weight)} (N, {layer.in_channels}, {places})"
+    if isinstance(layer, nn.Linear):
+        return f"{_dtype(weight)} (..., {layer.in_features})"
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return f"{_dtype(weight)} (N, {layer.num_features}, ...)"
+    return ""
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def another_path(model: nn.Module, reader: str | None, modules: Sequence[str]) -> AdjoinedError:
+    """Return the error for a forward that values send along another path.
+
+    Args:
+        model: the model.
+        reader: name of the module whose code reads a value; "" for the model itself.
+        modules: those that ran in one of the networks only, or never.
+    """
+    more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+    return AdjoinedError(
+        f"values of the input decide which modules run: {repr(reader) if reader else 'its own forward'} reads them, "
+        f"and {', '.join(map(repr, modules[:3]))}{more} did not always run",
+        where=type(model).__name__,
+        expected="the same modules for all inputs of one shape",
+        fix="Run both ways and choose with torch.where, or join the parts of the model that always run.",
+    )

@@ -1,0 +1,195 @@
+"""What the slicing has to know of modules: their tensors, which are norms, and the sizes that they keep."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
+
+
+def check_model(model: object) -> None:
+    """Raise AdjoinedError if this is no module."""
+    if not isinstance(model, nn.Module):
+        raise AdjoinedError("not a model", where="model", expected="a torch.nn.Module", got=type(model).__name__)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name; a shared tensor appears under each of its names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters | dict(model.named_buffers(remove_duplicate=False))
+
+
+def kernel_names(model: nn.Module) -> set[str]:
+    """Return the names of convolutions' weights: from dimension 2 on, they hold kernel positions, never channels."""
+    convolutions = {name for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)}
+    return {
+        name
+        for name, _ in model.named_parameters(remove_duplicate=False)
+        if name.partition(".parametrizations.")[0].removesuffix(".weight") in convolutions
+    }
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module normalises: torch's own classes, and others that say so by their name.
+
+    Example:
+        >>> is_norm(nn.BatchNorm2d(8)), is_norm(nn.Conv2d(3, 8, 3))
+        (True, False)
+    """
+    return isinstance(module, _NORMS) or ("norm" in type(module).__name__.lower() and not _has_weight_matrix(module))
+
+
+def _has_weight_matrix(module: nn.Module) -> bool:
+    """Tell whether a module owns a weight that mixes channels (a normalised convolution is no norm)."""
+    return any(p is not None and sum(size > 1 for size in p.shape) > 1 for p in module._parameters.values())
+
+
+def private_names(model: nn.Module, modules: Collection[str] = (), *, norms: bool = True) -> set[str]:
+    """Return the names of all tensors that a small network has for itself.
+
+    Args:
+        model: the base network.
+        modules: names of modules that it has for itself, with all that is in them.
+        norms: whether the parameters of all norms are among them; buffers always are.
+    """
+    names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    for prefix, module in model.named_modules():
+        chosen = any(prefix == each or prefix.startswith(f"{each}.") for each in modules)
+        if chosen or (norms and is_norm(module)):
+            names |= {f"{prefix}.{name}" if prefix else name for name in module._parameters}
+    return names
+
+
+def filters(model: nn.Module) -> dict[str, int]:
+    """Return the parameters whose filters write channels, each with the dimension along which it does.
+
+    These are the weights of convolutions and linear layers, and other parameters that mix channels; norms, biases and
+    scales write none, they only change what others have written.
+
+    Example:
+        >>> filters(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 2)))
+        {'0.weight': 0, '2.weight': 1}
+    """
+    found: dict[str, int] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        module = model.get_submodule(owner_of(name))
+        layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        if parameter.ndim >= 2 and not is_norm(module) and (layer or sum(size > 1 for size in parameter.shape) > 1):
+            # A grouped transposed convolution writes the channels of the groups that its dimension 0 holds.
+            turned = isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups == 1
+            found[name] = int(turned)
+    return found
+
+
+def owner_of(tensor: str) -> str:
+    """Return the name of the module that uses a tensor as its own; a parametrised weight belongs to its layer.
+
+    Example:
+        >>> owner_of("layer1.conv.weight"), owner_of("conv.parametrizations.weight.original")
+        ('layer1.conv', 'conv')
+    """
+    before, found, _ = f".{tensor}".partition(".parametrizations.")
+    return before[1:] if found else tensor.rpartition(".")[0]
+
+
+def set_sizes(module: nn.Module, groups: int | None) -> None:
+    """Bring the sizes that a module of torch keeps as numbers in line with its tensors.
+
+    Args:
+        module: a module whose parameters and buffers were replaced by narrower ones.
+        groups: its number of groups now, or None where it has not changed.
+    """
+    weight = module._parameters.get("weight")
+    sized: Any = module  # normalisations other than torch's keep their sizes under the same names
+    if isinstance(module, nn.modules.conv._ConvNd):
+        kernel = module.weight  # a parametrised convolution computes it
+        module.groups = groups or module.groups
+        out, into = kernel.shape[:2]
+        if module.transposed:
+            out, into = into * module.groups, out
+        else:
+            into *= module.groups
+        module.in_channels, module.out_channels = into, out
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = groups or module.num_groups
+        if weight is not None:
+            module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.MultiheadAttention):
+        module.embed_dim, module.num_heads = module.out_proj.weight.shape[0], groups or module.num_heads
+        module.head_dim = module.embed_dim // module.num_heads
+        if module.in_proj_weight is not None:
+            module.kdim = module.vdim = module.embed_dim
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif weight is not None and hasattr(module, "normalized_shape"):
+        sized.normalized_shape = tuple(weight.shape)
+    elif hasattr(module, "num_features"):
+        kept = weight if weight is not None else module._buffers.get("running_mean")
+        if kept is not None:
+            sized.num_features = kept.shape[0]
+
+
+def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy without the dicts of tensors that modules have cached: the copy's tensors will be other ones.
+
+    Args:
+        model: any module.
+        memo: as for `copy.deepcopy`: id -> what stands for that object in the copy.
+    """
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        for name, held in vars(module).items():
+            if "cache" in name.lower() and isinstance(held, dict):
+                held.clear()
+    return copied
+
+
+def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:
+    """Return a value as what can replace a tensor in a module: a parameter, trained or not, for a parameter."""
+    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+
+KEPT_IN_LINE = {
+    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
+    "num_groups", "num_parameters", "normalized_shape", "embed_dim", "kdim", "vdim", "num_heads", "head_dim",
+}  # fmt: skip
+"""The numbers of which `set_sizes` is in charge; a class derived from a layer of torch's may keep others of its own."""
+
+
+def keeps_sizes(module: nn.Module) -> bool:
+    """Tell whether `set_sizes` is in charge of a module's numbers."""
+    return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, nn.MultiheadAttention, *_NORMS))
+
+
+def matching_modules(model: nn.Module, patterns: Iterable[str], *, setting: str = "keep") -> dict[str, str]:
+    """Return the modules that names or patterns mean, each with the pattern that named it.
+
+    A pattern matches whole names in the manner of file names (`layer1`, `layer?.0.*`, `*.downsample`).
+
+    Raises:
+        AdjoinedError: a pattern matches no module.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5) or names[:5]
+            raise AdjoinedError(
+                "no module of the model has this name",
+                where=f"{setting}={pattern!r}",
+                expected=f"a name or pattern such as {', '.join(map(repr, close))}",
+                fix="List the names with: for name, _ in model.named_modules(): print(name).",
+            )
+        found |= {name: pattern for name in matched if name not in found}
+    return found

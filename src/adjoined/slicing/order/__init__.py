@@ -1,0 +1,1 @@
+"""Important channels first: the same function, its channels in another order."""

@@ -1,0 +1,232 @@
+"""Reorder the channels of every group, so that the first ones, which the small network keeps, matter most.
+
+A channel group is reordered by permuting every tensor dimension that its channels stand in, all in the same way. Where
+that is a symmetry of the network, the base's function stays what it was. It is proved before anything is changed: the
+label flow runs over the reordered labels, where no two channels may meet that did not meet before; and a copy in
+float64 runs before and after. What fails stays in its order.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.slicing.flow.trace import Trace, trace
+from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.modules import check_model, named_tensors, owner_of
+from adjoined.slicing.order.importance import Importance, Place, check_order
+from adjoined.slicing.order.symmetry import Gathers, Twin, out_of_step, permute
+from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.solve.groups import Grouping
+
+NO_SYMMETRY = "in another order the base network would compute something else"
+
+
+def reorder(
+    model: nn.Module, example_input: Any, plans: SlicePlan | Sequence[SlicePlan], order: str = "l1"
+) -> list[SlicePlan]:
+    """Reorder a model's channels in place, so that the small networks keep the most important ones.
+
+    The model's function stays the same. Parameters and buffers stay the objects they are, so an optimizer that was made
+    before goes on; the momentum of one that has taken steps would belong to the old order.
+
+    Args:
+        model: the base network, with the weights that importance is to be read from.
+        example_input: what the model is called with, as for `make_plan`.
+        plans: the slice plan of the small network, or of every network of a family. They stay valid.
+        order: "l1" or "l2": the norm of the filters that write a channel, summed over the layers that do, each layer
+            divided by its mean over the group; "bn": the absolute scale of its batch norms in the same way, and "l1"
+            for groups without. Channels that go together (groups of a convolution, heads) are ordered as one.
+
+    Returns:
+        The plans with the order written down, and for every group that stays in its order the reason.
+
+    Raises:
+        AdjoinedError: no such order, no batch norm for "bn", a plan of another model, or the model does not run.
+
+    Example:
+        >>> from adjoined.slicing import make_plan
+        >>> net, x = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 1, 2, 2)
+        >>> _ = net[0].weight.data.copy_(torch.tensor([1.0, -4.0, 2.0, 3.0]).view(4, 1, 1, 1))
+        >>> (plan,) = reorder(net, x, make_plan(net, x, alpha=2, round_to=1))
+        >>> net[0].weight.flatten().tolist(), plan.order
+        ([-4.0, 3.0, 2.0, 1.0], 'l1')
+    """
+    check_model(model)
+    check_order(order)
+    plans = [plans] if isinstance(plans, SlicePlan) else list(plans)
+    for plan in plans:
+        plan.check_fits(model)
+    inputs = Inputs.of(example_input)
+    twin = Twin(model, inputs)
+    importance = Importance(twin.model, order)
+    traced = trace(model, inputs, choose_groups=lambda *asked: _slices_inside(plans[0], *asked))
+    ordering = _Ordering(traced, Grouping(traced), plans, importance)
+    tensors = named_tensors(model)
+    ordering.check_memory(tensors)
+    ordering.check_labels()
+    ordering.check_outputs(twin)
+    permute(tensors, ordering.gathers())
+    return [replace(plan, order=order, unordered=ordering.unordered) for plan in plans]
+
+
+class _Ordering:
+    """The new order of every group that gets one, and of the others the reason why not.
+
+    Attributes:
+        sources: number of a group -> root label -> root label of the channel that comes to its places.
+        unordered: name of a group that stays in its order -> reason.
+    """
+
+    def __init__(self, traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan], importance: Importance) -> None:
+        self._traced, self._grouping = traced, grouping
+        self.sources: dict[int, dict[int, int]] = {}
+        self.unordered: dict[str, str] = {}
+        self._where: dict[Place, dict[int, list[int]]] = {}
+        depths = _depths(traced, grouping, plans)
+        for number, group in enumerate(grouping.groups):
+            found = [depths[root] for root in group.roots]
+            if all(depth == {len(plans)} for depth in found):
+                continue  # at full width in every network
+            scores = importance.of(group, traced.labels, grouping.roots)
+            if group.reason:
+                self._leave([number], group.reason)
+            elif any(len(depth) > 1 for depth in found):
+                self._leave([number], "the small network keeps its channels in part")
+            elif not scores:
+                self._leave([number], "no layer tells by its weights how much they matter")
+            else:
+                places = sorted(range(len(found)), key=lambda i: -max(found[i]))
+                best = sorted(range(len(found)), key=lambda i: -scores[i])
+                pairs = ((group.roots[to], group.roots[source]) for to, source in zip(places, best, strict=True))
+                self.sources[number] = {to: source for to, source in pairs if to != source}
+
+    def gathers(self, numbers: Iterable[int] | None = None) -> Gathers:
+        """Return the new order of all tensors, or as it is where only some groups are reordered."""
+        found: dict[Place, list[int]] = {}
+        for number in self.sources if numbers is None else numbers:
+            for place in self._grouping.groups[number].places:
+                where = self._places(place)
+                index = found.setdefault(place, list(range(sum(map(len, where.values())))))
+                for to, source in self.sources[number].items():
+                    for i, j in zip(where[to], where[source], strict=True):
+                        index[i] = j
+        gathers: dict[str, list[Tensor | None]] = {}
+        for (tensor, dim), index in found.items():
+            gathers.setdefault(tensor, [None] * len(self._traced.labels[tensor]))[dim] = torch.tensor(index)
+        return gathers
+
+    def check_memory(self, tensors: Mapping[str, Tensor]) -> None:
+        """Leave groups alone that have memory in common with others, or a tensor that would need several orders."""
+        names: dict[int, list[str]] = defaultdict(list)
+        for name, tensor in tensors.items():
+            names[id(tensor)].append(name)
+        overlapping = _overlapping({of_one[0]: tensors[of_one[0]] for of_one in names.values()})
+        self._leave(self._in(overlapping), "they stand in memory that several tensors share")
+        gathers, torn = self.gathers(), set[str]()
+        for of_one in names.values():  # tied tensors lose their tie where the trace has run on the meta device
+            separate = {id(self._traced.labels[name]): name for name in of_one}.values()
+            if any(not _equal(gathers.get(name), gathers.get(of_one[0])) for name in separate):
+                torn |= set(of_one)
+        self._leave(self._in(torn), "a weight that several layers share would need several orders")
+
+    def check_labels(self) -> None:
+        """Leave groups alone whose channels would meet others than they do now."""
+        while self.sources:
+            moved = {root for number in self.sources for root in self._grouping.groups[number].roots}
+            error = out_of_step(
+                self._traced, self._grouping, self.gathers(), [root in moved for root in self._grouping.roots]
+            )
+            if error is None:
+                return
+            met = {self._grouping.roots[label] for label in error.labels}
+            concerned = [n for n in self.sources if met & set(self._grouping.groups[n].roots)]
+            self._leave(concerned or list(self.sources), str(error))
+
+    def check_outputs(self, twin: Twin) -> None:
+        """Leave groups alone without which the outputs stay what they are."""
+        if not self.sources:
+            return
+        twin.start(self._traced.train_inputs)
+        culprits = self._culprits(list(self.sources), twin)
+        self._leave(culprits, NO_SYMMETRY)
+        if culprits and not twin.same(self.gathers()):
+            self._leave(list(self.sources), NO_SYMMETRY)
+
+    def _culprits(self, numbers: list[int], twin: Twin) -> list[int]:
+        if twin.same(self.gathers(numbers)):
+            return []
+        if len(numbers) == 1:
+            return numbers
+        half = len(numbers) // 2
+        return self._culprits(numbers[:half], twin) + self._culprits(numbers[half:], twin)
+
+    def _in(self, names: set[str]) -> list[int]:
+        """Return the groups that have channels in these tensors."""
+        return [n for n in self.sources if any(t in names for t, _ in self._grouping.groups[n].places)]
+
+    def _leave(self, numbers: Iterable[int], reason: str) -> None:
+        for number in list(numbers):
+            self.sources.pop(number, None)
+            self.unordered.setdefault(self._grouping.groups[number].name, reason)
+
+    def _places(self, place: Place) -> dict[int, list[int]]:
+        """Return root -> the indices of its channels along one dimension of a tensor, ascending."""
+        if place not in self._where:
+            vector = self._traced.labels[place[0]][place[1]]
+            where: dict[int, list[int]] = defaultdict(list)
+            for index, label in enumerate([] if vector is None else vector.tolist()):
+                where[self._grouping.roots[label]].append(index)
+            self._where[place] = where
+        return self._where[place]
+
+
+def _depths(traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan]) -> dict[int, set[int]]:
+    """Return for every root how many of the small networks keep its channels: one number, unless they are torn."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for name, vectors in traced.labels.items():
+        kept = [plan.indices(name) for plan in plans]
+        for dim, vector in enumerate(vectors):
+            if vector is not None:
+                depth = torch.zeros(vector.numel(), dtype=torch.long)
+                for indices in kept:
+                    index = indices[dim]
+                    depth[slice(None) if index is None else index.tolist()] += 1
+                for label, count in zip(vector.tolist(), depth.tolist(), strict=True):
+                    found[grouping.roots[label]].add(count)
+    return found
+
+
+def _slices_inside(plan: SlicePlan, module: str, groups: int, size: int) -> bool:
+    """Tell how the plan narrows a grouped convolution: inside its groups, or by whole groups."""
+    weights = [indices for name, indices in plan.tensors.items() if owner_of(name) == module and len(indices) > 2]
+    return any(indices[1] is not None for indices in weights)
+
+
+def _equal(a: Sequence[Tensor | None] | None, b: Sequence[Tensor | None] | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(x is y or (x is not None and y is not None and torch.equal(x, y)) for x, y in zip(a, b, strict=True))
+
+
+def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of tensors whose memory overlaps with that of another."""
+    spans = []
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            start = tensor.data_ptr()
+            spans.append((start, start + extent * tensor.element_size(), name))
+    found: set[str] = set()
+    end, last = 0, ""
+    for start, stop, name in sorted(spans):
+        if start < end:
+            found |= {last, name}
+        if stop > end:
+            end, last = stop, name
+    return found

@@ -1,0 +1,244 @@
+"""Whether reordering channels is a symmetry of a network: by its labels, and by a copy that runs before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, Slot, along, distinct, varying
+from adjoined.slicing.flow.run import LabelFlow
+from adjoined.slicing.flow.sizes import Site
+from adjoined.slicing.flow.trace import Trace
+from adjoined.slicing.model.inputs import Inputs, tensor_leaves
+from adjoined.slicing.model.modules import duplicate, named_tensors
+from adjoined.slicing.solve.groups import Grouping
+
+Gathers = Mapping[str, Sequence[Tensor | None]]
+"""Tensor name -> for every dimension the indices that its places are filled from (int64 vector), or None."""
+
+FLOAT64_TOLERANCE, OTHER_TOLERANCE = 1e-9, 1e-3
+"""Largest difference of outputs, as a share of the largest output. Channels in a wrong place are far above both."""
+
+
+def permute(tensors: Mapping[str, Tensor], gathers: Gathers) -> None:
+    """Reorder tensors in place, and their gradients; a tensor with several names once."""
+    done: set[int] = set()
+    with torch.no_grad():
+        for name, indices in gathers.items():
+            tensor = tensors[name]
+            if id(tensor) in done:
+                continue
+            done.add(id(tensor))
+            for each in (tensor, tensor.grad if tensor.is_leaf else None):
+                for dim, index in enumerate(indices):
+                    if index is not None and each is not None:
+                        each.copy_(each.index_select(dim, index.to(each.device)))
+
+
+def inverse(gathers: Gathers) -> Gathers:
+    """Return what undoes a reordering."""
+    return {name: [None if i is None else torch.argsort(i) for i in each] for name, each in gathers.items()}
+
+
+# ---- by the labels ---------------------------------------------------------------------------------------------------
+
+
+class _PermutedFlow(LabelFlow):
+    """The second run on a reordered network: cuts have the same channels as before, in any order."""
+
+    def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
+        """Compare the channels of every piece with those of the first run."""
+        for piece, slot in enumerate(pieces):
+            before = self.findings.pieces.get((cut, number, piece))
+            if before is not None and self._roots(before) != self._roots(slot):
+                message = f"other channels than before are cut off in {self.here}"
+                raise OutOfStep(message, [*distinct(before), *distinct(slot)])
+
+    def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
+        """Compare the channels of every row with those of the first run."""
+        before = self.findings.folded.get((cut, number))
+        if before is None:
+            return
+        for dim in varying(before)[:-1]:
+            for row in range(before.shape[dim]):
+                if self._roots(before.select(dim, row)) != self._roots(folded.expand(before.shape).select(dim, row)):
+                    message = f"channels are folded into other rows in {self.here}"
+                    raise OutOfStep(message, [*distinct(before), *distinct(folded)])
+
+    def _roots(self, slot: Slot) -> list[int]:
+        return sorted(map(self.ties.find, slot.reshape(-1).tolist()))
+
+
+def out_of_step(traced: Trace, grouping: Grouping, gathers: Gathers, moved: Sequence[bool]) -> OutOfStep | None:
+    """Run the label flow over reordered labels; return what meets there and did not before, or None.
+
+    Args:
+        traced, grouping: the first run, and its groups.
+        gathers: the new order.
+        moved: for every label whether its group is reordered.
+    """
+    flow = _PermutedFlow(FrozenTies(grouping.roots, list(moved)), traced.findings, is_kept=lambda label: True)
+    seen: set[int] = set()
+    for name, tensor in named_tensors(traced.model).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            vectors = zip(traced.labels[name], gathers.get(name, [None] * tensor.ndim), strict=True)
+            labels = [v if v is None or index is None else v[index] for v, index in vectors]
+            flow.carry(tensor, [along(v, d, tensor.ndim) for d, v in enumerate(labels) if v is not None])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            flow.run(traced.model, traced.inputs)
+            if traced.train_inputs is not None:
+                flow.run(traced.model, traced.train_inputs, train=True)
+    except OutOfStep as error:
+        return error
+    return None
+
+
+# ---- by running a copy -----------------------------------------------------------------------------------------------
+
+
+class Twin:
+    """A copy of a model in float64. With other weights than the model's, it shows what reordering would do.
+
+    Other weights, because the model's may hide a mistake until they are trained: a norm that starts at scale 0 silences
+    its branch, and statistics of 0 and 1 look alike in any order. What is a symmetry for weights drawn at random is one
+    for all weights.
+
+    Attributes:
+        model: the copy, in eval mode; it has the model's weights until `start`.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self._original, self._inputs = model, inputs
+        self.model = duplicate(model).double().eval()
+        self._runs: list[tuple[Inputs, bool]] = []
+        self._expected: list[Tensor] = []
+        self._tolerance = FLOAT64_TOLERANCE
+
+    def start(self, train_inputs: Inputs | None) -> None:
+        """Change the weights and run; in train mode too, on as many samples as `train_inputs` has, if it is given.
+
+        Raises:
+            AdjoinedError: the model does not run, or not to finite numbers.
+        """
+        failure: object = "its outputs are not finite"
+        for double, change in ((True, True), (True, False), (False, True), (False, False)):
+            self.model = duplicate(self._original).eval()
+            inputs = _varied(self._inputs)
+            if double:
+                self.model = self.model.double()
+                inputs = inputs.map(lambda t: t.double() if t.is_floating_point() else t)
+            self._tolerance = FLOAT64_TOLERANCE if double else OTHER_TOLERANCE
+            self._runs = [(inputs, False)]
+            if train_inputs is not None:
+                more = train_inputs.batch_size > inputs.batch_size
+                self._runs.append((inputs.doubled() if more else inputs, True))
+            if change:
+                _draw_weights(self.model)
+            try:
+                self._expected = self._run()
+            except Exception as error:  # whatever the model's own code raises, on numbers of another format say
+                failure = f"{type(error).__name__}: {error}"
+                continue
+            if all(bool(out.isfinite().all()) for out in self._expected):
+                return
+        raise AdjoinedError(
+            f"the model cannot be run to see that reordering leaves its function alone: {failure}",
+            where=type(self._original).__name__,
+            fix="Leave out `order`, or pass an example input and weights with which its outputs are finite.",
+        )
+
+    def same(self, gathers: Gathers) -> bool:
+        """Tell whether the outputs stay what they were when the copy is reordered."""
+        tensors = named_tensors(self.model)
+        permute(tensors, gathers)
+        try:
+            found = self._run()
+        except Exception:  # the model's own code, again
+            return False
+        finally:
+            permute(tensors, inverse(gathers))
+        return len(found) == len(self._expected) and all(map(self._close, found, self._expected))
+
+    def _run(self) -> list[Tensor]:
+        outputs: list[Tensor] = []
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        for inputs, train in self._runs:
+            with _repeatable(), _NoDropout():
+                outputs += [out.detach().clone() for out in tensor_leaves(_call(self.model.train(train), inputs))]
+        with torch.no_grad():  # statistics have moved
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(before[name])
+        self.model.eval()
+        return outputs
+
+    def _close(self, found: Tensor, expected: Tensor) -> bool:
+        if found.shape != expected.shape:
+            return False
+        if not expected.is_floating_point() or not expected.numel():
+            return torch.equal(found, expected)
+        return bool((found - expected).abs().max() <= self._tolerance * expected.abs().max())
+
+
+def _call(model: nn.Module, inputs: Inputs) -> Any:
+    with torch.no_grad():
+        return inputs.run(model)
+
+
+def _varied(inputs: Inputs) -> Inputs:
+    """Return the inputs with random numbers in place of floating-point tensors that are constant."""
+    generator = torch.Generator().manual_seed(0)
+
+    def vary(tensor: Tensor) -> Tensor:
+        constant = tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+        return torch.randn(tensor.shape, generator=generator).to(tensor) if constant else tensor
+
+    return inputs.map(vary)
+
+
+def _draw_weights(model: nn.Module) -> None:
+    """Change all weights and statistics at random, such that signals neither die away nor explode."""
+    generator = torch.Generator().manual_seed(0)
+    seen: set[int] = set()
+    with torch.no_grad():
+        for name, tensor in named_tensors(model).items():
+            if not tensor.is_floating_point() or id(tensor) in seen or not bool(tensor.isfinite().all()):
+                continue
+            seen.add(id(tensor))
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            size = float(tensor.std()) if tensor.numel() > 1 else 0.0
+            if name.endswith("running_mean"):
+                tensor.copy_(0.1 * noise)
+            elif name.endswith("running_var"):
+                tensor.copy_((0.1 * noise).exp())
+            elif sum(n > 1 for n in tensor.shape) > 1 and isinstance(tensor, nn.Parameter) and size > 0:
+                inputs = tensor.numel() // tensor.shape[0]
+                tensor.copy_((tensor / size + 0.3 * noise) * (2 / max(1, inputs)) ** 0.5)
+            elif bool((tensor > 0).all()):
+                tensor.mul_((0.1 * noise).exp())
+            else:
+                tensor.add_(0.1 * (size or 1.0) * noise)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Let everything that draws random numbers draw the same ones; the random state is left as it was."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        yield
+
+
+class _NoDropout(TorchFunctionMode):
+    """Leave out dropout: which of the channels it drops depends on their order."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,260 @@
+"""The slice plan: for every tensor of the base network, the indices that the small network has of it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.files import read_json, write_json
+from adjoined.slicing.model.modules import duplicate, in_place_of, named_tensors, set_sizes
+from adjoined.slicing.plan.index import Index, take
+from adjoined.slicing.plan.reasons import advice
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels, over all layers, that can only be kept or dropped together."""
+
+    name: str
+    """The first module with these channels at its output."""
+    modules: tuple[str, ...]
+    """All modules that write or read them."""
+    width: int
+    """Channels of the base network."""
+    kept: int
+    """Channels of the small network: the first ones."""
+    reason: str = ""
+    """Why the group stays at full width; "" where it is narrowed."""
+
+    @property
+    def advice(self) -> str:
+        """What can be done about its full width; "" where it is narrowed, or has to be wide."""
+        return advice(self.reason)
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """What a small network is made of.
+
+    Print it to read it; `save` and `load` keep it as JSON; `apply` makes the small network from any copy of the model.
+
+    Attributes:
+        alpha: the factor asked for (or found, where a compression was asked for).
+        round_to: widths are multiples of this, where the base allows it.
+        keep: names and patterns of modules kept at full width.
+        widths: names and patterns of modules -> width that was asked for, "1/2" or "24 channels".
+        tensors: tensor name -> kept indices for each dimension (None: all of them), narrowed tensors only.
+        shapes: tensor name -> shape in the base network, all tensors.
+        conv_groups: module name -> its `groups` (or `num_groups`) in the small network, where it changes.
+        attributes: "module.attribute" -> value in the small network, for numbers that modules keep themselves.
+        groups: the channel groups, widest reach first.
+        crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
+        unaligned: modules behind whose channel shuffles widths agree but channels are no longer the base's.
+        products: tensors that convolutions and matrix products alone read; their gradient belongs to nobody else.
+        order: what the base network's channels were ordered by when this plan was first put to use ("l1", "l2", "bn"),
+            or "". It is a note: a plan picks indices, it never reorders.
+        unordered: name of a group that stayed in its order all the same -> reason.
+    """
+
+    alpha: float
+    round_to: int
+    keep: tuple[str, ...]
+    tensors: dict[str, tuple[Index | None, ...]]
+    shapes: dict[str, tuple[int, ...]]
+    conv_groups: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[ChannelGroup, ...] = ()
+    crossing: dict[str, str] = field(default_factory=dict)
+    unaligned: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
+    widths: dict[str, str] = field(default_factory=dict)
+    order: str = ""
+    unordered: dict[str, str] = field(default_factory=dict)
+
+    def indices(self, name: str) -> tuple[Index | None, ...]:
+        """Return the kept indices of a tensor for each dimension; None stands for all of them."""
+        return self.tensors.get(name, (None,) * len(self.shapes[name]))
+
+    def small_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor in the small network."""
+        return tuple(
+            size if index is None else len(index)
+            for size, index in zip(self.shapes[name], self.indices(name), strict=True)
+        )
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Return a small network made of slices of the model's tensors.
+
+        Args:
+            model: the model the plan was made for, or a fresh copy of it with any weights; it is not changed.
+
+        Returns:
+            A module of the model's own classes with narrow tensors of its own; nothing of the model is shared.
+
+        Raises:
+            AdjoinedError: the model has other tensors than the plan was made for.
+
+        Example:
+            >>> from adjoined.slicing import make_plan
+            >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 10, 1))
+            >>> small = make_plan(net, torch.zeros(1, 3, 8, 8), alpha=4).apply(net)
+            >>> tuple(small[0].weight.shape), tuple(small[2].weight.shape)
+            ((8, 3, 3, 3), (10, 8, 1, 1))
+        """
+        tensors = named_tensors(model)
+        self.check_fits(model)
+        # deepcopy takes what the memo holds instead of copying it: no full-width copy, and tied tensors stay tied.
+        memo: dict[int, Any] = {}
+        for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # cannot be resized, and copies its tensors by itself
+                memo[id(module)] = copy.deepcopy(module)
+        for name, tensor in tensors.items():
+            if id(tensor) not in memo:
+                kept = take(tensor.detach(), self.indices(name)).clone(memory_format=torch.preserve_format)
+                memo[id(tensor)] = in_place_of(tensor, kept)
+        small = duplicate(model, memo)
+        for name, module in small.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                set_sizes(module, self.conv_groups.get(name))
+        for place, value in self.attributes.items():
+            module, _, attribute = place.rpartition(".")
+            setattr(
+                small.get_submodule(module), attribute, _like(getattr(small.get_submodule(module), attribute), value)
+            )
+        return small
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise AdjoinedError if the model's tensors are not those that the plan was made for."""
+        found = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+        if found == self.shapes:
+            return
+        name = min(name for name in found.keys() | self.shapes.keys() if found.get(name) != self.shapes.get(name))
+        raise AdjoinedError(
+            "the slice plan was made for another model",
+            where=name,
+            expected=f"a tensor of shape {self.shapes[name]}" if name in self.shapes else "no such tensor",
+            got=found.get(name, "no such tensor"),
+            fix="Build the model with the settings that the plan was made with, or make a new plan.",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain data for JSON."""
+        return {
+            "format": FORMAT,
+            "alpha": self.alpha,
+            "round_to": self.round_to,
+            "keep": list(self.keep),
+            "widths": self.widths,
+            "groups": [asdict(group) | {"modules": list(group.modules)} for group in self.groups],
+            "tensors": {
+                name: [None if index is None else index.to_json() for index in indices]
+                for name, indices in self.tensors.items()
+            },
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "conv_groups": self.conv_groups,
+            "attributes": self.attributes,
+            "crossing": self.crossing,
+            "unaligned": list(self.unaligned),
+            "products": list(self.products),
+            "order": self.order,
+            "unordered": self.unordered,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: object = "slice plan") -> SlicePlan:
+        """Read a plan from the data of `to_json`.
+
+        Raises:
+            AdjoinedError: it is no slice plan, or one of a newer version.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise AdjoinedError(
+                "no slice plan of this version",
+                where=where,
+                expected=f"a JSON object with format {FORMAT}",
+                got=data.get("format") if isinstance(data, Mapping) else type(data).__name__,
+                fix="Make it anew with `adjoined plan`, or use the version that wrote it.",
+            )
+        try:
+            return cls(
+                alpha=float(data["alpha"]),
+                round_to=int(data["round_to"]),
+                keep=tuple(data["keep"]),
+                tensors={
+                    name: tuple(None if index is None else Index.from_json(index) for index in indices)
+                    for name, indices in data["tensors"].items()
+                },
+                shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+                conv_groups={name: int(count) for name, count in data["conv_groups"].items()},
+                attributes=dict(data["attributes"]),
+                groups=tuple(ChannelGroup(**{**g, "modules": tuple(g["modules"])}) for g in data["groups"]),
+                crossing=dict(data["crossing"]),
+                unaligned=tuple(data["unaligned"]),
+                products=tuple(data["products"]),
+                widths=dict(data.get("widths", {})),
+                order=str(data.get("order", "")),
+                unordered=dict(data.get("unordered", {})),
+            )._consistent()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AdjoinedError(
+                f"the slice plan is damaged: {type(error).__name__}: {error}",
+                where=where,
+                fix="Make it anew with `adjoined plan`.",
+            ) from error
+
+    def _consistent(self) -> SlicePlan:
+        """Return the plan if its indices lie within the shapes, else raise ValueError."""
+        for name, indices in self.tensors.items():
+            shape = self.shapes.get(name)
+            if shape is None or len(shape) != len(indices):
+                raise ValueError(f"{name}: indices without a fitting shape")
+            for size, index in zip(shape, indices, strict=True):
+                bounds = [] if index is None else [0, *(bound for pair in index.ranges for bound in pair), size]
+                if bounds != sorted(bounds) or (index is not None and not len(index)):
+                    raise ValueError(f"{name}: indices {index} outside of {size}")
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON; the file appears whole or not at all.
+
+        Raises:
+            AdjoinedError: the file cannot be written.
+        """
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SlicePlan:
+        """Read a plan that `save` has written.
+
+        Raises:
+            AdjoinedError: the file is missing, no JSON, or no slice plan.
+        """
+        return cls.from_json(read_json(Path(path), "a slice plan"), where=path)
+
+    def __str__(self) -> str:
+        """The groups as a table in plain text, and what can be done about those at full width."""
+        rows = [("channel group", "layers", "base", "small", "")]
+        rows += [(g.name, str(len(g.modules)), str(g.width), str(g.kept), g.reason) for g in self.groups]
+        wide = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows
+        ]
+        head = f"slice plan: alpha {self.alpha:g}, widths in multiples of {self.round_to}"
+        notes = list(dict.fromkeys(f"{group.reason}: {group.advice}" for group in self.groups if group.advice))
+        notes += [f"not reordered, {reason}: {name}" for name, reason in self.unordered.items()]
+        return "\n".join([f"{head}, channels ordered by {self.order}" if self.order else head, *lines, *notes])
+
+
+def _like(old: Any, value: Any) -> Any:
+    """Return a value from JSON in the type of the one that it replaces."""
+    return type(old)(value) if isinstance(value, list) and isinstance(old, (tuple, list)) else value

@@ -1,0 +1,1 @@
+"""From a trace to a plan that runs: what was asked for, channel groups, widths, repairs."""

@@ -1,0 +1,189 @@
+"""Channel groups: channels that can stand in for each other, of which the small network keeps the first."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from adjoined.slicing.flow.labels import compress, distinct, sets_of, varying
+from adjoined.slicing.flow.sizes import Site
+from adjoined.slicing.flow.trace import Trace
+
+if TYPE_CHECKING:
+    from adjoined.slicing.solve.request import Asked
+
+Piece = tuple[Site, int, int]
+"""(cut, dimension, number of the piece along it)."""
+
+NO_CHANNELS = "is no channel dimension"
+
+
+class Wanted(NamedTuple):
+    """How many roots of a group are kept because other numbers of the model depend on it."""
+
+    roots: int
+    why: str
+
+
+@dataclass
+class Group:
+    """One channel group while the widths are being decided.
+
+    Attributes:
+        roots: one root label for every channel (or bundle of channels that go together), in order.
+        places: (tensor name, dimension) -> how many of its indices belong to one root.
+        reason: why it stays at full width; "" if it is narrowed.
+        kept: how many of the roots the small network has.
+        wanted: keep so many of them, whatever alpha says.
+        step: keep a multiple of so many channels, as code divides their number by it.
+        unit: channels that one root stands for where widths are rounded: those of all rows (heads).
+        folds: views that fold these channels into rows.
+        asked: what `widths` asks for; they agree.
+    """
+
+    roots: array[int]
+    places: dict[tuple[str, int], int]
+    reason: str = ""
+    kept: int = 0
+    wanted: Wanted | None = None
+    step: int = 1
+    unit: int = 0
+    folds: set[Site] = field(default_factory=set)
+    asked: tuple[Asked, ...] = ()
+
+    @property
+    def bundle(self) -> int:
+        """Channels per root: more than 1 where a grouped convolution ties the channels of a group together."""
+        return min(self.places.values())
+
+    def is_near(self, module: str) -> bool:
+        """Tell whether a tensor of this module, or of a module in it, has these channels."""
+        return not module or any(name.startswith(f"{module}.") for name, _ in self.places)
+
+    @property
+    def width(self) -> int:
+        """Number of channels of the base network."""
+        return len(self.roots) * self.bundle
+
+    @property
+    def name(self) -> str:
+        """The first module that has these channels at its output; "" if only the model's own parameters have them."""
+        modules = [tensor.rpartition(".")[0] for tensor, _ in self.places]
+        writers = [tensor.rpartition(".")[0] for tensor, dim in self.places if dim == 0]
+        return next((module for module in (*writers, *modules) if module), "")
+
+
+class Grouping:
+    """All channel groups of a trace, and the way from a label to its group."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._findings, self._labels = trace.findings, trace.labels
+        self.roots = trace.ties.roots()
+        reason_of = trace.ties.reasons()
+        real = set(trace.labels)
+        owners = trace.ties.owners
+        self.pieces = _pieces(trace, self.roots)
+        alike: dict[object, Group] = {}
+        self._of_root: list[Group | None] = [None] * len(self.roots)
+        for root, members in sets_of(self.roots):
+            places = Counter[tuple[str, int]](owners[label] for label in members)
+            signature = (tuple(sorted(places.items())), frozenset(self.pieces.get(root, ())))
+            if signature not in alike:
+                # Labels given anew behind a cut stand in no tensor; without any other place they still are channels.
+                in_tensors = {place: count for place, count in places.items() if place[0] in real}
+                alike[signature] = Group(array("q"), in_tensors or dict(places))
+                if sum(places.values()) == 1 and in_tensors:
+                    alike[signature].reason = NO_CHANNELS
+            group = alike[signature]
+            group.roots.append(root)
+            self._of_root[root] = group
+            group.reason = group.reason or reason_of(root)
+        self.groups = list(alike.values())
+        self._couple(trace)
+        for site, labels in trace.findings.whole_heads.items():  # a table may have one place only for each head
+            for group in {id(g): g for g in map(self.of, labels)}.values():
+                group.unit = math.gcd(group.unit, trace.findings.head_width[site])
+
+    def _couple(self, trace: Trace) -> None:
+        """Let code divide as it did: what it folds into rows (heads) keeps as many channels in each row.
+
+        Code mostly takes the width of a row from another tensor's: `x.shape[-1] // heads`. So every group that is as
+        wide as what was folded, in the modules around, keeps a multiple of the number of rows.
+        """
+        table = torch.tensor(self.roots)
+        for cut, slot in trace.findings.folds:
+            tied = compress(table[slot])
+            *row_dims, last = varying(slot)
+            if not row_dims or tied.shape[last] == 1:
+                continue  # what lies side by side belongs to one channel, as in a pixel shuffle
+            sizes = [slot.shape[d] for d in row_dims]
+            for group in {id(g): g for g in map(self.of, distinct(tied))}.values():
+                group.unit = math.gcd(group.unit, sizes[-1])
+                group.folds.add(cut)
+            around = cut.module.rpartition(".")[0]
+            for first in range(len(sizes)):
+                rows = math.prod(sizes[first:])
+                for group in self.groups:
+                    if group.width == rows * slot.shape[last] and group.bundle == 1 and group.is_near(around):
+                        group.step = math.lcm(group.step, rows)
+
+    def of(self, label: int) -> Group:
+        """Return the group of a label, which is not 0."""
+        group = self._of_root[self.roots[label]]
+        assert group is not None
+        return group
+
+    def inside(self, module: str) -> Iterator[Group]:
+        """Return the groups of the tensors of a module and of the modules in it; some more than once."""
+        for tensor, vectors in self._labels.items():
+            if not module or tensor.startswith(f"{module}."):
+                for vector in vectors:
+                    if vector is not None:
+                        yield from map(self.of, vector.tolist())
+
+    def tied_groups(self) -> set[str]:
+        """Return the modules whose groups of channels (of a convolution, or heads) are all tied to each other.
+
+        None of these can be dropped whole then; inside the groups they may still be narrowed. A sum over the groups
+        ties them, as in split attention, or a table that all heads read.
+        """
+        of = self._findings.conv_groups
+        choices = [(module, of[module].tolist()) for module in self._findings.whole_by_choice]
+        choices += [(site.module, labels) for site, labels in self._findings.whole_heads.items()]
+        return {module for module, labels in choices if len({self.roots[label] for label in labels}) == 1}
+
+    def narrowed_labels(self) -> list[bool]:
+        """Return for every label whether its group is narrowed, as the groups' `kept` say now."""
+        narrowed = {root for group in self.groups if group.kept < len(group.roots) for root in group.roots}
+        return [root in narrowed for root in self.roots]
+
+    def kept_labels(self) -> list[bool]:
+        """Return for every label whether the small network has it, as the groups' `kept` say now."""
+        kept_roots = {root for group in self.groups for root in group.roots[: group.kept]}
+        return [root in kept_roots for root in self.roots]
+
+
+def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
+    """Return the pieces of cuts, and the rows of folds, that the channels of every set go through.
+
+    Of a fold into rows (heads, shuffled groups) every row has to keep the same number of channels; where the rows
+    turned out to be tied to each other, they do so anyway.
+    """
+    found: dict[int, set[Piece]] = defaultdict(set)
+    for label, pieces in trace.findings.cuts.items():
+        found[roots[label]] |= pieces
+    table = torch.tensor(roots)
+    for cut, slot in trace.findings.folds:
+        tied = compress(table[slot])
+        for dim in varying(tied)[:-1]:
+            for row in range(tied.shape[dim]):
+                piece = (cut, dim, row)  # one for all, not one for each
+                for root in distinct(tied.select(dim, row)):
+                    found[root].add(piece)
+    return dict(found)

@@ -1,0 +1,184 @@
+"""What to do when the small network does not run: correct a number that a module keeps, or keep channels wide.
+
+Every correction is a trial. It is kept only if the small network then gets further than it did before, so a number
+that merely looks like a width is never left changed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from adjoined.slicing.flow.labels import OutOfStep, TooNarrow
+from adjoined.slicing.flow.sizes import Count, Mismatch, Site, count_left
+from adjoined.slicing.flow.trace import Trace
+from adjoined.slicing.solve.groups import Grouping, Wanted
+from adjoined.slicing.solve.numbers import Attribute, Failure, KeptNumbers, and_parents
+
+PATIENCE = 4
+"""So many times a module's own groups are widened; from then on those of its parent are, too."""
+
+
+class Unaligned(Exception):
+    """Channel identity has to be given up at these cuts; the model is traced anew."""
+
+    def __init__(self, cuts: set[Site]) -> None:
+        super().__init__(f"{len(cuts)} cuts")
+        self.cuts = cuts
+
+
+class _Trial(NamedTuple):
+    """A change that is being tried: what was before it, and the failure that it is to overcome."""
+
+    failure: Failure
+    ways: Iterator[str]
+    corrected: dict[Attribute, Count]
+    wanted: list[Wanted | None]
+
+
+@dataclass
+class Repairs:
+    """The repairs of one trace, in the order in which they are tried: numbers, widths, channel identity, full width."""
+
+    trace: Trace
+    grouping: Grouping
+    may_unalign: bool = True
+    log: list[str] = field(default_factory=list)
+    numbers: KeptNumbers = field(init=False)
+    _trial: _Trial | None = None
+    _widened: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        """Begin with all numbers as the base network has them."""
+        self.numbers = KeptNumbers(self.trace, self.grouping)
+
+    def repair(self, failure: Failure, is_kept: Callable[[int], bool]) -> None:
+        """Change something, so that the next attempt gets further.
+
+        Raises:
+            Unaligned: to be traced anew with these cuts.
+            OutOfStep: all channels are at full width already, and the model still does not run.
+        """
+        trial, self._trial = self._trial, None
+        if trial is not None and failure.place <= trial.failure.place:
+            self._undo(trial)  # and on with the next way to overcome the same failure
+            failure, ways = trial.failure, trial.ways
+        else:
+            if trial is not None:
+                self.log.append(f"{self.log.pop()}: helped")
+            ways = self._ways(failure, is_kept)
+        before = (dict(self.numbers.corrected), [group.wanted for group in self.grouping.groups])
+        way = next(ways, None)
+        if way is None:
+            self._give_up(failure)
+        else:
+            self._trial = _Trial(failure, ways, *before)
+            self.log.append(way)
+
+    def _undo(self, trial: _Trial) -> None:
+        self.numbers.corrected = dict(trial.corrected)
+        for group, wanted in zip(self.grouping.groups, trial.wanted, strict=True):
+            group.wanted = wanted
+
+    def _ways(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
+        """Make one change after the other, each undone by the caller if it does not help; yield what was changed."""
+        error = failure.error
+        if isinstance(error, TooNarrow):
+            if self._make_room(error):
+                yield f"width raised after: {failure.message}"
+            return
+        for number in self.numbers.corrections(failure, is_kept):
+            yield f"{number} set right after: {failure.message}"
+        if isinstance(error, Mismatch):
+            for alike in (False, True):
+                if self._set_width(error, alike):
+                    yield f"width chosen after: {failure.message}"
+            for name in self._raise_source(error, is_kept):
+                yield f"width of {name} raised after: {failure.message}"
+
+    # ---- widths ------------------------------------------------------------------------------------------------------
+
+    def _set_width(self, error: Mismatch, alike: bool) -> bool:
+        """Give the groups that a size counts as many channels as the code asks for, each of them the same number.
+
+        With `alike`, those that the same views fold get as many: the code computes with one width for all of them.
+        """
+        if len(error.size.counted) != 1 or error.asked < 1:
+            return False
+        roots = Counter(self.grouping.roots[label] for label in error.size.counted[0])
+        groups = {id(g): g for g in (self.grouping.of(root) for root in roots if root)}
+        repeated = sum(roots.values()) // max(1, len(roots))
+        channels, rest = divmod(error.asked, max(1, len(groups) * repeated))
+        if alike:
+            folds = {fold for group in groups.values() for fold in group.folds}
+            sizes = {len(group.roots) for group in groups.values()}
+            groups |= {id(g): g for g in self.grouping.groups if g.folds & folds and len(g.roots) in sizes}
+        if not groups or rest or any(g.reason or not 0 < channels <= len(g.roots) for g in groups.values()):
+            return False
+        for group in groups.values():
+            group.wanted = Wanted(channels, str(error))
+        return True
+
+    def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
+        """Where code asks for too few channels, it took their number from another tensor: give one there more."""
+        missing = error.left - error.asked
+        around = error.site.module.rpartition(".")[0]
+        tried: set[int] = set()
+        for name, vectors in self.trace.labels.items():
+            for vector in vectors if missing > 0 and (not around or name.startswith(f"{around}.")) else ():
+                if vector is None or vector.numel() != error.size.value:
+                    continue
+                labels = vector.tolist()
+                if count_left(labels, is_kept) != error.asked:
+                    continue
+                for group in {id(g): g for g in map(self.grouping.of, labels)}.values():
+                    more = missing // group.bundle
+                    if id(group) not in tried and not group.reason and 0 < more <= len(group.roots) - group.kept:
+                        tried.add(id(group))
+                        group.wanted = Wanted(group.kept + more, str(error))
+                        yield name
+
+    def _make_room(self, error: TooNarrow) -> bool:
+        """Give the one group behind an unaligned cut as many channels as arrive there."""
+        groups = {id(g): g for g in map(self.grouping.of, error.expected)}
+        if len(groups) != 1:
+            return False
+        (group,) = groups.values()
+        if group.reason or not group.kept * group.bundle < error.arriving <= group.width:
+            return False
+        group.wanted = Wanted(-(-error.arriving // group.bundle), str(error))
+        return True
+
+    # ---- what is left: channel identity, full width ------------------------------------------------------------------
+
+    def _give_up(self, failure: Failure) -> None:
+        pieces = (
+            piece for label in failure.labels for piece in self.grouping.pieces.get(self.grouping.roots[label], ())
+        )
+        cuts = {piece[0] for piece in pieces} - self.trace.unaligned
+        if cuts and self.may_unalign:
+            raise Unaligned(self._and_alike(cuts))
+        if not self._widen(failure.labels, failure.module, failure.message):
+            raise OutOfStep(failure.message)
+        self.log.append(f"kept wide after: {failure.message}")
+
+    def _and_alike(self, cuts: set[Site]) -> set[Site]:
+        """Return the cuts and the same ones in modules of the same class, which run the same code."""
+        kinds = {name: type(module) for name, module in self.trace.model.named_modules()}
+        known = {piece[0] for pieces in self.grouping.pieces.values() for piece in pieces}
+        alike = {(kinds[cut.module], cut._replace(module="")) for cut in cuts}
+        return {cut for cut in known if (kinds[cut.module], cut._replace(module="")) in alike}
+
+    def _widen(self, labels: tuple[int, ...], module: str, why: str) -> bool:
+        """Keep the groups concerned at full width; without any, those of the module, of its parents, of the model."""
+        self._widened[module] += 1
+        groups = {id(g): g for g in map(self.grouping.of, labels) if not g.reason}
+        for level, name in enumerate(and_parents(module)):
+            if groups and self._widened[module] <= PATIENCE * (level + 1):
+                break
+            groups |= {id(g): g for g in self.grouping.inside(name) if not g.reason}
+        for group in groups.values():
+            group.reason = why
+        return bool(groups)

@@ -1,0 +1,229 @@
+"""From a model to a slice plan: trace, choose widths, try the small network, repair, until it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, along
+from adjoined.slicing.flow.rules.convolution import INSIDE_GROUPS
+from adjoined.slicing.flow.run import LabelFlow
+from adjoined.slicing.flow.sizes import Site
+from adjoined.slicing.flow.trace import Trace, trace
+from adjoined.slicing.model.inputs import Inputs, tensor_leaves
+from adjoined.slicing.model.misuse import another_path
+from adjoined.slicing.model.modules import matching_modules, named_tensors, owner_of
+from adjoined.slicing.plan.index import Index
+from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
+from adjoined.slicing.solve.groups import NO_CHANNELS, Group, Grouping
+from adjoined.slicing.solve.numbers import Failure
+from adjoined.slicing.solve.repair import Repairs, Unaligned
+from adjoined.slicing.solve.request import Asked, Request, ask, asked_widths, check_answered
+from adjoined.slicing.solve.widths import pin_kept, set_widths, slices_inside
+
+PRODUCTS = {"convolution", "t", "mm", "addmm"}
+"""Operators whose gradient with respect to a weight is a new tensor that nothing else refers to."""
+
+ROUNDS = 200
+"""At most so many repairs of one trace; every one corrects or widens something, so small models never get here."""
+
+
+def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
+    """Return the plan for a request; arguments as in `make_plan`.
+
+    It always ends: where no repair helps, the model stays as wide as it is, and the plan says why.
+    """
+    kept_modules = matching_modules(model, request.keep)
+    asked = asked_widths(model, request.widths)
+    unaligned: frozenset[Site] = frozenset()
+    inside: frozenset[str] = frozenset()
+    may_unalign = True
+    while True:
+        traced = trace_for(model, inputs, request, asked, unaligned, inside)
+        grouping = Grouping(traced)
+        if tied := grouping.tied_groups() - inside:
+            inside |= tied
+            del traced, grouping  # as large as the next ones
+            continue
+        pin_kept(grouping.groups, kept_modules)
+        ask(grouping.groups, asked)
+        repairs = Repairs(traced, grouping, may_unalign)
+        try:
+            return _settle(traced, grouping, repairs, request)
+        except Unaligned as found:
+            unaligned |= found.cuts
+        except OutOfStep as error:
+            if not unaligned:
+                return _at_full_width(traced, request, str(error))
+            unaligned, may_unalign = frozenset(), False
+        del traced, grouping, repairs
+
+
+def _at_full_width(traced: Trace, request: Request, why: str) -> SlicePlan:
+    """Return the plan that narrows nothing, because of the failure `why`.
+
+    Raises:
+        AdjoinedError: not even a copy of the model does what the model did.
+    """
+    grouping = Grouping(traced)
+    for group in grouping.groups:
+        group.reason = group.reason or f"no narrower network runs: {why}"
+    try:
+        return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request)
+    except OutOfStep as error:
+        raise AdjoinedError(
+            f"not even the network at full width runs again: {error}",
+            where=type(traced.model).__name__,
+            fix="Its forward has to do the same for the same input shapes.",
+        ) from error
+
+
+def trace_for(
+    model: nn.Module,
+    inputs: Inputs,
+    request: Request,
+    asked: Mapping[tuple[str, int], Asked] | None = None,
+    unaligned: frozenset[Site] = frozenset(),
+    sliced_inside: frozenset[str] = frozenset(),
+) -> Trace:
+    """Trace a model, with grouped convolutions narrowed in the way that keeps fewer channels.
+
+    Those in `sliced_inside` are narrowed inside their groups in any case.
+    """
+    alphas = {owner_of(tensor): each.alpha for (tensor, _), each in (asked or {}).items()}
+
+    def inside(module: str, groups: int, size: int) -> bool:
+        own = alphas.get(module, request.alpha)
+        return module in sliced_inside or slices_inside(groups, size, own, request.round_to)
+
+    return trace(model, inputs, choose_groups=inside, unaligned=unaligned)
+
+
+def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Request) -> SlicePlan:
+    """Repair the plan until the small network runs, in eval mode and where it was traced so in train mode too.
+
+    Raises:
+        Unaligned: the model has to be traced anew, with channel identity given up somewhere.
+        OutOfStep: nothing helped.
+    """
+    for _ in range(ROUNDS):
+        set_widths(grouping.groups, request.alpha, request.round_to)
+        kept = grouping.kept_labels()
+        plan = _draft(traced, grouping, repairs, kept, request)
+        small = plan.apply(traced.model)
+        flow = LabelFlow(
+            FrozenTies(grouping.roots, grouping.narrowed_labels()),
+            traced.findings,
+            unaligned=traced.unaligned,
+            is_kept=kept.__getitem__,
+        )
+        try:
+            _try(flow, small, traced, plan)
+        except Exception as error:  # whatever the model's own code raises on narrow tensors
+            _check_path(flow, traced)
+            error.__traceback__ = error.__context__ = None  # it is kept, and would keep the small network
+            repairs.repair(Failure(error, flow.module, flow.steps, flow.last_labels()), kept.__getitem__)
+            del flow, small  # before the next ones are made
+        else:
+            _check_path(flow, traced)
+            check_answered(grouping.groups, request.widths)
+            return plan
+    raise OutOfStep(f"{repairs.log[-1]} (no way out in {ROUNDS} attempts)")
+
+
+def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> None:
+    """Run the small network under the labels that it has left.
+
+    Raises:
+        OutOfStep: two groups meet, or the outputs have other shapes than the base network's.
+    """
+    seen: set[int] = set()
+    for name, tensor in named_tensors(small).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        vectors = zip(traced.labels[name], plan.indices(name), strict=True)
+        kept = [v if index is None or v is None else v[index.tensor(v.device)] for v, index in vectors]
+        flow.carry(tensor, [along(v, d, tensor.ndim) for d, v in enumerate(kept) if v is not None])
+    with torch.random.fork_rng(devices=[]):
+        outputs = tensor_leaves(flow.run(small, traced.inputs))
+        if traced.train_inputs is not None:
+            outputs += tensor_leaves(flow.run(small, traced.train_inputs, train=True))
+    shapes, expected = [out.shape for out in outputs], traced.output_shapes
+    if traced.sizes_by_value or flow.values.decide:
+        alike = [len(shape) for shape in shapes] == [len(shape) for shape in expected]
+    else:
+        alike = shapes == expected
+    if not alike:
+        raise OutOfStep(f"the outputs have the shapes {[tuple(s) for s in shapes]}")
+
+
+def _check_path(flow: LabelFlow, traced: Trace) -> None:
+    """Raise AdjoinedError if values have sent the small network along another path than the base."""
+    if flow.values.read_in is not None:
+        for here, there in zip(flow.path, traced.path, strict=False):
+            if here != there:
+                raise another_path(traced.model, flow.values.read_in, [here, there])
+
+
+def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool], request: Request) -> SlicePlan:
+    """Write down the plan as the groups' widths and the repairs say now."""
+    tensors: dict[str, tuple[Index | None, ...]] = {}
+    for name, vectors in traced.labels.items():
+        indices: list[Index | None] = []
+        for vector in vectors:
+            places = [] if vector is None else [i for i, label in enumerate(vector.tolist()) if kept[label]]
+            indices.append(None if vector is None or len(places) == vector.numel() else Index.of(places))
+        if any(index is not None for index in indices):
+            tensors[name] = tuple(indices)
+    narrowed = {
+        module: count
+        for module, labels in traced.findings.conv_groups.items()
+        if (count := sum(kept[label] for label in labels.tolist())) != labels.numel()
+    }
+    return SlicePlan(
+        alpha=request.alpha,
+        round_to=request.round_to,
+        keep=request.keep,
+        widths=dict(request.widths),
+        tensors=tensors,
+        shapes={name: tuple(tensor.shape) for name, tensor in named_tensors(traced.model).items()},
+        conv_groups=narrowed,
+        attributes=repairs.numbers.values(kept.__getitem__),
+        groups=describe(grouping.groups),
+        crossing=dict(traced.findings.crossing),
+        unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),
+        products=tuple(name for name, readers in traced.findings.readers.items() if readers <= PRODUCTS),
+    )
+
+
+def _why_not_narrowed(group: Group) -> str:
+    """Return why a group that may be narrowed is not, in this plan; "" where it is."""
+    if group.kept < len(group.roots):
+        return ""
+    if group.wanted is not None:
+        return group.wanted.why
+    if group.asked and group.asked[0].alpha == 1:
+        return f"widths={group.asked[0].pattern!r} asks for all of its channels"
+    if len(group.roots) == 1:
+        return "its channels are tied to each other"
+    return f"its {group.width} channels are not enough to be narrowed at this alpha and rounding"
+
+
+def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
+    """Return the groups in the words of the plan; pieces of one layer that behave alike are added up."""
+    rows: dict[object, ChannelGroup] = {}
+    for group in groups:
+        if group.reason == NO_CHANNELS or group.reason.startswith(INSIDE_GROUPS):
+            continue  # nobody's choice: kernel positions, and the few channels that each group of a convolution reads
+        modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.places))
+        reason = group.reason or _why_not_narrowed(group)
+        row = ChannelGroup(group.name, modules, group.width, group.kept * group.bundle, reason)
+        key = (tuple(sorted(group.places)), group.reason)
+        known = rows.get(key)
+        rows[key] = replace(row, width=known.width + row.width, kept=known.kept + row.kept) if known else row
+    return tuple(rows.values())

@@ -1,0 +1,84 @@
+"""How many channels of every group the small network keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.solve.groups import Group
+
+KEPT = "kept by keep="
+
+
+def kept_of(channels: int, bundle: int, alpha: float, round_to: int) -> int:
+    """Return how many of `channels` bundles of `bundle` channels each are kept.
+
+    The first ⌈n/α⌉ bundles, rounded up until the number of channels is a multiple of `round_to`; never more than all.
+
+    Example:
+        >>> kept_of(64, 1, 4, 8), kept_of(20, 1, 4, 8), kept_of(20, 1, 4, 1), kept_of(6, 1, 4, 8)
+        (16, 8, 5, 6)
+        >>> kept_of(32, 4, 4, 8)  # 32 groups of 4 channels
+        8
+    """
+    wanted = math.ceil(channels / alpha - 1e-9)
+    step = round_to // math.gcd(round_to, bundle)
+    return min(channels, max(1, math.ceil(wanted / step) * step))
+
+
+def slices_inside(groups: int, size: int, alpha: float, round_to: int) -> bool:
+    """Tell how a grouped convolution keeps fewer channels: by slicing inside its groups, or by dropping whole groups.
+
+    Where both keep equally many, whole groups are dropped.
+
+    Example:
+        >>> slices_inside(32, 4, 4, 8)  # 8 whole groups of 4 = 32 channels; inside: 1 -> 8, all 4 of 32 groups = 128
+        False
+        >>> slices_inside(2, 64, 4, 8)  # 1 whole group of 64; inside: 16 of each of 2 groups = 32 channels
+        True
+    """
+    whole = kept_of(groups, size, alpha, round_to) * size
+    inside = kept_of(size, 1, alpha, round_to) * groups
+    return inside < whole
+
+
+def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
+    """Keep every group at full width that a tensor of one of these modules, or of a module in it, has indices in."""
+    for group in groups:
+        for tensor, _ in group.places:
+            owner = next((m for m in _ancestors(tensor) if m in modules), None)
+            if owner is not None and not group.reason:
+                group.reason = f"{KEPT}{modules[owner]!r}"
+
+
+def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
+    """Set how many roots each group keeps.
+
+    Raises:
+        AdjoinedError: alpha exceeds the width of every group, so that no layer has a whole channel left.
+    """
+    choices = (g for g in groups if (not g.reason and not g.asked) or g.reason.startswith(KEPT))
+    widest = max(choices, key=lambda g: g.width, default=None)
+    if widest is not None and alpha > widest.width:
+        name = next(iter(widest.places))[0].rpartition(".")[0]
+        raise AdjoinedError(
+            "alpha leaves less than one channel of every layer",
+            where=f"alpha={alpha:g}",
+            expected=f"at most {widest.width}, the channels of the widest layer '{name}'",
+            fix="Use a smaller alpha.",
+        )
+    for group in groups:
+        count = len(group.roots)
+        own = group.asked[0].alpha if group.asked else alpha
+        if group.reason:
+            group.kept = count
+        elif group.wanted is not None:
+            group.kept = group.wanted.roots
+        else:
+            group.kept = kept_of(count, group.unit or group.bundle, own, math.lcm(round_to, group.step))
+
+
+def _ancestors(tensor: str) -> list[str]:
+    parts = tensor.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]

@@ -1,0 +1,240 @@
+"""Check a slice plan: the small network against the base network with the dropped channels at zero."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.model.inputs import Inputs, tensor_leaves
+from adjoined.slicing.model.modules import duplicate, named_tensors
+from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.verify.liven import in_float64, liven, random_inputs
+from adjoined.slicing.verify.masked import UNDERSTOOD, MaskedBase, narrow
+
+TOLERANCE = 1e-8
+"""Largest relative error of a small network that is right, in float64; a channel out of place is far above."""
+
+MASKED, STRICT = "masked base", "strict second run"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check has found.
+
+    Attributes:
+        error: largest difference as a share of the largest value, in the worst output; where the masked base does not
+            reach the outputs, that of the worst module before; None where it reaches nothing.
+        how: "masked base", or "strict second run" where the masked base does not reach the outputs. In that run, which
+            every plan has passed, no two channel groups meet that must not, and all shapes are right.
+        where: the first module that the masked base does not reach, and why; "" where it reaches the outputs.
+    """
+
+    error: float | None
+    how: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        """One line."""
+        if self.how == MASKED:
+            return f"checked against the masked base in float64: relative error {self.error:.1e}"
+        line = f"checked by the {self.how} from {self.where}"
+        return line if self.error is None else f"{line}; against the masked base up to there: {self.error:.1e}"
+
+
+def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan, *, seed: int = 0) -> Checked:
+    """Compare the small network of a plan with the masked base, in float64, in eval mode, on random input.
+
+    A copy of the model gets weights and statistics that make every channel count. The masked base is this copy at full
+    width with all dropped channels at zero; statistics across channels are taken over the kept ones.
+
+    Args:
+        model: the base network; it is neither run nor changed.
+        example_input: as for `make_plan`. Random numbers take the place of floating-point values; indices stay.
+        plan: the slice plan of the small network.
+        seed: of the random numbers.
+
+    Returns:
+        The error, at most 1e-8, and how far the comparison reaches: not behind channel shuffles that do not align.
+
+    Raises:
+        AdjoinedError: the networks differ (it names the first module that does), or one does not run in float64.
+
+    Example:
+        >>> from adjoined.slicing import make_plan
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.GroupNorm(1, 32), nn.Conv2d(32, 10, 1))
+        >>> example = torch.zeros(1, 3, 8, 8)
+        >>> check_plan(net, example, make_plan(net, example, alpha=4)).error < 1e-12
+        True
+    """
+    plan.check_fits(model)
+    inputs = Inputs.of(example_input)
+    for lively in (True, False):
+        pair = _pair(model, inputs, plan, seed, lively=lively)
+        if all(bool(t.isfinite().all()) for t in pair.outputs_of_base):
+            return pair.compare()
+    return Checked(None, STRICT, "the input: the outputs of the base network are not finite on random numbers")
+
+
+@dataclass
+class _Steps:
+    """The outputs of all modules, as they finish, and after how many of them each module starts."""
+
+    outputs: list[tuple[str, list[Tensor | None]]] = field(default_factory=list)
+    starts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Pair:
+    """One comparison: the lively base network, its small network, and the input of both."""
+
+    base: nn.Module
+    small: nn.Module
+    plan: SlicePlan
+    inputs: Inputs
+    seed: int
+    outputs_of_base: list[Tensor]
+
+    def compare(self) -> Checked:
+        """Return what the comparison of the outputs shows, or else that of every module."""
+        got = self._run_small()
+        flow, expected = self._run_masked()
+        error = _worst(got, expected)
+        if error <= TOLERANCE:
+            return Checked(error, MASKED)
+        unknown = flow.open | {m: name for m, name in self.plan.crossing.items() if name not in UNDERSTOOD}
+        limits = {module: f"{name} computes across channels" for module, name in unknown.items()}
+        limits |= dict.fromkeys(self.plan.unaligned, "channel identity is given up there")
+        small, masked = _Steps(), _Steps()
+        self._run_small(small)
+        self._run_masked(masked)
+        return self._judge(error, small, masked, limits)
+
+    def _judge(self, error: float, small: _Steps, masked: _Steps, limits: dict[str, str]) -> Checked:
+        """Return how far the modules agree, if they need not agree any further."""
+        limit = min(limits, key=lambda name: small.starts.get(name, 0), default=None)
+        reach = len(small.outputs) if limit is None else small.starts.get(limit, 0)
+        worst = None
+        for (name, got), (other, expected) in zip(small.outputs[:reach], masked.outputs[:reach], strict=True):
+            pairs = [(a, b) for a, b in zip(got, expected, strict=False) if a is not None and b is not None]
+            difference = max((_relative(a, b) for a, b in pairs if a.shape == b.shape), default=0.0)
+            if name != other or not difference <= TOLERANCE:
+                raise _differs(name, difference)
+            worst = max(worst or 0.0, difference)
+        if limit is None:
+            raise _differs("", error)
+        return Checked(worst, STRICT, f"{_named(limit)}: {limits[limit]}")
+
+    def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
+        try:
+            with _float64(self.seed), torch.no_grad(), _watching(self.small, steps, lambda tensor: tensor):
+                return tensor_leaves(self.inputs.run(self.small))
+        except Exception as error:  # whatever the model's own code raises on narrow tensors
+            raise AdjoinedError(
+                f"the small network of this plan does not run: {type(error).__name__}: {error}",
+                where=type(self.base).__name__,
+                fix="Make the plan anew; if it is new, please report the model.",
+            ) from error
+
+    def _run_masked(self, steps: _Steps | None = None) -> tuple[MaskedBase, list[Tensor]]:
+        base = duplicate(self.base)
+        flow = MaskedBase(base, self.plan)
+
+        def kept(tensor: Tensor) -> Tensor | None:
+            blocks = flow.blocks(tensor)
+            return None if blocks is None else narrow(tensor, blocks)
+
+        with _float64(self.seed), _watching(base, steps, kept):
+            return flow, tensor_leaves(flow.run(base, self.inputs))
+
+
+def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, lively: bool) -> _Pair:
+    """Return base and small network in float64, and what the base gives on random input."""
+    generator = torch.Generator().manual_seed(seed)
+    base = duplicate(model)
+    if any(tensor.device.type == "mps" for tensor in named_tensors(base).values()):  # it has no float64
+        base, inputs = base.cpu(), inputs.map(Tensor.cpu)
+    base = base.double().eval()
+    random = random_inputs(inputs, torch.float64, generator)
+    try:
+        with _float64(seed), torch.no_grad():
+            if lively:
+                liven(base, random, generator)
+            outputs = tensor_leaves(random.run(base))
+    except Exception as error:  # whatever the model's own code raises
+        raise AdjoinedError(
+            f"the model does not run in float64 on random input: {type(error).__name__}: {error}",
+            where=type(model).__name__,
+            fix="It cannot be checked like this; plan it without the check.",
+        ) from error
+    return _Pair(base, plan.apply(base), plan, random, seed, outputs)
+
+
+@contextlib.contextmanager
+def _float64(seed: int) -> Iterator[None]:
+    """Run in float64, with the same random numbers each time, and leave the random state as it was."""
+    with torch.random.fork_rng(devices=[]), in_float64():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _watching(model: nn.Module, steps: _Steps | None, part: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Note the outputs of all modules, or of each output a part."""
+    hooks = []
+
+    def start(name: str) -> None:
+        assert steps is not None
+        steps.starts.setdefault(name, len(steps.outputs))
+
+    def end(name: str, out: Any) -> None:
+        assert steps is not None
+        with _disable_current_modes():  # it is no part of the run
+            found = [part(leaf) for leaf in tensor_leaves(out)]
+            steps.outputs.append((name, [None if each is None else each.clone() for each in found]))
+
+    for name, module in model.named_modules() if steps is not None else ():
+        if not isinstance(module, torch.jit.ScriptModule):
+            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: start(name)))
+            hooks.append(module.register_forward_hook(lambda _, __, out, name=name: end(name, out)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _differs(name: str, error: float) -> AdjoinedError:
+    return AdjoinedError(
+        "the small network does not compute what the base network does with its dropped channels at zero",
+        where=_named(name),
+        expected=f"a relative error of at most {TOLERANCE:g} in float64",
+        got=f"{error:.1e}, in the first module that differs",
+        fix="Name this module in `keep`, and please report the model: it is a fault of the slicing.",
+    )
+
+
+def _named(module: str) -> str:
+    return f"'{module}'" if module else "the model's own forward"
+
+
+def _worst(got: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the largest relative error over all outputs."""
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        return float("inf")
+    return max((_relative(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+
+
+def _relative(got: Tensor, expected: Tensor) -> float:
+    if not expected.numel():
+        return 0.0
+    dtype = torch.complex128 if expected.is_complex() else torch.float64
+    got, expected = got.to(dtype), expected.to(dtype)
+    difference, size = float((got - expected).abs().max()), float(expected.abs().max())
+    return difference / size if size else difference

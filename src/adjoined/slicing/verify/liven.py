@@ -1,0 +1,134 @@
+"""A state and an input in which every weight of a network matters, so that comparing two networks has power."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.modules import is_norm, named_tensors
+
+LOW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def random_inputs(inputs: Inputs, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    """Return normal numbers in place of all floating-point tensors; indices and masks stay what they are."""
+
+    def draw(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, dtype=dtype, generator=generator).to(tensor.device)
+
+    return inputs.map(draw)
+
+
+def liven(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
+    """Change a model's weights and statistics in place, so that none of its channels is silent or drowned.
+
+    With initial weights much of a network does nothing: shifts of 0 and scales of 1 look right wherever they are
+    sliced, residual branches that start at 0 or 1e-6 hide whatever happens in them, and without measured BatchNorm
+    statistics a deep network's signal dies away. So tensors of one value get random ones; then one run in eval mode
+    measures the statistics, scales each weight until its product has unit size (Mishkin and Matas, "All you need is a
+    good init", arXiv 1511.06422), and shifts each bias until the mean of every channel is positive: behind a ReLU none
+    is silent.
+    """
+    norms = [f"{name}." if name else "" for name, module in model.named_modules() if is_norm(module)]
+    seen: set[int] = set()
+    with torch.no_grad():
+        for name, tensor in named_tensors(model).items():
+            own = isinstance(tensor, nn.Parameter) or name.rpartition(".")[0] + "." in norms
+            if not own or id(tensor) in seen or not tensor.is_floating_point() or not tensor.numel():
+                continue
+            seen.add(id(tensor))
+            value = tensor.flatten()[0]
+            if bool((tensor == value).all()):
+                tensor.copy_(_instead_of(tensor, bool(value != 0) or "var" in name, generator))
+        with _Calibrate(model, generator):
+            inputs.run(model)
+
+
+def _instead_of(tensor: Tensor, scale: bool, generator: torch.Generator) -> Tensor:
+    """Return random numbers for a tensor of one value: around 1 for a scale, around 0 for a shift or a weight."""
+    shape = tensor.shape
+    if scale:
+        return torch.rand(shape, dtype=torch.float64, generator=generator) + 0.5
+    spread = 0.3 if sum(size > 1 for size in shape) < 2 else shape[0] ** 0.5 / tensor.numel() ** 0.5
+    return torch.randn(shape, dtype=torch.float64, generator=generator) * spread
+
+
+class _Calibrate(TorchDispatchMode):
+    """Measures BatchNorm statistics, scales weights and shifts biases, operator by operator, as the run comes by."""
+
+    def __init__(self, model: nn.Module, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+        self._fresh = {p.untyped_storage().data_ptr(): p for p in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        bound = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        if "batch_norm" in name and bound.get("running_var") is not None and not bound.get("training"):
+            _measure(bound["input"], bound["running_mean"], bound["running_var"])
+        elif name in ("convolution", "addmm", "mm"):
+            self._scale(name, func, args)
+        return func(*args, **kwargs)
+
+    def _scale(self, name: str, func: Any, args: Any) -> None:
+        """Scale a weight that is used for the first time, then shift the bias."""
+        convolution = name == "convolution"
+        bias, factors = (args[2], args[:2]) if convolution else (args[0] if name == "addmm" else None, args[-2:])
+        product = func(*factors, None, *args[3:]) if convolution else factors[0] @ factors[1]
+        weight = next((found for each in factors if (found := self._take(each)) is not None), None)
+        size = float(product.square().mean().sqrt())
+        if weight is not None and 0 < size < float("inf"):
+            weight.div_(size)
+            product.div_(size)
+        own = self._take(bias)
+        if own is not None and own.ndim == 1:
+            mean = product.mean([d for d in range(product.ndim) if d != 1])
+            own.copy_(torch.rand(own.shape, dtype=own.dtype, generator=self._generator).to(own.device) - mean)
+
+    def _take(self, tensor: Tensor | None) -> nn.Parameter | None:
+        """Return the parameter that a tensor is, or is a view of, the first time that it is met."""
+        if tensor is None:
+            return None
+        place = tensor.untyped_storage().data_ptr()
+        found = self._fresh.pop(place, None)
+        # A forward may give a parameter other memory (`weight.data = ...`); whatever lies in the old one now is not it.
+        return found if found is not None and found.untyped_storage().data_ptr() == place else None
+
+
+def _measure(x: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Write the statistics of an input (N, C, ...); variances are blended with that of all channels, so none is 0."""
+    dims = [d for d in range(x.ndim) if d != 1]
+    mean.copy_(x.mean(dims))
+    of_each = x.var(dims, correction=0)
+    var.copy_((of_each + x.var(correction=0)) / 2)
+    if not bool((var > 0).all()):
+        var.fill_(1)
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Let code that asks for a narrower floating-point type get float64."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Widen():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+class _Widen(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in LOW:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)

@@ -1,0 +1,197 @@
+"""The masked base: the base network at full width, in which the channels that the small network lacks are zero.
+
+It is the small network's definition, and the oracle for its slices: no tensor of it is narrow, so a slice that is out
+of place shows. Of a slice plan it takes nothing but the kept indices of each tensor. Labels tell which elements of an
+activation belong to dropped channels: those are set to zero after every operator that may have changed them.
+
+A statistic across channels (a mean, a softmax, a layer norm) is one over the kept channels in the small network. Here
+it is computed so too: the operator runs on the kept channels, and its result goes back to their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from adjoined.slicing.flow.findings import Findings
+from adjoined.slicing.flow.labels import Slot, Ties
+from adjoined.slicing.flow.rules import RULES
+from adjoined.slicing.flow.rules.movement import move
+from adjoined.slicing.flow.run import LabelFlow
+from adjoined.slicing.flow.trace import label_tensors
+from adjoined.slicing.model.modules import kernel_names, named_tensors
+from adjoined.slicing.plan.plan import SlicePlan
+
+REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod",
+              "logsumexp", "all", "any")  # fmt: skip
+ALONG = ("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum")
+LAYER_NORMS = ("native_layer_norm", "_fused_rms_norm")
+NEUTRAL = ("dot", "vdot", "mv", "addmv", "_weight_norm_interface", "_weight_norm")
+"""Operators that sum over channels, to which zeros add nothing."""
+UNDERSTOOD = (*REDUCTIONS, *ALONG, *LAYER_NORMS, *NEUTRAL, "scaled_dot_product_attention", "native_group_norm")
+"""Operators whose statistics across channels are computed over the kept ones here."""
+
+
+class MaskedBase(LabelFlow):
+    """One run of the base network with its dropped channels at zero.
+
+    Args:
+        model: a copy of the base network, whose tensors are masked in place.
+        plan: says which indices of each tensor are kept.
+
+    Attributes:
+        open: module -> operator that computes across channels in a way that is not known here.
+    """
+
+    def __init__(self, model: nn.Module, plan: SlicePlan) -> None:
+        ties = Ties()
+        super().__init__(ties, Findings())
+        self.open: dict[str, str] = {}
+        tensors = named_tensors(model)
+        labels = label_tensors(self, tensors, ties, kernels=kernel_names(model))
+        self._kept = torch.ones(len(ties.owners), dtype=torch.bool)
+        for name, vectors in labels.items():
+            for vector, index in zip(vectors, plan.indices(name), strict=True):
+                if vector is not None and index is not None:
+                    self._kept[vector] = False
+                    self._kept[vector[index.tensor(vector.device)]] = True
+        with torch.no_grad():
+            for tensor in tensors.values():
+                self._mask(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator; where it looks across channels, let it see the kept ones alone; zero the dropped ones."""
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        name = self.last_op
+        if RULES.get(name) is not move:
+            outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            bound = {a.name: a.default_value for a in func._schema.arguments}
+            bound |= dict(zip(bound, args, strict=False)) | (kwargs or {})
+            self._restrict(func, name, bound, outputs)
+            for tensor in outputs:
+                self._mask(tensor)
+        return out
+
+    # ---- masks -------------------------------------------------------------------------------------------------------
+
+    def keeps(self, slot: Slot) -> Tensor:
+        """Return for every element of a slot whether the small network has it; bool, of the slot's shape."""
+        return torch.where(slot < len(self._kept), self._kept[slot.clamp(max=len(self._kept) - 1)], True)
+
+    def _mask(self, tensor: Tensor) -> None:
+        """Set the elements that belong to dropped channels to zero."""
+        if tensor.is_floating_point():
+            for slot in self.slots(tensor):
+                kept = self.keeps(slot)
+                if not bool(kept.all()):
+                    tensor.masked_fill_(~kept.to(tensor.device), 0)
+
+    def kept_along(self, tensor: Tensor, dims: Sequence[int]) -> dict[int, Tensor]:
+        """Return the indices that the small network has of a tensor, for those dimensions in which it lacks some."""
+        kept = self.blocks(tensor)
+        if kept is None:
+            self.open.setdefault(self.module, self.last_op)
+            return {}
+        return {d: index for d, index in kept.items() if d in dims}
+
+    def blocks(self, tensor: Tensor) -> dict[int, Tensor] | None:
+        """Return the indices that the small network has of a tensor, for every dimension in which it lacks some.
+
+        None if they are no block: if the labels of two dimensions change together, and not all combinations are kept.
+        """
+        found: dict[int, Tensor] = {}
+        for slot in self.slots(tensor):
+            kept = self.keeps(slot)
+            if bool(kept.all()):
+                continue
+            block = torch.ones_like(kept)
+            for d, size in enumerate(kept.shape):
+                if size > 1:
+                    line = kept.movedim(d, 0).reshape(size, -1).any(1)
+                    block &= line.view([-1 if e == d else 1 for e in range(kept.ndim)])
+                    if not bool(line.all()):
+                        found[d] = line.nonzero().flatten()
+            if not torch.equal(block, kept):
+                return None
+        return found
+
+    # ---- statistics across channels ----------------------------------------------------------------------------------
+
+    def note_crossing(self) -> None:
+        """Note a statistic across channels that is not computed over the kept ones here."""
+        if self.last_op not in UNDERSTOOD:
+            self.open.setdefault(self.module, self.last_op)
+
+    def attention_scale(self, query: Tensor) -> float | None:
+        """Return 1/√D for the kept features of an attention."""
+        last = query.ndim - 1
+        index = self.kept_along(query, [last]).get(last)
+        return None if index is None else len(index) ** -0.5
+
+    def _restrict(self, func: Any, name: str, bound: dict[str, Any], outputs: list[Tensor]) -> None:
+        """Write the result over the kept channels into the outputs of an operator that computes across channels."""
+        x = bound.get("self", bound.get("input"))
+        if not isinstance(x, Tensor) or not self.slots(x):
+            return
+        if name in REDUCTIONS:
+            dim = bound.get("dim")
+            dims = range(x.ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+            if kept := self.kept_along(x, [d % x.ndim for d in dims]):
+                _again(func, bound | {"self": narrow(x, kept)}, outputs, {})
+        elif name in ALONG:
+            if kept := self.kept_along(x, [bound["dim"] % x.ndim]):
+                _again(func, bound | {"self": narrow(x, kept)}, outputs, kept)
+        elif name in LAYER_NORMS:
+            self._layer_norm(func, bound, outputs[:1])
+        elif name == "native_group_norm":
+            self._group_norm(func, bound, outputs[:1])
+        elif "batch_norm" in name and (bound.get("training") or bound.get("running_mean") is None):
+            kept = self.kept_along(x, [d for d in range(x.ndim) if d != 1])  # it standardises a weight
+            if kept:
+                _again(func, bound | {"input": narrow(x, kept)}, outputs[:1], kept)
+
+    def _layer_norm(self, func: Any, bound: dict[str, Any], outputs: list[Tensor]) -> None:
+        x, shape = bound["input"], bound["normalized_shape"]
+        first = x.ndim - len(shape)
+        if kept := self.kept_along(x, range(first, x.ndim)):
+            affine = {d - first: index for d, index in kept.items()}
+            fewer: dict[str, Any] = {"input": narrow(x, kept)}
+            fewer["normalized_shape"] = list(fewer["input"].shape[first:])
+            fewer |= {each: narrow(bound[each], affine) for each in ("weight", "bias") if bound.get(each) is not None}
+            _again(func, bound | fewer, outputs, kept)
+
+    def _group_norm(self, func: Any, bound: dict[str, Any], outputs: list[Tensor]) -> None:
+        x = bound["input"]
+        if kept := self.kept_along(x, [1]):
+            left = torch.bincount(kept[1] // (x.shape[1] // bound["group"]))
+            left = left[left > 0]
+            if bool((left != left[0]).any()):
+                self.open.setdefault(self.module, self.last_op)
+                return
+            fewer = {"input": narrow(x, kept).contiguous(), "C": len(kept[1]), "group": len(left)}
+            fewer |= {each: narrow(bound[each], {0: kept[1]}) for each in ("weight", "bias") if bound[each] is not None}
+            _again(func, bound | fewer, outputs, kept)
+
+
+def narrow(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    """Return the part of a tensor that has these indices along these dimensions."""
+    for d, index in kept.items():
+        tensor = tensor.index_select(d, index.to(tensor.device))
+    return tensor
+
+
+def _again(func: Any, bound: dict[str, Any], outputs: list[Tensor], kept: dict[int, Tensor]) -> None:
+    """Run an operator on other arguments, and write its results over its outputs, at the places kept."""
+    by_name = {a.name for a in func._schema.arguments if a.kwarg_only}
+    positional = [value for name, value in bound.items() if name not in by_name]
+    result = func(*positional, **{name: value for name, value in bound.items() if name in by_name})
+    parts = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    for out, part in zip(outputs, parts, strict=False):
+        for d, index in kept.items():
+            shape = [out.shape[d] if e == d else size for e, size in enumerate(part.shape)]
+            part = part.new_zeros(shape).index_copy_(d, index.to(part.device), part)
+        out.copy_(part)

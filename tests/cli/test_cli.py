@@ -1,0 +1,281 @@
+"""The command line before anything is trained: finding commands, reading flags, planning, saying what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from errno import ENOSPC
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from adjoined import SlicePlan, commands
+from adjoined.cli import COMMANDS, main
+from adjoined.commands.flags import configs_first, spelled
+from adjoined.models import build
+from adjoined.recipes import RECIPES
+from adjoined.slicing import make_plan, measure_cost
+from mistakes import fails
+
+COMMAND = str(Path(sys.executable).parent / "adjoined")
+SHELL = {"OMP_NUM_THREADS": "1"}
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_imports_no_torch():
+    code = (
+        "import sys\nfrom adjoined.cli import COMMANDS, main\nmain(['--help'])\n"
+        "for name in COMMANDS:\n"
+        "    assert main([name, '--help']) == 0\n"
+        "assert not {'torch', 'lightning', 'timm', 'torchvision', 'numpy', 'rich'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=SHELL, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(name in done.stdout and purpose in done.stdout for name, purpose in COMMANDS.items())
+
+
+def test_every_command_has_its_file():
+    folder = Path(commands.__file__).parent
+    assert all((folder / f"{name}.py").is_file() for name in COMMANDS)
+
+
+def test_every_flag_is_explained(capsys: pytest.CaptureFixture[str]):
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        flags = [i for i, line in enumerate(lines) if line.startswith("  --")]
+        assert flags
+        for i in flags:
+            # Explained on its own line, after the flag and two spaces, or on the next one.
+            assert "  " in lines[i].strip() or lines[i + 1].startswith(" " * 20), lines[i]
+            assert "_" not in lines[i].split()[0]
+
+
+def test_a_wrong_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]):
+    assert "Did you mean `adjoined plan`?" in fails(capsys, "paln")
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("adjoined ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "adjoined: interrupted\n"),
+        (KeyboardInterrupt("stopped; go on with: X"), 130, "adjoined: stopped; go on with: X\n"),
+        (OSError(ENOSPC, "No space left on device", "a.txt"), 2, "adjoined: error: a.txt: No space left on device. "),
+        (PermissionError(13, "Permission denied", "a.txt"), 2, "adjoined: error: a.txt: Permission denied."),
+    ],
+)
+def test_what_stops_a_command_is_told_in_one_line(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def stopped(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("adjoined.commands.plan.main", stopped)
+    assert main(["plan", "resnet20"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_a_fault_of_the_program_keeps_its_trace(monkeypatch: pytest.MonkeyPatch):
+    def broken(argv: list[str]) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("adjoined.commands.plan.main", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["plan", "resnet20"])
+
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Options:
+    alpha: float | list[float] = 4.0
+    keep: tuple[str, ...] = ()
+    input_size: int = 224
+    ema: bool = False
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("--input-size 32", ["--input_size", "32"]),
+        ("--input_size=32", ["--input_size=32"]),
+        ("--alpha 4", ["--alpha=4"]),
+        ("--alpha 2,4,8", ["--alpha=[2, 4, 8]"]),
+        ("--alpha [2,4]", ["--alpha=[2,4]"]),
+        ("--keep conv1,*.bn,0", ['--keep=["conv1", "*.bn", "0"]']),
+        ("--keep=conv1", ['--keep=["conv1"]']),
+        ("--keep", ["--keep"]),
+        ("--ema x", ["--ema=true", "x"]),
+        ("--ema false", ["--ema=false"]),
+        ("--no-ema --ema=True", ["--ema=false", "--ema=True"]),
+        ("--no-input-size 3", ["--no_input_size", "3"]),
+        ("-- --alpha 2,4", ["--", "--alpha", "2,4"]),
+    ],
+)
+def test_what_people_type_becomes_what_the_parser_reads(typed: str, read: list[str]):
+    assert spelled(typed.split(), Options) == read
+
+
+def test_a_file_of_settings_comes_before_the_flags_wherever_it_stands():
+    line = ["--lr=1", "--config", "a.yaml", "--x", "--config=b.yaml"]
+    assert configs_first(line) == ["--config=a.yaml", "--config=b.yaml", "--lr=1", "--x"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("plan", "required: model"),
+        ("plan resnet20 --classe 3", "Did you mean --classes?"),
+        ("plan resnet20 --class 3", "unknown flag"),  # no guessing at abbreviations
+        ("plan resnet20 resnet50", "resnet50: unknown flag or argument"),
+        ("plan resnet20 --alpha", "--alpha: a value is missing"),
+        ("plan resnet20 --alpha wide", "--alpha: not a fitting value (expected float, list[float], got wide)"),
+        ("plan resnet20 --classes many", "--classes: not a fitting value (expected int, got many)"),
+        ("plan resnet20 --model-options wide", "--model-options: not a fitting value (expected dict, got wide)"),
+        ("train --lr fast", "--lr: not a fitting value"),
+        ("train --optimizer sdg", "--optimizer: not a fitting value (expected Literal['sgd', 'adamw'], got sdg)"),
+        ("train --lr -1", "--lr: the value is out of range"),
+        ("train --recipe digit", "Did you mean digits?"),
+        ("train --config missing.yaml", "missing.yaml"),
+        ("train --resume nowhere", "nowhere: there is no run in this folder"),
+        ("train --resume nowhere --recipe digits", "Leave out --recipe and --run."),
+        ("evaluate nowhere", "nowhere: there is no run in this folder"),
+        ("evaluate nowhere --device toaster", "the device cannot be used"),
+        ("predict nowhere", "required: images"),
+        ("predict nowhere a.png --top 0", "--top: out of range"),
+    ],
+)
+def test_wrong_flags_are_told_in_one_line(argv: str, told: str, capsys: pytest.CaptureFixture[str]):
+    assert told in fails(capsys, *argv.split())
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
+    capsys.readouterr()
+    assert main(["train", *argv, "--print-config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_flags_win_over_files_and_files_over_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 7\nlr: 0.3\nkeep: [stem]\n")
+    recipe = RECIPES["cifar"]()
+    assert (recipe.epochs, recipe.lr, recipe.momentum) != (7, 0.3, 0.8)
+    found = printed_config(capsys, "--lr", "0.2", "--recipe", "cifar", "--config", str(file), "--momentum", "0.8")
+    assert (found["lr"], found["momentum"]) == (0.2, 0.8)
+    assert (found["epochs"], found["keep"]) == (7, ["stem"])
+    assert (found["model"], found["data"], found["alpha"]) == (recipe.model, recipe.data, recipe.alpha)
+
+
+def test_a_file_may_name_its_recipe_and_a_flag_another(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("recipe: cifar\nepochs: 7\n")
+    found = printed_config(capsys, "--config", str(file))
+    assert (found["model"], found["epochs"]) == (RECIPES["cifar"]().model, 7)
+    assert printed_config(capsys, "--config", str(file), "--recipe", "digits")["data"] == "digits"
+
+
+def test_what_is_printed_can_be_read_again(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    first = printed_config(capsys, "--alpha", "2,4", "--keep", "conv1,layer1.*", "--model-options", "{width: 2}")
+    assert (first["alpha"], first["keep"], first["model_options"]) == ([2.0, 4.0], ["conv1", "layer1.*"], {"width": 2})
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(first))
+    assert printed_config(capsys, "--config", str(file)) == first
+
+
+def test_settings_are_data_and_name_nothing_to_call(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    file, trace = tmp_path / "settings.yaml", tmp_path / "trace"
+    spec = {"class_path": "pathlib.Path.touch", "init_args": {"self": str(trace)}}
+    file.write_text(yaml.safe_dump({"model_options": spec}))
+    assert printed_config(capsys, "--config", str(file))["model_options"] == spec
+    file.write_text(f"epochs: !!python/object/apply:pathlib.Path.touch [{trace}]\n")
+    fails(capsys, "train", "--config", str(file))
+    assert not trace.exists()
+
+
+def test_no_code_runs_because_a_file_names_it(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    code, trace, file = tmp_path / "code.py", tmp_path / "trace", tmp_path / "settings.yaml"
+    code.write_text(f"open({str(trace)!r}, 'w')\ndef build(num_classes): raise SystemExit\n")
+    file.write_text(f"model: {code}:build\n")
+    assert f"add --model {code}:build" in fails(capsys, "train", "--config", str(file), "--run", str(tmp_path / "run"))
+    assert not trace.exists()
+    assert not (tmp_path / "run").exists()
+
+
+# ---- plan ------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_in_json_is_the_plan_and_its_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    out = tmp_path / "plan.json"
+    assert main(["plan", "resnet20", "--input-size", "32", "--classes", "10", "--json", "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    model, example = build("resnet20", num_classes=10), torch.zeros(1, 3, 32, 32)
+    plan = make_plan(model, example, alpha=4)
+    assert SlicePlan.from_json(told["plans"][0]) == SlicePlan.load(out) == plan
+    for network, figures in zip((model, plan.apply(model)), told["networks"], strict=True):
+        cost = measure_cost(network, example)
+        assert (figures["parameters"], figures["macs"]) == (cost.parameters, cost.macs)
+        assert figures["parameters_without_last"] == cost.parameters_without_last < cost.parameters
+
+
+def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[str]):
+    argv = ["plan", "resnet20", "--input-size", "32", "--channels", "1", "--keep", "conv1,bn1,layer1"]
+    assert main([*argv, "--compress", "5", "--round-to", "1", "--json"]) == 0
+    base, small = json.loads(capsys.readouterr().out)["networks"]
+    assert 5 <= base["parameters_without_last"] / small["parameters_without_last"] < 5.6
+    assert main([*argv, "--alpha", "2,4", "--all"]) == 0
+    text = capsys.readouterr().out
+    assert "kept by keep='layer1'" in text
+    assert "64→32/16" in text
+    assert "small α=4" in text
+    assert "layer3.2.conv2" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("resnet21 --input-size 32", "adjoined:resnet20"),
+        ("nowhere.py:build", "nowhere.py"),
+        ("resnet20 --keep convv1", "keep='convv1'"),
+        ("resnet20 --alpha 0.5", "at least 1, got 0.5"),
+        ("resnet20 --alpha 65", "at most 64"),
+        ("resnet20 --alpha []", "--alpha: needs one alpha"),
+        ("resnet20 --compress 0.5", "compress"),
+        ("resnet20 --compress 3 --alpha 2,4", "--compress: needs one alpha"),
+        ("resnet20 --out x.json --alpha 2,4", "--out: needs one alpha"),
+        ("resnet20 --out nowhere/x.json", "nowhere/x.json"),
+        ("resnet20 --input-size 0", "--input-size: out of range"),
+        ("torchvision:vgg11 --input-size 8", "Look at --input-size and --channels"),
+        ('resnet20 --model-options {"depth":9}', "option depth"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_in_one_line(argv: str, told: str, capsys: pytest.CaptureFixture[str]):
+    assert told in fails(capsys, "plan", *argv.split())
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["train", "--print-config"]], ids=" ".join)
+def test_a_reader_who_has_gone_is_no_error(argv: list[str]):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([COMMAND, *argv], env=SHELL, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_that_is_full_is_told_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [COMMAND, "--help"], env=SHELL, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "adjoined: error: No space left on device. Free some space and run again.\n"

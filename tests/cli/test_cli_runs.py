@@ -1,0 +1,317 @@
+"""The command line around a run: train with the real command, use what it leaves, and lose nothing by mistakes."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from adjoined.cli import main
+from adjoined.commands.outcome import measure
+from adjoined.data import load_image, preprocess
+from adjoined.runs import load
+from adjoined.runs.lock import locked
+from mistakes import fails
+
+COMMAND = str(Path(sys.executable).parent / "adjoined")
+SHELL = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "OMP_NUM_THREADS": "1"}
+QUICK = ["--epochs", "2", "--limit", "20", "--batch-size", "32", "--model-options", "{width: 1}"]
+
+
+def command(*argv: object, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    line = [COMMAND, *map(str, argv)]
+    return subprocess.run(line, cwd=cwd, env=SHELL, capture_output=True, text=True, check=False, preexec_fn=limit)
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spend less time on the latency, which no test looks at."""
+    monkeypatch.setattr("adjoined.commands.outcome.measure", partial(measure, seconds=0.1))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run trained by the real command, and what the command has printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = command("train", "--recipe", "digits", *QUICK, "--run", "run", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder / "run", done.stdout
+
+
+@pytest.fixture
+def run(trained: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of that run, to do anything with."""
+    return Path(shutil.copytree(trained[0], tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def digit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "digit.png"
+    Image.fromarray((load_digits().images[7] * 255 / 16).astype("uint8")).save(path)
+    return path
+
+
+# ---- what a run prints and leaves ------------------------------------------------------------------------------------
+
+
+def test_training_begins_with_the_plan_and_ends_with_the_result(trained: tuple[Path, str]):
+    plan, _, result = trained[1].partition("epoch 1/2")
+    assert "At full width, model output: fc (10)." in plan
+    assert "base / small" in plan
+    told = [line.split("  ")[0] for line in result.splitlines()]
+    measures = ["parameters", "parameters without the last linear", "MACs", "file", "top-1 accuracy", "top-5 accuracy"]
+    assert [line for line in told if line in [*measures, "latency, batch 1"]] == [*measures, "latency, batch 1"]
+    assert "base   run/base.safetensors" in result
+    assert "small  run/small.safetensors" in result
+    assert max(map(len, trained[1].splitlines())) <= 100
+
+
+def test_the_printed_line_loads_the_small_network(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch):
+    run, printed = trained
+    monkeypatch.chdir(run.parent)
+    names: dict[str, torch.nn.Module] = {}
+    exec(printed.strip().splitlines()[-1], names)
+    assert sum(p.numel() for p in names["model"].parameters()) == result(run)["small"]["parameters"]
+
+
+def result(run: Path) -> dict[str, dict[str, object]]:
+    return {each["name"]: each["figures"] for each in json.loads((run / "result.json").read_bytes())["networks"]}
+
+
+def test_the_result_is_kept_as_figures_and_as_a_table(trained: tuple[Path, str]):
+    run, printed = trained
+    figures = result(run)
+    for name in ("base", "small"):
+        description = json.loads((run / f"{name}.json").read_bytes())
+        assert figures[name]["parameters"] == sum(p.numel() for p in load(run, name).parameters())
+        assert figures[name]["file_bytes"] == (run / f"{name}.safetensors").stat().st_size
+        assert figures[name]["top1"] == description["metrics"]["top1"]
+        assert figures[name]["latency"]["batch_size"] == 1
+    table = (run / "result.md").read_text()
+    cells = [
+        cell for line in printed.partition("run: 2 epochs")[2].splitlines() for cell in line.split("  ") if " %" in cell
+    ]
+    assert len(cells) >= 4
+    assert all(cell.strip() in table for cell in cells)
+
+
+def test_a_finished_run_resumed_is_left_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]):
+    before = files(run)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert files(run) == before
+
+
+def test_the_base_alone_can_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", *QUICK, "--method", "standard", "--run", str(tmp_path / "run")]) == 0
+    assert "base / small" not in capsys.readouterr().out
+    assert list(result(tmp_path / "run")) == ["base"]
+
+
+def test_a_run_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *QUICK, "--alpha", "2,4"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-digits_resnet-20")
+    assert list(result(folder)) == ["base", "small-1", "small-2"]
+
+
+# ---- evaluate and predict --------------------------------------------------------------------------------------------
+
+
+def test_evaluate_gives_what_the_run_has_recorded(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for network in told["networks"]:
+        recorded = json.loads((run / f"{network['name']}.json").read_bytes())["metrics"]
+        assert {what: network[what] for what in ("top1", "top5", "loss", "images")} == {
+            what: recorded[what] for what in ("top1", "top5", "loss", "images")
+        }
+    assert main(["evaluate", str(run)]) == 0
+    assert "These are the accuracies that the run has recorded." in capsys.readouterr().out
+
+
+def test_evaluate_says_when_the_figures_are_others(run: Path, capsys: pytest.CaptureFixture[str]):
+    record = json.loads((run / "run.json").read_bytes())
+    record["result"]["networks"][1]["top1"] = 0.987
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(["evaluate", str(run)]) == 0
+    assert "The run has recorded" in (out := capsys.readouterr().out)
+    assert "small 98.70 %" in out
+
+
+def test_evaluate_on_named_data_is_compared_with_nothing(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", str(run), "--data", "digits"]) == 0
+    assert "recorded" not in capsys.readouterr().out
+
+
+def test_predict_shows_what_the_networks_say(run: Path, digit: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["predict", str(run), str(digit), str(digit), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["image"] == second["image"] == str(digit)
+    from adjoined.data import DataInfo
+
+    info = DataInfo.from_json(json.loads((run / "base.json").read_bytes())["data"])
+    x = preprocess(info, load_image(digit))
+    for network in first["networks"]:
+        expected = load(run, network["name"])(x)[0].softmax(dim=0).sort(descending=True, stable=True)
+        found = [guess["probability"] for guess in network["guesses"]]
+        assert found == pytest.approx(expected.values[:5].tolist(), abs=1e-6)
+        assert network["guesses"][0]["class"] == info.class_names[expected.indices[0]]
+        assert network["milliseconds"] > 0
+    assert main(["predict", str(run), str(digit), "--top", "99"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(digit)
+    assert [line.split()[0] for line in lines if line[:1].isdigit()] == [str(i + 1) for i in range(10)]
+
+
+# ---- a model of one's own --------------------------------------------------------------------------------------------
+
+
+def test_code_of_ones_own_is_named_anew_each_time(
+    tmp_path: Path, digit: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(__file__).parents[2] / "examples" / "03_own_model.py", tmp_path / "net.py")
+    own = ["--model", "net.py:build"]
+    settings = ["--epochs", "2", "--limit", "20", "--run", "run"]
+    assert main(["train", *settings, *own]) == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    names: dict[str, torch.nn.Module] = {}
+    exec(line, names)
+    assert isinstance(names["model"], torch.nn.Module)
+    for argv in (["evaluate", "run"], ["predict", "run", str(digit)], ["train", "--resume", "run"]):
+        assert "because a file names it" in (told := fails(capsys, *argv))
+        assert "model" in told
+        assert main([*argv, *own]) == 0
+
+
+# ---- mistakes: each one line, and nothing lost -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["missing.png", "damaged.png", "folder.png"])
+def test_images_that_cannot_be_read(name: str, run: Path, digit: Path, capsys: pytest.CaptureFixture[str]):
+    (run.parent / "damaged.png").write_bytes(digit.read_bytes()[:-30])
+    (run.parent / "folder.png").mkdir()
+    assert name in fails(capsys, "predict", run, run.parent / name)
+
+
+def test_an_unfinished_run_cannot_be_used_yet(run: Path, digit: Path, capsys: pytest.CaptureFixture[str]):
+    record = json.loads((run / "run.json").read_bytes()) | {"finished": None, "result": None}
+    (run / "run.json").write_text(json.dumps(record))
+    assert f"adjoined train --resume {run}" in fails(capsys, "evaluate", run)
+    assert f"adjoined train --resume {run}" in fails(capsys, "predict", run, digit)
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "missing"])
+def test_weights_that_are_not_those_of_the_run(damage: str, run: Path, capsys: pytest.CaptureFixture[str]):
+    path = run / "small.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-8])
+    elif damage == "foreign":
+        shutil.copy(run / "base.safetensors", path)
+    else:
+        path.unlink()
+    assert str(path) in fails(capsys, "evaluate", run)
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "no checkpoint"])
+def test_checkpoints_that_are_not_those_of_the_run(damage: str, run: Path, capsys: pytest.CaptureFixture[str]):
+    record = json.loads((run / "run.json").read_bytes()) | {"finished": None, "result": None}
+    (run / "run.json").write_text(json.dumps(record))
+    path = run / "checkpoints" / "last.ckpt"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "foreign":
+        torch.save({"state_dict": {"weight": torch.zeros(3)}}, path)
+    else:
+        path.write_text("not a checkpoint")
+    weights = {name: content for name, content in files(run).items() if "safetensors" in name or "ckpt" in name}
+    assert str(path) in fails(capsys, "train", "--resume", run)
+    assert weights.items() <= files(run).items()
+
+
+@pytest.mark.parametrize("case", ["finished", "other settings", "something else", "in use"])
+def test_folders_that_are_taken(case: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = files(run)
+    if case == "finished":
+        assert "holds a finished run" in fails(capsys, "train", *QUICK, "--run", run)
+    elif case == "other settings":
+        record = json.loads((run / "run.json").read_bytes()) | {"finished": None, "result": None}
+        (run / "run.json").write_text(json.dumps(record))
+        before = files(run)
+        assert "other settings (lr)" in fails(capsys, "train", "--resume", run, "--lr", "0.01")
+    elif case == "something else":
+        (tmp_path / "thesis").mkdir()
+        (tmp_path / "thesis" / "chapter.tex").write_text("x")
+        assert "chapter.tex" in fails(capsys, "train", *QUICK, "--run", tmp_path / "thesis")
+        assert (tmp_path / "thesis" / "chapter.tex").read_text() == "x"
+    else:
+        with locked(run):
+            assert "in use" in fails(capsys, "train", *QUICK, "--run", run)
+    assert files(run) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("--data cifar100 --data-root nowhere", "nowhere"),
+        ("--data cifar", "cifar10"),
+        ("--data folder:nowhere", "nowhere"),
+        ("--image-size 2", "at least 4"),
+        ("--keep stemm", "keep='stemm'"),
+        ("--alpha 4096", "less than one channel"),
+        ("--model resnet21", "resnet20"),
+        ("--devices 7 --accelerator cpu --strategy nope", "--strategy"),
+    ],
+)
+def test_what_cannot_be_trained(argv: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert told in fails(capsys, "train", *QUICK[:4], *argv.split(), "--run", tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "Lower --lr" in fails(capsys, "train", *QUICK, "--lr", "1e30", "--run", tmp_path / "run")
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path):
+    line = ("train", *QUICK, "--run", "run")
+    small = 200_000  # bytes: settings and plan fit, a checkpoint does not
+
+    done = command(*line, cwd=tmp_path, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)))
+    assert done.returncode == 2
+    assert done.stderr.startswith("adjoined: error: ")
+    assert done.stderr.count("\n") == 1
+    assert "disk is full" in done.stderr
+    assert not [path for path in files(tmp_path) if path.endswith(".part")]
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "small.safetensors").is_file()
+
+
+def test_a_run_stopped_from_the_keyboard_says_how_to_go_on(tmp_path: Path):
+    line = [COMMAND, "train", *QUICK, "--epochs", "100000", "--run", "run"]
+    with subprocess.Popen(
+        line, cwd=tmp_path, env=SHELL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as it:
+        assert it.stdout is not None
+        assert it.stderr is not None
+        assert next(each for each in it.stdout if each.startswith("epoch      2/"))  # so the first is on the disk
+        it.send_signal(signal.SIGINT)
+        for _ in it.stdout:  # what was printed before the signal came
+            pass
+        assert it.stderr.read() == "adjoined: stopped; go on with: adjoined train --resume run\n"
+    assert it.returncode == 130
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

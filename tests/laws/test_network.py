@@ -1,0 +1,202 @@
+"""Laws 1, 3 and 4: what the joint network computes, holds and hands out, and how it is stored."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adjoined import SlicePlan, adjoin
+from pairs import FAMILY, OWN, X, build, joint, private, same, step
+from zoo import Residual, plan_of
+
+# ---- law 1: alpha = 1 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*OWN, "resnet18", "mobilenet_v2", "googlenet"])
+def test_alpha_1_is_the_base_to_the_bit(name: str):
+    model, x = build(name)
+    net = adjoin(model, x, alpha=1)
+    assert not net.plan.tensors
+    with torch.no_grad():
+        alone = model(x)
+        for logits in (*net(x), net.small(x), net.extract()(x)):
+            assert same(logits, alone)
+
+
+@pytest.mark.parametrize("name", ["residual", "two groups", "resnet18", "densenet121"])
+def test_alpha_1_is_the_base_to_the_bit_in_train_mode(name: str):
+    model, x = build(name)
+    before = copy.deepcopy(model.state_dict())
+    net = adjoin(model, x, alpha=1).train()
+    p, q = net(x)
+    assert same(p, q)
+    assert any(not same(before[key], value) for key, value in model.state_dict().items())
+    for key, statistic in net.smalls[0].state_dict().items():
+        assert same(statistic, model.state_dict()[key]), key
+
+
+# ---- law 3: extract ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*OWN, "resnet18", "densenet121", "mobilenet_v2", "resnext50_32x4d"])
+def test_extracted_network_equals_the_branch_to_the_bit(name: str):
+    model, x = build(name)
+    net = adjoin(model, x, alpha=4)
+    small = net.extract()
+    with torch.no_grad():
+        p, q = net(x)
+        assert not torch.allclose(p, q)
+        assert same(small(x), q)
+        assert same(net.small(x), q)
+
+
+def test_extracted_family_equals_its_branches_after_training():
+    net = joint(alpha=FAMILY)
+    step(net)
+    with torch.no_grad():
+        outputs = net(X)
+        assert len(outputs) == 1 + len(FAMILY)
+        assert same(outputs[0], net.base(X))
+        for which in range(len(FAMILY)):
+            assert same(net.extract(which)(X), outputs[1 + which])
+            assert same(net.small(X, which=which), outputs[1 + which])
+    widths = [net.extract(which).get_submodule("stem").weight.shape[0] for which in range(len(FAMILY))]  # pyright: ignore
+    assert widths == [8, 4, 2]
+
+
+def test_extracted_network_stands_alone():
+    net = joint()
+    step(net)
+    small = net.extract()
+    assert type(small) is Residual
+    for module in small.modules():
+        assert not type(module).__module__.startswith("adjoined")
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    with torch.no_grad():
+        before = small(X)
+        for tensor in net.state_dict().values():
+            tensor.zero_()
+        assert same(small(X), before)
+    assert small.training is False
+    assert net.train().extract().training is True
+
+
+@pytest.mark.parametrize("alpha", [4, FAMILY])
+def test_saved_state_and_plan_rebuild_all_networks(alpha: Any, tmp_path: Path):
+    net = joint(alpha=alpha)
+    step(net)
+    torch.save(net.state_dict(), tmp_path / "state.pt")
+    texts = [json.dumps(plan.to_json()) for plan in net.plans]
+    fresh, _ = build("residual", seed=1)
+    again = adjoin(fresh, X, plan=[SlicePlan.from_json(json.loads(text)) for text in texts])
+    with torch.no_grad():
+        assert not same(again(X)[1], net(X)[1])
+        again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        for which, (got, expected) in enumerate(zip(again(X), net(X), strict=True)):
+            assert same(got, expected)
+            if which:
+                assert same(again.extract(which - 1)(X), expected)
+
+
+def test_saved_small_network_loads_into_a_fresh_skeleton(tmp_path: Path):
+    net = joint()
+    step(net)
+    torch.save(net.extract().state_dict(), tmp_path / "small.pt")
+    net.plan.save(tmp_path / "plan.json")
+    small = SlicePlan.load(tmp_path / "plan.json").apply(build("residual", seed=1)[0])
+    small.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
+    with torch.no_grad():
+        assert same(small(X), net(X)[1])
+
+
+# ---- law 4: state --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [4, FAMILY])
+def test_state_holds_every_shared_weight_once(alpha: Any):
+    model, _ = build("residual")
+    net = adjoin(model, X, alpha=alpha, round_to=1)
+    assert net.base is model
+    own = {f"smalls.{which}.{name}" for which in range(len(net.plans)) for name in private(model)}
+    assert set(net.state_dict()) == {f"base.{name}" for name in model.state_dict()} | own
+    places = Counter(tensor.untyped_storage().data_ptr() for tensor in net.state_dict().values())
+    assert set(places.values()) == {1}
+    for name, parameter in model.named_parameters():
+        assert net.get_parameter(f"base.{name}") is parameter
+    for which, plan in enumerate(net.plans):
+        for name, tensor in net.smalls[which].state_dict().items():
+            assert tuple(tensor.shape) == plan.small_shape(name)
+
+
+def test_optimizer_sees_every_parameter_once():
+    net = joint(alpha=FAMILY)
+    listed = [id(parameter) for parameter in net.parameters()]
+    assert len(listed) == len(set(listed))
+    assert {id(parameter) for parameter in net.base.parameters()} <= set(listed)
+    affine = sum(1 for name in private(net.base) if name.endswith(("weight", "bias")))
+    assert len(listed) == len(list(net.base.parameters())) + len(FAMILY) * affine
+
+
+def test_small_norms_start_as_slices_of_the_base_and_go_their_own_way():
+    net = joint()
+    for name, tensor in net.smalls[0].state_dict().items():
+        (index,) = net.plan.indices(name) or (None,)
+        base = net.base.state_dict()[name]
+        assert same(tensor, base if index is None else base[index.tolist()])
+    step(net)
+    for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.running_mean", "norm2.running_var"):
+        (index,) = net.plan.indices(name)
+        assert index is not None
+        assert not same(net.smalls[0].state_dict()[name], net.base.state_dict()[name][index.tolist()]), name
+
+
+def test_mode_reaches_every_network():
+    net = joint()
+    assert net.training
+    assert net.smalls[0].training
+    net.eval()
+    assert not any(module.training for module in net.modules())
+    assert not adjoin(build("residual")[0].eval(), X).training
+    assert adjoin(build("residual")[0].train(), X).training
+
+
+def test_whole_network_goes_through_torch_save():
+    net = joint().eval()
+    buffer = io.BytesIO()
+    torch.save(net, buffer)
+    buffer.seek(0)
+    again = torch.load(buffer, weights_only=False)
+    with torch.no_grad():
+        assert same(again(X)[1], net(X)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype):
+    net = joint().to(dtype).eval()
+    with torch.no_grad():
+        p, q = net(X.to(dtype))
+        assert p.dtype == q.dtype == dtype
+        assert same(net.extract()(X.to(dtype)), q)
+    assert {tensor.dtype for tensor in net.parameters()} == {dtype}
+
+
+def test_inference_mode():
+    net = joint().eval()
+    with torch.inference_mode():
+        p, q = net(X)
+    assert not p.requires_grad
+    with torch.no_grad():
+        assert same(net(X)[1], q)
+
+
+def test_plan_of_the_same_settings_is_the_same():
+    model, _ = build("residual")
+    assert plan_of(model) == plan_of(copy.deepcopy(model))

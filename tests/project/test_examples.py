@@ -1,0 +1,91 @@
+"""The examples run, say what they promise, and their usage lines are commands that exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adjoined.cli import main
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+
+
+def run(path: Path, *arguments: str) -> str:
+    line = [sys.executable, str(path), *arguments]
+    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def usage(path: Path) -> list[str]:
+    found = re.search(r"Usage:\n\n(.*?)\n\"\"\"", path.read_text(), re.DOTALL)
+    assert found, f"{path.name} has no block `Usage:`"
+    return [line.strip() for line in found[1].splitlines()]
+
+
+def test_there_are_examples_and_each_says_how_to_run_it():
+    names = ["01_plain_loop.py", "02_lightning.py", "03_own_model.py", "04_segmentation.py", "05_timm.py"]
+    assert [path.name for path in EXAMPLES] == names
+    for path in EXAMPLES:
+        assert f"python examples/{path.name}" in usage(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "epochs"),
+    [(EXAMPLES[0], 2), (EXAMPLES[1], 2), (EXAMPLES[4], 4)],
+    ids=lambda each: getattr(each, "name", ""),
+)
+def test_both_networks_learn_and_the_small_one_is_small(path: Path, epochs: int):
+    lines = run(path, "--epochs", str(epochs)).splitlines()
+    found = [
+        re.fullmatch(r"(base|small): (\d+) parameters, (.+) % of the test digits right", line) for line in lines[-2:]
+    ]
+    base, small = [(int(match[2]), float(match[3])) for match in found if match]
+    assert base[0] > 13 * small[0]
+    assert min(base[1], small[1]) > 25  # guessing would be 10 %
+
+
+def test_the_task_of_timm_can_be_distributed(tmp_path: Path):
+    code = f"""
+import adjoined, runpy, timm, torch
+made = runpy.run_path({str(EXAMPLES[4])!r})
+torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=0, world_size=1)
+net = adjoined.adjoin(timm.create_model("resnet10t", num_classes=10), torch.zeros(1, 3, 32, 32))
+task = made["AdjoinedTask"](net, updates=2)
+task.prepare_distributed()
+task.setup_ema()
+result = task(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+result["loss"].backward()
+task.update_ema()
+print(type(task.trainable_module).__name__)
+print(all(each.grad is not None for each in net.parameters()))
+torch.distributed.destroy_process_group()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["DistributedDataParallel", "True"], done.stderr
+
+
+def test_two_networks_that_tell_pixels_apart():
+    lines = run(EXAMPLES[3], "--epochs", "2").splitlines()
+    pattern = r"(base|small): (\d+) parameters, (.+) % of the test pixels right, mean IoU (.+)"
+    found = [re.fullmatch(pattern, line) for line in lines[-2:]]
+    base, small = [(int(match[2]), float(match[4])) for match in found if match]
+    assert base[0] > 13 * small[0]
+    assert min(base[1], small[1]) > 0.25  # all background would be a quarter of its share, under 0.22
+
+
+def test_a_network_of_ones_own_is_sliced():
+    out = run(EXAMPLES[2])
+    assert "gives the same logits: True" in out
+
+
+def test_the_own_network_can_be_planned_as_its_usage_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(EXAMPLES[0].parents[1])
+    (line,) = [line for line in usage(EXAMPLES[2]) if line.startswith("adjoined plan ")]
+    assert main(line.split()[1:]) == 0
+    assert "64→16" in capsys.readouterr().out

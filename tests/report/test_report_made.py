@@ -1,0 +1,115 @@
+"""The report page of a run of which `adjoined export` and `adjoined benchmark` have left their figures."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adjoined.benchmark.result import read_benchmark
+from adjoined.cli import main
+from adjoined.commands.outcome import measure
+from adjoined.report import units
+from adjoined.training import train
+from mistakes import fails
+from report_runs import Page, page_of
+from tiny_runs import QUIET, TINY
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spend less time on the latency that the report measures itself."""
+    monkeypatch.setattr("adjoined.commands.outcome.measure", partial(measure, seconds=0.1))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = train(TINY, tmp_path_factory.mktemp("made") / "run", console=QUIET).folder
+    assert main(["export", str(run), "--to", "onnx", "--images", "32"]) == 0
+    sizes = ["--runtimes", "eager,onnx", "--batch-sizes", "1,2"]
+    line = [*sizes, "--devices", "cpu", "--threads", "1", "--seconds", "0.4"]
+    assert main(["benchmark", str(run), *line]) == 0
+    return run
+
+
+def cells(page: Page, caption: str) -> list[list[str]]:
+    """Return the rows of the table with this caption, without its head."""
+    found = re.findall(r"<table.*?</table>", page.text, re.DOTALL)
+    (table,) = [each for each in found if f"<caption>{caption}</caption>" in each]
+    rows = re.findall(r"<tr>(.*?)</tr>", table.partition("<tbody>")[2], re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+
+
+def test_every_figure_on_the_page_is_that_of_the_files(made: Path, tmp_path: Path):
+    page = page_of(made, "--images", 0, out=tmp_path / "page.html")
+    assert {"Benchmark", "Exports"} <= set(page.written("h2"))
+    told = json.loads((made / "benchmark.json").read_bytes())
+    rows = {(row["runtime"], row["network"], row["batch_size"]): row for row in told["rows"]}
+    speedups = {(each["runtime"], each["batch_size"]): each for each in told["speedups"]}
+    titles = {"eager": "PyTorch", "onnx": "ONNX Runtime"}
+    for batch, images in ((1, "1 image"), (2, "2 images")):
+        expected = []
+        for runtime, title in titles.items():
+            line = [title]
+            for row in (rows[runtime, name, batch] for name in ("base", "small")):
+                spread = row["upper_quartile_ms"] - row["lower_quartile_ms"]
+                line += [units.milliseconds(row["median_ms"]), units.milliseconds(spread)]
+                line.append(units.rate(batch / row["median_ms"] * 1000))
+            each = speedups[runtime, batch]
+            expected.append([*line, units.times(each["speedup"], 1), f"{each['mac_ratio']:.1f}x"])
+        assert cells(page, f"a call with {images} on cpu, 1 thread") == expected
+    base, small = (network["macs"] for network in told["networks"])
+    sizes = {row[0]: row[1:] for row in cells(page, f"{made}: images of 1 x 8 x 8, alpha 4")}
+    assert sizes["MACs"] == [units.count(base), units.count(small), f"{base / small:.1f}x"]
+    for explanation in told["explanations"]:
+        assert explanation in page.written("p")
+    assert f"Measured by: {told['environment']['command']}" in page.written("p")
+
+    files = json.loads((made / "export" / "export.json").read_bytes())["files"]
+    assert [each["file"] for each in files] == ["base.onnx", "small.onnx"]
+    for row, each in zip(cells(page, "Exported files"), files, strict=True):
+        assert each["bytes"] == (made / "export" / each["file"]).stat().st_size
+        relative = f"{each['difference']['relative']:.1e}"
+        assert row == [each["file"], units.size(each["bytes"]), "normalised", relative, "0 of 32", units.ABSENT]
+
+
+def test_a_benchmark_is_read_as_it_was_written(made: Path):
+    assert read_benchmark(made / "benchmark.json").to_json() == json.loads((made / "benchmark.json").read_bytes())
+
+
+def _without_a_row(told: Any) -> None:
+    told["rows"] = [row for row in told["rows"] if row["network"] == "small"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda told: told.pop("rows"), "there is no 'rows'"),
+        (lambda told: told["rows"][0].pop("median_ms"), "there is no 'median_ms'"),
+        (lambda told: told["rows"][0].update(median_ms="<b>1</b>"), "median_ms is '<b>1</b>'"),
+        (lambda told: told["rows"][0].update(runtime="abacus"), "there is no runtime 'abacus'"),
+        (lambda told: told["networks"].clear(), "it has no networks"),
+        (lambda told: told.update(version=2), "written by another program or version"),
+        (lambda told: told["environment"].pop("versions"), "environment is {"),
+        (_without_a_row, "a speed-up compares base in eager fp32, which has no time"),
+        (lambda told: told.update(rows=3), "the benchmark cannot be read"),
+        (lambda told: told.update(explanations=[3]), "explanations is [3]"),
+        (lambda told: told["networks"][1]["activation_bytes"].clear(), "activation_bytes of other batch sizes"),
+        (lambda told: told.update(alpha=["4"]), "alpha is ['4']"),
+    ],
+)
+def test_a_damaged_benchmark_is_told_in_one_line(
+    damage: Callable[[Any], None], said: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    told = json.loads((run / "benchmark.json").read_bytes())
+    damage(told)
+    (run / "benchmark.json").write_text(json.dumps(told))
+    line = fails(capsys, "report", run)
+    assert said in line
+    assert "Run `adjoined benchmark` again." in line
+    assert not (run / "report.html").exists()

@@ -1,0 +1,223 @@
+"""Sharing a run: over real HTTP to a stand-in for a hub, and back; what is told to others, and what stays at home."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import adjoined
+from adjoined import AdjoinedError
+from adjoined.cli import main
+from adjoined.training import train
+from hub_server import Hub, serving
+from mistakes import fails
+from tiny_runs import QUIET, TINY, with_code
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub that huggingface_hub talks to, and an empty cache."""
+    from huggingface_hub import constants
+
+    with serving() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setenv("HF_TOKEN", "hf_stand_in")
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        yield server
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return torch.equal(a(x), b(x))
+
+
+# ---- to a hub and back -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_pushed_loads_to_the_bit(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (run / "export").mkdir()
+    (run / "export" / "small.onnx").write_bytes(b"a file of another runtime")
+    assert main(["push", str(run), "--to", "hub:ann/digits", "--license", "mit"]) == 0
+    out = capsys.readouterr().out
+    assert f"pushed: {hub.url}/ann/digits" in out
+    files = hub.repositories["ann/digits"]
+    assert files.keys() == {
+        "README.md", "base.safetensors", "base.json", "small.safetensors", "small.json", "plan.json", "settings.yaml",
+        "run.json", "result.json", "metrics.csv", "export/small.onnx",
+    }  # fmt: skip
+    assert hub.commits == ["Networks trained with adjoined"]
+    assert not hub.private["ann/digits"]
+
+    assert same(adjoined.load("hub:ann/digits"), adjoined.load(run))
+    cached = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() or path.is_symlink()}
+    assert {"small.json", "small.safetensors"} <= cached
+    assert not {"base.safetensors", "small.onnx", "README.md"} & cached  # nothing that is not needed
+    names: dict[str, torch.nn.Module] = {}
+    exec(out.strip().splitlines()[-1], names)  # the printed line
+    assert same(names["model"], adjoined.load(run, "small"))
+    assert same(adjoined.load("hub:ann/digits", "base"), adjoined.load(run, "base"))
+    assert not same(adjoined.load("hub:ann/digits", "base"), adjoined.load(run, "small"))  # else the check says nothing
+
+
+def test_other_commands_take_a_run_from_the_hub(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
+    assert main(["push", str(run), "--to", "hub:ann/digits", "--private"]) == 0
+    assert hub.private["ann/digits"]
+    capsys.readouterr()
+    assert main(["evaluate", "hub:ann/digits", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for network in told["networks"]:
+        assert network["top1"] == told["recorded"][network["name"]]["top1"]
+
+
+def test_a_revision_can_be_named_and_the_cache_works_offline(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    assert main(["push", str(run), "--to", "hub:ann/digits"]) == 0
+    first = hub.head("ann/digits")
+    other = train(TINY.__class__(**{**vars(TINY), "seed": 5}), tmp_path / "other", console=QUIET).folder
+    assert main(["push", str(other), "--to", "hub:ann/digits"]) == 0
+    assert hub.head("ann/digits") != first
+    assert same(adjoined.load("hub:ann/digits"), adjoined.load(other))
+    with pytest.raises(AdjoinedError, match="no such revision"):
+        adjoined.load("hub:ann/digits@v9")
+    latest = hub.head("ann/digits")
+    assert same(adjoined.load(f"hub:ann/digits@{latest}"), adjoined.load(other))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert same(adjoined.load("hub:ann/digits"), adjoined.load(other))
+
+
+def test_a_damaged_or_foreign_download_is_refused(run: Path, hub: Hub):
+    assert main(["push", str(run), "--to", "hub:ann/digits"]) == 0
+    files = hub.repositories["ann/digits"]
+    files["small.safetensors"] = files["base.safetensors"]
+    with pytest.raises(AdjoinedError, match="the weights are not those that the run has written"):
+        adjoined.load("hub:ann/digits")
+
+
+# ---- the card, and what stays at home --------------------------------------------------------------------------------
+
+
+def test_the_card_tells_what_the_run_is(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["push", str(run), "--to", str(tmp_path / "shared"), "--license", "apache-2.0"]) == 0
+    assert f"written: {tmp_path / 'shared'}" in capsys.readouterr().out
+    text = (tmp_path / "shared" / "README.md").read_text()
+    _, metadata, body = text.split("---\n", 2)
+    told = yaml.safe_load(metadata)
+    assert (told["license"], told["library_name"], told["pipeline_tag"]) == (
+        "apache-2.0", "adjoined", "image-classification",
+    )  # fmt: skip
+    recorded = json.loads((run / "run.json").read_text())["result"]["networks"]
+    for network, wanted in zip(told["model-index"], recorded, strict=True):
+        (metric,) = network["results"][0]["metrics"]
+        assert metric["value"] == pytest.approx(wanted["top1"], abs=1e-6)
+        assert f"{wanted['top1']:.2%}".replace("%", " %") in body
+    assert f"adjoined.load('{tmp_path / 'shared'}', 'small')" in body
+    assert "Loading runs no code" in body
+    assert "2 epochs, batches of 32, sgd" in body
+    assert "Classes: 0, 1, 2" in body
+    for name in ("base.safetensors", "small.json", "settings.yaml"):
+        assert f"- `{name}`" in body
+    assert same(adjoined.load(tmp_path / "shared"), adjoined.load(run))
+
+
+def test_nothing_of_this_machine_is_told(tmp_path: Path):
+    settings = with_code(tmp_path)
+    run = train(settings, tmp_path / "run", console=QUIET).folder
+    at_home = run.joinpath("run.json").read_text() + run.joinpath("settings.yaml").read_text()
+    assert str(tmp_path) in at_home  # the check below can fail
+    assert platform.node() in at_home
+    assert main(["push", str(run), "--to", str(tmp_path / "shared"), "--model", settings.model]) == 0
+    for path in (tmp_path / "shared").rglob("*"):
+        if path.suffix in (".json", ".yaml", ".csv"):
+            assert str(tmp_path) not in path.read_text(), path
+            assert platform.node() not in path.read_text(), path
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "'small', model='net.py:make')" in card
+    assert "built by code of the author's" in card
+    with pytest.raises(AdjoinedError, match="no code is run because a file names it"):
+        adjoined.load(tmp_path / "shared")
+    assert same_classes(
+        adjoined.load(tmp_path / "shared", model=settings.model), adjoined.load(run, model=settings.model)
+    )
+
+
+def same_classes(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_told_in_one_line_and_leave_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "--to: a place is missing" in fails(capsys, "push", run)
+    assert "hub:digits: is no name on a hub (expected hub:OWNER/NAME" in fails(
+        capsys, "push", run, "--to", "hub:digits"
+    )
+    assert "there is something already" in fails(capsys, "push", run, "--to", tmp_path)
+    assert "there is no run in this folder" in fails(capsys, "push", tmp_path, "--to", tmp_path / "new")
+    assert "cannot be written" in fails(capsys, "push", run, "--to", tmp_path / "nowhere" / "new")
+    (run / "small.safetensors").write_bytes(b"damaged")
+    assert "the weights are not those" in fails(capsys, "push", run, "--to", tmp_path / "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_what_a_hub_refuses_is_told_in_one_line(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
+    push = ("push", run, "--to", "hub:ann/digits")
+    for status, told in ((403, "the hub gives no permission"), (401, "the hub does not know you")):
+        hub.closed_to["ann/digits"] = status
+        assert told in fails(capsys, *push)
+    hub.closed_to.clear()
+    with pytest.raises(AdjoinedError, match=r"hub:ann/nothing: there is no such run on the hub, or it is not yours"):
+        adjoined.load("hub:ann/nothing")
+    hub.repositories["ann/empty"] = {"README.md": b"# nothing"}
+    with pytest.raises(AdjoinedError, match="there is no such finished network"):
+        adjoined.load("hub:ann/empty")
+    assert "a run is pushed to a name, not to a revision" in fails(capsys, *push[:3], "hub:ann/digits@v1")
+
+
+def test_a_hub_that_is_not_there_is_told_in_one_line(tmp_path: Path):
+    code = "import adjoined; adjoined.load('hub:ann/digits')"
+    shell = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=shell | {"HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "hub:ann/digits: the hub cannot be reached, and the run is not in the cache" in done.stderr.splitlines()[-1]
+
+
+def test_a_missing_extra_is_told_how_to_get(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    found = util.find_spec
+    monkeypatch.setattr("adjoined.runs.hub.find_spec", lambda name: None if name == "huggingface_hub" else found(name))
+    assert "pip install 'adjoined[hub]'" in fails(capsys, "push", run, "--to", "hub:ann/digits")
+    with pytest.raises(AdjoinedError, match="huggingface_hub, which is not installed"):
+        adjoined.load("hub:ann/digits")

@@ -1,0 +1,210 @@
+"""The run folder and the finished networks in it: what is promised, and what is refused."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from adjoined.data import open_data
+from adjoined.errors import AdjoinedError
+from adjoined.runs import RunFolder, load, read_description
+from adjoined.runs.lock import locked
+from adjoined.training import train
+from adjoined.training.evaluate import evaluate
+from tiny_runs import QUIET, TINY, with_code
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET)
+
+
+@pytest.fixture(scope="module")
+def of_code(tmp_path_factory):
+    """A run of a model of the user's own."""
+    folder = tmp_path_factory.mktemp("code")
+    return train(with_code(folder), folder / "run", console=QUIET)
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(finished.folder, tmp_path / "copy"))
+
+
+def test_the_folder_holds_what_is_promised(finished):
+    there = {each.name for each in finished.folder.iterdir()}
+    assert there >= {"settings.yaml", "run.json", "plan.json", "metrics.csv", "tensorboard", "checkpoints"}
+    assert there >= {"base.safetensors", "base.json", "small.safetensors", "small.json"}
+    assert {each.name for each in (finished.folder / "checkpoints").iterdir()} >= {"last.ckpt", "best-base.ckpt"}
+    assert any((finished.folder / "tensorboard").iterdir())
+    record = json.loads((finished.folder / "run.json").read_text())
+    assert record["seed"] == TINY.seed
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert record["finished"]
+    assert record["sittings"][0]["command"]
+    assert RunFolder(finished.folder).read_settings() == TINY
+
+
+def test_loaded_networks_have_exactly_the_recorded_accuracy(finished):
+    images = open_data(TINY.data_settings())
+    assert [network.name for network in finished.networks] == ["base", "small"]
+    for network in finished.networks:
+        module = load(finished.folder, network.name)
+        assert not module.training
+        scores = evaluate(module, images.val_loader(), images.info.num_classes)
+        assert (scores.top1, scores.top5, scores.loss) == (network.top1, network.top5, network.loss)
+        assert sum(each.numel() for each in module.parameters()) == network.parameters
+        told = read_description(finished.folder, network.name)
+        assert told["metrics"]["top1"] == network.top1
+        assert told["data"]["class_names"] == list("0123456789")
+
+
+def test_the_small_network_is_small_and_plain(finished):
+    base, small = finished.networks
+    assert base.parameters > 5 * small.parameters
+    module = load(finished.folder, "small")
+    assert not any(type(each).__module__.startswith("adjoined.network") for each in module.modules())
+
+
+def test_a_moved_run_loads(copy, finished):
+    assert all(
+        torch.equal(a, b) for a, b in zip(load(copy).parameters(), load(finished.folder).parameters(), strict=True)
+    )
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, capsys):
+    before = {each: each.stat().st_mtime_ns for each in finished.folder.rglob("*")}
+    again = train(TINY, finished.folder, resume=True, console=Console())
+    assert again == finished
+    assert "finished, nothing to do" in capsys.readouterr().out
+    assert before == {each: each.stat().st_mtime_ns for each in finished.folder.rglob("*")}
+
+
+def test_a_finished_run_is_not_trained_over(finished):
+    with pytest.raises(AdjoinedError, match=r"finished run.*another folder"):
+        train(TINY, finished.folder, console=QUIET)
+
+
+def test_a_stopped_run_is_not_trained_over(tmp_path):
+    (tmp_path / "settings.yaml").write_text(TINY.to_yaml())
+    with pytest.raises(AdjoinedError, match=r"not come to its end.*--resume"):
+        train(TINY, tmp_path, console=QUIET)
+
+
+def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
+    (tmp_path / "settings.yaml").write_text(TINY.to_yaml())
+    with pytest.raises(AdjoinedError, match=r"other settings \(lr, seed\).*lr 0.1.*got 0.2"):
+        train(replace(TINY, lr=0.2, seed=3), tmp_path, resume=True, console=QUIET)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("all my work")
+    with pytest.raises(AdjoinedError, match=r"something else.*thesis\.tex"):
+        train(TINY, tmp_path, console=QUIET)
+    assert [each.name for each in tmp_path.iterdir() if each.name != ".lock"] == ["thesis.tex"]
+
+
+def test_a_folder_in_use_is_refused_until_its_process_is_killed(tmp_path):
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom adjoined.runs.lock import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(AdjoinedError, match="in use by another process"):
+            train(TINY, tmp_path, console=QUIET)
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        other.stdout.close()
+    with locked(tmp_path), pytest.raises(AdjoinedError, match="in use"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AdjoinedError, match="cannot be written"):
+        train(TINY, tmp_path / "file" / "run", console=QUIET)
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "small.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
+def test_damaged_weights_are_refused(copy, name, damage):
+    file = copy / name
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes({"truncated": content[: len(content) // 2], "one bit": content, "empty": b""}[damage])
+    with pytest.raises(AdjoinedError, match=f"{name}: the weights are not those"):
+        load(copy, file.stem)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "no JSON object"),
+        ("{}", "no description of a network"),
+        ('{"format": "adjoined-network", "version": 99}', "another version.*got version 99.*Update"),
+        ('{"format": "adjoined-network", "version": 1}', "is damaged"),
+    ],
+)
+def test_a_damaged_foreign_or_newer_description_is_refused(copy, text, message):
+    (copy / "small.json").write_text(text)
+    with pytest.raises(AdjoinedError, match=message):
+        load(copy)
+
+
+def test_the_weights_of_another_network_are_refused(copy):
+    told = json.loads((copy / "small.json").read_text())
+    told["sha256"] = read_description(copy, "base")["sha256"]
+    (copy / "small.json").write_text(json.dumps(told))
+    shutil.copy(copy / "base.safetensors", copy / "small.safetensors")
+    with pytest.raises(AdjoinedError, match="belong to another model"):
+        load(copy)
+
+
+def test_a_missing_network_is_refused_with_those_that_are_there(copy, tmp_path):
+    with pytest.raises(AdjoinedError, match="one of base, small"):
+        load(copy, "small-3")
+    with pytest.raises(AdjoinedError, match="Train first"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_foreign_record_is_refused(copy):
+    (copy / "run.json").write_text('{"format": "adjoined-run", "version": 2}')
+    with pytest.raises(AdjoinedError, match="another program or version"):
+        train(TINY, copy, resume=True, console=QUIET)
+
+
+def test_no_code_runs_because_a_file_names_it(of_code, capsys):
+    with pytest.raises(AdjoinedError, match=r"no code is run because a file names it.*Hand it in"):
+        load(of_code.folder)
+    assert "user code runs" not in capsys.readouterr().out
+
+
+def test_a_network_of_ones_own_loads_when_it_is_handed_in(of_code):
+    spec = RunFolder(of_code.folder).read_settings().model
+    by_name = load(of_code.folder, model=spec)
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10))
+
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(by_name(x), load(of_code.folder, model=make())(x))
+    assert torch.equal(by_name(x), load(of_code.folder, model=make)(x))
+    assert tuple(by_name.get_parameter("0.weight").shape) == (8, 1, 3, 3)
+    with pytest.raises(AdjoinedError, match="another model"):
+        load(of_code.folder, "base", model=nn.Sequential(nn.Conv2d(1, 12, 3)))

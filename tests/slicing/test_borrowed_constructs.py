@@ -1,0 +1,109 @@
+"""What networks of other packages do that those of timm and torchvision do not, each in a small network of our own."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjoined import SlicePlan, adjoin
+from adjoined.slicing import check_plan
+from zoo import images, plan_of, seeded
+
+X = images(2, 3, 8, 8)
+
+
+class Parting(nn.Conv2d):
+    """A convolution whose weight is cut in two by a number of its own, as octave convolutions do: outputs part."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__(into, out, 1, bias=False)
+        self.upper_out = out // 2
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
+        return F.conv2d(x, self.weight[: self.upper_out]), F.conv2d(x, self.weight[self.upper_out :])
+
+
+class Joining(nn.Conv2d):
+    """The same of its inputs: they join."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__(into, out, 1, bias=False)
+        self.upper_in = into // 2
+
+    def forward(self, upper: Tensor, lower: Tensor) -> Tensor:  # pyright: ignore
+        return F.conv2d(upper, self.weight[:, : self.upper_in]) + F.conv2d(lower, self.weight[:, self.upper_in :])
+
+
+class InTwoParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.join = nn.Conv2d(3, 32, 3), Parting(32, 64), Joining(64, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        upper, lower = self.part(self.stem(x).relu())
+        return self.head(self.join(upper.relu(), lower.sigmoid()).relu().mean((2, 3)))
+
+
+class Fused(nn.Module):
+    """Two convolutions, in eval mode computed as one whose weight is set anew, through `data`, in every call."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.widen, self.narrow = nn.Conv2d(into, 2 * out, 1, bias=False), nn.Conv2d(2 * out, out, 1)
+        self.both = nn.Conv2d(into, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.narrow(self.widen(x))
+        inner, outer = (c.weight.data.clone().detach().flatten(1) for c in (self.widen, self.narrow))
+        self.both.weight.data = (outer @ inner)[..., None, None]
+        self.both.bias.data = self.narrow.bias.data.clone()  # pyright: ignore
+        return self.both(x)
+
+
+class OfFused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 16, 3), Fused(16, 32), Fused(32, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(self.stem(x)).relu()).relu().mean((2, 3)))
+
+
+def wide(plan: SlicePlan) -> list[str]:
+    return [group.name for group in plan.groups if group.reason not in ("", "model output")]
+
+
+def test_numbers_that_a_class_derived_from_a_layer_keeps_are_corrected():
+    model = seeded(InTwoParts).eval()
+    plan = plan_of(model, alpha=4)
+    small = plan.apply(model)
+    assert not wide(plan)
+    assert (small.part.upper_out, small.part.out_channels, small.join.upper_in) == (8, 16, 8)
+    assert check_plan(model, X, plan).how == "masked base"
+
+
+def test_weights_that_are_set_from_others_in_every_call_are_narrowed_with_them():
+    model = seeded(OfFused).eval()
+    plan = plan_of(model, alpha=4)
+    small = plan.apply(model)
+    assert not wide(plan)
+    shapes = {name: tuple(tensor.shape) for name, tensor in small.named_parameters()}
+    assert shapes["first.both.weight"] == (8, 4, 1, 1)
+    assert shapes["first.widen.weight"] == (16, 4, 1, 1)
+    assert shapes["first.narrow.weight"] == (8, 16, 1, 1)
+    assert check_plan(model, X, plan).how == "masked base"
+
+
+def test_training_such_a_network_trains_what_the_others_are_set_from():
+    net = adjoin(seeded(OfFused), X, alpha=4, round_to=1, check=True).train()
+    p, q = net(X)
+    (p.square().mean() + q.square().mean()).backward()
+    assert all(bool(net.get_parameter(f"base.{name}.weight").grad.any()) for name in ("first.widen", "second.narrow"))
+    net.eval()
+    p, q = net(X)
+    assert torch.allclose(net.extract()(X), q, atol=1e-6)
+    assert torch.allclose(net.base.train()(X), p, atol=1e-5)

@@ -1,0 +1,264 @@
+"""Whatever a model takes and returns: several tensors, keywords, dicts, tuples, dataclasses, sound, volumes, video."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adjoined import adjoin, adjoint_loss
+from adjoined.slicing import measure_cost
+from adjoined.slicing.model.inputs import tensor_leaves
+from zoo import conv, images, lively, parameters, seeded
+
+X, OTHER = images(2, 3, 8, 8), images(2, 1, 8, 8, seed=2)
+CLASSES = 5
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+@dataclass
+class Both:
+    logits: Tensor
+    features: Tensor
+
+
+class Features:
+    """No container that torch knows of."""
+
+    def __init__(self, logits: Tensor, features: Tensor) -> None:
+        self.logits, self.features = logits, features
+
+
+def returned(kind: str, logits: Tensor, features: Tensor) -> Any:
+    kinds: dict[str, Callable[[], Any]] = {
+        "tuple": lambda: (logits, features),
+        "list": lambda: [logits, features],
+        "dict": lambda: {"logits": logits, "features": features},
+        "ordered dict": lambda: OrderedDict(logits=logits, features=features),
+        "named tuple": lambda: Pair(logits, features),
+        "dataclass": lambda: Both(logits, features),
+        "object": lambda: Features(logits, features),
+        "nested": lambda: {"deep": [(logits, {"features": features})], "scale": 2.0, "none": None},
+    }
+    return kinds[kind]()
+
+
+KINDS = ["tuple", "list", "dict", "ordered dict", "named tuple", "dataclass", "object", "nested"]
+
+
+class Returning(nn.Module):
+    """Two heads, whose outputs come back in one of many ways; the second has no other reader."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.body = nn.Sequential(conv(3, 32), nn.BatchNorm2d(32), nn.ReLU(), conv(32, 48), nn.ReLU())
+        self.head, self.features = nn.Linear(48, CLASSES), conv(48, 24, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.body(x)
+        return returned(self.kind, self.head(x.mean((2, 3))), self.features(x))
+
+
+class Taking(nn.Module):
+    """Two inputs that meet, an optional mask, and an option that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.norm = conv(3, 32, bias=False), conv(1, 32, bias=False), nn.BatchNorm2d(32)
+        self.inner, self.head = conv(64, 48), nn.Linear(48, CLASSES)
+
+    def forward(self, image: Tensor, depth: Tensor, *, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        x = self.norm(self.left(image) + self.right(depth)).relu()
+        if mask is not None:
+            x = x * mask
+        x = self.inner(torch.cat([x, x.flip(3)], 1)).relu()
+        return self.head(scale * x.mean((2, 3)))
+
+
+def of_dimension(n: int, *, transposed: bool = True) -> nn.Sequential:
+    """Convolution, norm, pool, transposed convolution, grouped convolution, head, in one, two or three dimensions."""
+    kind: Any = {1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.ConvTranspose1d, nn.AdaptiveAvgPool1d),
+                 2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ConvTranspose2d, nn.AdaptiveAvgPool2d),
+                 3: (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, nn.ConvTranspose3d, nn.AdaptiveAvgPool3d)}[n]  # fmt: skip
+    convolution, norm, pool, up, average = kind
+    return nn.Sequential(
+        convolution(2, 32, 3, padding=1, bias=False), norm(32), nn.ReLU(), pool(2),
+        convolution(32, 32, 3, padding=1, groups=32), nn.ReLU(),
+        up(32, 48, 2, stride=2), nn.ReLU(), convolution(48, 32, 3, padding=1, groups=4), nn.ReLU(),
+        average(1), nn.Flatten(), nn.Linear(32, CLASSES),
+    )  # fmt: skip
+
+
+class Waves(nn.Module):
+    """Raw sound (N, samples): a learned filter bank, a recurrent-free classifier, one vote a frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = nn.Conv1d(1, 64, 16, stride=8)
+        self.body = nn.Sequential(nn.GroupNorm(4, 64), nn.GLU(dim=1), nn.Conv1d(32, 48, 3), nn.ReLU())
+        self.head = nn.Conv1d(48, CLASSES, 1)
+
+    def forward(self, sound: Tensor) -> Tensor:
+        return self.head(self.body(self.bank(sound.unsqueeze(1)))).mean(-1)
+
+
+class Clip(nn.Module):
+    """Video (N, T, 3, H, W): frames through one 2-D network, time by a 1-D convolution over its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame = nn.Sequential(conv(3, 32), nn.ReLU(), conv(32, 48), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.time, self.head = nn.Conv1d(48, 32, 3, padding=1), nn.Linear(32, CLASSES)
+
+    def forward(self, video: Tensor) -> Tensor:
+        features = self.frame(video.flatten(0, 1)).flatten(1).unflatten(0, video.shape[:2])
+        return self.head(self.time(features.transpose(1, 2)).relu().mean(-1))
+
+
+def follow(model: nn.Module, example: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Slice, take a training step, and extract; return the outputs of both networks in eval mode after it."""
+    total = parameters(model)
+    net = adjoin(model, example, alpha=4, round_to=1).train()
+    p, q = (tensor_leaves(out) for out in net(*args, **kwargs))
+    assert [each.shape for each in p] == [each.shape for each in q]
+    y = torch.arange(2) % CLASSES
+    loss = adjoint_loss(p[0], q[0], y, progress=1.0)
+    loss = loss + sum((a - b).square().mean() for a, b in zip(p[1:], q[1:], strict=True))
+    loss.backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    torch.optim.SGD(net.parameters(), lr=0.01).step()
+    net.eval()
+    small = net.extract()
+    assert parameters(small) < 0.4 * total
+    with torch.no_grad():
+        p, q = net(*args, **kwargs)
+        alone = small(*args, **kwargs)
+    assert type(alone) is type(p) is type(q)
+    for a, b in zip(tensor_leaves(alone), tensor_leaves(q), strict=True):
+        assert torch.equal(a, b)
+    return p, q
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs(kind: str):
+    """What is returned stays at full width, whatever it comes in."""
+    p, q = follow(seeded(lambda: Returning(kind)), X, X)
+    for out in (p, q):
+        assert [tuple(each.shape) for each in tensor_leaves(out)] == [(2, CLASSES), (2, 24, 8, 8)]
+
+
+MASK = (images(2, 1, 8, 8, seed=3) > 0).float()
+
+
+@pytest.mark.parametrize(
+    ("example", "args", "kwargs"),
+    [
+        ((X[:1], OTHER[:1]), (X, OTHER), {}),
+        ({"image": X[:1], "depth": OTHER[:1]}, (), {"image": X, "depth": OTHER}),
+        (
+            {"image": X[:1], "depth": OTHER[:1], "mask": MASK[:1], "scale": 0.5},
+            (X, OTHER),
+            {"mask": MASK, "scale": 2.0},
+        ),
+    ],
+    ids=["tuple", "dict", "options"],
+)
+def test_inputs(example: Any, args: Any, kwargs: Any):
+    follow(seeded(Taking), example, *args, **kwargs)
+
+
+def test_a_dict_as_the_only_argument():
+    class OfBatch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Taking()
+
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"logits": self.model(batch["image"], batch["depth"])}
+
+    batch = {"image": X, "depth": OTHER}
+    follow(seeded(OfBatch), (batch,), batch)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_dimensions(n: int):
+    x = images(2, 2, *([8] * n))
+    follow(lively(seeded(lambda: of_dimension(n)), x).float(), x[:1], x)
+
+
+def test_sound():
+    x = images(2, 256)
+    follow(seeded(Waves), x[:1], x)
+
+
+def test_video():
+    x = images(2, 4, 3, 8, 8)
+    follow(seeded(Clip), x[:1], x)
+
+
+def test_volumes_to_volumes():
+    """A 3-D decoder with a skip; the loss is that of dense prediction."""
+
+    class Volumes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.coarse = nn.Conv3d(1, 32, 3, padding=1), nn.Conv3d(32, 64, 3, stride=2, padding=1)
+            self.up, self.head = nn.ConvTranspose3d(64, 32, 2, stride=2), nn.Conv3d(64, CLASSES, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fine(x).relu()
+            return self.head(torch.cat([self.up(self.coarse(x).relu()), x], 1).relu())
+
+    x, y = images(2, 1, 4, 8, 8), torch.arange(CLASSES + 1).repeat(2, 4, 8, 2)[..., :8]
+    net = adjoin(seeded(Volumes), x[:1], alpha=4, round_to=1).train()
+    p, q = net(x)
+    assert p.shape == q.shape == (2, CLASSES, 4, 8, 8)
+    adjoint_loss(p, q, y, progress=1.0, ignore_index=CLASSES).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert torch.allclose(net.eval().extract()(x), net(x)[1], atol=1e-6)
+
+
+class Pathways(nn.Module):
+    """Two pathways in one list, which every stage writes its own outputs into, as networks for video do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.ModuleList([conv(a, 16), conv(b, 8)]) for a, b in ((3, 1), (16, 8)))
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, pathways: list[Tensor]) -> Tensor:
+        for stage in self.stages:
+            for number, layer in enumerate(stage):  # pyright: ignore[reportArgumentType]
+                pathways[number] = layer(pathways[number]).relu()
+        return self.head(torch.cat([x.mean((2, 3)) for x in pathways], 1))
+
+
+def test_a_forward_that_writes_into_its_input_list_leaves_that_of_the_caller_alone():
+    model = seeded(Pathways).eval()
+    expected = model([X, OTHER])
+    given = [X, OTHER]
+    cost = measure_cost(model, (given,))
+    net = adjoin(model, (given,), alpha=2, round_to=1, check=True)
+    p, q = net(given)
+    assert given[0] is X
+    assert given[1] is OTHER
+    assert torch.equal(p, expected)
+    assert torch.equal(q, net.small(given))
+    assert torch.allclose(q, net.extract()([X, OTHER]), atol=1e-6)
+    assert [g.reason for g in net.plan.groups if g.kept == g.width] == ["model output"]
+    assert cost.macs == measure_cost(model, ([X, OTHER],)).macs
+    changed = [X, OTHER]
+    model(changed)  # the model itself does write: without copies the second network would start from these
+    assert changed[0] is not X

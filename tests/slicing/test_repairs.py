@@ -1,0 +1,279 @@
+"""Numbers that modules keep: the right one is corrected, whatever else has its value, or the channels stay wide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adjoined.slicing import check_plan
+from zoo import images, parameters, plan_of, seeded
+
+X = images(2, 3, 8, 8)
+
+
+class Attention(nn.Module):
+    """Self-attention over places that keeps what it needs as numbers, several of the same value."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.window = heads, dim // heads, 8
+        self.dim, self.sizes = dim, [dim, 2 * dim]
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, places, _ = x.shape
+        x = x.reshape(b, self.window, -1, self.dim).flatten(1, 2)  # does nothing, but asks for the window's size
+        q, kv = self.qkv(x).split(self.sizes, dim=-1)
+        k, v = kv.reshape(b, places, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q = q.reshape(b, places, self.num_heads, self.head_dim).transpose(1, 2)
+        x = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(b, places, self.num_heads * self.head_dim))
+
+
+class Attentive(nn.Module):
+    """Two attention blocks of different widths between convolutions."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, dim, 3, padding=1), Attention(dim, heads)
+        self.widen, self.second = nn.Conv2d(dim, 2 * dim, 1), Attention(2 * dim, heads)
+        self.head = nn.Linear(2 * dim, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, attention in ((self.stem, self.first), (self.widen, self.second)):
+            x = conv(x)
+            x = x + attention(x.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("dim", "heads", "left", "small"), [(64, 8, 2, 8), (64, 4, 1, 16), (48, 3, 3, 4)])
+def test_the_number_that_the_operator_was_told_is_corrected(dim: int, heads: int, left: int, small: int):
+    model = seeded(lambda: Attentive(dim, heads))
+    plan = plan_of(model, alpha=4)
+    net = plan.apply(model)
+    assert not [group for group in plan.groups if group.reason not in ("", "model output")]
+    for name, factor in (("first", 1), ("second", 2)):
+        block = net.get_submodule(name)
+        assert (block.num_heads, block.head_dim, block.window) == (left, small * factor, 8)  # at 64 and 8 all were 8
+        assert block.sizes == [left * small * factor, 2 * left * small * factor]
+    assert net(X).shape == (2, 5)
+    assert parameters(net) < 0.09 * parameters(model)
+
+
+class Table(nn.Module):
+    """A bias for each head, which another module asks for by a method."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.places = heads, 4
+        self.table = nn.Parameter(torch.randn(heads * 16))
+
+    def biases(self) -> Tensor:
+        return self.table.view(self.heads, self.places, 4)
+
+
+class Biased(nn.Module):
+    """Attention of `heads` heads over 4 places, with a table of biases in a module of its own."""
+
+    def __init__(self, heads: int, features: int) -> None:
+        super().__init__()
+        self.heads, self.features, self.table = heads, features, Table(heads)
+        self.qkv = nn.Linear(16, 3 * heads * features)
+        self.proj = nn.Linear(heads * features, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 4, 3, self.heads, self.features).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) + self.table.biases()).softmax(-1)
+        return x + self.proj((weights @ v).transpose(1, 2).reshape(len(x), 4, -1))
+
+
+class BiasedTwice(nn.Sequential):
+    """Two of them: in each, 4 heads, 4 places and 4 features are one and the same number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 16, 4, stride=4), nn.Flatten(2), Turned(), Biased(4, 4), Biased(4, 4), nn.Flatten(),
+            nn.Linear(64, 5),
+        )  # fmt: skip
+
+
+class Turned(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_a_number_of_a_module_is_found_that_another_module_asks_by_a_method():
+    model = seeded(BiasedTwice)
+    plan = plan_of(model, alpha=4)
+    small = plan.apply(model)
+    assert not [group for group in plan.groups if group.reason not in ("", "model output")]
+    for block in (small[3], small[4]):
+        assert (block.heads, block.features, block.table.heads, block.table.places) == (1, 4, 1, 4)
+        assert tuple(block.table.table.shape) == (16,)
+    assert small(X).shape == (2, 5)
+    checked = check_plan(model, X, plan)
+    assert checked.error is not None
+    assert checked.error < 1e-12
+
+
+class Counted(nn.Module):
+    """Divides a width by a number of heads that does not divide every quarter of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 8
+        self.stem, self.mix = nn.Conv2d(3, 152, 1), nn.Conv2d(152, 152, 1)
+        self.head = nn.Linear(152, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        rows = self.mix(x).view(len(x), self.heads, x.shape[1] // self.heads, -1)
+        x = x + (rows * rows.mean(3, keepdim=True)).view(x.shape)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_width_that_code_divides_stays_divisible():
+    model = seeded(Counted)
+    plan = plan_of(model, alpha=4)  # 152 / 4 = 38 channels are no 8 equal rows; 8 rows of 19 / 4 = 5 are
+    small = plan.apply(model)
+    assert small.stem.out_channels == small.mix.out_channels == 40
+    assert small(X).shape == (2, 5)
+
+
+class Refusing(nn.Module):
+    """Checks a width with code of its own, against a number written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 48, 1), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if x.shape[1] != 32:
+            raise LookupError("thirty-two or nothing")
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+def test_code_that_refuses_narrow_tensors_keeps_those_channels_wide_with_its_own_words_as_the_reason():
+    model = seeded(Refusing)
+    plan = plan_of(model)
+    small = plan.apply(model)
+    stem, body, _ = plan.groups
+    assert (stem.name, stem.kept, body.name, body.kept) == ("stem", 32, "body", 12)
+    assert "thirty-two or nothing" in stem.reason
+    assert small(X).shape == (2, 5)
+
+
+class NamedInTheClass(nn.Module):
+    """Keeps its number of channels in the body of the class."""
+
+    channels = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, self.channels, 1), nn.Linear(self.channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).view(len(x), self.channels, -1).relu().mean(2))
+
+
+def test_a_number_in_the_body_of_a_class_is_corrected_in_the_small_network_alone():
+    model = seeded(NamedInTheClass)
+    small = plan_of(model, alpha=4).apply(model)
+    assert (small.channels, model.channels, NamedInTheClass.channels) == (8, 32, 32)
+    assert small(X).shape == (2, 5)
+
+
+class Neighbours(nn.Module):
+    """Looks at channels side by side: a convolution along channels, or a pool over them."""
+
+    def __init__(self, pool: bool, parts: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(3, 32 // parts, 3, padding=1) for _ in range(parts))
+        self.along = nn.MaxPool1d(3, 1, 1) if pool else nn.Conv1d(1, 1, 3, padding=1)
+        self.body, self.head = nn.Conv2d(32, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([part(x) for part in self.parts], 1)
+        gate = self.along(x.mean((2, 3))[:, None])[:, 0, :, None, None]
+        return self.head(self.body(x * gate.sigmoid()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "parts", "reason"),
+    [
+        (False, 1, ""),  # the first channels: behind the last of them lies padding, or zeros
+        (False, 2, "other channels become neighbours than in the base network, in 'along'"),
+        (True, 1, "resamples a labelled dimension, in 'along'"),
+        (True, 2, "resamples a labelled dimension, in 'along'"),
+    ],
+)
+def test_channels_that_are_looked_at_side_by_side_keep_their_neighbours(pool: bool, parts: int, reason: str):
+    model = seeded(lambda: Neighbours(pool, parts))
+    plan = plan_of(model, alpha=2)
+    stems = [group for group in plan.groups if group.name.startswith("parts")]
+    assert len(stems) == parts
+    assert all(bool(reason) == (group.kept == group.width) and reason in group.reason for group in stems), stems
+    checked = check_plan(model, X, plan)
+    assert (checked.how, checked.error is not None and checked.error < 1e-12) == ("masked base", True)
+
+
+class Caching(nn.Module):
+    """Keeps what it has computed from a parameter in eval mode, as attention biases are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.scale = nn.Conv2d(3, 32, 3), nn.Parameter(torch.rand(32))
+        self.head, self.scale_cache = nn.Linear(32, 5), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or "cpu" not in self.scale_cache:
+            self.scale_cache = {"cpu": self.scale.exp()}
+        return self.head((self.stem(x) * self.scale_cache["cpu"][:, None, None]).relu().mean((2, 3)))
+
+
+def test_what_a_model_has_cached_at_full_width_does_not_reach_its_small_network():
+    model = seeded(Caching).eval()
+    with torch.no_grad():
+        model(X)
+    plan = plan_of(model)
+    assert plan.apply(model)(X).shape == (2, 5)
+    assert tuple(model.scale_cache["cpu"].shape) == (32,)
+    assert (checked := check_plan(model, X, plan)).error is not None
+    assert checked.error < 1e-12
+
+
+class Particular(nn.Module):
+    """Refuses features of another width than it was made for, without a word, as many a library's layer does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.conv = nn.Conv2d(channels, 24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == self.channels
+        return self.conv(x)
+
+
+class OfTwoGroups(nn.Module):
+    """Features of two channel groups of different widths, side by side, before a layer that is particular."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 24, 3)
+        self.next, self.head = Particular(32), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.next(torch.cat([self.left(x), self.right(x)], 1)).relu().mean((2, 3)))
+
+
+def test_a_number_that_counts_the_channels_of_several_groups_is_corrected():
+    model = seeded(OfTwoGroups)
+    plan = plan_of(model, alpha=4)
+    small = plan.apply(model)
+    assert not [group for group in plan.groups if group.reason not in ("", "model output")]
+    assert (small.next.channels, small.next.conv.in_channels) == (8, 8)
+    assert small(X).shape == (2, 5)
+    check_plan(model, X, plan)

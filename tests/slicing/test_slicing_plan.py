@@ -1,0 +1,373 @@
+"""The slice plan: widths, `keep`, JSON, applying it to a fresh copy, and leaving the model alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import constructs
+from adjoined import AdjoinedError, SlicePlan, adjoin
+from adjoined.slicing import make_plan
+from adjoined.slicing.plan.index import Index, take
+from zoo import Concatenated, Flattened, Residual, TwoGroups, conv, images, plan_of, residual, torchvision_model
+
+X = images(2, 3, 8, 8)
+MODELS: list[Callable[[], nn.Module]] = [
+    Residual, Flattened, TwoGroups, Concatenated, constructs.SplitSizes, constructs.GroupNorm,
+    constructs.TiedParameters, constructs.RawParameters, constructs.AuxiliaryHead,
+]  # fmt: skip
+
+
+def chain(*widths: int) -> nn.Sequential:
+    """Convolutions of these widths, one after the other, and an output of 3 channels."""
+    every = [3, *widths, 3]
+    return nn.Sequential(*(conv(i, o) for i, o in pairwise(every)))
+
+
+def kept(plan: SlicePlan) -> list[int]:
+    return [group.kept for group in plan.groups if group.reason != "model output"]
+
+
+# ---- widths --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alpha", "round_to", "expected"),
+    [
+        (1, 1, [64, 20, 9]),
+        (1, 8, [64, 20, 9]),
+        (4, 1, [16, 5, 3]),
+        (4, 8, [16, 8, 8]),
+        (2.5, 1, [26, 8, 4]),
+        (2.5, 8, [32, 8, 8]),
+        (3, 4, [24, 8, 4]),
+        (64, 1, [1, 1, 1]),
+    ],
+)
+def test_groups_keep_their_first_channels_rounded_up(alpha: float, round_to: int, expected: list[int]):
+    model = chain(64, 20, 9)
+    plan = make_plan(model, X, alpha=alpha, round_to=round_to)
+    assert kept(plan) == expected
+    for number, width in enumerate(expected):
+        index = plan.indices(f"{number}.weight")[0]
+        full = plan.shapes[f"{number}.weight"][0]
+        assert (list(range(full)) if index is None else index.tolist()) == list(range(width))
+
+
+def test_groups_never_grow_beyond_the_base():
+    assert kept(make_plan(chain(64, 20, 9), X, alpha=1.01, round_to=16)) == [64, 20, 9]
+
+
+@pytest.mark.parametrize(("alpha", "round_to"), [(4, 1), (4, 8), (4, 16), (1.01, 8)])
+def test_every_group_at_full_width_has_a_reason_and_no_other(alpha: float, round_to: int):
+    plan = make_plan(chain(64, 20, 12, 6, 1), X, alpha=alpha, round_to=round_to)
+    for group in plan.groups:
+        assert bool(group.reason) == (group.kept == group.width), group
+
+
+def test_small_shapes_are_those_of_the_applied_plan():
+    for make in MODELS:
+        model = make()
+        plan = plan_of(model, alpha=2)
+        small = plan.apply(model)
+        shapes = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}
+        assert shapes == {name: plan.small_shape(name) for name in shapes}
+
+
+def test_slices_hold_the_model_s_numbers():
+    for make in MODELS:
+        model = make()
+        plan = plan_of(model, alpha=2)
+        state = model.state_dict()
+        for name, tensor in plan.apply(model).state_dict().items():
+            expected = state[name]
+            for dim, index in enumerate(plan.indices(name)):
+                if index is not None:
+                    expected = expected.index_select(dim, torch.tensor(index.tolist()))
+            assert torch.equal(tensor, expected), name
+
+
+def test_sizes_that_modules_keep_as_numbers_follow():
+    model = constructs.network(constructs.GroupedInWholeGroups)
+    small: Any = plan_of(model.float()).apply(model)
+    assert (small.one.in_channels, small.one.out_channels, small.one.groups) == (8, 16, 2)
+    assert (small.body.in_channels, small.body.out_channels, small.head.in_features) == (16, 12, 12)
+    assert small.stem[1].num_features == 8
+    assert "Conv2d(8, 16" in repr(small)
+
+
+# ---- keep ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [("conv1", "bn1", "layer1"), ["layer2.*.conv1"], "layer?.0.conv2", ("layer4", "fc")])
+def test_kept_modules_stay_as_they_are(keep: Any):
+    from fnmatch import fnmatchcase
+
+    with torch.device("meta"):
+        model = torchvision_model("resnet18")
+    plan = make_plan(model, torch.zeros(1, 3, 64, 64, device="meta"), keep=keep)
+    patterns = [keep] if isinstance(keep, str) else list(keep)
+    assert plan.keep == tuple(patterns)
+    matched = [name for name, _ in model.named_modules() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    assert matched
+    for tensor in plan.tensors:
+        assert not any(tensor.startswith(f"{name}.") for name in matched)
+    assert plan.tensors  # the others narrow
+    reasons = {group.reason for group in plan.groups}
+    assert f"kept by keep={patterns[0]!r}" in reasons
+    assert reasons <= {"", "model output"} | {f"kept by keep={pattern!r}" for pattern in patterns}
+
+
+def test_keeping_everything_keeps_everything():
+    plan = plan_of(residual(), keep=["*"])
+    assert not plan.tensors
+    assert all(group.reason for group in plan.groups)
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_json_round_trip(make: Callable[[], nn.Module], tmp_path: Path):
+    model, fresh = make().eval(), make().eval()
+    plan = plan_of(model, alpha=2)
+    assert plan.tensors
+    plan.save(tmp_path / "plan.json")
+    loaded = SlicePlan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    assert SlicePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    one, other = plan.apply(fresh), loaded.apply(fresh)
+    assert repr(one) == repr(other)
+    with torch.no_grad():
+        assert torch.equal(one(X), other(X))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+
+
+def test_file_is_plain_readable_json(tmp_path: Path):
+    plan_of(residual(), keep=["stem"]).save(tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert data["alpha"] == 4
+    assert data["keep"] == ["stem"]
+    assert {"format", "groups", "tensors", "shapes"} <= set(data)
+    assert {"name", "modules", "width", "kept", "reason"} == set(data["groups"][0])
+
+
+def test_plan_survives_pickle_and_copy():
+    plan = plan_of(residual())
+    assert pickle.loads(pickle.dumps(plan)) == copy.deepcopy(plan) == plan
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "newer": lambda data: data | {"format": data["format"] + 1},
+    "foreign": lambda data: {"learning_rate": 0.1},
+    "list": lambda data: [data],
+    "null": lambda data: None,
+    "without shapes": lambda data: {key: value for key, value in data.items() if key != "shapes"},
+    "tensors a list": lambda data: data | {"tensors": list(data["tensors"])},
+    "index a word": lambda data: data | {"tensors": {"stem.weight": ["x", None, None, None]}},
+    "alpha a word": lambda data: data | {"alpha": "four"},
+    "group of other fields": lambda data: data | {"groups": [{"channels": 3}]},
+    "tensor without a shape": lambda data: data | {"tensors": data["tensors"] | {"nobody": [4]}},
+    "index beyond its shape": lambda data: data | {"tensors": data["tensors"] | {"norm1.weight": [99]}},
+    "too few dimensions": lambda data: data | {"tensors": data["tensors"] | {"stem.weight": [4]}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_newer_or_foreign_file(damage: str, tmp_path: Path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(DAMAGE[damage](plan_of(residual()).to_json())), encoding="utf-8")
+    with pytest.raises(AdjoinedError) as caught:
+        SlicePlan.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"PK\x03\x04"])
+def test_file_that_is_no_json(content: bytes, tmp_path: Path):
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(AdjoinedError, match=r"cannot be read: .+ \(expected a slice plan\)") as caught:
+        SlicePlan.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_and_missing_folder(tmp_path: Path):
+    with pytest.raises(AdjoinedError, match=r"none\.json: no such file \(expected a slice plan\)"):
+        SlicePlan.load(tmp_path / "none.json")
+    with pytest.raises(AdjoinedError, match=r"plan\.json: cannot be written: No such file"):
+        plan_of(residual()).save(tmp_path / "none" / "plan.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_in_place_of_another_is_replaced_whole(tmp_path: Path):
+    path = tmp_path / "plan.json"
+    plan_of(residual()).save(path)
+    plan_of(residual(), alpha=2).save(path)
+    assert SlicePlan.load(path).alpha == 2
+
+
+# ---- of another model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "tensor"),
+    [
+        (Residual(width=24), "depthwise.bias"),
+        (Residual(classes=6), "head.bias"),
+        (Flattened(), "0.weight"),
+        (nn.Sequential(residual()), "0.depthwise.bias"),
+    ],
+)
+def test_plan_of_another_model_names_the_first_tensor_that_differs(other: nn.Module, tensor: str):
+    plan = plan_of(residual())
+    for use in (plan.apply, lambda model: adjoin(model, X, plan=plan)):
+        with pytest.raises(AdjoinedError, match="another model") as caught:
+            use(other)
+        assert caught.value.where == tensor
+
+
+# ---- the model is neither changed nor run --------------------------------------------------------------------------
+
+
+class Counting(Residual):
+    """Counts how often this very module ran."""
+
+    runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return super().forward(x)
+
+
+class Drawing(Residual):
+    """Draws random numbers whenever it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + torch.rand(1, device="cpu").item())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize(
+    "use", [lambda m: make_plan(m, X), lambda m: adjoin(m, X), lambda m: adjoin(m, X, alpha=(2, 4)).extract()]
+)
+def test_model_is_left_alone(use: Callable[[nn.Module], Any], mode: bool):
+    model = Counting().train(mode)
+    model.norm2.eval()
+    model.stem.requires_grad_(False)
+    state = {
+        name: (tensor, tensor.clone(), tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    modes = [module.training for module in model.modules()]
+    attributes = {name: dict(vars(module)) for name, module in model.named_modules()}
+    random = torch.get_rng_state()
+    example = X.clone()
+    use(model)
+    assert model.runs == 0
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(example, X)
+    assert [module.training for module in model.modules()] == modes
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        before, value, version = state[name]
+        assert tensor is before
+        assert torch.equal(tensor, value)
+        assert tensor._version == version
+        assert not isinstance(tensor, nn.Parameter) or tensor.grad is None
+    for name, module in model.named_modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert {key for key, _ in vars(module).items()} == set(attributes[name])
+
+
+@pytest.mark.parametrize("make", [Drawing, constructs.AuxiliaryHead, Flattened])
+def test_random_state_is_left_alone(make: Callable[[], nn.Module]):
+    model = make()
+    random = torch.get_rng_state()
+    adjoin(model, X, alpha=(2, 4)).extract()
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_modes_of_single_modules_reach_the_small_network():
+    model = residual().train()
+    model.norm2.eval()
+    model.stem.requires_grad_(False)
+    small: Any = plan_of(model).apply(model)
+    assert [module.training for module in small.modules()] == [module.training for module in model.modules()]
+    assert small.stem.weight.requires_grad is False
+    assert small.inner.weight.requires_grad is True
+
+
+def test_small_network_shares_nothing_with_the_model():
+    for make in MODELS:
+        model = make()
+        small = plan_of(model, alpha=2).apply(model)
+        mine, theirs = ({t.untyped_storage().data_ptr() for t in m.state_dict().values()} for m in (model, small))
+        assert not mine & theirs
+
+
+def test_plan_depends_on_shapes_alone():
+    plan = plan_of(residual())
+    assert plan_of(residual(seed=1)) == plan
+    assert make_plan(residual(), images(5, 3, 12, 16), round_to=1) == plan
+    assert make_plan(residual().double(), X.double(), round_to=1) == plan
+    assert make_plan(residual().to("meta"), X.to("meta"), round_to=1) == plan
+    assert make_plan(residual().train(), X, round_to=1) == plan
+
+
+def test_dtype_and_memory_format_are_kept():
+    model = residual().to(torch.bfloat16).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    weight = plan_of(model.float()).apply(model.to(torch.bfloat16)).get_parameter("inner.weight")
+    assert weight.dtype == torch.bfloat16
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- reading it ----------------------------------------------------------------------------------------------------
+
+
+def test_printed_plan_is_a_table():
+    lines = str(plan_of(chain(64, 20, 9), alpha=2, keep=["0"])).splitlines()
+    assert lines[0] == "slice plan: alpha 2, widths in multiples of 1"
+    assert lines[1].split() == ["channel", "group", "layers", "base", "small"]
+    assert [line.split(maxsplit=4) for line in lines[2:]] == [
+        ["0", "2", "64", "64", "kept by keep='0'"],
+        ["1", "2", "20", "10"],
+        ["2", "2", "9", "5"],
+        ["3", "1", "3", "3", "model output"],
+    ]
+    assert max(len(line) for line in str(plan_of(residual())).splitlines()) <= 120
+
+
+# ---- indices -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indices", [[0], [0, 1, 2], [3, 4], [0, 2, 4], [0, 1, 5, 6, 7]])
+def test_index(indices: list[int]):
+    index = Index.of(indices)
+    assert index.tolist() == index.tensor(torch.device("cpu")).tolist() == indices
+    assert len(index) == len(indices)
+    assert Index.from_json(json.loads(json.dumps(index.to_json()))) == index
+    tensor = images(8, 9)
+    assert torch.equal(take(tensor, (None, index)), tensor[:, indices])
+    assert torch.equal(take(tensor, (index, index)), tensor[indices][:, indices])
+    is_view = take(tensor, (index, None)).untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+    assert is_view == (len(index.ranges) == 1)
+
+
+def test_plans_are_values():
+    plan = plan_of(residual())
+    assert plan == plan_of(residual())
+    assert plan != replace(plan, alpha=3.0)
+    with pytest.raises(AttributeError):
+        plan.alpha = 3.0  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,198 @@
+"""Methods that prune: how much is left, which part it is, and that what is gone stays gone."""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_methods import X, Y, job_of
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.methods import METHODS
+from adjoined.methods.finetune import FineTuned
+from adjoined.methods.weights import smallest
+from adjoined.slicing import SlicePlan, make_plan, measure_cost
+from adjoined.training.job import Job, make_job
+from adjoined.training.optimizers import make_optimizer
+from tiny_runs import TINY
+
+PRUNING = ["filter-pruning", "slimming"]
+
+
+def trained(seed: int, width: float = 1) -> nn.Module:
+    """A model whose norms and filters differ, as after a training."""
+    torch.manual_seed(seed)
+    model = make_job(TINY.for_method("standard", model_options={"width": width})).model
+    with torch.no_grad():
+        for each in model.parameters():
+            each.add_(0.5 * each.std().nan_to_num(1.0).clamp(min=0.1) * torch.randn_like(each))
+    return model
+
+
+def pruned(name: str, model: nn.Module, **changes: Any) -> tuple[Job, SlicePlan]:
+    settings = TINY.for_method(name, model_options={"width": 1}, **changes)
+    job = make_job(settings, earlier={"base": model})
+    plan = job.method.plans(job.network)["small"]
+    assert plan is not None
+    return job, plan
+
+
+def budget(job: Job, alpha: float, what: str) -> int:
+    plan = make_plan(job.model, job.example, alpha=alpha)
+    return getattr(measure_cost(plan.apply(job.model), job.example), what)
+
+
+@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize(("what", "alpha"), [("parameters", 4.0), pytest.param("macs", 2.0, marks=pytest.mark.slow)])
+def test_what_is_left_is_within_the_budget_and_near_it(name, what, alpha):
+    model = trained(1)
+    job, plan = pruned(name, model, prune_to=what, alpha=alpha)
+    left = getattr(measure_cost(job.network, job.example), what)
+    allowed = budget(job, alpha, what)
+    assert 0.7 * allowed <= left <= allowed  # widths are multiples of 8
+    assert measure_cost(plan.apply(model), job.example) == measure_cost(job.network, job.example)
+    for tensor, kept in zip(plan.apply(model).state_dict().values(), job.network.state_dict().values(), strict=True):
+        assert torch.equal(tensor, kept)
+    assert all(width % 8 == 0 for width in (m.out_channels for m in _convolutions(job.network)))
+
+
+def test_the_filters_with_the_smallest_l1_norm_go():
+    model = trained(2)
+    _, plan = pruned("filter-pruning", model)
+    narrowed = 0
+    for name, module in model.named_modules():
+        index = plan.indices(f"{name}.weight")[0] if isinstance(module, nn.Conv2d) and name.endswith("conv1") else None
+        if index is not None and "layer" in name:  # inside a block: nothing else decides about these channels
+            norms = module.get_parameter("weight").abs().sum(dim=(1, 2, 3))
+            kept = sorted(norms.topk(len(index)).indices.tolist())
+            assert index.tolist() == kept
+            narrowed += 1
+    assert narrowed >= 3
+
+
+def test_slimming_ranks_the_scales_of_all_layers_together():
+    model = trained(3)
+    with torch.no_grad():  # a layer whose scales are all small, and one whose scales are all large
+        model.get_submodule("layer1.0.bn1").get_parameter("weight").fill_(1e-3)
+        model.get_submodule("layer3.0.bn1").get_parameter("weight").fill_(10.0)
+    job, plan = pruned("slimming", model, alpha=2.0, prune_to="macs")
+    assert len(plan.indices("layer1.0.conv1.weight")[0] or ()) == 8  # never nothing
+    assert plan.indices("layer3.0.conv1.weight")[0] is None
+    scales = model.get_submodule("layer2.0.bn1").get_parameter("weight").abs()
+    index = plan.indices("layer2.0.conv1.weight")[0]
+    if index is not None:
+        assert index.tolist() == sorted(scales.topk(len(index)).indices.tolist())
+    job.network.train()(X)
+
+
+def test_what_is_kept_stays_at_full_width():
+    job, plan = pruned("filter-pruning", trained(4), keep=["conv1", "bn1", "layer1*"], alpha=2.0)
+    assert not [name for name in plan.tensors if name.startswith(("conv1", "bn1")) or "layer1.0.conv1" in name]
+    assert plan.tensors
+    assert job.network.training or job.network(X).shape == (6, 10)
+
+
+def test_a_budget_that_cannot_be_met_is_refused(monkeypatch):
+    monkeypatch.setattr("adjoined.methods.channels.HALVINGS", 1)  # half of the channels, and no more
+    with pytest.raises(AdjoinedError, match="cannot be pruned so far"):
+        pruned("filter-pruning", trained(5), alpha=4.0)
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_without_torch_pruning_it_says_how_to_install_it(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    monkeypatch.setattr("adjoined.methods.base.find_spec", lambda library: None)
+    with pytest.raises(AdjoinedError, match=r"torch_pruning is not installed.*pip install 'adjoined\[pruning\]'"):
+        job_of(name)
+
+
+def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [each for each in network.modules() if isinstance(each, nn.Conv2d)]
+
+
+# ---- single weights --------------------------------------------------------------------------------------------------
+
+
+def zeros(network: nn.Module) -> tuple[int, int]:
+    """Return how many weights of convolutions and linear layers are zero, and how many there are."""
+    weights = [m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+
+
+def test_the_smallest_weights_of_all_layers_go():
+    model = trained(6)
+    weights = torch.cat([m.weight.flatten().abs() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))])
+    masks = smallest(model, 0.9)
+    assert zeros(model)[0] == 0
+    kept = torch.cat([mask.flatten() for mask in masks.values()]).bool()
+    assert kept.sum() == round(0.1 * len(weights))
+    assert weights[kept].min() >= weights[~kept].max()
+
+
+@pytest.mark.parametrize("change", [{"sparsity": 0.8}, {}])
+def test_weight_pruning_leaves_as_many_parameters_as_asked_for(change):
+    job = make_job(
+        TINY.for_method("weight-pruning", model_options={"width": 1}, **change), earlier={"base": trained(7)}
+    )
+    finished = job.method.finish(job.network)["sparse"]
+    assert finished.sparse
+    gone, total = zeros(finished.module)
+    if change:
+        assert gone == round(0.8 * total)
+    else:
+        left = sum(each.numel() for each in job.model.parameters()) - gone
+        assert left == budget(job, 4.0, "parameters")
+
+
+def test_what_is_zero_stays_zero_in_training():
+    job = make_job(TINY.for_method("weight-pruning", sparsity=0.5), earlier={"base": make_job(TINY).model})
+    before = _zeros_of(job.method.finish(job.network)["sparse"].module)
+    optimizer = make_optimizer(job.settings, job.network)
+    for _ in range(3):
+        optimizer.zero_grad()
+        job.method.step(job.network.train(), X, Y, progress=0.5, measure=False).loss.backward()
+        optimizer.step()
+    after = job.method.finish(job.network)["sparse"].module
+    assert all(torch.equal(each, before[name]) for name, each in _zeros_of(after).items())
+    assert not torch.equal(after.get_parameter("fc.weight"), make_job(TINY).model.get_parameter("fc.weight"))
+    assert not [name for name, _ in after.named_parameters() if "parametrizations" in name]
+    assert after.state_dict().keys() == job.model.state_dict().keys()
+
+
+def test_a_ticket_has_the_first_weights_where_the_trained_ones_were_large():
+    settings = TINY.for_method("lottery-ticket", sparsity=0.875, lottery_rounds=3)
+    stages = METHODS["lottery-ticket"](settings).before()
+    assert [stage.name for stage in stages] == ["base", "round-1", "round-2"]
+    # Half of what is left goes in every round: 1/2, 1/4, 1/8 of the weights stay.
+    begun = dict(make_job(TINY.for_method("standard")).model.named_parameters())
+    shares, earlier = [], {"base": trained(8, width=0.5)}
+    for number in (1, 2, 3):
+        job = make_job(replace(settings, lottery_round=number), earlier=earlier)
+        ticket = job.method.finish(job.network)["sparse"].module
+        gone, total = zeros(ticket)
+        shares.append(gone / total)
+        for name, weight in ticket.named_parameters():
+            kept = weight != 0
+            assert torch.equal(weight[kept], begun[name][kept])  # the model is built under the seed of the run
+        for module, before in zip(_weights(ticket), _weights(earlier[stages[number - 1].name]), strict=True):
+            assert not (module[before == 0] != 0).any()  # what is gone is never taken back
+        earlier = {**earlier, f"round-{number}": ticket}
+    assert shares == pytest.approx([0.5, 0.75, 0.875], abs=1e-3)
+
+
+def _weights(network: nn.Module) -> list[Tensor]:
+    return [m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+
+def _zeros_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: each == 0 for name, each in network.named_parameters() if each.ndim > 1}
+
+
+def test_a_method_that_does_not_say_how_it_prunes_cannot_be_made():
+    class Unsaid(FineTuned):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract method '?prune"):
+        Unsaid(TINY)  # pyright: ignore[reportAbstractUsage]

@@ -1,0 +1,145 @@
+"""How training fails: in one line that says what to do, with nothing lost."""
+
+import csv
+import io
+import pickle
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adjoined.errors import AdjoinedError
+from adjoined.settings import Settings
+from adjoined.training import train
+from tiny_runs import QUIET, TINY, with_code
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Settings:
+    return with_code(tmp_path_factory.mktemp("code"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET)
+
+
+def failing(settings: Settings, step: int, by: str) -> Settings:
+    return replace(settings, model_options={"fails_at": step, "by": by})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_stays(plain, tmp_path):
+    settings = failing(plain, 5 + 3 + 1, "nan")  # the forward pass that made the plan is none in training mode
+    with pytest.raises(AdjoinedError, match=r"epoch 2, step 9: .*finite.*got nan.*Lower --lr .*--grad-clip") as caught:
+        train(settings, tmp_path / "run", console=QUIET)
+    assert "\n" not in str(caught.value)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(each.isfinite().all() for each in last["state_dict"].values())
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_run_that_is_stopped_says_how_to_go_on(name, plain, tmp_path):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt, match="adjoined train --resume"):
+        train(failing(plain, 3, name), tmp_path / "run", console=QUIET)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("file", ["checkpoints/.last.ckpt.part", ".metrics.csv.part", ".small.safetensors.part"])
+def test_a_full_disk_loses_nothing(file, plain, tmp_path):
+    folder = tmp_path / "run"
+
+    def fill_disk(_) -> None:
+        place = folder / file
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to("/dev/full")  # every write to it finds no space left
+
+    with pytest.raises(AdjoinedError, match=r"the disk is full.*--resume") as caught:
+        train(plain, folder, console=QUIET, announce=fill_disk)
+    assert "\n" not in str(caught.value)
+    train(plain, folder, resume=True, console=QUIET)
+    train(plain, tmp_path / "whole", console=QUIET)
+    for name in ("base.safetensors", "small.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+class Dangerous:
+    """Unpickling it touches a file: what no checkpoint may ever be able to do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content, _: content[: len(content) // 2], "damaged"),
+        (lambda content, _: b"", "damaged"),
+        (lambda content, _: b"not a checkpoint at all", "damaged"),
+        (lambda content, path: pickle.dumps(Dangerous(path)), "damaged"),
+        (lambda content, _: saved({"state_dict": {}}), "not a checkpoint of adjoined"),
+        (lambda content, _: saved({"adjoined": 2}), "newer version.*Update"),
+        (lambda content, path: saved({"adjoined": 1, "x": Dangerous(path)}), "damaged"),
+        (lambda content, _: saved({"adjoined": 1, "state_dict": {"network.w": torch.zeros(1)}}), "another network"),
+    ],
+    ids=["truncated", "empty", "text", "pickle", "foreign", "newer", "code", "other network"],
+)
+def test_a_damaged_or_foreign_checkpoint_is_refused_and_stays(damage, message, run, tmp_path):
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    (folder / "run.json").unlink()
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(damage(last.read_bytes(), tmp_path / "touched"))
+    content = last.read_bytes()
+    with pytest.raises(AdjoinedError, match=message) as caught:
+        train(TINY, folder, resume=True, console=QUIET)
+    assert "last.ckpt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert last.read_bytes() == content
+    assert not (tmp_path / "touched").exists()
+
+
+def saved(content: dict) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(AdjoinedError, match=r"--accelerator.*devices cannot be used"):
+        train(replace(TINY, accelerator="gpu"), tmp_path / "run", console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "resnet21"}, "unknown model.*adjoined:resnet20"),
+        ({"data": "digitz"}, "unknown data set"),
+        ({"keep": ["conv9"]}, "conv9"),
+        ({"model_options": {"depth": 3}}, "no such option"),
+        ({"pretrained": True}, "no pretrained weights"),
+        ({"data": "cifar100", "data_root": "nowhere"}, "nowhere"),
+        ({"model": "torchvision:squeezenet1_1", "model_options": {}}, "does not run on these images.*--image-size"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(change, message, tmp_path):
+    with pytest.raises(AdjoinedError, match=message) as caught:
+        train(replace(TINY, **change), tmp_path / "run", console=QUIET)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_model_with_other_classes_is_refused(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))"
+    )
+    with pytest.raises(AdjoinedError, match=r"logits of these classes .*\(1, 10\), got \(1, 7\)"):
+        train(replace(TINY, model=f"{tmp_path / 'net.py'}:make", model_options={}), tmp_path / "run", console=QUIET)
