@@ -28,6 +28,10 @@ class AdjoinedError(Exception):
         line = f"{line}. {fix}" if fix else line
         super().__init__(" ".join(line.split()))
 
+    def at(self, where: object) -> AdjoinedError:
+        """Return the same error, said of another place: a file, where the part that raised it knew none."""
+        return _rebuild(self.what, str(where), self.expected, self.got, self.fix)
+
     def __reduce__(self):
         """Pickle by the parts, so that the error crosses from a data worker to its parent whole."""
         return _rebuild, (self.what, self.where, self.expected, self.got, self.fix)

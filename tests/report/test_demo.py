@@ -66,23 +66,9 @@ def test_answers_are_those_of_the_networks(run: Path, images: Path):
 
 @pytest.mark.parametrize("name", ["cut.png", "text.png"])
 def test_what_is_no_image_is_refused_without_names_of_folders(images: Path, name: str):
-    with pytest.raises(AdjoinedError, match="the file is no image, or is damaged") as refusal:
+    with pytest.raises(AdjoinedError, match="the image cannot be read") as refusal:
         demo.open_image(images / name)
     assert str(images) not in str(refusal.value)
-
-
-def test_a_small_file_with_a_huge_image_is_refused_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    for number, (side, told) in enumerate(
-        ((8000, "too many pixels"), (12000, "far too many"), (20000, "far too many"))
-    ):
-        path = tmp_path / f"{number}.png"
-        Image.new("1", (side, side)).save(path)
-        assert path.stat().st_size < 100_000
-        monkeypatch.setattr(demo, "load_image", lambda path: pytest.fail("the image was decoded"))
-        with pytest.raises(AdjoinedError, match=told):
-            demo.open_image(path)
 
 
 def test_a_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -169,7 +155,7 @@ def test_the_page_answers_over_http(page: Page, images: Path):
         assert len(label["confidences"]) == 5
         assert sum(each["confidence"] for each in label["confidences"]) <= 1 + 1e-6
     assert "time of a call" in table
-    for name, told in (("cut.png", "is no image, or is damaged"), ("text.png", "is no image, or is damaged")):
+    for name, told in (("cut.png", "cannot be read"), ("text.png", "not an image")):
         refused, seen, base, small, table = page.look(images / name)
         assert told in refused
         assert str(images) not in refused

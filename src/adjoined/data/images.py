@@ -31,6 +31,10 @@ class Images(Protocol):
         """Return one image, uint8 (C, H, W)."""
         ...
 
+    def place(self, index: int) -> str:
+        """Say where an image is, for errors."""
+        ...
+
     def subset(self, chosen: Tensor) -> Images:
         """Return those for which `chosen`, bool (N,), is True."""
         ...
@@ -45,6 +49,10 @@ class MemoryImages:
     def pixels(self, index: int) -> Tensor:
         """Return one image, uint8 (C, H, W)."""
         return self.images[index]
+
+    def place(self, index: int) -> str:
+        """Say where an image is, for errors."""
+        return f"image {index}"
 
     def subset(self, chosen: Tensor) -> MemoryImages:
         """Return those for which `chosen`, bool (N,), is True."""
@@ -70,7 +78,11 @@ class FileImages:
 
     def pixels(self, index: int) -> Tensor:
         """Return one image, uint8 (C, H, W); raise AdjoinedError if the file is damaged."""
-        return to_tensor(load_image(self.folder / os.fsdecode(bytes(self.names[index]))), self.channels)
+        return to_tensor(load_image(self.place(index)), self.channels)
+
+    def place(self, index: int) -> str:
+        """Say where an image is, for errors."""
+        return os.path.join(self.folder, os.fsdecode(bytes(self.names[index])))
 
     def subset(self, chosen: Tensor) -> FileImages:
         """Return those for which `chosen`, bool (N,), is True."""
@@ -133,7 +145,10 @@ class ImageDataset(Dataset[Batch]):
             for index, seed in keys:
                 generator.manual_seed(seed)
                 image = self.images.pixels(index)
-                pixels += [self.transform(image) for _ in range(self.views)]
+                try:
+                    pixels += [self.transform(image) for _ in range(self.views)]
+                except AdjoinedError as error:
+                    raise error.at(self.images.place(index)) from error
         finally:
             generator.set_state(before)
         images = normalise(torch.stack(pixels), self.mean, self.std)

@@ -5,7 +5,12 @@ Shape legend: N images, C channels, H and W height and width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +18,7 @@ import torch
 from torch import Tensor
 
 from adjoined.data.info import DataInfo
+from adjoined.data.levels import plain
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
@@ -21,44 +27,131 @@ if TYPE_CHECKING:
 Transform = Callable[[Tensor], Tensor]
 
 
+LARGEST_IMAGE = 2**26
+"""Pixels of an image, as it is decoded and as it is resized: a file of a hundred bytes can ask for gigabytes."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""What is read. Pillow knows more, among them PostScript, for which it starts another program."""
+
+
 def load_image(path: str | Path) -> Image:
-    """Read an image file whole.
+    """Read an image file whole, as a viewer shows it.
 
     Returns:
-        A PIL image, in the file's own mode and size.
+        A PIL image of mode L or RGB, upright, its transparent parts laid on white; of several frames the first.
 
     Raises:
-        AdjoinedError: the file is missing, is no image, or is cut off or damaged.
+        AdjoinedError: the file is missing, is not an image, is cut off or damaged, has too many pixels, or its values
+            have no known range.
     """
-    from PIL import Image
+    with quiet(), opened_image(path) as image:
+        image.load()
+        return plain(image)
 
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Pillow's warnings, such as those of damaged tags in good photos; not for several threads at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def opened_image(path: str | Path) -> Iterator[Image]:
+    """Open an image file and read its header, under `quiet`; what goes wrong in the block is said of the file.
+
+    Yields:
+        A PIL image that is not yet decoded.
+
+    Raises:
+        AdjoinedError: as `load_image` does.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise AdjoinedError("not a regular file")
+        with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
+            check_pixels(*image.size)
+            _scale_transparent_colour(image)
+            yield image
     except FileNotFoundError:
         raise AdjoinedError("there is no such image", where=path) from None
+    except AdjoinedError as error:
+        raise error.at(path) from error
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels("more than a hundred million").at(path) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text repeats the path
+        reason = "it is not an image of a known format" if unknown else f"{type(error).__name__}: {error}"
         raise AdjoinedError(
-            f"the image cannot be read: {type(error).__name__}: {error}",
+            f"the image cannot be read: {reason}",
             where=path,
-            expected="a whole JPEG, PNG, WebP, BMP, TIFF or PPM file",
+            expected="a whole JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF or PPM file",
             fix="Replace the file, or take it out of the data.",
         ) from error
 
 
+def check_pixels(width: int, height: int, resize: int | None = None) -> None:
+    """Raise AdjoinedError if an image has too many pixels, or would have once its shorter side has `resize` pixels."""
+    if width * height > LARGEST_IMAGE:
+        raise _too_many_pixels(f"{width} x {height}")
+    if resize is not None and resize * resize * max(width, height) > LARGEST_IMAGE * min(width, height):
+        raise AdjoinedError(
+            f"the image is too long: with {resize} pixels on its shorter side it would have too many pixels",
+            where="image",
+            expected=f"at most {LARGEST_IMAGE} pixels",
+            got=f"{width} x {height} before",
+            fix="Cut it, or take it out of the data.",
+        )
+
+
+def _too_many_pixels(got: str) -> AdjoinedError:
+    return AdjoinedError(
+        "the image has too many pixels",
+        where="image",
+        expected=f"at most {LARGEST_IMAGE}",
+        got=got,
+        fix="Make it smaller first, or take it out of the data.",
+    )
+
+
+def _scale_transparent_colour(image: Image) -> None:
+    """Bring a PNG's transparent colour to 8 bits, as Pillow does with the pixels alone."""
+    key = image.info.get("transparency")
+    rawmode = image.tile[0].args if image.tile else None
+    if rawmode in ("L;2", "L;4") and isinstance(key, int):
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[rawmode]
+    elif rawmode == "RGB;16B" and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
 def to_tensor(image: Image, channels: int) -> Tensor:
-    """Return the image as uint8 (C, H, W), grey for one channel and RGB for three."""
+    """Return a PIL image of any mode as uint8 (C, H, W), as a viewer shows it: grey for one channel, RGB for three.
+
+    Raises:
+        AdjoinedError: the image's values have no known range.
+    """
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    return pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+    return pil_to_tensor(plain(image).convert("L" if channels == 1 else "RGB"))
 
 
 def evaluation_transform(info: DataInfo) -> Transform:
-    """Return the resize and central crop of `info`: uint8 (C, H, W) to uint8 (C, image_size, image_size)."""
+    """Return the resize and central crop of `info`: uint8 (C, H, W) to uint8 (C, image_size, image_size).
+
+    The transform raises AdjoinedError for an image so long that resizing it would make too many pixels.
+    """
     from torchvision.transforms import v2
 
-    return v2.Compose([v2.Resize(info.resize), v2.CenterCrop(info.image_size)])
+    check = partial(_check_before_resize, resize=info.resize)
+    return v2.Compose([check, v2.Resize(info.resize), v2.CenterCrop(info.image_size)])
+
+
+def _check_before_resize(image: Tensor, resize: int) -> Tensor:
+    check_pixels(image.shape[-1], image.shape[-2], resize)
+    return image
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,0 +1,108 @@
+"""A PIL image of any mode as a viewer shows it: upright, grey or RGB, 8 bits a value, transparent parts on white."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+_ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO, _SIGNED = 258, 262, 339, 0, 2  # TIFF tags and two of their values
+_COLOUR = ("P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+def plain(image: Image) -> Image:
+    """Return the image as a viewer shows it.
+
+    It stands as its EXIF orientation says. 16-bit grey is scaled to 8 bits; so are floating-point values in [0, 1], and
+    32-bit integers whose largest value shows that they hold 16-bit grey. Transparent parts are laid on white.
+
+    Args:
+        image: of any mode and size; of several frames, the current one.
+
+    Returns:
+        A PIL image of mode L or RGB; `image` itself if it is one already.
+
+    Raises:
+        AdjoinedError: the values have no known range, or the mode is unknown.
+
+    Example:
+        >>> from PIL import Image
+        >>> plain(Image.new("LA", (1, 1), (0, 51))).getpixel((0, 0))  # black, 51/255 opaque
+        204
+    """
+    tags = getattr(image, "tag_v2", {})  # before the image is turned: the copy has no tags
+    image = _upright(image)
+    if image.mode[0] in "IF":
+        return _eight_bits(image, tags)
+    if image.has_transparency_data:
+        return _on_white(image)
+    if image.mode in ("1", "L"):
+        return image if image.mode == "L" else image.convert("L")
+    if image.mode in _COLOUR:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    raise AdjoinedError("unknown kind of image", where="image", expected="grey or colour", got=f"mode {image.mode}")
+
+
+def _upright(image: Image) -> Image:
+    from PIL import ImageOps
+
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # a tag that cannot be read turns nothing, as in viewers
+        return image
+
+
+def _on_white(image: Image) -> Image:
+    from PIL import Image as pillow
+
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("La", "RGBa"):  # colours already multiplied by their opacity
+        image = image.convert(f"{image.mode[:-1]}A")
+    image = image.convert("RGBA")
+    white = pillow.new("RGBA", image.size, "white")
+    return pillow.alpha_composite(white, image).convert("L" if grey else "RGB")
+
+
+def _eight_bits(image: Image, tags: Any) -> Image:
+    import numpy as np
+    from PIL import Image as pillow
+
+    values = np.asarray(image)
+    white = _white(image, values, tags)
+    levels = np.rint(values.astype(np.float32) * (255 / white)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = 255 - levels
+    key = image.info.get("transparency")
+    if isinstance(key, int):  # PNG: the one value that is transparent
+        levels[values == key] = 255
+    return pillow.fromarray(levels)
+
+
+def _white(image: Image, values: np.ndarray, tags: Any) -> float:
+    """Return the value that stands for white, and make sure that no value is outside 0 to white."""
+    bits, signed = (tags.get(tag, (None,))[0] for tag in (_BITS, _SAMPLE_FORMAT))
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        white, known = 1.0, "floating-point values from 0 to 1"
+    elif image.mode == "I" and image.format != "PPM":
+        # 32-bit integers. Nothing in the file says what white is: 16-bit grey is taken for it, unless it may be 8-bit.
+        white, known = 65535.0, "8- or 16-bit values, or 32-bit integers from 0 to more than 255, at most 65535"
+        if 0 < high <= 255 or (bits == 16 and signed == _SIGNED):
+            high = float("nan")
+    else:
+        white, known = float(2 ** (bits or 16) - 1), f"values of {bits or 16} bits"
+    if not 0 <= low <= high <= white:
+        raise AdjoinedError(
+            "the range of the image's values is not known",
+            where="image",
+            expected=known,
+            got=f"{float(values.min()):g} to {float(values.max()):g}, mode {image.mode}",
+            fix="Save it with 8 or 16 bits a value.",
+        )
+    return white

@@ -1,0 +1,221 @@
+"""Image files of every kind are seen as a viewer shows them, or refused in one line that names the file."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adjoined.data import DataInfo, load_image, preprocess
+from adjoined.data.levels import plain
+from adjoined.data.preprocessing import LARGEST_IMAGE, to_tensor
+from adjoined.errors import AdjoinedError
+
+GREY = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+COLOUR = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+
+
+def seen(path: Path) -> np.ndarray:
+    return np.asarray(load_image(path)).astype(int)
+
+
+def png(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG written by hand: Pillow writes few of the kinds that it reads."""
+    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    parts = [head, *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    )
+
+
+def tiff(values: np.ndarray, *, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """A little-endian grey TIFF of one strip, written by hand."""
+    height, width = values.shape
+    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 134)]
+    tags += [(277, 3, 1), (278, 4, height), (279, 4, values.nbytes), (339, 3, sample_format)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values.tobytes()
+
+
+DEEP = GREY.astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(256, 1, 16, 0, b"\0" + DEEP[0].astype(">u2").tobytes()),
+        b"P5\n256 4\n65535\n" + DEEP.astype(">u2").tobytes(),
+        tiff(DEEP, bits=16),
+        tiff(65535 - DEEP, bits=16, photometric=0),
+        tiff(DEEP.astype(np.uint32), bits=32),
+        tiff(DEEP.astype(np.int32), bits=32, sample_format=2),
+        tiff((GREY / 255).astype(np.float32), bits=32, sample_format=3),
+        tiff(GREY, bits=8),
+    ],
+    ids=["png", "pgm", "tiff", "white is zero", "uint32", "int32", "float", "8 bits"],
+)
+def test_a_gradient_of_many_bits_looks_as_it_does_in_eight(tmp_path, content):
+    path = tmp_path / "gradient.image"
+    path.write_bytes(content)
+    assert np.abs(seen(path) - GREY[0]).max() <= 1
+
+
+def test_twelve_bits_in_a_tiff_are_scaled_by_its_own_white(tmp_path):
+    path = tmp_path / "twelve.tif"
+    path.write_bytes(tiff(np.array([[0x00, 0x0F, 0xFF]], np.uint8), bits=12).replace(
+        struct.pack("<HHII", 256, 4, 1, 3), struct.pack("<HHII", 256, 4, 1, 2)
+    ))  # fmt: skip
+    assert seen(path).tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize(
+    ("values", "bits", "sample_format"),
+    [
+        (np.array([[0, 200]], np.int32), 32, 2),  # black, if 65535 is white
+        (np.array([[-1, 65535]], np.int32), 32, 2),
+        (np.array([[0, 65536]], np.int32), 32, 2),
+        (np.array([[0, 2**31]], np.uint32), 32, 1),
+        (np.array([[0, 9000]], np.int16), 16, 2),
+        (np.array([[0, 255]], np.float32), 32, 3),
+        (np.array([[-0.5, 0.5]], np.float32), 32, 3),
+        (np.array([[0, np.nan]], np.float32), 32, 3),
+    ],
+)
+def test_values_without_a_known_range_are_refused(tmp_path, values, bits, sample_format):
+    path = tmp_path / "unknown.tif"
+    path.write_bytes(tiff(values, bits=bits, sample_format=sample_format))
+    with pytest.raises(AdjoinedError, match=r"^[^\n]*unknown\.tif: the range of the image's values is not known"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_sixteen_bits_in_any_order_of_bytes(mode):
+    order = {"I;16B": ">u2", "I;16N": "=u2"}.get(mode, "<u2")
+    image = Image.frombytes(mode, (3, 1), np.array([0, 0x8000, 0xFFFF]).astype(order).tobytes())
+    assert to_tensor(image, 1).tolist() == [[[0, 128, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "close"), [("RGB", 0), ("RGBA", 0), ("RGBX", 0), ("CMYK", 0), ("YCbCr", 2), ("LAB", 2), ("HSV", 1)]
+)
+def test_colours_are_the_same_in_every_mode(mode, close):
+    image = plain(Image.fromarray(COLOUR).convert(mode))
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - COLOUR).mean() <= close
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+@pytest.mark.parametrize("opacity", [0, 51, 255])
+def test_transparent_parts_lie_on_white(mode, opacity):
+    image = Image.new("L", (3, 2), 40).convert({"L": "LA", "P": "PA", "R": "RGBA"}[mode[0]])
+    image.putalpha(opacity)
+    for channels in (1, 3):
+        pixels = to_tensor(image.convert(mode), channels)
+        assert (pixels.float() - (255 - (255 - 40) * opacity / 255)).abs().max() <= 2.5  # premultiplied: 51 levels
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "rows", "key", "right"),
+    [
+        (1, 0, b"\0\x40", b"\0\0", [255, 255]),
+        (2, 0, b"\0\x60", b"\0\1", [255, 170]),
+        (4, 0, b"\0\x36", b"\0\3", [255, 102]),
+        (8, 0, b"\0\x30\x60", b"\0\x30", [255, 0x60]),
+        (16, 0, b"\0\x30\x30\x60\x60", b"\x30\x30", [255, 0x60]),
+        (8, 2, b"\0\1\2\3\4\5\6", b"\0\1\0\2\0\3", [[255] * 3, [4, 5, 6]]),
+        (16, 2, b"\0\1\1\2\2\3\3\4\4\5\5\6\6", b"\1\1\2\2\3\3", [[255] * 3, [4, 5, 6]]),
+        (8, 3, b"\0\0\1", b"\0", [[255] * 3, [7, 8, 9]]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_white(tmp_path, depth, kind, rows, key, right):
+    path = tmp_path / "keyed.png"
+    palette = [(b"PLTE", bytes([1, 2, 3, 7, 8, 9]))] if kind == 3 else []
+    path.write_bytes(png(2, 1, depth, kind, rows, *palette, (b"tRNS", key)))
+    assert seen(path).tolist() == [right]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_photos_stand_upright(tmp_path, orientation, suffix):
+    turns = [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+             Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE,
+             Image.Transpose.ROTATE_270]  # fmt: skip
+    upright = np.zeros((48, 32, 3), np.uint8)
+    upright[:16, :16] = 255
+    turn = turns[orientation - 1]
+    held = Image.fromarray(upright).transpose(turn) if turn is not None else Image.fromarray(upright)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    held.save(tmp_path / f"photo.{suffix}", exif=exif)
+    pixels = seen(tmp_path / f"photo.{suffix}")
+    assert pixels.shape == upright.shape
+    assert np.abs(pixels - upright).mean() < 2
+    with Image.open(tmp_path / f"photo.{suffix}") as image:  # an image that a user has opened
+        assert to_tensor(image, 3).shape == (3, 48, 32)
+
+
+def test_a_damaged_exif_tag_turns_nothing(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "photo.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert seen(tmp_path / "photo.jpg").shape == COLOUR.shape
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_of_an_animation_the_first_frame_is_seen(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black")]
+    frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:])
+    assert seen(tmp_path / f"moving.{suffix}").min() > 250
+
+
+# What is not read
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no image", png(9, 9, 8, 0, b"")[:60], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"],
+    ids=["empty", "text", "cut off", "PostScript"],
+)
+def test_what_is_not_an_image_is_refused(tmp_path, content):
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    with pytest.raises(AdjoinedError, match=r"^[^\n]*image\.png: the image cannot be read"):
+        load_image(path)
+
+
+def test_what_is_not_a_regular_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, told in (("pipe.png", "regular file"), (".", "regular file"), ("none.png", "no such image")):
+        with pytest.raises(AdjoinedError, match=told):
+            load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("side", [8200, 9500, 20000])
+def test_a_small_file_with_a_huge_image_is_refused_by_its_header(tmp_path, side):
+    path = tmp_path / "huge.png"
+    path.write_bytes(png(side, side, 1, 0, b""))  # no pixels: they are not asked for
+    with pytest.raises(AdjoinedError, match=r"huge\.png: the image has too many pixels"):
+        load_image(path)
+
+
+def test_an_image_that_resizing_would_make_huge_is_refused():
+    info = DataInfo("any", 2, ("a", "b"), 1, image_size=224, resize=256, mean=(0.5,), std=(1,))
+    longest = LARGEST_IMAGE // 256**2
+    assert preprocess(info, Image.new("L", (longest // 4, 1))).shape == (1, 1, 224, 224)
+    with pytest.raises(AdjoinedError, match="too long"):
+        preprocess(info, Image.new("L", (1, longest + 1)))
+
+
+def test_the_file_is_named_whoever_notices(tmp_path):
+    from adjoined.data import DataSettings, open_data
+
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            Image.new("L", (5000, 1)).save(tmp_path / label / f"{number}.png")
+    data = open_data(DataSettings(name=f"folder:{tmp_path}"))
+    with pytest.raises(AdjoinedError, match=r"[ab]/[01]\.png: the image is too long"):
+        data.val[0]
+    assert torch.isfinite(data.train[0][0]).all()  # a random crop is taken before it is resized
