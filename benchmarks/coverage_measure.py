@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import adjoined
-from adjoined.slicing import check_plan, make_plan, measure_cost
+from adjoined.slicing import Kind, check_plan, make_plan, measure_cost
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 
 
@@ -68,9 +68,9 @@ def _fill(record: dict[str, Any], found: dict[str, Any], subject: Subject, alpha
     found["left"] = round(small_cost.parameters / cost.parameters, 4)
     found["macs_left"] = round(small_cost.macs / cost.macs, 4) if cost.macs else None
     found["wide"] = [
-        {"group": g.name, "width": g.width, "reason": g.reason}
+        {"group": g.name, "width": g.width, "kind": g.reason.kind.value, "reason": g.reason.text}
         for g in plan.groups
-        if g.kept == g.width and g.reason != "model output"
+        if g.reason is not None and g.reason.kind is not Kind.OUTPUT
     ]
     found["unaligned"] = list(plan.unaligned)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from adjoined.slicing import Kind
+
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 BEGIN, END = "<!-- made by benchmarks/coverage.py --table -->", "<!-- end -->"
 
@@ -151,7 +153,7 @@ def _short(error: str) -> str:
 
 def is_choice(group: Record) -> bool:
     """Tell whether a group could have been narrowed by a better rule, as opposed to being too narrow already."""
-    return not group["reason"].startswith("its ")
+    return group["kind"] not in (Kind.TOO_FEW, Kind.TIED)
 
 
 def _notes(records: Iterable[Record]) -> list[str]:

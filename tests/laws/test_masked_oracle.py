@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined.slicing import SlicePlan, make_plan
+from adjoined.slicing import Kind, SlicePlan, make_plan
 from adjoined.slicing.plan.index import Index
 from masked import masked, relative_error
 from random_networks import random_network
@@ -117,7 +116,8 @@ def check_random(seed: int) -> SlicePlan:
 def test_sliced_equals_masked_for_random_networks(tens: int):
     for seed in range(10 * tens, 10 * tens + 10):
         plan = check_random(seed)
-        assert not [group for group in plan.groups if re.search(r"meet|arrive|Error|\(", group.reason)], seed
+        kinds = {group.reason.kind for group in plan.groups if group.reason}
+        assert kinds <= {Kind.OUTPUT, Kind.TOO_FEW, Kind.TIED}, seed
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined import SlicePlan, adjoin
-from adjoined.slicing import check_plan
+from adjoined.slicing import Kind, check_plan
 from zoo import images, plan_of, seeded
 
 X = images(2, 3, 8, 8)
@@ -74,7 +74,7 @@ class OfFused(nn.Module):
 
 
 def wide(plan: SlicePlan) -> list[str]:
-    return [group.name for group in plan.groups if group.reason not in ("", "model output")]
+    return [group.name for group in plan.groups if group.reason and group.reason.kind is not Kind.OUTPUT]
 
 
 def test_numbers_that_a_class_derived_from_a_layer_keeps_are_corrected():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import constructs
 from adjoined import AdjoinedError, SlicePlan, adjoin
-from adjoined.slicing import make_plan
+from adjoined.slicing import Kind, make_plan
 from adjoined.slicing.plan.index import Index, take
 from zoo import Concatenated, Flattened, Residual, TwoGroups, conv, images, plan_of, residual, torchvision_model
 
@@ -35,7 +35,7 @@ def chain(*widths: int) -> nn.Sequential:
 
 
 def kept(plan: SlicePlan) -> list[int]:
-    return [group.kept for group in plan.groups if group.reason != "model output"]
+    return [group.kept for group in plan.groups if str(group.reason) != "model output"]
 
 
 # ---- widths --------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_kept_modules_stay_as_they_are(keep: Any):
     for tensor in plan.tensors:
         assert not any(tensor.startswith(f"{name}.") for name in matched)
     assert plan.tensors  # the others narrow
-    reasons = {group.reason for group in plan.groups}
+    reasons = {str(group.reason or "") for group in plan.groups}
     assert f"kept by keep={patterns[0]!r}" in reasons
     assert reasons <= {"", "model output"} | {f"kept by keep={pattern!r}" for pattern in patterns}
 
@@ -164,6 +164,19 @@ def test_file_is_plain_readable_json(tmp_path: Path):
     assert {"name", "modules", "width", "kept", "reason"} == set(data["groups"][0])
 
 
+def test_plan_of_format_1_whose_reasons_are_plain_strings_is_read():
+    plan = plan_of(residual(), keep=["stem"])
+    data = plan.to_json()
+    old = data | {
+        "format": 1,
+        "groups": [g | {"reason": (g["reason"] or {"text": ""})["text"]} for g in data["groups"]],
+    }
+    loaded = SlicePlan.from_json(json.loads(json.dumps(old)))
+    assert [str(group.reason) for group in loaded.groups] == [str(group.reason) for group in plan.groups]
+    assert {group.reason.kind for group in loaded.groups if group.reason} == {Kind.OTHER}
+    assert (loaded.tensors, str(loaded)) == (plan.tensors, str(plan))
+
+
 def test_plan_survives_pickle_and_copy():
     plan = plan_of(residual())
     assert pickle.loads(pickle.dumps(plan)) == copy.deepcopy(plan) == plan
@@ -178,6 +191,9 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "tensors a list": lambda data: data | {"tensors": list(data["tensors"])},
     "index a word": lambda data: data | {"tensors": {"stem.weight": ["x", None, None, None]}},
     "alpha a word": lambda data: data | {"alpha": "four"},
+    "kind of reason unknown": lambda data: (
+        data | {"groups": [data["groups"][0] | {"reason": {"kind": "fate", "text": "x"}}]}
+    ),
     "group of other fields": lambda data: data | {"groups": [{"channels": 3}]},
     "tensor without a shape": lambda data: data | {"tensors": data["tensors"] | {"nobody": [4]}},
     "index beyond its shape": lambda data: data | {"tensors": data["tensors"] | {"norm1.weight": [99]}},

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from adjoined.report import units
 from adjoined.report.table import Table
-from adjoined.slicing.plan.reasons import advice
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from adjoined.slicing import Cost, SlicePlan
+    from adjoined.slicing import Cost, Reason, SlicePlan
 
 MOST_ROWS = 20
 """Rows that the short table tries to stay within: with the totals and the notes, one screen."""
@@ -185,12 +184,12 @@ def _arrow(widths: tuple[int, ...]) -> str:
 
 
 def _why_full(plan: SlicePlan) -> tuple[str, ...]:
-    by_reason: dict[str, list[str]] = {}
+    by_reason: dict[Reason, list[str]] = {}
     for group in plan.groups:
-        if group.reason and group.width > 1:
+        if group.reason is not None and group.width > 1:
             by_reason.setdefault(group.reason, []).append(f"{group.name} ({group.width})")
     return tuple(
-        f"At full width, {reason}: {_some(names)}. {advice(reason)}".rstrip() for reason, names in by_reason.items()
+        f"At full width, {reason}: {_some(names)}. {reason.remedy}".rstrip() for reason, names in by_reason.items()
     )
 
 

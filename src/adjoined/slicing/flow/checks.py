@@ -12,6 +12,7 @@ from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import (
     LABEL,
     FrozenTies,
+    OtherNeighbours,
     OutOfStep,
     Slot,
     Ties,
@@ -142,7 +143,8 @@ class Checks:
         lines = [earlier.reshape(-1).tolist() for earlier in self._earlier(self.findings.pieces, self.cut, 0)]
         if not any(labels == line[: len(labels)] for line in lines) and self._any_narrowed(labels):
             concerned = [label for line in lines for label in line]
-            raise OutOfStep(f"other channels become neighbours than in the base network, in {self.here}", concerned)
+            message = f"other channels become neighbours than in the base network, in {self.here}"
+            raise OtherNeighbours(message, concerned)
 
     def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
         """Remember how a view folds channels into rows; in the small network the kept ones must be in the same rows."""

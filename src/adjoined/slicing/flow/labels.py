@@ -12,10 +12,12 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 Slot = Tensor
 """int32, as many dimensions as the labelled tensor, broadcastable to its shape."""
@@ -35,9 +37,22 @@ class Owner(NamedTuple):
 class OutOfStep(Exception):
     """Two channel groups meet where they must not, or an operator does not accept the narrow shapes."""
 
+    kind: ClassVar[Kind] = Kind.DOES_NOT_RUN
+
     def __init__(self, message: str, labels: Iterable[int] = ()) -> None:
         super().__init__(message)
         self.labels = tuple({label for label in labels if label})
+
+    @property
+    def reason(self) -> Reason:
+        """Why the channels concerned stay at full width, if nothing helps."""
+        return Reason(self.kind, str(self))
+
+
+class OtherNeighbours(OutOfStep):
+    """An operator sees other channels side by side than in the base network."""
+
+    kind = Kind.NEIGHBOURS
 
 
 class NeedsValues(Exception):
@@ -59,7 +74,7 @@ class Ties:
         # A network with large tables has as many labels as parameters, so a label takes no object of its own.
         self._parent = array("q", [0])
         self._pinned = array("i", [0])
-        self._reasons = {"": 0}
+        self._reasons: dict[Reason | None, int] = {None: 0}
         self.owners = [Owner("", 0)]
 
     def new(self, owner: str, dim: int, count: int) -> Tensor:
@@ -86,9 +101,9 @@ class Ties:
                 self._parent[y] = x
                 self._pinned[x] = self._pinned[x] or self._pinned[y]
 
-    def pin(self, slot: Slot, why: str) -> None:
+    def pin(self, slot: Slot, reason: Reason) -> None:
         """Keep every channel of the slot at full width; the first reason given stays."""
-        number = self._reasons.setdefault(why, len(self._reasons))
+        number = self._reasons.setdefault(reason, len(self._reasons))
         for label in distinct(slot):
             root = self.find(label)
             self._pinned[root] = self._pinned[root] or number
@@ -97,8 +112,8 @@ class Ties:
         """Return the root of every label."""
         return array("q", map(self.find, range(len(self._parent))))
 
-    def reasons(self) -> Callable[[int], str]:
-        """Return root -> why its set is pinned, "" where it is not."""
+    def reasons(self) -> Callable[[int], Reason | None]:
+        """Return root -> why its set is pinned, None where it is not."""
         reasons = list(self._reasons)
         return lambda root: reasons[self._pinned[root]]
 
@@ -143,7 +158,7 @@ class FrozenTies:
         """Tell whether any of the labels belongs to a group that is narrowed."""
         return any(self._narrowed[label] for label in labels)
 
-    def pin(self, slot: Slot, why: str) -> None:
+    def pin(self, slot: Slot, reason: Reason) -> None:
         """Do nothing: the first run has pinned it already."""
 
 

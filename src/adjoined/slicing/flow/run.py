@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from adjoined.slicing.flow.sizes import Site, sizes_in
 from adjoined.slicing.flow.values import Values
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 GroupChoice = Callable[[str, int, int], bool]
 """(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
@@ -244,11 +246,11 @@ class LabelFlow(Checks, TorchDispatchMode):
         return united
 
     def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
-        """Tie the labels of two dimensions that must agree; one without labels keeps the other at full width."""
+        """Tie the labels of two dimensions that must agree; one without labels keeps the other at full width: `why`."""
         if a is None or b is None:
             known = b if a is None else a
             if known is not None:
-                self.pin(known, why)
+                self.pin(known, Reason(Kind.FIXED_WIDTH, why))
             return known
         if a.numel() != b.numel():
             if 1 in (a.numel(), b.numel()):
@@ -263,9 +265,9 @@ class LabelFlow(Checks, TorchDispatchMode):
         roots = torch.tensor([self.ties.find(label) for label in slot.reshape(-1).tolist()]).view(slot.shape)
         return set(varying(compress(roots)))
 
-    def pin(self, slot: Slot, why: str) -> None:
-        """Keep the channels of a slot at full width."""
-        self.ties.pin(slot, f"{why}, in {self.here}")
+    def pin(self, slot: Slot, reason: Reason) -> None:
+        """Keep the channels of a slot at full width; the reason's text is completed by where this is."""
+        self.ties.pin(slot, replace(reason, text=f"{reason.text}, in {self.here}"))
 
     def collapse(self, slot: Slot, keep: Sequence[int]) -> Slot:
         """Tie everything along the dimensions outside `keep`; return the slot that varies along `keep` only."""
@@ -284,8 +286,8 @@ class LabelFlow(Checks, TorchDispatchMode):
             if slot.shape[dim] > 1:
                 labels = self.collapse(slot, (dim,)).reshape(-1)
                 if found is not None and not torch.equal(found, labels):
-                    self.pin(found, "each element belongs to two channels at once")
-                    self.pin(labels, "each element belongs to two channels at once")
+                    self.pin(found, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
+                    self.pin(labels, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
                 found = labels if found is None else self.tie(found, labels)
         return found
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adjoined.slicing.flow.labels import OutOfStep, Slot, varying
+from adjoined.slicing.plan.reasons import Kind
 
 RESHAPES = ("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias", "_reshape_copy")
 
@@ -44,6 +45,8 @@ class Size(NamedTuple):
 
 class Mismatch(OutOfStep):
     """Code asks an operator for a number of channels that the small network does not have."""
+
+    kind = Kind.FIXED_SIZE
 
     def __init__(self, site: Site, position: int, asked: int, left: int, size: Size, here: str) -> None:
         labels = [label for vector in size.counted for label in vector]

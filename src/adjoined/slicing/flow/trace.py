@@ -17,8 +17,9 @@ from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import another_path, check_arguments, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, named_tensors
+from adjoined.slicing.plan.reasons import Kind, Reason
 
-OUTPUT = "model output"
+OUTPUT = Reason(Kind.OUTPUT, "model output")
 
 
 @dataclass
@@ -148,15 +149,16 @@ def _pin_unread(ties: Ties, findings: Findings) -> None:
     read = {ties.find(label) for label in findings.read}
     for root, members in sets_of(ties.roots()):
         if root not in read and len(members) > 1:
-            ties.pin(torch.tensor(members, dtype=LABEL), "is read by no layer that ran")
+            ties.pin(torch.tensor(members, dtype=LABEL), Reason(Kind.UNREAD, "no layer that ran reads them"))
 
 
 def _pin_scripted(prefix: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:
+    reason = Reason(Kind.TORCH_SCRIPT, f"they belong to the TorchScript module '{prefix}', which cannot be resized")
     for name, vectors in labels.items():
         if name.startswith(f"{prefix}."):
             for vector in vectors:
                 if vector is not None:
-                    ties.pin(vector, f"belongs to the TorchScript module '{prefix}', which cannot be resized")
+                    ties.pin(vector, reason)
 
 
 def _tie_heads(

@@ -16,9 +16,10 @@ from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json
 from adjoined.slicing.model.modules import duplicate, in_place_of, named_tensors, set_sizes
 from adjoined.slicing.plan.index import Index, take
-from adjoined.slicing.plan.reasons import advice
+from adjoined.slicing.plan.reasons import Reason
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had reasons as plain strings; it is read, too."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,22 @@ class ChannelGroup:
     """Channels of the base network."""
     kept: int
     """Channels of the small network: the first ones."""
-    reason: str = ""
-    """Why the group stays at full width; "" where it is narrowed."""
+    reason: Reason | None = None
+    """Why the group stays at full width; None where it is narrowed."""
 
-    @property
-    def advice(self) -> str:
-        """What can be done about its full width; "" where it is narrowed, or has to be wide."""
-        return advice(self.reason)
+    def to_json(self) -> dict[str, Any]:
+        """Return the group as plain data for JSON."""
+        reason = None if self.reason is None else self.reason.to_json()
+        return asdict(self) | {"modules": list(self.modules), "reason": reason}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ChannelGroup:
+        """Read what `to_json` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        return cls(**{**data, "modules": tuple(data["modules"]), "reason": Reason.from_json(data["reason"])})
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,7 @@ class SlicePlan:
             "round_to": self.round_to,
             "keep": list(self.keep),
             "widths": self.widths,
-            "groups": [asdict(group) | {"modules": list(group.modules)} for group in self.groups],
+            "groups": [group.to_json() for group in self.groups],
             "tensors": {
                 name: [None if index is None else index.to_json() for index in indices]
                 for name, indices in self.tensors.items()
@@ -175,11 +185,11 @@ class SlicePlan:
         """Read a plan from the data of `to_json`.
 
         Raises:
-            AdjoinedError: it is no slice plan, or one of a newer version.
+            AdjoinedError: it is not a slice plan, or one of a newer version.
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        if not isinstance(data, Mapping) or data.get("format") not in (1, FORMAT):
             raise AdjoinedError(
-                "no slice plan of this version",
+                "not a slice plan of this version",
                 where=where,
                 expected=f"a JSON object with format {FORMAT}",
                 got=data.get("format") if isinstance(data, Mapping) else type(data).__name__,
@@ -197,7 +207,7 @@ class SlicePlan:
                 shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
                 conv_groups={name: int(count) for name, count in data["conv_groups"].items()},
                 attributes=dict(data["attributes"]),
-                groups=tuple(ChannelGroup(**{**g, "modules": tuple(g["modules"])}) for g in data["groups"]),
+                groups=tuple(ChannelGroup.from_json(group) for group in data["groups"]),
                 crossing=dict(data["crossing"]),
                 unaligned=tuple(data["unaligned"]),
                 products=tuple(data["products"]),
@@ -237,20 +247,21 @@ class SlicePlan:
         """Read a plan that `save` has written.
 
         Raises:
-            AdjoinedError: the file is missing, no JSON, or no slice plan.
+            AdjoinedError: the file is missing, not JSON, or not a slice plan.
         """
         return cls.from_json(read_json(Path(path), "a slice plan"), where=path)
 
     def __str__(self) -> str:
         """The groups as a table in plain text, and what can be done about those at full width."""
         rows = [("channel group", "layers", "base", "small", "")]
-        rows += [(g.name, str(len(g.modules)), str(g.width), str(g.kept), g.reason) for g in self.groups]
+        rows += [(g.name, str(len(g.modules)), str(g.width), str(g.kept), str(g.reason or "")) for g in self.groups]
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
             f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows
         ]
         head = f"slice plan: alpha {self.alpha:g}, widths in multiples of {self.round_to}"
-        notes = list(dict.fromkeys(f"{group.reason}: {group.advice}" for group in self.groups if group.advice))
+        reasons = dict.fromkeys(group.reason for group in self.groups if group.reason is not None)
+        notes = [f"{reason}: {reason.remedy}" for reason in reasons if reason.remedy]
         notes += [f"not reordered, {reason}: {name}" for name, reason in self.unordered.items()]
         return "\n".join([f"{head}, channels ordered by {self.order}" if self.order else head, *lines, *notes])
 

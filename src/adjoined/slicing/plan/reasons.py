@@ -1,47 +1,107 @@
-"""What a user can do about channels that stay at full width, by the reason that the plan gives."""
+"""Why channels stay at full width, and what a user can do about it."""
 
 from __future__ import annotations
 
-import re
-
-ADVICE = (
-    (r"^model output", ""),
-    (r"^kept by keep|^widths=", ""),  # what the user has asked for
-    (
-        r"a size of \d+ is asked for",
-        "Take that number from a tensor's shape or from an attribute of the module.",
-    ),
-    (r"fixed number of channels", "Take the number of channels to add from the tensors' shapes."),
-    (r"fixed (width|number)", "Make the other tensor a parameter or buffer of a module, or make it after x.shape."),
-    (r"^no rule for", "Write it with other operators, or add a rule for this one (CONTRIBUTING.md)."),
-    (r"TorchScript", "Use the module as it was before it was scripted."),
-    (r"not enough to be narrowed", "A smaller `round_to`, or a larger alpha, narrows them."),
-    (r"tied to each other", "Its own structure ties them: a sum over them, or one norm over all, for example."),
-    (r"two channels at once", "Its own structure ties them: the products of all pairs of channels, for example."),
-    (
-        r"by (their )?values|index|picked|order of",
-        "Which channels are taken depends on numbers that no slice can follow.",
-    ),
-    (r"neighbours|along (a|the)|resamples", "Channels that are looked at side by side must stay side by side."),
-    (r"is read by no layer", "Nothing reads them in this forward: another example input may reach them."),
-)
-"""Pattern of a reason -> advice, the first that fits."""
-
-OTHERWISE = "No narrower form of it ran: tell us the model, or name the module in `keep` to say that this is meant."
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 
-def advice(reason: str) -> str:
-    """Return what can be done about channels at full width, as a sentence; "" where nothing is to be done.
+class Kind(StrEnum):
+    """The kinds of reasons. Code decides by these; the text of a reason is for people."""
 
-    Args:
-        reason: `ChannelGroup.reason`.
+    OUTPUT = "output"
+    """The model returns these channels."""
+    KEPT = "kept"
+    """The user named them in `keep`."""
+    REQUESTED = "requested"
+    """The user asked for all of them in `widths`."""
+    NOT_CHANNELS = "not channels"
+    """One tensor dimension alone has them, such as kernel positions."""
+    INSIDE_GROUPS = "inside groups"
+    """Each group of a grouped convolution reads them, and whole groups are dropped instead."""
+    TOO_FEW = "too few"
+    """Alpha and rounding leave all of them."""
+    TIED = "tied"
+    """They are tied to each other, so they can only be kept together."""
+    TWO_AT_ONCE = "two at once"
+    """Each element belongs to two channels."""
+    FIXED_WIDTH = "fixed width"
+    """They meet something whose width does not follow."""
+    FIXED_PADDING = "fixed padding"
+    """Code pads them with a fixed number of channels."""
+    FIXED_SIZE = "fixed size"
+    """Code asks an operator for a fixed number of channels."""
+    BY_VALUE = "by value"
+    """Values decide which of them are meant."""
+    NEIGHBOURS = "neighbours"
+    """An operator looks at them side by side."""
+    NO_RULE = "no rule"
+    """An operator has no rule, or none for these shapes."""
+    TORCH_SCRIPT = "TorchScript"
+    """They belong to a scripted module."""
+    UNREAD = "unread"
+    """No layer that ran reads them."""
+    DOES_NOT_RUN = "does not run"
+    """No narrower form of the network ran."""
+    OTHER = "other"
+    """Written by a version that did not note kinds."""
+
+
+REMEDIES = {
+    Kind.TOO_FEW: "A smaller `round_to` or a larger alpha narrows them.",
+    Kind.TIED: "The model's own structure ties them: a sum over them, or one norm over all, for example.",
+    Kind.TWO_AT_ONCE: "The model's own structure ties them: the products of all pairs of channels, for example.",
+    Kind.FIXED_WIDTH: "Make the other tensor a parameter or buffer of a module, or create it from x.shape.",
+    Kind.FIXED_PADDING: "Take the number of channels to add from the tensors' shapes.",
+    Kind.FIXED_SIZE: "Take that number from a tensor's shape or from an attribute of the module.",
+    Kind.BY_VALUE: "Which channels are taken depends on numbers that no slice can follow.",
+    Kind.NEIGHBOURS: "Channels that an operator looks at side by side must stay side by side.",
+    Kind.NO_RULE: "Write it with other operators, or add a rule for this one (CONTRIBUTING.md).",
+    Kind.TORCH_SCRIPT: "Use the module as it was before it was scripted.",
+    Kind.UNREAD: "Nothing reads them in this forward pass: another example input may reach them.",
+    Kind.DOES_NOT_RUN: "No narrower form ran: report the model, or name the module in `keep` if that is intended.",
+}
+"""What a user can do about each kind; nothing about the others."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a channel group stays at full width.
+
+    Attributes:
+        kind: what code may decide by.
+        text: the same for people, with names and numbers.
 
     Example:
-        >>> advice("no rule for the operator sort, in 'head' (sort)")
-        'Write it with other operators, or add a rule for this one (CONTRIBUTING.md).'
-        >>> advice("model output")
-        ''
+        >>> reason = Reason(Kind.NO_RULE, "no rule for the operator sort, in 'head' (sort)")
+        >>> print(reason, "-", reason.remedy)
+        no rule for the operator sort, in 'head' (sort) - Write it with other operators, or add a rule for this one \
+(CONTRIBUTING.md).
     """
-    if not reason:
-        return ""
-    return next((what for pattern, what in ADVICE if re.search(pattern, reason)), OTHERWISE)
+
+    kind: Kind
+    text: str
+
+    @property
+    def remedy(self) -> str:
+        """What a user can do about it, as a sentence; "" where nothing is to be done."""
+        return REMEDIES.get(self.kind, "")
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> dict[str, str]:
+        """Return kind and text."""
+        return {"kind": self.kind.value, "text": self.text}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Reason | None:
+        """Read what `to_json` returned, None, or the plain string that plans of format 1 hold.
+
+        Raises:
+            KeyError, ValueError: it is something else.
+        """
+        if data is None or isinstance(data, str):
+            return cls(Kind.OTHER, data) if data else None
+        return cls(Kind(data["kind"]), str(data["text"]))

@@ -13,6 +13,7 @@ from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.request import Request
 from adjoined.slicing.solve.solve import solve
+from adjoined.slicing.solve.widths import AlphaTooLarge
 
 STEPS = 12
 """Halvings of the range of alpha: its logarithm is found to a 4,000th part."""
@@ -47,8 +48,8 @@ def find_alpha(model: nn.Module, inputs: Inputs, request: Request, compress: flo
     while best is None:
         try:
             best = solve(model, inputs, replace(request, alpha=high))
-        except AdjoinedError as error:  # beyond the widest group that can be narrowed
-            if high <= 1 or str(error.where).startswith("widths"):
+        except AlphaTooLarge:
+            if high <= 1:
                 raise
             high = max(1.0, high / 2)
     last = last_linear(model, inputs)

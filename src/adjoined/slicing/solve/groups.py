@@ -7,28 +7,28 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from adjoined.slicing.flow.labels import compress, distinct, sets_of, varying
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace
-
-if TYPE_CHECKING:
-    from adjoined.slicing.solve.request import Asked
+from adjoined.slicing.plan.reasons import Kind, Reason
+from adjoined.slicing.solve.request import RequestedWidth
 
 Piece = tuple[Site, int, int]
 """(cut, dimension, number of the piece along it)."""
 
-NO_CHANNELS = "is no channel dimension"
+NOT_CHANNELS = Reason(Kind.NOT_CHANNELS, "not a channel dimension")
 
 
-class Wanted(NamedTuple):
-    """How many roots of a group are kept because other numbers of the model depend on it."""
+class RequiredWidth(NamedTuple):
+    """A width that the model's code requires of a group, whatever alpha says."""
 
     roots: int
-    why: str
+    """How many of its roots are kept."""
+    reason: Reason
 
 
 @dataclass
@@ -38,24 +38,24 @@ class Group:
     Attributes:
         roots: one root label for every channel (or bundle of channels that go together), in order.
         places: (tensor name, dimension) -> how many of its indices belong to one root.
-        reason: why it stays at full width; "" if it is narrowed.
+        reason: why it has to stay at full width; None if it may be narrowed.
         kept: how many of the roots the small network has.
-        wanted: keep so many of them, whatever alpha says.
-        step: keep a multiple of so many channels, as code divides their number by it.
+        required: the width that the model's code requires of it, if it does.
+        step: the number of channels kept is a multiple of this, as code divides it by that.
         unit: channels that one root stands for where widths are rounded: those of all rows (heads).
         folds: views that fold these channels into rows.
-        asked: what `widths` asks for; they agree.
+        requested: what `widths` asks for; they agree.
     """
 
     roots: array[int]
     places: dict[tuple[str, int], int]
-    reason: str = ""
+    reason: Reason | None = None
     kept: int = 0
-    wanted: Wanted | None = None
+    required: RequiredWidth | None = None
     step: int = 1
     unit: int = 0
     folds: set[Site] = field(default_factory=set)
-    asked: tuple[Asked, ...] = ()
+    requested: tuple[RequestedWidth, ...] = ()
 
     @property
     def bundle(self) -> int:
@@ -99,7 +99,7 @@ class Grouping:
                 in_tensors = {place: count for place, count in places.items() if place[0] in real}
                 alike[signature] = Group(array("q"), in_tensors or dict(places))
                 if sum(places.values()) == 1 and in_tensors:
-                    alike[signature].reason = NO_CHANNELS
+                    alike[signature].reason = NOT_CHANNELS
             group = alike[signature]
             group.roots.append(root)
             self._of_root[root] = group

@@ -18,6 +18,7 @@ from adjoined.slicing.flow.labels import OutOfStep
 from adjoined.slicing.flow.sizes import Count, Mismatch, Site, Size
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import KEPT_IN_LINE, keeps_sizes
+from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.groups import Grouping
 
 _NO_WIDTHS = {"training", "kernel_size", "stride", "padding", "dilation", "output_padding"}
@@ -74,8 +75,14 @@ class Failure:
     @property
     def message(self) -> str:
         """What went wrong, and where."""
-        error = self.error
-        return str(error) if isinstance(error, OutOfStep) else f"{type(error).__name__}: {error} in '{self.module}'"
+        return self.reason.text
+
+    @property
+    def reason(self) -> Reason:
+        """Why the channels concerned stay at full width, if nothing helps."""
+        if isinstance(self.error, OutOfStep):
+            return self.error.reason
+        return Reason(Kind.DOES_NOT_RUN, f"{type(self.error).__name__}: {self.error} in '{self.module}'")
 
 
 @dataclass

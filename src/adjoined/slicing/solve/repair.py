@@ -14,11 +14,12 @@ from typing import NamedTuple
 from adjoined.slicing.flow.labels import OutOfStep, TooNarrow
 from adjoined.slicing.flow.sizes import Count, Mismatch, Site, count_left
 from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.solve.groups import Grouping, Wanted
+from adjoined.slicing.plan.reasons import Reason
+from adjoined.slicing.solve.groups import Grouping, RequiredWidth
 from adjoined.slicing.solve.numbers import Attribute, Failure, KeptNumbers, and_parents
 
 PATIENCE = 4
-"""So many times a module's own groups are widened; from then on those of its parent are, too."""
+"""How often a module's own groups are widened before those of its parent are, too."""
 
 
 class Unaligned(Exception):
@@ -35,7 +36,7 @@ class _Trial(NamedTuple):
     failure: Failure
     ways: Iterator[str]
     corrected: dict[Attribute, Count]
-    wanted: list[Wanted | None]
+    required: list[RequiredWidth | None]
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Repairs:
             if trial is not None:
                 self.log.append(f"{self.log.pop()}: helped")
             ways = self._ways(failure, is_kept)
-        before = (dict(self.numbers.corrected), [group.wanted for group in self.grouping.groups])
+        before = (dict(self.numbers.corrected), [group.required for group in self.grouping.groups])
         way = next(ways, None)
         if way is None:
             self._give_up(failure)
@@ -79,8 +80,8 @@ class Repairs:
 
     def _undo(self, trial: _Trial) -> None:
         self.numbers.corrected = dict(trial.corrected)
-        for group, wanted in zip(self.grouping.groups, trial.wanted, strict=True):
-            group.wanted = wanted
+        for group, required in zip(self.grouping.groups, trial.required, strict=True):
+            group.required = required
 
     def _ways(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
         """Make one change after the other, each undone by the caller if it does not help; yield what was changed."""
@@ -118,7 +119,7 @@ class Repairs:
         if not groups or rest or any(g.reason or not 0 < channels <= len(g.roots) for g in groups.values()):
             return False
         for group in groups.values():
-            group.wanted = Wanted(channels, str(error))
+            group.required = RequiredWidth(channels, error.reason)
         return True
 
     def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
@@ -137,7 +138,7 @@ class Repairs:
                     more = missing // group.bundle
                     if id(group) not in tried and not group.reason and 0 < more <= len(group.roots) - group.kept:
                         tried.add(id(group))
-                        group.wanted = Wanted(group.kept + more, str(error))
+                        group.required = RequiredWidth(group.kept + more, error.reason)
                         yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
@@ -148,7 +149,7 @@ class Repairs:
         (group,) = groups.values()
         if group.reason or not group.kept * group.bundle < error.arriving <= group.width:
             return False
-        group.wanted = Wanted(-(-error.arriving // group.bundle), str(error))
+        group.required = RequiredWidth(-(-error.arriving // group.bundle), error.reason)
         return True
 
     # ---- what is left: channel identity, full width ------------------------------------------------------------------
@@ -160,7 +161,7 @@ class Repairs:
         cuts = {piece[0] for piece in pieces} - self.trace.unaligned
         if cuts and self.may_unalign:
             raise Unaligned(self._and_alike(cuts))
-        if not self._widen(failure.labels, failure.module, failure.message):
+        if not self._widen(failure.labels, failure.module, failure.reason):
             raise OutOfStep(failure.message)
         self.log.append(f"kept wide after: {failure.message}")
 
@@ -171,7 +172,7 @@ class Repairs:
         alike = {(kinds[cut.module], cut._replace(module="")) for cut in cuts}
         return {cut for cut in known if (kinds[cut.module], cut._replace(module="")) in alike}
 
-    def _widen(self, labels: tuple[int, ...], module: str, why: str) -> bool:
+    def _widen(self, labels: tuple[int, ...], module: str, reason: Reason) -> bool:
         """Keep the groups concerned at full width; without any, those of the module, of its parents, of the model."""
         self._widened[module] += 1
         groups = {id(g): g for g in map(self.grouping.of, labels) if not g.reason}
@@ -180,5 +181,5 @@ class Repairs:
                 break
             groups |= {id(g): g for g in self.grouping.inside(name) if not g.reason}
         for group in groups.values():
-            group.reason = why
+            group.reason = reason
         return bool(groups)

@@ -13,7 +13,6 @@ from torch import nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.modules import filters, matching_modules, named_tensors, owner_of
-from adjoined.slicing.solve.groups import Group
 
 NOTATION = "a share such as '1/2', or a number such as '24 channels'"
 
@@ -23,7 +22,7 @@ _CHANNELS = re.compile(r"\s*(\d+)\s+channels?\s*")
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedWidth:
     """A width that a pattern asks for at one place: 1/alpha of the channels that are written there."""
 
     pattern: str
@@ -70,7 +69,7 @@ def _alpha(text: str, width: int) -> float:
     return width / int(match[1]) if match and int(match[1]) else 0.0
 
 
-def asked_widths(model: nn.Module, widths: Sequence[tuple[str, str]]) -> dict[tuple[str, int], Asked]:
+def requested_widths(model: nn.Module, widths: Sequence[tuple[str, str]]) -> dict[tuple[str, int], RequestedWidth]:
     """Return the width that is asked for at every filter, (tensor name, dimension), that patterns name.
 
     A pattern means the channels that a module, or the modules in it, write; see `filters`.
@@ -80,7 +79,7 @@ def asked_widths(model: nn.Module, widths: Sequence[tuple[str, str]]) -> dict[tu
             a module does not have that many channels.
     """
     places, tensors = filters(model), named_tensors(model)
-    found: dict[tuple[str, int], Asked] = {}
+    found: dict[tuple[str, int], RequestedWidth] = {}
     for pattern, text in widths:
         modules = matching_modules(model, (pattern,), setting="widths")
         named = [name for name in places if any(f"{owner_of(name)}.".startswith(f"{each}.") for each in modules)]
@@ -101,41 +100,13 @@ def asked_widths(model: nn.Module, widths: Sequence[tuple[str, str]]) -> dict[tu
                     expected=f"at most {width} channels, the width of '{owner_of(name)}'",
                     got=repr(text),
                 )
-            asked = Asked(pattern, text, alpha)
-            before = found.setdefault((name, dim), asked)
-            _check_agree(before, asked, owner_of(name))
+            width_here = RequestedWidth(pattern, text, alpha)
+            check_agree(found.setdefault((name, dim), width_here), width_here, owner_of(name))
     return found
 
 
-def ask(groups: Sequence[Group], asked: Mapping[tuple[str, int], Asked]) -> None:
-    """Hand every group the widths that are asked for it.
-
-    Raises:
-        AdjoinedError: two patterns ask for different widths of one group.
-    """
-    for group in groups:
-        group.asked = tuple(asked[place] for place in group.places if place in asked)
-        for other in group.asked[1:]:
-            if not group.reason:
-                _check_agree(group.asked[0], other, group.name)
-
-
-def check_answered(groups: Sequence[Group], widths: Sequence[tuple[str, str]]) -> None:
-    """Raise AdjoinedError if a pattern has no effect: all groups that it names stay at full width for a reason."""
-    for pattern, text in widths:
-        named = [group for group in groups if any(asked.pattern == pattern for asked in group.asked)]
-        if all(group.reason or len(group.roots) == 1 for group in named):
-            why = next((f"'{group.name}': {group.reason}" for group in named if group.reason), "")
-            raise AdjoinedError(
-                "the width cannot be given: all these channels stay at full width",
-                where=f"widths[{pattern!r}]",
-                got=repr(text),
-                expected="modules whose channels can be dropped one by one" + (f" ({why})" if why else ""),
-                fix="`adjoined plan` shows which groups can be narrowed, and why others cannot.",
-            )
-
-
-def _check_agree(one: Asked, other: Asked, name: str) -> None:
+def check_agree(one: RequestedWidth, other: RequestedWidth, name: str) -> None:
+    """Raise AdjoinedError if two widths differ that are asked for the channels of the group `name`."""
     if abs(one.alpha - other.alpha) > 1e-9 * one.alpha:
         raise AdjoinedError(
             "two widths are asked for channels that are kept or dropped together",

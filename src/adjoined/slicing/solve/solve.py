@@ -10,7 +10,6 @@ from torch import nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, along
-from adjoined.slicing.flow.rules.convolution import INSIDE_GROUPS
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace, trace
@@ -19,11 +18,12 @@ from adjoined.slicing.model.misuse import another_path
 from adjoined.slicing.model.modules import matching_modules, named_tensors, owner_of
 from adjoined.slicing.plan.index import Index
 from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
-from adjoined.slicing.solve.groups import NO_CHANNELS, Group, Grouping
+from adjoined.slicing.plan.reasons import Kind, Reason
+from adjoined.slicing.solve.groups import Group, Grouping
 from adjoined.slicing.solve.numbers import Failure
 from adjoined.slicing.solve.repair import Repairs, Unaligned
-from adjoined.slicing.solve.request import Asked, Request, ask, asked_widths, check_answered
-from adjoined.slicing.solve.widths import pin_kept, set_widths, slices_inside
+from adjoined.slicing.solve.request import Request, RequestedWidth, requested_widths
+from adjoined.slicing.solve.widths import check_answered, hand_out, pin_kept, set_widths, slices_inside
 
 PRODUCTS = {"convolution", "t", "mm", "addmm"}
 """Operators whose gradient with respect to a weight is a new tensor that nothing else refers to."""
@@ -38,19 +38,19 @@ def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
     It always ends: where no repair helps, the model stays as wide as it is, and the plan says why.
     """
     kept_modules = matching_modules(model, request.keep)
-    asked = asked_widths(model, request.widths)
+    requested = requested_widths(model, request.widths)
     unaligned: frozenset[Site] = frozenset()
     inside: frozenset[str] = frozenset()
     may_unalign = True
     while True:
-        traced = trace_for(model, inputs, request, asked, unaligned, inside)
+        traced = trace_for(model, inputs, request, requested, unaligned, inside)
         grouping = Grouping(traced)
         if tied := grouping.tied_groups() - inside:
             inside |= tied
             del traced, grouping  # as large as the next ones
             continue
         pin_kept(grouping.groups, kept_modules)
-        ask(grouping.groups, asked)
+        hand_out(grouping.groups, requested)
         repairs = Repairs(traced, grouping, may_unalign)
         try:
             return _settle(traced, grouping, repairs, request)
@@ -58,12 +58,12 @@ def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
             unaligned |= found.cuts
         except OutOfStep as error:
             if not unaligned:
-                return _at_full_width(traced, request, str(error))
+                return _at_full_width(traced, request, error.reason)
             unaligned, may_unalign = frozenset(), False
         del traced, grouping, repairs
 
 
-def _at_full_width(traced: Trace, request: Request, why: str) -> SlicePlan:
+def _at_full_width(traced: Trace, request: Request, why: Reason) -> SlicePlan:
     """Return the plan that narrows nothing, because of the failure `why`.
 
     Raises:
@@ -71,7 +71,7 @@ def _at_full_width(traced: Trace, request: Request, why: str) -> SlicePlan:
     """
     grouping = Grouping(traced)
     for group in grouping.groups:
-        group.reason = group.reason or f"no narrower network runs: {why}"
+        group.reason = group.reason or Reason(why.kind, f"no narrower network runs: {why}")
     try:
         return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request)
     except OutOfStep as error:
@@ -86,7 +86,7 @@ def trace_for(
     model: nn.Module,
     inputs: Inputs,
     request: Request,
-    asked: Mapping[tuple[str, int], Asked] | None = None,
+    requested: Mapping[tuple[str, int], RequestedWidth] | None = None,
     unaligned: frozenset[Site] = frozenset(),
     sliced_inside: frozenset[str] = frozenset(),
 ) -> Trace:
@@ -94,7 +94,7 @@ def trace_for(
 
     Those in `sliced_inside` are narrowed inside their groups in any case.
     """
-    alphas = {owner_of(tensor): each.alpha for (tensor, _), each in (asked or {}).items()}
+    alphas = {owner_of(tensor): each.alpha for (tensor, _), each in (requested or {}).items()}
 
     def inside(module: str, groups: int, size: int) -> bool:
         own = alphas.get(module, request.alpha)
@@ -201,24 +201,24 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
     )
 
 
-def _why_not_narrowed(group: Group) -> str:
-    """Return why a group that may be narrowed is not, in this plan; "" where it is."""
+def _why_not_narrowed(group: Group) -> Reason | None:
+    """Return why a group that may be narrowed is not, in this plan; None where it is."""
     if group.kept < len(group.roots):
-        return ""
-    if group.wanted is not None:
-        return group.wanted.why
-    if group.asked and group.asked[0].alpha == 1:
-        return f"widths={group.asked[0].pattern!r} asks for all of its channels"
+        return None
+    if group.required is not None:
+        return group.required.reason
+    if group.requested and group.requested[0].alpha == 1:
+        return Reason(Kind.REQUESTED, f"widths={group.requested[0].pattern!r} asks for all of its channels")
     if len(group.roots) == 1:
-        return "its channels are tied to each other"
-    return f"its {group.width} channels are not enough to be narrowed at this alpha and rounding"
+        return Reason(Kind.TIED, "its channels are tied to each other")
+    return Reason(Kind.TOO_FEW, f"its {group.width} channels are not enough to be narrowed at this alpha and rounding")
 
 
 def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
     """Return the groups in the words of the plan; pieces of one layer that behave alike are added up."""
     rows: dict[object, ChannelGroup] = {}
     for group in groups:
-        if group.reason == NO_CHANNELS or group.reason.startswith(INSIDE_GROUPS):
+        if group.reason is not None and group.reason.kind in (Kind.NOT_CHANNELS, Kind.INSIDE_GROUPS):
             continue  # nobody's choice: kernel positions, and the few channels that each group of a convolution reads
         modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.places))
         reason = group.reason or _why_not_narrowed(group)

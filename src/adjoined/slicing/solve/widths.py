@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.groups import Group
+from adjoined.slicing.solve.request import RequestedWidth, check_agree
 
-KEPT = "kept by keep="
+
+class AlphaTooLarge(AdjoinedError):
+    """Alpha exceeds the width of every group that it narrows."""
 
 
 def kept_of(channels: int, bundle: int, alpha: float, round_to: int) -> int:
@@ -48,21 +52,49 @@ def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
     for group in groups:
         for tensor, _ in group.places:
             owner = next((m for m in _ancestors(tensor) if m in modules), None)
-            if owner is not None and not group.reason:
-                group.reason = f"{KEPT}{modules[owner]!r}"
+            if owner is not None and group.reason is None:
+                group.reason = Reason(Kind.KEPT, f"kept by keep={modules[owner]!r}")
+
+
+def hand_out(groups: Sequence[Group], requested: Mapping[tuple[str, int], RequestedWidth]) -> None:
+    """Give every group the widths that are requested for it.
+
+    Raises:
+        AdjoinedError: two patterns ask for different widths of one group.
+    """
+    for group in groups:
+        group.requested = tuple(requested[place] for place in group.places if place in requested)
+        for other in group.requested[1:]:
+            if group.reason is None:
+                check_agree(group.requested[0], other, group.name)
+
+
+def check_answered(groups: Sequence[Group], widths: Sequence[tuple[str, str]]) -> None:
+    """Raise AdjoinedError if a pattern has no effect: all groups that it names stay at full width for a reason."""
+    for pattern, text in widths:
+        named = [group for group in groups if any(width.pattern == pattern for width in group.requested)]
+        if all(group.reason or len(group.roots) == 1 for group in named):
+            why = next((f"'{group.name}': {group.reason}" for group in named if group.reason), "")
+            raise AdjoinedError(
+                "the width cannot be given: all these channels stay at full width",
+                where=f"widths[{pattern!r}]",
+                got=repr(text),
+                expected="modules whose channels can be dropped one by one" + (f" ({why})" if why else ""),
+                fix="`adjoined plan` shows which groups can be narrowed, and why others cannot.",
+            )
 
 
 def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
     """Set how many roots each group keeps.
 
     Raises:
-        AdjoinedError: alpha exceeds the width of every group, so that no layer has a whole channel left.
+        AlphaTooLarge: alpha exceeds the width of every group, so that no layer has a whole channel left.
     """
-    choices = (g for g in groups if (not g.reason and not g.asked) or g.reason.startswith(KEPT))
+    choices = (g for g in groups if (g.reason.kind is Kind.KEPT if g.reason else not g.requested))
     widest = max(choices, key=lambda g: g.width, default=None)
     if widest is not None and alpha > widest.width:
         name = next(iter(widest.places))[0].rpartition(".")[0]
-        raise AdjoinedError(
+        raise AlphaTooLarge(
             "alpha leaves less than one channel of every layer",
             where=f"alpha={alpha:g}",
             expected=f"at most {widest.width}, the channels of the widest layer '{name}'",
@@ -70,11 +102,11 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
         )
     for group in groups:
         count = len(group.roots)
-        own = group.asked[0].alpha if group.asked else alpha
-        if group.reason:
+        own = group.requested[0].alpha if group.requested else alpha
+        if group.reason is not None:
             group.kept = count
-        elif group.wanted is not None:
-            group.kept = group.wanted.roots
+        elif group.required is not None:
+            group.kept = group.required.roots
         else:
             group.kept = kept_of(count, group.unit or group.bundle, own, math.lcm(round_to, group.step))
 

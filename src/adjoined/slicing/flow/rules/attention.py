@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import Slot, along, distinct, varying
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
@@ -84,4 +85,4 @@ def _tie_bias(flow: LabelFlow, call: Call, by_head: Sequence[Slot], heads: int) 
             if by_head and varying(slot) == (heads,):
                 flow.tie(by_head[0], slot)
             else:
-                flow.pin(slot, "attention with a fixed number of heads")
+                flow.pin(slot, Reason(Kind.FIXED_WIDTH, "attention with a fixed number of heads"))

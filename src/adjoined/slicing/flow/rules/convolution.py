@@ -9,12 +9,15 @@ from torch import Tensor
 
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import Slot, along, varying
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
 
 FIXED_INPUT = "reads channels of fixed width"
-INSIDE_GROUPS = "channels inside the groups of a grouped convolution, which keeps whole groups"
+INSIDE_GROUPS = Reason(
+    Kind.INSIDE_GROUPS, "channels inside the groups of a grouped convolution, which keeps whole groups"
+)
 
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
@@ -30,7 +33,8 @@ def convolution(flow: LabelFlow, call: Call) -> None:
     weight_in = flow.vector([s for s in weight_slots if reads in varying(s)], reads)
     weight_out = flow.vector([s for s in weight_slots if writes in varying(s)], writes)
     if weight_in is not None and weight_out is not None and any({0, 1} <= set(varying(s)) for s in weight_slots):
-        flow.pin(weight_in, "each element of the weight belongs to an output and an input channel at once")
+        why = "each element of the weight belongs to an output and an input channel at once"
+        flow.pin(weight_in, Reason(Kind.TWO_AT_ONCE, why))
     flow.note_read(channels)
     groups = call["groups"]
     if groups == 1 and flow.module not in flow.findings.conv_groups:
@@ -62,7 +66,7 @@ def _grouped(
     if channels is None or out is None:
         for labels in (channels, out, weight_in):
             if labels is not None:
-                flow.pin(labels, "grouped convolution with channels of fixed width")
+                flow.pin(labels, Reason(Kind.FIXED_WIDTH, "grouped convolution with channels of fixed width"))
         return out
     size = weight.shape[1]
     inside = flow.module in flow.findings.sliced_inside
@@ -88,9 +92,10 @@ def _grouped_transposed(
 ) -> Tensor | None:
     """Return the output's labels of a grouped transposed convolution; its weight is (in, out / groups, ...)."""
     if channels is None or weight_in is None:
+        reason = Reason(Kind.FIXED_WIDTH, "grouped transposed convolution with channels of fixed width")
         for labels in (channels, weight_in, out):
             if labels is not None:
-                flow.pin(labels, "grouped transposed convolution with channels of fixed width")
+                flow.pin(labels, reason)
         return out
     if out is not None:
         flow.pin(out, INSIDE_GROUPS)
@@ -121,14 +126,14 @@ def _along_space(flow: LabelFlow, x: Tensor, weight: Tensor, out: Tensor) -> lis
                 flow.check_neighbours(number, slot)
             kept.append(slot)
         else:
-            flow.pin(slot, "convolution along a labelled dimension")
+            flow.pin(slot, Reason(Kind.NEIGHBOURS, "convolution along a labelled dimension"))
     return kept
 
 
 def _give_up(flow: LabelFlow, call: Call) -> None:
     for tensor in call.tensors:
         for slot in flow.slots(tensor):
-            flow.pin(slot, f"no rule for {call.name} on these shapes")
+            flow.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
     flow.carry(call.out, [])
 
 
@@ -137,7 +142,7 @@ def deformable(flow: LabelFlow, call: Call) -> None:
     """torchvision's: an ordinary convolution whose kernel moves by offsets, which stay as many as they are."""
     for tensor in (call["offset"], call["mask"]):
         for slot in flow.slots(tensor):
-            flow.pin(slot, "places and weights of a deformable kernel")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "places and weights of a deformable kernel"))
     fields = call["n_offset_grps"] or call["offset_groups"] or 1
     channels = flow.vector([s for s in flow.slots(call["input"]) if 1 in varying(s)], 1)
     if channels is not None and fields > 1 and channels.numel() % fields == 0:

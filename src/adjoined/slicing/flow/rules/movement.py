@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import NeedsValues, Slot, compress, reshaped, varying
 from adjoined.slicing.flow.sizes import RESHAPES
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
@@ -34,18 +35,18 @@ def move(flow: LabelFlow, call: Call) -> None:
     others = call.tensors[1:]
     for index in others:
         for slot in flow.slots(index):
-            flow.pin(slot, "is used as an index")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
     picked = _picked_by_value(flow, call)
     if flow.slots(source) and any(index.is_meta for index in others):
         raise NeedsValues(call.name)
     moved: list[list[Slot]] = [[] for _ in outputs]
     for number, slot in enumerate(flow.slots(source)):
         if picked & set(varying(slot)):
-            flow.pin(slot, "is picked from by values that the network computes")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "is picked from by values that the network computes"))
             continue
         results = _run(call, slot, source)
         if results is None:
-            flow.pin(slot, f"{call.name} on these shapes")
+            flow.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
             continue
         results = [compress(result) for result in results]
         for piece, result in enumerate(results):

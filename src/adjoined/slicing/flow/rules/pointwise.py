@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import Slot, varying
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
@@ -38,7 +39,7 @@ def tie_elementwise(flow: LabelFlow, operands: Sequence[Tensor], out: Tensor) ->
         fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride} - dims  # stride 0: was expanded
         for slot in list(united):
             if fixed & set(varying(slot)) and fixed & flow.tied_along(slot):
-                flow.pin(slot, "meets a tensor of fixed width")
+                flow.pin(slot, Reason(Kind.FIXED_WIDTH, "meets a tensor of fixed width"))
                 united = [other for other in united if other is not slot]  # of fixed width from here on
     flow.carry(out, united)
 
@@ -102,6 +103,6 @@ def unknown(flow: LabelFlow, call: Call) -> None:
     """No rule: every channel that comes in stays at full width, and nothing is known of what goes out."""
     for tensor in call.tensors:
         for slot in flow.slots(tensor):
-            flow.pin(slot, f"no rule for the operator {call.name}")
+            flow.pin(slot, Reason(Kind.NO_RULE, f"no rule for the operator {call.name}"))
     for out in call.outputs:
         flow.carry(out, [])

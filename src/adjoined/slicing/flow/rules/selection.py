@@ -10,6 +10,7 @@ from torch import Tensor
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, compress, varying
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
@@ -25,7 +26,7 @@ def ordered(flow: LabelFlow, call: Call) -> None:
     carried = []
     for slot in flow.slots(x):
         if dims & set(varying(slot)):
-            flow.pin(slot, "channels are put in the order of their values")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "channels are put in the order of their values"))
         else:
             carried.append(slot)
     for out in call.outputs:
@@ -42,7 +43,7 @@ def gather(flow: LabelFlow, call: Call) -> None:
     chosen = [slot for slot in flow.slots(index) if dim not in varying(slot)]
     if moved and not _constant(flow, index):
         for slot in moved:
-            flow.pin(slot, "channels are chosen by their values")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "channels are chosen by their values"))
         moved = []
     carried = flow.unite(stay + chosen)
     for slot in moved:
@@ -60,7 +61,7 @@ def scatter(flow: LabelFlow, call: Call) -> None:
     across = [slot for slot in [*flow.slots(x), *sources] if dim in varying(slot)]
     if across and not (_constant(flow, index) and src is not None):
         for slot in across:
-            flow.pin(slot, "channels are scattered by values")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "channels are scattered by values"))
         across = []
     carried = flow.unite([slot for slot in [*flow.slots(x), *sources] if dim not in varying(slot)])
     if across and src is not None:
@@ -81,7 +82,7 @@ def put_rows(flow: LabelFlow, call: Call) -> None:
     carried = flow.unite([s for s in [*flow.slots(x), *flow.slots(source)] if dim not in varying(s)])
     if across and not _constant(flow, index):
         for slot in across:
-            flow.pin(slot, "channels are placed by values")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "channels are placed by values"))
     elif across:
         base, put = (_first(flow, tensor, dim) for tensor in (x, source))
         shape = [max(a, b) for a, b in zip(base.shape, put.shape, strict=True)]
@@ -99,14 +100,14 @@ def filled(flow: LabelFlow, call: Call) -> None:
     """Some elements get one value: places stay; a mask is tied to what it covers."""
     masks = [call["mask"]] if isinstance(call["mask"], Tensor) else []
     for slot in flow.slots(call["index"]):
-        flow.pin(slot, "is used as an index")
+        flow.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
     tie_elementwise(flow, [call["self"], *masks], call.outputs[0])
 
 
 def _constant(flow: LabelFlow, index: Tensor) -> bool:
     """Whether an index is the same in both networks: computed from no channel. Its values are needed."""
     for slot in flow.slots(index):
-        flow.pin(slot, "is used as an index")
+        flow.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
     if flow.slots(index) or flow.values.computed(index):
         return False
     if index.is_meta:

@@ -8,6 +8,7 @@ import torch
 
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import compress, varying
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
@@ -33,7 +34,7 @@ def resample(flow: LabelFlow, call: Call) -> None:
             if all(x.shape[d] == out.shape[d] and d not in pooled for d in varying(slot)):
                 carried.append(slot)
             else:
-                flow.pin(slot, f"{call.name} resamples a labelled dimension")
+                flow.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
         flow.carry(out, carried)
 
 
@@ -50,7 +51,7 @@ def unpool(flow: LabelFlow, call: Call) -> None:
     for tensor in (x, *others):
         for slot in flow.slots(tensor):
             if varying(slot) != (1,):
-                flow.pin(slot, f"{call.name} resamples a labelled dimension")
+                flow.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
             elif tensor is not x and slots:
                 flow.tie(slots[0], slot)
     for out in call.outputs[:1]:
@@ -69,7 +70,7 @@ def pad(flow: LabelFlow, call: Call) -> None:
             continue
         padded = slot.expand([slot.shape[d] if d in dims else size for d, size in enumerate(x.shape)])
         padded = compress(torch.ops.aten.constant_pad_nd(padded, call["pad"], 0))
-        flow.pin(slot, "is padded with a fixed number of channels")
+        flow.pin(slot, Reason(Kind.FIXED_PADDING, "is padded with a fixed number of channels"))
         carried.append(padded)
     flow.carry(out, carried)
 
@@ -79,11 +80,11 @@ def pool_boxes(flow: LabelFlow, call: Call) -> None:
     """Boxes (K, 5) are cut out of features (N, C, H, W) and resampled to (K, C, height, width): channels stay."""
     x, out = call["input"], call.outputs[0]
     for slot in flow.slots(call["rois"]):
-        flow.pin(slot, "are coordinates of boxes")
+        flow.pin(slot, Reason(Kind.BY_VALUE, "are coordinates of boxes"))
     carried = []
     for slot in flow.slots(x):
         if varying(slot) == (1,):
             carried.append(slot)
         else:
-            flow.pin(slot, f"{call.name} resamples a labelled dimension")
+            flow.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
     flow.carry(out, carried)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import varying
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
@@ -21,7 +22,7 @@ def fourier(flow: LabelFlow, call: Call) -> None:
         if set(varying(slot)) - dims:  # of a part that was written, it varies along the places too
             carried.append(flow.collapse(slot, [d for d in range(slot.ndim) if d not in dims]))
         elif varying(slot):
-            flow.pin(slot, "a Fourier transform along the channels")
+            flow.pin(slot, Reason(Kind.NEIGHBOURS, "a Fourier transform along the channels"))
     flow.carry(out, carried)
 
 
@@ -34,7 +35,7 @@ def pairs(flow: LabelFlow, call: Call) -> None:
         if out.ndim > x.ndim:
             carried.append(slot.unsqueeze(-1))
         elif x.ndim - 1 in varying(slot):
-            flow.pin(slot, "real and imaginary part")
+            flow.pin(slot, Reason(Kind.TWO_AT_ONCE, "real and imaginary part"))
         else:
             carried.append(slot.squeeze(-1))
     flow.carry(out, carried)

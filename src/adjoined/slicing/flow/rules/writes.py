@@ -11,6 +11,7 @@ from torch import Tensor
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, compress, varying
 from adjoined.slicing.flow.rules.pointwise import left_padded, tie_elementwise
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
@@ -51,7 +52,7 @@ def put_by_index(flow: LabelFlow, call: Call) -> None:
         return tie_elementwise(flow, [x, indices[0]], call.outputs[0])
     if labelled:
         for slot in (slot for tensor in call.tensors for slot in flow.slots(tensor)):
-            flow.pin(slot, "is written at places that depend on channels")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "is written at places that depend on channels"))
         return flow.carry(call.outputs[0], [])
     picked = sum(index.ndim if mask else 1 for index, mask in zip(indices, masks, strict=True))
     places = max(1 if mask else index.ndim for index, mask in zip(indices, masks, strict=True))
@@ -62,7 +63,7 @@ def put_by_index(flow: LabelFlow, call: Call) -> None:
     across += [s for s in slots if not leading or any(d < places for d in varying(s))]
     if across and any(map(flow.values.computed, indices)):
         for slot in across:
-            flow.pin(slot, "are written to picked places")
+            flow.pin(slot, Reason(Kind.BY_VALUE, "are written to picked places"))
         return flow.carry(call.outputs[0], [s for s in flow.slots(x) if not any(s is other for other in across)])
     if across:
         if any(index.is_meta for index in indices):
