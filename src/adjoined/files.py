@@ -1,27 +1,42 @@
-"""Files that appear whole or not at all: written beside, flushed to the disk, renamed."""
+"""Reading and writing files: what is read is bounded and regular, what is written appears whole or not at all.
+
+A run folder may be somebody else's, so no link in it is followed. Files are written under a random name beside their
+own, made anew, flushed to the disk, and renamed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, EISDIR, ENOSPC
+from errno import EDQUOT, EFBIG, EISDIR, ELOOP, ENOSPC
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 from adjoined.errors import AdjoinedError
 
+LARGEST_TEXT = 8 << 20
+"""Bytes of a text file that is read, such as JSON."""
+DEEPEST = 32
+"""Levels of nesting in a file that is read."""
+
 _FULL = (ENOSPC, EDQUOT, EFBIG)
+_PART = re.compile(r"\.adjoined-[0-9a-f]{16}\.part")
+_LARGEST_NUMBER = 1 << 63
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that a crash at any moment leaves the old one or the new one, never a part.
 
     Args:
-        path: the file; its folder exists.
+        path: the file; its folder exists. A link of this name is replaced, not followed.
         write: is called with the open binary file and writes the content to it.
 
     Raises:
@@ -34,21 +49,20 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         >>> path.read_text()
         '42'
     """
-    # One name per file, so that what a killed process left behind is written over and never piles up.
-    beside = path.with_name(f".{path.name}.part")
+    beside = _name_beside(path)
     try:
-        with open(beside, "wb") as file:
+        # A name that nobody can guess, and a file that must not exist: no link is waiting there to be followed.
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with open(handle, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
         _flush(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise cannot_write(error, path) from error
-    except BaseException:
+    finally:
         beside.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -72,9 +86,8 @@ def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
         >>> path.read_text(), len(list(path.parent.iterdir()))
         ('42', 1)
     """
-    beside = paths[0].with_name(f".{paths[0].name}.part")
+    beside = _name_beside(paths[0])
     try:
-        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         parts = tuple(beside / path.name for path in paths)
         yield parts
@@ -86,6 +99,46 @@ def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
         raise cannot_write(error, paths[0]) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what killed processes have left half written in a folder that this process holds for itself."""
+    if not folder.is_dir():
+        return
+    for entry in os.scandir(folder):
+        if _PART.fullmatch(entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def make_folder(path: Path, *, links: bool = False) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Args:
+        path: the folder.
+        links: whether it may be a link to a folder; the user's own may, one inside a run may not.
+
+    Raises:
+        AdjoinedError: it cannot be made, or it is a link.
+    """
+    if not links:
+        refuse_link(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(error, path) from error
+
+
+def refuse_link(path: Path) -> None:
+    """Raise AdjoinedError if a file or folder of a run is a link."""
+    if path.is_symlink():
+        raise AdjoinedError(
+            "is a link, and links inside a run are not followed",
+            where=path,
+            fix="Put the file or folder itself there; the run folder as a whole may be a link.",
+        )
 
 
 def check_writable(path: Path) -> None:
@@ -102,30 +155,95 @@ def check_writable(path: Path) -> None:
         raise cannot_write(error, path) from error
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a regular file of a run, whole or not at all.
+
+    Raises:
+        AdjoinedError: the source is missing, a link, or not a regular file; the target cannot be written.
+    """
+    with open_regular(source, "a file of a run") as file:
+        write_whole(target, lambda copy: shutil.copyfileobj(file, copy, 1 << 20))
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write plain data as indented JSON, whole or not at all."""
-    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    """Write plain data as indented JSON, whole or not at all.
+
+    Raises:
+        AdjoinedError: the file cannot be written, a number is not finite, or a text is not valid Unicode.
+    """
+    try:
+        content = (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except ValueError as error:
+        raise AdjoinedError(f"a value cannot be written as JSON: {error}", where=path) from error
+    write_whole(path, lambda file: file.write(content))
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Read a JSON object.
+@contextmanager
+def open_regular(path: Path, kind: str, *, links: bool = False, largest: int | None = None) -> Iterator[IO[bytes]]:
+    """Open a regular file to read it; pipes, devices and folders are refused, and nothing waits for them.
 
     Args:
         path: the file.
         kind: what it should be, for the error.
+        links: whether it may be a link; a file that the user names may, one inside a run may not.
+        largest: size up to which it is read, bytes; None: any.
 
     Raises:
-        AdjoinedError: the file is missing, unreadable, or no JSON object.
+        AdjoinedError: the file is missing, unreadable, a link, not a regular file, or too large.
     """
+    follow = 0 if links else os.O_NOFOLLOW
     try:
-        data = json.loads(path.read_bytes())
+        handle = os.open(path if links else _cached(path), os.O_RDONLY | os.O_NONBLOCK | follow)
     except FileNotFoundError as error:
         raise AdjoinedError("no such file", where=path, expected=kind) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        if error.errno == ELOOP and not links:
+            refuse_link(path)
+        raise AdjoinedError(f"cannot be read: {error.strerror}", where=path, expected=kind) from error
+    except ValueError as error:  # a zero byte in the name
+        raise AdjoinedError(f"cannot be read: {error}", where=path, expected=kind) from error
+    with open(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise AdjoinedError("is not a regular file", where=path, expected=kind)
+        if largest is not None and found.st_size > largest:
+            raise AdjoinedError(
+                "the file is too large", where=path, expected=f"{kind} of at most {largest} bytes", got=found.st_size
+            )
+        yield file
+
+
+def read_bytes(path: Path, kind: str, *, links: bool = False, largest: int = LARGEST_TEXT) -> bytes:
+    """Return the content of a regular file; arguments and errors as in `open_regular`."""
+    with open_regular(path, kind, links=links, largest=largest) as file:
+        try:
+            return file.read(largest)  # not more, even if somebody is writing to it
+        except OSError as error:
+            raise AdjoinedError(f"cannot be read: {error.strerror}", where=path, expected=kind) from error
+
+
+def read_json(path: Path, kind: str, *, links: bool = False) -> dict[str, Any]:
+    """Read a JSON object whose numbers are finite and fit into 64 bits.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the error.
+        links: whether it may be a link; a file that the user names may, one inside a run may not.
+
+    Raises:
+        AdjoinedError: the file cannot be read (see `open_regular`), or is not such a JSON object.
+    """
+    content = read_bytes(path, kind, links=links)
+    try:
+        text = content.decode()
+        _check_depth(text)
+        data = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        if "\\u" in text:
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair could not be written again
+    except (ValueError, RecursionError) as error:
         raise AdjoinedError(f"cannot be read: {error}", where=path, expected=kind) from error
     if not isinstance(data, dict):
-        raise AdjoinedError("is no JSON object", where=path, expected=kind, got=type(data).__name__)
+        raise AdjoinedError("is not a JSON object", where=path, expected=kind, got=type(data).__name__)
     return data
 
 
@@ -140,6 +258,46 @@ def cannot_write(error: OSError, path: object) -> AdjoinedError:
     return AdjoinedError(
         f"cannot be written: {error.strerror or error}", where=path, fix="Choose a folder that you may write to."
     )
+
+
+def _name_beside(path: Path) -> Path:
+    return path.with_name(f".adjoined-{secrets.token_hex(8)}.part")
+
+
+def _cached(path: Path) -> Path:
+    """Return where a link leads that huggingface_hub has put into its cache; no other link is followed.
+
+    There, `snapshots/REVISION/NAME` links to `blobs/HASH`.
+    """
+    cache = path.parent.parent.parent
+    if path.is_symlink() and path.parent.parent.name == "snapshots":
+        target = re.fullmatch(r"\.\./\.\./blobs/([0-9a-f]+)", os.readlink(path))
+        if target and not (cache / "blobs").is_symlink():
+            return cache / "blobs" / target[1]
+    return path
+
+
+def _check_depth(text: str) -> None:
+    """Raise ValueError where brackets are nested deeper than anything that this library writes."""
+    depth = 0
+    for mark in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+        if depth > DEEPEST:
+            raise ValueError(f"nested deeper than {DEEPEST} levels")
+
+
+def _whole(text: str) -> int:
+    number = int(text) if len(text) <= 20 else _LARGEST_NUMBER
+    if abs(number) >= _LARGEST_NUMBER:
+        raise ValueError(f"the number {text[:20]}… does not fit into 64 bits")
+    return number
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
 
 
 def _flush(path: Path) -> None:

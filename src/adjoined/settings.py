@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from adjoined.errors import AdjoinedError
 
@@ -300,48 +300,48 @@ class Settings:
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Settings:
-        """Read settings from a YAML file; what it does not mention keeps its default.
+        """Read settings from a YAML file; what it does not mention keeps its default. Nothing it names is imported.
 
         Raises:
-            AdjoinedError: the file is missing or no YAML mapping, or a key or value is wrong.
+            AdjoinedError: the file is missing or not a YAML mapping, or a key or value is wrong.
         """
-        import yaml
+        from adjoined.schema import read_yaml
 
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise AdjoinedError(f"cannot read the settings: {error}", where=path) from error
-        if not isinstance(values, Mapping):
-            raise AdjoinedError(
-                "no settings in this file",
-                where=path,
-                expected="a YAML mapping like `epochs: 40`",
-                got=type(values).__name__,
-            )
-        return cls.from_dict(values, where=path)
+        return cls.from_dict(_mapping(read_yaml(Path(path)), path), where=path)
+
+    @classmethod
+    def from_run(cls, path: Path, *, all_known: bool = False) -> Settings:
+        """Read the settings.yaml of a run, which may be somebody else's and of a newer minor version.
+
+        Args:
+            path: the file; it may not be a link.
+            all_known: refuse settings that this version does not know, because the run is to go on by them.
+
+        Raises:
+            AdjoinedError: as in `from_yaml`.
+        """
+        from adjoined.schema import read_yaml
+
+        values = _mapping(read_yaml(path, links=False), path)
+        known = {each.name for each in fields(cls)}
+        return cls.from_dict({name: values[name] for name in values if all_known or name in known}, where=path)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: object = "settings") -> Settings:
-        """Make settings from plain data, with every value brought to its type.
+        """Make settings from plain data, with every value brought to its type. Nothing they name is imported.
 
         Raises:
             AdjoinedError: a key is unknown or a value does not fit.
         """
-        from jsonargparse import ArgumentError, ArgumentParser
+        from adjoined.schema import conform
 
-        names = [each.name for each in fields(cls)]
+        hints = get_type_hints(cls)
         for name in values:
-            if name not in names:
-                near = get_close_matches(str(name), names, n=1)
-                fix = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(names)}."
+            if name not in hints:
+                near = get_close_matches(str(name), hints, n=1)
+                fix = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(hints)}."
                 raise AdjoinedError(f"unknown setting {name!r}", where=where, fix=fix)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls)
-        try:
-            read = parser.parse_object(dict(values))
-        except ArgumentError as error:
-            raise AdjoinedError(f"a value does not fit: {error}", where=where) from error
-        return cls(**{name: read[name] for name in names})
+        return cls(**{n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()})
 
     def _check_method(self) -> None:
         from adjoined.methods import METHODS
@@ -364,3 +364,14 @@ class Settings:
         if not fits:
             flag, got = f"--{name.replace('_', '-')}", getattr(self, name)
             raise AdjoinedError("the value is out of range", where=flag, expected=expected, got=got, fix=fix)
+
+
+def _mapping(values: object, where: object) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise AdjoinedError(
+            "no settings in this file",
+            where=where,
+            expected="a YAML mapping like `epochs: 40`",
+            got="an empty file" if values is None else type(values).__name__,
+        )
+    return values

@@ -155,7 +155,7 @@ def test_damaged_weights_are_refused(copy, name, damage):
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ("{}", "no description of a network"),
         ('{"format": "adjoined-network", "version": 99}', "another version.*got version 99.*Update"),
         ('{"format": "adjoined-network", "version": 1}', "is damaged"),

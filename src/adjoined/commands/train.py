@@ -65,7 +65,7 @@ def _defaults(argv: Sequence[str]) -> Mapping[str, Any]:
             )
         from adjoined.runs.folder import RunFolder
 
-        return asdict(RunFolder(resumed[-1]).read_settings())
+        return asdict(RunFolder(resumed[-1]).read_settings(all_known=True))
     return recipe_defaults(line)
 
 
@@ -105,13 +105,10 @@ def _recipe(name: str) -> Settings:
 
 def _recipe_in(files: Sequence[str]) -> str | None:
     """Return the recipe that a file of settings names, if one does; what else is in the files is read later."""
-    import yaml
+    from adjoined.schema import read_yaml
 
     for path in reversed(files):
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # the parser says what is wrong with it
+        values = read_yaml(Path(path))
         if isinstance(values, dict) and isinstance(values.get("recipe"), str):
             return values["recipe"]
     return None

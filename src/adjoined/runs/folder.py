@@ -60,11 +60,14 @@ class RunFolder:
         """Return the slice plan of a small network: plan.json, or plan-2.json for small-2."""
         return self.path / f"plan{name.removeprefix('small')}.json"
 
-    def read_settings(self) -> Settings:
+    def read_settings(self, *, all_known: bool = False) -> Settings:
         """Return the settings of the run.
 
+        Args:
+            all_known: refuse settings of a newer version, because the run is to go on by them.
+
         Raises:
-            AdjoinedError: there is no run in this folder.
+            AdjoinedError: there is no run in this folder, or its settings cannot be read.
         """
         if not self.settings.is_file():
             raise AdjoinedError(
@@ -72,7 +75,7 @@ class RunFolder:
                 where=self.path,
                 expected="a folder with settings.yaml, as `adjoined train` leaves it",
             )
-        return Settings.from_yaml(self.settings)
+        return Settings.from_run(self.settings, all_known=all_known)
 
     def read_record(self) -> dict[str, Any]:
         """Return what is known of the run.
@@ -134,7 +137,7 @@ class RunFolder:
                 where=self.path,
                 fix="Choose another folder." if done else f"Go on with --resume {self.path}, or choose another folder.",
             )
-        stored = self.read_settings()
+        stored = self.read_settings(all_known=True)
         if different := stored.differences(settings):
             name = different[0]
             raise AdjoinedError(

@@ -1,0 +1,140 @@
+"""From the plain data of a file to a dataclass, checked once, by msgspec; and YAML as plain data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from adjoined.errors import AdjoinedError
+from adjoined.files import DEEPEST, read_bytes, read_json
+
+T = TypeVar("T")
+LARGEST_YAML = 64 << 10
+"""Bytes of a YAML file that is read."""
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def conform(kind: type[T], data: object, *, where: object, texts: bool = False, fix: str = "") -> T:
+    """Return plain data as an object of a type; entries that the type does not know are passed over.
+
+    Args:
+        kind: a dataclass, or any other type that msgspec reads.
+        data: dicts, lists, texts, numbers.
+        where: the file or entry, for the error.
+        texts: whether a text may stand for a number or a truth value, as on a command line.
+        fix: what the user can do about an error.
+
+    Raises:
+        AdjoinedError: a value is missing or of another type.
+
+    Example:
+        >>> conform(tuple[float, ...], [1, 2.5], where="alpha")
+        (1.0, 2.5)
+    """
+    try:
+        return msgspec.convert(data, kind, strict=not texts)
+    except (msgspec.ValidationError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise AdjoinedError(f"a value does not fit: {error}", where=where, fix=fix) from error
+
+
+def read_versioned(path: Path, kind: str, *, format: str, version: int, fix: str = "") -> dict[str, Any]:
+    """Read a JSON object of a program's format and major version.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the error.
+        format: what its entry `format` must be.
+        version: the version that is known; one more means that old programs cannot read the file.
+        fix: what the user can do about a file of something else or of an older version.
+
+    Raises:
+        AdjoinedError: the file cannot be read, is of something else, or of another major version.
+    """
+    data = read_json(path, kind)
+    check_version(data, where=path, format=format, version=version, fix=fix)
+    return data
+
+
+def check_version(data: Mapping[str, Any], *, where: object, format: str, version: int, fix: str = "") -> None:
+    """Raise AdjoinedError if the data are of another format or major version; arguments as in `read_versioned`."""
+    if data.get("format") == format and data.get("version") == version:
+        return
+    found = data.get("version")
+    newer = data.get("format") == format and isinstance(found, int) and found > version
+    raise AdjoinedError(
+        "the file was written by a newer version" if newer else "the file was written by another program or version",
+        where=where,
+        expected=f"format {format}, version {version}",
+        got=f"{str(data.get('format'))[:40]}, version {str(found)[:20]}",
+        fix="Update adjoined: pip install --upgrade adjoined." if newer else fix,
+    )
+
+
+def read_yaml(path: Path, *, links: bool = True) -> Any:
+    """Read a YAML file as plain data: dicts, lists, texts, numbers, truth values, None.
+
+    Tags, anchors and aliases are refused, and so is a key that is given twice; dates are texts.
+
+    Args:
+        path: the file.
+        links: whether it may be a link; a file that the user names may, one inside a run may not.
+
+    Raises:
+        AdjoinedError: the file cannot be read or is not such a YAML file; it says in which line.
+    """
+    content = read_bytes(path, "a YAML file", links=links, largest=LARGEST_YAML)
+    try:
+        text = content.decode()
+        _check_events(text)
+        return yaml.load(text, Loader=_Plain)
+    except (ValueError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        told = getattr(error, "problem", None) or str(error)
+        raise AdjoinedError(
+            f"cannot read the settings: {told}", where=path if mark is None else f"{path}, line {mark.line + 1}"
+        ) from error
+
+
+class _Plain(_Safe):
+    """YAML whose scalars are those of JSON, and whose keys are given once."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if not isinstance(name, str):
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is not a text", key.start_mark)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
+_BOOL = r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF"
+for _tag, _pattern, _first in (
+    ("bool", _BOOL, "yYnNtTfFoO"),
+    ("int", r"[-+]?[0-9]{1,18}", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,2})?", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Plain.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+def _check_events(text: str) -> None:
+    """Raise ValueError or YAMLError for what no settings need, before anything is made of it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Safe):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not read", problem_mark=event.start_mark)
+        if getattr(event, "tag", None):
+            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag!r} is not read", problem_mark=event.start_mark)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {DEEPEST} levels", problem_mark=event.start_mark)
