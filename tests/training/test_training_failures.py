@@ -1,7 +1,9 @@
 """How training fails: in one line that says what to do, with nothing lost."""
 
 import csv
+import errno
 import io
+import os
 import pickle
 import shutil
 import signal
@@ -50,22 +52,34 @@ def test_a_run_that_is_stopped_says_how_to_go_on(name, plain, tmp_path):
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("file", ["checkpoints/.last.ckpt.part", ".metrics.csv.part", ".small.safetensors.part"])
-def test_a_full_disk_loses_nothing(file, plain, tmp_path):
-    folder = tmp_path / "run"
+@pytest.mark.parametrize("name", ["last.ckpt", "metrics.csv", "small.safetensors"])
+def test_a_full_disk_loses_nothing(name, plain, tmp_path, monkeypatch):
+    folder, replace_file = tmp_path / "run", os.replace
 
-    def fill_disk(_) -> None:
-        place = folder / file
-        place.parent.mkdir(exist_ok=True)
-        place.symlink_to("/dev/full")  # every write to it finds no space left
+    def no_space(source: Path, target: Path) -> None:
+        if target.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace_file(source, target)
 
+    monkeypatch.setattr(os, "replace", no_space)
     with pytest.raises(AdjoinedError, match=r"the disk is full.*--resume") as caught:
-        train(plain, folder, console=QUIET, announce=fill_disk)
+        train(plain, folder, console=QUIET)
     assert "\n" not in str(caught.value)
+    assert not list(folder.rglob("*.part"))
+    monkeypatch.undo()
     train(plain, folder, resume=True, console=QUIET)
     train(plain, tmp_path / "whole", console=QUIET)
     for name in ("base.safetensors", "small.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_a_killed_process_left_half_written_goes_away(plain, tmp_path):
+    for part in ("run/.adjoined-0123456789abcdef.part", "run/checkpoints/.adjoined-00000000aaaaaaaa.part"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_bytes(b"half")
+    (tmp_path / "run" / "settings.yaml").write_text(plain.to_yaml())
+    train(plain, tmp_path / "run", resume=True, console=QUIET)
+    assert not list((tmp_path / "run").rglob("*.part"))
 
 
 class Dangerous:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write, read_json, write_json, write_whole
+from adjoined.files import clear_parts, make_folder, read_json, refuse_link, write_json, write_whole
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
 from adjoined.settings import Settings
@@ -106,12 +106,13 @@ class RunFolder:
         Raises:
             AdjoinedError: the folder is in use, of another run, of something else, or cannot be written to.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(error, self.path) from error
+        make_folder(self.path, links=True)
         with locked(self.path):
             self._check(settings, resume)
+            for folder in (self.checkpoints, self.tensorboard, self.stages):
+                refuse_link(folder)
+            for folder in (self.path, self.checkpoints):
+                clear_parts(folder)
             yield
 
     def finish(self, result: dict[str, Any]) -> None:
