@@ -82,6 +82,13 @@ class Checks:
         if labels is not None and not self.strict:
             self.findings.read.update(distinct(labels))
 
+    def note_channels(self, *vectors: Tensor | None) -> None:
+        """Note that the current operator uses these labels as channels of its input, its weight, or its output."""
+        if not self.strict:
+            for labels in vectors:
+                if labels is not None:
+                    self.findings.channels.update(distinct(labels))
+
     def note_crossing(self) -> None:
         """Note that the current operator computes a statistic across channels."""
         if not self.strict:

@@ -43,5 +43,9 @@ class Findings:
     """Module -> operator that computes a statistic across channels: there the small network is no masked base."""
     read: set[int] = field(default_factory=set)
     """Labels of channels that some operator sums over."""
+    channels: set[int] = field(default_factory=set)
+    """Labels that a convolution or a matrix product with a weight has used as channels."""
+    kernels: list[list[tuple[int, Slot]]] = field(default_factory=list)
+    """Kernels that are computed, not stored by a convolution: for each, (dimension along which a slot varies, slot)."""
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Parameter -> operators that read it directly."""

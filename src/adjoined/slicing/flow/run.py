@@ -54,6 +54,7 @@ class LabelFlow(Checks, TorchDispatchMode):
         self.ties, self.findings = ties, findings
         self.unaligned, self.is_kept, self.choose_groups = frozenset(unaligned), is_kept, choose_groups
         self.stack = [""]
+        self.in_linear = False
         self.last_op = ""
         self.values = Values()
         self.path: list[str] = []
@@ -64,6 +65,7 @@ class LabelFlow(Checks, TorchDispatchMode):
         self._names: Any = WeakIdKeyDictionary()
         self._memory = Memory()
         self._stored: set[int] = set()
+        self._buffers: set[int] = set()
         self._count: dict[tuple[str, str], int] = defaultdict(int)
         self._train = False
         self.steps = 0
@@ -99,6 +101,7 @@ class LabelFlow(Checks, TorchDispatchMode):
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
         self.stack.append(name)
         self.called_with = args
+        self.in_linear = isinstance(module, nn.Linear)
         self._idle = is_norm(module) and any(isinstance(each, Tensor) and not each.numel() for each in args)
         if not self._train and next(module.children(), None) is None:
             self.path.append(name)
@@ -112,7 +115,7 @@ class LabelFlow(Checks, TorchDispatchMode):
         return tuple(label for slot in self._last for label in distinct(slot))
 
     def _leave(self) -> None:
-        self._idle = False
+        self._idle = self.in_linear = False
         self.stack.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,7 +218,10 @@ class LabelFlow(Checks, TorchDispatchMode):
     def name(self, tensor: Tensor, name: str) -> None:
         """Remember what a parameter is called, so that its readers can be noted."""
         self._names[tensor] = name
-        self._stored.add(tensor.untyped_storage()._cdata)
+        memory = tensor.untyped_storage()._cdata
+        self._stored.add(memory)
+        if not isinstance(tensor, nn.Parameter):
+            self._buffers.add(memory)
 
     def is_uniform(self, tensor: Tensor) -> bool:
         """Whether every element has the same value by construction (zeros, ones): such a tensor fits any width."""
@@ -224,6 +230,10 @@ class LabelFlow(Checks, TorchDispatchMode):
     def is_stored(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or buffer, or a view of one."""
         return tensor.untyped_storage()._cdata in self._stored
+
+    def is_buffer(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a buffer, or a view of one."""
+        return tensor.untyped_storage()._cdata in self._buffers
 
     # ---- ties --------------------------------------------------------------------------------------------------------
 

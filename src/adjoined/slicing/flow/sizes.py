@@ -38,9 +38,10 @@ class Size(NamedTuple):
     """Labels of the channels that it counts, one vector for each labelling that they have; none for a constant."""
 
     def left(self, is_kept: Callable[[int], bool]) -> int | None:
-        """Return what is left of it in the small network; None where two labellings disagree."""
-        counts = {count_left(labels, is_kept) for labels in self.counted}
-        return self.value if not counts else counts.pop() if len(counts) == 1 else None
+        """Return what is left of it in the small network; of dimensions folded into one, what all of them keep."""
+        if not self.counted:
+            return self.value
+        return sum(all(label == 0 or is_kept(label) for label in place) for place in zip(*self.counted, strict=True))
 
 
 class Mismatch(OutOfStep):

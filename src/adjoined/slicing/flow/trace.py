@@ -16,10 +16,11 @@ from adjoined.slicing.flow.run import GroupChoice, LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import another_path, check_arguments, does_not_run
-from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, named_tensors
+from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 OUTPUT = Reason(Kind.OUTPUT, "model output")
+NOT_CHANNELS = Reason(Kind.NOT_CHANNELS, "not a channel dimension")
 
 
 @dataclass
@@ -103,6 +104,8 @@ def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unalign
     if never and flow.values.read_in is not None:
         modules = dict.fromkeys(name.rpartition(".")[0] for name in never)
         raise another_path(model, flow.values.read_in, list(modules))
+    _pin_places(ties, findings)
+    _pin_banks(ties, findings, labels, kernel_names(model) | linear_names(model))
     if flow.values.decide:
         _pin_unread(ties, findings)
     shapes = [out.shape for out in outputs]
@@ -142,6 +145,39 @@ def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tup
             except (NeedsValues, RuntimeError, ValueError):
                 continue
     return None, []
+
+
+def _pin_places(ties: Ties, findings: Findings) -> None:
+    """Keep whatever nothing uses as channels at full width: kernel places, samples in time, positions, tables' rows."""
+    used = {ties.find(label) for label in findings.channels}
+    for root, members in sets_of(ties.roots()):
+        if root not in used:
+            ties.pin(torch.tensor(members, dtype=LABEL), NOT_CHANNELS)
+
+
+def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
+    """Keep the number of kernels in a bank (experts, basis functions) at full width.
+
+    A tensor that stands in a computed kernel along its places, or along its output and input channels at once, is made
+    of kernels; along its other dimensions, it counts them. The weights of `layers` are not banks: they read channels.
+    """
+    roots = torch.tensor(ties.roots())
+    for kernel in findings.kernels:
+        dims: dict[int, set[int]] = {}
+        for dim, slot in kernel:
+            for root in roots[slot.long()].unique().tolist():
+                dims.setdefault(root, set()).add(dim)
+        for name, vectors in labels.items():
+            if name in layers:
+                continue
+            inside = [
+                set() if v is None else set().union(*(dims.get(root, set()) for root in roots[v.long()].tolist()))
+                for v in vectors
+            ]
+            if max(set().union(*inside), default=0) > 1 or len(set().union(*inside)) > 1:
+                for vector, found in zip(vectors, inside, strict=True):
+                    if vector is not None and not found:
+                        ties.pin(vector, Reason(Kind.PLACES, "counts the kernels of a bank"))
 
 
 def _pin_unread(ties: Ties, findings: Findings) -> None:

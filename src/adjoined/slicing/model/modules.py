@@ -37,6 +37,12 @@ def kernel_names(model: nn.Module) -> set[str]:
     }
 
 
+def linear_names(model: nn.Module) -> set[str]:
+    """Return the names of the weights of linear layers."""
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {f"{name}.weight".removeprefix(".") for name in linear}
+
+
 def is_norm(module: nn.Module) -> bool:
     """Tell whether a module normalises: torch's own classes, and others that say so by their name.
 

@@ -13,14 +13,12 @@ import torch
 
 from adjoined.slicing.flow.labels import compress, distinct, sets_of, varying
 from adjoined.slicing.flow.sizes import Site
-from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.plan.reasons import Kind, Reason
+from adjoined.slicing.flow.trace import NOT_CHANNELS, Trace
+from adjoined.slicing.plan.reasons import Reason
 from adjoined.slicing.solve.request import RequestedWidth
 
 Piece = tuple[Site, int, int]
 """(cut, dimension, number of the piece along it)."""
-
-NOT_CHANNELS = Reason(Kind.NOT_CHANNELS, "not a channel dimension")
 
 
 class RequiredWidth(NamedTuple):

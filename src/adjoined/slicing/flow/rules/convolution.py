@@ -36,6 +36,9 @@ def convolution(flow: LabelFlow, call: Call) -> None:
         why = "each element of the weight belongs to an output and an input channel at once"
         flow.pin(weight_in, Reason(Kind.TWO_AT_ONCE, why))
     flow.note_read(channels)
+    flow.note_channels(channels, weight_in, weight_out)
+    if not flow.strict and any(varying(slot) for slot in flow.slots(weight)) and not flow.is_stored(weight):
+        flow.findings.kernels.append([(d, slot) for slot in flow.slots(weight) for d in varying(slot)])
     groups = call["groups"]
     if groups == 1 and flow.module not in flow.findings.conv_groups:
         if channels is not None or weight_in is not None:

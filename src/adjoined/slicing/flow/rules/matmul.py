@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call, rule
 from adjoined.slicing.flow.labels import Slot, along, varying
 from adjoined.slicing.flow.rules.attention import heads_of, keeps_whole_heads
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 if TYPE_CHECKING:
     from adjoined.slicing.flow.run import LabelFlow
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def product(flow: LabelFlow, call: Call) -> None:
     """(…, n, k) by (…, k, m)."""
     a, b = call["self"], call["mat2"]
-    _product(flow, a, flow.slots(a), flow.slots(b), b.ndim, None, call.out)
+    _product(flow, a, b, flow.slots(a), flow.slots(b), None, call.out)
 
 
 @rule("addmm", "baddbmm")
@@ -28,7 +29,7 @@ def product_and_sum(flow: LabelFlow, call: Call) -> None:
     a, b = call["mat1"], call["mat2"]
     if a is None:
         a, b = call["batch1"], call["batch2"]
-    _product(flow, a, flow.slots(a), flow.slots(b), b.ndim, call["self"], call.out)
+    _product(flow, a, b, flow.slots(a), flow.slots(b), call["self"], call.out)
 
 
 @rule("mv", "addmv")
@@ -58,23 +59,23 @@ def linear(flow: LabelFlow, call: Call) -> None:
     """(…, k) by (m, k)."""
     x, weight = call["input"], call["weight"]
     turned = [slot.transpose(0, 1) for slot in flow.slots(weight)]
-    _product(flow, x, flow.slots(x), turned, 2, call["bias"], call.out)
+    _product(flow, x, weight, flow.slots(x), turned, call["bias"], call.out)
 
 
 def _product(
     flow: LabelFlow,
     a: Tensor,
+    b: Tensor,
     a_slots: Sequence[Slot],
     b_slots: Sequence[Slot],
-    b_ndim: int,
     bias: Tensor | None,
     out: Tensor,
 ) -> None:
-    inner_a, inner_b, column = a.ndim - 1, b_ndim - 2, b_ndim - 1
+    inner_a, inner_b, column = a.ndim - 1, b.ndim - 2, b.ndim - 1
     spans_a = [(slot, flow.spans(0, slot)) for slot in a_slots]
     spans_b = [(slot, flow.spans(1, slot)) for slot in b_slots]
     carried: list[Slot] = []
-    by_head = [_both(spans_a, 0, inner_a), _both(spans_b, 0, inner_b)] if b_ndim == 3 else []
+    by_head = [_both(spans_a, 0, inner_a), _both(spans_b, 0, inner_b)] if b.ndim == 3 else []
     if len(by_head) == 2 and all(by_head) and keeps_whole_heads(flow, by_head[0][0], 0, inner_a):
         carried = heads_of(flow, [slot for slots in by_head for slot in slots], 0)
         flow.note_read(carried[0])
@@ -85,21 +86,58 @@ def _product(
             flow.note_read(weight_in)
         elif read is not None or weight_in is not None:
             flow.note_read(flow.tie_vectors(read, weight_in, "reads features of fixed width"))
+        written = [[s for s, _ in spans if d in varying(s)] for spans, d in ((spans_a, a.ndim - 2), (spans_b, column))]
+        _note_channels(flow, _Factor(a, read, written[0]), _Factor(b, weight_in, written[1]))
     for slot, dims in spans_a:
         if varying(slot) and inner_a not in dims:  # alike in every head of an attention
             carried.append(flow.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
     for slot, dims in spans_b:  # labels along the batch alone go on, where the other factor brings none
-        if b_ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
+        if b.ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
             carried.append(slot)
     of_heads = [slot for slot in carried if varying(slot) == (0,)]
-    values = _both(spans_b, 0, column) if b_ndim == 3 and of_heads else []
+    values = _both(spans_b, 0, column) if b.ndim == 3 and of_heads else []
     if values:  # the weights of an attention have a label for each head: so have the values, and what comes of them
         heads_of(flow, [*of_heads, *values], 0)
         return flow.carry(out, [slot for slot in carried if varying(slot) != (0,)] + values)
-    columns = flow.vector([slot for slot, dims in spans_b if column in dims], column)
+    across = [slot for slot, dims in spans_b if column in dims and column in varying(slot)]
+    if len(across) > 1 and (bias is None or not flow.slots(bias)):  # several dimensions folded into one
+        carried += [along(flow.vector([slot], column), out.ndim - 1, out.ndim) for slot in across]
+        return flow.carry(out, carried)
+    columns = flow.vector(across, column)
     if bias is not None and flow.slots(bias):
         columns = flow.tie_vectors(columns, flow.vector(flow.slots(bias), bias.ndim - 1), "its bias has fixed width")
     return flow.carry(out, carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else []))
+
+
+class _Factor(NamedTuple):
+    """A factor of a product: the labels that it is summed over, and its slots along the dimension that goes on."""
+
+    tensor: Tensor
+    read: Tensor | None
+    written: Sequence[Slot]
+
+
+def _note_channels(flow: LabelFlow, a: _Factor, b: _Factor) -> None:
+    """Note which dimensions of a product with a weight are channels, and which are places.
+
+    A weight meets a tensor that follows from the input. Along labels that both have it sums over channels, and writes
+    channels. Where the tensor's channels lie along another dimension, it sums over places, and writes places, unless it
+    is that of a linear layer, which makes features of whatever it reads.
+    """
+    if flow.in_linear:
+        if not flow.is_buffer(a.tensor):  # a table of coordinates has no channels
+            flow.note_channels(a.read, b.read)
+        return flow.note_channels(*b.written)
+    if flow.values.computed(a.tensor) == flow.values.computed(b.tensor):
+        return None
+    weight, other = (b, a) if flow.values.computed(a.tensor) else (a, b)
+    flow.note_channels(a.read, b.read)
+    if other.read is not None:
+        flow.note_channels(*(weight.written if flow.is_stored(weight.tensor) else ()))
+    elif any(varying(slot) for slot in flow.slots(other.tensor)):
+        for slot in weight.written:
+            flow.pin(slot, Reason(Kind.PLACES, "a product along places"))
+    return None
 
 
 def _both(spans: Sequence[tuple[Slot, set[int]]], first: int, second: int) -> list[Slot]:
@@ -113,7 +151,7 @@ def distances(flow: LabelFlow, call: Call) -> None:
     turned = [slot.transpose(-1, -2) for slot in flow.slots(b)]
     if any(tensor.ndim - 1 in varying(slot) for tensor in (a, b) for slot in flow.slots(tensor)):
         flow.note_crossing()
-    _product(flow, a, flow.slots(a), turned, b.ndim, None, call.out)
+    _product(flow, a, b, flow.slots(a), turned, None, call.out)
 
 
 @rule("_trilinear")

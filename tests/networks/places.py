@@ -1,0 +1,212 @@
+"""Parameters with dimensions that are not channels: places of kernels, samples, positions, experts, basis functions.
+
+`KEPT` says for each network which dimensions of which parameters must keep their size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from constructs import Net
+
+
+def raw(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape) / 4)
+
+
+class SumOfKernels(Net):
+    def parts(self) -> None:
+        self.one, self.two = raw(32, 32, 3, 3), raw(32, 32, 3, 3)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.one + self.two, padding=1)
+
+
+class KernelsInOneDimension(Net):
+    def parts(self) -> None:
+        self.one, self.two = raw(32, 32, 3), raw(32, 1, 3)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return F.conv1d(x.flatten(2), self.one * self.two, padding=1).view_as(x)
+
+
+class KernelsInThreeDimensions(Net):
+    def parts(self) -> None:
+        self.one, self.two = raw(32, 32, 3, 3, 3), raw(32, 32, 1, 1, 3)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return F.conv3d(x[:, :, None], self.one * self.two, padding=1)[:, :, 0]
+
+
+class BasisOfKernels(Net):
+    """Each kernel is a sum of six learned ones."""
+
+    def parts(self) -> None:
+        self.share, self.basis = raw(32, 32, 6), raw(6, 3, 3)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, torch.einsum("oib,bhw->oihw", self.share, self.basis), padding=1)
+
+
+class SeparableKernel(Net):
+    def parts(self) -> None:
+        self.out, self.into, self.down, self.across = raw(32, 4), raw(4, 32), raw(4, 3), raw(4, 3)
+
+    def mid(self, x: Tensor) -> Tensor:
+        kernel = torch.einsum("or,ri,rh,rw->oihw", self.out, self.into, self.down, self.across)
+        return F.conv2d(x, kernel, padding=1)
+
+
+class ExpertsByProduct(Net):
+    """CondConv: a kernel for each image, a mixture of four."""
+
+    def parts(self) -> None:
+        self.route, self.kernels = nn.Linear(32, 4), raw(4, 32, 32, 3, 3)
+
+    def mid(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        kernel = self.route(x.mean((2, 3))).sigmoid() @ self.kernels.flatten(1)
+        kernel = kernel.view(-1, *self.kernels.shape[2:])
+        return F.conv2d(x.reshape(1, -1, h, w), kernel, padding=1, groups=n).view(n, -1, h, w)
+
+
+class ExpertsOfOnePlace(Net):
+    """The same by a weighted sum; the kernels are 1 by 1."""
+
+    def parts(self) -> None:
+        self.route, self.kernels = nn.Linear(32, 4), raw(4, 32, 32, 1, 1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        share = self.route(x.mean((2, 3))).sigmoid()[:, :, None, None, None, None]
+        kernel = (share * self.kernels).sum(1).flatten(0, 1)
+        return F.conv2d(x.reshape(1, -1, h, w), kernel, groups=n).view(n, -1, h, w)
+
+
+class WindowedFilter(Net):
+    """One FIR filter for all channels, its taps under a learned window."""
+
+    def parts(self) -> None:
+        self.taps, self.window = raw(7), raw(7)
+
+    def mid(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        kernel = (self.taps * self.window).view(1, 1, 1, -1).expand(channels, -1, -1, -1)
+        return F.conv2d(x, kernel, padding=(0, 3), groups=channels)
+
+
+class Wavelet(Net):
+    """The four bands of each channel, by two learned filters."""
+
+    def parts(self) -> None:
+        self.low, self.high = raw(4), raw(4)
+
+    def mid(self, x: Tensor) -> Tensor:
+        n, c, *_ = x.shape
+        filters = (self.low, self.high)
+        kernel = torch.stack([torch.outer(a, b) for a in filters for b in filters])[:, None].repeat(c, 1, 1, 1)
+        return F.conv2d(x, kernel, stride=2, padding=1, groups=c).view(n, c, 4, 4, 4).sum(2)
+
+
+class CoordinatesOfAKernel(Net):
+    """A kernel as a function of its places, computed by a small network."""
+
+    def parts(self) -> None:
+        self.function = nn.Sequential(nn.Linear(2, 12), nn.GELU(), nn.Linear(12, 32))
+        self.register_buffer("where", torch.cartesian_prod(torch.arange(-1.0, 2), torch.arange(-1.0, 2)))
+
+    def mid(self, x: Tensor) -> Tensor:
+        kernel = self.function(self.where).t().reshape(-1, 1, 3, 3)
+        return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+
+
+class LearnedResampling(Net):
+    def parts(self) -> None:
+        self.matrix, self.gain = raw(8, 6), raw(6)
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = (x @ self.matrix) * self.gain
+        return x.transpose(2, 3) @ self.matrix
+
+
+class LearnedTransform(Net):
+    """There, a gain for each frequency, and back."""
+
+    def parts(self) -> None:
+        self.there, self.back, self.gain = raw(8, 6), raw(6, 8), raw(32, 1, 6)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return ((x @ self.there) * self.gain) @ self.back
+
+
+class PositionTables(Net):
+    def parts(self) -> None:
+        self.row, self.column, self.each = raw(1, 32, 8, 1), raw(1, 32, 1, 8), raw(1, 1, 8, 8)
+        self.coarse, self.shift = raw(1, 32, 4, 4), raw(1, 32, 4, 4)
+
+    def mid(self, x: Tensor) -> Tensor:
+        coarse = F.interpolate(self.coarse + self.shift, size=x.shape[2:])
+        return x + self.row * self.column + self.each + coarse
+
+
+class TimeWindow(Net):
+    def parts(self) -> None:
+        self.window, self.fade = raw(8), raw(8)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return (x * (self.window * self.fade)).sum(-1, keepdim=True)
+
+
+class RelativePositions(Net):
+    """A table of relative positions, put together from two, with an entry for each head."""
+
+    index: Tensor
+
+    def parts(self) -> None:
+        self.heads = 4
+        self.qkv, self.table, self.more = nn.Linear(32, 96), raw(31, 4), raw(31, 4)
+        places = torch.arange(16)
+        self.register_buffer("index", places[:, None] - places[None] + 15)
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).view(len(x), 16, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = q @ k.transpose(-2, -1) + (self.table + self.more)[self.index].permute(2, 0, 1)
+        return (weights.softmax(-1) @ v).transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, (4, 4))
+
+
+class LearnedQueries(Net):
+    """Six learned tokens look at the picture, then at each other."""
+
+    def parts(self) -> None:
+        self.tokens, self.position = raw(1, 6, 32), raw(1, 6, 32)
+        self.query, self.key = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def mid(self, x: Tensor) -> Tensor:
+        x, tokens = x.flatten(2).transpose(1, 2), self.tokens + self.position
+        tokens = tokens + (self.query(tokens) @ self.key(x).transpose(1, 2)).sigmoid() @ x
+        tokens = tokens + (tokens @ tokens.transpose(1, 2)).sigmoid() @ tokens
+        return tokens.transpose(1, 2)[..., None]
+
+
+KEPT: dict[type[Net], dict[str, tuple[int, ...]]] = {
+    SumOfKernels: {"one": (2, 3), "two": (2, 3)},
+    KernelsInOneDimension: {"one": (2,), "two": (2,)},
+    KernelsInThreeDimensions: {"one": (2, 3, 4), "two": (4,)},
+    BasisOfKernels: {"share": (2,), "basis": (0, 1, 2)},
+    SeparableKernel: {"out": (1,), "into": (0,), "down": (0, 1), "across": (0, 1)},
+    ExpertsByProduct: {"route.weight": (0,), "kernels": (0, 3, 4)},
+    ExpertsOfOnePlace: {"route.weight": (0,), "kernels": (0,)},
+    WindowedFilter: {"taps": (0,), "window": (0,)},
+    Wavelet: {"low": (0,), "high": (0,)},
+    CoordinatesOfAKernel: {"where": (0, 1), "function.0.weight": (1,)},
+    LearnedResampling: {"matrix": (0, 1), "gain": (0,)},
+    LearnedTransform: {"there": (0, 1), "back": (0, 1), "gain": (2,)},
+    PositionTables: {"row": (2,), "column": (3,), "each": (2, 3), "coarse": (2, 3), "shift": (2, 3)},
+    TimeWindow: {"window": (0,), "fade": (0,)},
+    RelativePositions: {"table": (0,), "more": (0,)},
+    LearnedQueries: {"tokens": (1,), "position": (1,)},
+}
+"""Network -> parameter -> dimensions that are not channels."""
