@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,10 @@ from adjoined.masking import KernelMasks
 from adjoined.sharing import Indices, share
 from adjoined.slicing import SlicePlan, check_plan, make_plan, reorder
 from adjoined.slicing.model.cost import last_layer
-from adjoined.slicing.model.modules import check_model, matching_modules, private_names
+from adjoined.slicing.model.inputs import apart
+from adjoined.slicing.model.modules import check_model, hand_on_kept, matching_modules, private_names
 from adjoined.slicing.order.importance import check_order
+from adjoined.statistics import measure_statistics
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
 """Switches of model libraries for activation checkpointing. It runs modules again during the backward pass, when a
@@ -105,6 +108,9 @@ class AdjoinedNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run all networks on the same input.
 
+        What a forward changes in place reaches no other network: small networks get copies. The base gets the tensors
+        themselves, so the caller sees what it does to them, as with the base alone; lists and dicts are never changed.
+
         Args:
             *args, **kwargs: what the model takes, such as a float tensor (N, C, H, W).
 
@@ -113,9 +119,11 @@ class AdjoinedNetwork(nn.Module):
             returns, such as logits (N, classes).
         """
         handed = [self._hand_out(shared, fresh_gradient=shared.fresh_gradient) for shared in self._shared]
+        # The base gets the caller's own tensors, as if it were called alone; copies are made before it can change them.
+        given = [tree_map(lambda leaf: leaf, (args, kwargs)), *(apart((args, kwargs)) for _ in self.smalls)]
         outputs = []
         for number, module in enumerate((self.base, *self.smalls)):
-            outputs.append(self._run(module, [tensors[number] for tensors in handed], args, kwargs))
+            outputs.append(self._run(module, [tensors[number] for tensors in handed], *given[number]))
         return tuple(outputs)
 
     def small(self, *args: Any, which: int = 0, **kwargs: Any) -> Any:
@@ -147,9 +155,36 @@ class AdjoinedNetwork(nn.Module):
             for shared in self._shared:
                 if (mask := self._mask(shared)) is not None:
                     shared.weight_in(module).mul_(mask)
+        hand_on_kept(self.smalls[which], module)
         for name, part in self.smalls[which].named_modules():
             module.get_submodule(name).training = part.training
         return module
+
+    def measure_statistics(self, batches: Iterable[Any]) -> int:
+        """Measure the running statistics of every small network's batch norms anew, on weights as they are now.
+
+        In training they follow as moving averages, behind weights that the base network moves, too. After it, and
+        before `extract`, this gives each small network the statistics of the network that it has become: means over
+        all batches, with everything but batch norms in eval mode. The base network's own are left alone.
+
+        Args:
+            batches: training images, about 1,000 or more; such as a data loader. Each batch is a tensor (N, C, H, W), a
+                tuple or list that begins with it, as loaders return, or a dict of keyword arguments.
+
+        Returns:
+            How many images were used; 0 where no small network has running statistics.
+
+        Raises:
+            AdjoinedError: there is no batch, or one of a single value per channel. The statistics are as before then.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 5, 6))
+            >>> net = adjoin(model, torch.zeros(1, 3, 8, 8), alpha=4)
+            >>> net.measure_statistics(torch.randn(8, 3, 8, 8) for _ in range(2))
+            16
+        """
+        runs = [partial(self.small, which=which) for which in range(len(self.smalls))]
+        return measure_statistics(list(self.smalls), runs, batches)
 
     def extra_repr(self) -> str:
         """Show the factors of the small networks."""
@@ -168,16 +203,12 @@ class AdjoinedNetwork(nn.Module):
         return self.masks.of(f"{where}.{name}")
 
     def _run(self, module: nn.Module, weights: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a module with the shared weights bound to their places.
-
-        Every network gets lists and dicts of its own: a forward may write its tensors into a list that it is given.
-        """
+        """Call a module with the shared weights bound to their places."""
         bound = {
             f"{where}.{name}" if where else name: weight
             for shared, weight in zip(self._shared, weights, strict=True)
             for where, name in shared.places
         }
-        args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
         return torch.func.functional_call(module, bound, args, kwargs, tie_weights=False)
 
     def _skeleton(self, number: int, plan: SlicePlan) -> nn.Module:

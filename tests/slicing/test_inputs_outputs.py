@@ -262,3 +262,135 @@ def test_a_forward_that_writes_into_its_input_list_leaves_that_of_the_caller_alo
     changed = [X, OTHER]
     model(changed)  # the model itself does write: without copies the second network would start from these
     assert changed[0] is not X
+
+
+@dataclass
+class Batch:
+    """What detectors are called with: a container that torch does not know of."""
+
+    image: Tensor
+    sizes: dict[str, list[Tensor]]
+
+
+class Changes(nn.Module):
+    """Changes what it is given, in one of many ways, and computes with what it has made of it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.body, self.head = conv(3, 32), conv(32, 48), nn.Linear(48, CLASSES)
+
+    def forward(self, x: Any, mean: Tensor | None = None) -> Tensor:
+        match self.way:
+            case "scaled":
+                x *= 3
+            case "through a view":
+                x[:, 1:].sub_(2)
+            case "past autograd":
+                x.data.mul_(3)
+            case "as numpy":
+                x.numpy()[:] *= 3
+            case "a keyword":
+                assert mean is not None
+                x = x - mean.mul_(3)
+            case "one tensor twice":
+                assert mean is not None
+                x.mul_(3)
+                x = x - mean
+            case "in a dict":
+                x["image"].mul_(3)
+                x = x.pop("image")
+            case "an object":
+                x.image = x.image * 3
+                x.sizes["all"].append(x.image.clone())
+                x = x.image + len(x.sizes["all"])
+        return self.head(self.body(self.stem(x).relu()).relu().mean((2, 3)))
+
+
+def given_to(way: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    x = X.clone()
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "a keyword": ((x,), {"mean": torch.ones(1)}),
+        "one tensor twice": ((x, x), {}),
+        "in a dict": (({"image": x},), {}),
+        "an object": ((Batch(x, {"all": [x]}),), {}),
+    }
+    return calls.get(way, ((x,), {}))
+
+
+WAYS = [
+    "scaled",
+    "through a view",
+    "past autograd",
+    "as numpy",
+    "a keyword",
+    "one tensor twice",
+    "in a dict",
+    "an object",
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_forward_changes_in_place_reaches_no_other_network(way: str):
+    """Law 8. Two small networks: the second is not to see what the first has changed, either."""
+    model = seeded(lambda: Changes(way)).eval()
+    args, kwargs = given_to(way)
+    example = (*args, *kwargs.values())
+    net = adjoin(model, example, alpha=(2, 4), round_to=1, check=way not in ("as numpy", "an object"))
+    for before, after in zip(tensor_leaves(given_to(way)), tensor_leaves((args, kwargs)), strict=True):
+        assert torch.equal(before, after), "the example input has changed"
+
+    def call(network: nn.Module) -> Any:
+        args, kwargs = given_to(way)
+        return network(*args, **kwargs)
+
+    with torch.no_grad():
+        p, *small = call(net)
+        assert torch.equal(p, call(model))
+        for which, q in enumerate(small):
+            assert torch.equal(q, call(net.extract(which)))
+    sum(out.sum() for out in call(net.train())).backward() if way != "as numpy" else None
+
+
+def test_the_caller_s_own_tensor_sees_what_the_base_does_to_it():
+    x = X.clone()
+    with torch.no_grad():
+        adjoin(seeded(lambda: Changes("scaled")), X, alpha=2, round_to=1)(x)
+    assert torch.equal(x, 3 * X)
+
+
+class Remembers(nn.Module):
+    """Keeps what it has seen: in a buffer, a list, an attribute, and a cache that all of its class would share."""
+
+    cache: dict[int, Tensor] = {}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv(3, 32), conv(32, 48), nn.Linear(48, CLASSES)
+        self.seen: list[Tensor] = []
+        self.last: Tensor | None = None
+        self.register_buffer("mean", torch.zeros(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        self.mean.lerp_(x.detach().mean((0, 2, 3)), 0.5)
+        x = x + self.cache.setdefault(x.shape[2], self.mean[:, None, None] * 1)
+        self.seen.append(x)
+        self.last = self.seen[0] * 0 if self.last is None else self.last
+        return self.head(self.body(x + self.last).relu().mean((2, 3)))
+
+
+def test_what_a_forward_keeps_reaches_no_other_network():
+    net = adjoin(seeded(Remembers), X, alpha=2, round_to=1)
+    assert not Remembers.cache
+    assert not net.base.seen
+    small = net.extract()
+    for _ in range(2):
+        _, q = net(X)
+        assert torch.equal(q, small(X))
+    assert [each.shape[1] for each in net.base.seen] == [32, 32]  # pyright: ignore
+    q.sum().backward()
+    with torch.no_grad():
+        small = net.extract()  # with what the small network has kept, and without its history
+        assert not any(each.requires_grad for each in small.seen)  # pyright: ignore
+        assert torch.equal(small(X), net(X)[1])

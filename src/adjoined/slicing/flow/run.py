@@ -24,6 +24,7 @@ from adjoined.slicing.flow.sizes import Site, sizes_in
 from adjoined.slicing.flow.values import Values
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm
+from adjoined.slicing.model.original import Original
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 GroupChoice = Callable[[str, int, int], bool]
@@ -39,6 +40,7 @@ class LabelFlow(Checks, TorchDispatchMode):
         unaligned: cuts behind which the channels count, but not their identity.
         is_kept: label -> whether the small network has it; given in the second run only.
         choose_groups: how grouped convolutions are narrowed.
+        original: the model of which a copy is run; a copy that reads the original's tensors is refused.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class LabelFlow(Checks, TorchDispatchMode):
         unaligned: Iterable[Site] = (),
         is_kept: Callable[[int], bool] | None = None,
         choose_groups: GroupChoice = lambda module, groups, size: False,
+        original: Original | None = None,
     ) -> None:
         super().__init__()
         self.ties, self.findings = ties, findings
         self.unaligned, self.is_kept, self.choose_groups = frozenset(unaligned), is_kept, choose_groups
+        self.original = original
         self.stack = [""]
         self.in_linear = False
         self.last_op = ""
@@ -86,11 +90,12 @@ class LabelFlow(Checks, TorchDispatchMode):
         self.stack = [""]
         self._count.clear()
         self._train = train
+        inputs = inputs.apart()
         self.values.start((inputs.args, inputs.kwargs))
         try:
             with torch.no_grad(), self, _Calls(self):
                 torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of it, with nothing to see
-                return inputs.run(model)
+                return model(*inputs.args, **inputs.kwargs)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
@@ -125,6 +130,8 @@ class LabelFlow(Checks, TorchDispatchMode):
         self.steps += 1
         self._count[self.module, family_of(name)] += 1
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self.original is not None:
+            self.original.check_not_read(given, self.module)
         if self._memory:
             self._reread(given)
         labelled = [tensor for tensor in given if tensor in self._slots]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, sets_of
 from adjoined.slicing.flow.run import GroupChoice, LabelFlow
@@ -17,6 +18,7 @@ from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import another_path, check_arguments, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
+from adjoined.slicing.model.original import Original
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 OUTPUT = Reason(Kind.OUTPUT, "model output")
@@ -60,12 +62,21 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
         AdjoinedError: the model does not run on the example input.
     """
     check_arguments(model, inputs)
-    unaligned = frozenset(unaligned)
+    original, unaligned = Original(model), frozenset(unaligned)
     # Where values decide about the graph, or an operator or a scripted module does not know the device, it is run for
     # real; by then nothing is left of the first attempt, which an exception that is still at hand would hold.
-    with suppress(Exception):
-        return _trace(_copied(model, "meta"), inputs.map(lambda t: t.to("meta")), choose_groups, unaligned)
-    return _trace(_copied(model, None), inputs, choose_groups, unaligned)
+    traced = None
+    try:
+        with suppress(Exception):
+            on_meta = inputs.map(lambda t: t.to("meta"))
+            traced = _trace(_copied(model, "meta"), on_meta, choose_groups, unaligned, original)
+        if traced is None:
+            original.undo()
+            traced = _trace(_copied(model, None), inputs, choose_groups, unaligned, original)
+    finally:
+        changed = original.undo()
+    original.check_unchanged(changed)
+    return traced
 
 
 def _copied(model: nn.Module, device: str | None) -> nn.Module:
@@ -77,14 +88,18 @@ def _copied(model: nn.Module, device: str | None) -> nn.Module:
     return duplicate(model, memo).to(device)
 
 
-def _trace(model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[Site]) -> Trace:
+def _trace(
+    model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[Site], original: Original
+) -> Trace:
     ties, findings = Ties(), Findings()
-    flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups)
+    flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups, original=original)
     tensors = named_tensors(model)
     labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))
     try:
         with torch.random.fork_rng(devices=[]):
             outputs = tensor_leaves(flow.run(model, inputs))
+    except AdjoinedError:
+        raise
     except Exception as error:  # whatever the model's own code raises
         raise does_not_run(model, error, flow.module, flow.called_with) from error
     train_inputs = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import enum
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +30,7 @@ class Inputs:
         if isinstance(example, Mapping):
             return cls((), dict(example))
         inputs = cls(tuple(example) if isinstance(example, (tuple, list)) else (example,))
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs.args)):
+        if not tensor_leaves(inputs.args):
             raise AdjoinedError(
                 "no tensor to run the model on",
                 where="example_input",
@@ -45,24 +47,89 @@ class Inputs:
 
         return Inputs(tree_map(change, self.args), tree_map(change, self.kwargs))
 
-    def run(self, model: Callable[..., Any]) -> Any:
-        """Call a model with these inputs, and leave them as they are.
+    def apart(self) -> Inputs:
+        """Return inputs with the same values that share nothing a forward can change."""
+        return Inputs(*apart((self.args, self.kwargs)))
 
-        Lists and dicts are handed over as copies, for a forward may write its own tensors into a list that it is given
-        (networks of several pathways do).
-        """
-        own = self.map(lambda tensor: tensor)
+    def run(self, model: Callable[..., Any]) -> Any:
+        """Call a model with a copy of these inputs: whatever its forward changes in place, they stay as they are."""
+        own = self.apart()
         return model(*own.args, **own.kwargs)
 
     @property
     def batch_size(self) -> int:
         """Size of the first dimension of the first tensor."""
-        first = next(leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor))
+        first = tensor_leaves((self.args, self.kwargs))[0]
         return first.shape[0] if first.ndim else 1
 
     def doubled(self) -> Inputs:
         """Return the inputs with every tensor repeated along dimension 0, for norms that need more than one sample."""
         return self.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
+
+
+def apart(given: Any) -> Any:
+    """Return a copy of what a model is called with, so that one forward's changes in place do not reach another's.
+
+    A forward may scale its input in place, write its own tensors into a list, or set fields of an object. Tensors are
+    cloned (gradients flow through), containers and objects are copied with all that they hold. A tensor that occurs
+    twice is cloned once. Modules and what cannot be copied (generators, open files) are passed on as they are.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> a, b = apart(([x], x))
+        >>> a[0] is b, a[0] is x
+        (True, False)
+    """
+    if torch.compiler.is_compiling():
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
+    clones: dict[int, Any] = {}
+
+    def own(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            if id(leaf) not in clones:
+                clones[id(leaf)] = leaf.clone()
+            return clones[id(leaf)]
+        if isinstance(leaf, _WITHOUT_STATE) or callable(leaf):
+            return leaf
+        for tensor in _held_by(leaf, set()):
+            own(tensor)
+        try:
+            return copy.deepcopy(leaf, clones)
+        except Exception:  # whatever its class raises
+            return leaf
+
+    return tree_map(own, given)
+
+
+_WITHOUT_STATE = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    enum.Enum,
+    torch.dtype,
+    torch.device,
+    torch.Generator,
+)
+
+
+def _held_by(holder: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Return the tensors that an object holds, at any depth: in its attributes, its items, or its elements."""
+    if id(holder) in seen or isinstance(holder, (nn.Module, type, *_WITHOUT_STATE)):
+        return
+    seen.add(id(holder))
+    if isinstance(holder, Tensor):
+        yield holder
+        return
+    inside = list(holder.values()) if isinstance(holder, Mapping) else []
+    inside += list(holder) if isinstance(holder, (list, tuple, set)) else []
+    inside += list(vars(holder).values()) if hasattr(holder, "__dict__") else []
+    inside += [getattr(holder, name, None) for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())]
+    for each in inside:
+        yield from _held_by(each, seen)
 
 
 def tensor_leaves(out: Any) -> list[Tensor]:

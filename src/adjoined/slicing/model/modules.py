@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
 
@@ -146,18 +150,70 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
 
 
 def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy without the dicts of tensors that modules have cached: the copy's tensors will be other ones.
+    """Return a deep copy that keeps nothing in common with the model, not even what its forward keeps.
+
+    Tensors that a forward has kept in attributes are copied without their history. Dicts of tensors that modules have
+    cached are left empty: the copy's tensors will be other ones. Caches in a class, which all its instances would write
+    into, become the copy's own.
 
     Args:
         model: any module.
         memo: as for `copy.deepcopy`: id -> what stands for that object in the copy.
     """
-    copied = copy.deepcopy(model, memo)
+    memo = {} if memo is None else memo
+    with _WithoutHistory():
+        copied = copy.deepcopy(model, memo)
+        for module in copied.modules():
+            for name, held in _caches_of_class(type(module)).items():
+                with suppress(Exception):  # what cannot be copied stays in common
+                    vars(module).setdefault(name, copy.deepcopy(held, memo))
     for module in copied.modules():
         for name, held in vars(module).items():
             if "cache" in name.lower() and isinstance(held, dict):
                 held.clear()
     return copied
+
+
+def _caches_of_class(kind: type) -> dict[str, Any]:
+    """Return the containers in a class's body that its code can fill with tensors: empty ones, or those with some."""
+    bodies = [each for each in reversed(kind.__mro__) if not each.__module__.startswith(("torch.", "builtins"))]
+    return {
+        name: held
+        for body in bodies
+        for name, held in vars(body).items()
+        if isinstance(held, (dict, list)) and not name.startswith("__")
+        if not held or any(isinstance(leaf, Tensor) for leaf in tree_leaves(held))
+    }
+
+
+def hand_on_kept(source: nn.Module, target: nn.Module) -> None:
+    """Give a network the tensors that another's forward has kept in attributes: activations, states, caches.
+
+    Args:
+        source: the network that has run.
+        target: one of the same structure; what its modules have kept is replaced.
+    """
+    memo: dict[int, Any] = {}
+    for name, module in source.named_modules():
+        for attribute, held in vars(module).items():
+            leaves = tree_leaves(held)
+            kept = any(isinstance(leaf, Tensor) for leaf in leaves) and not isinstance(module, nn.RNNBase)
+            if kept and attribute not in _OF_MODULES and not any(isinstance(leaf, nn.Module) for leaf in leaves):
+                with _WithoutHistory():
+                    vars(target.get_submodule(name))[attribute] = copy.deepcopy(held, memo)
+
+
+_OF_MODULES = set(vars(nn.Module()))
+
+
+class _WithoutHistory(TorchFunctionMode):
+    """Lets `copy.deepcopy` copy tensors that an operation has returned, which torch refuses otherwise."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
 
 
 def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:

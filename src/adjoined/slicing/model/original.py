@@ -1,0 +1,106 @@
+"""Whether a copy of a model stands alone: some copies still run, or change, the model that they were copied from.
+
+`copy.deepcopy` follows modules, bound methods and `functools.partial`. It does not look into functions: a lambda, or a
+function defined inside another one, that speaks of the model goes on speaking of the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.model.modules import named_tensors
+
+ALONE = "a model whose copies stand alone, as small networks are copies"
+FIX = (
+    "Make it a method of its class, or bind it: module.forward = types.MethodType(function, module); for a hook, "
+    "functools.partial(module.method, ...)."
+)
+
+
+class Original:
+    """A model of which a copy is run: its tensors by identity, and what its modules keep beside them.
+
+    Args:
+        model: the model that was handed over.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+        self._kept = {
+            name: {attribute: _Kept(held) for attribute, held in vars(module).items()}
+            for name, module in model.named_modules()
+        }
+
+    def check_not_read(self, tensors: Iterable[Tensor], module: str) -> None:
+        """Raise AdjoinedError if one of the tensors that a copy's operator is given belongs to the original.
+
+        Args:
+            tensors: what the operator is given.
+            module: name of the copy's module that runs; "" for the model itself.
+        """
+        name = next((name for tensor in tensors if (name := self._names.get(id(tensor)))), None)
+        if name is not None:
+            reader = repr(module) if module else "its own forward"
+            raise AdjoinedError(
+                f"a copy of the model still runs the original: {reader} reads {name!r} of the model that was handed "
+                "over, because a function holds on to it",
+                where=type(self._model).__name__,
+                expected=ALONE,
+                fix=FIX,
+            )
+
+    def undo(self) -> list[str]:
+        """Put back what running a copy has changed in the original; return the names of these attributes."""
+        return [
+            f"{name}.{attribute}" if name else attribute
+            for name, module in self._model.named_modules()
+            for attribute, kept in self._kept[name].items()
+            if kept.undo(module, attribute)
+        ]
+
+    def check_unchanged(self, changed: Sequence[str]) -> None:
+        """Raise AdjoinedError if running a copy has changed these attributes of the original."""
+        if changed:
+            raise AdjoinedError(
+                f"a copy of the model writes into the original: '{changed[0]}' changes when the copy runs, "
+                "because a hook or another function holds on to the model",
+                where=type(self._model).__name__,
+                expected=ALONE,
+                fix=FIX,
+            )
+
+
+class _Kept:
+    """An attribute of a module, and what was in it."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.inside = held, _inside(held)
+
+    def undo(self, module: nn.Module, attribute: str) -> bool:
+        """Put back what was there; tell whether that was necessary."""
+        held = vars(module).get(attribute)
+        if held is self.held and _ids(_inside(held)) == _ids(self.inside):
+            return False
+        vars(module)[attribute] = self.held
+        if isinstance(self.held, list):
+            self.held[:] = self.inside.values()
+        elif isinstance(self.held, dict):
+            self.held.clear()
+            self.held.update(self.inside)
+        return True
+
+
+def _inside(held: Any) -> dict[Any, Any]:
+    """Return the elements of a list or a dict."""
+    if isinstance(held, dict):
+        return dict(held)
+    return dict(enumerate(held)) if isinstance(held, list) else {}
+
+
+def _ids(inside: dict[Any, Any]) -> dict[Any, int]:
+    return {key: id(value) for key, value in inside.items()}

@@ -1,0 +1,128 @@
+"""A small network is a copy: models whose copies still run, or change, the original are refused with a remedy."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adjoined import AdjoinedError, adjoin
+from zoo import conv, images, seeded
+
+X = images(2, 3, 8, 8)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.extra, self.head = conv(3, 32), conv(32, 48), conv(48, 48), nn.Linear(48, 5)
+        self.kept: dict[str, Tensor] = {}
+        self.calls: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.stem(x).relu()).relu()
+        for call in self.calls:
+            x = call(x)
+        return self.head((x + self.kept.get("stem", torch.zeros(1)).mean()).mean((2, 3)))
+
+    def half(self, x: Tensor, factor: float = 0.5) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.extra(x) * factor
+
+    def keep(self, _module: nn.Module, _args: Any, out: Tensor) -> None:
+        self.kept["stem"] = out
+
+
+MODEL: list[Plain] = []
+
+
+def with_lambda(model: Plain) -> None:
+    model.forward = lambda x: model.head(model.body(model.stem(x)).mean((2, 3)))
+
+
+def with_global(model: Plain) -> None:
+    MODEL[:] = [model]
+    model.forward = lambda x: MODEL[0].head(MODEL[0].body(MODEL[0].stem(x)).mean((2, 3)))
+
+
+def with_lambda_in_a_part(model: Plain) -> None:
+    body = model.body
+    body.forward = lambda input: nn.functional.conv2d(input, body.weight, body.bias, padding=1)
+
+
+def with_call_in_a_list(model: Plain) -> None:
+    model.calls.append(lambda x: model.half(x))
+
+
+def with_weak_reference(model: Plain) -> None:
+    parent = weakref.ref(model)
+    model.calls.append(lambda x: parent().extra(x))  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def with_hook_that_reads(model: Plain) -> None:
+    model.body.register_forward_hook(lambda _m, _a, out: out * model.extra.weight.mean())
+
+
+def with_hook_that_writes(model: Plain) -> None:
+    def keep(_module: nn.Module, _args: Any, out: Tensor) -> None:
+        model.kept["stem"] = out
+
+    model.stem.register_forward_hook(keep)
+
+
+REFUSED = {
+    with_lambda: "'stem.weight'",
+    with_global: "'stem.weight'",
+    with_lambda_in_a_part: "'body' reads 'body.weight'",
+    with_call_in_a_list: "'extra.weight'",
+    with_weak_reference: "'extra.weight'",
+    with_hook_that_reads: "'extra.weight'",
+    with_hook_that_writes: "'kept' changes",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
+def test_a_copy_that_runs_or_changes_the_original_is_refused(change: Callable[[Plain], None]):
+    model = seeded(Plain)
+    change(model)
+    with pytest.raises(AdjoinedError, match=r"a copy of the model.*types\.MethodType") as caught:
+        adjoin(model, X, alpha=2)
+    assert REFUSED[change] in str(caught.value)
+    assert not model.kept
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def bound(model: Plain) -> None:
+    model.forward = types.MethodType(lambda self, x: self.head(self.body(self.stem(x)).mean((2, 3))), model)
+
+
+def bound_in_a_list(model: Plain) -> None:
+    model.calls.append(model.half)
+
+
+def partial(model: Plain) -> None:
+    model.calls.append(functools.partial(model.half, factor=2.0))
+
+
+def hook_that_is_a_method(model: Plain) -> None:
+    model.stem.register_forward_hook(model.keep)
+
+
+@pytest.mark.parametrize("change", [bound, bound_in_a_list, partial, hook_that_is_a_method], ids=lambda c: c.__name__)
+def test_a_copy_that_stands_alone_is_sliced(change: Callable[[Plain], None]):
+    model = seeded(Plain)
+    change(model)
+    net = adjoin(model.eval(), X, alpha=2, round_to=1)
+    small = net.extract()
+    assert small.get_parameter("body.weight").shape == (24, 16, 3, 3)
+    with torch.no_grad():
+        p, q = net(X)
+        assert torch.equal(p, model(X))
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert torch.equal(small(X), q)
