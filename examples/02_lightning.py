@@ -17,32 +17,29 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import adjoined
+from adjoined.integrations.lightning import Adjoined
 
 
-class Adjoined(lightning.LightningModule):
-    """Train a model together with its small twin."""
+class Classifier(lightning.LightningModule):
+    """A module as you may have it already: it knows nothing of adjoined."""
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.net = adjoined.adjoin(model, example, alpha=4)
+        self.model = model
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the adjoint loss; the trainer knows how far the training is."""
+        """Return the loss of one network; the callback adds what the small one needs."""
         x, y = batch
-        p, q = self.net(x)
-        progress = self.global_step / self.trainer.estimated_stepping_batches
-        return adjoined.adjoint_loss(p, q, y, progress=progress)
+        return nn.functional.cross_entropy(self.model(x), y)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Log what both networks get right."""
+        """Log the loss; the callback logs the accuracy of both networks."""
         x, y = batch
-        for name, logits in zip(("base", "small"), self.net(x), strict=True):
-            self.log(f"{name}_accuracy", (logits.argmax(dim=1) == y).float().mean(), batch_size=len(y))
+        self.log("val_loss", nn.functional.cross_entropy(self.model(x), y), batch_size=len(y))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return an optimizer that sees every shared weight once."""
-        return torch.optim.AdamW(self.parameters(), lr=4e-3)
+        return torch.optim.AdamW(self.model.parameters(), lr=4e-3)
 
 
 def main() -> None:
@@ -64,8 +61,9 @@ def main() -> None:
         nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)),
     )
 
-    module = Adjoined(model, x[:1])
+    callback = Adjoined("model", alpha=4, example_input=x[:1])
     trainer = lightning.Trainer(
+        callbacks=[callback],
         max_epochs=options.epochs,
         accelerator="cpu",
         logger=False,
@@ -74,12 +72,11 @@ def main() -> None:
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer.fit(module, train, test)
+    trainer.fit(Classifier(model), train, test)
 
-    small = module.net.eval().extract()
-    for name, network in (("base", model), ("small", small)):
+    for name, network in (("base", model), ("small", callback.small)):
         size = sum(parameter.numel() for parameter in network.parameters())
-        right = trainer.callback_metrics[f"{name}_accuracy"].item()
+        right = trainer.callback_metrics[f"{name}/accuracy"].item()
         print(f"{name}: {size} parameters, {100 * right:.1f} % of the test digits right")
 
 

@@ -1,6 +1,6 @@
-"""Two networks from a task of timm, whose loops call the task and nothing else.
+"""Two networks from timm's task seam: a loop of timm calls the task and nothing else.
 
-The small network has a last layer and labels of its own, as in `adjoined train --method adjoint+`.
+timm's own train.py runs unchanged: python -m adjoined.integrations.timm --alpha 4 train.py ...
 
 Usage:
 
@@ -11,38 +11,17 @@ Usage:
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 import timm
 import torch
 from sklearn.datasets import load_digits
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.scheduler import CosineLRScheduler  # pyright: ignore[reportPrivateImportUsage]
-from timm.task import ClassificationTask
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import adjoined
-
-
-class AdjoinedTask(ClassificationTask):
-    """Train a model together with its small twin; `compile`, `prepare_distributed` and EMA are timm's.
-
-    Args:
-        net: base and small network.
-        updates: steps of the whole training.
-    """
-
-    def __init__(self, net: adjoined.AdjoinedNetwork, updates: int) -> None:
-        super().__init__(net, partial(adjoined.adjoint_loss, detach=True, temperature=4, small_ce=1), verbose=False)
-        self.updates, self.done = updates, 0
-
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return the loss, and the base's logits for the metrics of the loop; targets may be soft, as of mixup."""
-        p, q = self.trainable_module(input)
-        progress = min(self.done / self.updates, 1.0)
-        self.done += self.training
-        return {"loss": self.criterion(p, q, target, progress=progress), "output": p}
+from adjoined import AdjoinedNetwork
+from adjoined.integrations.timm import AdjoinedTask
 
 
 def load_data() -> tuple[TensorDataset, TensorDataset]:
@@ -65,12 +44,13 @@ def main() -> None:
     train, test = load_data()
     loader = DataLoader(train, batch_size=64, shuffle=True, drop_last=True)
     model = timm.create_model(options.model, num_classes=10, in_chans=1)
-    net = adjoined.adjoin(model, train.tensors[0][:1], alpha=4, private_head=True)
-    task = AdjoinedTask(net, updates=options.epochs * len(loader))
+    updates = options.epochs * len(loader)
+    task = AdjoinedTask(model, updates=updates, example_input=train.tensors[0][:1], alpha=4, verbose=False)
     ema = task.setup_ema(decay=0.9)
-    optimizer = create_optimizer_v2(net, opt="adamw", lr=4e-3, weight_decay=0.01)
-    scheduler = CosineLRScheduler(optimizer, t_initial=options.epochs * len(loader), t_in_epochs=False)
+    optimizer = create_optimizer_v2(task.net, opt="adamw", lr=4e-3, weight_decay=0.01)
+    scheduler = CosineLRScheduler(optimizer, t_initial=updates, t_in_epochs=False)
 
+    step = 0
     for epoch in range(options.epochs):
         task.train()
         total = 0.0
@@ -79,13 +59,15 @@ def main() -> None:
             optimizer.zero_grad()
             result["loss"].backward()
             optimizer.step()
+            step += 1
             task.update_ema()
-            scheduler.step_update(task.done)
+            task.step_update(step)
+            scheduler.step_update(step)
             total += result["loss"].item()
         print(f"epoch {epoch + 1}: loss {total / len(loader):.3f}")
 
     averaged = ema.get_submodule("module").eval()
-    assert isinstance(averaged, adjoined.AdjoinedNetwork)  # both networks are averaged
+    assert isinstance(averaged, AdjoinedNetwork)  # both networks are averaged
     x, y = test.tensors
     for name, network in (("base", averaged.base), ("small", averaged.extract())):
         size = sum(parameter.numel() for parameter in network.parameters())

@@ -27,7 +27,14 @@ def usage(path: Path) -> list[str]:
 
 
 def test_there_are_examples_and_each_says_how_to_run_it():
-    names = ["01_plain_loop.py", "02_lightning.py", "03_own_model.py", "04_segmentation.py", "05_timm.py"]
+    names = [
+        "01_plain_loop.py",
+        "02_lightning.py",
+        "03_own_model.py",
+        "04_segmentation.py",
+        "05_timm.py",
+        "06_huggingface.py",
+    ]
     assert [path.name for path in EXAMPLES] == names
     for path in EXAMPLES:
         assert f"python examples/{path.name}" in usage(path)
@@ -35,7 +42,7 @@ def test_there_are_examples_and_each_says_how_to_run_it():
 
 @pytest.mark.parametrize(
     ("path", "epochs"),
-    [(EXAMPLES[0], 2), (EXAMPLES[1], 2), (EXAMPLES[4], 4)],
+    [(EXAMPLES[0], 2), (EXAMPLES[1], 2), (EXAMPLES[4], 4), (EXAMPLES[5], 4)],
     ids=lambda each: getattr(each, "name", ""),
 )
 def test_both_networks_learn_and_the_small_one_is_small(path: Path, epochs: int):

@@ -1,0 +1,199 @@
+"""A Hugging Face trainer that trains a model together with its small twin."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from adjoined.errors import AdjoinedError
+from adjoined.loss import adjoint_terms, kl_weight
+from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.slicing import SlicePlan
+
+
+class AdjoinedTrainer(Trainer):
+    """Train a model of transformers together with its small twin.
+
+    The loss is that of the base, as the trainer computes it, plus the same of every small network, plus
+    λ(t) · KL(p ‖ q) of the logits at temperature 4 without gradient to p. `evaluate` measures every network: the base
+    as `eval_...`, the small one as `eval_small_...`. Checkpoints hold the joint network and resume as usual.
+
+    Args:
+        model: the base network; it is used, not copied.
+        args: the training arguments.
+        adjoin_settings: as for `adjoin`: alpha, keep, order, ... `private_head` is True by default.
+        example_input: what the model takes; None: {"pixel_values": float32 (1, C, 224, 224)}, with the image size and
+            channels of the model's config where it has them.
+        **options: as for `transformers.Trainer`.
+
+    Raises:
+        AdjoinedError: the model cannot be joined.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        adjoin_settings: Mapping[str, Any] | None = None,
+        example_input: Any = None,
+        **options: Any,
+    ) -> None:
+        example = _example_of(model) if example_input is None else example_input
+        self.net = adjoin(model, example, **{"private_head": True, **(adjoin_settings or {})})
+        self._tap = _Tap(self.net)
+        args.label_names = args.label_names or ["labels"]
+        super().__init__(model=self._tap, args=args, **options)
+        self.model_accepts_loss_kwargs = False  # the joint loss is a mean over the batch
+
+    @property
+    def base(self) -> nn.Module:
+        """The base network as it is now."""
+        return self.net.base
+
+    def extract(self, which: int = 0) -> nn.Module:
+        """Return a small network as a plain model in eval mode; `save_pretrained` works where `narrow_config` does.
+
+        Args:
+            which: number of the small network, from 0.
+        """
+        small = self.net.extract(which).eval()
+        config = narrow_config(small, self.net.plans[which])
+        if config is not None:
+            small.config = config
+        return small
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the joint loss in training, and that of the network that is evaluated otherwise."""
+        self._tap.smalls = ()
+        loss, outputs = self._loss_of(model, inputs, num_items_in_batch)
+        if self._tap.smalls:
+            smalls, self._tap.smalls = self._tap.smalls, ()
+            for small in smalls:
+                loss = loss + self._loss_of(_Given(small), inputs, num_items_in_batch)[0]
+            logits, labels = [each["logits"] for each in smalls], _labels(inputs)
+            kl = adjoint_terms(outputs["logits"].detach(), logits, labels, detach=True, temperature=4.0).kl
+            loss = loss + kl_weight(min(self.state.global_step / self.state.max_steps, 1.0)) * kl
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_of(self, model: nn.Module, inputs: Mapping[str, Any], items: Tensor | int | None) -> tuple[Tensor, Any]:
+        """Return the trainer's own loss, which may take entries out of the inputs, and the outputs."""
+        returned: Any = super().compute_loss(model, dict(inputs), True, items)
+        return returned
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return the metrics of the base network, then those of every small one."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        count = len(self.net.plans)
+        try:
+            for which in range(count):
+                self._tap.which = which
+                name = "small" if count == 1 else f"small-{which + 1}"
+                metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+        finally:
+            self._tap.which = None
+        return metrics
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            names = inspect.signature(self.net.base.forward).parameters
+            self._signature_columns = list(dict.fromkeys([*names, "label", "label_ids", *self.label_names]))
+
+
+class _Tap(nn.Module):
+    """The joint network as the trainer's model: returns one network's output and keeps the others aside."""
+
+    def __init__(self, net: AdjoinedNetwork) -> None:
+        super().__init__()
+        self.net = net
+        self.config = getattr(net.base, "config", None)
+        self.which: int | None = None
+        """The small network to evaluate; None: the base."""
+        self.smalls: tuple[Any, ...] = ()
+
+    def forward(self, **inputs: Any) -> Any:
+        if not self.training:
+            return self.net.base(**inputs) if self.which is None else self.net.small(which=self.which, **inputs)
+        output, *smalls = self.net(**inputs)
+        self.smalls = tuple(smalls)
+        return output
+
+
+class _Given(nn.Module):
+    """A model whose output is known already."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, **_: Any) -> Any:
+        return self.output
+
+
+def narrow_config(small: nn.Module, plan: SlicePlan) -> Any:
+    """Return a config that describes a small network, or None where its family's config cannot.
+
+    The widths in the base's config are replaced by the small network's; a model made from the result must have the
+    small network's tensors, name for name and shape for shape. Uneven widths, as of `keep` and `widths`, have none.
+
+    Args:
+        small: an extracted network, with the base's config.
+        plan: its slice plan.
+    """
+    config = getattr(small, "config", None)
+    if config is None:
+        return None
+    found: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    for group in plan.groups:
+        found[group.width][group.kept] += 1
+    narrow = copy.deepcopy(config)
+    for name, value in config.to_dict().items():
+        if name.endswith(("size", "sizes", "channels", "dim", "dims", "width", "widths")) and name not in _NOT_WIDTHS:
+            if isinstance(value, int) and not isinstance(value, bool) and value in found:
+                setattr(narrow, name, found[value].most_common(1)[0][0])
+            elif isinstance(value, list) and value and all(isinstance(each, int) and each in found for each in value):
+                setattr(narrow, name, [found[each].most_common(1)[0][0] for each in value])
+    try:
+        with torch.device("meta"):
+            again = type(small)(narrow)
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError):  # whatever a family makes of odd widths
+        return None
+    shapes, wanted = ({name: each.shape for name, each in net.state_dict().items()} for net in (again, small))
+    return narrow if shapes == wanted else None
+
+
+_NOT_WIDTHS = {"image_size", "patch_size", "num_channels", "kernel_size", "chunk_size_feed_forward"}
+
+
+def _labels(inputs: Mapping[str, Any]) -> Tensor:
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor):
+        raise AdjoinedError(
+            "no labels to train on",
+            where="AdjoinedTrainer",
+            expected="batches with class indices as `labels`, int64 (N,)",
+            got=", ".join(inputs) or "an empty batch",
+        )
+    return labels
+
+
+def _example_of(model: nn.Module) -> dict[str, Tensor]:
+    config = getattr(model, "config", None)
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return {"pixel_values": torch.zeros(1, getattr(config, "num_channels", 3), height, width)}

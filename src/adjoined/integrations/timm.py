@@ -1,0 +1,255 @@
+"""A training task for timm: its loops, its train.py among them, train both networks.
+
+From Python, hand `AdjoinedTask(model, ...)` to the loop. timm's own script runs unchanged, with the flags of `adjoin`
+before it:
+
+    python -m adjoined.integrations.timm --alpha 4 train.py --data-dir DATA --model resnet18 --epochs 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.task import ClassificationTask
+from timm.utils.model import unwrap_model
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.loss import adjoint_terms, kl_weight
+from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.slicing import SlicePlan
+
+
+class AdjoinedTask(ClassificationTask):
+    """Train a model together with its small twin; EMA, `compile` and `prepare_distributed` are timm's.
+
+    The loss is criterion(p, y) + criterion(q, y) + λ(t) · KL(p ‖ q) at temperature 4, the KL without gradient to p. The
+    loop validates and checkpoints the base network under the model's own parameter names; the slice plans and what the
+    small networks have for themselves are the checkpoint's `task_state`.
+
+    Args:
+        model: the base network, or a joint network made before.
+        criterion: loss of one network's logits, as timm's tasks take it; None: cross-entropy.
+        updates: optimizer steps of the whole training; λ(t) follows them. Without it, set `updates` before training.
+        example_input: what the model takes; None: float32 (1, C, H, W) by the model's `pretrained_cfg`.
+        device, dtype, verbose: as for timm's tasks.
+        **settings: as for `adjoin`: alpha, keep, order, ... `private_head` is True by default.
+
+    Example:
+        >>> import timm
+        >>> task = AdjoinedTask(timm.create_model("resnet10t", num_classes=10), updates=100, alpha=4, verbose=False)
+        >>> sorted(task(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])))
+        ['loss', 'output']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        updates: int | None = None,
+        example_input: Any = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+        **settings: Any,
+    ) -> None:
+        if not isinstance(model, AdjoinedNetwork):
+            example = _example_of(model) if example_input is None else example_input
+            model = adjoin(model, example, **{"private_head": True, **settings})
+        super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose)
+        self.updates, self.done = updates, 0
+
+    @property
+    def net(self) -> AdjoinedNetwork:
+        """The joint network, whatever wraps it."""
+        net = unwrap_model(self.trainable_module)
+        assert isinstance(net, AdjoinedNetwork)
+        return net
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the loss, and the base's logits for the metrics of the loop.
+
+        Args:
+            input: images, float (N, C, H, W).
+            target: class indices, int64 (N,), or class probabilities, float (N, K).
+
+        Raises:
+            AdjoinedError: the length of the training is not known.
+        """
+        if not self.updates:
+            raise AdjoinedError(
+                "the length of the training is not known, so λ(t) is not either",
+                where="AdjoinedTask(updates=...)",
+                expected="the number of optimizer steps in the whole training",
+            )
+        p, *smalls = self.trainable_module(input)
+        kl = adjoint_terms(p.detach(), smalls, target, detach=True, temperature=4.0).kl
+        loss = self.criterion(p, target) + torch.stack([self.criterion(q, target) for q in smalls]).sum()
+        return {"loss": loss + kl_weight(min(self.done / self.updates, 1.0)) * kl, "output": p}
+
+    def step_update(self, done: int) -> None:
+        """Note how many optimizer steps are done; call it once after each."""
+        self.done = done
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """Return the base network, which is what the loop validates and saves."""
+        return None if ema and not self.has_ema() else self._joint(ema).base
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """Return what a checkpoint has to hold beside the base network: plain values and tensors."""
+        joint = self._joint(ema)
+        plans = [plan.to_json() for plan in joint.plans]
+        return {"plans": plans, "smalls": joint.smalls.state_dict(), "done": self.done}
+
+    def load_task_state(
+        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
+    ) -> None:
+        """Read what `get_task_state` returned."""
+        if state is None:
+            return
+        joint = self._joint(ema)
+        if [SlicePlan.from_json(plan).tensors for plan in state["plans"]] != [plan.tensors for plan in joint.plans]:
+            raise AdjoinedError(
+                "the checkpoint's small networks are sliced in another way",
+                where="AdjoinedTask",
+                fix="Resume with the settings of that training.",
+            )
+        joint.smalls.load_state_dict(state["smalls"], strict=strict)
+        self.done = int(state["done"])
+
+    def _joint(self, ema: bool) -> AdjoinedNetwork:
+        """Return the joint network, or its moving average."""
+        average = self.get_trainable_module(ema=True) if ema else None
+        joint = self.net if average is None else average.get_submodule("module")
+        assert isinstance(joint, AdjoinedNetwork)
+        return joint
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile the joint network for training; the base is compiled with it where the loop validates."""
+        self.net.compile(backend=backend, mode=mode, **compile_kwargs)  # in place: names stay
+        return self.net
+
+    def compile_ema(
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module | None:
+        """Leave the average as it is: it is only evaluated."""
+        return self.get_eval_model(ema=True)
+
+
+def finished(model: nn.Module, checkpoint: str | os.PathLike[str], *, ema: bool = False) -> list[nn.Module]:
+    """Return the networks that a checkpoint of timm's loop holds: the base, then every small network, in eval mode.
+
+    Args:
+        model: the base network as it was made for the training; its weights are overwritten.
+        checkpoint: a file that timm's `CheckpointSaver` wrote, such as model_best.pth.tar.
+        ema: take the averaged weights.
+
+    Raises:
+        AdjoinedError: the file is not such a checkpoint, or belongs to another model.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        weights, state = (content[f"{key}_ema" if ema else key] for key in ("state_dict", "task_state"))
+        model.load_state_dict(weights)
+        plans = [SlicePlan.from_json(plan) for plan in state["plans"]]
+        net = AdjoinedNetwork(model, plans, private=_own_layers(state["smalls"], model))
+        net.smalls.load_state_dict(state["smalls"])
+    except AdjoinedError:
+        raise
+    except Exception as error:  # torch.load and load_state_dict raise many kinds
+        text = str(error).splitlines()
+        raise AdjoinedError(
+            f"this checkpoint cannot be read: {text[0] if text else type(error).__name__}",
+            where=os.fspath(checkpoint),
+            expected="a checkpoint that timm saved of an AdjoinedTask with this model",
+        ) from error
+    net.eval()
+    return [net.base, *(net.extract(which) for which in range(len(plans)))]
+
+
+def _own_layers(smalls: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """Return the modules that small networks have for themselves; the first one's names tell."""
+    names = {name.split(".", 1)[1].rpartition(".")[0] for name in smalls if name.startswith("0.")}
+    return sorted(name for name in names if name and model.get_submodule(name)._parameters)
+
+
+def _example_of(model: nn.Module) -> Tensor:
+    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    if not size:
+        raise AdjoinedError(
+            "no example input is known",
+            where="AdjoinedTask(example_input=...)",
+            fix="Pass one, such as torch.zeros(1, 3, 224, 224).",
+        )
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = size[0] if first is None else first.in_channels
+    return torch.zeros(1, channels, *size[1:])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run timm's train.py with `AdjoinedTask` in the place of its classification task."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adjoined.integrations.timm",
+        description="Run timm's train.py, training the model together with its small twin.",
+    )
+    parser.add_argument("--alpha", type=float, default=4.0, help="a layer keeps about 1/alpha of its channels")
+    parser.add_argument("--keep", default="", help="modules that stay at full width, by commas")
+    parser.add_argument("--order", choices=("l1", "l2", "bn"), help="important channels first, for pretrained weights")
+    parser.add_argument("script", type=Path, help="timm's train.py")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
+    options = parser.parse_args(argv)
+    if not options.script.is_file():
+        parser.error(f"there is no file {options.script}")
+    keep = tuple(filter(None, options.keep.split(",")))
+    sys.argv = [str(options.script), *options.arguments]
+    run_script(options.script, alpha=options.alpha, keep=keep, order=options.order)
+
+
+def run_script(script: Path, **settings: Any) -> None:
+    """Run a script of timm's in this process, with `AdjoinedTask` as its classification task.
+
+    The script tells its scheduler how long the training is and how far it has come; the task learns it there.
+    """
+    schedulers: Any = import_module("timm.scheduler")
+    tasks: Any = import_module("timm.task")
+    made: list[AdjoinedTask] = []
+
+    def make_task(model: nn.Module, criterion: Any = None, **options: Any) -> AdjoinedTask:
+        made.append(AdjoinedTask(model, criterion, **options, **settings))
+        return made[-1]
+
+    make_scheduler = schedulers.create_scheduler_v2
+
+    def create_scheduler_v2(*args: Any, updates_per_epoch: int = 0, **options: Any) -> tuple[Any, int]:
+        scheduler, epochs = make_scheduler(*args, updates_per_epoch=updates_per_epoch, **options)
+        for task in made:
+            task.updates = epochs * updates_per_epoch
+            scheduler.step_update = partial(_step_update, task, scheduler.step_update)
+        return scheduler, epochs
+
+    before = tasks.ClassificationTask, make_scheduler
+    tasks.ClassificationTask, schedulers.create_scheduler_v2 = make_task, create_scheduler_v2
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        tasks.ClassificationTask, schedulers.create_scheduler_v2 = before
+
+
+def _step_update(task: AdjoinedTask, step_update: Callable[..., Any], num_updates: int, **options: Any) -> Any:
+    task.step_update(num_updates)
+    return step_update(num_updates=num_updates, **options)
+
+
+if __name__ == "__main__":
+    main()

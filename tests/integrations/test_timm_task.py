@@ -1,0 +1,117 @@
+"""timm's task seam: its checkpoints hold both networks, its script runs unchanged."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.utils import CheckpointSaver
+from torch import nn
+
+from adjoined import AdjoinedError
+from adjoined.integrations.timm import AdjoinedTask, finished
+
+X, Y = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+
+
+def make_model() -> nn.Module:
+    return timm.create_model("resnet10t", num_classes=3, in_chans=1)
+
+
+def trained(steps: int = 3) -> tuple[AdjoinedTask, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    task = AdjoinedTask(make_model(), nn.CrossEntropyLoss(), updates=4, verbose=False)
+    task.setup_ema(decay=0.5)
+    optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.05)
+    for step in range(steps):
+        optimizer.zero_grad()
+        task(X, Y)["loss"].backward()
+        optimizer.step()
+        task.update_ema()
+        task.step_update(step + 1)
+    return task, optimizer
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_checkpoint_of_timm_holds_both_networks(tmp_path: Path, ema: bool):
+    task, optimizer = trained()
+    saver = CheckpointSaver(
+        task.net, optimizer, args=Namespace(model="resnet10t"), checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path), task=task,
+    )  # fmt: skip
+    saver.save_checkpoint(0, 50.0)
+    joint = (task.get_trainable_module(ema=True).module if ema else task.net).eval()
+    base, small = finished(make_model(), tmp_path / "last.pth.tar", ema=ema)
+    with torch.no_grad():
+        p, q = joint(X)
+        assert torch.equal(base(X), p)
+        torch.testing.assert_close(small(X), q, rtol=1e-5, atol=1e-6)
+    assert sum(each.numel() for each in small.parameters()) < 0.1 * sum(each.numel() for each in base.parameters())
+
+
+def test_a_task_goes_on_where_it_was():
+    task, _ = trained()
+    torch.manual_seed(1)
+    other = AdjoinedTask(make_model(), nn.CrossEntropyLoss(), updates=4, verbose=False)
+    state = task.get_checkpoint_state()
+    other.load_checkpoint_state(state["state_dict"], state["task_state"])
+    assert other.done == 3
+    assert torch.equal(other.eval()(X, Y)["loss"], task.eval()(X, Y)["loss"])
+
+
+def test_small_terms_do_not_pull_at_what_the_base_alone_has():
+    """The last layer is the base's own, so its gradient is that of the base's loss alone."""
+    task, _ = trained(0)
+    task.done = 4
+    task(X, Y)["loss"].backward()
+    joint = task.net.base.get_classifier().weight.grad.clone()
+    task.zero_grad()
+    task.net.train()
+    nn.functional.cross_entropy(task.net(X)[0], Y).backward()
+    torch.testing.assert_close(joint, task.net.base.get_classifier().weight.grad)
+
+
+def test_what_is_missing_is_said():
+    task = AdjoinedTask(make_model(), verbose=False)
+    with pytest.raises(AdjoinedError, match="length of the training"):
+        task(X, Y)
+    with pytest.raises(AdjoinedError, match="example_input"):
+        AdjoinedTask(nn.Sequential(nn.Conv2d(3, 8, 3)), verbose=False)
+
+
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path):
+    path = tmp_path / "x.pth.tar"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(AdjoinedError, match="cannot be read"):
+        finished(make_model(), path)
+
+
+def test_timms_own_script_runs_unchanged(tmp_path: Path):
+    script = os.environ.get("TIMM_TRAIN_SCRIPT", "")
+    if not script:
+        pytest.skip("timm's packages do not hold its train.py; name it in TIMM_TRAIN_SCRIPT")
+    for split in ("train", "validation"):
+        for label, colour in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255))):
+            folder = tmp_path / "data" / split / str(label)
+            folder.mkdir(parents=True)
+            for number in range(16):
+                Image.new("RGB", (40, 40), tuple(max(0, c - 4 * number) for c in colour)).save(folder / f"{number}.png")
+    command = [
+        sys.executable, "-m", "adjoined.integrations.timm", "--alpha", "4", script, "--data-dir", tmp_path / "data",
+        "--model", "resnet10t", "--num-classes", "3", "--epochs", "2", "-b", "16", "--input-size", "3", "32", "32",
+        "--device", "cpu", "-j", "0", "--no-prefetcher", "--lr", "0.05", "--model-ema", "--output", tmp_path / "out",
+        "--experiment", "x",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for ema in (False, True):
+        model = timm.create_model("resnet10t", num_classes=3)
+        base, small = finished(model, tmp_path / "out" / "x" / "last.pth.tar", ema=ema)
+        assert base(torch.zeros(1, 3, 32, 32)).shape == small(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
