@@ -10,6 +10,7 @@ from adjoined.errors import AdjoinedError
 if TYPE_CHECKING:
     from adjoined.loss import adjoint_loss, adjoint_terms, kl_weight
     from adjoined.network import AdjoinedNetwork, adjoin
+    from adjoined.objective import adjoint_objective
     from adjoined.runs import load
     from adjoined.slicing import SlicePlan, make_plan
 
@@ -21,6 +22,7 @@ __all__ = [
     "SlicePlan",
     "adjoin",
     "adjoint_loss",
+    "adjoint_objective",
     "adjoint_terms",
     "kl_weight",
     "load",
@@ -33,6 +35,7 @@ _HOMES = {
     "SlicePlan": "slicing",
     "adjoin": "network",
     "adjoint_loss": "loss",
+    "adjoint_objective": "objective",
     "adjoint_terms": "loss",
     "kl_weight": "loss",
     "load": "runs",

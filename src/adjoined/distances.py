@@ -1,0 +1,322 @@
+"""How far a small network's output is from the base's, for every kind of output that CNNs have.
+
+Each distance is a function of (p, q), the outputs of base and small network, and returns a scalar in float32 at least
+that is never negative. `pull` says which way its gradient flows: False, it trains the small network only; True, it also
+pulls the base towards what the small network can follow, which is the regularisation of the paper.
+
+Shape legend: N samples, C classes, K independent labels or key points, H, W positions, A anchors or proposals, B bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adjoined.errors import AdjoinedError
+
+Distance = Callable[[Any, Any], Tensor]
+"""(p, q) -> a scalar, at least 0."""
+
+
+def class_kl(
+    p: Tensor, q: Tensor, *, temperature: float = 1.0, pull: bool = False, counted: Tensor | None = None
+) -> Tensor:
+    """Return T² · KL(softmax(p/T) ‖ softmax(q/T)), the mean over samples and positions, nats.
+
+    Args:
+        p: logits of the base network, float (N, C, ...).
+        q: logits of the small network, as `p`.
+        temperature: T, above 0; T² keeps the gradient's size.
+        pull: whether the gradient flows into `p`, too.
+        counted: bool (N, ...), the positions that count, such as `y != ignore_index`; None: all. With none, 0.
+
+    Raises:
+        AdjoinedError: the shapes differ, or the temperature is not above 0.
+
+    Source: equation 2 of arXiv 2006.05624 (T = 1, pull); Hinton et al., arXiv 1503.02531 (T² and T).
+
+    Example:
+        >>> p, q = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> round(class_kl(p, q).item(), 4)
+        0.1201
+    """
+    p, q = _checked(p, q, pull)
+    if not temperature > 0:
+        raise AdjoinedError("not a temperature", where="temperature", expected="a number above 0", got=temperature)
+    log_p, log_q = F.log_softmax(p / temperature, dim=1), F.log_softmax(q / temperature, dim=1)
+    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+    return temperature**2 * _mean(kl, counted)
+
+
+def label_kl(p: Tensor, q: Tensor, *, pull: bool = False, counted: Tensor | None = None) -> Tensor:
+    """Return the KL of independent labels: Bernoulli with probabilities σ(p) and σ(q), added up over labels.
+
+    Args:
+        p: logits of the base network, float (N, K, ...), one for each label that may hold or not.
+        q: logits of the small network, as `p`.
+        pull: whether the gradient flows into `p`, too.
+        counted: bool, shaped like `p`, the labels that are known; None: all.
+
+    Returns:
+        The sum over labels, the mean over everything else, nats.
+
+    Example:
+        >>> p, q = torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 0.0]])
+        >>> round(label_kl(p, q).item(), 4)
+        0.3278
+    """
+    p, q = _checked(p, q, pull)
+    kl = _bernoulli_kl(p, q)
+    if counted is not None:
+        kl = torch.where(counted, kl, torch.zeros_like(kl))
+    return kl.sum(dim=1).mean()
+
+
+def heatmap_kl(p: Tensor, q: Tensor, *, temperature: float = 1.0, pull: bool = False) -> Tensor:
+    """Return the KL of heat maps read as distributions over positions, as the soft-argmax does.
+
+    Heat maps that are trained by squared error have `gaussian_kl` as their distance.
+
+    Args:
+        p: heat maps of the base network before the softmax, float (N, K, H, W) or (N, K, L).
+        q: those of the small network, as `p`.
+        temperature: of the softmax over positions, above 0.
+        pull: whether the gradient flows into `p`, too.
+
+    Returns:
+        The mean over samples and key points, nats.
+
+    Example:
+        >>> p, q = torch.zeros(1, 1, 2, 2), torch.tensor([[[[0.0, 0.0], [0.0, 1.0]]]])
+        >>> round(heatmap_kl(p, q).item(), 4)
+        0.1074
+    """
+    p, q = _checked(p, q, pull)
+    return class_kl(p.flatten(2).flatten(0, 1), q.flatten(2).flatten(0, 1), temperature=temperature, pull=True)
+
+
+def gaussian_kl(
+    p: Tensor,
+    q: Tensor,
+    *,
+    scale: float = 1.0,
+    log_scales: tuple[Tensor, Tensor] | None = None,
+    pull: bool = False,
+) -> Tensor:
+    """Return the KL of two Gaussians per element, for regression: KL(N(p, σp²) ‖ N(q, σq²)).
+
+    With a fixed scale σ it is (p − q)² / 2σ², half the squared error in units of σ.
+
+    Args:
+        p: means by the base network, float, any shape.
+        q: means by the small network, as `p`.
+        scale: σ of both, above 0, in the units of the outputs; unused with `log_scales`.
+        log_scales: log σp and log σq as the networks predict them, each shaped like `p`.
+        pull: whether the gradient flows into `p` and its scale, too.
+
+    Returns:
+        The mean over all elements, nats.
+
+    Example:
+        >>> gaussian_kl(torch.tensor([1.0]), torch.tensor([3.0]), scale=2.0).item()
+        0.5
+    """
+    p, q = _checked(p, q, pull)
+    if log_scales is None:
+        if not scale > 0:
+            raise AdjoinedError("not a scale", where="scale", expected="a number above 0", got=scale)
+        return ((p - q) ** 2).mean() / (2 * scale**2)
+    log_p, log_q = _checked(*log_scales, pull)
+    ratio = log_p - log_q
+    kl = torch.expm1(2 * ratio) / 2 - ratio + (p - q) ** 2 * torch.exp(-2 * log_q) / 2
+    return kl.mean()
+
+
+def cosine_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
+    """Return 1 − cos(p, q) of embeddings, the mean over samples: 0 where their directions agree.
+
+    Args:
+        p: embeddings by the base network, float (N, D).
+        q: those by the small network, as `p`.
+        pull: whether the gradient flows into `p`, too.
+
+    Example:
+        >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
+        1.0
+    """
+    p, q = _checked(p, q, pull)
+    # ½‖u − v‖² of unit vectors is 1 − cos, without the loss of digits near equality.
+    return ((F.normalize(p, dim=1) - F.normalize(q, dim=1)) ** 2).sum(dim=1).mean() / 2
+
+
+def relation_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
+    """Return how far the cosines between the samples of a batch differ: the mean squared difference over all pairs.
+
+    It is 0 where both networks arrange the batch alike, whatever their axes are.
+
+    Args:
+        p: embeddings by the base network, float (N, D).
+        q: those by the small network, float (N, E); E may differ from D.
+        pull: whether the gradient flows into `p`, too.
+
+    Source: Tung and Mori, "Similarity-preserving knowledge distillation", arXiv 1907.09682.
+
+    Example:
+        >>> p = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> relation_distance(p, p @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])).item()  # turned by 90 degrees
+        0.0
+    """
+    if p.ndim != 2 or q.ndim != 2 or len(p) != len(q):
+        raise _differ(p, q, "(N, D) and (N, E)")
+    p, q = (F.normalize(_wide(each), dim=1) for each in (p if pull else p.detach(), q))
+    return ((p @ p.T - q @ q.T) ** 2).mean()
+
+
+def charbonnier(p: Tensor, q: Tensor, *, epsilon: float = 1e-3, pull: bool = False) -> Tensor:
+    """Return the Charbonnier distance of images: the mean of √((p − q)² + ε²) − ε, a smooth L1.
+
+    Args:
+        p: images by the base network, float (N, C, H, W) or any shape.
+        q: those by the small network, as `p`.
+        epsilon: ε, above 0, in the units of the pixels: below it the distance is quadratic, above it linear.
+        pull: whether the gradient flows into `p`, too.
+
+    Example:
+        >>> round(charbonnier(torch.zeros(2), torch.tensor([0.0, 1.0])).item(), 4)
+        0.4995
+    """
+    p, q = _checked(p, q, pull)
+    if not epsilon > 0:
+        raise AdjoinedError("not a width", where="epsilon", expected="a number above 0", got=epsilon)
+    squared = (p - q) ** 2
+    return (squared / (torch.sqrt(squared + epsilon**2) + epsilon)).mean()
+
+
+def confidence(scores: Tensor) -> Tensor:
+    """Return how sure a detector is that there is an object: the largest class probability of each anchor.
+
+    Args:
+        scores: class logits of independent labels, float (N, A, C).
+
+    Returns:
+        float (N, A) in (0, 1), without gradient; the weight of an anchor in the distances of a detection head.
+    """
+    return _wide(scores.detach()).sigmoid().amax(dim=-1)
+
+
+def score_kl(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
+    """Return the Bernoulli KL of a detection head's class scores, each anchor weighted by the base's confidence.
+
+    Nearly all anchors show background; unweighted they would be all that the small network learns.
+
+    Args:
+        p: class logits by the base network, float (N, A, C).
+        q: those by the small network, as `p`.
+        pull: whether the gradient flows into `p`, too; never through the weights.
+
+    Returns:
+        The weighted mean over anchors of the sum over classes, nats.
+
+    Example:
+        >>> p = torch.tensor([[[4.0], [-4.0]]])
+        >>> score_kl(p, p - 1) > score_kl(p, torch.stack([p[:, 0], p[:, 1] - 1], dim=1))  # the sure anchor counts more
+        tensor(True)
+    """
+    weights = confidence(p)
+    p, q = _checked(p, q, pull)
+    return _weighted(_bernoulli_kl(p, q).sum(dim=-1), weights)
+
+
+def bins_kl(p: Tensor, q: Tensor, weights: Tensor, *, temperature: float = 1.0, pull: bool = False) -> Tensor:
+    """Return the KL of box sides that a head gives as distributions over bins.
+
+    Args:
+        p: logits over bins by the base network, float (N, A, 4, B).
+        q: those by the small network, as `p`.
+        weights: of the anchors, float (N, A), such as `confidence(scores)`.
+        temperature: of the softmax over bins, above 0; the result has the factor T².
+        pull: whether the gradient flows into `p`, too.
+
+    Returns:
+        The weighted mean over anchors of the mean over the four sides, nats.
+
+    Source: Zheng et al., "Localization distillation for dense object detection", arXiv 2102.12252.
+
+    Example:
+        >>> p = torch.zeros(1, 1, 4, 2)
+        >>> round(bins_kl(p, p + torch.tensor([0.0, 1.0]), torch.ones(1, 1)).item(), 4)
+        0.1201
+    """
+    p, q = _checked(p, q, pull)
+    log_p, log_q = F.log_softmax(p / temperature, dim=-1), F.log_softmax(q / temperature, dim=-1)
+    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1).mean(dim=-1)
+    return temperature**2 * _weighted(kl, weights)
+
+
+def box_distance(p: Tensor, q: Tensor, weights: Tensor, *, pull: bool = False) -> Tensor:
+    """Return the L1 distance of boxes in units of the base's box, more for those that overlap less.
+
+    Each box counts (2 − IoU) times: once where it fits, twice where it misses.
+
+    Args:
+        p: boxes by the base network, float (N, A, 4) as (x1, y1, x2, y2), pixels.
+        q: those by the small network, as `p`.
+        weights: of the boxes, float (N, A), such as `confidence(scores)`.
+        pull: whether the gradient flows into `p`, too; never through the weights, sizes and overlaps.
+
+    Returns:
+        The weighted mean over boxes of the mean over four sides, no unit.
+
+    Example:
+        >>> p = torch.tensor([[[0.0, 0.0, 10.0, 10.0]]])
+        >>> round(box_distance(p, p + 1, torch.ones(1, 1)).item(), 4)  # 0.1 * (2 - 81/119)
+        0.1319
+    """
+    p, q = _checked(p, q, pull)
+    with torch.no_grad():
+        size = (p[..., 2:] - p[..., :2]).clamp(min=1e-6)
+        low, high = torch.maximum(p[..., :2], q[..., :2]), torch.minimum(p[..., 2:], q[..., 2:])
+        common = (high - low).clamp(min=0).prod(dim=-1)
+        areas = [(each[..., 2:] - each[..., :2]).clamp(min=0).prod(dim=-1) for each in (p, q)]
+        overlap = common / (areas[0] + areas[1] - common).clamp(min=1e-6)
+    sides = (p - q).abs() / torch.cat([size, size], dim=-1)
+    return _weighted(sides.mean(dim=-1) * (2 - overlap), weights)
+
+
+def _bernoulli_kl(p: Tensor, q: Tensor) -> Tensor:
+    """Return KL(σ(p) ‖ σ(q)) element by element, from logits."""
+    return p.sigmoid() * (p - q) + F.softplus(q) - F.softplus(p)
+
+
+def _weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean; 0 where all weights are."""
+    weights = _wide(weights.detach())
+    return (values * weights).sum() / weights.sum().clamp(min=1e-12)
+
+
+def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    if counted is None:
+        return values.mean()
+    return torch.where(counted, values, torch.zeros_like(values)).sum() / counted.sum().clamp(min=1)
+
+
+def _checked(p: Tensor, q: Tensor, pull: bool) -> tuple[Tensor, Tensor]:
+    """Return both outputs in float32 at least, p without gradient unless it is pulled."""
+    if not isinstance(p, Tensor) or not isinstance(q, Tensor) or p.shape != q.shape:
+        raise _differ(p, q, "tensors of one shape")
+    return _wide(p if pull else p.detach()), _wide(q)
+
+
+def _differ(p: Any, q: Any, expected: str) -> AdjoinedError:
+    got = " and ".join(str(tuple(each.shape)) if isinstance(each, Tensor) else type(each).__name__ for each in (p, q))
+    return AdjoinedError(
+        "the outputs of base and small network cannot be compared", where="p, q", expected=expected, got=got
+    )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

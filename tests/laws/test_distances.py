@@ -1,0 +1,150 @@
+"""Distances: ≥ 0, 0 only for equal outputs, gradients where they are said to flow, quadratic near equality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from adjoined import AdjoinedError
+from adjoined import distances as d
+
+Made = Callable[[int], Tensor]
+
+
+def drawn(*shape: int) -> Made:
+    return lambda seed: torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def boxes(seed: int) -> Tensor:
+    corners = drawn(2, 5, 2, 2)(seed).cumsum(dim=2).abs() * 10
+    low, high = corners.amin(dim=2), corners.amax(dim=2) + 1
+    return torch.cat([low, high], dim=-1)
+
+
+WEIGHTS = torch.tensor([[0.9, 0.1, 0.5, 0.3, 0.7]] * 2, dtype=torch.float64)
+LOG_SCALES = (drawn(3, 4)(8) / 4, drawn(3, 4)(9) / 4)
+
+CASES: dict[str, tuple[Callable[..., Tensor], Made]] = {
+    "class": (d.class_kl, drawn(4, 5)),
+    "class at a temperature": (lambda p, q, **k: d.class_kl(p, q, temperature=4.0, **k), drawn(4, 5)),
+    "dense": (lambda p, q, **k: d.class_kl(p, q, counted=drawn(2, 4, 4)(3) > -1, **k), drawn(2, 3, 4, 4)),
+    "labels": (d.label_kl, drawn(4, 6)),
+    "heat maps": (d.heatmap_kl, drawn(2, 3, 4, 4)),
+    "regression": (lambda p, q, **k: d.gaussian_kl(p, q, scale=0.5, **k), drawn(3, 4)),
+    "cosine": (d.cosine_distance, drawn(4, 6)),
+    "relations": (d.relation_distance, drawn(4, 6)),
+    "images": (d.charbonnier, drawn(2, 3, 4, 4)),
+    "scores": (d.score_kl, drawn(2, 5, 3)),
+    "bins": (lambda p, q, **k: d.bins_kl(p, q, WEIGHTS, **k), drawn(2, 5, 4, 6)),
+    "boxes": (lambda p, q, **k: d.box_distance(p, q, WEIGHTS, **k), boxes),
+}
+cases = pytest.mark.parametrize(("distance", "make"), CASES.values(), ids=CASES)
+smooth = pytest.mark.parametrize(
+    ("distance", "make"), [CASES[name] for name in CASES if name != "boxes"], ids=[n for n in CASES if n != "boxes"]
+)
+
+
+@cases
+def test_positive_and_zero_for_equal_outputs_only(distance, make):
+    p, q = make(0), make(1)
+    assert distance(p, q).item() > 1e-3
+    assert abs(distance(p, p.clone()).item()) < 1e-12
+    closer = p + 1e-3 * (q - p)
+    assert 0 < distance(p, closer).item() < distance(p, q).item()
+
+
+@cases
+@pytest.mark.parametrize("pull", [False, True])
+def test_the_gradient_flows_where_it_says(distance, make, pull: bool):
+    p, q = make(0).requires_grad_(), make(1).requires_grad_()
+    distance(p, q, pull=pull).backward()
+    assert q.grad.abs().sum() > 0
+    assert (p.grad is not None and bool(p.grad.abs().sum() > 0)) == pull
+
+
+@smooth
+def test_gradients_are_those_of_the_value(distance, make):
+    p, q = make(0), make(1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda q: distance(p, q), (q,))
+    if distance is not d.score_kl:  # whose weights follow p without gradient
+        p = p.requires_grad_()
+        assert torch.autograd.gradcheck(lambda p: distance(p, q.detach(), pull=True), (p,))
+
+
+@smooth
+def test_near_equality_it_is_quadratic(distance, make):
+    """Half the step, a quarter of the distance; the boxes' L1 is linear by intention."""
+    p, step = make(0), 1e-4 * make(1)
+    ratio = distance(p, p + step) / distance(p, p + step / 2)
+    assert ratio.item() == pytest.approx(4, rel=0.05)
+
+
+def fisher_form(p: Tensor, step: Tensor, fisher: Tensor) -> float:
+    return 0.5 * torch.einsum("ni,nij,nj->n", step, fisher, step).mean().item()
+
+
+def test_the_quadratic_form_is_half_the_fisher_information():
+    p, step = drawn(3, 5)(0), 1e-5 * drawn(3, 5)(1)
+    s = p.softmax(dim=1)
+    categorical = torch.diag_embed(s) - s[:, :, None] * s[:, None, :]
+    assert d.class_kl(p, p + step).item() == pytest.approx(fisher_form(p, step, categorical), rel=1e-3)
+    bernoulli = torch.diag_embed(p.sigmoid() * (1 - p.sigmoid()))
+    assert d.label_kl(p, p + step).item() == pytest.approx(fisher_form(p, step, bernoulli), rel=1e-3)
+    sigma = 0.7
+    gaussian = torch.eye(5, dtype=torch.float64).expand(3, 5, 5) / sigma**2 / 5  # the mean over five elements
+    assert d.gaussian_kl(p, p + step, scale=sigma).item() == pytest.approx(fisher_form(p, step, gaussian), rel=1e-9)
+
+
+def test_kl_agrees_with_torch_distributions():
+    p, q = drawn(3, 4)(0), drawn(3, 4)(1)
+    of = torch.distributions
+    expected = of.kl_divergence(of.Categorical(logits=p), of.Categorical(logits=q)).mean()
+    torch.testing.assert_close(d.class_kl(p, q), expected)
+    expected = of.kl_divergence(of.Bernoulli(logits=p), of.Bernoulli(logits=q)).sum(dim=1).mean()
+    torch.testing.assert_close(d.label_kl(p, q), expected)
+    sp, sq = LOG_SCALES
+    expected = of.kl_divergence(of.Normal(p, sp.exp()), of.Normal(q, sq.exp())).mean()
+    torch.testing.assert_close(d.gaussian_kl(p, q, log_scales=LOG_SCALES), expected)
+
+
+def test_what_is_not_counted_does_not_count():
+    p, q = drawn(2, 3, 4, 4)(0), drawn(2, 3, 4, 4)(1)
+    counted = torch.zeros(2, 4, 4, dtype=torch.bool)
+    counted[0, 1, 2] = True
+    torch.testing.assert_close(d.class_kl(p, q, counted=counted), d.class_kl(p[:1, :, 1, 2], q[:1, :, 1, 2]))
+    assert d.class_kl(p, q, counted=torch.zeros_like(counted)).item() == 0
+    known = torch.tensor([[True, False, True]])
+    a, b = drawn(1, 3)(0), drawn(1, 3)(1)
+    torch.testing.assert_close(d.label_kl(a, b, counted=known), d.label_kl(a[:, [0, 2]], b[:, [0, 2]]))
+
+
+def test_a_rotation_of_all_embeddings_changes_no_relation():
+    p = drawn(5, 3)(0)
+    rotation = torch.linalg.qr(drawn(3, 3)(1)).Q
+    assert d.relation_distance(p, 2.5 * p @ rotation).item() < 1e-20
+    assert d.relation_distance(p, drawn(5, 7)(2)).item() > 0  # of another width
+
+
+def test_half_precision_is_computed_in_float32():
+    p, q = drawn(4, 5)(0).half(), drawn(4, 5)(1).half()
+    for distance in (d.class_kl, d.label_kl, d.gaussian_kl, d.cosine_distance, d.charbonnier):
+        assert distance(p, q).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: d.class_kl(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 3\) and \(2, 4\)"),
+        (lambda: d.class_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0.0), "temperature"),
+        (lambda: d.gaussian_kl(torch.zeros(2), torch.zeros(2), scale=-1.0), "scale"),
+        (lambda: d.charbonnier(torch.zeros(2), torch.zeros(2), epsilon=0.0), "epsilon"),
+        (lambda: d.relation_distance(torch.zeros(2, 3), torch.zeros(3, 3)), r"\(N, D\) and \(N, E\)"),
+        (lambda: d.cosine_distance([1.0], torch.zeros(1)), "list"),
+    ],
+)
+def test_mistakes_are_named(call, message: str):
+    with pytest.raises(AdjoinedError, match=message):
+        call()
