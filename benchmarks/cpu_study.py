@@ -47,7 +47,6 @@ EQUAL_COST = ["standard", "distillation", "adjoint+", "standard:epochs=8", "adjo
 LONGER = [
     *("standard", "distillation", "slimmable", "slimmable:private_head=true"),
     *(f"{DETACHED}:small_ce=1:{each}" for each in ("temperature=4", "private_head=true")),
-    f"{DETACHED}:small_ce=1:temperature=4:private_head=true:kl_scale=3",
     *("adjoint+", "standard:epochs=16", "adjoint+:epochs=16"),
 ]
 """What twice the epochs change, what a private head does, and what is to be had for the cost of a student."""

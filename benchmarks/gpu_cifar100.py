@@ -238,7 +238,7 @@ class Trainer:
             else:
                 run.begin(settings)
             job = make_job(settings, earlier=earlier.modules)
-            for name, plan in job.method.plans(job.network).items():
+            for name, plan in job.built.plans.items():
                 if plan is not None:
                     plan.save(run.plan(name))
             fit(job, run, self.device, self.deadline, self.console)

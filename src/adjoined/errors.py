@@ -34,8 +34,12 @@ class AdjoinedError(Exception):
 
     def __reduce__(self):
         """Pickle by the parts, so that the error crosses from a data worker to its parent whole."""
-        return _rebuild, (self.what, self.where, self.expected, self.got, self.fix)
+        return _rebuild, (type(self), self.what, self.where, self.expected, self.got, self.fix)
 
 
-def _rebuild(what: str, where: str, expected: str, got: str, fix: str) -> AdjoinedError:
-    return AdjoinedError(what, where=where, expected=expected, got=got, fix=fix)
+class DoesNotRunError(AdjoinedError):
+    """The model does not run on the example input."""
+
+
+def _rebuild(kind: type[AdjoinedError], what: str, where: str, expected: str, got: str, fix: str) -> AdjoinedError:
+    return kind(what, where=where, expected=expected, got=got, fix=fix)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from adjoined.errors import AdjoinedError
 
-Schedule = Literal["paper", "linear", "constant"]
-Direction = Literal["forward", "reversed", "symmetric"]
+Schedule = Literal["paper", "constant"]
 
 
 def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
@@ -23,7 +22,7 @@ def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
 
     Args:
         progress: t, the share of the training done, in [0, 1] (optimizer steps done / steps in all).
-        schedule: "paper"; as ablations, "linear" for λ(t) = t and "constant" for λ(t) = 1.
+        schedule: "paper"; as an ablation, "constant" for λ(t) = 1.
 
     Raises:
         AdjoinedError: `progress` is outside [0, 1], or there is no such schedule.
@@ -43,9 +42,7 @@ def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
             got=progress,
             fix="Pass step / total_steps.",
         )
-    if schedule == "constant":
-        return 1.0
-    return progress if schedule == "linear" else min(4 * progress**2, 1.0)
+    return 1.0 if schedule == "constant" else min(4 * progress**2, 1.0)
 
 
 class AdjointTerms(NamedTuple):
@@ -54,7 +51,7 @@ class AdjointTerms(NamedTuple):
     ce: Tensor
     """CE(p, y), cross-entropy of the base network, nats."""
     kl: Tensor
-    """KL(p ‖ q), or what `direction` and `temperature` make of it, nats; with several small networks the sum."""
+    """KL(p ‖ q), or what `temperature` makes of it, nats; with several small networks the sum."""
 
 
 def adjoint_terms(
@@ -65,7 +62,6 @@ def adjoint_terms(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     detach: bool = False,
-    direction: Direction = "forward",
     temperature: float = 1.0,
 ) -> AdjointTerms:
     """Return cross-entropy and KL of the adjoint loss apart, for logging or for a loss of one's own.
@@ -81,15 +77,12 @@ def adjoint_terms(
     family = _family(q)
     _check_logits(p, family)
     _check_targets(p, y, label_smoothing)
-    _check_choice("direction", direction, Direction)
     if not temperature > 0:
         raise AdjoinedError("not a temperature", where="temperature", expected="a number above 0", got=temperature)
     ce = sum_cross_entropy([p], y, label_smoothing=label_smoothing, ignore_index=ignore_index)
     counted = None if y.is_floating_point() else y != ignore_index
     log_p = F.log_softmax((p.detach() if detach else p).float() / temperature, dim=1)
-    kl = torch.stack(
-        [_mean_kl(log_p, F.log_softmax(q.float() / temperature, dim=1), counted, direction) for q in family]
-    ).sum()
+    kl = torch.stack([_mean_kl(log_p, F.log_softmax(q.float() / temperature, dim=1), counted) for q in family]).sum()
     return AdjointTerms(ce, temperature**2 * kl)
 
 
@@ -102,7 +95,6 @@ def adjoint_loss(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     detach: bool = False,
-    direction: Direction = "forward",
     temperature: float = 1.0,
     small_ce: float = 0.0,
 ) -> Tensor:
@@ -119,7 +111,6 @@ def adjoint_loss(
         label_smoothing: share of the target spread evenly over the classes, in the cross-entropy only.
         ignore_index: a class index that counts in neither term (unlabelled pixels).
         detach: stop the gradient of the KL term at p (plain distillation from a moving teacher); an ablation.
-        direction: "forward" for KL(p ‖ q); as ablations, "reversed" for KL(q ‖ p), "symmetric" for the mean of both.
         temperature: T of an ablation: T² times the KL of both logits divided by T.
         small_ce: weight of CE(q, y), a cross-entropy of the small network's own; 0 is the paper's loss. With
             `detach=True, temperature=4, small_ce=1`, and `adjoin(..., private_head=True)`, the loss is that of
@@ -151,7 +142,6 @@ def adjoint_loss(
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
         detach=detach,
-        direction=direction,
         temperature=temperature,
     )
     loss = terms.ce + kl_weight(progress) * terms.kl
@@ -185,11 +175,8 @@ def _family(q: Any) -> list[Any]:
     return list(q) if isinstance(q, (list, tuple)) else [q]
 
 
-def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None, direction: Direction) -> Tensor:
-    if direction == "symmetric":
-        return (_mean_kl(log_p, log_q, counted, "forward") + _mean_kl(log_p, log_q, counted, "reversed")) / 2
-    pair = (log_p, log_q) if direction == "forward" else (log_q, log_p)
-    kl = _kl_by_class(*pair).sum(dim=1)
+def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None) -> Tensor:
+    kl = _kl_by_class(log_p, log_q).sum(dim=1)
     if counted is None:
         return kl.mean()
     return torch.where(counted, kl, 0.0).sum() / counted.sum().clamp(min=1)

@@ -100,6 +100,19 @@ def read_yaml(path: Path, *, links: bool = True) -> Any:
         ) from error
 
 
+def read_mapping(path: Path, *, links: bool = True) -> Mapping[str, Any]:
+    """Read a YAML file that holds a mapping; arguments and errors as in `read_yaml`."""
+    values = read_yaml(path, links=links)
+    if not isinstance(values, Mapping):
+        raise AdjoinedError(
+            "no settings in this file",
+            where=path,
+            expected="a YAML mapping like `epochs: 40`",
+            got="an empty file" if values is None else type(values).__name__,
+        )
+    return values
+
+
 class _Plain(_Safe):
     """YAML whose scalars are those of JSON, and whose keys are given once."""
 

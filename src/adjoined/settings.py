@@ -17,33 +17,75 @@ if TYPE_CHECKING:
 PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
 """Settings that say where a run is computed, not what: they may change when it is resumed."""
 
-
-METHOD_ONLY = (
-    "order",
-    "kl_schedule",
-    "kl_scale",
-    "kl_detach",
-    "kl_direction",
-    "small_ce",
-    "private_norms",
-    "private_head",
-    "masking_factor",
-    "temperature",
-    "dropout_rate",
-    "teacher",
-    "prune_to",
-    "slimming_l1",
-    "sparsity",
-    "lottery_rounds",
-    "lottery_round",
-    "finetune_epochs",
-    "finetune_lr",
+METHODS = (
+    "adjoint",
+    "adjoint+",
+    "standard",
+    "scratch",
+    "scratch-compute",
+    "dropout",
+    "siamese",
+    "distillation",
+    "mutual",
+    "slimmable",
+    "slimmable-distill",
+    "filter-pruning",
+    "slimming",
+    "sparse-scales",
+    "weight-pruning",
+    "lottery-ticket",
 )
-"""Settings that some methods read and others do not; `Method.reads` says which."""
+"""The training methods by name; `adjoined.methods` has a class for each."""
+
+_SHARED = ("adjoint", "slimmable", "slimmable-distill")
+_PRUNED = ("filter-pruning", "slimming", "weight-pruning")
+
+
+def _for(default: Any, *methods: str) -> Any:
+    """Declare a setting that only some methods read; any other method refuses it."""
+    return field(default=default, metadata={"methods": methods})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ModelSettings:
+    """The base network."""
+
+    model: str = "digits_resnet"
+    """Base network: a built-in name, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """More arguments for the model's constructor, as a YAML mapping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallSettings:
+    """The small networks."""
+
+    alpha: float | list[float] = 4.0
+    """The small network keeps about 1/alpha of each layer's channels; several values (2,4,8) make a family."""
+    compress: float | None = None
+    """Ratio of parameters, base to small, without the last linear layer; it chooses alpha."""
+    keep: list[str] = field(default_factory=list)
+    """Modules that stay at full width: names or patterns (conv1,layer1)."""
+    round_to: int = 8
+    """Widths of the small network are multiples of this, where the base network's allow it, channels."""
+    widths: dict[str, str] = field(default_factory=dict)
+    """Other widths than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'."""
+    order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
+    """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
+    write them), bn (scale of their batch norms); none: as they are."""
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The factors of all small networks."""
+        return tuple(self.alpha) if isinstance(self.alpha, list) else (self.alpha,)
+
+
+SMALL_ONLY = frozenset(each.name for each in fields(SmallSettings))
+"""Settings that say what the small networks are like; a method that trains the base alone ignores them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SmallSettings, ModelSettings):
     """The settings of one run.
 
     Every figure has its unit in the line below it; zero switches off what can be switched off.
@@ -56,12 +98,8 @@ class Settings:
         3
     """
 
-    model: str = "digits_resnet"
-    """Base network: a name of ours, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
     pretrained: bool = False
     """Start from the weights that timm or torchvision offer for the model."""
-    model_options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments for the model's constructor, as a YAML mapping."""
 
     data: str = "digits"
     """Data set: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet, or folder:PATH."""
@@ -80,59 +118,38 @@ class Settings:
     workers: int = 0
     """Processes that load data, per device; 0 loads in the training process."""
 
-    alpha: float | list[float] = 4.0
-    """The small network keeps about 1/alpha of each layer's channels; several values (2,4,8) train a family."""
-    compress: float | None = None
-    """Wanted ratio of parameters, base to small, last linear layer left out; it chooses alpha."""
-    keep: list[str] = field(default_factory=list)
-    """Modules that stay at full width: names or patterns (conv1,layer1)."""
-    round_to: int = 8
-    """Widths of the small network are multiples of this, where the base network's allow it, channels."""
-    widths: dict[str, str] = field(default_factory=dict)
-    """Widths of the channels that modules write, not 1/alpha: NAME=1/2 (a share) or NAME='24 channels', by commas."""
-
     method: str = "adjoint"
     """How the networks are trained; `docs/method.md` has the list."""
-    kl_schedule: Literal["paper", "linear", "constant"] = "paper"
-    """adjoint: λ over the run, the paper's min(4t², 1), t, or 1."""
-    kl_scale: float = 1.0
-    """adjoint: factor on λ."""
-    kl_detach: bool = False
-    """adjoint: let the KL term train the small network only."""
-    kl_direction: Literal["forward", "reversed", "symmetric"] = "forward"
-    """adjoint: KL(p ‖ q), KL(q ‖ p), or the mean of both; p is the base network."""
-    small_ce: float = 0.0
-    """adjoint: weight of a cross-entropy of the small network."""
-    order: Literal["l1", "l2", "bn"] | None = None
-    """adjoint, slimmable: reorder the base network's channels first, most important ones to the front: l1, l2 (norm of
-    the filters that write them), bn (scale of their batch norms); none: as they are."""
-    private_norms: bool = True
-    """adjoint, slimmable: scale and shift of its own for every norm of the small network."""
-    private_head: bool = False
-    """adjoint, slimmable: weights of its own for the small network's last layer, a slice of the base's at first."""
-    masking_factor: float = 0.0
-    """adjoint, slimmable: share of a kernel's positions at which all filters of the small network are zero, [0, 1)."""
-    temperature: float | None = None
-    """adjoint, distillation: temperature of the KL term; none: 1 for adjoint, 4 for distillation."""
-    dropout_rate: float = 0.3
-    """dropout: share of the last linear layer's inputs that are dropped, in [0, 1)."""
-    teacher: str | None = None
-    """distillation: folder of a finished run whose base network teaches; none: a teacher is trained first."""
-    prune_to: Literal["parameters", "macs"] = "parameters"
-    """filter-pruning, slimming: what must be no more than in the small network that alpha gives."""
-    slimming_l1: float = 1e-4
-    """slimming: weight of the L1 norm of BatchNorm's scales, before pruning."""
-    sparsity: float | None = None
-    """weight-pruning, lottery-ticket: share of the weights that are zero in the end, in (0, 1); none: as many
-    parameters are left as the small network has that alpha gives."""
-    lottery_rounds: int = 5
-    """lottery-ticket: rounds of training and pruning, each from the first weights on."""
-    lottery_round: int | None = None
-    """lottery-ticket: stop after this round; none: after the last."""
-    finetune_epochs: int | None = None
-    """filter-pruning, slimming, weight-pruning: epochs after pruning; none: as many as before."""
-    finetune_lr: float | None = None
-    """filter-pruning, slimming, weight-pruning: highest learning rate after pruning; none: as before."""
+    private_head: bool = _for(False, *_SHARED)
+    """Give the small network a last layer of its own, a slice of the base's at first."""
+    kl_schedule: Literal["paper", "constant"] = _for("paper", "adjoint")
+    """λ over the run: the paper's min(4t², 1), or 1 throughout."""
+    kl_detach: bool = _for(False, "adjoint")
+    """Let the KL term train the small network only."""
+    small_ce: float = _for(0.0, "adjoint")
+    """Weight of a cross-entropy of the small network."""
+    temperature: float | None = _for(None, "adjoint", "distillation")
+    """Temperature of the KL term; none: 1 for adjoint, 4 for distillation."""
+    dropout_rate: float = _for(0.3, "dropout")
+    """Share of the last linear layer's inputs that are dropped, in [0, 1)."""
+    teacher: str | None = _for(None, "distillation")
+    """Folder of a finished run whose base network teaches; none: a teacher is trained first."""
+    prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning", "slimming")
+    """What pruning brings down to that of the small network that alpha gives."""
+    slimming_l1: float = _for(1e-4, "slimming", "sparse-scales")
+    """Weight of the L1 norm of BatchNorm's scales, before pruning."""
+    sparsity: float | None = _for(None, "weight-pruning", "lottery-ticket")
+    """Share of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network
+    that alpha gives."""
+    lottery_rounds: int = _for(5, "lottery-ticket")
+    """Rounds of training and pruning, each starting again from the first weights."""
+    lottery_round: int | None = _for(None, "lottery-ticket")
+    """Stop after this round; none: after the last."""
+    finetune_epochs: int | None = _for(None, *_PRUNED)
+    """Epochs after pruning; none: as many as before."""
+    finetune_lr: float | None = _for(None, *_PRUNED)
+    """Highest learning rate after pruning; none: as before."""
+
     epochs: int = 40
     """Passes over the training images."""
     batch_size: int = 64
@@ -200,7 +217,7 @@ class Settings:
             self._require(name, getattr(self, name) >= 0, "a whole number of at least 0")
         for name in ("weight_decay", "norm_weight_decay", "mixup", "grad_clip"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
-        for name in ("kl_scale", "small_ce", "slimming_l1"):
+        for name in ("small_ce", "slimming_l1"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
         for name in ("temperature", "finetune_lr"):
             value = getattr(self, name)
@@ -209,7 +226,7 @@ class Settings:
         self._require("lottery_rounds", self.lottery_rounds >= 1, "a whole number of at least 1")
         last = self.lottery_rounds if self.lottery_round is None else self.lottery_round
         self._require("lottery_round", 1 <= last <= self.lottery_rounds, "1 to --lottery-rounds, or none")
-        for name in ("momentum", "label_smoothing", "ema", "dropout_rate", "masking_factor"):
+        for name in ("momentum", "label_smoothing", "ema", "dropout_rate"):
             self._require(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         self._require("lr", 0 < self.lr < float("inf"), "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
         self._require("val_fraction", 0 < self.val_fraction < 1, "a number in (0, 1)")
@@ -231,11 +248,6 @@ class Settings:
 
             check_widths(self.widths)
         self._check_method()
-
-    @property
-    def alphas(self) -> tuple[float, ...]:
-        """The factors of all small networks."""
-        return tuple(self.alpha) if isinstance(self.alpha, list) else (self.alpha,)
 
     def data_settings(self, processes: int = 1) -> DataSettings:
         """Return the part that concerns the data.
@@ -280,11 +292,11 @@ class Settings:
             >>> Settings(method="dropout", dropout_rate=0.5, lr=0.2).for_method("standard").dropout_rate
             0.3
         """
-        from adjoined.methods import METHODS
-
-        defaults = {each.name: each.default for each in fields(self) if each.name in METHOD_ONLY}
-        reads = METHODS[method].reads if method in METHODS else frozenset()
-        unread = {name: value for name, value in defaults.items() if name not in reads}
+        unread = {
+            each.name: each.default
+            for each in fields(self)
+            if each.name in METHODS_OF and method not in METHODS_OF[each.name]
+        }
         return replace(self, method=method, **(unread | changes))
 
     def differences(self, other: Settings) -> list[str]:
@@ -305,9 +317,9 @@ class Settings:
         Raises:
             AdjoinedError: the file is missing or not a YAML mapping, or a key or value is wrong.
         """
-        from adjoined.schema import read_yaml
+        from adjoined.schema import read_mapping
 
-        return cls.from_dict(_mapping(read_yaml(Path(path)), path), where=path)
+        return cls.from_dict(read_mapping(Path(path)), where=path)
 
     @classmethod
     def from_run(cls, path: Path, *, all_known: bool = False) -> Settings:
@@ -320,9 +332,9 @@ class Settings:
         Raises:
             AdjoinedError: as in `from_yaml`.
         """
-        from adjoined.schema import read_yaml
+        from adjoined.schema import read_mapping
 
-        values = _mapping(read_yaml(path, links=False), path)
+        values = read_mapping(path, links=False)
         known = {each.name for each in fields(cls)}
         return cls.from_dict({name: values[name] for name in values if all_known or name in known}, where=path)
 
@@ -344,20 +356,17 @@ class Settings:
         return cls(**{n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()})
 
     def _check_method(self) -> None:
-        from adjoined.methods import METHODS
-
         if self.method not in METHODS:
             near = get_close_matches(self.method, METHODS, n=1)
             fix = f"Did you mean {near[0]}?" if near else ""
             self._require("method", False, f"one of {', '.join(METHODS)}", fix)
         for each in fields(self):
-            unread = each.name in METHOD_ONLY and each.name not in METHODS[self.method].reads
-            if unread and getattr(self, each.name) != each.default:
-                readers = ", ".join(name for name, method in METHODS.items() if each.name in method.reads)
+            readers = METHODS_OF.get(each.name, METHODS)
+            if self.method not in readers and getattr(self, each.name) != each.default:
                 raise AdjoinedError(
                     f"the method {self.method} does not read this setting",
                     where=f"--{each.name.replace('_', '-')}",
-                    fix=f"Leave it out, or use a --method that reads it: {readers}.",
+                    fix=f"Leave it out, or use a --method that reads it: {', '.join(readers)}.",
                 )
 
     def _require(self, name: str, fits: bool, expected: str, fix: str = "") -> None:
@@ -366,12 +375,7 @@ class Settings:
             raise AdjoinedError("the value is out of range", where=flag, expected=expected, got=got, fix=fix)
 
 
-def _mapping(values: object, where: object) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise AdjoinedError(
-            "no settings in this file",
-            where=where,
-            expected="a YAML mapping like `epochs: 40`",
-            got="an empty file" if values is None else type(values).__name__,
-        )
-    return values
+METHODS_OF: dict[str, tuple[str, ...]] = {
+    each.name: each.metadata["methods"] for each in fields(Settings) if "methods" in each.metadata
+}
+"""Setting -> the methods that read it, for every setting that not all methods read."""

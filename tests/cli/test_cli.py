@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ENOSPC
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ import yaml
 
 from adjoined import SlicePlan, commands
 from adjoined.cli import COMMANDS, main
-from adjoined.commands.flags import configs_first, spelled
+from adjoined.commands.flags import parse, typed
+from adjoined.errors import AdjoinedError
 from adjoined.models import build
 from adjoined.recipes import RECIPES
 from adjoined.slicing import make_plan, measure_cost
@@ -101,49 +104,73 @@ class Options:
     alpha: float | list[float] = 4.0
     keep: tuple[str, ...] = ()
     input_size: int = 224
+    limit: int | None = 7
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
     ema: bool = False
 
 
 @pytest.mark.parametrize(
-    ("typed", "read"),
+    ("line", "read"),
     [
-        ("--input-size 32", ["--input_size", "32"]),
-        ("--input_size=32", ["--input_size=32"]),
-        ("--alpha 4", ["--alpha=4"]),
-        ("--alpha 2,4,8", ["--alpha=[2, 4, 8]"]),
-        ("--alpha [2,4]", ["--alpha=[2,4]"]),
-        ("--keep conv1,*.bn,0", ['--keep=["conv1", "*.bn", "0"]']),
-        ("--keep=conv1", ['--keep=["conv1"]']),
-        ("--keep", ["--keep"]),
-        ("--ema x", ["--ema=true", "x"]),
-        ("--ema false", ["--ema=false"]),
-        ("--no-ema --ema=True", ["--ema=false", "--ema=True"]),
-        ("--no-input-size 3", ["--no_input_size", "3"]),
-        ("-- --alpha 2,4", ["--", "--alpha", "2,4"]),
+        ("--input-size 32", {"input_size": 32}),
+        ("--input_size=32", {"input_size": 32}),
+        ("--alpha 4", {"alpha": 4.0}),
+        ("--alpha 4e-1", {"alpha": 0.4}),
+        ("--alpha 2,4,8", {"alpha": [2.0, 4.0, 8.0]}),
+        ("--alpha [2,4]", {"alpha": [2.0, 4.0]}),
+        ("--keep conv1,*.bn,0", {"keep": ("conv1", "*.bn", "0")}),
+        ("--keep=conv1", {"keep": ("conv1",)}),
+        ("--ema", {"ema": True}),
+        ("--ema false", {"ema": False}),
+        ("--no-ema --ema=True", {"ema": True}),
+        ("--ema --no_ema", {"ema": False}),
+        ("--limit none", {"limit": None}),
+        ("--input-size 1 --input-size 2", {"input_size": 2}),
+        ("--options '{a: 1}'", {"options": {"a": 1}}),
+        ("--name 007", {"name": "007"}),
+        ("--name=a=b", {"name": "a=b"}),
+        ("--name --", None),
+        ("--ema=maybe", None),
+        ("--no-input-size 3", None),
+        ("--input-siz 3", None),
+        ("--input-size 3.5", None),
+        ("x", None),
+        ("-- --alpha", None),
     ],
 )
-def test_what_people_type_becomes_what_the_parser_reads(typed: str, read: list[str]):
-    assert spelled(typed.split(), Options) == read
+def test_what_people_type_is_read(line: str, read: dict[str, object] | None):
+    argv = shlex.split(line)
+    if read is None:
+        with pytest.raises(AdjoinedError):
+            parse("options", argv, Options, purpose="")
+    else:
+        assert parse("options", argv, Options, purpose="") == (Options(**read),)
 
 
-def test_a_file_of_settings_comes_before_the_flags_wherever_it_stands():
-    line = ["--lr=1", "--config", "a.yaml", "--x", "--config=b.yaml"]
-    assert configs_first(line) == ["--config=a.yaml", "--config=b.yaml", "--lr=1", "--x"]
+def test_the_rest_of_a_line_after_two_hyphens_is_no_flag():
+    assert typed(["a", "--", "--alpha", "2"], Options)["words"] == ["a", "--alpha", "2"]
 
 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ("plan", "required: model"),
+        ("plan", "MODEL: an argument is missing"),
         ("plan resnet20 --classe 3", "Did you mean --classes?"),
         ("plan resnet20 --class 3", "unknown flag"),  # no guessing at abbreviations
         ("plan resnet20 resnet50", "resnet50: unknown flag or argument"),
         ("plan resnet20 --alpha", "--alpha: a value is missing"),
-        ("plan resnet20 --alpha wide", "--alpha: not a fitting value (expected float, list[float], got wide)"),
-        ("plan resnet20 --classes many", "--classes: not a fitting value (expected int, got many)"),
-        ("plan resnet20 --model-options wide", "--model-options: not a fitting value (expected dict, got wide)"),
+        (
+            "plan resnet20 --alpha wide",
+            "--alpha: not a fitting value (expected a number or a list of numbers, got wide)",
+        ),
+        ("plan resnet20 --classes many", "--classes: not a fitting value (expected a whole number, got many)"),
+        ("plan resnet20 --model-options wide", "--model-options: not a fitting value (expected a mapping, got wide)"),
         ("train --lr fast", "--lr: not a fitting value"),
-        ("train --optimizer sdg", "--optimizer: not a fitting value (expected Literal['sgd', 'adamw'], got sdg)"),
+        (
+            "train --optimizer sdg",
+            "--optimizer: not a fitting value (expected one of sgd, adamw, got sdg). Did you mean sgd?",
+        ),
         ("train --lr -1", "--lr: the value is out of range"),
         ("train --recipe digit", "Did you mean digits?"),
         ("train --config missing.yaml", "missing.yaml"),
@@ -151,7 +178,7 @@ def test_a_file_of_settings_comes_before_the_flags_wherever_it_stands():
         ("train --resume nowhere --recipe digits", "Leave out --recipe and --run."),
         ("evaluate nowhere", "nowhere: there is no run in this folder"),
         ("evaluate nowhere --device toaster", "the device cannot be used"),
-        ("predict nowhere", "required: images"),
+        ("predict nowhere", "IMAGES: an argument is missing"),
         ("predict nowhere a.png --top 0", "--top: out of range"),
     ],
 )

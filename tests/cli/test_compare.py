@@ -191,14 +191,14 @@ def test_the_outlook_tells_what_is_done_and_what_is_to_come(finished):
 
 @pytest.mark.parametrize("recipe", [None, "cifar", "paper-cifar100-resnet50"])
 def test_a_command_gives_its_settings_again(recipe):
-    from adjoined.commands.flags import parse, spelled
+    from adjoined.commands.flags import parse, typed
     from adjoined.commands.train import Run, recipe_defaults
 
     begin = RECIPES[recipe]() if recipe else Settings()
     changes = {"keep": [], "alpha": [2.0, 8.0], "model_options": {"width": 2}, "limit": 100, "nesterov": False}
-    settings = replace(begin, **changes, seed=3).for_method("slimmable", private_norms=False)
+    settings = replace(begin, **changes, seed=3).for_method("slimmable", private_head=True)
     argv = shlex.split(train_command(settings, recipe))[2:]
-    defaults = recipe_defaults(spelled(argv, Run, Settings))
+    defaults = recipe_defaults(typed(argv, Run, Settings))
     _, again = parse("train", argv, Run, Settings, purpose="", defaults=defaults)
     assert again == settings
 

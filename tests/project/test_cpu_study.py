@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adjoined.commands.compare import Comparison
-from adjoined.commands.flags import parse, spelled
+from adjoined.commands.flags import parse, typed
 from adjoined.commands.train import recipe_defaults
 from adjoined.comparison.variants import read_variants
 from adjoined.methods import METHODS
@@ -30,7 +30,7 @@ def test_the_estimate_is_of_the_settings_of_the_command(name, tmp_path):
     part = cpu_study.Part(name, PARTS[name], 12, 100, 0.5, unequal=name in ("equal-cost", "longer"))
     command, *argv = part.argv("data", tmp_path, 2)
     assert command == "compare"
-    defaults = recipe_defaults(spelled(argv, Comparison, Settings))
+    defaults = recipe_defaults(typed(argv, Comparison, Settings))
     asked, settings = parse("compare", argv, Comparison, Settings, purpose="", defaults=defaults, config=True)
     assert set(settings.differences(part.settings("data"))) <= PLACE_ONLY
     assert asked.methods == PARTS[name]

@@ -34,7 +34,7 @@ def trained(seed: int, width: float = 1) -> nn.Module:
 def pruned(name: str, model: nn.Module, **changes: Any) -> tuple[Job, SlicePlan]:
     settings = TINY.for_method(name, model_options={"width": 1}, **changes)
     job = make_job(settings, earlier={"base": model})
-    plan = job.method.plans(job.network)["small"]
+    plan = job.built.plans["small"]
     assert plan is not None
     return job, plan
 
@@ -136,7 +136,7 @@ def test_weight_pruning_leaves_as_many_parameters_as_asked_for(change):
     job = make_job(
         TINY.for_method("weight-pruning", model_options={"width": 1}, **change), earlier={"base": trained(7)}
     )
-    finished = job.method.finish(job.network)["sparse"]
+    finished = job.method.finish(job.built)["sparse"]
     assert finished.sparse
     gone, total = zeros(finished.module)
     if change:
@@ -148,13 +148,13 @@ def test_weight_pruning_leaves_as_many_parameters_as_asked_for(change):
 
 def test_what_is_zero_stays_zero_in_training():
     job = make_job(TINY.for_method("weight-pruning", sparsity=0.5), earlier={"base": make_job(TINY).model})
-    before = _zeros_of(job.method.finish(job.network)["sparse"].module)
+    before = _zeros_of(job.method.finish(job.built)["sparse"].module)
     optimizer = make_optimizer(job.settings, job.network)
     for _ in range(3):
         optimizer.zero_grad()
         job.method.step(job.network.train(), X, Y, progress=0.5, measure=False).loss.backward()
         optimizer.step()
-    after = job.method.finish(job.network)["sparse"].module
+    after = job.method.finish(job.built)["sparse"].module
     assert all(torch.equal(each, before[name]) for name, each in _zeros_of(after).items())
     assert not torch.equal(after.get_parameter("fc.weight"), make_job(TINY).model.get_parameter("fc.weight"))
     assert not [name for name, _ in after.named_parameters() if "parametrizations" in name]
@@ -170,7 +170,7 @@ def test_a_ticket_has_the_first_weights_where_the_trained_ones_were_large():
     shares, earlier = [], {"base": trained(8, width=0.5)}
     for number in (1, 2, 3):
         job = make_job(replace(settings, lottery_round=number), earlier=earlier)
-        ticket = job.method.finish(job.network)["sparse"].module
+        ticket = job.method.finish(job.built)["sparse"].module
         gone, total = zeros(ticket)
         shares.append(gone / total)
         for name, weight in ticket.named_parameters():

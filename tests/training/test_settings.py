@@ -1,13 +1,15 @@
 """Settings: what they refuse, how they travel, and the recipes."""
 
+import sys
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods import METHODS
+from adjoined.methods import METHODS as CLASSES
 from adjoined.recipes import RECIPES, digits
-from adjoined.settings import PLACE_ONLY, Settings
+from adjoined.settings import METHODS, METHODS_OF, PLACE_ONLY, Settings
 
 
 @pytest.mark.parametrize(
@@ -72,10 +74,12 @@ def test_every_field_survives_yaml(tmp_path):
     ("text", "message"),
     [
         ("epoch: 3", "Did you mean epochs"),
-        ("lr: fast", "a value does not fit"),
+        ("lr: fast", "settings.yaml, lr: not a fitting value .expected a number, got fast"),
         ("keep: 3", "a value does not fit"),
         ("optimizer: sgdd", "a value does not fit"),
         ("- 1", "a YAML mapping"),
+        ("", "a YAML mapping"),
+        ("epochs: 2\nepochs: 3", "given twice"),
         ("a: [", "cannot read the settings"),
         ("epochs: -1", "--epochs"),
     ],
@@ -131,4 +135,30 @@ def test_the_recipes_of_the_paper_follow_its_authors():
 
 def test_the_default_is_the_digits_with_the_papers_method():
     assert digits() == Settings()
-    assert next(iter(METHODS)) == digits().method == "adjoint"
+    assert digits().method == "adjoint"
+
+
+def test_every_method_has_its_class():
+    assert list(CLASSES) == list(METHODS)
+    assert {each for readers in METHODS_OF.values() for each in readers} <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_the_settings_that_it_reads_and_no_others(name: str):
+    others = {"dropout_rate": 0.5, "small_ce": 1.0, "prune_to": "macs", "teacher": "runs/a", "order": "l1"}
+    for setting, value in others.items():
+        if name in METHODS_OF[setting]:
+            assert getattr(Settings(method=name, **{setting: value}), setting) == value
+            assert getattr(Settings(method=name, **{setting: value}).for_method("standard"), setting) != value
+        else:
+            with pytest.raises(AdjoinedError, match=f"{setting.replace('_', '-')}: the method .* does not read"):
+                Settings(method=name, **{setting: value})
+
+
+def test_settings_from_a_file_import_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "stranger.py").write_text("class C: pass\n")
+    spec = {"a": {"class_path": "stranger.C", "init_args": {}}}
+    (tmp_path / "settings.yaml").write_text(f"model_options: {spec}\n")
+    assert Settings.from_yaml(tmp_path / "settings.yaml").model_options == spec
+    assert "stranger" not in sys.modules

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adjoined.commands.flags import early, parse, spelled
+from adjoined.commands.flags import parse, typed
 from adjoined.commands.train import check_code_is_named, recipe_defaults
 from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
@@ -50,12 +50,12 @@ class Comparison:
 
 def main(argv: Sequence[str]) -> None:
     """Train what has not been trained yet, and show the table."""
-    line = spelled(argv, Comparison, Settings)
+    told = typed(argv, Comparison, Settings)
     asked, settings = parse(
-        "compare", argv, Comparison, Settings, purpose=PURPOSE, defaults=recipe_defaults(line), config=True
+        "compare", argv, Comparison, Settings, purpose=PURPOSE, defaults=recipe_defaults(told), config=True
     )
-    check_code_is_named(line, settings)
-    if early(line, "method")[0]:
+    check_code_is_named(told, settings)
+    if "method" in told:
         raise AdjoinedError("a comparison has several methods", where="--method", fix="Name them with --methods.")
     if asked.seeds < 1:
         raise AdjoinedError("nothing to do", where="--seeds", expected="at least 1", got=asked.seeds)

@@ -1,4 +1,4 @@
-"""Flags from typed dataclasses: jsonargparse reads them, this file makes them pleasant to type.
+"""Flags from typed dataclasses: argparse splits the line and writes the help, msgspec reads the values.
 
 `--input-size` and `--input_size` are one flag; a list is written `--alpha 2,4,8`, a mapping of names to texts
 `--widths 'layer3=1/2,head=24 channels'`; a switch is `--ema` or `--no-ema`.
@@ -8,22 +8,17 @@ The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from docstring_parser import parse_from_object
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from adjoined.commands.hints import choices, in_words, is_union, item_type
+from adjoined.errors import AdjoinedError, DoesNotRunError
 
-from adjoined.errors import AdjoinedError
-
-# Settings are plain data: no value may name anything to import, let alone to call.
-set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)
+TRUE_OR_FALSE = ("true", "false")
 
 
 def parse(
@@ -43,23 +38,84 @@ def parse(
             A positional list takes the rest of the line.
         purpose: a sentence or two for `--help`.
         defaults: values that replace defaults of the classes (a recipe).
-        config: whether `--config FILE.yaml` and `--print_config` exist.
+        config: whether `--config FILE.yaml` and `--print-config` exist.
 
     Returns:
         One object of each class.
 
     Raises:
-        AdjoinedError: an unknown flag, or a value that does not fit its type.
+        AdjoinedError: an unknown flag or key, or a value that does not fit its type.
+        SystemExit: after `--help` or `--print-config`.
     """
-    parser = _parser(command, options, purpose, config)
-    if defaults:
-        parser.set_defaults(dict(defaults))
-    line = spelled(argv, *options)
-    try:
-        values = parser.parse_args(configs_first(line) if config else line)
-    except ArgumentError as error:
-        raise _in_one_line(str(error), command, options) from error
+    hints, known = _hints(options), _fields(options)
+    values = {name: _default(field) for name, field in known.items() if not _required(field)} | dict(defaults or {})
+    told = typed(argv, *options, config=config)
+    if told.pop("help", False):
+        _parser(command, options, purpose, config, values).print_help()
+        raise SystemExit(0)
+    see_help = f"See `adjoined {command} --help`."
+    for path in told.pop("config", ()):
+        values |= _from_file(path, hints)
+    printed, words = told.pop("print_config", False), told.pop("words")
+    for name, text in told.items():
+        values[name] = _read(_flag(name), text, hints[name], see_help)
+    if printed:
+        import yaml
+
+        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None), end="")
+        raise SystemExit(0)
+    values |= _positional(words, [name for name, field in known.items() if _required(field)], hints, see_help)
     return tuple(each(**{field.name: values[field.name] for field in fields(each)}) for each in options)
+
+
+def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str, Any]:
+    """Return what a line says, by the name of the field, before any value is read: texts, and the last one wins.
+
+    Args:
+        argv: the arguments after the name of the command.
+        options: the options classes of the command.
+        config: whether `--config` and `--print-config` exist.
+
+    Returns:
+        Field -> text, "true" or "false" for a switch; under "words" a list of what is not a flag, under "config" a
+        list of files, under "help" and "print_config" True, where they are on the line.
+
+    Raises:
+        AdjoinedError: an unknown flag, or a flag without its value.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Options:
+        ...     input_size: int = 224
+        ...     ema: bool = False
+        >>> typed(["a", "--input-size", "32", "--no-ema"], Options)
+        {'input_size': '32', 'ema': 'false', 'words': ['a']}
+    """
+    known, hints = _fields(options), _hints(options)
+    switches = {name for name in known if hints[name] is bool}
+    scout = _Scout(add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS)
+    scout.add_argument("-h", "--help", action="store_true")
+    if config:
+        scout.add_argument("--config", action="append")
+        scout.add_argument("--print-config", action="store_true")
+    for name, field in known.items():
+        if name in switches:
+            scout.add_argument(_flag(name), dest=name, action="store_const", const="true")
+            scout.add_argument(_flag(f"no_{name}"), dest=name, action="store_const", const="false")
+        elif not _required(field):
+            scout.add_argument(_flag(name), dest=name)
+    try:
+        told, rest = scout.parse_known_args(_spelled(argv, switches))
+    except argparse.ArgumentError as error:  # with no types declared, this is the only thing that can be wrong
+        raise AdjoinedError("a value is missing", where=error.argument_name or "") from error
+    end = rest.index("--") if "--" in rest else len(rest)
+    if unknown := next((word for word in rest[:end] if word.startswith("--")), None):
+        flag = unknown.partition("=")[0]
+        near = get_close_matches(flag, map(_flag, known), n=1)
+        fix = f"Did you mean {near[0]}?" if near else "`--help` has all flags."
+        raise AdjoinedError("unknown flag or argument", where=flag, fix=fix)
+    return {**vars(told), "words": [*rest[:end], *rest[end + 1 :]]}
 
 
 @contextmanager
@@ -67,109 +123,184 @@ def input_set_by(flags: str) -> Iterator[None]:
     """Where a model does not run on its input, say which flags shape the input."""
     try:
         yield
-    except AdjoinedError as error:
-        if "does not run on the example input" not in error.what:
-            raise
-        facts = {"expected": error.expected, "got": error.got}
+    except DoesNotRunError as error:
+        facts = {"where": error.where, "expected": error.expected, "got": error.got}
         fix = f"Look at {flags}: the model may need larger images or other channels."
-        raise AdjoinedError(error.what, where=error.where, **facts, fix=fix) from error
+        raise AdjoinedError(error.what, **facts, fix=fix) from error
 
 
-def spelled(argv: Sequence[str], *options: type) -> list[str]:
-    """Rewrite what people type into what jsonargparse reads.
+class _Scout(argparse.ArgumentParser):
+    """A parser that raises what is wrong instead of ending the process."""
 
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass
-        ... class Options:
-        ...     alpha: tuple[float, ...] = (4.0,)
-        ...     input_size: int = 224
-        ...     ema: bool = False
-        >>> spelled(["--alpha", "2,4", "--input-size", "32", "--ema", "--no-ema"], Options)
-        ['--alpha=[2, 4]', '--input_size', '32', '--ema=true', '--ema=false']
-    """
-    hints = _hints(options)
-    words, line = list(argv), []
+    def error(self, message: str) -> NoReturn:
+        raise AdjoinedError(message)
+
+
+class _Help(argparse.HelpFormatter):
+    """Help in lines of up to 100 characters."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+def _spelled(argv: Sequence[str], switches: set[str]) -> list[str]:
+    """Write flags with hyphens, and switches without a value, as argparse wants them."""
+    line, words = [], list(argv)
     while words:
         word = words.pop(0)
         if word == "--":
             return [*line, word, *words]
-        if not word.startswith("--"):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
             line.append(word)
             continue
-        flag, equals, value = word.partition("=")
-        name = flag[2:].replace("-", "_")
-        if name.startswith("no_") and hints.get(name[3:]) is bool and not equals:
-            line.append(f"--{name[3:]}=false")
-        elif hints.get(name) is bool and not equals:
-            told = bool(words) and words[0].lower() in ("true", "false")
-            line.append(f"--{name}={words.pop(0).lower() if told else 'true'}")
-        elif hints.get(name) == dict[str, str] and (equals or words):
-            line.append(f"--{name}={_as_mapping(flag, value if equals else words.pop(0))}")
-        elif _item_type(hints.get(name)) and (equals or words):
-            line.append(f"--{name}={_as_list(value if equals else words.pop(0), hints[name])}")
-        else:
-            line.append(f"--{name}{equals}{value}")
+        name = name.replace("_", "-")
+        if name[2:].replace("-", "_") in switches:
+            if not equals and words and words[0].lower() in TRUE_OR_FALSE:
+                value = words.pop(0)
+            if value.lower() in TRUE_OR_FALSE:
+                line.append(f"--no-{name[2:]}" if value.lower() == "false" else name)
+                continue
+        line.append(f"{name}{equals}{value}")
     return line
 
 
-def configs_first(line: Sequence[str]) -> list[str]:
-    """Move every `--config FILE` to the front: flags win over files, whatever the order they are typed in."""
-    found, rest = early(line, "config")
-    return [*(f"--config={path}" for path in found), *rest]
+def _from_file(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a file of settings, each brought to the type of its field."""
+    from adjoined.schema import read_mapping
+
+    values = read_mapping(Path(path))
+    for name in values:
+        if name not in hints:
+            near = get_close_matches(str(name), hints, n=1)
+            fix = f"Did you mean {near[0]}?" if near else ""
+            raise AdjoinedError(f"unknown setting {name!r}", where=path, fix=fix)
+    return {name: _fitting(value, hints[name], where=f"{path}, {name}") for name, value in values.items()}
 
 
-def early(line: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
-    """Return the values of one flag and the rest of the line, before the line as a whole is read."""
-    scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scout.add_argument(f"--{flag}", action="append", default=[], dest="values")
+def _positional(words: list[str], wanted: Sequence[str], hints: Mapping[str, Any], see_help: str) -> dict[str, Any]:
+    """Return the values of the positional arguments; a list, which comes last, takes all that is left."""
+    if missing := wanted[len(words) :]:
+        raise AdjoinedError("an argument is missing", where=missing[0].upper(), fix=see_help)
+    if wanted and item_type(hints[wanted[-1]]):
+        *first, last = wanted
+        return dict(zip(first, words, strict=False)) | {last: words[len(first) :]}
+    if left := words[len(wanted) :]:
+        raise AdjoinedError("unknown flag or argument", where=left[0], fix=see_help)
+    return dict(zip(wanted, words, strict=True))
+
+
+def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
+    """Return the value that a text stands for."""
+    import yaml
+
+    if type(None) in get_args(hint) and text in ("none", "null"):
+        return None
+    told: Any = text
+    if hint == dict[str, str] and not text.lstrip().startswith("{"):
+        told = _mapping(flag, text)
+    elif _is_list(hint, text) and not text.startswith("["):
+        told = [part.strip() for part in text.split(",") if part.strip()]
+    elif text.startswith(("[", "{")):
+        with suppress(yaml.YAMLError):  # what is expected there is said below
+            told = yaml.safe_load(text)
+    return _fitting(told, hint, where=flag, fix=fix)
+
+
+def _fitting(value: object, hint: Any, *, where: str, fix: str = "") -> Any:
+    """Return a value as the type of its field."""
+    from adjoined.schema import conform
+
     try:
-        known, rest = scout.parse_known_args(list(line))
-    except argparse.ArgumentError as error:
-        raise AdjoinedError("a value is missing", where=f"--{flag}") from error
-    return known.values, rest
+        return conform(hint, value, where=where, texts=True)
+    except AdjoinedError as error:
+        near = get_close_matches(str(value), map(str, choices(hint)), n=1)
+        fix = f"Did you mean {near[0]}?" if near else fix
+        raise AdjoinedError("not a fitting value", where=where, expected=in_words(hint), got=value, fix=fix) from error
 
 
-class _Help(DefaultHelpFormatter):
-    """Show `--input-size`, the spelling that people know from other tools."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if action.option_strings and getattr(action, "_typehint", None) is bool:
-            return f"--{action.dest.replace('_', '-')}, --no-{action.dest.replace('_', '-')}"
-        shown = re.sub(r", --\w+\+ .*", "", super()._format_action_invocation(action))
-        return re.sub(r"--\w+", lambda match: match[0].replace("_", "-"), shown)
+def _is_list(hint: Any, text: str) -> bool:
+    """Tell whether a text stands for a list; where a single value may stand as well, it is one if it has a comma."""
+    if is_union(hint):
+        return "," in text and any(item_type(each) for each in get_args(hint))
+    return bool(item_type(hint))
 
 
-def _parser(command: str, options: Sequence[type], purpose: str, config: bool) -> ArgumentParser:
+def _mapping(flag: str, text: str) -> dict[str, str]:
+    """Read `a=b,c=d`."""
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.rpartition("="))
+        if not equals or not name or name in found:
+            wrong = "is given twice" if name in found else "not a name with a value"
+            raise AdjoinedError(wrong, where=flag, expected="NAME=VALUE,NAME=VALUE", got=part)
+        found[name] = value
+    return found
+
+
+def _parser(
+    command: str, options: Sequence[type], purpose: str, config: bool, values: Mapping[str, Any]
+) -> argparse.ArgumentParser:
+    """Return a parser for its help: flags, types, defaults, and the line that stands below each field."""
+    from docstring_parser import parse_from_object
+
     hints = _hints(options)
-    positional = {field.name: field for each in options for field in fields(each) if _required(field)}
-    lists = [name for name in positional if _item_type(hints[name])]
-    shown = [name.upper() + (" ..." if name in lists else "") for name in positional]
-    parser = ArgumentParser(
-        prog=f"adjoined {command}",
-        usage=" ".join(["adjoined", command, *shown, "[flags]"]),
-        description=purpose,
-        exit_on_error=False,
-        allow_abbrev=False,
-        formatter_class=_Help,
-    )
+    positional = [name for name, field in _fields(options).items() if _required(field)]
+    shown = [name.upper() + (" ..." if item_type(hints[name]) else "") for name in positional]
+    usage = " ".join(["adjoined", command, *shown, "[flags]"])
+    parser = argparse.ArgumentParser(usage=usage, description=purpose, formatter_class=_Help, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="Show this and end.")
     if config:
-        parser.add_argument("--config", action="config", help="YAML file with values for any of the flags below.")
-    # Flag by flag, and not by add_class_arguments: that runs the imports which only type checkers are to see, torch's
-    # among them, and --help would take seconds.
-    for each in options:
-        about = parse_from_object(each)
-        helps = {param.arg_name: param.description for param in about.params}
-        group = parser.add_argument_group((about.short_description or "").rstrip("."))
-        for field in fields(each):
-            told: dict[str, Any] = {"type": hints[field.name], "help": helps.get(field.name)}
-            if field.name in lists:
-                group.add_argument(field.name, **told | {"type": str, "nargs": "+"})
-            elif field.name in positional:
-                group.add_argument(field.name, **told)
-            else:
-                group.add_argument(f"--{field.name}", default=_default(field), **told)
+        parser.add_argument("--config", metavar="FILE", help="YAML file with values for any of the flags below.")
+        parser.add_argument("--print-config", action="store_true", help="Print the values that come out, and end.")
+    homes = {
+        name: each
+        for option in options
+        for each in reversed(option.__mro__[:-1])
+        for name in vars(each).get("__annotations__", {})
+    }
+    groups: dict[type, Any] = {}
+    for name, field in _fields(options).items():
+        home = homes[name]
+        about = parse_from_object(home)
+        if home not in groups:
+            groups[home] = parser.add_argument_group((about.short_description or "").rstrip("."))
+        text = next(param.description or "" for param in about.params if param.arg_name == name)
+        if readers := field.metadata.get("methods"):
+            text += f" (--method {', '.join(readers)})"
+        text = text.replace("%", "%%")
+        if name in positional:
+            groups[home].add_argument(name.upper(), help=text, nargs="*" if item_type(hints[name]) else None)
+        else:
+            names = [_flag(name), _flag(f"no_{name}")] if hints[name] is bool else [_flag(name)]
+            told = {"action": "store_true"} if hints[name] is bool else {"metavar": _shown(hints[name])}
+            groups[home].add_argument(*names, help=text + _written(values[name]), **told)
     return parser
+
+
+def _shown(hint: Any) -> str:
+    """Return what stands for the value of a flag in its help."""
+    if is_union(hint):
+        return "|".join(_shown(each) for each in get_args(hint) if each is not type(None))
+    if get_origin(hint) in (dict, list, tuple):
+        return "MAPPING" if get_origin(hint) is dict else f"{_shown(item_type(hint))},..."
+    return "|".join(map(str, get_args(hint))) or {int: "N", float: "X"}.get(hint, "TEXT")
+
+
+def _written(value: Any) -> str:
+    """Return the note on a default, as it would be typed; nothing for a flag that is empty by default."""
+    if value in (None, {}, [], (), "", False):
+        return ""
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f" (default: {text.lower() if value is True else text})"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _fields(options: Sequence[type]) -> dict[str, Field[Any]]:
+    return {field.name: field for each in options for field in fields(each)}
 
 
 def _required(field: Field[Any]) -> bool:
@@ -182,58 +313,3 @@ def _default(field: Field[Any]) -> Any:
 
 def _hints(options: Sequence[type]) -> dict[str, Any]:
     return {name: hint for each in options for name, hint in get_type_hints(each).items()}
-
-
-def _item_type(hint: Any) -> type | None:
-    """Return the type of the items if the hint is a list or tuple, or has one among its choices."""
-    if _is_union(hint):
-        return next((found for choice in get_args(hint) if (found := _item_type(choice))), None)
-    return get_args(hint)[0] if get_origin(hint) in (list, tuple) else None
-
-
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType)
-
-
-def _as_list(text: str, hint: Any) -> str:
-    """Write `a,b` as the list that YAML reads; what is a list already stays, and so does one value where it may."""
-    if text.startswith("[") or (_is_union(hint) and "," not in text):
-        return text
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    return json.dumps(parts) if _item_type(hint) is str else f"[{', '.join(parts)}]"
-
-
-def _as_mapping(flag: str, text: str) -> str:
-    """Write `a=b,c=d` as JSON; what is a mapping already stays."""
-    if text.lstrip().startswith("{"):
-        return text
-    found: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (piece.strip() for piece in part.rpartition("="))
-        if not equals or not name or name in found:
-            wrong = "is given twice" if name in found else "not a name with a value"
-            raise AdjoinedError(wrong, where=flag, expected="NAME=VALUE,NAME=VALUE", got=part)
-        found[name] = value
-    return json.dumps(found)
-
-
-def _in_one_line(message: str, command: str, options: Sequence[type]) -> AdjoinedError:
-    """Turn what jsonargparse says, over several lines and with its own names of things, into an error of ours."""
-    see_help = f"See `adjoined {command} --help`."
-    message = re.sub(r"<class '(\w+)'>|typing\.(?=Literal)", r"\1", " ".join(message.split()))
-    if match := re.match(r"unrecognized arguments: (.*)", message, re.IGNORECASE):
-        names = [f"--{field.name.replace('_', '-')}" for each in options for field in fields(each)]
-        flag = match[1].split()[0].replace("_", "-").partition("=")[0]
-        near = get_close_matches(flag, names, n=1)
-        fix = f"Did you mean {near[0]}?" if near else see_help
-        return AdjoinedError("unknown flag or argument", where=match[1], fix=fix)
-    if match := re.match(r"argument (--\w+)\S*: expected one argument", message):
-        return AdjoinedError("a value is missing", where=match[1].replace("_", "-"), fix=see_help)
-    if match := re.match(r'Parser key "([\w.]+)": (.*)', message):
-        where, complaint = f"--{match[1].replace('_', '-')}", match[2]
-        simple = re.fullmatch(r"Expected (?:an? )?(.+?)\. Got value: (.*)", complaint)
-        union = re.fullmatch(r".*Subtypes: \[(.+)\] Errors:.* Given value: (.*)", complaint)
-        if found := simple or union:
-            return AdjoinedError("not a fitting value", where=where, expected=found[1], got=found[2], fix=see_help)
-        return AdjoinedError(complaint.rstrip("."), where=where, fix=see_help)
-    return AdjoinedError(message, fix=see_help)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
@@ -26,10 +26,7 @@ class PlanOptions:
     """What to plan."""
 
     model: str
-    """A name of ours, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
-    order: Literal["l1", "l2", "bn"] | None = None
-    """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
-    write them), bn (scale of their batch norms); none: as they are."""
+    """A built-in name, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
     all: bool = False
     """One row for each layer instead of one for each group of equal blocks."""
     check: bool = False
@@ -43,13 +40,11 @@ class PlanOptions:
 def main(argv: Sequence[str]) -> None:
     """Plan and print."""
     options, asked = parse("plan", argv, PlanOptions, ModelOptions, purpose=PURPOSE)
-    from adjoined.slicing import check_plan, cost_by_module, reorder
+    from adjoined.slicing import check_plan, cost_by_module
 
     if options.out and len(asked.alphas) > 1:
         raise AdjoinedError("needs one alpha", where="--out", got=asked.alphas, fix="Give one --alpha.")
     model, example, plans = asked.build(options.model)
-    if options.order is not None:
-        plans = reorder(model, example, plans, options.order)
     checks = [check_plan(model, example, plan) for plan in plans] if options.check else []
     if options.out:
         plans[0].save(options.out)
@@ -93,6 +88,6 @@ def _print(
     title = f"{options.model} at {asked.input_size} px, alpha {alphas}, widths in multiples of {asked.round_to}" + (
         f", kept: {', '.join(asked.keep)}" if asked.keep else ""
     )
-    title += f", channels ordered by {options.order}" if options.order else ""
+    title += f", channels ordered by {asked.order}" if asked.order else ""
     table = plan_table(layers(networks, costs), plans, title=title, full=options.all)
     show(table, result_table(base, smalls), *filter(None, [lines]))

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adjoined.commands.flags import early, input_set_by, parse, spelled
+from adjoined.commands.flags import input_set_by, parse, typed
 from adjoined.errors import AdjoinedError
 from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
@@ -39,9 +39,9 @@ class Run:
 
 def main(argv: Sequence[str]) -> None:
     """Train, or go on training, and show what has come of it."""
-    defaults = _defaults(argv)
-    run, settings = parse("train", argv, Run, Settings, purpose=PURPOSE, defaults=defaults, config=True)
-    check_code_is_named(spelled(argv, Run, Settings), settings)
+    told = typed(argv, Run, Settings)
+    run, settings = parse("train", argv, Run, Settings, purpose=PURPOSE, defaults=_defaults(told), config=True)
+    check_code_is_named(told, settings)
     folder = Path(run.resume or run.run or _new_folder(settings))
 
     from adjoined.training import is_main, train
@@ -52,35 +52,39 @@ def main(argv: Sequence[str]) -> None:
         _conclude(folder, settings)
 
 
-def _defaults(argv: Sequence[str]) -> Mapping[str, Any]:
+def _defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings of the recipe, or of the run to go on with."""
-    line = spelled(argv, Run, Settings)
-    resumed, _ = early(line, "resume")
-    if resumed:
-        if early(line, "recipe")[0] or early(line, "run")[0]:
+    if resumed := told.get("resume"):
+        if told.keys() & {"recipe", "run"}:
             raise AdjoinedError(
                 "a run goes on in its own folder, with its own settings",
-                where=f"--resume {resumed[-1]}",
+                where=f"--resume {resumed}",
                 fix="Leave out --recipe and --run.",
             )
         from adjoined.runs.folder import RunFolder
 
-        return asdict(RunFolder(resumed[-1]).read_settings(all_known=True))
-    return recipe_defaults(line)
+        return asdict(RunFolder(resumed).read_settings(all_known=True))
+    return recipe_defaults(told)
 
 
-def recipe_defaults(line: Sequence[str]) -> Mapping[str, Any]:
-    """Return the settings of the recipe that a line names (as `spelled` writes it), by flag or in a file; else none."""
-    recipes, _ = early(line, "recipe")
-    name = recipes[-1] if recipes else _recipe_in(early(line, "config")[0])
-    return asdict(_recipe(name)) | {"recipe": name} if name else {}
+def recipe_defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of the recipe that a line names, by flag or in a file; nothing where it names none.
+
+    Args:
+        told: the line, as `typed` returns it.
+    """
+    from adjoined.schema import read_mapping
+
+    named = [told.get("recipe"), *(read_mapping(Path(path)).get("recipe") for path in reversed(told.get("config", ())))]
+    name = next((each for each in named if each), None)
+    return asdict(_recipe(str(name))) | {"recipe": name} if name else {}
 
 
-def check_code_is_named(line: Sequence[str], settings: Settings) -> None:
-    """Let no code run because a file of settings names it; the line is as `spelled` writes it."""
+def check_code_is_named(told: Mapping[str, Any], settings: Settings) -> None:
+    """Let no code run because a file of settings names it; `told` is the line, as `typed` returns it."""
     from adjoined.models import is_code
 
-    if is_code(settings.model) and not early(line, "model")[0]:
+    if is_code(settings.model) and "model" not in told:
         raise AdjoinedError(
             "the settings name code of yours as the model, and no code is run because a file names it",
             where=settings.model,
@@ -103,17 +107,6 @@ def _recipe(name: str) -> Settings:
     return RECIPES[name]()
 
 
-def _recipe_in(files: Sequence[str]) -> str | None:
-    """Return the recipe that a file of settings names, if one does; what else is in the files is read later."""
-    from adjoined.schema import read_yaml
-
-    for path in reversed(files):
-        values = read_yaml(Path(path))
-        if isinstance(values, dict) and isinstance(values.get("recipe"), str):
-            return values["recipe"]
-    return None
-
-
 def _new_folder(settings: Settings) -> Path:
     """Return runs/DATA-MODEL-TIME, the same in all processes that this one starts."""
     started = os.environ.get("ADJOINED_STARTED") if os.environ.get("LOCAL_RANK", "0") != "0" else None
@@ -132,7 +125,7 @@ def _announce(job: Job) -> None:
     from adjoined.report.plan import layers, plan_table
     from adjoined.slicing import cost_by_module
 
-    plans = {name: plan for name, plan in job.method.plans(job.network).items() if plan is not None}
+    plans = {name: plan for name, plan in job.built.plans.items() if plan is not None}
     networks = [job.model, *(plan.apply(job.model) for plan in plans.values())]
     costs = [cost_by_module(network, job.example) for network in networks]
     base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(["base", *plans], costs, strict=True))

@@ -10,9 +10,9 @@ from typing import Any
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS
-from adjoined.settings import METHOD_ONLY, PLACE_ONLY, Settings
+from adjoined.settings import METHODS_OF, PLACE_ONLY, SMALL_ONLY, Settings
 
-OWN = frozenset({*METHOD_ONLY, "alpha", "compress", "keep", "round_to"})
+OWN = SMALL_ONLY.union(METHODS_OF)
 """Settings in which the contenders of a fair comparison may differ: their own, and the size of the small network, which
 the table shows."""
 

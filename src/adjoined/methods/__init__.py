@@ -1,6 +1,6 @@
 """How networks are trained: one short file per method, or per family of methods.
 
-A new method is a class that fills in `Method`, and a line in `METHODS`.
+A new method is a class that fills in `Method`, its name in `adjoined.settings.METHODS`, and a line in `METHODS`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adjoined.methods.adjoint import Adjoint, AdjointPlus
-from adjoined.methods.base import Finished, Method, Stage, Step
+from adjoined.methods.base import Built, Finished, Method, Stage, Step
 from adjoined.methods.distillation import Distillation
 from adjoined.methods.dropout import Dropout
 from adjoined.methods.filter_pruning import FilterPruning
@@ -55,4 +55,4 @@ def ends_the_same(run: Settings, stage: Settings) -> bool:
     return set(run.differences(stage)) <= METHODS[stage.method].ignores
 
 
-__all__ = ["METHODS", "Adjoint", "Finished", "Method", "Stage", "Standard", "Step", "ends_the_same"]
+__all__ = ["METHODS", "Adjoint", "Built", "Finished", "Method", "Stage", "Standard", "Step", "ends_the_same"]

@@ -1,21 +1,23 @@
-"""What the methods share that train one plain network with cross-entropy."""
+"""What methods that train one plain network with cross-entropy have in common."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjoined.methods.base import Finished, Method, Step
+from adjoined.methods.base import Built, Finished, Method, Step
 from adjoined.slicing import SlicePlan
 
 
 class Alone(Method):
-    """One plain network, under one name; `build` is left to fill in."""
+    """One plain network, under one name; a subclass has `build`."""
 
     name = "base"
     """Name of the network."""
-    plan: SlicePlan | None = None
-    """How it is cut out of the base network, for a method that builds a small one."""
+
+    def built(self, network: nn.Module, plan: SlicePlan | None = None) -> Built:
+        """Return a network as `build` has to; `plan` says how it is cut out of the base network, if it is."""
+        return Built(network, {self.name: plan})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the cross-entropy."""
@@ -31,10 +33,6 @@ class Alone(Method):
         """Return the network's logits."""
         return {self.name: network(x)}
 
-    def plans(self, network: nn.Module) -> dict[str, SlicePlan | None]:
-        """Return the one network."""
-        return {self.name: self.plan}
-
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
+    def finish(self, built: Built) -> dict[str, Finished]:
         """Return the network itself."""
-        return {self.name: Finished(network, self.plan)}
+        return {self.name: Finished(built.network, built.plans[self.name])}

@@ -29,6 +29,16 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Built:
+    """What a method trains: one module, and the networks in it."""
+
+    network: nn.Module
+    """What is trained, as one module."""
+    plans: Mapping[str, SlicePlan | None]
+    """Name of each network in it, the base network first -> how it is cut out of the base network; None: it is not."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """A network as it leaves the run: a plain module, nothing of adjoined in it."""
 
@@ -64,10 +74,8 @@ class Method(ABC):
         settings: the settings of the run.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset()
-    """Those of `adjoined.settings.METHOD_ONLY` that the method reads."""
     ignores: ClassVar[frozenset[str]] = frozenset()
-    """Other settings that make no difference to what the method computes."""
+    """Settings that the method takes, although they make no difference to what it computes."""
     views: ClassVar[int] = 1
     """How often each training image is varied; above 1, x is (N, views, C, H, W)."""
     from_pretrained: ClassVar[bool] = True
@@ -110,8 +118,8 @@ class Method(ABC):
         return self.settings
 
     @abstractmethod
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
-        """Return the network to train.
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+        """Return the network to train, with the slice plans of its parts.
 
         Args:
             model: the base network as it is before any training, used, not copied.
@@ -127,11 +135,14 @@ class Method(ABC):
         """Return loss and logits of a batch.
 
         Args:
-            network: what `build` returned, in training mode.
+            network: the one that `build` returned, in training mode.
             x: images, float (N, C, H, W).
             y: class indices, int64 (N,), or class probabilities, float (N, K).
             progress: share of the optimizer steps done, in [0, 1).
-            measure: whether to compute terms that are only for the eye, too.
+            measure: whether to compute terms that are only shown as well.
+
+        Returns:
+            Logits under the names that the plans of `build` have, in their order.
         """
 
     @abstractmethod
@@ -139,12 +150,12 @@ class Method(ABC):
         """Return the logits of every network trained, float (N, K); the network is in evaluation mode."""
 
     @abstractmethod
-    def plans(self, network: nn.Module) -> Mapping[str, SlicePlan | None]:
-        """Return the names of all networks trained, the base network first, and how each is cut out of it."""
+    def finish(self, built: Built) -> dict[str, Finished]:
+        """Return every network trained as a plain module with tensors of its own, the base network first.
 
-    @abstractmethod
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
-        """Return every network trained as a plain module with tensors of its own, the base network first."""
+        Args:
+            built: what `build` returned, trained, in evaluation mode.
+        """
 
 
 def small_names(count: int) -> tuple[str, ...]:

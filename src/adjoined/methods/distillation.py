@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adjoined.loss import adjoint_terms
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Finished, Stage, Step, the_small_plan
+from adjoined.methods.base import Built, Finished, Stage, Step, the_small_plan
 from adjoined.methods.scratch import fresh_small
 
 TEACHER = "teacher"
@@ -24,17 +24,16 @@ class Distillation(Alone):
     """
 
     name = "small"
-    reads = frozenset({"teacher", "temperature"})
     from_pretrained = False
 
     def before(self) -> tuple[Stage, ...]:
         """Return the training of the teacher; its base network is the run's."""
         return (Stage(TEACHER, self.settings.for_method("standard"), carried=True, given=self.settings.teacher),)
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return teacher and student."""
-        self.plan = the_small_plan(self.settings, model, example)
-        return Lesson(earlier[TEACHER], fresh_small(model, self.plan))
+        plan = the_small_plan(self.settings, model, example)
+        return self.built(Lesson(earlier[TEACHER], fresh_small(model, plan)), plan)
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the student's loss."""
@@ -51,9 +50,9 @@ class Distillation(Alone):
         """Return the student's logits."""
         return {self.name: _lesson(network).student(x)}
 
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
+    def finish(self, built: Built) -> dict[str, Finished]:
         """Return the student."""
-        return {self.name: Finished(_lesson(network).student, self.plan)}
+        return {self.name: Finished(_lesson(built.network).student, built.plans[self.name])}
 
 
 class Lesson(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Finished
+from adjoined.methods.base import Built, Finished
 from adjoined.slicing.model.cost import last_linear
 
 
@@ -22,9 +22,7 @@ class Dropout(Alone):
     which every model with a linear classifier has.
     """
 
-    reads = frozenset({"dropout_rate"})
-
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return the model, with dropout hooked in."""
         name = last_linear(model, example)
         if name is None:
@@ -32,11 +30,11 @@ class Dropout(Alone):
                 "the model has no linear layer to drop inputs of", where="--method dropout", got=type(model).__name__
             )
         model.get_submodule(name).register_forward_pre_hook(_Drop(self.settings.dropout_rate))
-        return model
+        return self.built(model)
 
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
+    def finish(self, built: Built) -> dict[str, Finished]:
         """Return the model without the dropout."""
-        plain = copy.deepcopy(network)
+        plain = copy.deepcopy(built.network)
         for module in plain.modules():
             for key, hook in list(module._forward_pre_hooks.items()):
                 if isinstance(hook, _Drop):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from adjoined.methods.base import Built
 from adjoined.methods.channels import channels_kept
 from adjoined.methods.finetune import FineTuned
 
@@ -15,13 +16,12 @@ class FilterPruning(FineTuned):
     are found by Torch-Pruning (Fang et al., arXiv 2301.12900) and ranked by the first layer that writes them.
     """
 
-    reads = FineTuned.reads | {"prune_to"}
     extra, library = "pruning", "torch_pruning"
 
-    def prune(self, trained: nn.Module, example: Tensor) -> nn.Module:
+    def prune(self, trained: nn.Module, example: Tensor) -> Built:
         """Return the network without the filters."""
         from torch_pruning.pruner.importance import MagnitudeImportance
 
         importance = MagnitudeImportance(p=1, group_reduction="first", normalizer=None)  # pyright: ignore[reportArgumentType]
-        self.plan = channels_kept(trained, example, importance, self.settings, over_all_layers=False)
-        return self.plan.apply(trained)
+        plan = channels_kept(trained, example, importance, self.settings, over_all_layers=False)
+        return self.built(plan.apply(trained), plan)

@@ -1,4 +1,4 @@
-"""What the methods share that train the base network, prune it, and train what is left."""
+"""What methods that train the base network, prune it, and train what is left have in common."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Stage
+from adjoined.methods.base import Built, Stage
 from adjoined.settings import Settings
 
 BASE = "base"
 
 
 class FineTuned(Alone):
-    """Prune the trained base network, and train on with cross-entropy; `prune` is left to fill in.
+    """Prune the trained base network, and train on with cross-entropy; a subclass has `prune`.
 
     Epochs and learning rate after pruning are by default those before it, the schedule from its beginning: the
     learning-rate rewinding of Renda et al., arXiv 2003.02389, the strongest of the simple ways.
     """
 
     name = "small"
-    reads = frozenset({"finetune_epochs", "finetune_lr"})
 
     def before(self) -> tuple[Stage, ...]:
         """Return the training of the base network."""
@@ -36,10 +35,10 @@ class FineTuned(Alone):
         warmup = settings.warmup_epochs * epochs / settings.epochs
         return replace(settings, epochs=epochs, warmup_epochs=warmup, lr=settings.finetune_lr or settings.lr)
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return the trained base network, pruned."""
         return self.prune(earlier[BASE], example)
 
     @abstractmethod
-    def prune(self, trained: nn.Module, example: Tensor) -> nn.Module:
+    def prune(self, trained: nn.Module, example: Tensor) -> Built:
         """Return what is left of the trained network; it may be changed."""

@@ -1,25 +1,30 @@
-"""What the methods share that train base and small networks on shared weights."""
+"""What methods that train base and small networks on shared weights have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 
-from adjoined.methods.base import Finished, Method, small_names
+from adjoined.methods.base import Built, Finished, Method, small_names
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import SlicePlan
+
+T = TypeVar("T")
 
 
 class Joint(Method):
-    """Base and small networks on shared weights; the loss is left to fill in."""
+    """Base and small networks on shared weights; a subclass has the loss."""
 
-    reads = frozenset({"order", "private_norms", "private_head", "masking_factor"})
+    @property
+    def private_head(self) -> bool:
+        """Whether the small network has a last layer of its own."""
+        return self.settings.private_head
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> AdjoinedNetwork:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return base and small networks on shared weights."""
         settings = self.settings
-        return adjoin(
+        network = adjoin(
             model,
             example,
             alpha=settings.alpha,
@@ -28,30 +33,27 @@ class Joint(Method):
             compress=settings.compress,
             widths=settings.widths,
             order=settings.order,
-            private_norms=settings.private_norms,
-            private_head=settings.private_head,
-            masking_factor=settings.masking_factor,
+            private_head=self.private_head,
         )
+        return Built(network, named([None, *network.plans]))
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Return the logits of base and small networks."""
-        return dict(zip(self.plans(network), network(x), strict=True))
+        return named(network(x))
 
-    def plans(self, network: nn.Module) -> dict[str, SlicePlan | None]:
-        """Return base, small; or base, small-1, small-2 …"""
-        plans = _joint(network).plans
-        return {"base": None, **dict(zip(small_names(len(plans)), plans, strict=True))}
-
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
+    def finish(self, built: Built) -> dict[str, Finished]:
         """Return the base network and every small one, cut out."""
-        joint = _joint(network)
-        small = {
-            name: Finished(joint.extract(which), plan, sparse=self.settings.masking_factor > 0)
-            for which, (name, plan) in enumerate(zip(small_names(len(joint.plans)), joint.plans, strict=True))
-        }
-        return {"base": Finished(joint.base), **small}
+        joint = built.network
+        assert isinstance(joint, AdjoinedNetwork)
+        modules = named([joint.base, *(joint.extract(which) for which in range(len(joint.plans)))])
+        return {name: Finished(module, built.plans[name]) for name, module in modules.items()}
 
 
-def _joint(network: nn.Module) -> AdjoinedNetwork:
-    assert isinstance(network, AdjoinedNetwork)
-    return network
+def named(each: Sequence[T]) -> dict[str, T]:
+    """Return what belongs to base and small networks by their names.
+
+    Example:
+        >>> named([0, 1]), named([0, 1, 2])
+        ({'base': 0, 'small': 1}, {'base': 0, 'small-1': 1, 'small-2': 2})
+    """
+    return dict(zip(("base", *small_names(len(each) - 1)), each, strict=True))

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_terms
-from adjoined.methods.base import Finished, Method, Step, the_small_plan
+from adjoined.methods.base import Built, Finished, Method, Step, the_small_plan
 from adjoined.methods.scratch import fresh_small
-from adjoined.slicing import SlicePlan
 
 
 class Mutual(Method):
@@ -27,10 +26,11 @@ class Mutual(Method):
                 "the small network has no pretrained weights to begin with", where="--method mutual, --pretrained"
             )
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return both networks."""
-        self.plan = the_small_plan(self.settings, model, example)
-        return nn.ModuleDict({"base": model, "small": fresh_small(model, self.plan)})
+        plan = the_small_plan(self.settings, model, example)
+        both = nn.ModuleDict({"base": model, "small": fresh_small(model, plan)})
+        return Built(both, {"base": None, "small": plan})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return CE(p, y) + KL(q ‖ p) + CE(q, y) + KL(p ‖ q), the first of each KL without gradient."""
@@ -47,10 +47,6 @@ class Mutual(Method):
         """Return the logits of both."""
         return {name: network.get_submodule(name)(x) for name in ("base", "small")}
 
-    def plans(self, network: nn.Module) -> dict[str, SlicePlan | None]:
-        """Return base and small."""
-        return {"base": None, "small": self.plan}
-
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
+    def finish(self, built: Built) -> dict[str, Finished]:
         """Return both."""
-        return {name: Finished(network.get_submodule(name), plan) for name, plan in self.plans(network).items()}
+        return {name: Finished(built.network.get_submodule(name), plan) for name, plan in built.plans.items()}

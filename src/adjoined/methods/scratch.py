@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import the_small_plan
+from adjoined.methods.base import Built, the_small_plan
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan, measure_cost
 from adjoined.slicing.model.modules import named_tensors
@@ -24,10 +24,10 @@ class Scratch(Alone):
     name = "small"
     from_pretrained = False
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return the small architecture with weights of its own."""
-        self.plan = the_small_plan(self.settings, model, example)
-        return fresh_small(model, self.plan)
+        plan = the_small_plan(self.settings, model, example)
+        return self.built(fresh_small(model, plan), plan)
 
 
 class ScratchCompute(Scratch):

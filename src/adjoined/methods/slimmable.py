@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.methods.base import Step
-from adjoined.methods.joint import Joint
+from adjoined.methods.joint import Joint, named
 
 
 class Slimmable(Joint):
@@ -21,8 +21,7 @@ class Slimmable(Joint):
         ce, small = (
             sum_cross_entropy(each, y, label_smoothing=self.settings.label_smoothing) for each in ([p], family)
         )
-        logits = dict(zip(self.plans(network), (p, *family), strict=True))
-        return Step(ce + small, logits, {"ce": ce.detach(), "small_ce": small.detach()})
+        return Step(ce + small, named([p, *family]), {"ce": ce.detach(), "small_ce": small.detach()})
 
 
 class SlimmableDistill(Joint):
@@ -37,5 +36,4 @@ class SlimmableDistill(Joint):
         """Return CE(p, y) + KL(p ‖ q), with no gradient into p from the second."""
         p, *family = network(x)
         ce, kl = adjoint_terms(p, family, y, label_smoothing=self.settings.label_smoothing, detach=True)
-        logits = dict(zip(self.plans(network), (p, *family), strict=True))
-        return Step(ce + kl, logits, {"ce": ce.detach(), "kl": kl.detach()})
+        return Step(ce + kl, named([p, *family]), {"ce": ce.detach(), "kl": kl.detach()})

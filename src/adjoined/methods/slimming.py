@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods.base import Stage, Step
+from adjoined.methods.base import Built, Stage, Step
 from adjoined.methods.channels import channels_kept
 from adjoined.methods.finetune import BASE, FineTuned
 from adjoined.methods.standard import Standard
@@ -16,8 +16,6 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 class SparseScales(Standard):
     """The first stage of network slimming: cross-entropy and `slimming_l1` times Σ|γ| over all BatchNorm scales γ."""
-
-    reads = frozenset({"slimming_l1"})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return CE(p, y) + slimming_l1 · Σ|γ|."""
@@ -36,17 +34,16 @@ class Slimming(FineTuned):
     ranking is Torch-Pruning's, the mean scale of the channels that can only be pruned together.
     """
 
-    reads = FineTuned.reads | {"prune_to", "slimming_l1"}
     extra, library = "pruning", "torch_pruning"
 
     def before(self) -> tuple[Stage, ...]:
         """Return the training with the L1 norm."""
         return (Stage(BASE, self.settings.for_method("sparse-scales"), carried=True),)
 
-    def prune(self, trained: nn.Module, example: Tensor) -> nn.Module:
+    def prune(self, trained: nn.Module, example: Tensor) -> Built:
         """Return the network without the channels."""
         from torch_pruning.pruner.importance import BNScaleImportance
 
         importance = BNScaleImportance(group_reduction="mean", normalizer=None)  # pyright: ignore[reportArgumentType]
-        self.plan = channels_kept(trained, example, importance, self.settings, over_all_layers=True)
-        return self.plan.apply(trained)
+        plan = channels_kept(trained, example, importance, self.settings, over_all_layers=True)
+        return self.built(plan.apply(trained), plan)

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from adjoined.methods.alone import Alone
+from adjoined.methods.base import Built
+from adjoined.settings import SMALL_ONLY
 
 
 class Standard(Alone):
     """Train the base network with cross-entropy."""
 
-    ignores = frozenset({"alpha", "compress", "keep", "round_to"})
+    ignores = SMALL_ONLY
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return the model itself."""
-        return model
+        return self.built(model)

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Finished, Stage, the_small_plan
+from adjoined.methods.base import Built, Finished, Stage, the_small_plan
 from adjoined.methods.finetune import BASE, FineTuned
 from adjoined.settings import Settings
 from adjoined.slicing import measure_cost
@@ -29,16 +29,15 @@ class WeightPruning(FineTuned):
     """
 
     name = SPARSE
-    reads = FineTuned.reads | {"sparsity"}
 
-    def prune(self, trained: nn.Module, example: Tensor) -> nn.Module:
+    def prune(self, trained: nn.Module, example: Tensor) -> Built:
         """Return the trained network with its small weights held at zero."""
-        return Masked(trained, smallest(trained, share_of_zeros(self.settings, trained, example)))
+        return self.built(Masked(trained, smallest(trained, share_of_zeros(self.settings, trained, example))))
 
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
+    def finish(self, built: Built) -> dict[str, Finished]:
         """Return the network with its zeros in place."""
-        assert isinstance(network, Masked)
-        return {self.name: Finished(network.plain(), sparse=True)}
+        assert isinstance(built.network, Masked)
+        return {self.name: Finished(built.network.plain(), sparse=True)}
 
 
 class LotteryTicket(Alone):
@@ -51,7 +50,6 @@ class LotteryTicket(Alone):
     """
 
     name = SPARSE
-    reads = frozenset({"sparsity", "lottery_rounds", "lottery_round"})
 
     def before(self) -> tuple[Stage, ...]:
         """Return the training of the whole network, and the rounds before this one."""
@@ -62,17 +60,17 @@ class LotteryTicket(Alone):
         ]
         return (Stage(BASE, settings.for_method("standard"), carried=True), *rounds)
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> nn.Module:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return the model as it began, without the weights that were small at the end of the round before."""
         settings = self.settings
         kept = 1 - share_of_zeros(settings, model, example)
         share = 1 - kept ** (self.round / settings.lottery_rounds)
-        return Masked(model, smallest(earlier[self.before()[-1].name], share))
+        return self.built(Masked(model, smallest(earlier[self.before()[-1].name], share)))
 
-    def finish(self, network: nn.Module) -> dict[str, Finished]:
+    def finish(self, built: Built) -> dict[str, Finished]:
         """Return the network with its zeros in place."""
-        assert isinstance(network, Masked)
-        return {self.name: Finished(network.plain(), sparse=True)}
+        assert isinstance(built.network, Masked)
+        return {self.name: Finished(built.network.plain(), sparse=True)}
 
     @property
     def round(self) -> int:
@@ -89,9 +87,9 @@ def share_of_zeros(settings: Settings, model: nn.Module, example: Tensor) -> flo
     others = sum(each.numel() for each in model.parameters()) - weights
     if small <= others:
         raise AdjoinedError(
-            "so many parameters cannot be set to zero",
+            "that many parameters cannot be set to zero",
             where=f"--method {settings.method}",
-            expected=f"more than the {others} parameters that are no weights",
+            expected=f"more than the {others} parameters that are not weights",
             got=f"{small} parameters of the small network",
             fix="Use a smaller --alpha, or --sparsity.",
         )

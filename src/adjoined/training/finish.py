@@ -42,7 +42,8 @@ def finish(run: RunFolder, job: Job, device: torch.device, earlier: Earlier) -> 
     cost = StageCost(job.settings.method, job.settings.epochs, training_macs(job), round(seconds, 3))
     stages = (*earlier.costs, cost)
     measured = None
-    for name, finished in job.method.finish(job.network.cpu().eval()).items():
+    job.network.cpu().eval()
+    for name, finished in job.method.finish(job.built).items():
         description = {
             "name": name,
             "weights": weights,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods import METHODS, Method
+from adjoined.methods import METHODS, Built, Method
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,12 +25,17 @@ class Job:
     """What this training goes by: the settings of the run, as the method adapts them."""
     images: ImageData
     method: Method
-    network: nn.Module
+    built: Built
     """What is trained, as the method has built it."""
     model: nn.Module
     """The base network as the settings name it."""
     example: torch.Tensor
     """An input, float32 (1, C, H, W)."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained, as one module."""
+        return self.built.network
 
 
 def make_job(settings: Settings, processes: int = 1, earlier: Mapping[str, nn.Module] | None = None) -> Job:

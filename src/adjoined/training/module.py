@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods import Method
+from adjoined.methods import Built, Method
 from adjoined.settings import Settings
 from adjoined.training.loaders import RunData
 from adjoined.training.meters import EpochMeters
@@ -30,15 +30,17 @@ class TrainingModule(LightningModule):
     Args:
         settings: the settings of the run.
         method: gives loss and logits.
-        network: what the method has built.
+        built: what the method has built.
         num_classes: K.
     """
 
     network: nn.Module
 
-    def __init__(self, settings: Settings, method: Method, network: nn.Module, num_classes: int) -> None:
+    def __init__(self, settings: Settings, method: Method, built: Built, num_classes: int) -> None:
         super().__init__()
         self.settings, self.method = settings, method
+        self.names = tuple(built.plans)
+        network = built.network
         self.network = network.to(memory_format=torch.channels_last) if settings.channels_last else network
         self.num_classes = num_classes
         self.mix = _mixup(settings, num_classes)
@@ -65,7 +67,7 @@ class TrainingModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Start to count; compile, where asked for: in place, so that the names of the weights stay."""
-        self.meters = EpochMeters(self.method.plans(self.network), self.num_classes, self.device)
+        self.meters = EpochMeters(self.names, self.num_classes, self.device)
         if self.settings.compile:
             self.network.compile()
 

@@ -80,12 +80,12 @@ def run_training(
                 run.begin(settings)
         trainer.fit_loop.max_epochs = job.settings.epochs
         if is_main():
-            for name, plan in job.method.plans(job.network).items():
+            for name, plan in job.built.plans.items():
                 if plan is not None:
                     plan.save(run.plan(name))
             if announce is not None:
                 announce(job)
-        module = TrainingModule(job.settings, job.method, job.network, job.images.info.num_classes)
+        module = TrainingModule(job.settings, job.method, job.built, job.images.info.num_classes)
         checkpoint = run.last if run.last.exists() else None
         if checkpoint is not None:
             _check_fits(checkpoint, module)

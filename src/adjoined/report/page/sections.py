@@ -18,7 +18,7 @@ from adjoined.settings import Settings
 
 EPOCH = Axis("epoch", lambda value: f"{value:.0f}")
 SHARE = Axis("top-1 accuracy", lambda value: f"{100 * value:.4g} %", bounds=(0.0, 1.0))
-_SCHEDULES = {"paper": "min(4 t², 1)", "linear": "t", "constant": "1"}
+_SCHEDULES = {"paper": "min(4 t², 1)", "constant": "1"}
 MOST_EPOCHS = 400
 """Points of a curve: of a longer run, epochs at even distances."""
 MOST_COMMANDS = 20
@@ -97,8 +97,7 @@ def learning_curves(story: RunStory) -> list[Chart]:
         _curve("Top-1 accuracy", accuracy, SHARE, "Validation images; faint: training images as they are varied."),
         _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
         _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
-               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}, t the share of training done, times "
-               "the factor on it where the method has one."),
+               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}, t the share of training done."),
         _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)], Axis("learning rate", _plain, low=0.0),
                "At the beginning of the epoch."),
     ]  # fmt: skip
@@ -115,7 +114,7 @@ def penalty_chart(story: RunStory) -> Chart | None:
 
 def is_paper_loss(settings: Settings) -> bool:
     """Tell whether the networks were trained with the loss of the paper, CE(p, y) + λ(t) · KL(p ‖ q)."""
-    usual = settings.kl_direction == "forward" and not settings.kl_detach and not settings.small_ce
+    usual = not settings.kl_detach and not settings.small_ce
     return settings.method == "adjoint" and usual and settings.temperature in (None, 1)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, DoesNotRunError
 from adjoined.slicing.model.inputs import Inputs
 
 PASS = "Pass the example input that model(...) takes: a tensor, a tuple of arguments or a dict of them."
@@ -47,7 +47,7 @@ def check_arguments(model: nn.Module, inputs: Inputs) -> None:
         needed = [p.name for p in named if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         as_dict = ", ".join(f"{name!r}: ..." for name in needed)
         both = f"({', '.join(needed)}{',' * (len(needed) == 1)}) or {{{as_dict}}}"
-        raise AdjoinedError(
+        raise DoesNotRunError(
             f"the model does not run on the example input: {error}",
             where=type(model).__name__,
             expected=f"the arguments of forward{signature}",
@@ -74,7 +74,7 @@ def does_not_run(model: nn.Module, error: Exception, module: str, args: Sequence
     layer = model.get_submodule(module)
     expected, got = _taken_by(layer), "" if given is None else f"{_dtype(given)} {tuple(given.shape)}"
     where = f" in '{module}' ({type(layer).__name__})" if module else ""
-    return AdjoinedError(
+    return DoesNotRunError(
         f"the model does not run on the example input: {type(error).__name__}{where}: {error}",
         where=type(model).__name__,
         expected=expected,
