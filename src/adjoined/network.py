@@ -229,11 +229,28 @@ class AdjoinedNetwork(nn.Module):
         for where, lender in lenders.items():
             small.get_submodule(where).register_forward_pre_hook(lender.lend)
             small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
+        for name, followed in plan.unreached.items() if plan.tensors else ():
+            if not followed and name not in plan.shapes:
+                small.get_submodule(name).register_forward_pre_hook(_Refusal(name))
         for module in small.modules():
             for switch in CHECKPOINTING:
                 if vars(module).get(switch) is True:
                     setattr(module, switch, False)
         return small
+
+
+class _Refusal:
+    """Refuses to run a part of a small network that was not followed: its channels are those of the base."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, _args: object) -> None:
+        raise AdjoinedError(
+            "the small network cannot run this part: the example input did not reach it, so its channels are unknown",
+            where=f"'{self.name}' ({type(module).__name__})",
+            fix="Call adjoin with an example input, or with options, that reach all parts in use.",
+        )
 
 
 class _Lender:

@@ -49,3 +49,5 @@ class Findings:
     """Kernels that are computed, not stored by a convolution: for each, (dimension along which a slot varies, slot)."""
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Parameter -> operators that read it directly."""
+    ran: set[str] = field(default_factory=set)
+    """Modules that were called."""

@@ -15,6 +15,7 @@ from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, sets_of
 from adjoined.slicing.flow.run import GroupChoice, LabelFlow
 from adjoined.slicing.flow.sizes import Site
+from adjoined.slicing.flow.unreached import follow_unreached
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import another_path, check_arguments, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
@@ -39,6 +40,7 @@ class Trace:
         sizes_by_value: whether sizes may follow from values, as the number of objects that a detector finds.
         path: the innermost modules in the order in which they ran in eval mode.
         unaligned: cuts behind which channel identity was given up.
+        unreached: parts that did not run -> the module whose channels they follow, or "".
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class Trace:
     sizes_by_value: bool
     path: tuple[str, ...]
     unaligned: frozenset[Site]
+    unreached: dict[str, str]
 
 
 def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
@@ -119,14 +122,14 @@ def _trace(
     if never and flow.values.read_in is not None:
         modules = dict.fromkeys(name.rpartition(".")[0] for name in never)
         raise another_path(model, flow.values.read_in, list(modules))
+    unreached = follow_unreached(model, labels, ties, findings)
     _pin_places(ties, findings)
     _pin_banks(ties, findings, labels, kernel_names(model) | linear_names(model))
     if flow.values.decide:
         _pin_unread(ties, findings)
     shapes = [out.shape for out in outputs]
-    return Trace(
-        model, inputs, train_inputs, labels, ties, findings, shapes, flow.values.decide, tuple(flow.path), unaligned
-    )
+    decide, path = flow.values.decide, tuple(flow.path)
+    return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, decide, path, unaligned, unreached)
 
 
 def label_tensors(

@@ -70,6 +70,8 @@ class SlicePlan:
         groups: the channel groups, widest reach first.
         crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
         unaligned: modules behind whose channel shuffles widths agree but channels are no longer the base's.
+        unreached: part that did not run on the example input, a module or a parameter -> the module whose channels it
+            follows, or "": then it is at full width, and small networks refuse to run it.
         products: tensors that convolutions and matrix products alone read; their gradient belongs to nobody else.
         order: what the base network's channels were ordered by when this plan was first put to use ("l1", "l2", "bn"),
             or "". It is a note: a plan picks indices, it never reorders.
@@ -90,6 +92,7 @@ class SlicePlan:
     widths: dict[str, str] = field(default_factory=dict)
     order: str = ""
     unordered: dict[str, str] = field(default_factory=dict)
+    unreached: dict[str, str] = field(default_factory=dict)
 
     def indices(self, name: str) -> tuple[Index | None, ...]:
         """Return the kept indices of a tensor for each dimension; None stands for all of them."""
@@ -178,6 +181,7 @@ class SlicePlan:
             "products": list(self.products),
             "order": self.order,
             "unordered": self.unordered,
+            "unreached": self.unreached,
         }
 
     @classmethod
@@ -214,6 +218,7 @@ class SlicePlan:
                 widths=dict(data.get("widths", {})),
                 order=str(data.get("order", "")),
                 unordered=dict(data.get("unordered", {})),
+                unreached=dict(data.get("unreached", {})),
             )._consistent()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AdjoinedError(
@@ -263,6 +268,9 @@ class SlicePlan:
         reasons = dict.fromkeys(group.reason for group in self.groups if group.reason is not None)
         notes = [f"{reason}: {reason.remedy}" for reason in reasons if reason.remedy]
         notes += [f"not reordered, {reason}: {name}" for name, reason in self.unordered.items()]
+        for part, of in self.unreached.items():
+            channels = f"its channels are those of '{of}'" if of else "at full width"
+            notes.append(f"did not run on the example input: '{part}' ({channels})")
         return "\n".join([f"{head}, channels ordered by {self.order}" if self.order else head, *lines, *notes])
 
 

@@ -197,6 +197,7 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
         groups=describe(grouping.groups),
         crossing=dict(traced.findings.crossing),
         unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),
+        unreached=dict(traced.unreached),
         products=tuple(name for name, readers in traced.findings.readers.items() if readers <= PRODUCTS),
     )
 

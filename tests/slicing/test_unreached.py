@@ -1,0 +1,110 @@
+"""Parts that the example input does not reach: followed where their place says what they read, named, else refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adjoined import AdjoinedError, SlicePlan, adjoin
+from zoo import conv, images, seeded
+
+X = images(2, 3, 8, 8)
+
+
+def block() -> nn.Sequential:
+    return nn.Sequential(conv(32, 48), nn.BatchNorm2d(48), nn.ReLU(), conv(48, 48, groups=48), conv(48, 40))
+
+
+class Options(nn.Module):
+    """Norms by domain, blocks and heads by task, a stem by modality, an exit: the example takes the first of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.other_stem = conv(3, 32), conv(3, 32, 5)
+        self.norms = nn.ModuleDict({name: nn.BatchNorm2d(32) for name in ("photo", "sketch")})
+        self.plain_norms = nn.ModuleList(nn.BatchNorm2d(32, affine=False) for _ in range(2))
+        self.blocks = nn.ModuleList(block() for _ in range(2))
+        self.body = conv(40, 64)
+        self.heads = nn.ModuleList([nn.Linear(64, 5), nn.Linear(64, 7)])
+        self.exit = nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5))
+        self.scale = nn.Parameter(torch.ones(64))
+
+    def forward(
+        self, x: Tensor, domain: str = "photo", number: int = 0, stem: bool = True, leave: bool = False
+    ) -> Tensor:
+        x = self.norms[domain]((self.stem if stem else self.other_stem)(x)).relu()
+        x = self.blocks[number](self.plain_norms[number](x))
+        return self.exit(x.mean((2, 3))) if leave else self.heads[number](self.body(x).relu().mean((2, 3)))
+
+
+FOLLOWED = {
+    "other_stem": "stem",
+    "norms.sketch": "norms.photo",
+    "plain_norms.1": "plain_norms.0",
+    "blocks.1": "blocks.0",
+    "heads.1": "body",
+    "exit": "blocks.0.4",
+}
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "norms.sketch": {"domain": "sketch"},
+    "blocks.1": {"number": 1},
+    "other_stem": {"stem": False},
+    "exit.0": {"leave": True},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_are_followed_by_their_place(part: str):
+    options = PARTS[part]
+    net = adjoin(seeded(Options).eval(), X, alpha=2, round_to=1)
+    assert net.plan.unreached == {**FOLLOWED, "scale": ""}
+    with torch.no_grad():
+        assert torch.equal(net(X, **options)[1], net.extract()(X, **options))
+    # As an example that does reach them would have it.
+    reached = adjoin(seeded(Options), {"x": X, **options}, alpha=2, round_to=1).plan
+    for name in net.plan.shapes:
+        if name.startswith(part) and name != "exit.0.bias":
+            assert net.plan.indices(name)[-1:] == reached.indices(name)[-1:], name
+
+
+class Ambiguous(nn.Module):
+    """Two stages of equal width: nothing says to which of them the parts that do not run belong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = conv(3, 32), conv(32, 32)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(32) for _ in range(3))
+        self.early, self.head = nn.Linear(32, 7), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor, early: bool = False, third: bool = False) -> Tensor:
+        x = self.norms[0](self.one(x)).relu()
+        if early:
+            return self.early(x.mean((2, 3)))
+        return self.head(self.norms[1 + third](self.two(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("part", ["early", "third"])
+def test_parts_that_were_not_followed_are_refused_at_the_call(part: str):
+    model = seeded(Ambiguous)
+    net = adjoin(model, X, alpha=2, round_to=1)
+    assert net.plan.unreached == {"norms.2": "", "early": ""}
+    name = {"early": "early", "third": "norms.2"}[part]
+    for call in (net, net.small):
+        with pytest.raises(AdjoinedError, match=f"'{name}'.*did not reach it.*Call adjoin with"):
+            call(X, **{part: True})
+    net(X)
+    adjoin(model, X, alpha=1)(X, **{part: True})  # where nothing is narrow, all parts fit
+
+
+def test_the_plan_names_them():
+    plan = adjoin(seeded(Options), X, alpha=2).plan
+    text = str(plan)
+    for part in (*FOLLOWED, "scale"):
+        assert f"did not run on the example input: '{part}'" in text
+    assert SlicePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
