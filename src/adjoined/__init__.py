@@ -46,7 +46,15 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'adjoined' has no attribute {name!r}")
-    value = getattr(import_module(f"adjoined.{_HOMES[name]}"), name)
+    try:
+        module = import_module(f"adjoined.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        raise AdjoinedError(
+            f"the library {error.name} is not installed",
+            where=f"adjoined.{name}",
+            fix="Install it: pip install 'adjoined[train]'.",
+        ) from error
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from errno import EACCES, EDQUOT, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 
 from adjoined.errors import AdjoinedError
 
@@ -28,6 +29,21 @@ COMMANDS = {
     "push": "share both networks of a run on a hub, with a model card",
 }
 """Command -> what it does; `adjoined.commands.COMMAND` has its `main(argv)`."""
+
+LIBRARIES = (
+    "docstring_parser",
+    "jinja2",
+    "lightning",
+    "msgspec",
+    "rich",
+    "sklearn",
+    "tensorboard",
+    "timm",
+    "torchmetrics",
+    "torchvision",
+    "yaml",
+)
+"""What the commands import beside the library's own needs: the extra `train`."""
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
@@ -81,6 +97,13 @@ def _dispatch(arguments: list[str]) -> None:
             where=name,
             expected=f"one of {', '.join(COMMANDS)}",
             fix=f"Did you mean `adjoined {near[0]}`?" if near else "See `adjoined --help`.",
+        )
+    if missing := [each for each in LIBRARIES if find_spec(each) is None]:
+        raise AdjoinedError(
+            "the command line needs more libraries than the rest of adjoined",
+            where=f"adjoined {name}",
+            got=f"not installed: {', '.join(missing)}",
+            fix="Install them: pip install 'adjoined[train]'.",
         )
     try:
         import_module(f"adjoined.commands.{name}").main(rest)
