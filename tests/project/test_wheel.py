@@ -1,4 +1,4 @@
-"""The wheel where torch, numpy and safetensors are installed, and nothing else: the library works, the commands say why not."""
+"""The wheel where only torch, numpy and safetensors are installed: the library works, the commands say what they lack."""
 
 import re
 import subprocess
