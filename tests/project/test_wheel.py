@@ -1,4 +1,4 @@
-"""The wheel where only torch, numpy and safetensors are installed: the library works, the commands say what they lack."""
+"""The wheel where only torch, numpy and safetensors are installed: the library works, commands say what is missing."""
 
 import re
 import subprocess
