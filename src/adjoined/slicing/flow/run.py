@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +85,6 @@ class LabelFlow(Checks, TorchDispatchMode):
             if not isinstance(module, torch.jit.ScriptModule):
                 hooks.append(module.register_forward_pre_hook(lambda *call, name=name: self._enter(name, *call)))
                 hooks.append(module.register_forward_hook(lambda *_: self._leave()))
-        fast = torch.backends.mha.get_fastpath_enabled()
         modes = [(module, module.training) for module in model.modules()]
         model.train(train)
         self.stack = [""]
@@ -93,11 +93,9 @@ class LabelFlow(Checks, TorchDispatchMode):
         inputs = inputs.apart()
         self.values.start((inputs.args, inputs.kwargs))
         try:
-            with torch.no_grad(), self, _Calls(self):
-                torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of it, with nothing to see
+            with torch.no_grad(), _plain_operators(model), self, _Calls(self):
                 return model(*inputs.args, **inputs.kwargs)
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
             for module, mode in modes:
@@ -281,8 +279,9 @@ class LabelFlow(Checks, TorchDispatchMode):
         """Return the dimensions along which a slot changes from one set of tied channels to another."""
         if not varying(slot):
             return set()
-        roots = torch.tensor([self.ties.find(label) for label in slot.reshape(-1).tolist()]).view(slot.shape)
-        return set(varying(compress(roots)))
+        labels, places = torch.unique(slot, return_inverse=True)
+        roots = torch.tensor([self.ties.find(label) for label in labels.tolist()])
+        return set(varying(compress(roots[places])))
 
     def pin(self, slot: Slot, reason: Reason) -> None:
         """Keep the channels of a slot at full width; the reason's text is completed by where this is."""
@@ -322,6 +321,20 @@ class LabelFlow(Checks, TorchDispatchMode):
             if last in varying(slot) and inside:
                 self.note_crossing()
         return None
+
+
+@contextlib.contextmanager
+def _plain_operators(model: nn.Module) -> Iterator[None]:
+    """Keep torch from running a whole layer (attention, LSTM) as one operator, inside which no labels can be seen."""
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.set_flags(_fp32_precision=None)[0]
+    torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.LSTM) for module in model.modules()):  # others would only run slower
+        torch.backends.mkldnn.set_flags(False, _fp32_precision=None)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.set_flags(onednn, _fp32_precision=None)
 
 
 class _Calls(TorchFunctionMode):

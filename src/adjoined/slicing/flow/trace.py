@@ -168,6 +168,7 @@ def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tup
 def _pin_places(ties: Ties, findings: Findings) -> None:
     """Keep whatever nothing uses as channels at full width: kernel places, samples in time, positions, tables' rows."""
     used = {ties.find(label) for label in findings.channels}
+    used |= {ties.find(label) for labels in findings.fresh.values() for label in labels.tolist()}
     for root, members in sets_of(ties.roots()):
         if root not in used:
             ties.pin(torch.tensor(members, dtype=LABEL), NOT_CHANNELS)

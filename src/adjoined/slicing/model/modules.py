@@ -18,6 +18,9 @@ from adjoined.errors import AdjoinedError
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+
 
 def check_model(model: object) -> None:
     """Raise AdjoinedError if this is no module."""
@@ -139,6 +142,17 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
         module.head_dim = module.embed_dim // module.num_heads
         if module.in_proj_weight is not None:
             module.kdim = module.vdim = module.embed_dim
+    elif isinstance(module, _RECURRENT):
+        layer = "_l0" if isinstance(module, nn.RNNBase) else ""
+        into, state = getattr(module, f"weight_ih{layer}"), getattr(module, f"weight_hh{layer}")
+        gates = (
+            4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3 if isinstance(module, (nn.GRU, nn.GRUCell)) else 1
+        )
+        module.input_size, module.hidden_size = into.shape[1], into.shape[0] // gates
+        if isinstance(module, nn.RNNBase) and module.proj_size:
+            module.proj_size = state.shape[1]
+    elif isinstance(module, _TABLES):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif weight is not None and hasattr(module, "normalized_shape"):
@@ -224,13 +238,15 @@ def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:
 KEPT_IN_LINE = {
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
     "num_groups", "num_parameters", "normalized_shape", "embed_dim", "kdim", "vdim", "num_heads", "head_dim",
+    "input_size", "hidden_size", "proj_size", "embedding_dim",
 }  # fmt: skip
 """The numbers of which `set_sizes` is in charge; a class derived from a layer of torch's may keep others of its own."""
 
 
 def keeps_sizes(module: nn.Module) -> bool:
     """Tell whether `set_sizes` is in charge of a module's numbers."""
-    return isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, nn.MultiheadAttention, *_NORMS))
+    known = (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, nn.MultiheadAttention, *_RECURRENT, *_TABLES, *_NORMS)
+    return isinstance(module, known)
 
 
 def matching_modules(model: nn.Module, patterns: Iterable[str], *, setting: str = "keep") -> dict[str, str]:

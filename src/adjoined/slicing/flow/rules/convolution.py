@@ -75,7 +75,7 @@ def _grouped(
     inside = flow.module in flow.findings.sliced_inside
     rows = channels.view(groups, -1)
     if not flow.strict:
-        batch = size > 1 and bool((rows == rows[:1]).all())  # a kernel for each image: the groups are the images
+        batch = size > 1 and _are_images(rows)
         inside = batch or (size > 1 and weight_in is not None and flow.choose_groups(flow.module, groups, size))
     if inside:  # one channel is left of each group where the weight has no labels
         flow.findings.sliced_inside.add(flow.module)
@@ -90,6 +90,11 @@ def _grouped(
     return _whole_groups(flow, groups, channels, out)
 
 
+def _are_images(rows: Slot) -> bool:
+    """Tell whether the groups (groups, channels of each) are the images of a batch: each image has a kernel."""
+    return rows.shape[0] > 1 and bool((rows == rows[:1]).all())
+
+
 def _grouped_transposed(
     flow: LabelFlow, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
 ) -> Tensor | None:
@@ -100,9 +105,13 @@ def _grouped_transposed(
             if labels is not None:
                 flow.pin(labels, reason)
         return out
+    flow.tie_vectors(channels, weight_in, FIXED_INPUT)
+    if not flow.strict and _are_images(channels.view(groups, -1)):
+        flow.findings.sliced_inside.add(flow.module)
+    if flow.module in flow.findings.sliced_inside:
+        return None if out is None else out.repeat(groups)
     if out is not None:
         flow.pin(out, INSIDE_GROUPS)
-    flow.tie_vectors(channels, weight_in, FIXED_INPUT)
     one_each = _whole_groups(flow, groups, channels, weight_in).view(groups, -1)[:, :1]
     return one_each.expand(groups, weight.shape[1]).reshape(-1)
 

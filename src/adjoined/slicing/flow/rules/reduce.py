@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from adjoined.slicing.flow.call import Call, rule
-from adjoined.slicing.flow.labels import varying
+from adjoined.slicing.flow.labels import Slot, compress, varying
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def reduction(flow: LabelFlow, call: Call) -> None:
         if reduced & set(varying(slot)):
             flow.note_crossing()
             flow.note_read(slot)
-        if set(varying(slot)) <= reduced:
+        if set(varying(slot)) <= reduced or _in_pieces(flow, slot, reduced):
             continue
         slot = flow.collapse(slot, [d for d in range(slot.ndim) if d not in reduced])
         if not call["keepdim"]:
@@ -38,3 +40,22 @@ def reduction(flow: LabelFlow, call: Call) -> None:
     for out in call.outputs:
         flow.carry(out, [slot for slot in carried if slot.ndim == out.ndim])
     return None
+
+
+def _in_pieces(flow: LabelFlow, slot: Slot, reduced: set[int]) -> bool:
+    """Tell whether each channel lies in pieces along the other dimensions, as behind a pixel shuffle; tie the pieces.
+
+    There the same labels come again and again, so none of these places ever goes with a channel.
+    """
+    slot = compress(slot)
+    others = [d for d in varying(slot) if d not in reduced]
+    if not flow.tied_along(slot) & reduced or not all(_repeats(slot, d) for d in others):
+        return False
+    flow.collapse(slot, [d for d in range(slot.ndim) if d in reduced])
+    return True
+
+
+def _repeats(slot: Slot, dim: int) -> bool:
+    """Tell whether some label stands at two places along a dimension."""
+    line = slot.movedim(dim, 0).flatten(1)[:, 0]
+    return len(torch.unique(line)) < len(line)

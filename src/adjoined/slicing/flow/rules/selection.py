@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call, rule
-from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, compress, varying
+from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, along, compress, varying
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.plan.reasons import Kind, Reason
 
@@ -32,6 +32,16 @@ def ordered(flow: LabelFlow, call: Call) -> None:
     for out in call.outputs:
         gone = x.ndim - out.ndim
         flow.carry(out, [slot.squeeze(sorted(dims)[0]) if gone == 1 else slot for slot in carried] if gone < 2 else [])
+
+
+@rule("embedding", "_embedding_bag", "_embedding_bag_forward_only")
+def look_up(flow: LabelFlow, call: Call) -> None:
+    """Rows of a table (words, features): the features are channels, the words are not."""
+    weight, indices, out = call["weight"], call["indices"], call.outputs[0]
+    for slot in flow.slots(indices):
+        flow.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+    features = flow.vector([slot for slot in flow.slots(weight) if 1 in varying(slot)], 1)
+    flow.carry(out, [] if features is None else [along(features, out.ndim - 1, out.ndim)])
 
 
 @rule("gather")

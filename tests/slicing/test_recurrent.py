@@ -1,0 +1,97 @@
+"""Recurrent layers and cells, tables of words, kernels for each image, statistics behind a pixel shuffle narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjoined import adjoin
+from adjoined.slicing import SlicePlan, check_plan, make_plan
+from adjoined.slicing.plan.reasons import Kind
+from recurrent import SOUND, Cell, ModulatedUpsampling, Recurrent, Words
+from zoo import images, parameters, seeded
+
+WORDS = torch.arange(24).view(2, 12) % 50
+EACH: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "RNNCell": (lambda: Cell(nn.RNNCell), SOUND),
+    "LSTMCell": (lambda: Cell(nn.LSTMCell), SOUND),
+    "GRUCell": (lambda: Cell(nn.GRUCell), SOUND),
+    "RNNCell with its state": (lambda: Cell(nn.RNNCell, given=True), SOUND),
+    "LSTMCell with its state": (lambda: Cell(nn.LSTMCell, given=True), SOUND),
+    "RNN": (lambda: Recurrent(nn.RNN, num_layers=2, bidirectional=True), SOUND),
+    "LSTM": (lambda: Recurrent(nn.LSTM), SOUND),
+    "LSTM with projections": (lambda: Recurrent(nn.LSTM, num_layers=2, proj_size=12), SOUND),
+    "LSTM beside a value": (lambda: Recurrent(nn.LSTM, reads=True, bidirectional=True), SOUND),
+    "GRU beside a value": (lambda: Recurrent(nn.GRU, reads=True), SOUND),
+    "Embedding": (Words, WORDS),
+    "EmbeddingBag": (lambda: Words(together=True), WORDS),
+    "groups are images": (ModulatedUpsampling, images(2, 3, 8, 8)),
+}
+
+
+def narrow_and_right(model: nn.Module, x: Tensor, share: float) -> SlicePlan:
+    plan = make_plan(model, x, alpha=2, round_to=1)
+    assert {group.reason and group.reason.kind for group in plan.groups} == {None, Kind.OUTPUT}
+    assert parameters(plan.apply(model)) < share * parameters(model)
+    checked = check_plan(model, x, plan)
+    assert checked.how == "masked base"
+    assert checked.error is not None
+    assert checked.error <= 1e-12
+    return plan
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize("name", EACH)
+def test_it_narrows_and_both_networks_train(name: str):
+    make, x = EACH[name]
+    model = seeded(make)
+    narrow_and_right(model, x, 0.37)
+    net = adjoin(model, x, alpha=2, round_to=1)
+    q: Any = net(x)[1]
+    q.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.ndim > 1)
+    with torch.no_grad():
+        assert torch.allclose(net.eval()(x)[1], net.extract()(x), atol=1e-6)
+
+
+def test_the_plan_does_not_depend_on_the_number_of_images():
+    model = seeded(ModulatedUpsampling)
+    plans = [make_plan(model, images(n, 3, 8, 8), alpha=2, round_to=1) for n in (1, 2, 5)]
+    assert plans[0].tensors
+    assert plans[0].tensors == plans[1].tensors == plans[2].tensors
+    assert plans[0].conv_groups == plans[1].conv_groups == plans[2].conv_groups == {}
+
+
+class Decoder(nn.Module):
+    """Upsampling by a pixel shuffle, onto a skip connection or alone, then a statistic across channels."""
+
+    def __init__(self, statistic: Callable[[Tensor], Tensor], skip: bool) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 2, 2)
+        self.up, self.last = nn.Conv2d(32, 64, 1), nn.Conv2d(16, 3, 3, padding=1)
+        self.statistic, self.skip = statistic, skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        up = F.pixel_shuffle(self.up(self.down(x)), 2)
+        return self.last(self.statistic(up + x if self.skip else up))
+
+
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x - x.mean(1, keepdim=True),
+    "standard deviation": lambda x: x / (x.std(1, keepdim=True) + 1),
+    "maximum": lambda x: x * x.amax(1, keepdim=True).sigmoid(),
+    "length": lambda x: F.normalize(x, dim=1),
+    "layer norm": lambda x: F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1),
+}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_statistic_behind_a_pixel_shuffle_does_not_tie_the_channels(statistic: str, skip: bool):
+    narrow_and_right(seeded(lambda: Decoder(STATISTICS[statistic], skip)), images(1, 3, 8, 8), 0.34)
