@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -104,6 +105,22 @@ class AdjoinedNetwork(nn.Module):
     def plan(self) -> SlicePlan:
         """The slice plan of the (first) small network."""
         return self.plans[0]
+
+    @property
+    def group_matcher(self) -> Callable[..., Any]:
+        """How timm numbers layers by depth: as the base does, each small network's tensors with those of the same name.
+
+        `timm.optim.param_groups_layer_decay` and `timm.optim.create_optimizer_v2` look for it.
+
+        Raises:
+            AttributeError: the base, not a model of timm, has none.
+        """
+        matcher: Callable[..., Any] = self.base.group_matcher  # pyright: ignore[reportAssignmentType]
+
+        def of_all(coarse: bool = False) -> dict[str, Any]:
+            return {layer: _at_any_network(pattern) for layer, pattern in matcher(coarse=coarse).items()}
+
+        return of_all
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run all networks on the same input.
@@ -376,6 +393,21 @@ def adjoin(
         for each in net.plans:
             check_plan(model, example_input, each)
     return net
+
+
+def _at_any_network(pattern: Any) -> Any:
+    """Return a pattern of names in a model as one of names in a joint network; timm writes (pattern, suffix) as well.
+
+    Example:
+        >>> re.match(_at_any_network(r"^blocks\\.(\\d+)"), "smalls.0.blocks.7.bn.weight").groups()
+        ('7',)
+    """
+    if isinstance(pattern, (list, tuple)):
+        return [(_at_any_network(each), suffix) for each, suffix in pattern]
+    if pattern is None:
+        return None
+    unanchored = re.sub(r"(?<!\[)\^", "", pattern)
+    return rf"(?:base|smalls\.\d+)\.(?:{unanchored})"
 
 
 def _shared_weights(base: nn.Module, plans: Sequence[SlicePlan], private: set[str]) -> list[_Shared]:
