@@ -156,12 +156,16 @@ class Settings(SmallSettings, ModelSettings):
     """Images per forward pass, all devices together."""
     eval_batch_size: int = 256
     """Images per forward pass when measuring accuracy, per device."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer."""
+    optimizer: str = "sgd"
+    """Optimizer: any name of timm.optim, which has torch's as well (sgd, adamw, lamb, lion, muon, lookahead_sgd)."""
     lr: float = 0.1
     """Highest learning rate."""
+    layer_decay: float = 1.0
+    """Every layer's learning rate is that of the layer behind it times this, in (0, 1]; 1: the same rate for all."""
+    freeze: list[str] = field(default_factory=list)
+    """Modules of the base network that are not trained: names or patterns (conv_stem,blocks.0*)."""
     momentum: float = 0.9
-    """Momentum of SGD, or the first beta of AdamW, in [0, 1)."""
+    """Momentum of SGD, or the first beta of AdamW and its kin, in [0, 1)."""
     nesterov: bool = True
     """Nesterov's form of the momentum (SGD only)."""
     weight_decay: float = 5e-4
@@ -171,7 +175,7 @@ class Settings(SmallSettings, ModelSettings):
     schedule: Literal["cosine", "onecycle"] = "cosine"
     """Learning rate over the run: cosine to zero after a linear warm-up, or one cycle."""
     warmup_epochs: float = 1.0
-    """Epochs in which the learning rate rises; parts of an epoch are allowed."""
+    """Epochs in which the learning rate rises, at most the whole run; parts of an epoch are allowed."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes, in [0, 1)."""
     mixup: float = 0.0
@@ -231,12 +235,8 @@ class Settings(SmallSettings, ModelSettings):
         self._require("lr", 0 < self.lr < float("inf"), "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
         self._require("val_fraction", 0 < self.val_fraction < 1, "a number in (0, 1)")
         self._require("devices", self.devices >= 1 or self.devices == -1, "at least 1, or -1 for all")
-        self._require(
-            "warmup_epochs",
-            0 <= self.warmup_epochs < self.epochs,
-            "at least 0 and less than --epochs",
-            "Try --warmup-epochs 0.",
-        )
+        self._require("warmup_epochs", 0 <= self.warmup_epochs < float("inf"), "a number of at least 0")
+        self._require("layer_decay", 0 < self.layer_decay <= 1, "a number in (0, 1]", "0.75 is usual for fine-tuning.")
         self._require("alpha", bool(self.alphas), "a number of at least 1, or several")
         for alpha in self.alphas:
             self._require("alpha", 1 <= alpha < float("inf"), "numbers of at least 1", "4 is a good start.")

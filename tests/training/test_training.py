@@ -236,7 +236,7 @@ def test_the_standard_method_trains_the_base_alone(tmp_path):
 def test_every_parameter_is_trained_once_and_vectors_do_not_decay():
     settings = replace(TINY, weight_decay=0.1, norm_weight_decay=0.0)
     network = make_job(settings).network
-    groups = parameter_groups(settings, network.parameters())
+    groups = parameter_groups(settings, network)
     trained = [id(each) for group in groups for each in group["params"]]
     assert sorted(trained) == sorted(id(each) for each in network.parameters())
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]

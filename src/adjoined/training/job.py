@@ -12,6 +12,8 @@ from torch import nn
 from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS, Built, Method
 from adjoined.settings import Settings
+from adjoined.training.freezing import freeze
+from adjoined.training.optimizers import check_optimizer
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData
@@ -54,6 +56,7 @@ def make_job(settings: Settings, processes: int = 1, earlier: Mapping[str, nn.Mo
 
     method = METHODS[settings.method](settings)
     method.check()
+    check_optimizer(settings.optimizer)
     images = open_data(settings.data_settings(processes))
     torch.manual_seed(settings.seed)
     recipe = model_recipe(settings, images)
@@ -61,7 +64,9 @@ def make_job(settings: Settings, processes: int = 1, earlier: Mapping[str, nn.Mo
     example = torch.randn(1, images.info.channels, images.info.image_size, images.info.image_size)
     _check_logits(model, example, images.info.num_classes, settings)
     adapted = method.adapt(model, example)
-    return Job(adapted, images, method, method.build(model, example, earlier or {}), model, example)
+    built = method.build(model, example, earlier or {})
+    freeze(built.network, model, settings.freeze)
+    return Job(adapted, images, method, built, model, example)
 
 
 def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:

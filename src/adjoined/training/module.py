@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.methods import Built, Method
 from adjoined.settings import Settings
+from adjoined.training.freezing import hold_frozen
 from adjoined.training.loaders import RunData
 from adjoined.training.meters import EpochMeters
 from adjoined.training.optimizers import make_optimizer, make_schedule
@@ -72,7 +73,9 @@ class TrainingModule(LightningModule):
             self.network.compile()
 
     def on_train_epoch_start(self) -> None:
-        """Seed everything anew from the seed, the epoch and the process."""
+        """Seed everything anew from the seed, the epoch and the process; hold what is frozen in evaluation mode."""
+        if self.settings.freeze:
+            hold_frozen(self.network)
         parts = (self.settings.seed, self.current_epoch, self.global_rank)
         torch_seed, numpy_seed, python_seed = (int(each) for each in np.random.SeedSequence(parts).generate_state(3))
         torch.manual_seed(torch_seed)
@@ -120,8 +123,8 @@ class TrainingModule(LightningModule):
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step."""
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        """The highest learning rate of the next step."""
+        return max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups)
 
     def _check_finite(self, loss: float) -> None:
         if not isfinite(loss):

@@ -1,44 +1,129 @@
-"""Optimizer and learning rate over the run: torch's own, put together from the settings."""
+"""Optimizer and learning rate over the run: timm's and torch's own, put together from the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import defaultdict
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR, SequentialLR
 
+from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 
 SECOND_BETA = 0.999
-"""AdamW's second beta; its first is the momentum."""
+"""The second beta of optimizers that have two; their first is the momentum."""
+TENSORS_PER_LAYER = 12
+"""Tensors that count as one layer in models that do not say what their layers are, as in timm."""
+
+
+def check_optimizer(name: str) -> None:
+    """Say before any training that there is no such optimizer.
+
+    Args:
+        name: a name of `timm.optim.list_optimizers()`, which has torch's too.
+
+    Raises:
+        AdjoinedError: timm does not know the name, or the optimizer needs second derivatives.
+
+    Example:
+        >>> check_optimizer("adamw")
+    """
+    from difflib import get_close_matches
+
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    known = list_optimizers()
+    if name.removeprefix("lookahead_") not in known:
+        near = get_close_matches(name, known, n=3)
+        raise AdjoinedError(
+            "unknown optimizer",
+            where="--optimizer",
+            expected=f"a name of timm.optim, such as {', '.join(near or ['sgd', 'adamw', 'lamb', 'muon'])}",
+            got=name,
+        )
+    if get_optimizer_info(name.removeprefix("lookahead_")).second_order:
+        raise AdjoinedError("the optimizer needs second derivatives", where="--optimizer", got=name, fix="Try adamw.")
 
 
 def make_optimizer(settings: Settings, network: nn.Module) -> Optimizer:
-    """Return the optimizer over all parameters of the network that are trained, each once."""
-    groups = parameter_groups(settings, network.parameters())
-    if settings.optimizer == "adamw":
-        return AdamW(groups, lr=settings.lr, betas=(settings.momentum, SECOND_BETA))
-    nesterov = settings.nesterov and settings.momentum > 0
-    return SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+    """Return the optimizer over all parameters of the network that are trained, each once.
+
+    Raises:
+        AdjoinedError: there is no such optimizer, or it needs a package that is not installed.
+    """
+    from timm.optim import create_optimizer_v2, get_optimizer_info
+
+    check_optimizer(settings.optimizer)
+    info = get_optimizer_info(settings.optimizer.removeprefix("lookahead_"))
+    options: dict[str, Any] = {}
+    if info.has_betas and info.num_betas == 2:
+        options["betas"] = (settings.momentum, SECOND_BETA)
+    if info.name == "sgd":
+        options["nesterov"] = settings.nesterov and settings.momentum > 0
+    groups = parameter_groups(settings, network)
+    try:
+        return create_optimizer_v2(
+            groups, opt=settings.optimizer, lr=settings.lr, momentum=settings.momentum, **options
+        )
+    except (ImportError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise AdjoinedError(
+            f"the optimizer cannot be used: {type(error).__name__}: {error}",
+            where="--optimizer",
+            got=settings.optimizer,
+        ) from error
 
 
-def parameter_groups(settings: Settings, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
-    """Return two groups: weights of convolutions and linear layers, and the vectors (biases, normalisation)."""
-    trained = [each for each in parameters if each.requires_grad]
-    groups = [
-        {"params": [each for each in trained if each.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [each for each in trained if each.ndim <= 1], "weight_decay": settings.norm_weight_decay},
+def parameter_groups(settings: Settings, network: nn.Module) -> list[dict[str, Any]]:
+    """Return groups of all trained parameters: weights of convolutions and linear layers apart from vectors.
+
+    Vectors are biases and the scales and shifts of norms. With `layer_decay` every layer has groups and a rate of its
+    own: `lr` times the decay to the power of the layers behind it.
+
+    Returns:
+        Dicts of params, weight_decay and, with `layer_decay`, lr.
+    """
+    decay = settings.layer_decay
+    layers = layer_numbers(network) if decay < 1 else {}
+    last = max(layers.values(), default=0)
+    sorted_by: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            sorted_by[layers.get(name, 0), parameter.ndim <= 1].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": settings.norm_weight_decay if vectors else settings.weight_decay,
+            **({"lr": settings.lr * decay ** (last - layer)} if layers else {}),
+        }
+        for (layer, vectors), parameters in sorted(sorted_by.items(), key=lambda item: item[0])
     ]
-    return [group for group in groups if group["params"]]
+
+
+def layer_numbers(network: nn.Module) -> dict[str, int]:
+    """Return parameter name -> number of its layer, from 0 at the input.
+
+    Models of timm say what their layers are. Of others each 12 tensors, in the order in which the model has them, count
+    as one layer. A small network's tensors belong to the layers of the base's tensors of the same names.
+    """
+    from timm.models import group_parameters
+
+    matcher = getattr(network, "group_matcher", None)
+    if matcher is not None:
+        return group_parameters(network, matcher(coarse=False), reverse=True)
+    names = [name for name, _ in network.named_parameters()]
+    in_base = {name: re.sub(r"^smalls\.\d+\.", "base.", name) for name in names}
+    place = {name: number for number, name in enumerate(dict.fromkeys(in_base.values()))}
+    return {name: place[in_base[name]] // TENSORS_PER_LAYER for name in names}
 
 
 def make_schedule(settings: Settings, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Return the schedule of the learning rate, to be advanced after every optimizer step.
 
     Args:
-        settings: the settings of the run.
+        settings: the settings of the run; a warm-up longer than the run is cut to its length.
         optimizer: its optimizer.
         steps: optimizer steps in the whole run.
     """
@@ -46,7 +131,8 @@ def make_schedule(settings: Settings, optimizer: Optimizer, steps: int) -> LRSch
     warmup = min(round(steps * settings.warmup_epochs / settings.epochs), steps - 1)
     if settings.schedule == "onecycle":
         # OneCycleLR divides by the length of each of its phases, which it counts from 0.
-        return OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=max(warmup, 2) / steps)
+        highest = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, highest, total_steps=steps, pct_start=max(warmup, 2) / steps)
     cosine = CosineAnnealingLR(optimizer, T_max=steps - warmup)
     if warmup == 0:
         return cosine
