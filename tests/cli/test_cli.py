@@ -169,7 +169,7 @@ def test_the_rest_of_a_line_after_two_hyphens_is_no_flag():
         ("train --lr fast", "--lr: not a fitting value"),
         (
             "train --optimizer sdg",
-            "--optimizer: not a fitting value (expected one of sgd, adamw, got sdg). Did you mean sgd?",
+            "--optimizer: unknown optimizer (expected a name of timm.optim, such as sgd, got sdg)",
         ),
         ("train --lr -1", "--lr: the value is out of range"),
         ("train --recipe digit", "Did you mean digits?"),
