@@ -5,41 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
-from adjoined.masking import KernelMasks
-from adjoined.sharing import Indices, share
+from adjoined.sharing import SharedWeights, full_name
+from adjoined.skeleton import Runner, make_skeleton
 from adjoined.slicing import SlicePlan, check_plan, make_plan, reorder
 from adjoined.slicing.model.cost import last_layer
 from adjoined.slicing.model.inputs import apart
 from adjoined.slicing.model.modules import check_model, hand_on_kept, matching_modules, private_names
 from adjoined.slicing.order.importance import check_order
 from adjoined.statistics import measure_statistics
-
-CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
-"""Switches of model libraries for activation checkpointing. It runs modules again during the backward pass, when a
-small network's slices are no longer bound; and a small network has few activations to save."""
-
-
-class _Shared(NamedTuple):
-    """One shared weight: where it lives, what the small networks have of it, and how its gradient may be treated."""
-
-    places: tuple[tuple[str, str], ...]
-    """(module name, parameter name) of every place where it is used: more than one for tied weights."""
-    slices: tuple[Indices, ...]
-    fresh_gradient: bool
-
-    def weight_in(self, base: nn.Module) -> Tensor:
-        """Return the weight itself."""
-        module, name = self.places[0]
-        weight = base.get_submodule(module)._parameters[name]
-        assert weight is not None
-        return weight
 
 
 class AdjoinedNetwork(nn.Module):
@@ -56,7 +36,6 @@ class AdjoinedNetwork(nn.Module):
             too, as an ablation. Running statistics are private in any case.
         private: names or patterns (as for file names) of further modules whose weights small networks have for
             themselves; they begin as slices.
-        masking_factor: share of each kernel's positions at which small networks have zeros, as an ablation.
 
     Attributes:
         base: the base network.
@@ -78,7 +57,6 @@ class AdjoinedNetwork(nn.Module):
         *,
         private_norms: bool = True,
         private: Collection[str] = (),
-        masking_factor: float = 0.0,
     ) -> None:
         super().__init__()
         if not plans:
@@ -96,9 +74,11 @@ class AdjoinedNetwork(nn.Module):
                 )
             plan.check_fits(base)
         own = private_names(base, matching_modules(base, private, setting="private"), norms=private_norms)
-        self._shared = _shared_weights(base, self.plans, own)
-        self.masks = KernelMasks(base, masking_factor)
-        self.smalls = nn.ModuleList(self._skeleton(number, plan) for number, plan in enumerate(self.plans))
+        self._weights = SharedWeights(base, self.plans, own)
+        self.smalls = nn.ModuleList(
+            make_skeleton(self._weights, number, plan) for number, plan in enumerate(self.plans)
+        )
+        self._runners = [Runner(module, self._weights) for module in self.smalls]
         self.training = base.training
 
     @property
@@ -135,12 +115,13 @@ class AdjoinedNetwork(nn.Module):
             The base network's output, then every small network's: `p, q`, or `p, q1, q2, ...`. Each is what the model
             returns, such as logits (N, classes).
         """
-        handed = [self._hand_out(shared, fresh_gradient=shared.fresh_gradient) for shared in self._shared]
         # The base gets the caller's own tensors, as if it were called alone; copies are made before it can change them.
-        given = [tree_map(lambda leaf: leaf, (args, kwargs)), *(apart((args, kwargs)) for _ in self.smalls)]
-        outputs = []
-        for number, module in enumerate((self.base, *self.smalls)):
-            outputs.append(self._run(module, [tensors[number] for tensors in handed], *given[number]))
+        own = [apart((args, kwargs)) for _ in self.smalls]
+        args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
+        outputs = [self.base(*args, **kwargs)]
+        slices = self._weights.slices()
+        for number, runner in enumerate(self._runners):
+            outputs.append(runner.run([each[number] for each in slices], *own[number]))
         return tuple(outputs)
 
     def small(self, *args: Any, which: int = 0, **kwargs: Any) -> Any:
@@ -150,8 +131,7 @@ class AdjoinedNetwork(nn.Module):
             *args, **kwargs: what the model takes.
             which: number of the small network, from 0.
         """
-        slices = [self._hand_out(shared, fresh_gradient=False)[which + 1] for shared in self._shared]
-        return self._run(self.smalls[which], slices, args, kwargs)
+        return self._runners[which].run([each[which] for each in self._weights.slices()], args, kwargs)
 
     def extract(self, which: int = 0) -> nn.Module:
         """Return a small network as a plain module: physically narrow, with tensors of its own, nothing of adjoined.
@@ -164,14 +144,12 @@ class AdjoinedNetwork(nn.Module):
         which the small network's are.
         """
         module = self.plans[which].apply(self.base)
+        shared = {full_name(*place) for each in self._weights.shared for place in each.places}
         own = self.smalls[which].state_dict()
         with torch.no_grad():
             for name, tensor in module.state_dict().items():
-                if name in own:
+                if name in own and name not in shared:  # bound, where another thread runs the network
                     tensor.copy_(own[name])
-            for shared in self._shared:
-                if (mask := self._mask(shared)) is not None:
-                    shared.weight_in(module).mul_(mask)
         hand_on_kept(self.smalls[which], module)
         for name, part in self.smalls[which].named_modules():
             module.get_submodule(name).training = part.training
@@ -207,107 +185,6 @@ class AdjoinedNetwork(nn.Module):
         """Show the factors of the small networks."""
         return "alpha=" + ", ".join(f"{plan.alpha:g}" for plan in self.plans)
 
-    # ---- shared weights ----------------------------------------------------------------------------------------------
-
-    def _hand_out(self, shared: _Shared, *, fresh_gradient: bool) -> tuple[Tensor, ...]:
-        """Return a weight for the base network, and what every small network has of it."""
-        weight, *slices = share(shared.weight_in(self.base), shared.slices, fresh_gradient=fresh_gradient)
-        mask = self._mask(shared)
-        return (weight, *(slices if mask is None else (each * mask for each in slices)))
-
-    def _mask(self, shared: _Shared) -> Tensor | None:
-        where, name = shared.places[0]
-        return self.masks.of(f"{where}.{name}")
-
-    def _run(self, module: nn.Module, weights: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a module with the shared weights bound to their places."""
-        bound = {
-            f"{where}.{name}" if where else name: weight
-            for shared, weight in zip(self._shared, weights, strict=True)
-            for where, name in shared.places
-        }
-        return torch.func.functional_call(module, bound, args, kwargs, tie_weights=False)
-
-    def _skeleton(self, number: int, plan: SlicePlan) -> nn.Module:
-        """Return the small module without the weights that it shares."""
-        small = plan.apply(self.base)
-        borrowed: list[str] = []
-        for name, module in self.base.named_modules():
-            inside = any(name.startswith(f"{outer}.") for outer in borrowed)
-            if isinstance(module, torch.jit.ScriptModule) and not inside:
-                borrowed.append(name)
-                parent, _, attribute = name.rpartition(".")
-                setattr(small.get_submodule(parent), attribute, _Borrowed(module))
-        lenders: dict[str, _Lender] = {}
-        for shared in self._shared:
-            for where, name in shared.places:
-                small.get_submodule(where)._parameters[name] = None
-                lenders.setdefault(where, _Lender(self, number)).places.append((name, shared))
-        for where, lender in lenders.items():
-            small.get_submodule(where).register_forward_pre_hook(lender.lend)
-            small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
-        for name, followed in plan.unreached.items() if plan.tensors else ():
-            if not followed and name not in plan.shapes:
-                small.get_submodule(name).register_forward_pre_hook(_Refusal(name))
-        for module in small.modules():
-            for switch in CHECKPOINTING:
-                if vars(module).get(switch) is True:
-                    setattr(module, switch, False)
-        return small
-
-
-class _Refusal:
-    """Refuses to run a part of a small network that was not followed: its channels are those of the base."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, module: nn.Module, _args: object) -> None:
-        raise AdjoinedError(
-            "the small network cannot run this part: the example input did not reach it, so its channels are unknown",
-            where=f"'{self.name}' ({type(module).__name__})",
-            fix="Call adjoin with an example input, or with options, that reach all parts in use.",
-        )
-
-
-class _Lender:
-    """Lends a module of a small network its slices where nobody has bound them.
-
-    Activation checkpointing runs modules again in the backward pass, when the call that bound them is over.
-    """
-
-    def __init__(self, net: AdjoinedNetwork, number: int) -> None:
-        self.net, self.number = net, number
-        self.places: list[tuple[str, _Shared]] = []
-        self.lent: list[str] = []
-
-    def lend(self, module: nn.Module, _args: object) -> None:
-        """Bind what is missing before the module runs."""
-        for name, shared in self.places:
-            if module._parameters[name] is None:
-                handed = self.net._hand_out(shared, fresh_gradient=False)
-                module._parameters[name] = handed[self.number + 1]  # pyright: ignore[reportArgumentType]
-                self.lent.append(name)
-
-    def take_back(self, module: nn.Module, _args: object, _out: object) -> None:
-        """Unbind it again."""
-        while self.lent:
-            module._parameters[self.lent.pop()] = None
-
-
-class _Borrowed(nn.Module):
-    """A module of the base network that small networks call as it is: TorchScript's, which cannot be made narrow.
-
-    It is not registered, so its tensors belong to the base alone.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._module = (module,)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._module[0](*args, **kwargs)
-
 
 def adjoin(
     model: nn.Module,
@@ -323,7 +200,6 @@ def adjoin(
     check: bool = False,
     private_norms: bool = True,
     private_head: bool = False,
-    masking_factor: float = 0.0,
 ) -> AdjoinedNetwork:
     """Join a model with a small twin (or a family of them) on shared weights.
 
@@ -353,8 +229,6 @@ def adjoin(
         private_head: small networks have weights of their own in the layer that comes last, too: the last linear one to
             run, or the last convolution where there is none. They begin as slices. It costs a small network nothing at
             inference; in training it is one narrow layer more.
-        masking_factor: share of each kernel's positions at which all filters of the small networks are zero, the same
-            random ones within a layer, in [0, 1): the authors' code has this; an ablation, nothing is faster by it.
 
     Returns:
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.
@@ -388,7 +262,7 @@ def adjoin(
     if order is not None:
         plans = reorder(model, example_input, plans, order)
     head = (last_layer(model, example_input),) if private_head else ()
-    net = AdjoinedNetwork(model, plans, private_norms=private_norms, private=head, masking_factor=masking_factor)
+    net = AdjoinedNetwork(model, plans, private_norms=private_norms, private=head)
     if check:
         for each in net.plans:
             check_plan(model, example_input, each)
@@ -408,19 +282,3 @@ def _at_any_network(pattern: Any) -> Any:
         return None
     unanchored = re.sub(r"(?<!\[)\^", "", pattern)
     return rf"(?:base|smalls\.\d+)\.(?:{unanchored})"
-
-
-def _shared_weights(base: nn.Module, plans: Sequence[SlicePlan], private: set[str]) -> list[_Shared]:
-    """Return every weight that the networks share, tied weights once."""
-    places: dict[int, list[tuple[str, str]]] = {}
-    for where, module in base.named_modules():
-        for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
-            full = f"{where}.{name}" if where else name
-            if parameter is not None and full not in private:
-                places.setdefault(id(parameter), []).append((where, name))
-    shared = []
-    for of_one in places.values():
-        where, name = of_one[0]
-        full = f"{where}.{name}" if where else name
-        shared.append(_Shared(tuple(of_one), tuple(plan.indices(full) for plan in plans), full in plans[0].products))
-    return shared

@@ -1,56 +1,110 @@
-"""Shared weights: one autograd node hands a weight to the base network and its slices to the small ones."""
+"""Shared weights: which they are, and their slices for the small networks, by one autograd node for each weight."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from adjoined.slicing import SlicePlan
 from adjoined.slicing.plan.index import Index, add_at, take
 
 Indices = tuple[Index | None, ...]
 
 
-def share(weight: Tensor, slices: Sequence[Indices], *, fresh_gradient: bool) -> tuple[Tensor, ...]:
-    """Return a weight for the base network, and its slice for every small network.
+class Shared(NamedTuple):
+    """One shared weight: where it lives, and what the small networks have of it."""
 
-    A plain slice's backward makes a gradient of full size for every small network and adds it up. Here the slices'
-    gradients are added into the base's gradient at their place, and the weight receives one gradient a step, so that
-    hooks of data-parallel training fire once.
+    places: tuple[tuple[str, str], ...]
+    """(module name, parameter name) of every place where it is used: more than one for tied weights."""
+    slices: tuple[Indices, ...]
+    """Kept indices for each dimension, one entry for every small network."""
+
+
+class SharedWeights:
+    """Every weight that the networks share, tied weights once.
+
+    Args:
+        base: the base network, which holds the weights.
+        plans: the slice plans of the small networks.
+        private: names of the tensors that are not shared.
+
+    Attributes:
+        shared: the weights.
+    """
+
+    def __init__(self, base: nn.Module, plans: Sequence[SlicePlan], private: set[str]) -> None:
+        self.base = base
+        places: dict[int, list[tuple[str, str]]] = {}
+        for where, module in base.named_modules():
+            for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
+                if parameter is not None and full_name(where, name) not in private:
+                    places.setdefault(id(parameter), []).append((where, name))
+        self.shared = [
+            Shared(tuple(of_one), tuple(plan.indices(full_name(*of_one[0])) for plan in plans))
+            for of_one in places.values()
+        ]
+
+    def slices_of(self, shared: Shared) -> tuple[Tensor, ...]:
+        """Return what every small network has of a weight, as the weight is now."""
+        module, name = shared.places[0]
+        weight = self.base.get_submodule(module)._parameters[name]
+        assert weight is not None
+        return share(weight, shared.slices)
+
+    def slices(self) -> list[tuple[Tensor, ...]]:
+        """Return what every small network has of every weight, in the order of `shared`."""
+        return [self.slices_of(shared) for shared in self.shared]
+
+
+def full_name(module: str, name: str) -> str:
+    """Return the name of a module's tensor or submodule.
+
+    Example:
+        >>> full_name("layer1.conv", "weight"), full_name("", "weight")
+        ('layer1.conv.weight', 'weight')
+    """
+    return f"{module}.{name}" if module else name
+
+
+def share(weight: Tensor, slices: Sequence[Indices]) -> tuple[Tensor, ...]:
+    """Return the slice of a weight for every small network.
+
+    The backward of plain slices makes a gradient of full size for each small network, and one for each piece where
+    indices are not consecutive. Here all of them are added into one, at their places.
 
     Args:
         weight: a parameter of the base network.
         slices: kept indices for each dimension, one entry for every small network.
-        fresh_gradient: the base's gradient of this weight is a tensor that nothing else refers to (that of a
-            convolution's or linear layer's weight), so it may be added to in place; otherwise it is copied first.
 
     Returns:
-        The weight itself, and a tensor for every small network: a view where the indices are consecutive.
+        A tensor for every small network: a view where the indices are consecutive.
     """
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and weight.requires_grad):
-        return (weight, *(take(weight, indices) for indices in slices))
-    return _Share.apply(weight, tuple(slices), fresh_gradient)  # pyright: ignore[reportReturnType]
+    plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if plain or not (torch.is_grad_enabled() and weight.requires_grad):
+        return tuple(take(weight, indices) for indices in slices)
+    return _Share.apply(weight, tuple(slices))  # pyright: ignore[reportReturnType]
 
 
 class _Share(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, slices: tuple[Indices, ...], fresh_gradient: bool) -> tuple[Tensor, ...]:
-        ctx.slices, ctx.fresh_gradient, ctx.shape = slices, fresh_gradient, weight.shape
+    def forward(ctx: Any, weight: Tensor, slices: tuple[Indices, ...]) -> tuple[Tensor, ...]:
+        ctx.slices, ctx.shape = slices, weight.shape
         ctx.set_materialize_grads(False)
-        return (weight.view_as(weight), *(take(weight, indices).view_as(take(weight, indices)) for indices in slices))
+        return tuple(take(weight, indices).view_as(take(weight, indices)) for indices in slices)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
-        total, *parts = gradients
-        arrived = [(indices, part) for indices, part in zip(ctx.slices, parts, strict=True) if part is not None]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        arrived = [(indices, part) for indices, part in zip(ctx.slices, gradients, strict=True) if part is not None]
         if not arrived:
-            return total, None, None
-        if total is None:
-            total = arrived[0][1].new_zeros(ctx.shape)
-        elif torch.is_grad_enabled() or not ctx.fresh_gradient:  # a gradient of the gradient needs the one before
-            total = total.clone()
+            return None, None
+        total = arrived[0][1].new_zeros(ctx.shape)
         for indices, part in arrived:
             add_at(total, indices, part)
-        return total, None, None
+        return total, None
+
+    @staticmethod
+    def jvp(ctx: Any, weight: Tensor, *_: None) -> tuple[Tensor, ...]:
+        return tuple(take(weight, indices).view_as(take(weight, indices)) for indices in ctx.slices)

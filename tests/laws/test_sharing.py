@@ -1,4 +1,4 @@
-"""`share`: one weight for several networks gives the gradient of plain slicing, and is safe where it works in place."""
+"""`share`: one weight for several networks gives the gradient of plain slicing, in one tensor."""
 
 from __future__ import annotations
 
@@ -46,11 +46,10 @@ def value(parts: Any) -> Tensor:
     return sum(((k + 2.0) * part.sin() * part).sum() for k, part in enumerate(parts))  # pyright: ignore[reportReturnType]
 
 
-@pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("slices", SLICES, ids=lambda slices: f"{len(slices)} slices")
-def test_values_and_gradients_are_those_of_plain_slicing(slices: tuple[Indices, ...], fresh: bool):
+def test_values_and_gradients_are_those_of_plain_slicing(slices: tuple[Indices, ...]):
     w = weight()
-    shared = share(w, slices, fresh_gradient=fresh)
+    shared = [w, *share(w, slices)]
     expected = [w, *(plain(w, indices) for indices in slices)]
     assert len(shared) == len(expected)
     for got, part in zip(shared, expected, strict=True):
@@ -60,20 +59,19 @@ def test_values_and_gradients_are_those_of_plain_slicing(slices: tuple[Indices, 
     torch.testing.assert_close(got, gradient, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("slices", SLICES[:-1], ids=lambda slices: f"{len(slices)} slices")
-def test_gradients_of_gradients(slices: tuple[Indices, ...], fresh: bool):
+def test_gradients_of_gradients(slices: tuple[Indices, ...]):
     w = weight()
 
     def penalty(parts: Any) -> Tensor:
         (gradient,) = torch.autograd.grad(value(parts), w, create_graph=True)
         return gradient.square().sum()
 
-    (got,) = torch.autograd.grad(penalty(share(w, slices, fresh_gradient=fresh)), w)
+    (got,) = torch.autograd.grad(penalty([w, *share(w, slices)]), w)
     (expected,) = torch.autograd.grad(penalty([w, *(plain(w, indices) for indices in slices)]), w)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda w: share(w, slices, fresh_gradient=fresh), w)
-    assert torch.autograd.gradgradcheck(lambda w: share(w, slices, fresh_gradient=fresh), w)
+    assert torch.autograd.gradcheck(lambda w: share(w, slices), w)
+    assert torch.autograd.gradgradcheck(lambda w: share(w, slices), w)
 
 
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1)])
@@ -81,7 +79,7 @@ def test_parts_without_a_gradient_count_as_zero(used: tuple[int, ...]):
     w = weight()
     slices = ((FIRST, None), (PIECES, PIECES))
     every = [w, *(plain(w, indices) for indices in slices)]
-    shared = share(w, slices, fresh_gradient=True)
+    shared = [w, *share(w, slices)]
     (got,) = torch.autograd.grad(value([shared[i] for i in used]), w)
     (expected,) = torch.autograd.grad(value([every[i] for i in used]), w)
     torch.testing.assert_close(got, expected, rtol=1e-14, atol=1e-14)
@@ -92,15 +90,15 @@ def test_weight_receives_one_gradient():
     fired: Counter[str] = Counter()
     w.register_hook(lambda _: fired.update(["hook"]))
     w.register_post_accumulate_grad_hook(lambda _: fired.update(["accumulated"]))
-    value(share(w, ((FIRST, None), (PIECES, None)), fresh_gradient=True)).backward()
+    value([w, *share(w, ((FIRST, None), (PIECES, None)))]).backward()
     assert fired == {"hook": 1, "accumulated": 1}
 
 
 def test_gradient_handed_to_two_weights_is_left_alone():
     """`w + delta` hands one and the same gradient tensor to both; the slice's part must not leak into delta's."""
     w, delta = weight(), weight(seed=4)
-    full, part = share(w, ((FIRST, FIRST),), fresh_gradient=False)
-    (value([full + delta]) + value([part])).backward()
+    (part,) = share(w, ((FIRST, FIRST),))
+    (value([w + delta]) + value([part])).backward()
     u, other = weight(), weight(seed=4)
     (value([u + other]) + value([u[:3, :3]])).backward()
     for got, expected in ((w, u), (delta, other)):
@@ -109,26 +107,24 @@ def test_gradient_handed_to_two_weights_is_left_alone():
         torch.testing.assert_close(got.grad, expected.grad, rtol=1e-14, atol=1e-14)
 
 
-def test_gradient_kept_by_a_hook_is_left_alone():
-    """A tensor hook may keep the base's gradient; what it kept is the base's alone."""
-    w = weight()
-    full, part = share(w, ((FIRST, FIRST),), fresh_gradient=False)
-    kept: list[Tensor] = []
-    full.register_hook(kept.append)
-    (full.square().sum() + part.square().sum()).backward()
-    torch.testing.assert_close(kept[0], 2 * w.detach())
-
-
 def test_without_gradients_nothing_is_recorded():
     with torch.no_grad():
-        full, part = share(weight(), ((FIRST, None),), fresh_gradient=True)
-    assert full.grad_fn is None
+        (part,) = share(weight(), ((FIRST, None),))
     assert part.grad_fn is None
-    frozen = weight().detach()
-    assert not any(tensor.requires_grad for tensor in share(frozen, ((FIRST, None),), fresh_gradient=True))
+    assert not any(tensor.requires_grad for tensor in share(weight().detach(), ((FIRST, None),)))
 
 
-# ---- inside networks: who may be added to in place -----------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, by forward mode
+def test_forward_mode():
+    w, tangent = weight(), weight(seed=4).detach()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(w, tangent)
+        (part,) = share(dual, ((PIECES, FIRST),))
+        found = torch.autograd.forward_ad.unpack_dual(part).tangent
+    torch.testing.assert_close(found, plain(tangent, (PIECES, FIRST)))
+
+
+# ---- inside networks, whoever uses the weight ------------------------------------------------------------------------
 
 
 class Wrapped(nn.Module):

@@ -72,7 +72,6 @@ class SlicePlan:
         unaligned: modules behind whose channel shuffles widths agree but channels are no longer the base's.
         unreached: part that did not run on the example input, a module or a parameter -> the module whose channels it
             follows, or "": then it is at full width, and small networks refuse to run it.
-        products: tensors that convolutions and matrix products alone read; their gradient belongs to nobody else.
         order: what the base network's channels were ordered by when this plan was first put to use ("l1", "l2", "bn"),
             or "". It is a note: a plan picks indices, it never reorders.
         unordered: name of a group that stayed in its order all the same -> reason.
@@ -88,7 +87,6 @@ class SlicePlan:
     groups: tuple[ChannelGroup, ...] = ()
     crossing: dict[str, str] = field(default_factory=dict)
     unaligned: tuple[str, ...] = ()
-    products: tuple[str, ...] = ()
     widths: dict[str, str] = field(default_factory=dict)
     order: str = ""
     unordered: dict[str, str] = field(default_factory=dict)
@@ -178,7 +176,6 @@ class SlicePlan:
             "attributes": self.attributes,
             "crossing": self.crossing,
             "unaligned": list(self.unaligned),
-            "products": list(self.products),
             "order": self.order,
             "unordered": self.unordered,
             "unreached": self.unreached,
@@ -214,7 +211,6 @@ class SlicePlan:
                 groups=tuple(ChannelGroup.from_json(group) for group in data["groups"]),
                 crossing=dict(data["crossing"]),
                 unaligned=tuple(data["unaligned"]),
-                products=tuple(data["products"]),
                 widths=dict(data.get("widths", {})),
                 order=str(data.get("order", "")),
                 unordered=dict(data.get("unordered", {})),

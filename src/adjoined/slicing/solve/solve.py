@@ -25,9 +25,6 @@ from adjoined.slicing.solve.repair import Repairs, Unaligned
 from adjoined.slicing.solve.request import Request, RequestedWidth, requested_widths
 from adjoined.slicing.solve.widths import check_answered, hand_out, pin_kept, set_widths, slices_inside
 
-PRODUCTS = {"convolution", "t", "mm", "addmm"}
-"""Operators whose gradient with respect to a weight is a new tensor that nothing else refers to."""
-
 ROUNDS = 200
 """At most so many repairs of one trace; every one corrects or widens something, so small models never get here."""
 
@@ -198,7 +195,6 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
         crossing=dict(traced.findings.crossing),
         unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),
         unreached=dict(traced.unreached),
-        products=tuple(name for name, readers in traced.findings.readers.items() if readers <= PRODUCTS),
     )
 
 

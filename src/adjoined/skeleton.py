@@ -1,0 +1,214 @@
+"""A small network's module: the model's own classes, without the weights that it shares, which each call binds anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError
+from adjoined.sharing import Shared, SharedWeights, full_name
+from adjoined.slicing import SlicePlan
+from adjoined.slicing.model.modules import duplicate
+
+CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
+"""Switches of model libraries for activation checkpointing. It runs modules again during the backward pass, when a
+small network's slices are no longer bound; and a small network has few activations to save."""
+
+ATTEMPTS = 20
+"""To copy a module while another thread runs it, and adds attributes to it."""
+
+
+def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Module:
+    """Return the module of the small network of this number, without the weights that it shares."""
+    small = plan.apply(weights.base)
+    borrowed: list[str] = []
+    for name, module in weights.base.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in borrowed)
+        if isinstance(module, torch.jit.ScriptModule) and not inside:
+            borrowed.append(name)
+            parent, _, attribute = name.rpartition(".")
+            setattr(small.get_submodule(parent), attribute, _Borrowed(module))
+    lenders: dict[str, _Lender] = {}
+    for shared in weights.shared:
+        for where, name in shared.places:
+            small.get_submodule(where)._parameters[name] = None
+            lenders.setdefault(where, _Lender(weights, number)).places.append((name, shared))
+    for where, lender in lenders.items():
+        small.get_submodule(where).register_forward_pre_hook(lender.lend)
+        small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
+    for name, followed in plan.unreached.items() if plan.tensors else ():
+        if not followed and name not in plan.shapes:
+            small.get_submodule(name).register_forward_pre_hook(_Refusal(name))
+    for module in small.modules():
+        for switch in CHECKPOINTING:
+            if vars(module).get(switch) is True:
+                setattr(module, switch, False)
+    return small
+
+
+class Runner:
+    """Runs a skeleton on slices of the shared weights, for any number of calls at the same time.
+
+    A call binds its slices to the module, so a module serves one call at a time. The first takes the skeleton itself;
+    calls of other threads that come before it has ended take copies, which hold the same private tensors. There is no
+    lock: taking and giving back are single operations on lists.
+
+    Args:
+        module: the skeleton.
+        weights: the weights that it shares.
+    """
+
+    def __init__(self, module: nn.Module, weights: SharedWeights) -> None:
+        self._module, self._weights = module, weights
+        self._idle, self._copies = [module], list[_Copy]()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the copies: they are made anew where they are needed."""
+        return vars(self) | {"_idle": [self._module], "_copies": []}
+
+    def run(self, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the network with one slice for each shared weight."""
+        if torch.compiler.is_compiling():
+            both = zip(slices, self._weights.shared, strict=True)
+            bound = {full_name(*place): value for value, shared in both for place in shared.places}
+            return torch.func.functional_call(self._module, bound, args, kwargs, tie_weights=False)
+        try:
+            module = self._idle.pop()
+        except IndexError:
+            copied = self._take_copy()
+            try:
+                return self._call(copied.module, slices, args, kwargs)
+            finally:
+                self._copies.append(copied)
+        try:
+            return self._call(module, slices, args, kwargs)
+        finally:
+            self._idle.append(module)
+
+    def _call(self, module: nn.Module, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        parts = dict(module.named_modules())
+        places = [(parts[where]._parameters, name) for each in self._weights.shared for where, name in each.places]
+        bound = [value for value, each in zip(slices, self._weights.shared, strict=True) for _ in each.places]
+        try:
+            for (parameters, name), value in zip(places, bound, strict=True):
+                parameters[name] = value  # pyright: ignore[reportArgumentType]
+            return module(*args, **kwargs)
+        finally:
+            for parameters, name in places:
+                parameters[name] = None
+
+    def _take_copy(self) -> _Copy:
+        while self._copies:
+            try:
+                copied = self._copies.pop()
+            except IndexError:  # another thread was faster
+                break
+            if copied.follow(self._module):
+                return copied
+        return _Copy(self._module, self._weights)
+
+
+class _Copy:
+    """A copy of a skeleton that holds the same private tensors."""
+
+    def __init__(self, skeleton: nn.Module, weights: SharedWeights) -> None:
+        memo: dict[int, Any] = {id(weights): weights}
+        for part in skeleton.modules():
+            memo[id(part._buffers)] = part._buffers
+            memo |= {id(parameter): parameter for parameter in list(part._parameters.values())}
+            if isinstance(part, _Borrowed):
+                memo[id(part.module)] = part.module
+        for attempt in range(ATTEMPTS):
+            try:
+                self.module = duplicate(skeleton, dict(memo))
+                break
+            except RuntimeError:  # a dict of attributes has grown meanwhile
+                if attempt == ATTEMPTS - 1:
+                    raise
+        self._stamp = _stamp(skeleton)
+        shared = {place for each in weights.shared for place in each.places}
+        self._private, self._numbers = [], []
+        for (name, mine), its in zip(self.module.named_modules(), skeleton.modules(), strict=True):
+            self._private += [
+                (mine._parameters, its._parameters, p) for p in its._parameters if (name, p) not in shared
+            ]
+            self._numbers += [(vars(mine), vars(its), [n for n, v in vars(its).items() if isinstance(v, _NUMBERS)])]
+        self.follow(skeleton)
+
+    def follow(self, skeleton: nn.Module) -> bool:
+        """Become what the skeleton is now: its mode, settings and private tensors; False if it has other parts."""
+        if _stamp(skeleton) != self._stamp:
+            return False
+        for mine, its, name in self._private:
+            mine[name] = its[name]
+        for mine, its, names in self._numbers:
+            mine.update((name, its[name]) for name in names)
+        return True
+
+
+_NUMBERS = (int, float, str, type(None))
+
+
+def _stamp(module: nn.Module) -> list[Any]:
+    """Return what changes when a module gets other parts or hooks."""
+    return [(id(each), *each._forward_hooks, None, *each._forward_pre_hooks) for each in module.modules()]
+
+
+class _Refusal:
+    """Refuses to run a part of a small network that was not followed: its channels are those of the base."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, _args: object) -> None:
+        raise AdjoinedError(
+            "the small network cannot run this part: the example input did not reach it, so its channels are unknown",
+            where=f"'{self.name}' ({type(module).__name__})",
+            fix="Call adjoin with an example input, or with options, that reach all parts in use.",
+        )
+
+
+class _Lender:
+    """Lends a module of a small network its slices where nobody has bound them.
+
+    Activation checkpointing runs modules again in the backward pass, when the call that bound them is over.
+    """
+
+    def __init__(self, weights: SharedWeights, number: int) -> None:
+        self.weights, self.number = weights, number
+        self.places: list[tuple[str, Shared]] = []
+        self.lent: list[str] = []
+
+    def lend(self, module: nn.Module, _args: object) -> None:
+        """Bind what is missing before the module runs."""
+        for name, shared in self.places:
+            if module._parameters[name] is None:
+                module._parameters[name] = self.weights.slices_of(shared)[self.number]  # pyright: ignore[reportArgumentType]
+                self.lent.append(name)
+
+    def take_back(self, module: nn.Module, _args: object, _out: object) -> None:
+        """Unbind it again."""
+        while self.lent:
+            module._parameters[self.lent.pop()] = None
+
+
+class _Borrowed(nn.Module):
+    """A module of the base network that small networks call as it is: TorchScript's, which cannot be made narrow.
+
+    It is not registered, so its tensors belong to the base alone.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = (module,)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module of the base network."""
+        return self._module[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
