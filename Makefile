@@ -6,7 +6,7 @@ READY := .venv/.ready
 PYTEST := $(BIN)/pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format
+.PHONY: help demo test test-all lint format docs
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ lint: $(READY)  ## check style, format and types
 format: $(READY)  ## put the files into the format that lint asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## build the documentation into build/docs; warnings are errors
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs build/docs
+	@echo "build/docs/index.html"
 
 # The stamp comes last: an installation that broke off is done again.
 $(READY): pyproject.toml constraints.txt

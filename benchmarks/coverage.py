@@ -1,4 +1,4 @@
-"""Slice every convolutional network of timm and torchvision, check the result, and write the table of docs/coverage.md.
+"""Slice every convolutional network of timm and torchvision, check the result, and write results/coverage/README.md.
 
 One model at a time, each in a process of its own with a time limit, so that one that hangs or dies costs nobody else.
 Results are appended as they come: a run that is stopped goes on where it was.
@@ -7,7 +7,7 @@ Usage:
     python benchmarks/coverage.py timm torchvision            # what is not measured yet
     python benchmarks/coverage.py timm --only resnest,sknet --again
     python benchmarks/coverage.py timm torchvision --rival    # the same models under Torch-Pruning 1.6
-    python benchmarks/coverage.py --table                     # docs/coverage.md from the results
+    python benchmarks/coverage.py --table                     # results/coverage/README.md from the results
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rival", action="store_true", help="measure Torch-Pruning instead")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a model at one alpha")
     parser.add_argument("--out", type=Path, default=LISTS, help="folder of the results")
-    parser.add_argument("--table", action="store_true", help="write docs/coverage.md from the results")
+    parser.add_argument("--table", action="store_true", help="write results/coverage/README.md from the results")
     options = parser.parse_args()
     alphas = [float(alpha) for alpha in options.alphas.split(",")]
     for name in options.sets:

@@ -1,4 +1,4 @@
-"""The tables of docs/coverage.md, from the records of coverage.py."""
+"""The tables of results/coverage/README.md, from the records of coverage.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from adjoined.slicing import Kind
 
-PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
+PAGE = Path(__file__).parent / "results" / "coverage" / "README.md"
 BEGIN, END = "<!-- made by benchmarks/coverage.py --table -->", "<!-- end -->"
 
 BOUNDS = {"alpha 2": 0.45, "alpha 4": 0.22}
@@ -32,7 +32,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def write_table(folder: Path) -> None:
-    """Write the tables into docs/coverage.md, between its two marks; what stands around them is left alone."""
+    """Write the tables into results/coverage/README.md between its two marks; what stands around them stays."""
     sets = {}
     for path in sorted(folder.glob("*.jsonl")):
         if not path.stem.endswith(("_rival", "_first")):

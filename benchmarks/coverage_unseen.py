@@ -3,7 +3,7 @@
 """Twenty models from packages that the slicing engine had never been tried on, chosen before any of them was sliced.
 
 Random weights, nothing downloaded, small variants and small inputs. The packages and their versions are in
-requirements-unseen.txt; docs/coverage.md tells how the first run went.
+requirements-unseen.txt; results/coverage/README.md tells how the first run went.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class AdjoinedNetwork(nn.Module):
         themselves, so the caller sees what it does to them, as with the base alone; lists and dicts are never changed.
 
         Args:
-            *args, **kwargs: what the model takes, such as a float tensor (N, C, H, W).
+            args, kwargs: what the model takes, such as a float tensor (N, C, H, W).
 
         Returns:
             The base network's output, then every small network's: `p, q`, or `p, q1, q2, ...`. Each is what the model
@@ -128,7 +128,7 @@ class AdjoinedNetwork(nn.Module):
         """Run one small network alone, on slices of the weights as they are now.
 
         Args:
-            *args, **kwargs: what the model takes.
+            args, kwargs: what the model takes.
             which: number of the small network, from 0.
         """
         return self._runners[which].run([each[which] for each in self._weights.slices()], args, kwargs)

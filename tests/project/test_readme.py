@@ -127,7 +127,8 @@ def test_the_demo_shown_has_the_lines_of_a_run_and_its_sizes(capsys: pytest.Capt
 
 def test_links_lead_somewhere():
     root = Path(__file__).parents[2]
-    pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
+    pages += sorted((root / "benchmarks").rglob("README.md"))
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())]
     assert len(links) > 20
     missing = [(page.name, link) for page, link in links if "://" not in link and not (page.parent / link).exists()]

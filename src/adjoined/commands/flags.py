@@ -280,6 +280,8 @@ def _parser(
 
 def _shown(hint: Any) -> str:
     """Return what stands for the value of a flag in its help."""
+    if hint == dict[str, str]:
+        return "NAME=VALUE,..."
     if is_union(hint):
         return "|".join(_shown(each) for each in get_args(hint) if each is not type(None))
     if get_origin(hint) in (dict, list, tuple):
