@@ -131,7 +131,7 @@ def adjoint_loss(
         >>> round(adjoint_loss(p, q, y, progress=1.0).item(), 4)  # + KL([.881, .119] ‖ [.5, .5]) = 0.3278
         0.4547
         >>> round(adjoint_loss(p, q, y, progress=1.0, small_ce=0.1).item(), 4)  # + 0.1 log 2
-        0.524
+        0.5241
     """
     if not small_ce >= 0:
         raise AdjoinedError("not a weight", where="small_ce", expected="a number of 0 or more", got=small_ce)

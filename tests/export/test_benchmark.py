@@ -1,6 +1,5 @@
 """Latency: networks take turns on one input, and are left as they were found."""
 
-import doctest
 import shlex
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from adjoined import AdjoinedError
-from adjoined.benchmark import environment
 from adjoined.benchmark.turns import TURNS, latency
 
 
@@ -80,4 +78,3 @@ def test_the_command_is_recorded_so_that_it_can_be_given_again(tmp_path: Path):
         line = [sys.executable, name, *given]
         done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert shlex.split(done.stdout) == ["python", "measure.py", *given]
-    assert doctest.testmod(environment) == (0, 2)

@@ -1,8 +1,5 @@
 """The versions that are written beside results: of what is installed, and by one function."""
 
-import doctest
-from importlib import import_module
-
 import numpy
 
 from adjoined.versions import versions
@@ -13,7 +10,3 @@ def test_what_is_not_installed_is_left_out_and_the_order_is_kept():
     assert list(found) == ["torch", "numpy"]
     assert found["numpy"] == numpy.__version__
     assert versions("no-such-package") == {}
-
-
-def test_the_example_holds():
-    assert doctest.testmod(import_module("adjoined.versions")) == (0, 1)

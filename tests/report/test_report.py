@@ -1,19 +1,15 @@
 """Tables: figures are right, nothing is cut that counts, and the three faces say the same."""
 
-import doctest
 import io
 import re
-from types import ModuleType
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
-import adjoined.benchmark.turns
 from adjoined.benchmark.turns import Latency
-from adjoined.commands import flags
-from adjoined.report import figures, table, units
+from adjoined.report import units
 from adjoined.report.console import show
 from adjoined.report.figures import Figures, result_table
 from adjoined.report.plan import layers, plan_table
@@ -166,15 +162,6 @@ def test_a_file_gets_plain_text_and_a_terminal_gets_rich(monkeypatch: pytest.Mon
     assert BOX_DRAWING.search(terminal.getvalue())
     assert all(cell in terminal.getvalue() for row in result_table(BASE, [SMALL]).rows for cell in row)
     assert "a line [with] brackets" in terminal.getvalue()
-
-
-@pytest.mark.parametrize(
-    "module", [adjoined.benchmark.turns, figures, flags, table, units], ids=lambda module: module.__name__
-)
-def test_the_examples_in_the_docstrings_hold(module: ModuleType):
-    found = doctest.testmod(module)
-    assert found.attempted > 0
-    assert found.failed == 0
 
 
 def test_numbers_keep_their_scale_at_the_borders():

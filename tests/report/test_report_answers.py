@@ -1,7 +1,5 @@
 """What the page says of answers is right: against other libraries, and against what must add up."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 from torchmetrics.functional.classification import binary_calibration_error
 
-from adjoined.report.page import answers, charts, published, svg
 from adjoined.report.page.answers import Answers, ask, calibration, confusion, disagreements
 from adjoined.training.evaluate import evaluate
 
@@ -21,13 +18,6 @@ def guesses() -> Answers:
     classes = {name: torch.randint(5, (400,), generator=generator) for name in ("base", "small")}
     classes = {name: torch.where(torch.rand(400, generator=generator) < 0.6, labels, c) for name, c in classes.items()}
     return Answers(labels, classes, {name: 0.2 + 0.8 * torch.rand(400, generator=generator) for name in classes})
-
-
-def test_the_examples_hold():
-    for module in (answers, charts, svg, published):
-        result = doctest.testmod(module, globs=dict(vars(module)))
-        assert result.failed == 0
-        assert result.attempted > 0
 
 
 def test_the_calibration_error_is_that_of_torchmetrics(guesses: Answers):

@@ -47,6 +47,7 @@ def make_plan(
         AdjoinedError: bad alpha, round_to, keep, compress or widths; the model does not run on the example input.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 10, 1))
         >>> print(make_plan(net, torch.zeros(1, 3, 8, 8), alpha=4))  # doctest: +ELLIPSIS
         slice plan: alpha 4, widths in multiples of 8
