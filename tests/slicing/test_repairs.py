@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.slicing import Kind, check_plan
+from fused_attention import Detector, FusedAttention, FusedLinear, OnOneHalf
 from zoo import images, parameters, plan_of, seeded
 
 X = images(2, 3, 8, 8)
@@ -279,3 +280,19 @@ def test_a_number_that_counts_the_channels_of_several_groups_is_corrected():
     assert (small.next.channels, small.next.conv.in_channels) == (8, 8)
     assert small(X).shape == (2, 5)
     check_plan(model, X, plan)
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
+@pytest.mark.parametrize(
+    ("block", "width", "heads", "key"),
+    [(FusedAttention, 64, 1, 32), (FusedAttention, 64, 2, 16), (FusedLinear, 64, 4, 8), (OnOneHalf, 128, 2, 16)],
+)
+def test_a_size_computed_from_several_numbers_is_set_right(
+    block: type[nn.Module], width: int, heads: int, key: int, alpha: float
+):
+    model = seeded(lambda: Detector(block, width, heads, key))
+    plan = plan_of(model, alpha=alpha)
+    assert {str(group.reason) for group in plan.groups} == {"None", "model output"}
+    assert parameters(plan.apply(model)) < (0.35 if alpha == 2 else 0.12) * parameters(model)
+    checked = check_plan(model, X, plan)
+    assert (checked.how, checked.error is not None and checked.error <= 1e-12) == ("masked base", True)

@@ -110,6 +110,7 @@ class KeptNumbers:
     def corrections(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
         """Correct one number after the other, each undone by the caller if it does not help; yield which it was."""
         made: set[tuple[Attribute, int | None]] = set()
+        before = dict(self.corrected)
         for candidate in self._candidates(failure, is_kept):
             self._correct(candidate, is_kept)
             count = self.corrected.get(candidate.attribute)
@@ -117,6 +118,12 @@ class KeptNumbers:
             if count is not None and change not in made:
                 made.add(change)
                 yield f"{candidate.attribute.module}.{candidate.attribute.name}"
+            self.corrected = dict(before)  # whether it was tried or has been before
+        together = list(self._agreeing(failure.module, is_kept))
+        if len(together) > 1:  # a size computed from several numbers is right once all of them are
+            for candidate in together:
+                self._correct(candidate, is_kept)
+            yield ", ".join(f"{each.attribute.module}.{each.attribute.name}" for each in together)
         if not isinstance(failure.error, Mismatch):
             for attribute, count in self._like_widths(failure, is_kept):
                 self.corrected[attribute] = count
@@ -145,6 +152,19 @@ class KeptNumbers:
                     if size.counted and size.left(is_kept) != size.value:
                         same = (attribute for attribute, value in held if value == size.value)
                         yield from (Candidate(attribute, site, position) for attribute in same)
+
+    def _agreeing(self, module: str, is_kept: Callable[[int], bool]) -> Iterator[Candidate]:
+        """Return a module's numbers that its operators are told as they are, where all these agree on what is left."""
+        for attribute, value in self._numbers_of(module, is_kept):
+            told = [
+                (Candidate(attribute, site, position), size.left(is_kept))
+                for site, sizes in self.trace.findings.sizes.items()
+                if site.module == module
+                for position, size in enumerate(sizes)
+                if size.counted and size.value == self._value(attribute)
+            ]
+            if len({left for _, left in told}) == 1 and told[0][1] != value:
+                yield told[0][0]
 
     def _owners(self, module: str) -> Iterator[str]:
         """Return the modules whose numbers code of a module may use: itself, its children by their methods, parents."""
