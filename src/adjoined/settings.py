@@ -115,6 +115,13 @@ class Settings(SmallSettings, ModelSettings):
     """Seed of that split."""
     limit: int | None = None
     """Training images per class; none: all of them."""
+    shift: int | None = None
+    """Largest random shift of small training images, pixels; none: an eighth of their size."""
+    data_on_device: bool = False
+    """Keep the training images on the device and vary them there, a batch at a time: for small images in memory, whose
+    flips then alternate from epoch to epoch."""
+    low_resolution: dict[str, float] = field(default_factory=dict)
+    """Train on smaller images at first: SIZE=SHARE,... is the size in pixels up to that share of the run (24=0.5)."""
     workers: int = 0
     """Processes that load data, per device; 0 loads in the training process."""
 
@@ -237,6 +244,16 @@ class Settings(SmallSettings, ModelSettings):
         self._require("devices", self.devices >= 1 or self.devices == -1, "at least 1, or -1 for all")
         self._require("warmup_epochs", 0 <= self.warmup_epochs < float("inf"), "a number of at least 0")
         self._require("layer_decay", 0 < self.layer_decay <= 1, "a number in (0, 1]", "0.75 is usual for fine-tuning.")
+        self._require("shift", self.shift is None or self.shift >= 0, "a whole number of at least 0, or none")
+        resolutions = [(int(size), share) for size, share in self.low_resolution.items() if size.isdecimal()]
+        self._require(
+            "low_resolution",
+            len(resolutions) == len(self.low_resolution)
+            and all(size >= 4 and 0 < share <= 1 for size, share in resolutions),
+            "sizes of at least 4 pixels, each with a share of the run in (0, 1], such as 20=0.15,24=0.5",
+        )
+        if self.data_on_device and self.augment == "strong":
+            self._require("augment", False, "none, light or standard together with --data-on-device")
         self._require("alpha", bool(self.alphas), "a number of at least 1, or several")
         for alpha in self.alphas:
             self._require("alpha", 1 <= alpha < float("inf"), "numbers of at least 1", "4 is a good start.")
@@ -276,6 +293,7 @@ class Settings(SmallSettings, ModelSettings):
             eval_batch_size=self.eval_batch_size,
             workers=self.workers,
             augment=self.augment,
+            shift=self.shift,
             val_fraction=self.val_fraction,
             split_seed=self.split_seed,
             limit=self.limit,

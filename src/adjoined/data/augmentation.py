@@ -27,8 +27,8 @@ def photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
     return v2.Compose(steps)
 
 
-def small_image_transform(info: DataInfo, strength: Augmentation, *, size: int) -> Transform:
-    """Return the variation for small images of one size, `size` pixels: shifts by an eighth, and flips.
+def small_image_transform(info: DataInfo, strength: Augmentation, *, size: int, shift: int | None = None) -> Transform:
+    """Return the variation for small images of one size, `size` pixels: shifts by an eighth or `shift`, and flips.
 
     `standard` is the one of Lee et al., arXiv 1409.5185, that CIFAR is trained with; `light` only flips; `strong`
     adds RandAugment (Cubuk et al., arXiv 1909.13719) and random erasing.
@@ -37,7 +37,7 @@ def small_image_transform(info: DataInfo, strength: Augmentation, *, size: int) 
 
     steps: list[Transform] = []
     if strength in ("standard", "strong"):
-        steps.append(v2.RandomCrop(size, padding=size // 8))
+        steps.append(v2.RandomCrop(size, padding=size // 8 if shift is None else shift))
     if strength != "none":
         steps.append(v2.RandomHorizontalFlip())
     if strength == "strong":

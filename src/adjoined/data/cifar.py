@@ -78,6 +78,7 @@ def _open(
         mean=mean,
         std=std,
         vary=partial(small_image_transform, size=32),
+        shifted=True,
     )
 
 

@@ -53,6 +53,7 @@ def open_fashion_mnist(root: Path) -> Source:
         mean=(0.2860,),
         std=(0.3530,),
         vary=partial(small_image_transform, size=28),
+        shifted=True,
     )
 
 

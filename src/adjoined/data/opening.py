@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from adjoined.data.cifar import open_cifar10, open_cifar100
 from adjoined.data.digits import open_digits
 from adjoined.data.fashion_mnist import open_fashion_mnist
 from adjoined.data.folders import open_folder, open_imagenet, open_imagenette
 from adjoined.data.images import ImageDataset, ImageLoader, Images
 from adjoined.data.info import DataInfo
-from adjoined.data.preprocessing import evaluation_transform
+from adjoined.data.on_device import DeviceLoader
+from adjoined.data.preprocessing import Transform, evaluation_transform
 from adjoined.data.sampling import EpochSampler, choose_per_class
 from adjoined.data.settings import DataSettings, check
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
@@ -46,6 +49,43 @@ class ImageData:
     val: ImageDataset
     val_name: str
     settings: DataSettings
+    shifted: bool = False
+    """Whether training images are varied by shifts and flips alone."""
+
+    def device_loader(
+        self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1, views: int = 1
+    ) -> DeviceLoader:
+        """Return a loader of training batches that lie on a device and are varied there.
+
+        Args:
+            device: where.
+            seed, rank, world_size, views: as in `train_loader`.
+
+        Raises:
+            AdjoinedError: the images are not in memory, or are varied in other ways than shifts and flips.
+        """
+        self.check_on_device()
+        augment, shift = self.settings.augment, self.settings.shift
+        size = self.info.image_size
+        return DeviceLoader(
+            self.train,
+            EpochSampler(len(self.train), seed=seed, rank=rank, world_size=world_size),
+            batch_size=self.settings.batch_size,
+            device=device,
+            flip=augment != "none",
+            shift=0 if augment != "standard" else size // 8 if shift is None else shift,
+            views=views,
+        )
+
+    def check_on_device(self) -> None:
+        """Raise AdjoinedError if training images are varied in other ways than shifts and flips."""
+        if not self.shifted:
+            raise AdjoinedError(
+                "the images of this data set cannot be varied a batch at a time",
+                where="--data-on-device",
+                expected="cifar10, cifar100 or fashion-mnist",
+                got=self.settings.name,
+            )
 
     def train_loader(
         self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True, views: int = 1
@@ -121,11 +161,25 @@ def open_data(settings: DataSettings) -> ImageData:
     )
     return ImageData(
         info=info,
-        train=ImageDataset(train, source.vary(info, settings.augment), info.mean, info.std),
+        train=ImageDataset(train, _variation(source, info, settings), info.mean, info.std),
         val=ImageDataset(val, evaluation_transform(info), info.mean, info.std),
         val_name=val_name,
         settings=settings,
+        shifted=source.shifted,
     )
+
+
+def _variation(source: Source, info: DataInfo, settings: DataSettings) -> Transform:
+    if settings.shift is None:
+        return source.vary(info, settings.augment)
+    if not source.shifted:
+        raise AdjoinedError(
+            "the images of this data set are not varied by shifts",
+            where="--shift",
+            expected="cifar10, cifar100 or fashion-mnist",
+            got=settings.name,
+        )
+    return source.vary(info, settings.augment, shift=settings.shift)
 
 
 def _open_source(settings: DataSettings) -> Source:

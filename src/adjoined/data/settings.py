@@ -24,6 +24,7 @@ class DataSettings:
         workers: processes that read images, per process that trains; 0 reads in the training process itself.
         augment: how training images are varied: none; light (flips, small crops); standard (the usual crops and
             flips); strong (standard, random colour and shape changes, random erasing).
+        shift: largest random shift of small images, pixels. Default: an eighth of their size.
         val_fraction: share of the images held out, where the data set has no test images of its own.
         split_seed: seed of that split and of `limit`.
         limit: training images per class, for studies of small data. Default: all.
@@ -36,6 +37,7 @@ class DataSettings:
     eval_batch_size: int = 256
     workers: int = 0
     augment: Augmentation = "standard"
+    shift: int | None = None
     val_fraction: float = 0.2
     split_seed: int = 0
     limit: int | None = None

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adjoined.data.images import Images
-from adjoined.data.info import DataInfo
 from adjoined.data.preprocessing import Transform
-from adjoined.data.settings import Augmentation
 from adjoined.errors import AdjoinedError
 
 PHOTO_SIZE = 224
@@ -33,7 +31,10 @@ class Source:
     """Height and width of the images, pixels; None for photos of any size."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    vary: Callable[[DataInfo, Augmentation], Transform]
+    vary: Callable[..., Transform]
+    """Makes the variation of training images out of (info, augmentation); takes a `shift`, too, where `shifted`."""
+    shifted: bool = False
+    """Whether the images are small ones that are varied by shifts and flips."""
 
 
 def find(name: str, candidates: Iterable[Path], files: Iterable[str], *, how: str) -> Path:

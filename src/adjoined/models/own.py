@@ -8,11 +8,13 @@ from functools import partial
 
 from torch import nn
 
+from adjoined.models.fast_resnet import FastResNet
 from adjoined.models.resnet import cifar_family, digits_resnet, imagenet_family
 from adjoined.models.wide_resnet import WideResNet
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "digits_resnet": digits_resnet,
+    **{f"fast_resnet{width}": partial(FastResNet, width) for width in (16, 32, 64)},
     **{f"resnet{depth}": partial(cifar_family, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"cifar_resnet{depth}": partial(imagenet_family, depth) for depth in (18, 34, 50)},
 }

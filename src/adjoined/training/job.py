@@ -58,6 +58,8 @@ def make_job(settings: Settings, processes: int = 1, earlier: Mapping[str, nn.Mo
     method.check()
     check_optimizer(settings.optimizer)
     images = open_data(settings.data_settings(processes))
+    if settings.data_on_device:
+        images.check_on_device()
     torch.manual_seed(settings.seed)
     recipe = model_recipe(settings, images)
     model = models.build(recipe.pop("spec"), **recipe, pretrained=settings.pretrained and method.from_pretrained)

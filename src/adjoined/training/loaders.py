@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -12,6 +12,7 @@ from adjoined.settings import Settings
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData
+    from adjoined.data.on_device import DeviceLoader
 
 
 class RunData(LightningDataModule):
@@ -30,11 +31,16 @@ class RunData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the training images."""
         assert self.trainer is not None
-        self._train = self.images.train_loader(
-            seed=self.settings.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            views=self.views,
+        options = {
+            "seed": self.settings.seed,
+            "rank": self.trainer.global_rank,
+            "world_size": self.trainer.world_size,
+            "views": self.views,
+        }
+        self._train: DataLoader[Any] | DeviceLoader = (
+            self.images.device_loader(self.trainer.strategy.root_device, **options)
+            if self.settings.data_on_device
+            else self.images.train_loader(**options)
         )
 
     @property
@@ -42,7 +48,7 @@ class RunData(LightningDataModule):
         """Optimizer steps in the whole run."""
         return ceil(len(self._train) / self.settings.accumulate) * self.settings.epochs
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Any:
         """Return the training images; Lightning tells their sampler the epoch."""
         return self._train
 

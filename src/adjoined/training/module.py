@@ -7,6 +7,7 @@ from math import isfinite
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -85,10 +86,22 @@ class TrainingModule(LightningModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mix training images, and bring images to the memory layout asked for."""
         x, y = batch
-        if self.trainer.training and self.mix is not None:
-            x, y = self.mix(x, y)
+        if self.trainer.training:
+            x = self._at_low_resolution(x)
+            if self.mix is not None:
+                x, y = self.mix(x, y)
         channels_last = self.settings.channels_last and x.ndim == 4  # several views of an image have no such layout
         return (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
+
+    def _at_low_resolution(self, x: Tensor) -> Tensor:
+        """Scale training images down as far as the settings ask for at this point of the run."""
+        sizes = sorted((share, int(size)) for size, share in self.settings.low_resolution.items())
+        size = next((size for share, size in sizes if self.progress < share), x.shape[-1])
+        if size >= x.shape[-1]:
+            return x
+        images = x.flatten(0, -4)  # several views of an image are images
+        smaller = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        return smaller if x.ndim == 4 else smaller.unflatten(0, x.shape[:-3])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the method; keep count."""

@@ -1,0 +1,100 @@
+"""Training images that stay on the device and are varied there, a batch at a time.
+
+For small images the work of reading, varying and moving them one by one costs more than the training step itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adjoined.data.images import Batch, ImageDataset, MemoryImages
+from adjoined.data.sampling import EpochSampler, seeded
+from adjoined.errors import AdjoinedError
+
+
+class DeviceLoader:
+    """Batches of images that lie on a device, each shifted and flipped at random.
+
+    An image's first epoch draws whether it is flipped; after that it alternates, so both of its sides are seen equally
+    often. The batches are a pure function of (seed, epoch, rank, world size), whatever the device.
+
+    Args:
+        dataset: the training images, in memory: uint8 (N, C, H, W).
+        sampler: gives the order of an epoch; Lightning tells it the epoch.
+        batch_size: images per batch; a last batch that is not full is left out, unless it is the only one.
+        device: where the images are kept.
+        flip: whether images are flipped.
+        shift: the largest shift along each axis, pixels; the border is mirrored.
+        views: how often each image is varied; above 1, x is (N, views, C, H, W).
+
+    Raises:
+        AdjoinedError: the images are not in memory, or smaller than the shift.
+
+    Source: alternating flips are from Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        sampler: EpochSampler,
+        *,
+        batch_size: int,
+        device: torch.device,
+        flip: bool = True,
+        shift: int = 0,
+        views: int = 1,
+    ) -> None:
+        images = dataset.images
+        if not isinstance(images, MemoryImages):
+            raise AdjoinedError(
+                "these images are read from files, so they cannot stay on the device",
+                where="--data-on-device",
+                expected="a data set that is held in memory: cifar10, cifar100, fashion-mnist",
+            )
+        pixels = images.images
+        if shift >= pixels.shape[-1]:
+            raise AdjoinedError(
+                "the shift is larger than the images",
+                where="--shift",
+                expected=f"less than {pixels.shape[-1]} pixels",
+                got=shift,
+            )
+        self.sampler, self.batch_size, self.flip, self.shift, self.views = sampler, batch_size, flip, shift, views
+        self.size = pixels.shape[-1]
+        padded = F.pad(pixels.float(), [shift] * 4, mode="reflect") if shift else pixels
+        self.pixels = padded.to(torch.uint8).permute(0, 2, 3, 1).contiguous().to(device)  # (N, H, W, C)
+        self.labels = images.labels.to(device)
+        # One multiplication and one addition normalise: (v / 255 - mean) / std.
+        mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
+        self.factor, self.offset = (1 / (255 * std)).to(device), (-mean / std).to(device)
+
+    def __len__(self) -> int:
+        return max(len(self.sampler) // self.batch_size, 1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        device, count = self.labels.device, len(self.labels)
+        order = torch.tensor([index for index, _ in self.sampler])
+        generator = seeded(self.sampler.seed, self.sampler.epoch, self.sampler.rank)
+        first = torch.randint(2, (count,), generator=seeded(self.sampler.seed)).bool()
+        flipped = first ^ bool(self.sampler.epoch % 2)
+        for number in range(len(self)):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            varied = []
+            for view in range(self.views):
+                corner = torch.randint(2 * self.shift + 1, (2, len(chosen)), generator=generator)
+                turned = flipped[chosen] ^ bool(view % 2) if self.flip else torch.zeros(len(chosen), dtype=torch.bool)
+                varied.append(self._vary(chosen.to(device), corner.to(device), turned.to(device)))
+            x = varied[0] if self.views == 1 else torch.stack(varied, dim=1)
+            yield x, self.labels[chosen.to(device)]
+
+    def _vary(self, chosen: Tensor, corner: Tensor, turned: Tensor) -> Tensor:
+        """Return images, float32 (n, C, H, W) in channels-last memory."""
+        steps = torch.arange(self.size, device=chosen.device)
+        rows = corner[0, :, None] + steps
+        columns = corner[1, :, None] + torch.where(turned[:, None], steps.flip(0), steps)
+        pixels = self.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]  # (n, H, W, C)
+        return (pixels * self.factor + self.offset).permute(0, 3, 1, 2)

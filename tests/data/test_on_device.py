@@ -1,0 +1,121 @@
+"""Images that stay on the device: each once an epoch, shifted and flipped as said, a function of seed and epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from adjoined import AdjoinedError
+from adjoined.data.images import ImageDataset, MemoryImages
+from adjoined.data.on_device import DeviceLoader
+from adjoined.data.sampling import EpochSampler
+from adjoined.settings import Settings
+from adjoined.training import train
+from tiny_runs import QUIET
+
+COUNT, SIZE = 60, 8
+CPU = torch.device("cpu")
+
+
+def dataset() -> ImageDataset:
+    """Images without repetition, so that each can be told from its shifted and flipped self."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (COUNT, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    images = MemoryImages(pixels, torch.arange(COUNT))
+    return ImageDataset(images, lambda image: image, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+def loader(rank: int = 0, world_size: int = 1, **options) -> DeviceLoader:
+    sampler = EpochSampler(COUNT, seed=3, rank=rank, world_size=world_size)
+    return DeviceLoader(dataset(), sampler, batch_size=10, device=CPU, **options)
+
+
+def epoch(of: DeviceLoader, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    of.sampler.set_epoch(number)
+    batches = list(of)
+    assert len(batches) == len(of)
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def plain(y: torch.Tensor) -> torch.Tensor:
+    return torch.stack([dataset()[int(label)][0] for label in y])
+
+
+def test_without_variation_the_images_are_those_of_the_data_set():
+    x, y = epoch(loader(flip=False), 0)
+    assert sorted(y.tolist()) == list(range(COUNT))
+    torch.testing.assert_close(x, plain(y))
+
+
+def test_flips_alternate_from_epoch_to_epoch():
+    flipped = []
+    for number in range(4):
+        x, y = epoch(loader(), number)
+        original = plain(y)
+        turned = (x - original.flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-5
+        straight = (x - original).abs().amax(dim=(1, 2, 3)) < 1e-5
+        assert bool((turned ^ straight).all())
+        flipped.append(turned[y.argsort()])
+    assert 0 < flipped[0].sum() < COUNT
+    assert torch.equal(flipped[1], ~flipped[0])
+    assert torch.equal(flipped[2], flipped[0])
+
+
+def test_every_shift_up_to_the_largest_occurs_and_no_other():
+    shift, seen = 2, set()
+    for number in range(3):
+        x, y = epoch(loader(flip=False, shift=shift), number)
+        padded = F.pad(plain(y), [shift] * 4, mode="reflect")
+        for image, wide in zip(x, padded, strict=True):
+            corners = [
+                (top, left)
+                for top in range(2 * shift + 1)
+                for left in range(2 * shift + 1)
+                if torch.allclose(wide[:, top : top + SIZE, left : left + SIZE], image, atol=1e-5)
+            ]
+            assert len(corners) == 1
+            seen.add(corners[0])
+    assert len(seen) == (2 * shift + 1) ** 2
+
+
+def test_it_is_a_function_of_seed_and_epoch_and_processes_share_an_epoch():
+    first, again = epoch(loader(shift=2), 5), epoch(loader(shift=2), 5)
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(epoch(loader(shift=2), 6)[1], first[1])
+    parts = [epoch(loader(rank=rank, world_size=2), 5)[1] for rank in range(2)]
+    assert sorted(torch.cat(parts).tolist()) == list(range(COUNT))
+
+
+def test_views_are_varied_apart():
+    x, _ = epoch(loader(shift=2, views=2), 0)
+    assert x.shape == (COUNT, 2, 3, SIZE, SIZE)
+    assert not torch.equal(x[:, 0], x[:, 1])
+
+
+def test_what_cannot_stay_on_the_device_is_said(tmp_path: Path):
+    with pytest.raises(AdjoinedError, match="larger than the images"):
+        loader(shift=SIZE)
+    settings = Settings(data_on_device=True, epochs=1)  # the digits, which are turned and scaled
+    with pytest.raises(AdjoinedError, match=r"--data-on-device.*cifar10"):
+        train(settings, tmp_path / "run", console=QUIET)
+    with pytest.raises(AdjoinedError, match="--shift"):
+        train(replace(settings, data_on_device=False, shift=1), tmp_path / "run", console=QUIET)
+    with pytest.raises(AdjoinedError, match="--low-resolution"):
+        Settings(low_resolution={"24px": 0.5})
+
+
+def test_the_recipe_trains_and_resumes(tmp_path: Path, data_root: Path):
+    """The fast recipe, cut down: smaller images at first, Lookahead, both networks."""
+    from adjoined.recipes import cifar_fast
+
+    settings = replace(
+        cifar_fast(), data_root=str(data_root), limit=4, epochs=2, batch_size=50, model="fast_resnet16", alpha=2.0
+    )
+    whole = train(settings, tmp_path / "whole", console=QUIET)
+    again = train(settings, tmp_path / "again", console=QUIET)
+    for one, other in zip(whole.networks, again.networks, strict=True):
+        assert one.path.read_bytes() == other.path.read_bytes()
