@@ -178,6 +178,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     write_whole(path, lambda file: file.write(content))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8, whole or not at all; errors as in `write_whole`."""
+    content = text.encode()
+    write_whole(path, lambda file: file.write(content))
+
+
 @contextmanager
 def open_regular(path: Path, kind: str, *, links: bool = False, largest: int | None = None) -> Iterator[IO[bytes]]:
     """Open a regular file to read it; pipes, devices and folders are refused, and nothing waits for them.
@@ -233,7 +239,11 @@ def read_json(path: Path, kind: str, *, links: bool = False) -> dict[str, Any]:
     Raises:
         AdjoinedError: the file cannot be read (see `open_regular`), or is not such a JSON object.
     """
-    content = read_bytes(path, kind, links=links)
+    return parse_json(read_bytes(path, kind, links=links), path, kind)
+
+
+def parse_json(content: bytes, where: object, kind: str) -> dict[str, Any]:
+    """Return the JSON object that bytes hold; errors as in `read_json`."""
     try:
         text = content.decode()
         _check_depth(text)
@@ -241,9 +251,9 @@ def read_json(path: Path, kind: str, *, links: bool = False) -> dict[str, Any]:
         if "\\u" in text:
             json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair could not be written again
     except (ValueError, RecursionError) as error:
-        raise AdjoinedError(f"cannot be read: {error}", where=path, expected=kind) from error
+        raise AdjoinedError(f"cannot be read: {error}", where=where, expected=kind) from error
     if not isinstance(data, dict):
-        raise AdjoinedError("is not a JSON object", where=path, expected=kind, got=type(data).__name__)
+        raise AdjoinedError("is not a JSON object", where=where, expected=kind, got=type(data).__name__)
     return data
 
 

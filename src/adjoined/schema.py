@@ -37,9 +37,14 @@ def conform(kind: type[T], data: object, *, where: object, texts: bool = False, 
         (1.0, 2.5)
     """
     try:
-        return msgspec.convert(data, kind, strict=not texts)
+        return msgspec.convert(data, kind, strict=not texts, dec_hook=_no_path)
     except (msgspec.ValidationError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise AdjoinedError(f"a value does not fit: {error}", where=where, fix=fix) from error
+
+
+def _no_path(kind: type[T], _: object) -> T:
+    """Leave paths out: no file says where something lies; whoever reads it derives that."""
+    return kind()
 
 
 def read_versioned(path: Path, kind: str, *, format: str, version: int, fix: str = "") -> dict[str, Any]:

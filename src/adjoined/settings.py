@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from adjoined.data.info import LARGEST_IMAGE
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ class Settings(SmallSettings, ModelSettings):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("checkpoint_every", "log_every"):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        size = self.image_size
+        self._require("image_size", size is None or size <= LARGEST_IMAGE, f"at most {LARGEST_IMAGE} pixels")
         for name in ("image_size", "limit", "finetune_epochs"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "a whole number of at least 1, or none")

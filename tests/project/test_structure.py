@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "adjoined"
-TORCH_ALONE = {"network", "sharing", "loss", "penalty", "distances", "objective", "slicing", "errors", "files"}
+TORCH_ALONE = {"network", "sharing", "loss", "penalty", "distances", "objective", "slicing", "errors", "files", "plain"}
 """Parts that a user imports with `adjoin` and `adjoint_loss`, and what they stand on."""
 
 

@@ -198,16 +198,19 @@ def test_a_part_of_the_images_is_an_even_share_of_every_class(trained: Path, tmp
     assert "12 of 30 validation images were looked at, the same share of every class." in page.written("p")
 
 
-def test_a_record_of_exports_is_shown_as_far_as_it_can_be_read(trained: Path, tmp_path: Path):
+def test_a_record_of_exports_is_shown_as_far_as_it_goes(trained: Path, tmp_path: Path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "export").mkdir()
     difference = {"images": 256, "relative": 1.2e-6, "other_class": 0}
-    exports = {"files": [{"file": "<b>.onnx", "bytes": 85_000, "difference": difference}, {"file": 3}, 4]}
+    one = {"network": "small", "target": "onnx", "int8": True}
+    known = {**one, "int8": False, "file": "../../<b>.onnx", "bytes": 85_000, "difference": difference}
+    exports = {"format": "adjoined-export", "version": 1, "files": [known, one, {**one, "target": "of-the-future"}]}
     (run / "export" / "export.json").write_text(json.dumps(exports))
     page = page_of(run, "--images", 0, out=tmp_path / "page.html")
     assert "Exports" in page.written("h2")
     assert {"85.00 kB", "1.2e-06", "0 of 256"} <= set(page.written("td"))
-    assert {"<b>.onnx", "3"} <= set(page.written("th"))
+    assert {"small.onnx", "small.int8.onnx"} <= set(page.written("th"))
+    assert "../" not in page.text
 
 
 def test_published_networks_stand_beside_a_run_on_the_same_images_only(trained: Path):
@@ -300,10 +303,10 @@ def test_mistakes_take_one_line_and_leave_nothing(
     assert "without its epoch" in fails(capsys, "report", run)
     (run / "metrics.csv").unlink()
     (run / "result.json").write_text('{"networks": [{}]}')
-    assert "the figures cannot be read" in fails(capsys, "report", run)
+    assert "result.json: a value does not fit" in fails(capsys, "report", run)
     (run / "result.json").unlink()
     (run / "benchmark.json").write_text("[]")
-    assert "is no JSON object" in fails(capsys, "report", run)
+    assert "is not a JSON object" in fails(capsys, "report", run)
     assert not list(tmp_path.rglob("*.html"))
     assert not list(tmp_path.rglob("*.part"))
 

@@ -62,13 +62,17 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 def test_what_is_pushed_loads_to_the_bit(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     (run / "export").mkdir()
     (run / "export" / "small.onnx").write_bytes(b"a file of another runtime")
+    (run / "export" / "notes.txt").write_text("not for others")
+    exported = {"file": "small.onnx", "network": "small", "target": "onnx", "int8": False}
+    record = {"format": "adjoined-export", "version": 1, "files": [exported]}
+    (run / "export" / "export.json").write_text(json.dumps(record))
     assert main(["push", str(run), "--to", "hub:ann/digits", "--license", "mit"]) == 0
     out = capsys.readouterr().out
     assert f"pushed: {hub.url}/ann/digits" in out
     files = hub.repositories["ann/digits"]
     assert files.keys() == {
         "README.md", "base.safetensors", "base.json", "small.safetensors", "small.json", "plan.json", "settings.yaml",
-        "run.json", "result.json", "metrics.csv", "export/small.onnx",
+        "run.json", "result.json", "metrics.csv", "export/small.onnx", "export/export.json",
     }  # fmt: skip
     assert hub.commits == ["Networks trained with adjoined"]
     assert not hub.private["ann/digits"]
@@ -114,7 +118,7 @@ def test_a_revision_can_be_named_and_the_cache_works_offline(
 def test_a_damaged_or_foreign_download_is_refused(run: Path, hub: Hub):
     assert main(["push", str(run), "--to", "hub:ann/digits"]) == 0
     files = hub.repositories["ann/digits"]
-    files["small.safetensors"] = files["base.safetensors"]
+    files["small.safetensors"] = files["small.safetensors"][:-1] + b"x"
     with pytest.raises(AdjoinedError, match="the weights are not those that the run has written"):
         adjoined.load("hub:ann/digits")
 

@@ -156,7 +156,7 @@ def test_damaged_weights_are_refused(copy, name, damage):
     [
         ("{", "cannot be read"),
         ("[]", "not a JSON object"),
-        ("{}", "no description of a network"),
+        ("{}", "not the description of a network"),
         ('{"format": "adjoined-network", "version": 99}', "another version.*got version 99.*Update"),
         ('{"format": "adjoined-network", "version": 1}', "is damaged"),
     ],
@@ -185,6 +185,9 @@ def test_a_missing_network_is_refused_with_those_that_are_there(copy, tmp_path):
 
 def test_a_foreign_record_is_refused(copy):
     (copy / "run.json").write_text('{"format": "adjoined-run", "version": 2}')
+    with pytest.raises(AdjoinedError, match=r"newer version.*Update adjoined"):
+        train(TINY, copy, resume=True, console=QUIET)
+    (copy / "run.json").write_text('{"format": "another-run", "version": 1}')
     with pytest.raises(AdjoinedError, match="another program or version"):
         train(TINY, copy, resume=True, console=QUIET)
 

@@ -191,9 +191,6 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "tensors a list": lambda data: data | {"tensors": list(data["tensors"])},
     "index a word": lambda data: data | {"tensors": {"stem.weight": ["x", None, None, None]}},
     "alpha a word": lambda data: data | {"alpha": "four"},
-    "kind of reason unknown": lambda data: (
-        data | {"groups": [data["groups"][0] | {"reason": {"kind": "fate", "text": "x"}}]}
-    ),
     "group of other fields": lambda data: data | {"groups": [{"channels": 3}]},
     "tensor without a shape": lambda data: data | {"tensors": data["tensors"] | {"nobody": [4]}},
     "index beyond its shape": lambda data: data | {"tensors": data["tensors"] | {"norm1.weight": [99]}},

@@ -39,17 +39,16 @@ The file is one JSON object:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from reprlib import repr as shortened
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any
 
 from adjoined.benchmark import RUNTIMES
 from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.turns import Latency
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_json, write_json
+from adjoined.files import write_json
+from adjoined.schema import conform, read_versioned
 
 FORMAT = 1
 NAME = "benchmark.json"
@@ -153,71 +152,40 @@ def read_benchmark(path: Path) -> Benchmark:
     Raises:
         AdjoinedError: the file is missing, damaged, or of another program or version.
     """
-    found = read_json(path, "a benchmark, as `adjoined benchmark` writes it")
-    if found.get("format") != "adjoined-benchmark" or found.get("version") != FORMAT:
-        raise AdjoinedError(
-            "was written by another program or version",
-            where=path,
-            expected=f"format adjoined-benchmark, version {FORMAT}",
-            got=f"{found.get('format')}, version {found.get('version')}",
-            fix="Run `adjoined benchmark` again.",
-        )
-    try:
-        return _benchmark(found)
-    except (KeyError, TypeError, ValueError) as error:
-        told = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise AdjoinedError(
-            f"the benchmark cannot be read: {told}", where=path, fix="Run `adjoined benchmark` again."
-        ) from error
-
-
-def _benchmark(data: Mapping[str, Any]) -> Benchmark:
-    parts = {
-        "networks": [_made(NetworkFigures, each) for each in data["networks"]],
-        "rows": [_made(Row, {**each, "latency": _made(Latency, each)}) for each in data["rows"]],
-        "speedups": [_made(Speedup, each) for each in data["speedups"]],
-        "missing": [_made(Missing, each) for each in data["missing"]],
-    }
-    found = _made(Benchmark, {"channels_last": False, **data, **parts})
-    if not found.networks:
-        raise ValueError("it has no networks")
-    for each in found.networks:
-        if each.activation_bytes.keys() != found.networks[0].activation_bytes.keys():
-            raise ValueError(f"{each.name} has activation_bytes of other batch sizes")
-    for each in (*found.rows, *found.missing):
-        if each.runtime not in RUNTIMES:
-            raise ValueError(f"there is no runtime {each.runtime!r}")
-    measured = {(row.runtime, row.network, row.precision, row.latency.batch_size) for row in found.rows}
-    for each in found.speedups:
-        for network, precision in ((found.networks[0].name, each.against), (each.network, each.precision)):
-            if (each.runtime, network, precision, each.batch_size) not in measured:
-                raise ValueError(f"a speed-up compares {network} in {each.runtime} {precision}, which has no time")
+    fix = "Run `adjoined benchmark` again."
+    told = read_versioned(path, "a benchmark", format="adjoined-benchmark", version=FORMAT, fix=fix)
+    rows = conform(list[dict[str, Any]], told.get("rows"), where=f"{path}, rows", fix=fix)
+    found = conform(Benchmark, {**told, "rows": [{**row, "latency": row} for row in rows]}, where=path, fix=fix)
+    if fault := _fault(found):
+        raise AdjoinedError(f"the benchmark contradicts itself: {fault}", where=path, fix=fix)
     return found
 
 
-def _made(cls: type[Any], data: Mapping[str, Any]) -> Any:
-    """Return a dataclass whose fields are in plain data; what else is in the data is left alone.
-
-    Not by jsonargparse, which reads settings: it takes "4" for a number, as a command line must; a record has none.
-    """
-    kinds = get_type_hints(cls)
-    values = {each.name: data[each.name] for each in fields(cls)}
-    for name, value in values.items():
-        if not _fits(value, kinds[name]):
-            raise TypeError(f"{name} is {shortened(value)}")
-    return cls(**values)
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Tell whether plain data are of a kind, such as `dict[str, int] | None`."""
-    outer, inner = get_origin(kind), get_args(kind)
-    if outer is UnionType:
-        return any(_fits(value, each) for each in inner)
-    if outer is list:
-        return isinstance(value, list) and all(_fits(each, *inner) for each in value)
-    if is_typeddict(kind):
-        hints = get_type_hints(kind)
-        return isinstance(value, dict) and all(key in value and _fits(value[key], hints[key]) for key in hints)
-    if outer in (dict, Mapping):
-        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
-    return kind is Any or type(value) is kind or (kind is float and type(value) is int)
+def _fault(found: Benchmark) -> str:
+    """Return in what a benchmark of right types cannot be right; "" if nothing was found."""
+    if not found.networks:
+        return "it has no networks"
+    for each in found.networks:
+        if each.activation_bytes.keys() != found.networks[0].activation_bytes.keys():
+            return f"{each.name} has activation_bytes of other batch sizes"
+        if not all(size.isdecimal() and len(size) < 10 for size in each.activation_bytes):
+            return f"{each.name} has activation_bytes of batch sizes that are not numbers"
+        numbers = [number for number in vars(each).values() if isinstance(number, int)]
+        if min(*numbers, *each.activation_bytes.values(), 1) < 0:
+            return f"{each.name} has a size below 0"
+    for each in (*found.rows, *found.missing):
+        if each.runtime not in RUNTIMES:
+            return f"there is no runtime {each.runtime!r}"
+    for row in found.rows:
+        latency = row.latency
+        times = (latency.median_ms, latency.lower_quartile_ms, latency.upper_quartile_ms, latency.batch_size)
+        if min(*times, latency.threads, latency.calls) <= 0:
+            return f"a time or a number of {row.network} in {row.runtime} is not above 0"
+    measured = {(row.runtime, row.network, row.precision, row.latency.batch_size) for row in found.rows}
+    for each in found.speedups:
+        if min(each.speedup, each.lower_quartile, each.upper_quartile, each.mac_ratio) <= 0:
+            return f"a speed-up of {each.network} is not above 0"
+        for network, precision in ((found.networks[0].name, each.against), (each.network, each.precision)):
+            if (each.runtime, network, precision, each.batch_size) not in measured:
+                return f"a speed-up compares {network} in {each.runtime} {precision}, which has no time"
+    return ""

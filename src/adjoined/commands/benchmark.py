@@ -15,10 +15,12 @@ from adjoined.benchmark import RUNTIMES
 from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.errors import AdjoinedError
+from adjoined.files import refuse_link
 
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark
     from adjoined.benchmark.subject import Subject
+    from adjoined.runs import RunFolder
 
 PURPOSE = (
     "Measure what base and small network cost, side by side: parameters, MACs, file, memory, and the time of a call in "
@@ -127,6 +129,7 @@ def _devices() -> list[str]:
 
 def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
     from adjoined.benchmark.subject import Subject
+    from adjoined.runs import RunFolder
     from adjoined.runs.finished import open_run
 
     if asked != ModelOptions():
@@ -144,24 +147,21 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
         alpha=[plan["alpha"] for plan in plans] or None,
         example=run.example(),
         file_bytes={network.name: network.result.path.stat().st_size for network in run.networks},
-        files=_exported(run.folder / "export", max(options.batch_sizes)),
+        files=_exported(RunFolder(run.folder), max(options.batch_sizes)),
     )
 
 
-def _exported(folder: Path, largest: int) -> dict[tuple[str, str, str], Path]:
+def _exported(run: RunFolder, largest: int) -> dict[tuple[str, str, str], Path]:
     """Return the files that `adjoined export` has left and that take what the networks take: runtime, network,
-    precision -> file."""
-    from adjoined.files import read_json
+    precision -> file. Files of torch.export are left out: opening one may run code that is in it."""
+    from adjoined.export.record import read_exports
 
-    path = folder / "export.json"
-    if not path.exists():
-        return {}
+    refuse_link(run.exports)
     return {
-        (each["target"], each["network"], "int8" if each["int8"] else "fp32"): folder / each["file"]
-        for each in read_json(path, "the record of exported files").get("files", [])
-        if each["takes"] == "normalised"
-        and (each["largest_batch"] or largest) >= largest
-        and (folder / each["file"]).is_file()
+        (each.target, each.network, "int8" if each.int8 else "fp32"): run.exports / each.file
+        for each in read_exports(run.exports)
+        if each.target != "torch-export" and each.takes == "normalised" and (each.largest_batch or largest) >= largest
+        if (run.exports / each.file).is_file() and not (run.exports / each.file).is_symlink()
     }
 
 
@@ -169,13 +169,13 @@ def _of_model(spec: str, asked: ModelOptions) -> Subject:
     from adjoined.benchmark.subject import Subject
     from adjoined.models import is_code, resolve
     from adjoined.models.libraries import torchvision_published
+    from adjoined.names import small_names
     from adjoined.runs.networks import weights_bytes
 
     if "/" in spec and not is_code(spec):
         raise AdjoinedError("there is no such run folder", where=spec, expected="a run folder, or the name of a model")
     model, example, plans = asked.build(spec)
-    names = ["small"] if len(plans) == 1 else [f"small-{number}" for number in range(1, len(plans) + 1)]
-    smalls = dict(zip(names, (plan.apply(model) for plan in plans), strict=True))
+    smalls = dict(zip(small_names(len(plans)), (plan.apply(model) for plan in plans), strict=True))
     networks = {name: module.eval() for name, module in {"base": model, **smalls}.items()}
     library, _, name = resolve(spec).partition(":")
     as_published = (asked.classes, asked.channels, asked.model_options) == (1000, 3, {})

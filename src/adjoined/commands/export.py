@@ -71,7 +71,9 @@ def main(argv: Sequence[str]) -> None:
     (options,) = parse("export", argv, ExportOptions, purpose=PURPOSE)
     from adjoined.export import find_target
     from adjoined.export.of_run import Exporter
+    from adjoined.files import make_folder
     from adjoined.report.console import show
+    from adjoined.runs import RunFolder
     from adjoined.runs.finished import open_images, open_run
 
     targets = [find_target(name) for name in dict.fromkeys(options.to)]
@@ -80,9 +82,11 @@ def main(argv: Sequence[str]) -> None:
         target.require(int8=options.int8)
     run = open_run(options.run, options.model)
     networks = _chosen(run, options.which)
+    if options.out is None:
+        make_folder(RunFolder(run.folder).exports)
     exporter = Exporter(
         open_images(run, data_root=options.data_root),
-        Path(options.out) if options.out else run.folder / "export",
+        Path(options.out) if options.out else RunFolder(run.folder).exports,
         takes="normalised" if options.with_preprocessing == "none" else options.with_preprocessing,
         images=options.images,
         calibration=options.calibration,

@@ -68,7 +68,6 @@ def keep(run: FinishedRun, figures: list[Figures], table: Table) -> None:
     told: dict[str, Any] = run.result.to_json()
     for network, measured in zip(told["networks"], figures, strict=True):
         network["figures"] = measured.to_json()
-    del told["folder"]
     write_json(run.folder / "result.json", told)
     write_whole(
         run.folder / "result.md", lambda file: file.write(f"{table.markdown()}\n```\n{paths(run)}\n```\n".encode())

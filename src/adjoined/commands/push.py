@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
 from adjoined.errors import AdjoinedError
+from adjoined.files import copy_file, make_folder, refuse_link, write_json, write_text
 
 if TYPE_CHECKING:
     from adjoined.report.figures import Figures
+    from adjoined.runs import RunFolder
     from adjoined.runs.finished import FinishedRun
     from adjoined.settings import Settings
 
@@ -21,7 +22,6 @@ PURPOSE = (
     "Share the finished networks of a run: weights, settings, result, exports if there are any, and a model card. "
     "Folders and names of your machine stay at home."
 )
-COPIED = ("metrics.csv",)
 
 
 @dataclass(frozen=True)
@@ -78,30 +78,22 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
         place: what the card tells `adjoined.load` to take.
         license: for the card; "" leaves it out.
     """
-    from adjoined.files import write_json
     from adjoined.report.card import Card
     from adjoined.runs import RunFolder
 
     of, to = RunFolder(run.folder), RunFolder(folder)
     settings, figures = _anywhere(of.read_settings()), _figures(run)
+    of.copy_networks(to, [network.name for network in run.networks])
     for network in run.networks:
-        shutil.copyfile(of.weights(network.name), to.weights(network.name))
         write_json(to.description(network.name), _described_anywhere(network.description))
-        if of.plan(network.name).is_file() and network.name != "base":
-            shutil.copyfile(of.plan(network.name), to.plan(network.name))
-    to.settings.write_text(settings.to_yaml(), encoding="utf-8")
-    result = run.result.to_json()
-    record = of.read_record()
+    write_text(to.settings, settings.to_yaml())
+    result, record = run.result.to_json(), of.read_record()
     write_json(to.record, {**record, "sittings": [], "git": None, "result": result})
     networks = [
         {**told, "figures": measured.to_json()} for told, measured in zip(result["networks"], figures, strict=True)
     ]
     write_json(folder / "result.json", {**result, "networks": networks})
-    for name in COPIED:
-        if (of.path / name).is_file():
-            shutil.copyfile(of.path / name, folder / name)
-    if (of.path / "export").is_dir():
-        shutil.copytree(of.path / "export", folder / "export", ignore=shutil.ignore_patterns(".*"))
+    _copy_exports(of, to)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     info = replace(run.info, name=_without_path(run.info.name))
     card = Card(
@@ -116,22 +108,32 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
         license=license,
         files=files,
     )
-    (folder / "README.md").write_text(card.markdown(), encoding="utf-8")
+    write_text(folder / "README.md", card.markdown())
+
+
+def _copy_exports(of: RunFolder, to: RunFolder) -> None:
+    """Copy the exported files that the record tells of, and no others."""
+    from adjoined.export.record import NAME as EXPORTS
+    from adjoined.export.record import read_exports
+    from adjoined.export.targets import TARGETS
+
+    refuse_link(of.exports)
+    for each in read_exports(of.exports):
+        make_folder(to.exports)
+        names = (each.file, *(Path(each.file).with_suffix(suffix).name for suffix in TARGETS[each.target].beside))
+        for name in names:
+            if (of.exports / name).exists():
+                copy_file(of.exports / name, to.exports / name)
+    if to.exports.is_dir():
+        copy_file(of.exports / EXPORTS, to.exports / EXPORTS)
 
 
 def _figures(run: FinishedRun) -> list[Figures]:
     """Return the figures that the run has recorded, or measure them again where they are missing."""
     from adjoined.commands.outcome import measure
-    from adjoined.files import read_json
-    from adjoined.report.card import figures_of
+    from adjoined.report.page.story import kept_figures
 
-    path = run.folder / "result.json"
-    if path.is_file():
-        try:
-            return figures_of(read_json(path, "the result of a run"))
-        except (KeyError, TypeError) as error:
-            raise AdjoinedError("is damaged", where=path, fix="Take the file away; it is measured again.") from error
-    return measure(run)
+    return kept_figures(run.folder) or measure(run)
 
 
 def _anywhere(settings: Settings) -> Settings:

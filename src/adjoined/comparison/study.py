@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from adjoined.comparison.variants import OWN, Variant
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, read_json, write_json
+from adjoined.plain import entry
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.lock import locked
 from adjoined.settings import PLACE_ONLY, Settings
@@ -49,9 +50,9 @@ class Study:
                 yield variant, number
 
     def result(self, variant: Variant, number: int) -> RunResult | None:
-        """Return what a run has come to, or None if it has not come to its end."""
+        """Return the result of a run, or None if it is not finished."""
         run = RunFolder(self.path(variant, number))
-        return RunResult.from_json(run.read_record()["result"], run.path) if run.finished else None
+        return run.read_result() if run.finished else None
 
     def check(self, *, unequal: bool) -> None:
         """Compare with what is in the folder already, before anything is done.
@@ -68,8 +69,9 @@ class Study:
             return
         found = read_json(record, "the record of a comparison")
         if found.get("format") != FORMAT:
-            raise AdjoinedError("no comparison of this version", where=record, got=found.get("format"))
-        before = Settings.from_dict(found["settings"], where=record)
+            got = str(found.get("format"))[:40]
+            raise AdjoinedError("not a comparison of this version", where=record, expected=FORMAT, got=got)
+        before = Settings.from_dict(entry(found, "settings", dict, record), where=record)
         self._refuse(before.differences(self.settings), before, self.settings, record, unequal)
         for variant, number in self.runs():
             run = RunFolder(self.path(variant, number))

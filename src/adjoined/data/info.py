@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from adjoined.errors import AdjoinedError
+from adjoined.plain import entry, texts, value, whole
+
+LARGEST_IMAGE = 4096
+"""Pixels of a side, for images that a file says a network takes."""
 
 
 @dataclass(frozen=True)
@@ -46,38 +50,33 @@ class DataInfo:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> DataInfo:
-        """Return the DataInfo that `to_json` wrote.
+    def from_json(cls, values: Mapping[str, Any], where: object = "description of the data") -> DataInfo:
+        """Return the DataInfo that `to_json` wrote; entries that this version does not know are passed over.
 
         Raises:
-            AdjoinedError: a field is missing or has no usable value.
+            AdjoinedError: an entry is missing or has no usable value.
         """
-        try:
-            info = cls(
-                name=str(values["name"]),
-                num_classes=int(values["num_classes"]),
-                class_names=tuple(str(name) for name in values["class_names"]),
-                channels=int(values["channels"]),
-                image_size=int(values["image_size"]),
-                resize=int(values["resize"]),
-                mean=tuple(float(value) for value in values["mean"]),
-                std=tuple(float(value) for value in values["std"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise AdjoinedError(
-                f"the description of the data is damaged: {type(error).__name__}: {error}",
-                expected=f"an object with {', '.join(field.name for field in fields(cls))}",
-            ) from error
+        info = cls(
+            name=entry(values, "name", str, where),
+            num_classes=whole(values, "num_classes", where, least=1),
+            class_names=tuple(texts(values, "class_names", where)),
+            channels=whole(values, "channels", where, least=1, most=3),
+            image_size=whole(values, "image_size", where, least=1, most=LARGEST_IMAGE),
+            resize=whole(values, "resize", where, least=1, most=2 * LARGEST_IMAGE),
+            mean=tuple(value(each, float, f"{where}, mean") for each in entry(values, "mean", list, where)),
+            std=tuple(value(each, float, f"{where}, std") for each in entry(values, "std", list, where)),
+        )
         if not (
             info.num_classes == len(info.class_names)
             and info.channels in (1, 3)
             and info.channels == len(info.mean) == len(info.std)
-            and 1 <= info.image_size <= info.resize
+            and info.image_size <= info.resize
             and min(info.std) > 0
         ):
             raise AdjoinedError(
                 "the description of the data contradicts itself",
+                where=where,
                 expected="as many names as classes, 1 or 3 channels with mean and std > 0 each, image_size <= resize",
-                got={name: value for name, value in info.to_json().items() if name != "class_names"},
+                got={name: value for name, value in info.to_json().items() if name not in ("name", "class_names")},
             )
         return info

@@ -19,12 +19,12 @@ from adjoined.data.images import ImageDataset
 from adjoined.data.preprocessing import evaluation_transform, normalise
 from adjoined.errors import AdjoinedError
 from adjoined.export.preprocessing import Takes, as_taken, metadata, prepared
+from adjoined.export.record import file_name, record
 from adjoined.export.targets import Runnable, Target
 from adjoined.export.writing import write
-from adjoined.files import cannot_write, read_json, write_json
+from adjoined.files import make_folder
 from adjoined.versions import versions
 
-FORMAT = 1
 BATCH = 64
 """Images in one call, where many are run."""
 
@@ -68,11 +68,8 @@ class Exporter:
             AdjoinedError: as `write` does; in int8 also, where accuracy falls by more than `max_drop`.
         """
         info = self.data.info
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(error, self.folder) from error
-        path = self.folder / f"{name}{'.int8' if int8 else ''}{target.suffix}"
+        make_folder(self.folder, links=True)
+        path = self.folder / file_name(name, target, int8=int8)
         self._pairs = self._pairs or [(given, x) for given, x, _ in self._batches(self.data.val, self.images)]
         accuracy: dict[str, Any] = {"top1": None, "top1_pytorch": None, "accuracy_images": None}
         done = write(
@@ -100,7 +97,7 @@ class Exporter:
             "calibration_images": min(self.calibration, len(self.data.train)) if int8 else None,
             "versions": _versions(target, int8),
         }
-        self._record(entry)
+        record(self.folder, entry)
         return entry
 
     def _batches(self, dataset: ImageDataset, count: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -136,13 +133,6 @@ class Exporter:
                 fix="Calibrate on more images (--calibration), choose another target, or allow it (--max-drop).",
             )
         return {"top1": found, "top1_pytorch": pytorch, "accuracy_images": whole}
-
-    def _record(self, entry: dict[str, Any]) -> None:
-        """Add a file to export.json, in place of an older one of its name; files that are gone are forgotten."""
-        path = self.folder / "export.json"
-        known = read_json(path, "the record of exported files").get("files", []) if path.exists() else []
-        kept = [each for each in known if each["file"] != entry["file"] and (self.folder / each["file"]).exists()]
-        write_json(path, {"format": "adjoined-export", "version": FORMAT, "files": [*kept, entry]})
 
 
 def _versions(target: Target, int8: bool) -> dict[str, str]:

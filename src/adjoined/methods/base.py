@@ -158,16 +158,6 @@ class Method(ABC):
         """
 
 
-def small_names(count: int) -> tuple[str, ...]:
-    """Return the names of the small networks of a run.
-
-    Example:
-        >>> small_names(1), small_names(2)
-        (('small',), ('small-1', 'small-2'))
-    """
-    return ("small",) if count == 1 else tuple(f"small-{i + 1}" for i in range(count))
-
-
 def the_small_plan(settings: Settings, model: nn.Module, example: Tensor) -> SlicePlan:
     """Return the slice plan of the one small network that the settings ask for.
 

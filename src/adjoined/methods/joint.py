@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from adjoined.methods.base import Built, Finished, Method, small_names
+from adjoined.methods.base import Built, Finished, Method
+from adjoined.names import small_names
 from adjoined.network import AdjoinedNetwork, adjoin
 
 T = TypeVar("T")

@@ -144,14 +144,5 @@ class Card:
         return "\n".join(f"- `{name}`" for name in self.files)
 
 
-def figures_of(result: Mapping[str, Any]) -> list[Figures]:
-    """Return the figures that `result.json` holds, the base network first.
-
-    Raises:
-        KeyError, TypeError: it holds none, or others.
-    """
-    return [Figures(**network["figures"]) for network in result["networks"]]
-
-
 def _numbers(values: Sequence[float]) -> str:
     return json.dumps([round(value, 4) for value in values])

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from adjoined.benchmark.turns import Latency
+from adjoined.errors import AdjoinedError
 from adjoined.report import units
 from adjoined.report.table import Table
 
 if TYPE_CHECKING:
-    from adjoined.benchmark.turns import Latency
     from adjoined.slicing import Cost
 
 
@@ -29,8 +30,7 @@ class Figures:
     top1: float | None = None
     """Share of samples whose first guess is right, in [0, 1]."""
     top5: float | None = None
-    latency: Mapping[str, Any] | None = None
-    """The fields of `adjoined.benchmark.turns.Latency`."""
+    latency: Latency | None = None
 
     @classmethod
     def of(
@@ -44,18 +44,38 @@ class Figures:
         latency: Latency | None = None,
     ) -> Figures:
         """Gather what was measured of one network."""
-        measured = asdict(latency) if latency else None
         sizes = (cost.parameters, cost.parameters_without_last, cost.macs)
-        return cls(name, *sizes, file_bytes, top1, top5, measured)
+        return cls(name, *sizes, file_bytes, top1, top5, latency)
 
     @property
     def median_ms(self) -> float | None:
         """Latency, ms."""
-        return self.latency["median_ms"] if self.latency else None
+        return self.latency.median_ms if self.latency else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain data for JSON."""
         return asdict(self)
+
+
+def figures_of(result: Mapping[str, Any], where: object) -> list[Figures]:
+    """Return the figures that `result.json` holds, the base network first.
+
+    Raises:
+        AdjoinedError: an entry is missing or has no usable value.
+    """
+    from adjoined.schema import conform
+
+    fix = "Delete the file: the figures are then measured again."
+    kinds = list[dict[str, Any]]
+    found = [
+        conform(Figures, network.get("figures"), where=where, fix=fix)
+        for network in conform(kinds, result.get("networks"), where=where, fix=fix)
+    ]
+    for each in found:
+        for name, value in vars(each).items():
+            if isinstance(value, int | float) and value < 0:
+                raise AdjoinedError("a value does not fit", where=where, expected=f"{name} of at least 0", fix=fix)
+    return found
 
 
 Value = float | None
@@ -110,13 +130,14 @@ def result_table(base: Figures, smalls: Sequence[Figures], *, title: str = "", n
 def _latency_note(networks: Sequence[Figures]) -> tuple[str, ...]:
     if not networks:
         return ()
-    first = networks[0].latency or {}
+    first = networks[0].latency
+    assert first is not None
     spread = ", ".join(
-        f"{network.name} {network.latency['lower_quartile_ms']:.3g} to {network.latency['upper_quartile_ms']:.3g} ms"
+        f"{network.name} {network.latency.lower_quartile_ms:.3g} to {network.latency.upper_quartile_ms:.3g} ms"
         for network in networks
         if network.latency
     )
     return (
-        f"Latency: median of calls taking turns on {first['device']} with {units.threads(first['threads'])}, in "
+        f"Latency: median of calls taking turns on {first.device} with {units.threads(first.threads)}, in "
         f"PyTorch as it is; quartiles: {spread}.",
     )

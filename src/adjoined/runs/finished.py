@@ -1,4 +1,4 @@
-"""A run that has come to its end: its networks, and the images that it was validated on."""
+"""A finished run: its networks, and the images that it was validated on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FinishedNetwork:
     description: dict[str, Any]
     """The JSON beside its weights."""
     result: NetworkResult
-    """What the run has measured of it."""
+    """What the run measured of it."""
 
     @property
     def label(self) -> str:
@@ -40,7 +40,7 @@ class FinishedNetwork:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has come to its end."""
+    """A finished run."""
 
     folder: Path
     result: RunResult
@@ -70,14 +70,13 @@ def open_run(folder: str | Path, model: str | None = None) -> FinishedRun:
     """
     run = RunFolder(located(folder))
     run.read_settings()
-    result = run.read_record()["result"]
-    if result is None:
+    found = run.read_result()
+    if found is None:
         raise AdjoinedError(
-            "the run has not come to its end",
+            "the run is not finished",
             where=run.path,
             fix=f"Go on with `adjoined train --resume {run.path}`.",
         )
-    found = RunResult.from_json(result, run.path)
     networks = []
     for network in found.networks:
         description = read_description(run.path, network.name)

@@ -6,21 +6,42 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import clear_parts, make_folder, read_json, refuse_link, write_json, write_whole
+from adjoined.files import clear_parts, copy_file, make_folder, refuse_link, write_json, write_whole
+from adjoined.names import BASE
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
+from adjoined.runs.result import RunResult
 from adjoined.settings import Settings
 from adjoined.versions import versions
 
 FORMAT = 1
 _PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy")
+
+
+class Sitting(TypedDict):
+    """One process that worked on a run."""
+
+    started: str
+    command: list[str]
+    host: str
+
+
+class Record(TypedDict):
+    """What run.json holds."""
+
+    seed: int
+    versions: dict[str, str]
+    git: dict[str, Any] | None
+    sittings: list[Sitting]
+    finished: str | None
+    result: dict[str, Any] | None
 
 
 class RunFolder:
@@ -36,6 +57,7 @@ class RunFolder:
         tensorboard: the folder of TensorBoard's files.
         checkpoints: the folder of last.ckpt and best-NETWORK.ckpt.
         stages: the folder of the trainings that come before, each a run of its own.
+        exports: the folder of exported files.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -46,6 +68,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.stages = self.path / "stages"
+        self.exports = self.path / "export"
         self.last = self.checkpoints / "last.ckpt"
 
     def weights(self, name: str) -> Path:
@@ -78,21 +101,39 @@ class RunFolder:
         return Settings.from_run(self.settings, all_known=all_known)
 
     def read_record(self) -> dict[str, Any]:
-        """Return what is known of the run.
+        """Return what is known of the run: the entries of `Record`, and those of newer versions.
 
         Raises:
             AdjoinedError: run.json is missing, damaged, or of another program or version.
         """
-        record = read_json(self.record, "the record of a run")
-        if record.get("format") != "adjoined-run" or record.get("version") != FORMAT:
-            raise AdjoinedError(
-                "the run was written by another program or version",
-                where=self.record,
-                expected=f"format adjoined-run, version {FORMAT}",
-                got=f"{record.get('format')}, version {record.get('version')}",
-                fix="Update adjoined.",
-            )
+        from adjoined.schema import conform, read_versioned
+
+        record = read_versioned(self.record, "the record of a run", format="adjoined-run", version=FORMAT)
+        conform(Record, record, where=self.record)
         return record
+
+    def read_result(self) -> RunResult | None:
+        """Return the result of the run; None if it is not finished. Errors as in `read_record`."""
+        result = self.read_record()["result"]
+        return None if result is None else RunResult.from_json(result, self.path)
+
+    def copy_networks(self, target: RunFolder, names: Iterable[str]) -> None:
+        """Copy finished networks and the metrics into another folder, which exists; links are refused.
+
+        Args:
+            target: where to.
+            names: the networks.
+
+        Raises:
+            AdjoinedError: a file is missing, a link, or cannot be written.
+        """
+        for name in names:
+            copy_file(self.weights(name), target.weights(name))
+            copy_file(self.description(name), target.description(name))
+            if self.plan(name).is_file() and name != BASE:
+                copy_file(self.plan(name), target.plan(name))
+        if self.metrics.is_file():
+            copy_file(self.metrics, target.metrics)
 
     @property
     def finished(self) -> bool:

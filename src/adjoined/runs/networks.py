@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from adjoined.data.info import LARGEST_IMAGE, DataInfo
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_json, write_json, write_whole
+from adjoined.files import open_regular, parse_json, read_bytes, read_json, write_json, write_whole
+from adjoined.names import check_name
+from adjoined.plain import check, entry, value, whole
+from adjoined.runs.ceiling import Ceiling
 from adjoined.runs.folder import RunFolder
 from adjoined.runs.hub import located
 from adjoined.slicing import SlicePlan
 
 FORMAT = 1
+LARGEST_HEADER = 16 << 20
+"""Bytes of the header of a weights file."""
+MOST_SMALLER = 4096
+"""How many times smaller a small network's file may be than the base network."""
 Model = nn.Module | str | Callable[[], nn.Module]
 
 
@@ -28,7 +39,7 @@ def load(folder: str | os.PathLike[str], which: str = "small", *, model: Model |
 
     Args:
         folder: the run folder, or `hub:OWNER/NAME` (`hub:OWNER/NAME@REVISION`) for a run that was pushed to a hub.
-        which: "base", "small", or "small-1", "small-2" … of a family.
+        which: the network: "base"; "small", or "small-1", "small-2" … of a family; "sparse".
         model: the base model, where the run trained one of the user's own code: a module (it is used, not copied), a
             function that returns one, or what `--model` was given. Models of adjoined, timm and torchvision need none.
 
@@ -40,10 +51,12 @@ def load(folder: str | os.PathLike[str], which: str = "small", *, model: Model |
         >>> small = load("runs/digits", "small")  # doctest: +SKIP
         >>> small(images).argmax(dim=1)  # doctest: +SKIP
     """
-    folder = located(folder, (f"{which}.json", f"{which}.safetensors"))
-    description = read_description(folder, which)
-    module = rebuild(description, where=RunFolder(folder).description(which), model=model)
-    load_weights(module, RunFolder(folder).weights(which), description["sha256"])
+    check_name(which, "which")
+    run = RunFolder(located(folder, (f"{which}.json", f"{which}.safetensors")))
+    description = read_description(run.path, which)
+    _, size = read_shapes(run.weights(which))
+    module = rebuild(description, where=run.description(which), model=model, tensor_bytes=size)
+    load_weights(module, run.weights(which), description["sha256"])
     return module.eval()
 
 
@@ -54,7 +67,7 @@ def read_description(folder: str | os.PathLike[str], which: str) -> dict[str, An
         AdjoinedError: there is no such network, or the file is damaged, foreign or newer.
     """
     run = RunFolder(folder)
-    path = run.description(which)
+    path = run.description(check_name(which, "which"))
     if not path.is_file():
         there = sorted(each.stem for each in run.path.glob("*.safetensors")) if run.path.is_dir() else []
         raise AdjoinedError(
@@ -63,36 +76,61 @@ def read_description(folder: str | os.PathLike[str], which: str) -> dict[str, An
             expected=f"one of {', '.join(there)}" if there else "a run folder with finished networks",
             fix="" if there else f"Train first; a run that was stopped goes on with --resume {run.path}.",
         )
-    found = read_json(path, "the description of a network")
-    if found.get("format") != "adjoined-network":
-        raise AdjoinedError("is no description of a network", where=path, got=f"format {found.get('format')}")
-    if found.get("version") != FORMAT:
+    return _checked(read_json(path, "the description of a network"), path)
+
+
+def _checked(data: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Return the description if all that is used of it has its type; entries of newer versions are passed over."""
+    if data.get("format") != "adjoined-network":
+        got = f"format {str(data.get('format'))[:40]}"
+        raise AdjoinedError("not the description of a network", where=where, got=got)
+    if data.get("version") != FORMAT:
         raise AdjoinedError(
             "was written by another version",
-            where=path,
+            where=where,
             expected=f"version {FORMAT}",
-            got=f"version {found.get('version')}",
+            got=f"version {str(data.get('version'))[:20]}",
             fix="Update adjoined.",
         )
-    missing = {"model", "plan", "sha256", "data", "metrics"} - found.keys()
-    if missing:
-        raise AdjoinedError("is damaged", where=path, got=f"no entry {min(missing)!r}", fix="Restore it from a copy.")
-    return found
+    model = entry(data, "model", dict, where)
+    entry(model, "spec", str, f"{where}, model")
+    entry(model, "options", dict, f"{where}, model")
+    for name in ("num_classes", "in_channels"):
+        whole(model, name, f"{where}, model", least=1)
+    if model.get("image_size") is not None:
+        whole(model, "image_size", f"{where}, model", least=1, most=LARGEST_IMAGE)
+    check(bool(re.fullmatch(r"[0-9a-f]{64}", entry(data, "sha256", str, where))), where, "a SHA-256", data["sha256"])
+    if "plan" not in data or data["plan"] is not None:
+        SlicePlan.from_json(entry(data, "plan", dict, where), where=f"{where}, plan")
+    DataInfo.from_json(entry(data, "data", dict, where), where=f"{where}, data")
+    entry(data, "metrics", dict, where)
+    return data
 
 
-def rebuild(description: Mapping[str, Any], *, where: object, model: Model | None = None) -> nn.Module:
+def rebuild(
+    description: Mapping[str, Any], *, where: object, model: Model | None = None, tensor_bytes: int | None = None
+) -> nn.Module:
     """Build the module that a description tells of, with any weights.
 
     Args:
         description: as `read_description` returns it.
         where: its file, for errors.
         model: as in `load`.
+        tensor_bytes: size of the saved tensors, where the description may be somebody else's: a network that needs far
+            more is not built.
     """
     from adjoined import models
 
-    told = description["model"]
+    told, plan = description["model"], description["plan"]
     size = {"num_classes": told["num_classes"], "in_channels": told["in_channels"], "image_size": told["image_size"]}
-    if model is None:
+    plan = None if plan is None else SlicePlan.from_json(plan, where=where)
+    if isinstance(model, nn.Module):
+        module = model
+    elif callable(model):
+        module = model()
+    elif model is not None:
+        module = models.build(model, **size, options=told["options"])
+    else:
         if models.is_code(told["spec"]):
             raise AdjoinedError(
                 "the network is built by code that is not adjoined's, and no code is run because a file names it",
@@ -100,15 +138,31 @@ def rebuild(description: Mapping[str, Any], *, where: object, model: Model | Non
                 got=told["spec"],
                 fix=f"Hand it in: load(..., model={told['spec']!r}), or a module, or a function that returns one.",
             )
-        model = str(told["spec"])
-    if isinstance(model, str):
-        module = models.build(model, **size, options=told["options"])
-    elif isinstance(model, nn.Module):
-        module = model
-    else:
-        module = model()
-    plan = description["plan"]
-    return module if plan is None else SlicePlan.from_json(plan, where=where).apply(module)
+        with nullcontext() if tensor_bytes is None else Ceiling(_base_bytes(plan, tensor_bytes, where), where):
+            module = _build_as_told(told["spec"], size, told["options"], where)
+    return module if plan is None else plan.apply(module)
+
+
+def _base_bytes(plan: SlicePlan | None, small_bytes: int, where: object) -> int:
+    """Return how many bytes the base network's tensors may have, if a small network's file is what it says."""
+    if plan is None:
+        return small_bytes
+    told = 8 * sum(prod(shape) for shape in plan.shapes.values())
+    check(told <= MOST_SMALLER * (small_bytes + (1 << 20)), where, "shapes that fit the small network's file", told)
+    return told
+
+
+def _build_as_told(spec: str, size: Mapping[str, Any], options: Mapping[str, Any], where: object) -> nn.Module:
+    from adjoined import models
+
+    try:
+        return models.build(spec, **size, options=options)
+    except AdjoinedError:
+        raise
+    except Exception as error:  # options of a damaged file reach code that expects other ones
+        raise AdjoinedError(
+            f"the network cannot be built as the file says: {type(error).__name__}: {str(error)[:200]}", where=where
+        ) from error
 
 
 def save_weights(module: nn.Module, path: Path) -> str:
@@ -132,24 +186,9 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise AdjoinedError(f"cannot read the weights: {error.strerror}", where=path) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise AdjoinedError(
-            "the weights are not those that the run has written",
-            where=path,
-            expected=f"SHA-256 {sha256[:12]}…",
-            got=f"{hashlib.sha256(content).hexdigest()[:12]}…",
-            fix="Restore the file from a copy, or train again.",
-        )
-    try:
-        tensors = parse(content)
-    except SafetensorError as error:
-        raise AdjoinedError(f"the weights cannot be read: {error}", where=path) from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in _own_tensors(module).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    own = _own_tensors(module)
+    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    found, size = read_shapes(path)
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise AdjoinedError(
@@ -159,7 +198,53 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
                 got=found.get(name, "no such tensor"),
                 fix="Hand in the model that the run was trained with.",
             )
+    content = read_bytes(path, "weights", largest=size)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise _other_weights(path, f"SHA-256 {sha256[:12]}…", f"{hashlib.sha256(content).hexdigest()[:12]}…")
+    try:
+        tensors = parse(content)
+    except SafetensorError as error:
+        raise AdjoinedError(f"the weights cannot be read: {error}", where=path) from error
     module.load_state_dict(tensors, strict=False)  # tied tensors have one name in the file
+
+
+def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Return the shapes in a file of safetensors, and its size in bytes; none of the tensors is read.
+
+    Raises:
+        AdjoinedError: the file is missing, or not as long as its own header says.
+    """
+    with open_regular(path, "weights in safetensors") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, LARGEST_HEADER):
+            raise _other_weights(path, "a header within the file", f"a header of {length} bytes in {size}")
+        header = file.read(length)
+    told = parse_json(header, path, "a header of safetensors")
+    told.pop("__metadata__", None)
+    end, shapes = 0, {}
+    for name in told:
+        where, tensor = f"{path}, {name}", entry(told, name, dict, path)
+        shape = [value(each, int, where) for each in entry(tensor, "shape", list, where)]
+        offsets = [value(each, int, where) for each in entry(tensor, "data_offsets", list, where)]
+        check(len(offsets) == 2 and 0 <= offsets[0] <= offsets[1], where, "two offsets", offsets)
+        # An element takes half a byte at least: what is declared lies in the file.
+        fits = min(shape, default=0) >= 0 and prod(shape) <= 2 * (offsets[1] - offsets[0])
+        check(fits, where, "a shape that fits its bytes", shape)
+        end, shapes[name] = max(end, offsets[1]), tuple(shape)
+    if size != 8 + length + end:
+        raise _other_weights(path, f"a file of {8 + length + end} bytes", f"{size} bytes")
+    return shapes, size
+
+
+def _other_weights(path: Path, expected: str, got: str) -> AdjoinedError:
+    return AdjoinedError(
+        "the weights are not those that the run has written",
+        where=path,
+        expected=expected,
+        got=got,
+        fix="Restore the file from a copy, or train again.",
+    )
 
 
 def save_description(path: Path, description: Mapping[str, Any]) -> None:

@@ -1,10 +1,13 @@
-"""What a run has come to."""
+"""The results of a run."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from adjoined.names import check_name
+from adjoined.plain import check
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,7 @@ class NetworkResult:
     """A finished network."""
 
     name: str
-    """base, small, or small-1, small-2 …; sparse for one of full size whose small weights are zero."""
+    """One of those in `adjoined.names`; sparse for one of full size whose small weights are zero."""
     parameters: int
     """Its parameters, all of them."""
     loss: float
@@ -21,10 +24,10 @@ class NetworkResult:
     """Share of the validation images whose likeliest class is right, in [0, 1]."""
     top5: float | None
     """The same for the five likeliest classes; None where there are five classes or fewer."""
-    path: Path
-    """Its weights; the JSON beside them tells how to build it."""
     nonzero: int | None = None
     """Parameters that are not zero, where the method sets single ones to zero."""
+    path: Path = Path()
+    """Its weights, NAME.safetensors in the run folder; the JSON beside them tells how to build it. No file holds it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class StageCost:
 class RunResult:
     """A finished run."""
 
-    folder: Path
     networks: tuple[NetworkResult, ...]
     """The base network first."""
     epochs: int
@@ -59,6 +61,8 @@ class RunResult:
     """Which weights were finished: "last" (those after the last step) or "ema" (their moving average)."""
     stages: tuple[StageCost, ...] = ()
     """What every training has cost, the run's own last."""
+    folder: Path = Path()
+    """The run folder. No file holds it."""
 
     @property
     def macs(self) -> int | None:
@@ -67,13 +71,27 @@ class RunResult:
         return sum(counted) if self.stages and len(counted) == len(self.stages) else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; paths are relative to the folder."""
-        networks = [{**asdict(each), "path": each.path.name} for each in self.networks]
-        return {**asdict(self), "networks": networks, "folder": None}
+        """Return plain data, without paths."""
+        told = asdict(self)
+        networks = [{name: each[name] for name in each if name != "path"} for each in told["networks"]]
+        return {name: told[name] for name in told if name != "folder"} | {"networks": networks}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], folder: Path) -> RunResult:
-        """Read what `to_json` has written."""
-        networks = tuple(NetworkResult(**{**each, "path": folder / each["path"]}) for each in data["networks"])
-        stages = tuple(StageCost(**each) for each in data.get("stages", ()))
-        return cls(**{**data, "networks": networks, "folder": folder, "stages": stages})
+        """Read what `to_json` has written, for a run in this folder; where the networks lie follows from their names.
+
+        Raises:
+            AdjoinedError: an entry is missing or has no usable value.
+        """
+        from adjoined.schema import conform
+
+        where = folder / "run.json"
+        found = conform(cls, data, where=where)
+        check(bool(found.networks), where, "at least one network", "none")
+        for each in (found, *found.networks, *found.stages):
+            for name, value in vars(each).items():
+                check(not isinstance(value, int | float) or value >= 0, f"{where}, {name}", "at least 0", value)
+        names = [check_name(each.name, where) for each in found.networks]
+        check(len(set(names)) == len(names), where, "networks of different names", ", ".join(names))
+        networks = (replace(each, path=folder / f"{each.name}.safetensors") for each in found.networks)
+        return replace(found, networks=tuple(networks), folder=folder)

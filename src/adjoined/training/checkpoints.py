@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickletools
+import re
 import warnings
+import zipfile
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,11 +17,18 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import write_whole
+from adjoined.files import make_folder, open_regular, write_whole
 from adjoined.training.history import History, of_networks
 
 FORMAT = 1
 MARK = "adjoined"
+LARGEST_PICKLE = 64 << 20
+"""Bytes of the pickle that describes the tensors of a checkpoint; the tensors lie beside it."""
+# Fewer than `weights_only` allows: among its names are some that allocate as much as they are told.
+_KNOWN = re.compile(
+    r"collections (OrderedDict|Counter)|torch Size|torch\.?\w* \w+Storage|torch (\w*float|u?int|complex)\w*|torch bool"
+    r"|torch._utils (_rebuild_tensor_v2|_rebuild_parameter)"
+)
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -28,7 +37,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """Write a checkpoint, whole or not at all."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         # torch.save turns a full disk, and Ctrl-C, into an error of its own; written by Python they stay what they are.
         content = BytesIO()
         torch.save({**checkpoint, MARK: FORMAT}, content)
@@ -52,16 +61,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         AdjoinedError: it is missing, damaged, or of another program or version.
     """
     advice = "Delete it to start again from the beginning, or put a good copy there."
-    try:
-        with warnings.catch_warnings(action="ignore"):  # advice about files that are refused below anyway
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise AdjoinedError("no such checkpoint", where=path) from error
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AdjoinedError(
-            f"the checkpoint is damaged or no checkpoint: {reason[:120]}", where=path, fix=advice
-        ) from error
+    with open_regular(path, "a checkpoint") as file:
+        try:
+            _check_archive(file)
+            file.seek(0)
+            with warnings.catch_warnings(action="ignore"):  # advice about files that are refused below anyway
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except (
+            Exception
+        ) as error:  # zipfile and torch raise whatever comes: struct.error, IndexError, NotImplementedError
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise AdjoinedError(
+                f"the checkpoint is damaged or not a checkpoint: {reason[:120]}", where=path, fix=advice
+            ) from error
     found = checkpoint.get(MARK) if isinstance(checkpoint, dict) else None
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
@@ -72,7 +84,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             got=found,
             fix="Update adjoined." if newer else advice,
         )
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(each, torch.Tensor) for each in state.values()):
+        raise AdjoinedError("the checkpoint is damaged: it has no tensors of a network", where=path, fix=advice)
     return checkpoint
+
+
+def _check_archive(file: IO[bytes]) -> None:
+    """Raise ValueError unless a file is a zip as `save_checkpoint` writes it: nothing in it is compressed, and its pickle
+    names tensors alone. Nothing is unpickled here."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+            raise ValueError("its parts are larger than the file")
+        (pickle,) = (part for part in parts if part.filename.endswith("/data.pkl"))
+        if pickle.file_size > LARGEST_PICKLE:
+            raise ValueError(f"its description is larger than {LARGEST_PICKLE} bytes")
+        content = archive.read(pickle)
+    for code, argument, _ in pickletools.genops(content):
+        if code.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            raise ValueError("it names code in a way that torch.save does not")
+        if code.name == "GLOBAL" and not _KNOWN.fullmatch(str(argument)):
+            raise ValueError(f"it names {str(argument)[:80]!r}, which is not a tensor")
 
 
 class Checkpoints(Checkpoint):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from adjoined import models
-from adjoined.files import read_json, write_json, write_whole
+from adjoined.files import copy_file
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
 from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
 from adjoined.training.checkpoints import read_checkpoint
@@ -80,9 +80,8 @@ def finish(run: RunFolder, job: Job, device: torch.device, earlier: Earlier) -> 
 def _carry(run: RunFolder, network: NetworkResult) -> NetworkResult:
     """Copy a finished network of an earlier stage into the run."""
     stage = RunFolder(network.path.parent)
-    content = network.path.read_bytes()
-    write_whole(run.weights(network.name), lambda file: file.write(content))
-    write_json(run.description(network.name), read_json(stage.description(network.name), "a network's description"))
+    copy_file(stage.weights(network.name), run.weights(network.name))
+    copy_file(stage.description(network.name), run.description(network.name))
     return replace(network, path=run.weights(network.name))
 
 

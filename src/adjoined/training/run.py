@@ -53,10 +53,10 @@ def run_training(
 
         console = Console()
     run = RunFolder(run_folder)
-    if resume and run.finished:
+    if resume and (done := run.read_result() if run.record.exists() else None):
         if is_main():
             console.print(f"{run.path}: the run is finished, nothing to do", highlight=False, soft_wrap=True)
-        return RunResult.from_json(run.read_record()["result"], run.path)
+        return done
     # Only one process of several may write to the folder.
     with run.opened(settings, resume=resume) if is_main() else nullcontext(), _quiet():
         history = History(run.metrics)

@@ -16,7 +16,7 @@ from torch import nn
 from adjoined import models
 from adjoined.data import DataInfo
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write
+from adjoined.files import copy_file, make_folder, refuse_link, written_beside
 from adjoined.methods import METHODS, Stage, ends_the_same
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost, load, read_description
 from adjoined.settings import Settings
@@ -24,9 +24,6 @@ from adjoined.training.job import make_job
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-LEFT_BEHIND = shutil.ignore_patterns("checkpoints", "tensorboard", "stages", ".lock")
-"""What is not copied of a finished run that serves as a stage of another."""
 
 
 @dataclass
@@ -127,19 +124,23 @@ def _equal_run(settings: Settings, known: Iterable[Path]) -> Path | None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    beside = target.with_name(f".{target.name}.part")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, beside, ignore=LEFT_BEHIND)
-        shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
-    except OSError as error:
-        raise cannot_write(error, target) from error
+    """Copy a finished run, whole or not at all; of what lies in its folder, the files of a run alone."""
+    of = RunFolder(source)
+    result = of.read_result()
+    assert result is not None
+    make_folder(target.parent)
+    refuse_link(target)
+    shutil.rmtree(target, ignore_errors=True)  # a lock at most: it is not a run yet
+    with written_beside(target) as (part,):
+        part.mkdir()
+        copy_file(of.settings, RunFolder(part).settings)
+        copy_file(of.record, RunFolder(part).record)
+        of.copy_networks(RunFolder(part), [network.name for network in result.networks])
 
 
 def _take_in(earlier: Earlier, stage: Stage, run: RunFolder, settings: Settings) -> None:
-    result = RunResult.from_json(run.read_record()["result"], run.path)
+    result = run.read_result()
+    assert result is not None
     code = settings.model if models.is_code(settings.model) else None  # the user has named it in this very command
     earlier.modules[stage.name] = load(run.path, stage.network, model=code)
     earlier.carried += [each for each in result.networks if stage.carried and each.name == stage.network]

@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from adjoined.export.record import ExportedFile
 from adjoined.report import units
 from adjoined.report.table import Table
 
-Entry = Mapping[str, Any]
 
-
-def export_tables(found: Entry) -> list[Table]:
-    """Return the exported files with what was found when they were compared with PyTorch.
-
-    Args:
-        found: export/export.json.
-    """
-    rows = []
-    for entry in _entries(found, "files"):
-        told = entry.get("difference")
-        difference: Entry = told if isinstance(told, Mapping) else {}
-        rows.append(
-            (
-                str(entry.get("file", "?")),
-                units.size(_number(entry, "bytes")),
-                str(entry.get("takes") or units.ABSENT),
-                _small(_number(difference, "relative")),
-                _of(_number(difference, "other_class"), _number(difference, "images")),
-                units.percent(_number(entry, "top1")),
-            )
-        )
-    if not rows:
+def export_tables(files: Sequence[ExportedFile]) -> list[Table]:
+    """Return the exported files with what was found when they were compared with PyTorch."""
+    if not files:
         return []
+    rows = tuple(
+        (
+            each.file,
+            units.size(each.bytes),
+            each.takes or units.ABSENT,
+            units.ABSENT if each.difference.relative is None else f"{each.difference.relative:.1e}",
+            _of(each.difference.other_class, each.difference.images),
+            units.percent(each.top1),
+        )
+        for each in files
+    )
     notes = (
         "Every file was run by its own runtime on validation images and compared with PyTorch: the largest difference "
         "of two logits in units of the largest logit, and the images whose likeliest class is another. Accuracy is "
         "measured of int8 files.",
     )
     columns = ("file", "size", "takes images", "difference", "other class", "top-1")
-    return [Table(columns, tuple(rows), "Exported files", notes)]
+    return [Table(columns, rows, "Exported files", notes)]
 
 
-def _small(number: float | None) -> str:
-    return units.ABSENT if number is None else f"{number:.1e}"
-
-
-def _of(number: float | None, whole: float | None) -> str:
-    return units.ABSENT if number is None or whole is None else f"{number:.0f} of {whole:.0f}"
-
-
-def _entries(found: Entry, name: str) -> Sequence[Entry]:
-    entries = found.get(name)
-    return [each for each in entries if isinstance(each, Mapping)] if isinstance(entries, list) else []
-
-
-def _number(entry: Entry, name: str) -> float | None:
-    value = entry.get(name)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _of(number: int | None, whole: int | None) -> str:
+    return units.ABSENT if number is None or whole is None else f"{number} of {whole}"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from adjoined.benchmark.result import NAME as BENCHMARK
 from adjoined.benchmark.result import Benchmark, read_benchmark
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_json
-from adjoined.report.figures import Figures
+from adjoined.export.record import ExportedFile, read_exports
+from adjoined.files import read_bytes, read_json
+from adjoined.report.figures import Figures, figures_of
 from adjoined.runs import RunFolder, RunResult
 from adjoined.settings import Settings
 
@@ -33,7 +36,7 @@ class RunStory:
     """Of the finished networks, the base network first."""
     benchmark: Benchmark | None = None
     """benchmark.json, as `adjoined benchmark` leaves it."""
-    exports: dict[str, Any] | None = None
+    exports: tuple[ExportedFile, ...] = ()
     """export/export.json, as `adjoined export` leaves it."""
 
     @property
@@ -66,31 +69,24 @@ def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> 
         AdjoinedError: there is no run, or a file is damaged.
     """
     run = RunFolder(folder)
-    settings, record = run.read_settings(), run.read_record()
-    result, benchmark = record.get("result"), run.path / BENCHMARK
+    settings, record, result = run.read_settings(), run.read_record(), run.read_result()
+    benchmark = run.path / BENCHMARK
     return RunStory(
         folder=run.path,
         settings=settings,
         record=record,
         history=tuple(read_history(run.metrics)),
-        result=RunResult.from_json(result, run.path) if result else None,
+        result=result,
         figures=tuple(figures if figures is not None else kept_figures(run.path)),
         benchmark=read_benchmark(benchmark) if benchmark.is_file() else None,
-        exports=_if_there(run.path / "export" / "export.json", "a record of exports"),
+        exports=tuple(read_exports(run.exports)),
     )
 
 
 def kept_figures(folder: Path) -> list[Figures]:
     """Return the figures that a run has left in result.json; nothing where there is no such file."""
-    told = _if_there(folder / "result.json", "the result of a run")
-    try:
-        return [Figures(**network["figures"]) for network in told["networks"]] if told else []
-    except (KeyError, TypeError) as error:
-        raise AdjoinedError(
-            f"the figures cannot be read: {error}",
-            where=folder / "result.json",
-            fix="Delete the file: the figures are then measured again.",
-        ) from error
+    path = folder / "result.json"
+    return figures_of(read_json(path, "the result of a run"), path) if path.is_file() else []
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -101,15 +97,15 @@ def read_history(path: Path) -> list[dict[str, float]]:
     """
     if not path.is_file():
         return []
+    text = read_bytes(path, "the history of a run, as CSV")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        read = csv.DictReader(io.StringIO(text.decode(), newline=""), strict=True)
+        rows = [{name: float(text) for name, text in row.items() if text} for row in read]
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         raise AdjoinedError(f"the history of the run cannot be read: {error}", where=path) from error
-    if any("epoch" not in row for row in rows):
-        raise AdjoinedError("the history of the run has a row without its epoch", where=path)
+    for row in rows:
+        if not row.get("epoch", 0) >= 1 or not all(map(isfinite, row.values())):
+            raise AdjoinedError(
+                "the history of the run has a row without its epoch, or with a number that is not finite", where=path
+            )
     return rows
-
-
-def _if_there(path: Path, kind: str) -> dict[str, Any] | None:
-    return read_json(path, kind) if path.is_file() else None

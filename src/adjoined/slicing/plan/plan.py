@@ -15,6 +15,7 @@ from torch import nn
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json
 from adjoined.slicing.model.modules import duplicate, in_place_of, named_tensors, set_sizes
+from adjoined.slicing.plan.checked import check_data
 from adjoined.slicing.plan.index import Index, take
 from adjoined.slicing.plan.reasons import Reason
 
@@ -44,12 +45,9 @@ class ChannelGroup:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ChannelGroup:
-        """Read what `to_json` returned.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is something else.
-        """
-        return cls(**{**data, "modules": tuple(data["modules"]), "reason": Reason.from_json(data["reason"])})
+        """Read what `to_json` returned, once `check_data` has seen it."""
+        modules, reason = tuple(data["modules"]), Reason.from_json(data.get("reason"))
+        return cls(data["name"], modules, data["width"], data["kept"], reason)
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,19 @@ class SlicePlan:
         for name, module in small.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 set_sizes(module, self.conv_groups.get(name))
+        held = dict(small.named_modules())
         for place, value in self.attributes.items():
             module, _, attribute = place.rpartition(".")
-            setattr(
-                small.get_submodule(module), attribute, _like(getattr(small.get_submodule(module), attribute), value)
-            )
+            old = getattr(held.get(module), attribute, None)
+            if not _replaces(value, old) or attribute.startswith("_"):
+                raise AdjoinedError(
+                    "the slice plan was made for another model",
+                    where=place,
+                    expected="a number, or a list of numbers, in place of the model's own",
+                    got=f"{str(value)[:40]} in place of {type(old).__name__}",
+                    fix="Make a new plan.",
+                )
+            setattr(held[module], attribute, type(old)(value) if isinstance(value, list) else value)
         return small
 
     def check_fits(self, model: nn.Module) -> None:
@@ -188,52 +194,26 @@ class SlicePlan:
         Raises:
             AdjoinedError: it is not a slice plan, or one of a newer version.
         """
-        if not isinstance(data, Mapping) or data.get("format") not in (1, FORMAT):
-            raise AdjoinedError(
-                "not a slice plan of this version",
-                where=where,
-                expected=f"a JSON object with format {FORMAT}",
-                got=data.get("format") if isinstance(data, Mapping) else type(data).__name__,
-                fix="Make it anew with `adjoined plan`, or use the version that wrote it.",
-            )
-        try:
-            return cls(
-                alpha=float(data["alpha"]),
-                round_to=int(data["round_to"]),
-                keep=tuple(data["keep"]),
-                tensors={
-                    name: tuple(None if index is None else Index.from_json(index) for index in indices)
-                    for name, indices in data["tensors"].items()
-                },
-                shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
-                conv_groups={name: int(count) for name, count in data["conv_groups"].items()},
-                attributes=dict(data["attributes"]),
-                groups=tuple(ChannelGroup.from_json(group) for group in data["groups"]),
-                crossing=dict(data["crossing"]),
-                unaligned=tuple(data["unaligned"]),
-                widths=dict(data.get("widths", {})),
-                order=str(data.get("order", "")),
-                unordered=dict(data.get("unordered", {})),
-                unreached=dict(data.get("unreached", {})),
-            )._consistent()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AdjoinedError(
-                f"the slice plan is damaged: {type(error).__name__}: {error}",
-                where=where,
-                fix="Make it anew with `adjoined plan`.",
-            ) from error
-
-    def _consistent(self) -> SlicePlan:
-        """Return the plan if its indices lie within the shapes, else raise ValueError."""
-        for name, indices in self.tensors.items():
-            shape = self.shapes.get(name)
-            if shape is None or len(shape) != len(indices):
-                raise ValueError(f"{name}: indices without a fitting shape")
-            for size, index in zip(shape, indices, strict=True):
-                bounds = [] if index is None else [0, *(bound for pair in index.ranges for bound in pair), size]
-                if bounds != sorted(bounds) or (index is not None and not len(index)):
-                    raise ValueError(f"{name}: indices {index} outside of {size}")
-        return self
+        data = check_data(data, newest=FORMAT, where=where)
+        return cls(
+            alpha=float(data["alpha"]),
+            round_to=data["round_to"],
+            keep=tuple(data["keep"]),
+            tensors={
+                name: tuple(None if index is None else Index.from_json(index) for index in indices)
+                for name, indices in data["tensors"].items()
+            },
+            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+            conv_groups=dict(data["conv_groups"]),
+            attributes=dict(data["attributes"]),
+            groups=tuple(ChannelGroup.from_json(group) for group in data["groups"]),
+            crossing=dict(data["crossing"]),
+            unaligned=tuple(data["unaligned"]),
+            widths=dict(data.get("widths", {})),
+            order=data.get("order", ""),
+            unordered=dict(data.get("unordered", {})),
+            unreached=dict(data.get("unreached", {})),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; the file appears whole or not at all.
@@ -250,7 +230,7 @@ class SlicePlan:
         Raises:
             AdjoinedError: the file is missing, not JSON, or not a slice plan.
         """
-        return cls.from_json(read_json(Path(path), "a slice plan"), where=path)
+        return cls.from_json(read_json(Path(path), "a slice plan", links=True), where=path)
 
     def __str__(self) -> str:
         """The groups as a table in plain text, and what can be done about those at full width."""
@@ -270,6 +250,8 @@ class SlicePlan:
         return "\n".join([f"{head}, channels ordered by {self.order}" if self.order else head, *lines, *notes])
 
 
-def _like(old: Any, value: Any) -> Any:
-    """Return a value from JSON in the type of the one that it replaces."""
-    return type(old)(value) if isinstance(value, list) and isinstance(old, (tuple, list)) else value
+def _replaces(value: object, old: object) -> bool:
+    """Tell whether a value of a file is of the kind of the number, or numbers, that it replaces in a module."""
+    if isinstance(value, list):
+        return isinstance(old, list | tuple) and len(value) == len(old)
+    return type(value) is int and isinstance(old, int) and not isinstance(old, bool)

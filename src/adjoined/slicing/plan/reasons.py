@@ -106,4 +106,5 @@ class Reason:
         """
         if data is None or isinstance(data, str):
             return cls(Kind.OTHER, data) if data else None
-        return cls(Kind(data["kind"]), str(data["text"]))
+        kinds = {kind.value: kind for kind in Kind}  # a newer version may know others
+        return cls(kinds.get(data["kind"], Kind.OTHER), data["text"])

@@ -1,0 +1,102 @@
+"""export.json: what is known of the files that `adjoined export` has written into a folder.
+
+It says which networks were exported to which targets; where each file lies follows from these names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adjoined.errors import AdjoinedError
+from adjoined.export.targets import TARGETS, Target
+from adjoined.files import write_json
+from adjoined.names import check_name
+from adjoined.schema import conform, read_versioned
+
+FORMAT = 1
+NAME = "export.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the comparison of a file with PyTorch found; see `adjoined.export.verify.Difference`."""
+
+    images: int | None = None
+    relative: float | None = None
+    other_class: int | None = None
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file, as export.json records it."""
+
+    network: str
+    target: str
+    int8: bool
+    takes: str | None = None
+    largest_batch: int | None = None
+    bytes: int | None = None
+    difference: Found = field(default_factory=Found)
+    top1: float | None = None
+
+    @property
+    def file(self) -> str:
+        """The name of the file."""
+        return file_name(self.network, TARGETS[self.target], int8=self.int8)
+
+
+def file_name(network: str, target: Target, *, int8: bool) -> str:
+    """Return the name of an exported file.
+
+    Example:
+        >>> file_name("small", TARGETS["onnx"], int8=True)
+        'small.int8.onnx'
+    """
+    return f"{network}{'.int8' if int8 else ''}{target.suffix}"
+
+
+def read_exports(folder: Path) -> list[ExportedFile]:
+    """Return the files that the record in a folder tells of; none where there is no record.
+
+    Targets that this version does not know are left out.
+
+    Raises:
+        AdjoinedError: the record is damaged, or of another program or version.
+    """
+    return [conform(ExportedFile, each, where=folder / NAME) for each in _entries(folder)]
+
+
+def record(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Add a file to the record, in place of an older one of its name; files that are gone are forgotten.
+
+    Args:
+        folder: where the file lies.
+        entry: what is known of it, with the fields of `ExportedFile` and others.
+
+    Raises:
+        AdjoinedError: the record is damaged, or cannot be written.
+    """
+    kept = [each for each in _entries(folder) if each["file"] != entry["file"] and (folder / each["file"]).exists()]
+    write_json(folder / NAME, {"format": "adjoined-export", "version": FORMAT, "files": [*kept, entry]})
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of the record, checked, each under the name that its file must have."""
+    path = folder / NAME
+    if not path.exists():
+        return []
+    fix = "Export again into another folder, or delete the file."
+    told = read_versioned(path, "the record of exported files", format="adjoined-export", version=FORMAT, fix=fix)
+    entries = []
+    for each in conform(list[dict[str, Any]], told.get("files", []), where=path, fix=fix):
+        found = conform(ExportedFile, each, where=path, fix=fix)
+        numbers = (found.largest_batch, found.bytes, found.top1, *vars(found.difference).values())
+        if any(number is not None and number < 0 for number in numbers):
+            raise AdjoinedError("a value does not fit", where=path, expected="numbers of at least 0", fix=fix)
+        check_name(found.network, path)
+        if found.target in TARGETS:
+            entries.append({**each, "file": found.file})
+    return entries

@@ -1,0 +1,52 @@
+"""Networks built because a file says so: no more memory is taken than the file's tensors account for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adjoined.errors import AdjoinedError
+
+SLACK = 64 << 20
+"""Bytes for what a network holds beside its saved tensors, such as tables of positions."""
+TIMES = 4
+"""How often a network may make its tensors: some libraries replace layers that they have just made."""
+
+
+class Ceiling(TorchDispatchMode):
+    """Refuse to make tensors, in the block, that a network of this size does not need.
+
+    Args:
+        bytes: size of the network's saved tensors.
+        where: the file that names the network, for the error.
+
+    Raises:
+        AdjoinedError: more would be taken; before it is.
+    """
+
+    def __init__(self, bytes: int, where: object) -> None:
+        super().__init__()
+        self.most, self.taken, self.where = TIMES * bytes + SLACK, 0, where
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Count what a call makes out of nothing."""
+        kwargs = dict(kwargs or {})
+        new = not any(isinstance(each, Tensor) for each in args)
+        if new and any(argument.name == "device" for argument in func._schema.arguments):
+            told = func(*args, **{**kwargs, "device": torch.device("meta"), "pin_memory": None})
+            self.taken += told.numel() * told.element_size() if isinstance(told, Tensor) else 0
+            if self.taken > self.most:
+                raise AdjoinedError(
+                    "the network is far larger than its saved tensors",
+                    where=self.where,
+                    expected=f"at most {self.most} bytes",
+                    got=self.taken,
+                    fix="The file is damaged, or is not what it says.",
+                )
+        return func(*args, **kwargs)

@@ -1,0 +1,88 @@
+"""Whether plain data are a slice plan: every type, every index and every shape, before anything is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from adjoined.errors import AdjoinedError
+from adjoined.plain import check, entry, named, texts, value, whole
+
+LARGEST = 1 << 40
+"""Elements of a tensor that a plan may speak of."""
+
+
+def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]:
+    """Return the data of a slice plan; entries that this version does not know are passed over.
+
+    Args:
+        data: what a JSON file holds.
+        newest: the newest format that is known; those from 1 on are read.
+        where: the file, for the error.
+
+    Raises:
+        AdjoinedError: it is not a slice plan, or one of a newer version.
+    """
+    found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+    if not isinstance(data, Mapping) or type(found) is not int or not 1 <= found <= newest:
+        newer = type(found) is int and found > newest
+        raise AdjoinedError(
+            "not a slice plan of this version",
+            where=where,
+            expected=f"a JSON object with format {newest}",
+            got=str(found)[:40],
+            fix="Update adjoined." if newer else "Make it anew with `adjoined plan`.",
+        )
+    check(entry(data, "alpha", float, where) >= 1, f"{where}, alpha", "a number of at least 1", data["alpha"])
+    whole(data, "round_to", where, least=1)
+    for name in ("keep", "unaligned"):
+        texts(data, name, where)
+    named(data, "crossing", str, where)
+    for name in ("widths", "unordered", "unreached"):
+        named({name: {}, **data}, name, str, where)
+    entry({"order": "", **data}, "order", str, where)
+    for name, groups in named(data, "conv_groups", int, where).items():
+        check(groups >= 1, f"{where}, conv_groups, {name}", "at least 1", groups)
+    for place, kept in entry(data, "attributes", dict, where).items():
+        for each in kept if isinstance(kept, list) else [kept]:
+            plain = each is None or isinstance(each, (str, int, float))
+            check(plain, f"{where}, attributes, {place}", "a number or a list of numbers", kept)
+    for group in entry(data, "groups", list, where):
+        _check_group(value(group, dict, f"{where}, groups"), f"{where}, groups")
+    shapes = named(data, "shapes", list, where)
+    for name, shape in shapes.items():
+        sizes = [value(size, int, f"{where}, shapes, {name}") for size in shape]
+        fits = all(size >= 0 for size in sizes) and prod(sizes) <= LARGEST
+        check(fits, f"{where}, shapes, {name}", f"sizes of at most {LARGEST} elements", shape)
+    for name, indices in named(data, "tensors", list, where).items():
+        place, shape = f"{where}, tensors, {name}", shapes.get(name)
+        check(shape is not None and len(shape) == len(indices), place, "indices for each dimension", indices)
+        for size, index in zip(shape or (), indices, strict=True):
+            _check_index(index, size, place)
+    return data
+
+
+def _check_group(group: dict[str, Any], where: str) -> None:
+    entry(group, "name", str, where)
+    texts(group, "modules", where)
+    width = whole(group, "width", where, least=1)
+    whole(group, "kept", where, least=0, most=width)
+    reason = group.get("reason")
+    if isinstance(reason, dict):
+        for name in ("kind", "text"):
+            entry(reason, name, str, f"{where}, reason")
+    else:
+        check(reason is None or isinstance(reason, str), f"{where}, reason", "a reason", reason)
+
+
+def _check_index(index: Any, size: int, where: str) -> None:
+    """Check that an index is None, the number of the first ones, or ascending ranges, and lies within a dimension."""
+    if index is None:
+        return
+    pairs = index if isinstance(index, list) else [[0, index]]
+    paired = bool(pairs) and all(isinstance(each, list) and len(each) == 2 for each in pairs)
+    check(paired, where, "ranges of indices", index)
+    bounds = [value(bound, int, where) for pair in pairs for bound in pair]
+    ascending = all(a < b for a, b in zip(bounds[::2], bounds[1::2], strict=True))
+    check(ascending and [0, *bounds, size] == sorted([0, *bounds, size]), where, f"indices within {size}", index)

@@ -1,0 +1,302 @@
+"""A run from somebody else: its names, paths and links lead nowhere, and nothing in it is code."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import adjoined
+from adjoined.cli import main
+from adjoined.errors import AdjoinedError
+from adjoined.files import read_json, write_json, write_whole, written_beside
+from adjoined.runs import RunFolder
+from adjoined.runs.finished import open_run
+from adjoined.training import train
+from adjoined.training.checkpoints import read_checkpoint
+from tiny_runs import QUIET, TINY
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def secret(tmp_path) -> Path:
+    """A file outside of the run that nobody may change or copy."""
+    (tmp_path / "secret.txt").write_text("SECRET")
+    return tmp_path / "secret.txt"
+
+
+def edit(file: Path, change: Callable[[dict], object]) -> None:
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def texts_in(folder: Path) -> set[bytes]:
+    return {each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+
+# ---- names and paths -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "/etc/passwd", "small/../base", "small\n", "small-0", "small-01", "Base", "", ".", "a" * 5000, 3],
+)
+def test_a_network_has_one_of_the_few_names(run, name, tmp_path):
+    for each in ("json", "safetensors"):
+        shutil.copy(run / f"small.{each}", tmp_path / f"evil.{each}")
+    edit(run / "run.json", lambda data: data["result"]["networks"][1].update(name=name))
+    for command in (["export", run, "--out", tmp_path / "x" / "out"], ["push", run, "--to", tmp_path / "pushed"]):
+        assert main([str(each) for each in command]) == 2
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "pushed").exists()
+    with pytest.raises(AdjoinedError, match="not the name of a network"):
+        adjoined.load(run, name)
+
+
+def test_a_path_in_a_file_is_never_read(run, secret, tmp_path):
+    edit(run / "run.json", lambda data: data["result"]["networks"][0].update(path=str(secret)))
+    edit(run / "run.json", lambda data: data["result"].update(folder=str(tmp_path)))
+    assert open_run(run).result.networks[0].path == run / "base.safetensors"
+    assert open_run(run).result.folder == run
+    assert main(["push", str(run), "--to", str(tmp_path / "pushed")]) == 0
+    student = ["--method", "distillation", "--teacher", str(run), "--run", str(tmp_path / "student")]
+    tiny = ["--model-options", "{width: 0.5}", "--limit", "16", "--epochs", "1", "--warmup-epochs", "0"]
+    assert main(["train", "--recipe", "digits", *tiny, *student]) == 0
+    assert b"SECRET" not in texts_in(tmp_path / "pushed") | texts_in(tmp_path / "student")
+
+
+def test_exported_files_are_found_by_what_they_are_not_by_their_path(run, secret, tmp_path):
+    (run / "export").mkdir()
+    (run / "export" / "small.onnx").write_bytes(b"weights")
+    entry = {"network": "small", "target": "onnx", "int8": False, "file": "../../secret.txt", "takes": "normalised"}
+    write_json(run / "export" / "export.json", {"format": "adjoined-export", "version": 1, "files": [entry]})
+    assert main(["push", str(run), "--to", str(tmp_path / "pushed")]) == 0
+    assert (tmp_path / "pushed" / "export" / "small.onnx").read_bytes() == b"weights"
+    assert b"SECRET" not in texts_in(tmp_path / "pushed")
+
+
+# ---- links -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["base.safetensors", "small.json", "run.json", "settings.yaml", "metrics.csv", "result.json", "benchmark.json",
+     "plan.json", "export/export.json", "export", "export/notes.txt", "notes.txt", "tensorboard/x", "report.html"],
+)  # fmt: skip
+def test_what_a_link_leads_to_is_neither_copied_nor_changed(run, secret, link, tmp_path):
+    place = run / link
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "small.onnx").write_text("SECRET")
+    place.symlink_to(outside if link == "export" else secret)
+    codes = {
+        main([*map(str, command)])
+        for command in (
+            ["push", run, "--to", tmp_path / "pushed"], ["report", run, "--images", 0], ["train", "--resume", run],
+            ["export", run, "--images", 4],
+        )
+    }  # fmt: skip
+    assert codes <= {0, 2}
+    assert secret.read_text() == "SECRET"
+    assert [each.name for each in outside.iterdir()] == ["small.onnx"]
+    assert b"SECRET" not in texts_in(tmp_path / "pushed")
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "tensorboard", "stages"])
+def test_training_writes_through_no_link(tmp_path, folder):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / folder).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "settings.yaml").write_text(TINY.to_yaml())
+    with pytest.raises(AdjoinedError, match=f"{folder}: is a link"):
+        train(TINY, tmp_path / "run", resume=True, console=QUIET)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_link_waiting_under_the_name_of_a_file_is_replaced(tmp_path, secret):
+    (tmp_path / "page.html").symlink_to(secret)
+    write_whole(tmp_path / "page.html", lambda file: file.write(b"new"))
+    assert (tmp_path / "page.html").read_text() == "new"
+    assert not (tmp_path / "page.html").is_symlink()
+    assert secret.read_text() == "SECRET"
+
+
+def test_the_name_beside_is_new_each_time_and_leaves_nothing(tmp_path):
+    seen = set()
+    for _ in range(3):
+        write_whole(tmp_path / "a", lambda _: seen.update(each.name for each in tmp_path.iterdir()))
+        with written_beside(tmp_path / "b") as (part,):
+            seen.add(part.parent.name)
+            part.write_text("x")
+    assert len(seen - {"a", "b"}) == 6
+    assert {each.name for each in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    with open(tmp_path / "large.json", "wb") as file:
+        file.truncate(1 << 40)
+    for name in ("pipe", "folder", "zero", "large"):
+        for links in (False, True):
+            with pytest.raises(AdjoinedError, match=f"{name}.json: "):
+                read_json(tmp_path / f"{name}.json", "anything", links=links)
+
+
+def test_a_run_may_lie_behind_a_link_as_a_whole(run, tmp_path):
+    (tmp_path / "latest").symlink_to(run)
+    assert adjoined.load(tmp_path / "latest")
+
+
+# ---- what files claim ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["model"].update(num_classes=1 << 30),
+        lambda data: data["model"].update(options={"width": 100_000}),
+        lambda data: data["model"].update(options={"width": "wide"}),
+        lambda data: data["model"].update(spec="timm:vit_giant_patch14_224", image_size=224),
+        lambda data: data["model"].update(spec="adjoined:wide_resnet1006_1000"),
+        lambda data: data["data"].update(image_size=1 << 20, resize=1 << 20),
+        lambda data: data["plan"]["shapes"].update({"fc.weight": [1 << 20, 1 << 20]}),
+        lambda data: data["plan"]["attributes"].update({"conv1.forward": 3}),
+        lambda data: data["plan"]["attributes"].update({"conv1.__class__": 3}),
+        lambda data: data["plan"]["attributes"].update({"conv1.training": 3}),
+        lambda data: data["plan"]["attributes"].update({"nosuch.x": 3}),
+        lambda data: data["plan"]["conv_groups"].update({"conv1": 0}),
+    ],
+)
+def test_a_network_is_not_built_larger_than_its_tensors(run, change):
+    edit(run / "small.json", change)
+    with pytest.raises(AdjoinedError):
+        adjoined.load(run)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1, -4], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4000000000000]}}',
+        b'{"a": 3}',
+        b"[" * 1000,
+        b"\xff{}",
+    ],
+)
+def test_a_weights_file_is_as_long_as_it_says(run, header):
+    (run / "small.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(AdjoinedError, match=r"small\.safetensors"):
+        adjoined.load(run)
+    (run / "small.safetensors").write_bytes((1 << 60).to_bytes(8, "little"))
+    with pytest.raises(AdjoinedError, match="the weights are not those"):
+        adjoined.load(run)
+
+
+def test_entries_of_a_newer_minor_version_are_passed_over(run):
+    for name in ("run.json", "small.json", "base.json", "result.json", "plan.json"):
+        if (run / name).exists():
+            data = read_json(run / name, "anything")
+            parts = [data.get(each) for each in ("result", "model", "data", "metrics", "plan")]
+            for part in [each for each in (*parts, data) if isinstance(each, dict)]:
+                lists = (part.get(each, []) for each in ("networks", "stages", "groups", "sittings"))
+                for each in [part, *(item for items in lists for item in items)]:
+                    each["from_the_future"] = {"a": [1, None]}
+            write_json(run / name, data)
+    assert open_run(run).networks
+    assert adjoined.SlicePlan.load(run / "plan.json").groups
+    assert main(["report", str(run), "--images", "0"]) == 0
+    assert RunFolder(run).read_record()["from_the_future"]
+
+
+# ---- code ------------------------------------------------------------------------------------------------------------
+
+
+class Planted:
+    """Unpickling it makes a file."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self):
+        return Path.touch, (self.place,)
+
+
+def archive(content: bytes, *, compressed: bool = False) -> bytes:
+    """Return a checkpoint whose pickle is this."""
+    whole, made = io.BytesIO(), io.BytesIO()
+    torch.save({"a": torch.zeros(3)}, whole)
+    kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(made, "w", kind) as target:
+        for name in source.namelist():
+            target.writestr(name, content if name.endswith("data.pkl") else source.read(name))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x80\x02", b"\x80\x02X\x05", b"\x80\x02.", b"\x80\x02}]}s.", b"\x80\x02]Q.", b"PK", bytes(100),
+        b"\x80\x02cbuiltins\nbytearray\n(I100000000000\ntR.", b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00truetR.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93(X\x04\x00\x00\x00truetR.",
+    ],
+)  # fmt: skip
+def test_a_checkpoint_is_tensors_and_plain_values(content, tmp_path):
+    for number, data in enumerate((archive(content), content)):
+        file = tmp_path / f"{number}.ckpt"
+        file.write_bytes(data)
+        with pytest.raises(AdjoinedError, match="damaged or not a checkpoint"):
+            read_checkpoint(file)
+
+
+def test_a_checkpoint_is_no_larger_than_its_file(tmp_path):
+    (tmp_path / "bomb.ckpt").write_bytes(archive(bytes(50_000_000), compressed=True))
+    with pytest.raises(AdjoinedError, match="larger than the file"):
+        read_checkpoint(tmp_path / "bomb.ckpt")
+
+
+def test_planted_pickles_are_never_run(run, tmp_path):
+    mark, planted = tmp_path / "EXECUTED", pickle.dumps(Planted(tmp_path / "EXECUTED"))
+    targets = ("onnx", "openvino", "executorch", "torch-export")
+    (run / "export").mkdir()
+    entries = [{"network": "small", "target": each, "int8": False, "takes": "normalised"} for each in targets]
+    write_json(run / "export" / "export.json", {"format": "adjoined-export", "version": 1, "files": entries})
+    names = [f"checkpoints/{each}.ckpt" for each in ("last", "best-base", "best-small")]
+    names += [f"export/small.{each}" for each in ("onnx", "xml", "bin", "pte", "pt2")]
+    for content in (planted, archive(planted)):
+        for name in names:
+            (run / name).write_bytes(content)
+        commands = (
+            ["report", run, "--images", 0], ["evaluate", run], ["push", run, "--to", tmp_path / f"p{len(content)}"],
+            ["benchmark", run, "--runtimes", "torch-export", "--seconds", 0.1, "--batch-sizes", 1],
+        )  # fmt: skip
+        for command in commands:
+            assert main([*map(str, command)]) in (0, 2)
+        for name in names[:3]:
+            with pytest.raises(AdjoinedError):
+                read_checkpoint(run / name)
+        record = read_json(run / "run.json", "anything")
+        write_json(run / "run.json", {**record, "finished": None, "result": None})
+        assert main(["train", "--resume", str(run)]) == 2
+        write_json(run / "run.json", record)
+    assert not mark.exists()
