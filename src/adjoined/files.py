@@ -208,10 +208,11 @@ def open_regular(path: Path, kind: str, *, links: bool = False, largest: int | N
         raise AdjoinedError(f"cannot be read: {error.strerror}", where=path, expected=kind) from error
     except ValueError as error:  # a zero byte in the name
         raise AdjoinedError(f"cannot be read: {error}", where=path, expected=kind) from error
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        raise AdjoinedError("is not a regular file", where=path, expected=kind)
     with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise AdjoinedError("is not a regular file", where=path, expected=kind)
         if largest is not None and found.st_size > largest:
             raise AdjoinedError(
                 "the file is too large", where=path, expected=f"{kind} of at most {largest} bytes", got=found.st_size

@@ -91,8 +91,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(file: IO[bytes]) -> None:
-    """Raise ValueError unless a file is a zip as `save_checkpoint` writes it: nothing in it is compressed, and its pickle
-    names tensors alone. Nothing is unpickled here."""
+    """Raise ValueError unless a file is a zip as `save_checkpoint` writes it; nothing is unpickled here.
+
+    Nothing in it is compressed, and its pickle names tensors alone.
+    """
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
