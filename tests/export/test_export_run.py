@@ -214,7 +214,7 @@ def test_a_run_that_is_not_finished_is_told(run: FinishedRun, tmp_path: Path, ca
     stopped = Path(shutil.copytree(run.folder, tmp_path / "stopped"))
     record = json.loads((stopped / "run.json").read_text())
     (stopped / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))
-    assert "the run has not come to its end" in fails(capsys, "export", stopped)
+    assert "the run is not finished" in fails(capsys, "export", stopped)
 
 
 def test_openvino_sends_nothing_over_the_network(run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
