@@ -123,6 +123,8 @@ class Settings(SmallSettings, ModelSettings):
     flips then alternate from epoch to epoch."""
     low_resolution: dict[str, float] = field(default_factory=dict)
     """Train on smaller images at first: SIZE=SHARE,... is the size in pixels up to that share of the run (24=0.5)."""
+    bad_images: Literal["stop", "skip"] = "stop"
+    """Image files that are damaged, not images or too large: stop before the first step, or skip and count them."""
     workers: int = 0
     """Processes that load data, per device; 0 loads in the training process."""
 
@@ -300,7 +302,16 @@ class Settings(SmallSettings, ModelSettings):
             val_fraction=self.val_fraction,
             split_seed=self.split_seed,
             limit=self.limit,
+            bad_images=self.bad_images,
         )
+
+    def anchored(self) -> Settings:
+        """Return the same settings with the places of the data as absolute paths, good from any folder."""
+        from adjoined.data.settings import folder_of
+
+        folder = folder_of(self.data)
+        data = self.data if folder is None else f"folder:{folder.absolute()}"
+        return replace(self, data=data, data_root=str(Path(self.data_root).expanduser().absolute()))
 
     def for_method(self, method: str, **changes: Any) -> Settings:
         """Return the same settings for another method: what the method does not read is as by default.
@@ -321,8 +332,15 @@ class Settings(SmallSettings, ModelSettings):
         return replace(self, method=method, **(unread | changes))
 
     def differences(self, other: Settings) -> list[str]:
-        """Return the names of the settings in which two runs differ in what they compute."""
+        """Return the names of the settings in which two runs differ in what they compute.
+
+        A folder of images may lie elsewhere: what it holds is compared with the run's own record of its images.
+        """
+        from adjoined.data.settings import folder_of
+
         mine, others = asdict(self), asdict(other)
+        if folder_of(self.data) and folder_of(other.data):
+            others["data"] = self.data
         return [name for name in mine if name not in PLACE_ONLY and mine[name] != others[name]]
 
     def to_yaml(self) -> str:

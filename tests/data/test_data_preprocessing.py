@@ -39,7 +39,7 @@ def test_a_photo_is_prepared_as_in_evaluation(data_root, size):
     batch, _ = next(iter(data.val_loader()))
     assert batch.shape == (20, 3, size or 224, size or 224)
     for name, prepared in zip(data.val.images.names[:20], batch, strict=True):
-        image = load_image(folder / "val" / name.decode())
+        image = load_image(folder / name.decode())
         assert torch.equal(preprocess(through_json(data.info), image)[0], prepared)
 
 

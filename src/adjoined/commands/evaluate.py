@@ -27,7 +27,10 @@ class EvaluateOptions:
     run: str
     """The run folder."""
     data: str | None = None
-    """Other images of the same classes: a data set, or folder:PATH; none: those that the run was validated on."""
+    """Other images of the same classes: a data set, or folder:PATH (val/ in it, if there is one, else all images);
+    the run's own images, if they have moved; none: those that the run was validated on."""
+    all: bool = False
+    """Measure all images where the data are the run's own, those it was trained on among them."""
     data_root: str | None = None
     """Folder that holds the data sets; none: the run's."""
     workers: int = 0
@@ -45,23 +48,41 @@ def main(argv: Sequence[str]) -> None:
     (options,) = parse("evaluate", argv, EvaluateOptions, purpose=PURPOSE)
     from adjoined.commands.device import check_device
     from adjoined.report.console import show
-    from adjoined.runs.finished import open_images, open_run
+    from adjoined.runs.finished import open_run
     from adjoined.training.evaluate import evaluate
 
     check_device(options.device)
     run = open_run(options.run, options.model)
-    images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
+    images, own = _open(run, options)
+    images.check()  # now, and not after half of them have been measured
     measured = {
         network.label: evaluate(network.module, images.val_loader(), run.info.num_classes, options.device)
         for network in run.networks
     }
-    recorded = _recorded(run) if options.data is None else {}
+    recorded = _recorded(run) if own else {}
     if options.json:
         networks = [{"name": name, **asdict(scores)} for name, scores in measured.items()]
-        told = {"run": options.run, "data": images.settings.name, "measured_on": images.val_name, "networks": networks}
+        told = {
+            "run": options.run,
+            "data": images.settings.name,
+            "measured_on": images.val_name,
+            "left_out": images.left_out,
+            "skipped": len(images.skipped),
+            "networks": networks,
+        }
         print(json.dumps(told | {"recorded": recorded or None}, indent=1))
     else:
         show(_table(options, images, measured, recorded))
+
+
+def _open(run: FinishedRun, options: EvaluateOptions) -> tuple[ImageData, bool]:
+    """Open the images to measure, and tell whether they are those that the run was validated on."""
+    from adjoined.runs.finished import are_own, open_images, open_other_images, own_data
+
+    where = {"data_root": options.data_root, "workers": options.workers}
+    if not options.all and (options.data is None or are_own(run, options.data, options.data_root)):
+        return open_images(run, data=options.data, **where), True
+    return open_other_images(run, options.data or own_data(run), **where), False
 
 
 def _recorded(run: FinishedRun) -> dict[str, dict[str, Any]]:
@@ -84,7 +105,19 @@ def _table(
     )
     count = next(iter(measured.values())).images
     title = f"{options.run} on {images.settings.name}: {count} images ({images.val_name})"
-    return Table(("", "top-1 accuracy", "top-5 accuracy", "loss"), rows, title, _comparison(measured, recorded))
+    notes = [*_notes(images), *_comparison(measured, recorded)]
+    return Table(("", "top-1 accuracy", "top-5 accuracy", "loss"), rows, title, tuple(notes))
+
+
+def _notes(images: ImageData) -> list[str]:
+    """Say of which classes there are images, and what was left out."""
+    present = len(images.val.labels.unique())
+    classes = (
+        "" if present == images.info.num_classes else f"Of {images.info.num_classes} classes {present} have images."
+    )
+    skipped = f"Damaged, and left out: {len(images.skipped)} ({images.skipped[0]} …)." if images.skipped else ""
+    left_out = f"Not read: {images.left_out}." if images.left_out else ""
+    return [note for note in (classes, skipped, left_out) if note]
 
 
 def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]) -> tuple[str, ...]:
@@ -95,4 +128,4 @@ def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
     if all(scores.top1 == recorded[name]["top1"] for name, scores in measured.items()):
         return ("These are the accuracies that the run has recorded.",)
     told = ", ".join(f"{name} {units.percent(scores['top1'])}" for name, scores in recorded.items())
-    return (f"The run has recorded {told}: the images, the device or the versions of the libraries are others.",)
+    return (f"The run has recorded {told}: the device or the versions of the libraries are not the same.",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +10,12 @@ import torch
 
 from adjoined.data.augmentation import photo_transform
 from adjoined.data.images import FileImages
+from adjoined.data.scanning import EXTENSIONS, LeftOut, class_name, holds_images, scan, subfolders
 from adjoined.data.source import Source, find
 from adjoined.errors import AdjoinedError
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-_PARTS = ("train", "val")
+_TRAIN = ("train", "training")
+_VAL = ("val", "valid", "validation", "test", "testing")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENETTE = {
     "n01440764": "tench",
@@ -34,113 +34,192 @@ _IMAGENETTE = {
 def open_imagenet(root: Path) -> Source:
     """Return ImageNet from `root`/{train,val}/<class>/, or `root`/imagenet/...; errors as for `open_folder`."""
     how = "Unpack the photos of ILSVRC2012 into one folder per class, which image-net.org gives to registered users."
-    return open_folder(find("imagenet", [root, root / "imagenet"], _PARTS, how=how))
+    return open_folder(find("imagenet", [root, root / "imagenet"], ("train", "val"), how=how))
 
 
 def open_imagenette(root: Path) -> Source:
     """Return Imagenette from `root`/{train,val}/<class>/, or from its unpacked archive in `root`."""
     archives = [root / f"imagenette{version}" for version in ("2", "2-320", "2-160", "")]
     how = "Get it with torchvision.datasets.Imagenette(ROOT, download=True)."
-    return open_folder(find("imagenette", [root, *archives], _PARTS, how=how))
+    return open_folder(find("imagenette", [root, *archives], ("train", "val"), how=how))
 
 
-def open_folder(folder: Path) -> Source:
+def open_folder(folder: Path, *, channels: int = 3) -> Source:
     """Return the photos of `folder`: {train,val}/<class>/, or <class>/, of which a share is to be held out.
 
-    Hidden files and folders are passed over, and so is what has no image's extension.
+    `val/` may also be called `valid/`, `validation/` or `test/`; of several the first in this order is taken. What is
+    not an image by its extension, hidden, or not a regular file is left out and counted.
+
+    Args:
+        folder: where the photos lie.
+        channels: 1 to read them as grey, 3 as RGB.
 
     Raises:
-        AdjoinedError: the folder is missing; it has one of train/ and val/; a class is empty; there are fewer than
-            two classes, or other ones in val/ than in train/.
+        AdjoinedError: the folder is missing or cannot be read; it has one of train/ and val/; a class is empty; there
+            are fewer than two classes, or other ones in val/ than in train/.
     """
+    left_out = LeftOut()
+    layout = _layout(folder, left_out)
+    if (layout.train is None) != (layout.val is None):
+        only = layout.train or layout.val
+        raise AdjoinedError(
+            f"there is {only}/ alone",
+            where=f"data folder {folder.absolute()}",
+            expected="both train/ and val/ (or valid/, validation/, test/), or neither",
+            fix=f"Name folder:{folder / str(only)} to have a share of it held out.",
+        )
+    train_classes = subfolders(folder / (layout.train or ""), left_out)
+    val_classes = subfolders(folder / layout.val, left_out) if layout.val else train_classes
+    if val_classes != train_classes:
+        only = {f"{name}/": sorted(set(one) - set(other))[:5] for name, one, other in (
+            (layout.train, train_classes, val_classes), (layout.val, val_classes, train_classes)
+        )}  # fmt: skip
+        raise AdjoinedError(
+            f"{layout.train}/ and {layout.val}/ have different classes",
+            where=f"data folder {folder.absolute()}",
+            expected="the same class folders in both",
+            got="; ".join(f"{name} alone has {', '.join(classes)}" for name, classes in only.items() if classes),
+        )
+    if len(train_classes) < 2:
+        raise AdjoinedError(
+            "there are fewer than two classes",
+            where=f"data folder {folder.absolute()}",
+            expected="a folder of images for each class",
+            got=f"the folders {train_classes}",
+        )
+    train, val = (
+        None if part is None else _all_classes_filled(folder, part, train_classes, left_out, channels)
+        for part in (layout.train or "", layout.val)
+    )
+    assert train is not None
+    return Source(
+        train=train,
+        val=val,
+        val_name=f"folder {layout.val}/" if val else "held-out split",
+        class_names=_readable(train_classes),
+        channels=channels,
+        size=None,
+        mean=_IMAGENET_MEAN[:channels],
+        std=_IMAGENET_STD[:channels],
+        vary=photo_transform,
+        class_folders=tuple(train_classes),
+        left_out=left_out,
+    )
+
+
+def open_all_photos(folder: Path, *, channels: int) -> Source:
+    """Return all photos of `folder` as validation images: those in val/ if it has one, else those of its classes.
+
+    Any number of classes will do, and empty ones are left out.
+
+    Raises:
+        AdjoinedError: the folder is missing or cannot be read; it has train/ alone; there are no images.
+    """
+    left_out = LeftOut()
+    layout = _layout(folder, left_out)
+    if layout.train and not layout.val:
+        raise AdjoinedError(
+            f"there is {layout.train}/ alone",
+            where=f"data folder {folder.absolute()}",
+            expected="a val/ (or valid/, validation/, test/) beside it, or class folders",
+            fix=f"Name folder:{folder / layout.train} if its images are meant.",
+        )
+    inside = layout.val or ""
+    classes = subfolders(folder / inside, left_out)
+    images = scan(folder, inside, classes, left_out, channels=channels)
+    filled = images.labels.unique()
+    if not len(images.labels):
+        raise AdjoinedError(
+            "there are no images in class folders",
+            where=f"data folder {(folder / inside).absolute()}",
+            expected="a folder of images for each class",
+            got=str(left_out) or "nothing",
+        )
+    for label in sorted(set(range(len(classes))) - set(filled.tolist())):
+        left_out.add("classes without images", classes[label])
+    return Source(
+        train=images.subset(torch.zeros(len(images.labels), dtype=torch.bool)),
+        val=images,
+        val_name=f"all of {layout.val}/" if layout.val else "all of them",
+        class_names=_readable(classes),
+        channels=channels,
+        size=None,
+        mean=_IMAGENET_MEAN[:channels],
+        std=_IMAGENET_STD[:channels],
+        vary=photo_transform,
+        class_folders=tuple(classes),
+        left_out=left_out,
+    )
+
+
+class _Layout(NamedTuple):
+    train: str | None
+    """Folder of the training images; None: the class folders lie in the folder itself."""
+    val: str | None
+
+
+def _layout(folder: Path, left_out: LeftOut) -> _Layout:
+    """Find train/ and val/. A class may be called train, too: folders that hold images themselves are classes."""
     if not folder.is_dir():
         raise AdjoinedError(
             "there is no such folder",
             where=f"data folder {folder.absolute()}",
             expected="a folder with train/ and val/, or with one folder per class",
+            fix="If it has moved, name its new place: --data folder:PATH.",
         )
-    parts = [part for part in _PARTS if (folder / part).is_dir()]
-    if len(parts) == 1:
+    try:
+        beside = LeftOut()
+        folders = subfolders(folder, beside)
+        named = [name for name in folders if name.lower() in (*_TRAIN, *_VAL)]
+        parts = [name for name in named if not holds_images(folder / name)]
+    except OSError as error:
+        raise AdjoinedError(f"cannot be read: {error.strerror}", where=error.filename or folder) from error
+    train, val = (_first(parts, names) for names in (_TRAIN, _VAL))
+    if (train and val) or (parts and folders == named):
+        left_out.merge(beside)
+        for name in folders:
+            if name not in (train, val):
+                left_out.add("folders beside them", f"{name}/")
+        return _Layout(train, val)
+    if named and folders == named:
         raise AdjoinedError(
-            f"there is {parts[0]}/ alone",
-            where=f"data folder {folder.absolute()}",
-            expected="both train/ and val/, or neither",
-            fix=f"Name folder:{folder / parts[0]} to have a share of it held out.",
+            "images lie outside of class folders",
+            where=f"data folder {folder.absolute() / named[0]}",
+            expected="a folder of images for each class in it",
         )
-    train, *rest = [_scan(folder / part) for part in parts] or [_scan(folder)]
-    val = rest[0] if rest else None
-    if val and val.classes != train.classes:
-        only = {name: sorted(set(one) - set(other))[:5] for name, one, other in (
-            ("train/", train.classes, val.classes), ("val/", val.classes, train.classes)
-        )}  # fmt: skip
-        raise AdjoinedError(
-            "train/ and val/ have different classes",
-            where=f"data folder {folder.absolute()}",
-            expected="the same class folders in both",
-            got="; ".join(f"{name} alone has {', '.join(classes)}" for name, classes in only.items() if classes),
-        )
-    return Source(
-        train=train.images,
-        val=val.images if val else None,
-        val_name="validation folder" if val else "held-out split",
-        class_names=_readable(train.classes),
-        channels=3,
-        size=None,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        vary=photo_transform,
+    return _Layout(None, None)
+
+
+def _first(folders: list[str], names: tuple[str, ...]) -> str | None:
+    """Return the folder whose name comes first among `names`, in capitals or not."""
+    return min(
+        (each for each in folders if each.lower() in names), key=lambda each: names.index(each.lower()), default=None
     )
 
 
-class _Scanned(NamedTuple):
-    classes: list[str]
-    images: FileImages
-
-
-def _scan(folder: Path) -> _Scanned:
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if len(classes) < 2:
+def _all_classes_filled(folder: Path, inside: str, classes: list[str], left_out: LeftOut, channels: int) -> FileImages:
+    here = LeftOut()
+    images = scan(folder, inside, classes, here, channels=channels)
+    left_out.merge(here)
+    counts = images.labels.bincount(minlength=len(classes))
+    if counts.min() == 0:
+        empty = classes[int(counts.argmin())]
         raise AdjoinedError(
-            "there are fewer than two classes",
-            where=f"data folder {folder.absolute()}",
-            expected="a folder of images per class",
-            got=f"the folders {classes}",
+            "the class has no images",
+            where=f"data folder {(folder / inside / empty).absolute()}",
+            expected=f"files {' '.join(sorted(EXTENSIONS))}",
+            got=str(here),
+            fix="Put images in, or take the folder away.",
         )
-    names: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _image_files(folder, name)
-        if not found:
-            raise AdjoinedError(
-                "the class has no images",
-                where=f"data folder {folder.absolute() / name}",
-                expected=f"files {' '.join(_EXTENSIONS)}",
-                fix="Put images in, or take the folder away.",
-            )
-        names += found
-        labels += [label] * len(found)
-    return _Scanned(classes, FileImages(folder, names, torch.tensor(labels), channels=3))
-
-
-def _image_files(folder: Path, name: str) -> list[str]:
-    found = []
-    for place, subfolders, files in os.walk(folder / name, followlinks=True):
-        subfolders[:] = [each for each in subfolders if not each.startswith(".")]
-        inside = os.path.relpath(place, folder)
-        found += [
-            os.path.join(inside, file)
-            for file in files
-            if file.lower().endswith(_EXTENSIONS) and not file.startswith(".")
-        ]
-    return sorted(found)
+    return images
 
 
 def _readable(classes: list[str]) -> tuple[str, ...]:
-    """Return the words for ImageNet's class folders, which are named by numbers; other names as they are."""
+    """Return the words for ImageNet's class folders, which are named by numbers; other names as text."""
     if all(name in _IMAGENETTE for name in classes):
         return tuple(_IMAGENETTE[name] for name in classes)
     if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):
         from torchvision.models import ResNet50_Weights
 
         return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
-    return tuple(classes)
+    return tuple(class_name(name) for name in classes)

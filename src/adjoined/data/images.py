@@ -5,8 +5,10 @@ Shape legend: N images, C channels, H and W height and width in pixels.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +41,14 @@ class Images(Protocol):
         """Return those for which `chosen`, bool (N,), is True."""
         ...
 
+    def relabelled(self, labels: Tensor) -> Images:
+        """Return the same images with other labels, int64 (N,)."""
+        ...
+
+    def identity(self) -> str:
+        """Return a digest that other images, or others in number or order, do not have."""
+        ...
+
 
 class MemoryImages:
     """Images held in memory: uint8 (N, C, H, W), labels int64 (N,)."""
@@ -58,6 +68,17 @@ class MemoryImages:
         """Return those for which `chosen`, bool (N,), is True."""
         return MemoryImages(self.images[chosen], self.labels[chosen])
 
+    def relabelled(self, labels: Tensor) -> MemoryImages:
+        """Return the same images with other labels, int64 (N,)."""
+        return MemoryImages(self.images, labels)
+
+    def identity(self) -> str:
+        """Return a digest of pixels and labels."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for part in (self.images, self.labels):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
 
 class FileImages:
     """Images in files, read when asked for.
@@ -67,14 +88,16 @@ class FileImages:
         names: their paths below `folder`.
         labels: int64 (N,).
         channels: 1 to read them as grey, 3 as RGB.
+        sizes: of the files, bytes.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], labels: Tensor, channels: int) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], labels: Tensor, channels: int, sizes: Sequence[int]) -> None:
         import numpy as np
 
         # One block of bytes: a list of a million strings is copied, page by page, into every worker that touches it.
         self.folder, self.labels, self.channels = folder, labels, channels
-        self.names = np.array([os.fsencode(name) for name in names])
+        self.names = np.array([os.fsencode(name) for name in names], dtype=None if names else "S1")
+        self.sizes = np.array(sizes, dtype=np.int64)
 
     def pixels(self, index: int) -> Tensor:
         """Return one image, uint8 (C, H, W); raise AdjoinedError if the file is damaged."""
@@ -82,12 +105,31 @@ class FileImages:
 
     def place(self, index: int) -> str:
         """Say where an image is, for errors."""
-        return os.path.join(self.folder, os.fsdecode(bytes(self.names[index])))
+        return os.path.join(self.folder, self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the path of an image below the folder."""
+        return os.fsdecode(bytes(self.names[index]))
 
     def subset(self, chosen: Tensor) -> FileImages:
         """Return those for which `chosen`, bool (N,), is True."""
-        names = [os.fsdecode(bytes(name)) for name in self.names[chosen.numpy()]]
-        return FileImages(self.folder, names, self.labels[chosen], self.channels)
+        subset = copy(self)
+        subset.names, subset.sizes = self.names[chosen.numpy()], self.sizes[chosen.numpy()]
+        subset.labels = self.labels[chosen]
+        return subset
+
+    def relabelled(self, labels: Tensor) -> FileImages:
+        """Return the same images with other labels, int64 (N,)."""
+        same = copy(self)
+        same.labels = labels
+        return same
+
+    def identity(self) -> str:
+        """Return a digest of the files' names below the folder and of their sizes."""
+        digest = hashlib.sha256()
+        for name, size in zip(self.names.tolist(), self.sizes.tolist(), strict=True):
+            digest.update(b"%d %s\0" % (size, name))
+        return digest.hexdigest()
 
 
 class ImageDataset(Dataset[Batch]):

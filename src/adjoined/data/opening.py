@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from adjoined.data.checking import check_images, whole_ones
 from adjoined.data.cifar import open_cifar10, open_cifar100
 from adjoined.data.digits import open_digits
 from adjoined.data.fashion_mnist import open_fashion_mnist
@@ -18,7 +19,7 @@ from adjoined.data.info import DataInfo
 from adjoined.data.on_device import DeviceLoader
 from adjoined.data.preprocessing import Transform, evaluation_transform
 from adjoined.data.sampling import EpochSampler, choose_per_class
-from adjoined.data.settings import DataSettings, check
+from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
 from adjoined.errors import AdjoinedError
 
@@ -42,6 +43,9 @@ class ImageData:
         val: the images that accuracy is measured on.
         val_name: what these are, for tables: "test set", "held-out split, seed 0".
         settings: what it was opened with.
+        class_folders: the folders of the classes, where the images lie in a folder for each.
+        left_out: what else lies beside the images, and how much of it; "" if there is nothing.
+        skipped: names of the damaged files that were left out.
     """
 
     info: DataInfo
@@ -51,6 +55,9 @@ class ImageData:
     settings: DataSettings
     shifted: bool = False
     """Whether training images are varied by shifts and flips alone."""
+    class_folders: tuple[str, ...] = ()
+    left_out: str = ""
+    skipped: tuple[str, ...] = ()
 
     def device_loader(
         self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1, views: int = 1
@@ -86,6 +93,10 @@ class ImageData:
                 expected="cifar10, cifar100 or fashion-mnist",
                 got=self.settings.name,
             )
+
+    def check(self) -> None:
+        """Open every image file once; raise AdjoinedError if one is damaged, not an image, or too large."""
+        check_images((self.train.images, self.val.images), self.info.resize)
 
     def train_loader(
         self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True, views: int = 1
@@ -125,8 +136,12 @@ class ImageData:
         return ImageLoader(self.val, sampler, batch_size=size, workers=workers, drop_last=False)
 
 
-def open_data(settings: DataSettings) -> ImageData:
+def open_data(settings: DataSettings, *, skipped: Collection[str] | None = None) -> ImageData:
     """Open the data set that `settings` names; nothing is downloaded.
+
+    Args:
+        settings: which images, and how they are prepared and fed.
+        skipped: names of the damaged files, where they are known, so that no file is opened to find them.
 
     Raises:
         AdjoinedError: a setting is out of range; the data set is unknown, missing or damaged; a class is empty.
@@ -140,7 +155,10 @@ def open_data(settings: DataSettings) -> ImageData:
         (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
     check(settings)
-    source = _open_source(settings)
+    source = open_source(settings)
+    info = _info(settings, source)
+    if settings.bad_images == "skip":
+        skipped = skip_damaged(source, settings, info.resize, skipped)
     train, val, val_name = source.train, source.val, source.val_name
     if val is None:
         train, val = _hold_out(source, settings)
@@ -148,17 +166,6 @@ def open_data(settings: DataSettings) -> ImageData:
     limit = settings.limit
     if limit is not None:
         train = train.subset(choose_per_class(train.labels, lambda n: min(n, limit), settings.split_seed))
-    size = settings.image_size or source.size or PHOTO_SIZE
-    info = DataInfo(
-        name=settings.name,
-        num_classes=len(source.class_names),
-        class_names=source.class_names,
-        channels=source.channels,
-        image_size=size,
-        resize=size if source.size else round(size / PHOTO_RATIO),
-        mean=source.mean,
-        std=source.std,
-    )
     return ImageData(
         info=info,
         train=ImageDataset(train, _variation(source, info, settings), info.mean, info.std),
@@ -166,6 +173,9 @@ def open_data(settings: DataSettings) -> ImageData:
         val_name=val_name,
         settings=settings,
         shifted=source.shifted,
+        class_folders=source.class_folders,
+        left_out=str(source.left_out),
+        skipped=tuple(skipped or ()),
     )
 
 
@@ -182,10 +192,11 @@ def _variation(source: Source, info: DataInfo, settings: DataSettings) -> Transf
     return source.vary(info, settings.augment, shift=settings.shift)
 
 
-def _open_source(settings: DataSettings) -> Source:
-    kind, colon, path = settings.name.partition(":")
-    if kind == "folder" and colon:
-        return open_folder(Path(path).expanduser())
+def open_source(settings: DataSettings) -> Source:
+    """Return the labelled images of the data set that `settings` names; errors as for `open_data`."""
+    folder = folder_of(settings.name)
+    if folder is not None:
+        return open_folder(folder)
     if settings.name not in _SETS:
         near = difflib.get_close_matches(settings.name, _SETS, n=1)
         raise AdjoinedError(
@@ -197,12 +208,49 @@ def _open_source(settings: DataSettings) -> Source:
     return _SETS[settings.name](Path(settings.root).expanduser())
 
 
+def _info(settings: DataSettings, source: Source) -> DataInfo:
+    size = settings.image_size or source.size or PHOTO_SIZE
+    folder = folder_of(settings.name)
+    return DataInfo(
+        name=settings.name if folder is None else f"folder:{folder.absolute().name}",  # a path says who and where
+        num_classes=len(source.class_names),
+        class_names=source.class_names,
+        channels=source.channels,
+        image_size=size,
+        resize=size if source.size else round(size / PHOTO_RATIO),
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+def skip_damaged(
+    source: Source, settings: DataSettings, resize: int, known: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Take the damaged files out of a source, and return their names."""
+    bad: tuple[str, ...] = ()
+    for part in ("train", "val"):
+        images = getattr(source, part)
+        if images is not None:
+            whole, found = whole_ones(images, resize, known)
+            setattr(source, part, whole)
+            bad += found
+            counts = whole.labels.bincount(minlength=len(source.class_names))
+            if found and (counts == 0).any():
+                name = source.class_names[int(counts.argmin())]
+                raise AdjoinedError(
+                    f"no image of the class can be read, or there is none; {len(bad)} files are damaged",
+                    where=f"class {name} of data set {settings.name}",
+                    got=bad[0],
+                )
+    return bad
+
+
 def _hold_out(source: Source, settings: DataSettings) -> tuple[Images, Images]:
     labels = source.train.labels
     rarest = labels.bincount(minlength=len(source.class_names)).min(dim=0)
     if rarest.values < 2:
         raise AdjoinedError(
-            "of a class with one image none can be held out",
+            "no image can be held out of a class that has one alone",
             where=f"class {source.class_names[int(rarest.indices)]} of data set {settings.name}",
             expected="at least 2 images",
             fix="Add images, or take the class away.",

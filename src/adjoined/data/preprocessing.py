@@ -120,7 +120,8 @@ def _too_many_pixels(got: str) -> AdjoinedError:
 def _scale_transparent_colour(image: Image) -> None:
     """Bring a PNG's transparent colour to 8 bits, as Pillow does with the pixels alone."""
     key = image.info.get("transparency")
-    rawmode = image.tile[0].args if image.tile else None
+    tiles = getattr(image, "tile", None)
+    rawmode = tiles[0].args if tiles else None
     if rawmode in ("L;2", "L;4") and isinstance(key, int):
         image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[rawmode]
     elif rawmode == "RGB;16B" and isinstance(key, tuple):

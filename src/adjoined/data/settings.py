@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from adjoined.errors import AdjoinedError
 
 Augmentation = Literal["none", "light", "standard", "strong"]
+BadImages = Literal["stop", "skip"]
+
+
+def folder_of(name: str) -> Path | None:
+    """Return the folder that folder:PATH names; None for the name of a known data set.
+
+    Example:
+        >>> str(folder_of("folder:photos")), folder_of("cifar10")
+        ('photos', None)
+    """
+    kind, colon, path = name.partition(":")
+    return Path(path).expanduser() if kind == "folder" and colon else None
 
 
 @dataclass
@@ -28,6 +41,8 @@ class DataSettings:
         val_fraction: share of the images held out, where the data set has no test images of its own.
         split_seed: seed of that split and of `limit`.
         limit: training images per class, for studies of small data. Default: all.
+        bad_images: what happens to files that are damaged, not images, or too large: stop says which before anything
+            is trained; skip leaves them out, before the split, and counts them.
     """
 
     name: str = "digits"
@@ -41,6 +56,7 @@ class DataSettings:
     val_fraction: float = 0.2
     split_seed: int = 0
     limit: int | None = None
+    bad_images: BadImages = "stop"
 
 
 def check(settings: DataSettings) -> None:
@@ -57,10 +73,7 @@ def check(settings: DataSettings) -> None:
             expected="a number between 0 and 1, such as 0.2",
             got=settings.val_fraction,
         )
-    if settings.augment not in get_args(Augmentation):
-        raise AdjoinedError(
-            "unknown augmentation",
-            where="augment",
-            expected=f"one of {', '.join(get_args(Augmentation))}",
-            got=settings.augment,
-        )
+    for name, choices in (("augment", get_args(Augmentation)), ("bad_images", get_args(BadImages))):
+        if getattr(settings, name) not in choices:
+            expected = f"one of {', '.join(choices)}"
+            raise AdjoinedError("unknown choice", where=name, expected=expected, got=getattr(settings, name))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adjoined.data.images import Images
 from adjoined.data.preprocessing import Transform
+from adjoined.data.scanning import LeftOut
 from adjoined.errors import AdjoinedError
 
 PHOTO_SIZE = 224
@@ -35,6 +36,9 @@ class Source:
     """Makes the variation of training images out of (info, augmentation); takes a `shift`, too, where `shifted`."""
     shifted: bool = False
     """Whether the images are small ones that are varied by shifts and flips."""
+    class_folders: tuple[str, ...] = ()
+    """Where the images lie in a folder for each class: the folders' names, in the order of the classes."""
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def find(name: str, candidates: Iterable[Path], files: Iterable[str], *, how: str) -> Path:

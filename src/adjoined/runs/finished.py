@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from adjoined.data import DataInfo, ImageData, open_data
+from adjoined.data import DataInfo, DataSettings, ImageData, open_data, open_to_measure
 from adjoined.data.images import ImageDataset
 from adjoined.data.preprocessing import evaluation_transform
+from adjoined.data.settings import folder_of
 from adjoined.errors import AdjoinedError
 from adjoined.runs.folder import RunFolder
 from adjoined.runs.hub import located
@@ -88,33 +89,82 @@ def open_run(folder: str | Path, model: str | None = None) -> FinishedRun:
 def open_images(
     run: FinishedRun, *, data: str | None = None, data_root: str | None = None, workers: int = 0
 ) -> ImageData:
-    """Open the images that a run was validated on, or others of its classes, prepared as those.
+    """Open the images that a run was trained and validated on.
 
     Args:
         run: the finished run.
-        data: a data set, or folder:PATH; none: the run's own.
+        data: folder:PATH, where they lie now if they have moved; none: where they lay.
+        data_root: folder that holds the data sets; none: the run's.
+        workers: processes that load images; 0 loads them in this process.
+
+    Raises:
+        AdjoinedError: the data are missing or damaged, or are not those of the run.
+    """
+    folder = RunFolder(run.folder)
+    settings = _settings(folder, run.info, data, data_root, workers)
+    known = folder.known_data()
+    images = open_data(settings, skipped=known.skipped if known else None)
+    if known is None:  # a run of an earlier version
+        _check_classes(run.info, images.info, settings.name)
+    else:
+        known.check(images, folder.data_files)
+    info = run.info
+    alike = ImageDataset(images.val.images, evaluation_transform(info), info.mean, info.std)
+    return replace(images, info=info, val=alike)
+
+
+def open_other_images(run: FinishedRun, data: str, *, data_root: str | None = None, workers: int = 0) -> ImageData:
+    """Open other images of a run's classes, prepared as the run's: all that are not said to be for training.
+
+    Args:
+        run: the finished run.
+        data: a data set, or folder:PATH.
         data_root: folder that holds the data sets; none: the run's.
         workers: processes that load images; 0 loads them in this process.
 
     Raises:
         AdjoinedError: the data are missing or damaged, or have other classes or channels than the run's.
     """
-    settings = RunFolder(run.folder).read_settings().data_settings()
-    root, name = data_root or settings.root, data or settings.name
-    images = open_data(replace(settings, name=name, root=root, workers=workers, image_size=run.info.image_size))
+    folder = RunFolder(run.folder)
+    known = folder.known_data()
+    settings = _settings(folder, run.info, data, data_root, workers)
+    return open_to_measure(settings, run.info, known.class_folders if known else ())
+
+
+def own_data(run: FinishedRun) -> str:
+    """Return the data set, or folder:PATH, that a run was trained and validated on."""
+    return RunFolder(run.folder).read_settings().data
+
+
+def are_own(run: FinishedRun, data: str, data_root: str | None = None) -> bool:
+    """Tell whether a data set, or folder:PATH, is the one that a run was trained and validated on, moved or not."""
+    folder = RunFolder(run.folder)
+    own = folder.read_settings().data_settings()
+    known = folder.known_data()
+    if known is None or folder_of(data) is None or folder_of(own.name) is None:
+        return data == own.name
+    try:
+        return known.fits(open_data(_settings(folder, run.info, data, data_root, 0), skipped=known.skipped))
+    except AdjoinedError:  # it cannot be split, or has other classes
+        return False
+
+
+def _settings(folder: RunFolder, info: DataInfo, data: str | None, data_root: str | None, workers: int) -> DataSettings:
+    own = folder.read_settings().data_settings()
+    root, name = data_root or own.root, data or own.name
+    return replace(own, name=name, root=root, workers=workers, image_size=info.image_size)
+
+
+def _check_classes(own: DataInfo, found: DataInfo, name: str) -> None:
     for what in ("class_names", "channels"):
-        own, found = getattr(run.info, what), getattr(images.info, what)
-        if own != found:
+        if getattr(own, what) != getattr(found, what):
             raise AdjoinedError(
                 f"the images have other {what.replace('_', ' ')} than those the networks were trained on",
                 where=f"data {name}",
-                expected=_brief(own),
-                got=_brief(found),
+                expected=_brief(getattr(own, what)),
+                got=_brief(getattr(found, what)),
                 fix="Take images of the same classes, with the same names.",
             )
-    info = run.info
-    alike = ImageDataset(images.val.images, evaluation_transform(info), info.mean, info.std)
-    return replace(images, info=info, val=alike)
 
 
 def _brief(value: object) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
+from adjoined.data import DataRecord, ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import clear_parts, copy_file, make_folder, refuse_link, write_json, write_whole
 from adjoined.names import BASE
@@ -53,6 +54,8 @@ class RunFolder:
     Attributes:
         settings: settings.yaml, all settings, resolved.
         record: run.json, versions, seed, commands, times.
+        data: data.json, which images the run was begun with.
+        data_files: data-files.txt.gz, the list of their files.
         metrics: metrics.csv, one row an epoch.
         tensorboard: the folder of TensorBoard's files.
         checkpoints: the folder of last.ckpt and best-NETWORK.ckpt.
@@ -64,6 +67,8 @@ class RunFolder:
         self.path = Path(path)
         self.settings = self.path / "settings.yaml"
         self.record = self.path / "run.json"
+        self.data = self.path / "data.json"
+        self.data_files = self.path / "data-files.txt.gz"
         self.metrics = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
@@ -209,6 +214,25 @@ class RunFolder:
             }
         sitting = {"started": _now(), "command": sys.argv, "host": platform.node()}
         write_json(self.record, {**record, "sittings": [*record["sittings"], sitting]})
+
+    def known_data(self) -> DataRecord | None:
+        """Return which images the run was begun with; None for a new run, and for those of an earlier version.
+
+        Raises:
+            AdjoinedError: the record is damaged, or of another program or version.
+        """
+        return DataRecord.read(self.data) if self.data.is_file() else None
+
+    def check_data(self, data: ImageData) -> None:
+        """Raise AdjoinedError if the run was begun with other images than these, and say what has changed."""
+        known = self.known_data()
+        if known is not None:
+            known.check(data, self.data_files)
+
+    def keep_data(self, data: ImageData) -> None:
+        """Record which images the run is begun with, unless that is known."""
+        if not self.data.is_file():
+            DataRecord.of(data).write(self.data, self.data_files, data)
 
 
 def _now() -> str:

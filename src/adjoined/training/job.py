@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,16 +40,22 @@ class Job:
         return self.built.network
 
 
-def make_job(settings: Settings, processes: int = 1, earlier: Mapping[str, nn.Module] | None = None) -> Job:
+def make_job(
+    settings: Settings,
+    processes: int = 1,
+    earlier: Mapping[str, nn.Module] | None = None,
+    skipped: Collection[str] | None = None,
+) -> Job:
     """Open the data and build the network, under the seed of the settings.
 
     Args:
         settings: the settings of the run.
         processes: how many processes share a batch.
         earlier: the networks of the stages before, for a method that has some.
+        skipped: the damaged images that are left out, where that is known.
 
     Raises:
-        AdjoinedError: data are missing, the model is unknown, or they do not fit together.
+        AdjoinedError: data are missing or damaged, the model is unknown, or they do not fit together.
     """
     from adjoined import models
     from adjoined.data import open_data
@@ -57,9 +63,10 @@ def make_job(settings: Settings, processes: int = 1, earlier: Mapping[str, nn.Mo
     method = METHODS[settings.method](settings)
     method.check()
     check_optimizer(settings.optimizer)
-    images = open_data(settings.data_settings(processes))
+    images = open_data(settings.data_settings(processes), skipped=skipped)
     if settings.data_on_device:
         images.check_on_device()
+    images.check()
     torch.manual_seed(settings.seed)
     recipe = model_recipe(settings, images)
     model = models.build(recipe.pop("spec"), **recipe, pretrained=settings.pretrained and method.from_pretrained)

@@ -52,6 +52,7 @@ def run_training(
         from rich.console import Console
 
         console = Console()
+    settings = settings.anchored()
     run = RunFolder(run_folder)
     if resume and (done := run.read_result() if run.record.exists() else None):
         if is_main():
@@ -63,8 +64,13 @@ def run_training(
         trainer = _trainer(settings, run, _callbacks(settings, run, history, console))
         whole = part_of or run
         earlier = Earlier()
-        if check_stages(settings, trainer.world_size):
+        known_data = run.known_data()
+        skipped = known_data.skipped if known_data else None
+        images = check_stages(settings, trainer.world_size, skipped)
+        if images is not None:
+            run.check_data(images)
             run.begin(settings)
+            run.keep_data(images)
 
             def train_stage(settings: Settings, folder: Path) -> RunResult:
                 return run_training(
@@ -73,11 +79,13 @@ def run_training(
 
             known = [Path(each) for each in known]
             earlier = run_stages(settings, whole.stages, train=train_stage, known=known, console=console)
-            job = make_job(settings, earlier=earlier.modules)
+            job = make_job(settings, earlier=earlier.modules, skipped=skipped)
         else:
-            job = make_job(settings, trainer.world_size)
+            job = make_job(settings, trainer.world_size, skipped=skipped)
+            run.check_data(job.images)
             if is_main():  # not before: a slip in the name of the data leaves the folder free for the next attempt
                 run.begin(settings)
+                run.keep_data(job.images)
         trainer.fit_loop.max_epochs = job.settings.epochs
         if is_main():
             for name, plan in job.built.plans.items():

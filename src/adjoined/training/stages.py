@@ -6,7 +6,7 @@ A stage is finished or not, like every run; a run that was killed goes on in the
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from adjoined import models
-from adjoined.data import DataInfo
+from adjoined.data import DataInfo, ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, written_beside
 from adjoined.methods import METHODS, Stage, ends_the_same
@@ -76,8 +76,16 @@ def run_stages(
     return earlier
 
 
-def check_stages(settings: Settings, processes: int) -> bool:
-    """Tell whether a run of these settings has stages before its own, and if so, whether they can be run.
+def check_stages(settings: Settings, processes: int, skipped: Collection[str] | None) -> ImageData | None:
+    """Check whether the stages before a run's own training can be run.
+
+    Args:
+        settings: the settings of the run.
+        processes: how many processes share a batch.
+        skipped: the damaged images that are left out, where that is known.
+
+    Returns:
+        The images of all stages; None where these settings have no stages.
 
     Raises:
         AdjoinedError: something is missing or does not fit; nothing has been written.
@@ -86,7 +94,7 @@ def check_stages(settings: Settings, processes: int) -> bool:
     method.check()
     stages = method.before()
     if not stages:
-        return False
+        return None
     if processes > 1:
         raise AdjoinedError(
             "a method of several stages trains on one device",
@@ -94,11 +102,11 @@ def check_stages(settings: Settings, processes: int) -> bool:
             expected="--devices 1 and --nodes 1",
             got=f"{processes} processes",
         )
-    info = make_job(settings.for_method("standard")).images.info
+    images = make_job(settings.for_method("standard"), skipped=skipped).images
     for stage in stages:
         if stage.given:
-            _check_given(Path(stage.given), stage.network, info)
-    return True
+            _check_given(Path(stage.given), stage.network, images.info)
+    return images
 
 
 def _check_given(folder: Path, network: str, info: DataInfo) -> None:

@@ -1,0 +1,101 @@
+"""Whether image files are whole: all of them are opened once before hours of work, most without being decoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+
+from adjoined.data.images import FileImages, Images
+from adjoined.data.levels import plain
+from adjoined.data.preprocessing import check_pixels, opened_image, quiet
+from adjoined.data.scanning import as_text
+from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_THREADS = 8  # they wait for the disk together
+_RANGE_IN_THE_VALUES = ("I", "F")  # modes in which only the values say what white is
+_OFFSETS, _COUNTS = (273, 324), (279, 325)  # TIFF tags: where the strips or tiles lie, and how many bytes they have
+
+_found: dict[tuple[str, str, int], tuple[AdjoinedError | None, ...]] = {}  # the stages of a run have the same images
+
+
+def check_images(parts: Sequence[Images], resize: int) -> None:
+    """Open every image file once.
+
+    Args:
+        parts: the images; those in memory are passed over.
+        resize: the shorter side that they are resized to, pixels.
+
+    Raises:
+        AdjoinedError: an image is damaged or cut off, not an image, or has too many pixels; it names the first, and
+            counts the others.
+    """
+    faults = [fault for part in parts if isinstance(part, FileImages) for fault in _faults(part, resize) if fault]
+    if faults:
+        first, others = faults[0], len(faults) - 1
+        more = f"; and {others} other{'s' * (others > 1)} like it" if others else ""
+        raise AdjoinedError(
+            f"{first.what}{more}",
+            where=first.where,
+            expected=first.expected,
+            got=first.got,
+            fix="Replace such files or take them away, or leave them out with --bad-images skip.",
+        )
+
+
+def whole_ones(images: Images, resize: int, known: Collection[str] | None = None) -> tuple[Images, tuple[str, ...]]:
+    """Return the images that can be read, and the names of those left out: the `known` ones, else those found bad."""
+    if not isinstance(images, FileImages):
+        return images, ()
+    names = [as_text(images.name(index)) for index in range(len(images.labels))]
+    known = set(known) if known is not None else None
+    good = [fault is None for fault in _faults(images, resize)] if known is None else [x not in known for x in names]
+    left_out = tuple(name for name, whole in zip(names, good, strict=True) if not whole)
+    return images.subset(torch.tensor(good, dtype=torch.bool)), left_out
+
+
+def _faults(images: FileImages, resize: int) -> tuple[AdjoinedError | None, ...]:
+    key = str(images.folder.absolute()), images.identity(), resize
+    if key not in _found:
+        with quiet(), ThreadPoolExecutor(_THREADS) as threads:
+            places = (images.place(index) for index in range(len(images.labels)))
+            _found[key] = tuple(threads.map(lambda place: _fault(place, resize), places))
+    return _found[key]
+
+
+def _fault(path: str, resize: int) -> AdjoinedError | None:
+    try:
+        with opened_image(path) as image:
+            check_pixels(*image.size, resize)
+            if image.mode in _RANGE_IN_THE_VALUES:
+                plain(image)
+            elif image.format == "PNG":
+                image.verify()  # the checksums of all its parts
+            elif not _ends_where_it_should(image, path):
+                image.load()
+    except AdjoinedError as error:
+        return error.at(path)
+    return None
+
+
+def _ends_where_it_should(image: Image, path: str) -> bool:
+    """Tell whether a file surely is not cut off; if it may be, or looks unusual, it has to be decoded."""
+    size = os.path.getsize(path)
+    if image.format in ("JPEG", "MPO"):
+        with open(path, "rb") as file:
+            file.seek(-2, os.SEEK_END)
+            return file.read() == b"\xff\xd9"
+    if image.format == "WEBP":
+        with open(path, "rb") as file:
+            return int.from_bytes(file.read(8)[4:], "little") + 8 <= size
+    tags = getattr(image, "tag_v2", {})
+    offsets, counts = (next((tags[tag] for tag in known if tag in tags), ()) for known in (_OFFSETS, _COUNTS))
+    return 0 < len(offsets) == len(counts) and all(
+        offset + count <= size for offset, count in zip(offsets, counts, strict=True)
+    )

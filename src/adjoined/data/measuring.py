@@ -1,0 +1,90 @@
+"""Images to measure networks on that were trained on others: all of them, with the labels that the networks have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adjoined.data.folders import open_all_photos
+from adjoined.data.images import ImageDataset
+from adjoined.data.info import DataInfo
+from adjoined.data.opening import ImageData, open_source, skip_damaged
+from adjoined.data.preprocessing import evaluation_transform
+from adjoined.data.scanning import as_text
+from adjoined.data.settings import DataSettings, check, folder_of
+from adjoined.data.source import Source
+from adjoined.errors import AdjoinedError
+
+
+def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Sequence[str] = ()) -> ImageData:
+    """Open images for networks that were trained on others: all that are not said to be for training.
+
+    That is a data set's test images, or its val/ folder; where it has no such part, all its images. Classes are matched
+    by name, and some may be missing. Split, limit and augmentation have no part in it.
+
+    Args:
+        settings: which images; of the rest `root`, `eval_batch_size`, `workers` and `bad_images` are read.
+        info: the data that the networks were trained on; the images are prepared as those.
+        class_folders: names of the folders of these classes, where they lay in folders.
+
+    Returns:
+        The images as validation images, with the labels of `info`; there are no training images.
+
+    Raises:
+        AdjoinedError: as `open_data`; or a class is not among those of `info`.
+    """
+    check(settings)
+    folder = folder_of(settings.name)
+    source = open_source(settings) if folder is None else open_all_photos(folder, channels=info.channels)
+    if source.channels != info.channels:
+        raise AdjoinedError(
+            "the images have other channels than those the networks were trained on",
+            where=f"data {settings.name}",
+            expected=info.channels,
+            got=source.channels,
+        )
+    skipped = skip_damaged(source, settings, info.resize) if settings.bad_images == "skip" else ()
+    images = source.val if source.val is not None else source.train
+    labels = _matched(source, info, class_folders, f"data {settings.name}")[images.labels]
+    none = source.train.subset(torch.zeros(len(source.train.labels), dtype=torch.bool))
+    transform = evaluation_transform(info)
+    return ImageData(
+        info=info,
+        train=ImageDataset(none, transform, info.mean, info.std),
+        val=ImageDataset(images.relabelled(labels), transform, info.mean, info.std),
+        val_name=source.val_name if source.val is not None else "all of them",
+        settings=settings,
+        class_folders=source.class_folders,
+        left_out=str(source.left_out),
+        skipped=skipped,
+    )
+
+
+def _matched(source: Source, info: DataInfo, class_folders: Sequence[str], where: str) -> Tensor:
+    """Return the label that each class of a source has among those of `info`, int64 (classes,)."""
+    if source.class_names == info.class_names:
+        return torch.arange(len(info.class_names))
+    # Of ImageNet's classes two are called crane: their folders tell them apart.
+    known = {name: label for label, name in enumerate(info.class_names) if info.class_names.count(name) == 1}
+    folders = {name: label for label, name in enumerate(class_folders)}
+    places = source.class_folders or source.class_names
+    pairs = zip(places, source.class_names, strict=True)
+    found = [folders.get(as_text(place), known.get(name)) for place, name in pairs]
+    # A class without images is of no consequence, whatever its name.
+    present = set((source.val if source.val is not None else source.train).labels.unique().tolist())
+    strange = [name for label, name in enumerate(source.class_names) if found[label] is None and label in present]
+    if strange:
+        raise AdjoinedError(
+            "the images have other class names than those the networks were trained on",
+            where=where,
+            expected=_brief(info.class_names),
+            got=_brief(strange),
+            fix="Name the folders as the classes are called, or take those of other classes away.",
+        )
+    return torch.tensor([-1 if label is None else label for label in found])
+
+
+def _brief(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"

@@ -1,0 +1,166 @@
+"""Which images a run was begun with, so that it goes on with the same ones or says what has changed."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adjoined.data.images import FileImages, Images
+from adjoined.data.opening import ImageData
+from adjoined.data.scanning import as_text
+from adjoined.errors import AdjoinedError
+from adjoined.files import open_regular, write_json, write_whole
+from adjoined.schema import conform, read_versioned
+from adjoined.versions import versions
+
+FORMAT = 1
+_KIND = "the record of a run's images"
+_PACKAGES = ("pillow", "torchvision", "numpy")  # what decodes and varies the images
+_LONGEST_LINE = 1 << 16  # bytes
+_SHOWN = 3
+_Files = dict[str, tuple[str, int]]  # name -> part (train or val), bytes
+
+
+@dataclass(frozen=True)
+class Part:
+    """The training or the validation images."""
+
+    images: int
+    sha256: str
+    """Of files: of their names and sizes, in order; of images in memory: of pixels and labels."""
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What a run's settings resolved to when it began."""
+
+    name: str
+    class_names: tuple[str, ...]
+    class_folders: tuple[str, ...]
+    """Where the images lie in a folder for each class: the folders' names."""
+    train: Part
+    val: Part
+    skipped: tuple[str, ...]
+    """Damaged files that were left out."""
+    versions: dict[str, str]
+    """Package -> version, of those that decode and vary the images."""
+
+    @classmethod
+    def of(cls, data: ImageData) -> DataRecord:
+        """Return the record of opened images."""
+        train, val = (Part(len(each.labels), each.images.identity()) for each in (data.train, data.val))
+        folders = tuple(map(as_text, data.class_folders))
+        skipped = tuple(map(as_text, data.skipped))
+        return cls(data.info.name, data.info.class_names, folders, train, val, skipped, versions(*_PACKAGES))
+
+    @classmethod
+    def read(cls, path: Path) -> DataRecord:
+        """Read a record.
+
+        Raises:
+            AdjoinedError: the file is missing, damaged, or of another program or version.
+        """
+        return conform(cls, read_versioned(path, _KIND, format="adjoined-data", version=FORMAT), where=path)
+
+    def write(self, path: Path, files: Path, data: ImageData) -> None:
+        """Write the record, and beside it the list of the images' files; what is in memory has none."""
+        if isinstance(data.train.images, FileImages):
+            lines = "".join(f"{part}\t{size}\t{name}\n" for name, (part, size) in _listed(data).items())
+            write_whole(files, lambda file: file.write(gzip.compress(lines.encode(), mtime=0)))
+        write_json(path, {"format": "adjoined-data", "version": FORMAT, **asdict(self)})
+
+    def fits(self, data: ImageData) -> bool:
+        """Tell whether these are the same images, with the same labels and the same split."""
+        other = DataRecord.of(data)
+        return (self.class_names, self.train, self.val) == (other.class_names, other.train, other.val)
+
+    def check(self, data: ImageData, files: Path) -> None:
+        """Raise AdjoinedError if these are not the same images, and say what has changed.
+
+        Args:
+            data: the images as they are now.
+            files: the list of files beside the record.
+        """
+        if self.fits(data):
+            return
+        raise AdjoinedError(
+            f"the images are not those that the run began with: {self._difference(data, files)}",
+            where=f"data {data.settings.name}",
+            expected=f"{self.train.images} images to train on, {self.val.images} to validate on",
+            got=f"{len(data.train)} and {len(data.val)}",
+            fix="Put them back as they were, or name the folder that has them (--data folder:PATH). "
+            "For other images begin a new run.",
+        )
+
+    def _difference(self, data: ImageData, files: Path) -> str:
+        found = []
+        gone, new = (
+            [name for name in ones if name not in others]
+            for ones, others in (
+                (self.class_names, data.info.class_names),
+                (data.info.class_names, self.class_names),
+            )
+        )
+        if len(gone) == len(new) == 1:
+            found.append(f"class {gone[0]} is now called {new[0]}")
+        elif gone or new:
+            found += [
+                f"{what} {_some(names)}" for what, names in (("without class", gone), ("with class", new)) if names
+            ]
+        elif self.class_names != data.info.class_names:
+            found.append("the classes are in another order")
+        if isinstance(data.train.images, FileImages) and files.is_file():
+            found += _changes(_read_files(files), _listed(data))
+        return "; ".join(found) or "their pixels, labels or order differ"
+
+
+def _changes(before: _Files, now: _Files) -> list[str]:
+    """Say how many files are new, gone, renamed, changed, or on the other side of the split, and name some."""
+    gone, added = ([name for name in ones if name not in others] for ones, others in ((before, now), (now, before)))
+    by_size: dict[int, list[str]] = {}
+    for name in reversed(gone):
+        by_size.setdefault(before[name][1], []).append(name)
+    # A file of the same size that has turned up elsewhere is taken for the one that is gone.
+    renamed = {name: by_size[now[name][1]].pop() for name in added if by_size.get(now[name][1])}
+    taken = set(renamed.values())
+    both = [name for name in now if name in before]
+    told = (
+        ("added", [name for name in added if name not in renamed]),
+        ("removed", [name for name in gone if name not in taken]),
+        ("renamed", list(renamed)),
+        ("of another size", [name for name in both if before[name][1] != now[name][1]]),
+        ("on the other side of the split", [name for name in both if before[name][0] != now[name][0]]),
+    )
+    return [f"{len(names)} {what} ({_some(names)})" for what, names in told if names]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _listed(data: ImageData) -> _Files:
+    listed: _Files = {}
+    for part, dataset in (("train", data.train), ("val", data.val)):
+        listed |= {name: (part, size) for name, size in _names(dataset.images)}
+    return listed
+
+
+def _names(images: Images) -> Iterator[tuple[str, int]]:
+    if isinstance(images, FileImages):
+        for index, size in enumerate(images.sizes.tolist()):
+            yield as_text(images.name(index)).replace("\n", "\\n"), size
+
+
+def _read_files(path: Path) -> _Files:
+    files: _Files = {}
+    try:
+        with open_regular(path, _KIND) as packed, gzip.open(packed) as lines:
+            while line := lines.readline(_LONGEST_LINE):
+                part, size, name = line.decode().rstrip("\n").split("\t", 2)
+                files[name] = part, int(size)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise AdjoinedError(f"the file is damaged: {error}", where=path, expected=_KIND) from error
+    return files

@@ -1,0 +1,164 @@
+"""Which files of a folder are images of which class, and what is left out: a count and an example for each reason."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from adjoined.data.images import FileImages
+from adjoined.errors import AdjoinedError
+
+EXTENSIONS = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".avif",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    )
+)
+_ELSEWHERE = "links to folders read elsewhere"
+_SHOWN = 6
+_Identity = tuple[int, int]  # device and inode: the same folder, whatever link leads to it
+
+
+@dataclass
+class LeftOut:
+    """What lies in a folder of images and is not read."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, example: str, count: int = 1) -> None:
+        """Count something that is left out."""
+        self.counts[reason] += count
+        self.examples.setdefault(reason, example)
+
+    def merge(self, other: LeftOut) -> None:
+        """Count what another has counted, too."""
+        self.counts.update(other.counts)
+        self.examples = other.examples | self.examples
+
+    def __str__(self) -> str:
+        shown = self.counts.most_common(_SHOWN)
+        parts = [f"{count} {reason} (such as {self.examples[reason]})" for reason, count in shown]
+        more = self.counts.total() - sum(count for _, count in shown)
+        return ", ".join([*parts, *([f"{more} others"] if more else [])])
+
+
+def as_text(name: str) -> str:
+    """Return a file's name as text, bytes of it that are not UTF-8 as escapes.
+
+    Example:
+        >>> as_text("caf\udce9")
+        'caf\\xe9'
+    """
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def class_name(folder: str) -> str:
+    """Return the name of a class as text, in one Unicode form: disks and archives differ in theirs."""
+    return unicodedata.normalize("NFC", as_text(folder))
+
+
+def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
+    """Return the names of the folders in a folder; hidden ones, files, and links to a folder above are left out."""
+    found = []
+    above = _with_parents(folder)
+    for entry in sorted(os.scandir(folder), key=lambda each: each.name):
+        if entry.name.startswith("."):
+            left_out.add("hidden", entry.name)
+        elif not entry.is_dir():
+            left_out.add("beside the folders", entry.name)
+        elif _identity(entry.stat()) in above:
+            left_out.add(_ELSEWHERE, entry.name)
+        else:
+            found.append(entry.name)
+    return found
+
+
+def holds_images(folder: Path) -> bool:
+    """Tell whether an image lies in a folder itself, not in a folder below it."""
+    return any(_is_image(entry.name) for entry in os.scandir(folder))
+
+
+def scan(root: Path, inside: str, classes: Sequence[str], left_out: LeftOut, *, channels: int = 3) -> FileImages:
+    """Return all images of some classes, in the order of the classes and then of the files' names.
+
+    Every folder is looked at once for a class, so that links in circles end; a link to another class, or to a folder
+    above, is not followed.
+
+    Args:
+        root: the folder of the data set.
+        inside: the folder below it that holds the classes: "", "train" …
+        classes: names of the class folders; a class's label is its place among them.
+        left_out: is told what is not an image.
+        channels: as in FileImages.
+
+    Raises:
+        AdjoinedError: a folder cannot be read.
+    """
+    names: list[str] = []
+    sizes: list[int] = []
+    labels: list[int] = []
+    try:
+        place = root / inside
+        known = _with_parents(place)
+        starts = [_identity(os.stat(place / name)) for name in classes]
+        for label, name in enumerate(classes):
+            seen = known | set(starts)
+            found = sorted(_files(root, os.path.join(inside, name), seen, left_out))
+            names += [name for name, _ in found]
+            sizes += [size for _, size in found]
+            labels += [label] * len(found)
+    except OSError as error:
+        raise AdjoinedError(f"cannot be read: {error.strerror}", where=error.filename or root) from error
+    return FileImages(root, names, torch.tensor(labels, dtype=torch.int64), channels, sizes)
+
+
+def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> Iterator[tuple[str, int]]:
+    """Yield every image below a folder, and its size in bytes."""
+    for entry in os.scandir(root / inside):
+        name = os.path.join(inside, entry.name)
+        if entry.name.startswith("."):
+            left_out.add("hidden", name)
+        elif entry.is_dir():
+            identity = _identity(entry.stat())
+            if identity in seen:
+                left_out.add(_ELSEWHERE, name)
+            else:
+                seen.add(identity)
+                yield from _files(root, name, seen, left_out)
+        elif not entry.is_file():
+            left_out.add("broken links, pipes or devices", name)
+        elif not _is_image(entry.name):
+            left_out.add(os.path.splitext(entry.name)[1].lower() or "without an extension", name)
+        else:
+            yield name, entry.stat().st_size
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+
+
+def _with_parents(folder: Path) -> set[_Identity]:
+    return {_identity(os.stat(each)) for each in (folder, *folder.resolve().parents)}
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino
