@@ -30,7 +30,7 @@ class AdjoinedError(Exception):
 
     def at(self, where: object) -> AdjoinedError:
         """Return the same error, said of another place: a file, where the part that raised it knew none."""
-        return _rebuild(self.what, str(where), self.expected, self.got, self.fix)
+        return _rebuild(type(self), self.what, str(where), self.expected, self.got, self.fix)
 
     def __reduce__(self):
         """Pickle by the parts, so that the error crosses from a data worker to its parent whole."""
