@@ -155,7 +155,7 @@ def test_evaluate_says_when_the_figures_are_others(run: Path, capsys: pytest.Cap
 
 
 def test_evaluate_on_named_data_is_compared_with_nothing(run: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["evaluate", str(run), "--data", "digits"]) == 0
+    assert main(["evaluate", str(run), "--data", "digits", "--all"]) == 0
     assert "recorded" not in capsys.readouterr().out
 
 

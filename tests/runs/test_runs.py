@@ -51,7 +51,7 @@ def test_the_folder_holds_what_is_promised(finished):
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert record["finished"]
     assert record["sittings"][0]["command"]
-    assert RunFolder(finished.folder).read_settings() == TINY
+    assert RunFolder(finished.folder).read_settings() == TINY.anchored()
 
 
 def test_loaded_networks_have_exactly_the_recorded_accuracy(finished):
