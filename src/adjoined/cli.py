@@ -5,7 +5,6 @@ Nothing heavy is imported before the command is known, so that `adjoined --help`
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -14,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 
+from adjoined.commands.streams import drop_output, open_streams
 from adjoined.errors import AdjoinedError
 
 COMMANDS = {
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when all went well, 2 after a mistake of the user (said in one line on standard error), 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    open_streams()
     try:
         _dispatch(arguments)
         sys.stdout.flush()  # here, and not at the end of the process, a reader who has gone or a full disk can be told
@@ -71,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
-        _drop_output()  # the reader has seen enough (`adjoined plan … | head`)
+        drop_output()  # the reader has seen enough (`adjoined plan … | head`)
         return 0
     except OSError as error:
         if error.errno not in FILE_TROUBLE:
             raise
-        _drop_output()
+        drop_output()
         place = f"{error.filename}: " if error.filename else ""
         advice = " Free some space and run again." if error.errno in (ENOSPC, EDQUOT) else ""
         return _fail(f"error: {place}{error.strerror}.{advice}", USER_MISTAKE)
@@ -126,14 +127,6 @@ def _overview() -> str:
             "`adjoined COMMAND --help` explains a command and all its flags; `adjoined --version` says which this is.",
         ]
     )
-
-
-def _drop_output() -> None:
-    """If standard output cannot be written to, keep Python's own flush at exit from complaining about it again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

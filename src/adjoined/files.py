@@ -6,6 +6,7 @@ own, made anew, flushed to the disk, and renamed.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -30,6 +31,8 @@ DEEPEST = 32
 _FULL = (ENOSPC, EDQUOT, EFBIG)
 _PART = re.compile(r"\.adjoined-[0-9a-f]{16}\.part")
 _LARGEST_NUMBER = 1 << 63
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -99,6 +102,70 @@ def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
         raise cannot_write(error, paths[0]) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder in a folder, and take it away again with all that is in it.
+
+    Raises:
+        AdjoinedError: it cannot be made.
+    """
+    scratch = _name_beside(folder / "scratch")
+    try:
+        scratch.mkdir()
+    except OSError as error:
+        raise cannot_write(error, folder) from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that takes the place of another one whole or not at all.
+
+    Args:
+        path: the folder; the one above it exists.
+
+    Yields:
+        An empty folder beside, which gets the name once the block has come to its end; the old one goes away.
+
+    Raises:
+        AdjoinedError: the disk is full or the folder cannot be written to; the old one stays.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "best"
+        >>> for text in ("old", "new"):
+        ...     with replaced_folder(path) as folder:
+        ...         _ = (folder / "file").write_text(text)
+        >>> (path / "file").read_text(), len(list(path.parent.iterdir()))
+        ('new', 1)
+    """
+    with scratch_folder(path.parent) as beside:
+        yield beside
+        try:
+            _flush(beside)
+            if not path.exists():
+                beside.rename(path)
+            elif not _exchange(beside, path):
+                old = _name_beside(path)
+                path.rename(old)
+                beside.rename(path)
+                shutil.rmtree(old, ignore_errors=True)
+            _flush(path.parent)
+        except OSError as error:
+            raise cannot_write(error, path) from error
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names in one step, where the system can."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return False
+    return library.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def clear_parts(folder: Path) -> None:
@@ -173,6 +240,10 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """
     try:
         content = (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        name = error.object[: error.start].rpartition('"')[2] + error.object[error.start :].partition('"')[0]
+        fix = "Rename the folder or file that the name comes from."
+        raise AdjoinedError("a name is not valid Unicode", where=path, got=ascii(name), fix=fix) from error
     except ValueError as error:
         raise AdjoinedError(f"a value cannot be written as JSON: {error}", where=path) from error
     write_whole(path, lambda file: file.write(content))

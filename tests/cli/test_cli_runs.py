@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from adjoined.cli import main
 from adjoined.commands.outcome import measure
 from adjoined.data import load_image, preprocess
-from adjoined.runs import load
+from adjoined.runs import RunFolder, load
 from adjoined.runs.lock import locked
 from mistakes import fails
 
@@ -254,7 +254,7 @@ def test_folders_that_are_taken(case: str, run: Path, tmp_path: Path, capsys: py
         record = json.loads((run / "run.json").read_bytes()) | {"finished": None, "result": None}
         (run / "run.json").write_text(json.dumps(record))
         before = files(run)
-        assert "other settings (lr)" in fails(capsys, "train", "--resume", run, "--lr", "0.01")
+        assert "other settings (epochs)" in fails(capsys, "train", "--resume", run, "--epochs", "7")
     elif case == "something else":
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "chapter.tex").write_text("x")
@@ -284,12 +284,17 @@ def test_what_cannot_be_trained(argv: str, told: str, tmp_path: Path, capsys: py
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert "Lower --lr" in fails(capsys, "train", *QUICK, "--lr", "1e30", "--run", tmp_path / "run")
+    run = tmp_path / "run"
+    message = fails(capsys, "train", *QUICK, "--lr", "1e30", "--run", run)
+    assert f"adjoined train --resume {run} --lr 0.01" in message
+    assert main(["train", "--resume", str(run), "--lr", "0.01"]) == 0  # the remedy that is named
+    assert RunFolder(run).read_settings().lr == 0.01
+    assert json.loads((run / "run.json").read_text())["sittings"][1]["changed"] == {"lr": {"from": 1e30, "to": 0.01}}
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path):
     line = ("train", *QUICK, "--run", "run")
-    small = 200_000  # bytes: settings and plan fit, a checkpoint does not
+    small = 2_000_000  # bytes: settings and networks fit, a checkpoint does not
 
     done = command(*line, cwd=tmp_path, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)))
     assert done.returncode == 2

@@ -168,5 +168,7 @@ def test_a_stopped_stage_says_how_to_go_on_with_the_run(tmp_path, monkeypatch):
     with pytest.raises(AdjoinedError, match="no longer a finite number"):
         train(settings, tmp_path / "run", console=QUIET)
     settings = replace(settings, model_options={"fails_at": 3, "by": "SIGTERM"})
-    with pytest.raises(KeyboardInterrupt, match=f"adjoined train --resume {tmp_path}/other$"):
+    with pytest.raises(
+        KeyboardInterrupt, match=f"adjoined train --resume {tmp_path}/other --model {tmp_path}/net.py:make$"
+    ):
         train(settings, tmp_path / "other", console=QUIET)

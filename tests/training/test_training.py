@@ -9,16 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from adjoined.cli import main
+from adjoined.errors import AdjoinedError
 from adjoined.loss import kl_weight
 from adjoined.models import build
 from adjoined.runs import load
+from adjoined.runs.finished import open_images, open_run
 from adjoined.settings import Settings
 from adjoined.training import train
 from adjoined.training.checkpoints import Checkpoints
+from adjoined.training.evaluate import evaluate
 from adjoined.training.job import make_job
 from adjoined.training.meters import EpochMeters
 from adjoined.training.optimizers import make_optimizer, make_schedule, parameter_groups
@@ -271,7 +276,7 @@ def test_the_learning_rate_rises_to_its_height_and_falls(schedule, warmup, steps
         assert abs(top - 50 * warmup) <= 1
 
 
-def test_checkpoints_are_of_the_best_epochs_also_after_a_stop():
+def test_the_best_epoch_of_the_small_network_is_kept_also_after_a_stop():
     written: list[str] = []
     history: Any = SimpleNamespace(rows=[])
     trainer: Any = SimpleNamespace(max_epochs=5, save_checkpoint=lambda path: written.append(path.name))
@@ -285,11 +290,42 @@ def test_checkpoints_are_of_the_best_epochs_also_after_a_stop():
         callback = Checkpoints(Path(), history, every=2)  # as in a new process
         callback.load_state_dict(state)
         callback.on_train_epoch_end(trainer, module)
-        expected = [
-            ["best-base.ckpt", "best-small.ckpt"],
-            ["best-base.ckpt", "last.ckpt"],
-            ["best-small.ckpt"],
-            ["last.ckpt"],
-            ["last.ckpt"],
-        ]
-        assert written == expected[epoch]
+        assert written == [["best"], ["last.ckpt", "last"], ["best"], ["last.ckpt", "last"], ["last.ckpt"]][epoch]
+
+
+def test_networks_of_a_stopped_run_can_be_used(tmp_path, capsys):
+    settings = replace(TINY, model="digits_resnet", epochs=4, alpha=[2.0, 4.0], ema=0.5)
+    whole = train(settings, tmp_path / "whole", console=QUIET)
+    rows = rows_of(whole.folder)
+    best = max(range(4), key=lambda epoch: rows[epoch]["val_small-1_top1"] + rows[epoch]["val_small-2_top1"])
+    run = open_run(whole.folder, weights="best")
+    assert [network.result.top1 for network in run.networks] == pytest.approx(
+        [rows[best][f"val_{name}_top1"] for name in ("base", "small-1", "small-2")]
+    )
+    x, images = torch.rand(8, 1, 8, 8), open_images(run)
+    for network in run.networks:
+        assert torch.equal(load(whole.folder, network.name, weights="best")(x), network.module(x))
+        measured = evaluate(network.module, images.val_loader(), 10)
+        assert measured.top1 == pytest.approx(network.result.top1, abs=1e-6)
+        assert torch.equal(load(whole.folder, network.name, weights="last")(x), load(whole.folder, network.name)(x))
+
+    def stop(trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adjoined.training.display.Display.on_train_epoch_start", lambda _, trainer, __: stop(trainer))
+        with pytest.raises(KeyboardInterrupt, match="--resume"):
+            train(settings, tmp_path / "run", console=Console(file=io.StringIO()))
+    stopped = tmp_path / "run"
+    with pytest.raises(AdjoinedError, match="--weights last or best"):
+        open_run(stopped)
+    last = open_run(stopped, weights="last")
+    assert last.result.epochs == 2
+    assert last.networks[2].result.top1 == pytest.approx(rows[1]["val_small-2_top1"])
+    Image.new("L", (8, 8), 128).save(digit := tmp_path / "digit.png")
+    for command in (["evaluate"], ["predict"], ["report", "--images", "0"], ["benchmark", "--seconds", "0.1"]):
+        more = [str(digit)] if command == ["predict"] else ["--runtimes", "eager"] if command[0] == "benchmark" else []
+        assert main([command[0], str(stopped), *more, *command[1:], "--weights", "last"]) == 0, capsys.readouterr().err
+    assert {"report-last.html", "benchmark-last.json"} <= {each.name for each in stopped.iterdir()}
+    assert not (stopped / "report.html").exists()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from adjoined.benchmark import RUNTIMES
 from adjoined.commands.flags import parse
@@ -20,7 +20,6 @@ from adjoined.files import refuse_link
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark
     from adjoined.benchmark.subject import Subject
-    from adjoined.runs import RunFolder
 
 PURPOSE = (
     "Measure what base and small network cost, side by side: parameters, MACs, file, memory, and the time of a call in "
@@ -50,6 +49,9 @@ class BenchmarkOptions:
     """Let PyTorch take huge pages (its THP_MEM_ALLOC_ENABLE=1, on Linux), which large batches on a CPU gain by."""
     seconds: float = 60.0
     """Time for all calls together, s; slow networks take longer, exporting and compiling come on top."""
+    weights: Literal["last", "best", "final"] = "final"
+    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
+    also of a run that was stopped."""
     model: str | None = None
     """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
     json: bool = False
@@ -93,9 +95,12 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.files import check_writable
     from adjoined.report.benchmark import benchmark_tables
     from adjoined.report.console import show
+    from adjoined.runs.folder import name_for
 
     is_run = Path(options.subject).is_dir()
-    out = Path(options.out) if options.out else Path(options.subject, NAME) if is_run else None
+    out = Path(options.out) if options.out else None
+    if is_run and out is None:
+        out = Path(options.subject, name_for(NAME, options.weights))
     devices = options.devices or _devices()
     for device in devices:
         check_device(device)
@@ -129,8 +134,8 @@ def _devices() -> list[str]:
 
 def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
     from adjoined.benchmark.subject import Subject
-    from adjoined.runs import RunFolder
     from adjoined.runs.finished import open_run
+    from adjoined.runs.folder import name_for
 
     if asked != ModelOptions():
         raise AdjoinedError(
@@ -139,7 +144,7 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
             fix="Leave out --alpha, --compress, --keep, --round-to, --input-size, --channels, --classes, "
             "--model-options.",
         )
-    run = open_run(options.subject, options.model)
+    run = open_run(options.subject, options.model, weights=options.weights)
     plans = [network.description["plan"] for network in run.networks if network.description["plan"]]
     return Subject(
         name=str(run.folder),
@@ -147,21 +152,21 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
         alpha=[plan["alpha"] for plan in plans] or None,
         example=run.example(),
         file_bytes={network.name: network.result.path.stat().st_size for network in run.networks},
-        files=_exported(RunFolder(run.folder), max(options.batch_sizes)),
+        files=_exported(run.folder / name_for("export", options.weights), max(options.batch_sizes)),
     )
 
 
-def _exported(run: RunFolder, largest: int) -> dict[tuple[str, str, str], Path]:
+def _exported(folder: Path, largest: int) -> dict[tuple[str, str, str], Path]:
     """Return the files that `adjoined export` has left and that take what the networks take: runtime, network,
     precision -> file. Files of torch.export are left out: opening one may run code that is in it."""
     from adjoined.export.record import read_exports
 
-    refuse_link(run.exports)
+    refuse_link(folder)
     return {
-        (each.target, each.network, "int8" if each.int8 else "fp32"): run.exports / each.file
-        for each in read_exports(run.exports)
+        (each.target, each.network, "int8" if each.int8 else "fp32"): folder / each.file
+        for each in read_exports(folder)
         if each.target != "torch-export" and each.takes == "normalised" and (each.largest_batch or largest) >= largest
-        if (run.exports / each.file).is_file() and not (run.exports / each.file).is_symlink()
+        if (folder / each.file).is_file() and not (folder / each.file).is_symlink()
     }
 
 

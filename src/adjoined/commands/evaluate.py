@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adjoined.commands.flags import parse
 
@@ -37,6 +37,9 @@ class EvaluateOptions:
     """Processes that load images; 0 loads them in this process."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps; the figures of a run are repeated to the last bit on the device it had."""
+    weights: Literal["last", "best", "final"] = "final"
+    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
+    also of a run that was stopped."""
     model: str | None = None
     """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
     json: bool = False
@@ -52,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.training.evaluate import evaluate
 
     check_device(options.device)
-    run = open_run(options.run, options.model)
+    run = open_run(options.run, options.model, weights=options.weights)
     images, own = _open(run, options)
     images.check()  # now, and not after half of them have been measured
     measured = {

@@ -48,6 +48,9 @@ class ExportOptions:
     """Images that a file of ExecuTorch reserves memory for; the other targets take batches of any size."""
     data_root: str | None = None
     """Folder that holds the data sets; none: the run's."""
+    weights: Literal["last", "best", "final"] = "final"
+    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
+    also of a run that was stopped."""
     model: str | None = None
     """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
     json: bool = False
@@ -73,20 +76,21 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.export.of_run import Exporter
     from adjoined.files import make_folder
     from adjoined.report.console import show
-    from adjoined.runs import RunFolder
     from adjoined.runs.finished import open_images, open_run
+    from adjoined.runs.folder import name_for
 
     targets = [find_target(name) for name in dict.fromkeys(options.to)]
     for target in targets:  # before anything is written
         target.require()
         target.require(int8=options.int8)
-    run = open_run(options.run, options.model)
+    run = open_run(options.run, options.model, weights=options.weights)
     networks = _chosen(run, options.which)
+    out = Path(options.out) if options.out else run.folder / name_for("export", options.weights)
     if options.out is None:
-        make_folder(RunFolder(run.folder).exports)
+        make_folder(out)
     exporter = Exporter(
         open_images(run, data_root=options.data_root),
-        Path(options.out) if options.out else RunFolder(run.folder).exports,
+        out,
         takes="normalised" if options.with_preprocessing == "none" else options.with_preprocessing,
         images=options.images,
         calibration=options.calibration,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adjoined.commands.flags import parse
 from adjoined.errors import AdjoinedError
@@ -34,6 +34,9 @@ class PredictOptions:
     """Image files."""
     top: int = 5
     """Classes to show, the likeliest first."""
+    weights: Literal["last", "best", "final"] = "final"
+    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
+    also of a run that was stopped."""
     model: str | None = None
     """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
     json: bool = False
@@ -54,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run
 
-    run = open_run(options.run, options.model)
+    run = open_run(options.run, options.model, weights=options.weights)
     with torch.inference_mode():
         found = []
         for number, path in enumerate(options.images):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from adjoined.commands.flags import parse
 from adjoined.errors import AdjoinedError
@@ -38,6 +38,9 @@ class ReportOptions:
     """Processes that load images; 0 loads them in this process."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
+    weights: Literal["last", "best", "final"] = "final"
+    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
+    also of a run that was stopped."""
     model: str | None = None
     """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
 
@@ -47,7 +50,10 @@ def main(argv: Sequence[str]) -> None:
     (options,) = parse("report", argv, ReportOptions, purpose=PURPOSE)
     if options.images < 0:
         raise AdjoinedError("the number is too small", where="--images", expected="at least 0", got=options.images)
-    default = Path("comparison.html") if len(options.run) > 1 else Path(options.run[0], "report.html")
+    from adjoined.runs.folder import name_for
+
+    own = name_for("report.html", options.weights)
+    default = Path("comparison.html") if len(options.run) > 1 else Path(options.run[0], own)
     out = Path(options.out) if options.out else default
     page = _comparison(options, out) if len(options.run) > 1 else _page(options, out)
 
@@ -61,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
 def _page(options: ReportOptions, out: Path) -> str:
     from adjoined.report.page import run_page
 
-    story, run = _tell(options.run[0], options.model)
+    story, run = _tell(options.run[0], options)
     _check_out(out)
     if run is None:
         return run_page(story)
@@ -74,23 +80,28 @@ def _page(options: ReportOptions, out: Path) -> str:
 def _comparison(options: ReportOptions, out: Path) -> str:
     from adjoined.report.page import comparison_page
 
-    stories = [_tell(folder, options.model)[0] for folder in options.run]
+    stories = [_tell(folder, options)[0] for folder in options.run]
     _check_out(out)
     return comparison_page(stories)
 
 
-def _tell(folder: str, model: str | None) -> tuple[RunStory, FinishedRun | None]:
-    """Read a run and, if it is finished, load its networks; figures that it has not kept are measured."""
+def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | None]:
+    """Read a run and, if it has such networks, load them; figures that it has not kept are measured."""
+    from dataclasses import replace
+
     from adjoined.report.page import read_story
 
-    story = read_story(folder)
-    if story.result is None:
+    story, final = read_story(folder), options.weights == "final"
+    if story.result is None and final:
         return story, None
     from adjoined.commands.outcome import measure
     from adjoined.runs.finished import open_run
 
-    run = open_run(folder, model)
-    return (story if story.figures else read_story(folder, measure(run))), run
+    run = open_run(folder, options.model, weights=options.weights)
+    if final:
+        return (story if story.figures else read_story(folder, measure(run))), run
+    # Exports and timings in the folder are those of the finished networks.
+    return replace(story, result=run.result, figures=tuple(measure(run)), benchmark=None, exports=()), run
 
 
 def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:

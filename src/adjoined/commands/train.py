@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -12,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by, parse, typed
+from adjoined.commands.streams import drop_output
 from adjoined.errors import AdjoinedError
 from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
     from adjoined.training.job import Job
+    from adjoined.training.output import Unstoppable
 
 PURPOSE = (
     "Train a base and a small network in one run. Later ones win: the defaults, the recipe, --config FILE.yaml, flags. "
@@ -38,18 +42,33 @@ class Run:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train, or go on training, and show what has come of it."""
+    """Train, or go on training, and show the results."""
+    from adjoined.training.processes import end_with_parent
+
+    end_with_parent()  # at once: the process that started this one may be killed while libraries are loaded
     told = typed(argv, Run, Settings)
     run, settings = parse("train", argv, Run, Settings, purpose=PURPOSE, defaults=_defaults(told), config=True)
     check_code_is_named(told, settings)
     folder = Path(run.resume or run.run or _new_folder(settings))
 
     from adjoined.training import is_main, train
+    from adjoined.training.output import unstoppable
 
-    with input_set_by("--image-size"):
-        train(settings, folder, resume=run.resume is not None, announce=_announce)
+    with unstoppable() as streams:
+        with input_set_by("--image-size"):
+            train(settings, folder, resume=run.resume is not None, announce=_announce)
+        if is_main():
+            _conclude(folder, settings)
     if is_main():
-        _conclude(folder, settings)
+        say_what_was_lost(streams, f"the run is complete: {folder}")
+
+
+def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:
+    """Where standard output could not be written, say so on standard error, and keep Python from failing at its end."""
+    if error := next((each.error for each in streams if each.error), None):
+        with suppress(OSError, ValueError):
+            print(f"adjoined: the output could not be written ({error}); {instead}", file=sys.stderr)
+        drop_output()
 
 
 def _defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -138,7 +157,7 @@ def _announce(job: Job) -> None:
 
 
 def _conclude(folder: Path, settings: Settings) -> None:
-    """Print what has come of the run, and keep it in its folder."""
+    """Print the results of the run, and keep them in its folder."""
     from adjoined.commands.outcome import keep, measure, outcome_table, paths
     from adjoined.models import is_code
     from adjoined.report.console import show

@@ -9,7 +9,9 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from copy import copy
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, Protocol
 
 import torch
@@ -223,15 +225,26 @@ class ImageLoader(DataLoader[Batch]):
             generator=torch.Generator(),  # else it draws its workers' base seed from the global generator
             persistent_workers=workers > 0,
         )
+        self._processes: tuple[BaseProcess, ...] = ()
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        self._processes = tuple(getattr(batches, "_workers", ()))
+        for batch in batches:
             if isinstance(batch, AdjoinedError):
                 try:
                     raise batch
                 finally:
                     del batch  # else error and frame hold each other, and torch's workers take 5 s to be shut down
             yield batch
+
+    def killed_worker(self) -> int | None:
+        """Return the exit code of a worker that was ended from outside, as the kernel does when memory is short.
+
+        torch tells of it by a RuntimeError wherever the main process happens to be.
+        """
+        codes = (each.exitcode for each in self._processes)
+        return next((code for code in codes if code not in (None, 0, -SIGTERM)), None)
 
 
 def _as_it_is(batch: Any) -> Any:

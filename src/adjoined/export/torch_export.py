@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -15,7 +16,10 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
     """Write the network as `Target.export` says, BatchNorm folded; the metadata are the file's extra files."""
     program = traced(module, example)
     program.example_inputs = None  # else the images would be in the file
-    torch.export.save(program, path, extra_files=dict(metadata))
+    # torch's own writer aborts the process where the disk is full; Python's raises an error.
+    content = BytesIO()
+    torch.export.save(program, content, extra_files=dict(metadata))
+    path.write_bytes(content.getbuffer())
 
 
 def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.export.targets import Runnable, Target, find_target
 from adjoined.export.verify import TOLERANCE, Difference, check, compare
-from adjoined.files import written_beside
+from adjoined.files import write_whole, written_beside
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ def write(
     example = batches[0][0][:1].repeat(largest_batch, 1, 1, 1)
     with written_beside(path, *(path.with_suffix(suffix) for suffix in target.beside)) as (part, *others):
         begin = time.perf_counter()
-        target.export(holds or module, example, part, metadata or {}, calibration)
-        seconds = time.perf_counter() - begin
-        run = target.load(part)
+        with _full_disk_told(path, (part, *others), _bytes(module, int8=calibration is not None)):
+            target.export(holds or module, example, part, metadata or {}, calibration)
+            seconds = time.perf_counter() - begin
+            run = target.load(part)
         difference = compare(run, module, batches, tolerance)
         if calibration is None:
             check(difference, tolerance, path)
@@ -82,3 +84,29 @@ def write(
             inspect(run)
         size = sum(each.stat().st_size for each in (part, *others))
     return Exported(path, target, size, seconds, difference)
+
+
+@contextmanager
+def _full_disk_told(path: Path, parts: Sequence[Path], size: int) -> Iterator[None]:
+    """Where a runtime's own writer has failed, say whether the disk was full: its error may say anything, or nothing.
+
+    Args:
+        path: the file, for the error.
+        parts: what was written for it so far.
+        size: bytes that it needs at least.
+    """
+    try:
+        yield
+    except Exception as error:
+        for each in parts:
+            each.unlink(missing_ok=True)
+        try:
+            write_whole(parts[0], lambda file: file.write(bytes(size)))
+        except AdjoinedError as full:
+            raise AdjoinedError(full.what, where=path, fix="Free some space, or choose another --out.") from error
+        raise
+
+
+def _bytes(module: nn.Module, *, int8: bool) -> int:
+    size = sum(each.numel() * each.element_size() for each in module.parameters())
+    return size // 4 if int8 else size

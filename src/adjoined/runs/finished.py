@@ -58,30 +58,32 @@ class FinishedRun:
         return torch.zeros(1, self.info.channels, self.info.image_size, self.info.image_size)
 
 
-def open_run(folder: str | Path, model: str | None = None) -> FinishedRun:
+def open_run(folder: str | Path, model: str | None = None, *, weights: str = "final") -> FinishedRun:
     """Load all networks of a run.
 
     Args:
         folder: the run folder, or `hub:OWNER/NAME` for a run that was pushed to a hub.
         model: FILE.py:FUNCTION or package.module:FUNCTION, for a run of the user's own code; no code runs because a
             file names it.
+        weights: which: "final", "last" or "best", as for `adjoined.load`; the last two of a run that was stopped, too.
 
     Raises:
-        AdjoinedError: there is no such run, it is not finished, a file is damaged, or `model` is needed.
+        AdjoinedError: there is no such run, it has no such networks, a file is damaged, or `model` is needed.
     """
     run = RunFolder(located(folder))
     run.read_settings()
-    found = run.read_result()
+    holder = RunFolder(run.holding(weights))
+    found = holder.read_result()
     if found is None:
+        usable = [each for each in ("last", "best") if (run.checkpoints / each).is_dir()]
+        use = f", or use --weights {' or '.join(usable)}" if usable else ""
         raise AdjoinedError(
-            "the run is not finished",
-            where=run.path,
-            fix=f"Go on with `adjoined train --resume {run.path}`.",
+            "the run is not finished", where=run.path, fix=f"Go on with `adjoined train --resume {run.path}`{use}."
         )
     networks = []
     for network in found.networks:
-        description = read_description(run.path, network.name)
-        module = load(run.path, network.name, model=model)
+        description = read_description(holder.path, network.name)
+        module = load(holder.path, network.name, model=model)
         networks.append(FinishedNetwork(network.name, module, description, network))
     return FinishedRun(run.path, found, tuple(networks))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,10 +20,13 @@ from adjoined.names import BASE
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
 from adjoined.runs.result import RunResult
+from adjoined.runs.resuming import changes
 from adjoined.settings import Settings
 from adjoined.versions import versions
 
 FORMAT = 1
+WEIGHTS = ("last", "best", "final")
+"""Which networks of a run can be used."""
 _PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy")
 
 
@@ -58,9 +62,10 @@ class RunFolder:
         data_files: data-files.txt.gz, the list of their files.
         metrics: metrics.csv, one row an epoch.
         tensorboard: the folder of TensorBoard's files.
-        checkpoints: the folder of last.ckpt and best-NETWORK.ckpt.
+        checkpoints: the folder of last.ckpt, to go on from, and of the networks of the last and the best epoch.
         stages: the folder of the trainings that come before, each a run of its own.
         exports: the folder of exported files.
+        worth_keeping: whether a new run has something to go on from; a start that fails before leaves no folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -75,6 +80,7 @@ class RunFolder:
         self.stages = self.path / "stages"
         self.exports = self.path / "export"
         self.last = self.checkpoints / "last.ckpt"
+        self.worth_keeping = False
 
     def weights(self, name: str) -> Path:
         """Return the weights file of a finished network."""
@@ -83,6 +89,32 @@ class RunFolder:
     def description(self, name: str) -> Path:
         """Return the JSON that tells how to build a finished network."""
         return self.path / f"{name}.json"
+
+    def holding(self, weights: str) -> Path:
+        """Return the folder that holds the networks as they were at some time.
+
+        Args:
+            weights: "final", the finished ones; "last", those of the last checkpoint of a run that was stopped; "best",
+                those of the epoch in which the small networks were best in validation.
+
+        Raises:
+            AdjoinedError: the run has none of these.
+        """
+        if weights not in WEIGHTS:
+            expected = f"one of {', '.join(WEIGHTS)}"
+            raise AdjoinedError("no such weights", where="weights", expected=expected, got=weights)
+        if weights == "final" or (weights == "last" and self.finished):
+            return self.path
+        folder = self.checkpoints / weights
+        if not (folder / self.record.name).is_file():
+            there = [each for each in WEIGHTS[:-1] if (self.checkpoints / each / self.record.name).is_file()]
+            there += ["final"] if self.finished else []
+            raise AdjoinedError(
+                f"the run has left no networks of its {weights} epoch",
+                where=self.path,
+                expected=f"weights {' or '.join(there)}" if there else "a run with a finished epoch",
+            )
+        return folder
 
     def plan(self, name: str) -> Path:
         """Return the slice plan of a small network: plan.json, or plan-2.json for small-2."""
@@ -152,14 +184,31 @@ class RunFolder:
         Raises:
             AdjoinedError: the folder is in use, of another run, of something else, or cannot be written to.
         """
+        made = [each for each in (self.path, *self.path.parents) if not each.exists()]
         make_folder(self.path, links=True)
         with locked(self.path):
-            self._check(settings, resume)
-            for folder in (self.checkpoints, self.tensorboard, self.stages):
-                refuse_link(folder)
-            for folder in (self.path, self.checkpoints):
-                clear_parts(folder)
-            yield
+            fresh = not self.settings.is_file()
+            try:
+                self._check(settings, resume)
+                for folder in (self.checkpoints, self.tensorboard, self.stages):
+                    refuse_link(folder)
+                for folder in (self.path, self.checkpoints):
+                    clear_parts(folder)
+                yield
+            except BaseException as error:
+                if fresh and not self.worth_keeping and (isinstance(error, Exception) or not self.settings.is_file()):
+                    self._withdraw(made)
+                raise
+
+    def _withdraw(self, made: list[Path]) -> None:
+        """Take away what a start that failed has written, and the folders that were made for it."""
+        with suppress(OSError):  # another run may have come into a parent meanwhile
+            if self.settings.is_file():
+                for each in self.path.iterdir():
+                    shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+            (self.path / LOCK).unlink(missing_ok=True)
+            for each in made:
+                each.rmdir()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Record that the run has come to its end, and with what."""
@@ -184,19 +233,11 @@ class RunFolder:
                 where=self.path,
                 fix="Choose another folder." if done else f"Go on with --resume {self.path}, or choose another folder.",
             )
-        stored = self.read_settings(all_known=True)
-        if different := stored.differences(settings):
-            name = different[0]
-            raise AdjoinedError(
-                f"the run has other settings ({', '.join(different)})",
-                where=self.path,
-                expected=f"{name} {getattr(stored, name)}",
-                got=getattr(settings, name),
-                fix="Resume with the settings of the run, or choose another folder.",
-            )
+        changes(self.read_settings(all_known=True), settings, self.path)
 
     def begin(self, settings: Settings) -> None:
         """Write down the settings, and that a sitting begins; the folder is a run's from here on."""
+        changed = changes(self.read_settings(all_known=True), settings, self.path) if self.settings.is_file() else {}
         text = settings.to_yaml()
         write_whole(self.settings, lambda file: file.write(text.encode()))
         if self.record.is_file():
@@ -212,7 +253,11 @@ class RunFolder:
                 "finished": None,
                 "result": None,
             }
-        sitting = {"started": _now(), "command": sys.argv, "host": platform.node()}
+        # Arguments may hold bytes that are not text, such as the name of a folder from an old archive.
+        command = [os.fsencode(each).decode(errors="backslashreplace") for each in sys.argv]
+        sitting = {"started": _now(), "command": command, "host": platform.node()}
+        if changed:
+            sitting["changed"] = changed
         write_json(self.record, {**record, "sittings": [*record["sittings"], sitting]})
 
     def known_data(self) -> DataRecord | None:
@@ -233,6 +278,17 @@ class RunFolder:
         """Record which images the run is begun with, unless that is known."""
         if not self.data.is_file():
             DataRecord.of(data).write(self.data, self.data_files, data)
+
+
+def name_for(name: str, weights: str) -> str:
+    """Return the name of what is made of a run's networks, so that those of another epoch do not replace it.
+
+    Example:
+        >>> name_for("report.html", "final"), name_for("report.html", "best")
+        ('report.html', 'report-best.html')
+    """
+    path = Path(name)
+    return name if weights == "final" else f"{path.stem}-{weights}{path.suffix}"
 
 
 def _now() -> str:

@@ -34,14 +34,18 @@ MOST_SMALLER = 4096
 Model = nn.Module | str | Callable[[], nn.Module]
 
 
-def load(folder: str | os.PathLike[str], which: str = "small", *, model: Model | None = None) -> nn.Module:
-    """Load a finished network of a run as a plain module in evaluation mode, on the CPU.
+def load(
+    folder: str | os.PathLike[str], which: str = "small", *, model: Model | None = None, weights: str = "final"
+) -> nn.Module:
+    """Load a network of a run as a plain module in evaluation mode, on the CPU.
 
     Args:
         folder: the run folder, or `hub:OWNER/NAME` (`hub:OWNER/NAME@REVISION`) for a run that was pushed to a hub.
         which: the network: "base"; "small", or "small-1", "small-2" … of a family; "sparse".
         model: the base model, where the run trained one of the user's own code: a module (it is used, not copied), a
             function that returns one, or what `--model` was given. Models of adjoined, timm and torchvision need none.
+        weights: "final", those of a finished run; "last" or "best", those of the last checkpoint, or of the epoch in
+            which the small networks were best in validation, also of a run that was stopped.
 
     Raises:
         AdjoinedError: there is no such network, a file is damaged, foreign or newer, `model` is missing or
@@ -53,6 +57,8 @@ def load(folder: str | os.PathLike[str], which: str = "small", *, model: Model |
     """
     check_name(which, "which")
     run = RunFolder(located(folder, (f"{which}.json", f"{which}.safetensors")))
+    if weights != "final":
+        run = RunFolder(run.holding(weights))
     description = read_description(run.path, which)
     _, size = read_shapes(run.weights(which))
     module = rebuild(description, where=run.description(which), model=model, tensor_bytes=size)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from adjoined.training.processes import is_main
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from adjoined.settings import Settings
     from adjoined.training.job import Job
 
-__all__ = ["train"]
+__all__ = ["is_main", "train"]
 
 
 def train(
@@ -34,7 +36,7 @@ def train(
         settings: what to train on what, and how.
         run_folder: the folder of the run, new or empty; with `resume`, the folder of the run to go on with.
         resume: go on from the last checkpoint, to the same end as if the run had never been stopped; a run that is
-            finished is left as it is.
+            finished is left as it is. Settings of `adjoined.settings.FREE_ON_RESUME` may differ from the run's.
         console: where to show how it goes; standard output by default.
         announce: is called once, before the first step of the method's own training, with what is going to be trained.
         known: folders of runs. Where a method of several stages (see `adjoined.methods`) begins with a training that
@@ -57,10 +59,3 @@ def train(
     from adjoined.training.run import run_training  # Lightning is heavy
 
     return run_training(settings, run_folder, resume=resume, console=console, announce=announce, known=known)
-
-
-def is_main() -> bool:
-    """Tell whether this is the process that writes and speaks, where several train together."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return getattr(rank_zero_only, "rank", 0) in (0, None)

@@ -7,8 +7,11 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections.abc import Callable, Mapping
+from errno import ENOENT
 from io import BytesIO
 from pathlib import Path
+from statistics import mean
 from typing import IO, Any
 
 import torch
@@ -18,7 +21,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import make_folder, open_regular, write_whole
-from adjoined.training.history import History, of_networks
+from adjoined.training.history import History, Row, of_networks
 
 FORMAT = 1
 MARK = "adjoined"
@@ -32,12 +35,22 @@ _KNOWN = re.compile(
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints beside, flush, rename; read tensors and plain values only, never code."""
+    """Write checkpoints beside, flush, rename; read tensors and plain values only, never code.
+
+    A path without the suffix .ckpt is a folder for the networks of the checkpoint, which `keep` writes.
+    """
+
+    keep: Callable[[Path, Mapping[str, Any]], object]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """Write a checkpoint, whole or not at all."""
         path = Path(path)
+        if not path.parent.parent.is_dir():  # a run folder that was taken away stays away
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path.parent.parent))
         make_folder(path.parent)
+        if path.suffix != ".ckpt":
+            self.keep(path, checkpoint)
+            return
         # torch.save turns a full disk, and Ctrl-C, into an error of its own; written by Python they stay what they are.
         content = BytesIO()
         torch.save({**checkpoint, MARK: FORMAT}, content)
@@ -112,33 +125,49 @@ def _check_archive(file: IO[bytes]) -> None:
 
 
 class Checkpoints(Checkpoint):
-    """At the end of an epoch, keep each network's best state, and the last one to go on from.
+    """At the end of an epoch, keep a checkpoint to go on from, and the networks of the last and of the best epoch.
+
+    Lightning calls it after all other callbacks, as it is a `Checkpoint`: theirs is what goes into the file.
 
     Args:
-        folder: where they are written: best-NETWORK.ckpt, last.ckpt.
+        folder: where they are written: last.ckpt, last/, best/.
         history: the rows of the epochs, which tell how good each network is.
         every: epochs between two last.ckpt.
     """
 
     def __init__(self, folder: Path, history: History, every: int) -> None:
         self.folder, self.history, self.every = folder, history, every
-        self.best: dict[str, float] = {}
+        self.best = -1.0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what has to be written."""
         # The best first: a process killed in between repeats the epoch from last.ckpt and writes the same again.
-        for name, top1 in of_networks(self.history.rows[-1], "top1").items():
-            if top1 > self.best.get(name, -1.0):
-                self.best[name] = top1
-                trainer.save_checkpoint(self.folder / f"best-{name}.ckpt")
+        found = quality(self.history.rows[-1])
+        if found > self.best:
+            self.best = found
+            trainer.save_checkpoint(self.folder / "best")
         epoch = trainer.current_epoch + 1
-        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+        if epoch == trainer.max_epochs:  # the networks are finished next
             trainer.save_checkpoint(self.folder / "last.ckpt")
+        elif epoch % self.every == 0:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.folder / "last")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best accuracies so far."""
-        return {"best": dict(self.best)}
+        """Return the best accuracy so far."""
+        return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best accuracies of the checkpoint."""
-        self.best = dict(state_dict["best"])
+        """Go on from the best accuracy of the checkpoint."""
+        self.best = state_dict["best"]
+
+
+def quality(row: Row) -> float:
+    """Return the mean top-1 accuracy of the small networks, or that of the base where it is alone.
+
+    Example:
+        >>> quality({"val_base_top1": 0.9, "val_small-1_top1": 0.75, "val_small-2_top1": 0.25})
+        0.5
+    """
+    found = of_networks(row, "top1")
+    return mean([each for name, each in found.items() if name != "base"] or found.values())

@@ -12,10 +12,11 @@ from adjoined.methods import Method
 from adjoined.training.job import Job
 
 
-def training_macs(job: Job) -> int:
+def training_macs(job: Job) -> int | None:
     """Return the multiply-adds of a whole training: forward and backward passes of all its images, all epochs.
 
-    Validation, the optimizer, and the stages before do not count.
+    Validation, the optimizer, and the stages before do not count. None where the network cannot be run on two images
+    by itself; that is not a reason to end a run.
 
     Args:
         job: what is trained.
@@ -23,7 +24,10 @@ def training_macs(job: Job) -> int:
     images = job.images
     size = min(job.settings.batch_size, len(images.train))
     per_epoch = len(images.train_loader(seed=0)) * size
-    per_image = step_macs(job.method, job.network, job.example)
+    try:
+        per_image = step_macs(job.method, job.network, job.example)
+    except Exception:
+        return None
     return per_image * per_epoch * job.settings.epochs
 
 

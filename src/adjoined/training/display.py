@@ -1,8 +1,9 @@
-"""What is shown of a run while it trains: a live bar in a terminal, one line an epoch elsewhere."""
+"""What is shown of a run while it trains: a line for every epoch, and in a terminal a bar that moves every step."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,94 +16,139 @@ from adjoined.training.module import TrainingModule
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-def make_display(console: Console, history: History) -> Callback:
-    """Return the display that fits where the output goes."""
-    return LiveBar(console, history) if console.is_terminal else EpochLines(console, history)
+WORTH_TELLING = 0.05
+"""Share of the time spent waiting for images from which on it is shown."""
 
 
-class EpochLines(Callback):
-    """Print one plain line after every epoch."""
+@dataclass
+class Pace:
+    """How fast the steps of an epoch are.
+
+    Example:
+        >>> pace = Pace(now=0.0)
+        >>> pace.batch_came(1.0)
+        >>> pace.batch_done(4.0, images=100)
+        >>> pace.images_per_second, pace.waiting
+        (25.0, 0.25)
+    """
+
+    now: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+    waited: float = 0.0
+    images: int = 0
+
+    def batch_came(self, now: float) -> None:
+        """Count the time since the last step as time in which images were waited for."""
+        self.waited += now - self.now
+        self._pass(now)
+
+    def batch_done(self, now: float, *, images: int) -> None:
+        """Count a step."""
+        self.images += images
+        self._pass(now)
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, over all processes."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time in which images were waited for."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def _pass(self, now: float) -> None:
+        self.seconds += now - self.now
+        self.now = now
+
+
+class Display(Callback):
+    """Print a line after every epoch; in a terminal keep a bar below, with steps, speed and the time left.
+
+    Args:
+        console: where to.
+        history: the rows of the epochs.
+    """
 
     def __init__(self, console: Console, history: History) -> None:
         self.console, self.history = console, history
+        self._bar: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._began, self._first = time.monotonic(), trainer.current_epoch
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line."""
-        if not trainer.is_global_zero:
-            return
-        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
-        pace = (time.monotonic() - self._began) / (done - self._first)
-        left = timedelta(seconds=round(pace * (epochs - done)))
-        row = self.history.rows[-1]
-        head = f"epoch {done:>{len(str(epochs))}}/{epochs}"
-        parts = [head, f"loss {row['loss']:.4f}", *network_figures(row), *weight(row), f"{row['seconds']:.1f} s"]
-        self.console.print("  ".join([*parts, f"{left} left"]), highlight=False, soft_wrap=True)
-
-
-class LiveBar(Callback):
-    """Show how far the run is, what the networks can do, λ, and the time left."""
-
-    def __init__(self, console: Console, history: History) -> None:
-        self.console, self.history = console, history
-        self._progress: Any = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar where the run stands."""
-        if not trainer.is_global_zero:
-            return
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
+        """Start the clock, and open the bar where the run stands."""
         assert isinstance(pl_module, TrainingModule)
-        columns = [TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn()]
-        columns += [TimeRemainingColumn(), TextColumn("{task.fields[figures]}")]
-        self._progress = Progress(*columns, console=self.console, refresh_per_second=4, speed_estimate_period=120)
-        self._task = self._progress.add_task("", total=pl_module.steps, completed=trainer.global_step, figures="")
-        self._progress.start()
-        self._update(trainer, pl_module)
+        self._began, self._first, self._pace = time.monotonic(), trainer.current_epoch, Pace()
+        if trainer.is_global_zero and self.console.is_terminal:
+            self._bar = _bar(self.console)
+            self._task = self._bar.add_task("", total=pl_module.steps, completed=trainer.global_step, figures="")
+            self._bar.start()
+            self._move(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the speed of this epoch."""
+        self._pace = Pace()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Count the time that the images took to come."""
+        self._pace.batch_came(time.monotonic())
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
         """Move on."""
-        assert isinstance(pl_module, TrainingModule)
-        if batch_idx % pl_module.settings.log_every == 0:
-            self._update(trainer, pl_module)
+        self._pace.batch_done(time.monotonic(), images=len(batch[1]) * trainer.world_size)
+        self._move(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the validation has found."""
-        self._update(trainer, pl_module)
+        """Print the line of the epoch."""
+        if trainer.is_global_zero:
+            self.console.print(self._line(trainer), highlight=False, soft_wrap=True, markup=False)
+            self._move(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
-        self._stop()
+        self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar, so that the terminal is left as it was."""
-        self._stop()
+        self._close()
 
-    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._progress is None:
+    def _line(self, trainer: Trainer) -> str:
+        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        mean = (time.monotonic() - self._began) / (done - self._first)
+        left = timedelta(seconds=round(mean * (epochs - done)))
+        row = self.history.rows[-1]
+        head = f"epoch {done:>{len(str(epochs))}}/{epochs}"
+        parts = [head, f"loss {row['loss']:.4f}", *network_figures(row), *weight(row), f"{row['seconds']:.1f} s"]
+        return "  ".join([*parts, *speed(self._pace), f"{left} left"])
+
+    def _move(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is None:
             return
         assert isinstance(pl_module, TrainingModule)
-        figures = [f"loss {pl_module.latest['loss']:.3f}"] if pl_module.latest else []
-        figures += network_figures(self.history.rows[-1]) if self.history.rows else []
+        loss = [f"loss {pl_module.latest['loss']:.3f}"] if pl_module.latest else []
         epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 0)
-        self._progress.update(
+        self._bar.update(
             self._task,
             completed=trainer.global_step,
             description=f"epoch {epoch}/{trainer.max_epochs}",
-            figures=" · ".join([*figures, *weight(pl_module.latest)]),
+            figures=" · ".join([*speed(self._pace), *loss, *weight(pl_module.latest)]),
         )
 
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _bar(console: Console) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    steps, left = [TextColumn("step"), MofNCompleteColumn()], [TimeLeft(), TextColumn("left")]
+    columns = [TextColumn("{task.description}"), BarColumn(16), TaskProgressColumn(), *steps, *left]
+    columns.append(TextColumn("{task.fields[figures]}"))
+    return Progress(*columns, console=console, refresh_per_second=4, speed_estimate_period=120)
 
 
 def network_figures(row: Row) -> list[str]:
@@ -114,6 +160,19 @@ def network_figures(row: Row) -> list[str]:
     """
     losses = of_networks(row, "loss")
     return [f"{name} {100 * top1:.1f} % ({losses[name]:.3f})" for name, top1 in of_networks(row, "top1").items()]
+
+
+def speed(pace: Pace) -> list[str]:
+    """Return images per second and, where it matters, how long they were waited for.
+
+    Example:
+        >>> speed(Pace(seconds=2.0, waited=0.5, images=512)), speed(Pace())
+        (['256 images/s', '25 % waiting for data'], [])
+    """
+    if not pace.images:
+        return []
+    waiting = [f"{pace.waiting:.0%} waiting for data".replace("%", " %")] if pace.waiting >= WORTH_TELLING else []
+    return [f"{pace.images_per_second:.0f} images/s", *waiting]
 
 
 def weight(terms: Row) -> list[str]:

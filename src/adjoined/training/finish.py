@@ -2,79 +2,194 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from adjoined import models
-from adjoined.files import copy_file
+from adjoined.errors import AdjoinedError
+from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder, write_json
+from adjoined.methods import Finished
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
 from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
 from adjoined.training.checkpoints import read_checkpoint
 from adjoined.training.cost import training_macs
 from adjoined.training.evaluate import Scores, evaluate
+from adjoined.training.finite import NotFinite
 from adjoined.training.history import History
 from adjoined.training.job import Job, model_recipe
 from adjoined.training.stages import Earlier
 
+NUMBERS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
+"""Precision -> the number format of the weights, where it is not float32."""
+Measure = Callable[[str, nn.Module], Scores]
 
-def finish(run: RunFolder, job: Job, device: torch.device, earlier: Earlier) -> RunResult:
-    """Leave every network of a run as a file of its own, with the accuracy that this very file has.
 
-    The networks are those of the last step, or their moving average where the run keeps one; not the best of all
-    epochs, which would be chosen on the images that they are then measured with.
+class Ending:
+    """What a run leaves of its networks; made before the first step, so that the end can be tried.
 
     Args:
         run: its folder.
-        job: what was trained.
-        device: where to measure.
+        job: what is trained.
         earlier: what the stages before have left; networks of theirs that belong to the run are copied.
     """
-    # From the file, not from this process: the training may have taken place in others.
-    last = read_checkpoint(run.last)
-    job.network.load_state_dict({name.removeprefix("network."): each for name, each in last["state_dict"].items()})
-    seconds = sum(row["seconds"] for row in last["callbacks"][History.__qualname__]["rows"])
-    weights = "ema" if job.settings.ema else "last"
-    # The settings come from the user, not from a file of the run: their code may be run.
-    code = job.settings.model if models.is_code(job.settings.model) else None
-    images, networks = job.images, [_carry(run, each) for each in earlier.carried]
-    cost = StageCost(job.settings.method, job.settings.epochs, training_macs(job), round(seconds, 3))
-    stages = (*earlier.costs, cost)
-    measured = None
-    job.network.cpu().eval()
-    for name, finished in job.method.finish(job.built).items():
-        description = {
+
+    def __init__(self, run: RunFolder, job: Job, earlier: Earlier) -> None:
+        self.run, self.job, self.earlier = run, job, earlier
+        # A copy from before the training: a forward pass may leave tensors in a model that can no longer be copied.
+        network = copy.deepcopy(job.built.network).to("cpu", NUMBERS.get(job.settings.precision))
+        self._built = replace(job.built, network=network)
+        self._macs = training_macs(job)
+
+    def rehearse(self) -> None:
+        """Write everything that the end will write, to a folder that goes away again, before hours of work.
+
+        Raises:
+            AdjoinedError: something cannot be written, or a network cannot be built again.
+        """
+        with scratch_folder(self.run.path) as folder:
+            scratch = RunFolder(folder)
+            try:
+                write_json(
+                    scratch.record, self._write(scratch, self._built.network.state_dict(), self._run_once).to_json()
+                )
+            except AdjoinedError as error:
+                where = error.where.replace(str(folder), str(self.run.path))
+                again = "Free some space, or choose another folder, and rerun the command."
+                fix = again if isinstance(error.__cause__, OSError) else error.fix
+                facts = {"expected": error.expected, "got": error.got, "fix": fix}
+                raise AdjoinedError(f"{error.what}, so the run could not be finished", where=where, **facts) from error
+            except OSError as error:
+                raise cannot_write(error, self.run.path) from error
+            except Exception as error:
+                raise AdjoinedError(
+                    f"the networks could not be written at the end of this run: {type(error).__name__}: {error}",
+                    where=self.run.path,
+                ) from error
+
+    def keep(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Leave the networks of a checkpoint in a folder, to be used while the run goes on or after it was stopped.
+
+        Args:
+            path: the folder; one that is there is replaced, whole or not at all.
+            checkpoint: as Lightning makes it, with the history of the run.
+        """
+        rows = checkpoint["callbacks"][History.__qualname__]["rows"]
+        images = len(self.job.images.val)
+
+        def recorded(name: str, _: nn.Module) -> Scores:
+            loss, top1, top5 = (rows[-1].get(f"val_{name}_{what}") for what in ("loss", "top1", "top5"))
+            assert loss is not None
+            assert top1 is not None
+            return Scores(images, loss, top1, top5)
+
+        with replaced_folder(path) as folder:
+            seconds = sum(row["seconds"] for row in rows)
+            result = self._write(RunFolder(folder), checkpoint["state_dict"], recorded, seconds, epochs=len(rows))
+            write_json(RunFolder(folder).record, {**self.run.read_record(), "result": result.to_json()})
+
+    def finish(self, device: torch.device) -> RunResult:
+        """Leave every network of the run as a file of its own, with the accuracy that this very file has.
+
+        The networks are those of the last step, or their moving average where the run keeps one; not the best of all
+        epochs, which would be chosen on the images that they are then measured with.
+
+        Args:
+            device: where to measure.
+
+        Raises:
+            NotFinite: a network gives no finite loss.
+        """
+        # From the file, not from this process: the training may have taken place in others.
+        last = read_checkpoint(self.run.last)
+        images = self.job.images
+
+        def measure(_: str, module: nn.Module) -> Scores:
+            return evaluate(module, images.val_loader(), images.info.num_classes, device)
+
+        seconds = sum(row["seconds"] for row in last["callbacks"][History.__qualname__]["rows"])
+        result = self._write(self.run, last["state_dict"], measure, seconds, device)
+        self.run.finish(result.to_json())
+        shutil.rmtree(self.run.checkpoints / "last", ignore_errors=True)  # they are the finished ones
+        return result
+
+    def _write(
+        self,
+        run: RunFolder,
+        state: Mapping[str, Tensor],
+        measure: Measure,
+        seconds: float = 0.0,
+        device: torch.device | None = None,
+        epochs: int | None = None,
+    ) -> RunResult:
+        """Write the networks of a state of the training into a folder, and return what is to be recorded of them."""
+        job, images = self.job, self.job.images
+        # The settings come from the user, not from a file of the run: their code may be run.
+        code = job.settings.model if models.is_code(job.settings.model) else None
+        networks = [_carry(run, each) for each in self.earlier.carried]
+        cost = self._cost(job.settings.epochs if epochs is None else epochs, seconds)
+        stages = (*self.earlier.costs, cost)
+        measured = None
+        for name, finished in self._networks(state).items():
+            description = self._describe(name, finished)
+            description["sha256"] = save_weights(finished.module, run.weights(name))
+            # What is measured is the file, not what is in memory: it is the file that has to keep the promise.
+            again = rebuild(description, where=run.description(name), model=code)
+            load_weights(again, run.weights(name), description["sha256"])
+            measured = measure(name, again)
+            if not torch.tensor(measured.loss).isfinite():
+                raise NotFinite("the finished network gives no finite loss", where=run.weights(name), got=measured.loss)
+            parameters = sum(each.numel() for each in again.parameters())
+            metrics = {**asdict(measured), "measured_on": images.val_name, "device": device.type if device else "cpu"}
+            save_description(run.description(name), {**description, "parameters": parameters, "metrics": metrics})
+            nonzero = sum(int(each.count_nonzero()) for each in again.parameters()) if finished.sparse else None
+            found = (measured.loss, measured.top1, measured.top5)
+            networks.append(NetworkResult(name, parameters, *found, path=run.weights(name), nonzero=nonzero))
+        assert measured is not None
+        return RunResult(
+            folder=run.path,
+            networks=tuple(networks),
+            epochs=sum(stage.epochs for stage in stages),
+            seconds=round(sum(stage.seconds for stage in stages), 3),
+            images=measured.images,
+            val_name=images.val_name,
+            weights=self._weights,
+            stages=stages,
+        )
+
+    def _networks(self, state: Mapping[str, Tensor]) -> dict[str, Finished]:
+        self._built.network.load_state_dict({name.removeprefix("network."): each for name, each in state.items()})
+        self._built.network.eval()
+        return self.job.method.finish(self._built)
+
+    def _describe(self, name: str, finished: Finished) -> dict[str, Any]:
+        return {
             "name": name,
-            "weights": weights,
-            "model": model_recipe(job.settings, images),
+            "weights": self._weights,
+            "model": model_recipe(self.job.settings, self.job.images),
             "plan": None if finished.plan is None else finished.plan.to_json(),
-            "data": images.info.to_json(),
-            "sha256": save_weights(finished.module, run.weights(name)),
+            "data": self.job.images.info.to_json(),
         }
-        # What is measured is the file, not what is in memory: it is the file that has to keep the promise.
-        again = rebuild(description, where=run.description(name), model=code)
-        load_weights(again, run.weights(name), description["sha256"])
-        measured = evaluate(again, images.val_loader(), images.info.num_classes, device)
-        parameters = sum(each.numel() for each in again.parameters())
-        metrics = _metrics(measured, images.val_name, device)
-        save_description(run.description(name), {**description, "parameters": parameters, "metrics": metrics})
-        found = (measured.loss, measured.top1, measured.top5)
-        nonzero = sum(int(each.count_nonzero()) for each in again.parameters()) if finished.sparse else None
-        networks.append(NetworkResult(name, parameters, *found, path=run.weights(name), nonzero=nonzero))
-    assert measured is not None
-    result = RunResult(
-        folder=run.path,
-        networks=tuple(networks),
-        epochs=sum(stage.epochs for stage in stages),
-        seconds=round(sum(stage.seconds for stage in stages), 3),
-        images=measured.images,
-        val_name=images.val_name,
-        weights=weights,
-        stages=stages,
-    )
-    run.finish(result.to_json())
-    return result
+
+    @property
+    def _weights(self) -> str:
+        return "ema" if self.job.settings.ema else "last"
+
+    def _cost(self, epochs: int, seconds: float) -> StageCost:
+        macs = None if self._macs is None else self._macs * epochs // self.job.settings.epochs
+        return StageCost(self.job.settings.method, epochs, macs, round(seconds, 3))
+
+    def _run_once(self, _: str, module: nn.Module) -> Scores:
+        """Run a network on one image; what comes out of untrained weights does not matter."""
+        with torch.no_grad():
+            module.eval()(self.job.example)
+        return Scores(images=1, loss=0.0, top1=0.0, top5=None)
 
 
 def _carry(run: RunFolder, network: NetworkResult) -> NetworkResult:
@@ -83,7 +198,3 @@ def _carry(run: RunFolder, network: NetworkResult) -> NetworkResult:
     copy_file(stage.weights(network.name), run.weights(network.name))
     copy_file(stage.description(network.name), run.description(network.name))
     return replace(network, path=run.weights(network.name))
-
-
-def _metrics(measured: Scores, images: str, device: torch.device) -> dict[str, Any]:
-    return {**asdict(measured), "measured_on": images, "device": device.type}

@@ -46,8 +46,8 @@ class History(Callback):
         assert isinstance(pl_module, TrainingModule)
         self._began, self._lr = time.monotonic(), pl_module.lr
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the row, and write all of them."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the row, and write all of them: before any callback's `on_train_epoch_end`, whatever their order."""
         assert isinstance(pl_module, TrainingModule)
         means = pl_module.close_epoch()
         seconds = round(time.monotonic() - self._began, 3)

@@ -27,6 +27,7 @@ class RunData(LightningDataModule):
     def __init__(self, settings: Settings, images: ImageData, views: int = 1) -> None:
         super().__init__()
         self.settings, self.images, self.views = settings, images, views
+        self._loaders: list[Any] = []
 
     def setup(self, stage: str) -> None:
         """Open the training images."""
@@ -42,6 +43,12 @@ class RunData(LightningDataModule):
             if self.settings.data_on_device
             else self.images.train_loader(**options)
         )
+        if not self.settings.data_on_device:
+            self._loaders.append(self._train)
+
+    def killed_worker(self) -> int | None:
+        """Return the exit code of a process that loads images, if one was ended from outside."""
+        return next((code for each in self._loaders if (code := each.killed_worker()) is not None), None)
 
     @property
     def steps(self) -> int:
@@ -55,4 +62,6 @@ class RunData(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return the images that accuracy is measured on."""
         assert self.trainer is not None
-        return self.images.val_loader(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+        loader = self.images.val_loader(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+        self._loaders.append(loader)
+        return loader

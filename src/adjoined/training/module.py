@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,18 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods import Built, Method
+from adjoined.methods import Built, Method, Step
 from adjoined.settings import Settings
+from adjoined.training.finite import NotFinite, infinite_buffers, not_finite_in
 from adjoined.training.freezing import hold_frozen
 from adjoined.training.loaders import RunData
 from adjoined.training.meters import EpochMeters
-from adjoined.training.optimizers import make_optimizer, make_schedule
+from adjoined.training.norms import one_value_per_channel
+from adjoined.training.optimizers import make_optimizer, make_schedule, scale_rates
 
 Batch = tuple[Tensor, Tensor]
+HIGHEST_RATE = "adjoined_lr"
+"""Entry of a checkpoint: the --lr that its learning rates belong to."""
 
 
 class TrainingModule(LightningModule):
@@ -46,6 +51,7 @@ class TrainingModule(LightningModule):
         self.network = network.to(memory_format=torch.channels_last) if settings.channels_last else network
         self.num_classes = num_classes
         self.mix = _mixup(settings, num_classes)
+        self._infinite = infinite_buffers(self)
         self.latest: dict[str, float] = {}
         """Scalars of the last measured step, for the display."""
 
@@ -107,11 +113,12 @@ class TrainingModule(LightningModule):
         """Return the loss of the method; keep count."""
         x, y = batch
         measured = batch_idx % self.settings.log_every == 0
-        step = self.method.step(self.network, x, y, progress=self.progress, measure=measured)
+        step = self._step(x, y, measured)
         loss = step.loss.detach()
-        # Elsewhere the device would be waited for at every step; there a loss is looked at when it is shown anyway.
-        if measured or loss.device.type == "cpu":
-            self._check_finite(float(loss))
+        # Elsewhere the device would be waited for at every step; there a loss is looked at when it is shown anyway. Of
+        # several processes none may stop alone: the gradients make all of them NaN, and the epoch's mean shows it.
+        if self.trainer.world_size == 1 and (measured or loss.device.type == "cpu"):
+            self._check_loss(loss, x)
         terms = {"loss": loss, **step.terms}
         self.meters.add_terms(terms, len(x))
         self.meters.add_train(step.logits, y)
@@ -127,29 +134,75 @@ class TrainingModule(LightningModule):
     def close_epoch(self) -> dict[str, float]:
         """Return the means of the epoch that has ended; every process must call it.
 
+        Terms that are only for the eye are left out where they are not finite.
+
         Raises:
-            AdjoinedError: the loss was not finite.
+            NotFinite: the loss of the training, or of a network in validation, is not finite.
         """
         row = self.meters.close()
-        self._check_finite(row["loss"])
-        return row
+        for name, value in row.items():
+            if not isfinite(value) and (name == "loss" or name.startswith("val_")):
+                what = (
+                    "loss"
+                    if name == "loss"
+                    else f"validation loss of {name.removeprefix('val_').removesuffix('_loss')}"
+                )
+                raise self._not_finite(f"the {what} is no longer a finite number", value)
+        return {name: value for name, value in row.items() if isfinite(value)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that training could not go on from; on every process, or they would wait for each other.
+
+        Raises:
+            NotFinite: a weight, a running statistic or the optimizer's state is not finite.
+        """
+        checkpoint[HIGHEST_RATE] = self.settings.lr
+        found = not_finite_in(checkpoint, self._infinite)
+        if not self.trainer.strategy.reduce_boolean_decision(not found, all=True):
+            name = found or "a tensor of another process"
+            raise self._not_finite("the weights are no longer finite numbers", name.removeprefix("network."))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on at the learning rate of the settings, where the run was resumed with another one."""
+        before = checkpoint.get(HIGHEST_RATE, self.settings.lr)
+        if before != self.settings.lr:
+            scale_rates(checkpoint, self.settings.lr / before)
 
     @property
     def lr(self) -> float:
         """The highest learning rate of the next step."""
         return max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups)
 
-    def _check_finite(self, loss: float) -> None:
-        if not isfinite(loss):
-            settings = self.settings
+    def _step(self, x: Tensor, y: Tensor, measured: bool) -> Step:
+        def step() -> Step:
+            return self.method.step(self.network, x, y, progress=self.progress, measure=measured)
+
+        try:
+            return step()
+        except ValueError as error:
+            if (shape := one_value_per_channel(step)) is None:
+                raise
             raise AdjoinedError(
-                "the loss is no longer a finite number",
-                where=f"epoch {self.current_epoch + 1}, step {self.global_step + 1}",
-                got=f"{loss} at learning rate {self.lr:.3g}",
-                fix=f"Lower --lr (it is {settings.lr:g}), or limit the gradient with --grad-clip"
-                + (f" (it is {settings.grad_clip:g})" if settings.grad_clip else " 1")
-                + (", or use --precision 32-true." if settings.precision != "32-true" else "."),
+                "a normalisation layer gets one value per channel, which has no variance",
+                where=f"--batch-size {self.settings.batch_size}",
+                expected="several values per channel in training",
+                got=f"an input {shape} from a batch of {len(x)}",
+                fix="Use a larger --batch-size, or a larger --image-size.",
+            ) from error
+
+    def _check_loss(self, loss: Tensor, x: Tensor) -> None:
+        if not isfinite(value := float(loss)):
+            what = (
+                "the loss is no longer a finite number" if x.isfinite().all() else "the images are not finite numbers"
             )
+            raise self._not_finite(what, value, step=self.global_step + 1)
+
+    def _not_finite(self, what: str, got: object, *, step: int | None = None) -> NotFinite:
+        return NotFinite(
+            what,
+            where=f"epoch {self.current_epoch + 1}, step {step or self.global_step}",
+            got=f"{got} at learning rate {self.lr:.3g}",
+        )
 
 
 def _mixup(settings: Settings, num_classes: int) -> nn.Module | None:

@@ -15,6 +15,8 @@ from adjoined.settings import Settings
 
 SECOND_BETA = 0.999
 """The second beta of optimizers that have two; their first is the momentum."""
+_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+_SCHEDULE_RATES = ("base_lrs", "_last_lr")
 TENSORS_PER_LAYER = 12
 """Tensors that count as one layer in models that do not say what their layers are, as in timm."""
 
@@ -139,3 +141,22 @@ def make_schedule(settings: Settings, optimizer: Optimizer, steps: int) -> LRSch
     # The first step is already one of the ramp: 1/warmup of the highest rate, not none at all.
     ramp = LinearLR(optimizer, start_factor=1 / warmup, total_iters=max(warmup - 1, 1))
     return SequentialLR(optimizer, [ramp, cosine], milestones=[warmup])
+
+
+def scale_rates(checkpoint: dict[str, Any], factor: float) -> None:
+    """Multiply every learning rate in a checkpoint's optimizers and schedules, in place: schedules are linear in it.
+
+    Example:
+        >>> checkpoint = {"optimizer_states": [{"param_groups": [{"lr": 0.5}]}], "lr_schedulers": [{"base_lrs": [1.0]}]}
+        >>> scale_rates(checkpoint, 0.1)
+        >>> checkpoint["optimizer_states"][0]["param_groups"][0]["lr"], checkpoint["lr_schedulers"][0]["base_lrs"]
+        (0.05, [0.1])
+    """
+    for state in checkpoint["optimizer_states"]:
+        for group in state["param_groups"]:
+            group.update({name: group[name] * factor for name in _GROUP_RATES if name in group})
+    schedules = list(checkpoint["lr_schedulers"])
+    while schedules:
+        schedule = schedules.pop()
+        schedule.update({name: [lr * factor for lr in schedule[name]] for name in _SCHEDULE_RATES if name in schedule})
+        schedules += schedule.get("_schedulers", [])

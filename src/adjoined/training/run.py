@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write
 from adjoined.runs import RunFolder, RunResult
 from adjoined.settings import Settings
-from adjoined.training import is_main
 from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_checkpoint
-from adjoined.training.display import make_display
+from adjoined.training.display import Display
 from adjoined.training.ema import MovingAverage
-from adjoined.training.finish import finish
+from adjoined.training.failures import explained, quiet
+from adjoined.training.finish import Ending
 from adjoined.training.history import History
 from adjoined.training.job import Job, make_job
 from adjoined.training.loaders import RunData
 from adjoined.training.module import TrainingModule
+from adjoined.training.output import unstoppable
+from adjoined.training.processes import end_with_parent, is_main
 from adjoined.training.stages import Earlier, check_stages, run_stages
 from adjoined.training.tensorboard import TensorBoard
 
@@ -52,6 +48,7 @@ def run_training(
         from rich.console import Console
 
         console = Console()
+    end_with_parent()
     settings = settings.anchored()
     run = RunFolder(run_folder)
     if resume and (done := run.read_result() if run.record.exists() else None):
@@ -59,9 +56,10 @@ def run_training(
             console.print(f"{run.path}: the run is finished, nothing to do", highlight=False, soft_wrap=True)
         return done
     # Only one process of several may write to the folder.
-    with run.opened(settings, resume=resume) if is_main() else nullcontext(), _quiet():
+    with run.opened(settings, resume=resume) if is_main() else nullcontext(), quiet(), unstoppable(console):
         history = History(run.metrics)
-        trainer = _trainer(settings, run, _callbacks(settings, run, history, console))
+        files = WholeCheckpointIO()
+        trainer = _trainer(settings, run, _callbacks(settings, run, history, console), files)
         whole = part_of or run
         earlier = Earlier()
         known_data = run.known_data()
@@ -87,7 +85,10 @@ def run_training(
                 run.begin(settings)
                 run.keep_data(job.images)
         trainer.fit_loop.max_epochs = job.settings.epochs
-        if is_main():
+        ending = Ending(run, job, earlier) if is_main() else None
+        if ending is not None:
+            ending.rehearse()
+            files.keep = ending.keep
             for name, plan in job.built.plans.items():
                 if plan is not None:
                     plan.save(run.plan(name))
@@ -97,10 +98,10 @@ def run_training(
         checkpoint = run.last if run.last.exists() else None
         if checkpoint is not None:
             _check_fits(checkpoint, module)
-        with _failures(whole, settings):
-            data = RunData(job.settings, job.images, job.method.views)
+        data = RunData(job.settings, job.images, job.method.views)
+        with explained(whole, run, settings, trainer, data):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            result = finish(run, job, trainer.strategy.root_device, earlier) if trainer.is_global_zero else None
+            result = ending.finish(trainer.strategy.root_device) if ending else None
         result = trainer.strategy.broadcast(result)
         assert result is not None
         return result
@@ -112,12 +113,12 @@ def _callbacks(settings: Settings, run: RunFolder, history: History, console: Co
         *average,
         history,
         TensorBoard(run.tensorboard, history),
-        make_display(console, history),
+        Display(console, history),
         Checkpoints(run.checkpoints, history, settings.checkpoint_every),
     ]
 
 
-def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback]) -> Trainer:
+def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback], files: WholeCheckpointIO) -> Trainer:
     asked = settings.accelerator, settings.devices, settings.nodes, settings.strategy, settings.precision
     try:
         return Trainer(
@@ -130,7 +131,7 @@ def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback]) -> T
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.grad_clip or None,
             callbacks=callbacks,
-            plugins=[WholeCheckpointIO()],
+            plugins=[files],
             logger=False,
             default_root_dir=run.path,
             enable_progress_bar=False,
@@ -161,44 +162,3 @@ def _check_fits(path: Path, module: LightningModule) -> None:
                 got=found.get(name, "no such tensor"),
                 fix="Put the checkpoint of this run there, or delete it to start again from the beginning.",
             )
-
-
-@contextmanager
-def _failures(run: RunFolder, settings: Settings) -> Iterator[None]:
-    """Say in one line what stopped a run, and how to go on."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit and stops listening to it; SIGTERM into one that looks like success.
-        if not isinstance(error.__context__, KeyboardInterrupt) and not isinstance(error, SIGTERMException):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt(f"stopped; go on with: adjoined train --resume {run.path}") from None
-    except torch.OutOfMemoryError as error:
-        raise AdjoinedError(
-            "the device has not enough memory",
-            where="--batch-size",
-            got=settings.batch_size,
-            fix="Use a smaller batch with --accumulate, or --precision bf16-mixed.",
-        ) from error
-    except BrokenPipeError:
-        raise  # nobody reads what is shown; that says nothing about the folder
-    except OSError as error:
-        raise cannot_write(error, error.filename or run.path) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advice to itself: it is about settings that are chosen here."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels: list[Any] = [each.level for each in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        for each in loggers:
-            each.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for each, level in zip(loggers, levels, strict=True):
-                each.setLevel(level)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,23 @@ class TensorBoard(Callback):
         from torch.utils.tensorboard import SummaryWriter
 
         if trainer.is_global_zero:
-            self._writer = SummaryWriter(str(self.folder), purge_step=trainer.global_step + 1)
+            with self._passed_over():
+                self._writer = SummaryWriter(str(self.folder), purge_step=trainer.global_step + 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Write the scalars of a measured step."""
         assert isinstance(pl_module, TrainingModule)
-        if self._writer is not None and batch_idx % pl_module.settings.log_every == 0:
+        if batch_idx % pl_module.settings.log_every == 0:
             self._write("step", {**pl_module.latest, "lr": pl_module.lr}, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the scalars of the epoch."""
-        if self._writer is not None:
-            self._write("epoch", self.history.rows[-1], trainer.global_step)
-            self._writer.flush()
+        self._write("epoch", self.history.rows[-1], trainer.global_step)
+        with self._passed_over():
+            if self._writer is not None:
+                self._writer.flush()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the file."""
@@ -55,10 +59,22 @@ class TensorBoard(Callback):
         self._close()
 
     def _write(self, group: str, scalars: Mapping[str, float], step: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+        with self._passed_over():
+            for name, value in scalars.items():
+                if self._writer is not None:
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        with self._passed_over():
+            if self._writer is not None:
+                self._writer.close()
+        self._writer = None
+
+    @contextmanager
+    def _passed_over(self) -> Iterator[None]:
+        """Where the files cannot be written, go on without them: a log never stops a run."""
+        try:
+            yield
+        except OSError as error:
             self._writer = None
+            print(f"adjoined: no more TensorBoard files in {self.folder}: {error.strerror or error}", file=sys.stderr)

@@ -1,0 +1,36 @@
+"""Which settings of a run may be told anew when it is resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adjoined.errors import AdjoinedError
+from adjoined.settings import Settings
+
+SHOWN_ONLY = frozenset({"log_every", "checkpoint_every", "eval_batch_size"})
+"""How often something is shown or kept, and how much is measured at once: the trained weights are the same."""
+REMEDIES = frozenset({"lr", "finetune_lr", "grad_clip", "precision"})
+"""What helps a run whose loss is no longer finite: from the last checkpoint on, it is trained differently."""
+
+
+def changes(stored: Settings, asked: Settings, where: object) -> dict[str, Any]:
+    """Return the settings of a run that are to change, as name -> {"from": ..., "to": ...}.
+
+    Raises:
+        AdjoinedError: other settings differ as well, in what they compute.
+
+    Example:
+        >>> changes(Settings(lr=0.1), Settings(lr=0.01), "runs/digits")
+        {'lr': {'from': 0.1, 'to': 0.01}}
+    """
+    different = stored.differences(asked)
+    fixed = [name for name in different if name not in SHOWN_ONLY | REMEDIES]
+    if fixed:
+        raise AdjoinedError(
+            f"the run has other settings ({', '.join(fixed)})",
+            where=where,
+            expected=f"{fixed[0]} {getattr(stored, fixed[0])}",
+            got=getattr(asked, fixed[0]),
+            fix="Resume with the settings of the run, or choose another folder.",
+        )
+    return {name: {"from": getattr(stored, name), "to": getattr(asked, name)} for name in different}

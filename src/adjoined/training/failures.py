@@ -1,0 +1,140 @@
+"""What stops a run, said in one line that tells how to go on."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from adjoined.errors import AdjoinedError
+from adjoined.files import cannot_write
+from adjoined.models import is_code
+from adjoined.runs import RunFolder
+from adjoined.settings import Settings
+from adjoined.training.finite import NotFinite
+from adjoined.training.loaders import RunData
+
+SAFE_RATE = 0.01
+"""Learning rate above which the remedy for a run that diverged does not go."""
+
+
+@contextmanager
+def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Trainer, data: RunData) -> Iterator[None]:
+    """Say in one line what stopped a training, and how to go on.
+
+    Args:
+        run: the run, as a user resumes it.
+        stage: the folder of this training; the run's own, or that of a stage of it.
+        settings: of this training.
+        trainer: trains.
+        data: the images.
+
+    Raises:
+        AdjoinedError: the loss diverged, the disk is full, memory is short, a process was killed …
+        KeyboardInterrupt: Ctrl-C or SIGTERM; its text says how to go on.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    go_on = resume_command(run, settings)
+    try:
+        try:
+            yield
+        finally:
+            if trainer.global_step:
+                run.worth_keeping = stage.worth_keeping = True
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into an exit and stops listening to it; SIGTERM into one that looks like success.
+        if not isinstance(error.__context__, KeyboardInterrupt) and not isinstance(error, SIGTERMException):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt(f"stopped; go on with: {go_on}") from None
+    except NotFinite as error:
+        run.worth_keeping = stage.worth_keeping = True
+        raise _remedied(error, stage, settings, go_on) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise AdjoinedError(
+            "there is not enough memory",
+            where="--batch-size",
+            got=settings.batch_size,
+            fix="Use a smaller batch with --accumulate, or --precision bf16-mixed.",
+        ) from error
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if (code := data.killed_worker()) is not None:
+            raise AdjoinedError(
+                f"a process that loads images was ended by {how(code)}",
+                where=f"--workers {settings.workers}",
+                fix=f"If memory is short, use fewer --workers or a smaller --batch-size. Go on with: {go_on}",
+            ) from error
+        if (code := _ended_process(trainer)) is not None:
+            raise AdjoinedError(
+                f"another process of this run was ended by {how(code)}",
+                where=f"--devices {settings.devices}",
+                fix=f"Go on with: {go_on}",
+            ) from error
+        raise
+    except OSError as error:
+        raise cannot_write(error, error.filename or run.path) from error
+
+
+def resume_command(run: RunFolder, settings: Settings, *flags: str) -> str:
+    """Return the command that goes on with a run.
+
+    Example:
+        >>> resume_command(RunFolder("my runs/1"), Settings(), "--lr", "0.01")
+        "adjoined train --resume 'my runs/1' --lr 0.01"
+    """
+    code = ["--model", settings.model] if is_code(settings.model) else []  # no code is run because a file names it
+    return shlex.join(["adjoined", "train", "--resume", str(run.path), *code, *flags])
+
+
+def how(code: int) -> str:
+    """Return how a process ended, from its exit code.
+
+    Example:
+        >>> how(-9), how(1)
+        ('signal 9 (SIGKILL)', 'exit code 1')
+    """
+    return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+
+
+def _remedied(error: NotFinite, stage: RunFolder, settings: Settings, go_on: str) -> NotFinite:
+    """Return the error with the command that goes on from the last good checkpoint at a lower learning rate."""
+    rate = min(settings.lr / 10, SAFE_RATE)
+    start = "Go on from the last good checkpoint" if stage.last.exists() else "Start again"
+    clip = f"--grad-clip (it is {settings.grad_clip:g})" if settings.grad_clip else "--grad-clip 1"
+    also = clip if settings.precision == "32-true" else f"{clip} or --precision 32-true"
+    return NotFinite(
+        error.what,
+        where=error.where,
+        got=error.got,
+        fix=f"{start} with: {go_on} --lr {rate:.3g}; {also} may help as well.",
+    )
+
+
+def _ended_process(trainer: Trainer) -> int | None:
+    """Return the exit code of a process that this one has started for another device, if one has failed."""
+    procs = getattr(trainer.strategy.launcher, "procs", ())
+    return next((code for each in procs if (code := each.poll())), None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's advice to itself: it is about settings that are chosen here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels: list[Any] = [each.level for each in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)
