@@ -46,7 +46,7 @@ def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
 
 
 class AdjointTerms(NamedTuple):
-    """The two terms of the loss, unweighted: float32 scalars."""
+    """The two terms of the loss, unweighted: scalars, float32 or float64."""
 
     ce: Tensor
     """CE(p, y), cross-entropy of the base network, nats."""
@@ -81,8 +81,9 @@ def adjoint_terms(
         raise AdjoinedError("not a temperature", where="temperature", expected="a number above 0", got=temperature)
     ce = sum_cross_entropy([p], y, label_smoothing=label_smoothing, ignore_index=ignore_index)
     counted = None if y.is_floating_point() else y != ignore_index
-    log_p = F.log_softmax((p.detach() if detach else p).float() / temperature, dim=1)
-    kl = torch.stack([_mean_kl(log_p, F.log_softmax(q.float() / temperature, dim=1), counted) for q in family]).sum()
+    log_p = F.log_softmax(at_least_float32(p.detach() if detach else p) / temperature, dim=1)
+    log_qs = [F.log_softmax(at_least_float32(q) / temperature, dim=1) for q in family]
+    kl = torch.stack([_mean_kl(log_p, log_q, counted) for log_q in log_qs]).sum()
     return AdjointTerms(ce, temperature**2 * kl)
 
 
@@ -104,7 +105,8 @@ def adjoint_loss(
     network that the paper proves.
 
     Args:
-        p: logits of the base network, (N, C, ...), any float dtype; the loss is computed in float32.
+        p: logits of the base network, (N, C, ...), any float dtype; the loss is computed in float32, or in float64 for
+            logits in float64.
         q: logits of the small network, shaped like `p`; or a sequence of them, whose KL terms are added up.
         y: class indices, int64 (N, ...); or class probabilities, float (N, C, ...), as mixup makes them.
         progress: t, the share of the training done, in [0, 1].
@@ -117,7 +119,7 @@ def adjoint_loss(
             `adjoined train --method adjoint+`.
 
     Returns:
-        A float32 scalar in nats, the mean over samples (and positions).
+        A scalar in nats, float32 or float64, the mean over samples (and positions).
 
     Raises:
         AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, or `p` and `q` are no logits of one shape.
@@ -154,7 +156,7 @@ def adjoint_loss(
 def sum_cross_entropy(
     family: Sequence[Tensor], y: Tensor, *, label_smoothing: float = 0.0, ignore_index: int = -100
 ) -> Tensor:
-    """Return the cross-entropies of several networks' logits, added up: a float32 scalar, nats.
+    """Return the cross-entropies of several networks' logits, added up: a scalar, nats, float32 or float64.
 
     Arguments as in `adjoint_loss`; where every target is ignored it is 0, while torch's own mean is NaN.
 
@@ -163,11 +165,23 @@ def sum_cross_entropy(
         >>> round(sum_cross_entropy([logits, logits], torch.tensor([1])).item(), 4)  # 2 log 2
         1.3863
     """
+    family = [at_least_float32(q) for q in family]
     if y.is_floating_point():
-        return torch.stack([F.cross_entropy(q.float(), y, label_smoothing=label_smoothing) for q in family]).sum()
+        terms = [F.cross_entropy(q, y.to(q.dtype), label_smoothing=label_smoothing) for q in family]
+        return torch.stack(terms).sum() if y.numel() else torch.stack([q.sum() for q in family]).sum()
     counted = (y != ignore_index).sum().clamp(min=1)
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": "sum"}
-    return torch.stack([F.cross_entropy(q.float(), y, **options) for q in family]).sum() / counted
+    return torch.stack([F.cross_entropy(q, y, **options) for q in family]).sum() / counted
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits in float32, where they are not in float64: half precision has too few digits for a loss.
+
+    Example:
+        >>> [at_least_float32(torch.zeros(2, dtype=dtype)).dtype for dtype in (torch.bfloat16, torch.float64)]
+        [torch.float32, torch.float64]
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _family(q: Any) -> list[Any]:
@@ -178,7 +192,7 @@ def _family(q: Any) -> list[Any]:
 def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None) -> Tensor:
     kl = _kl_by_class(log_p, log_q).sum(dim=1)
     if counted is None:
-        return kl.mean()
+        return kl.sum() / max(kl.numel(), 1)
     return torch.where(counted, kl, 0.0).sum() / counted.sum().clamp(min=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -12,12 +13,14 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
-from adjoined.sharing import SharedWeights, full_name
+from adjoined.sharing import SharedWeights
 from adjoined.skeleton import Runner, make_skeleton
 from adjoined.slicing import SlicePlan, check_plan, make_plan, reorder
 from adjoined.slicing.model.cost import last_layer
 from adjoined.slicing.model.inputs import apart
-from adjoined.slicing.model.modules import check_model, hand_on_kept, matching_modules, private_names
+from adjoined.slicing.model.misuse import check_trainable
+from adjoined.slicing.model.modules import WithoutHistory, full_name, hand_on_kept, matching_modules, private_names
+from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.importance import check_order
 from adjoined.statistics import measure_statistics
 
@@ -36,6 +39,9 @@ class AdjoinedNetwork(nn.Module):
             too, as an ablation. Running statistics are private in any case.
         private: names or patterns (as for file names) of further modules whose weights small networks have for
             themselves; they begin as slices.
+
+    Private weights begin as trained or frozen as the base's are. From then on `net.requires_grad_(True)` unfreezes all
+    networks, `net.base.requires_grad_(True)` no private weight.
 
     Attributes:
         base: the base network.
@@ -133,6 +139,7 @@ class AdjoinedNetwork(nn.Module):
         """
         return self._runners[which].run([each[which] for each in self._weights.slices()], args, kwargs)
 
+    @torch.inference_mode(False)
     def extract(self, which: int = 0) -> nn.Module:
         """Return a small network as a plain module: physically narrow, with tensors of its own, nothing of adjoined.
 
@@ -148,8 +155,13 @@ class AdjoinedNetwork(nn.Module):
         own = self.smalls[which].state_dict()
         with torch.no_grad():
             for name, tensor in module.state_dict().items():
-                if name in own and name not in shared:  # bound, where another thread runs the network
+                if name not in own or name in shared:  # it is bound while another thread runs the network
+                    continue
+                if tensor.shape == own[name].shape:
                     tensor.copy_(own[name])
+                else:  # a buffer in which the forward keeps what it likes
+                    part, _, buffer = name.rpartition(".")
+                    module.get_submodule(part)._buffers[buffer] = own[name].clone()
         hand_on_kept(self.smalls[which], module)
         for name, part in self.smalls[which].named_modules():
             module.get_submodule(name).training = part.training
@@ -181,11 +193,24 @@ class AdjoinedNetwork(nn.Module):
         runs = [partial(self.small, which=which) for which in range(len(self.smalls))]
         return measure_statistics(list(self.smalls), runs, batches)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdjoinedNetwork:
+        """Return a copy; activations that a forward has kept in attributes are copied without their history."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        with WithoutHistory():
+            twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
     def extra_repr(self) -> str:
-        """Show the factors of the small networks."""
-        return "alpha=" + ", ".join(f"{plan.alpha:g}" for plan in self.plans)
+        """Show the factors of the small networks, and private weights that are frozen while the base's are trained."""
+        trained = {name for name, parameter in self.base.named_parameters() if parameter.requires_grad}
+        private = [pair for small in self.smalls for pair in small.named_parameters()]
+        frozen = sum(name in trained and not parameter.requires_grad for name, parameter in private)
+        alphas = "alpha=" + ", ".join(f"{plan.alpha:g}" for plan in self.plans)
+        return f"{alphas}, {frozen} private weights frozen, the base's are not" if frozen else alphas
 
 
+@torch.inference_mode(False)  # tensors made in inference mode cannot be trained
 def adjoin(
     model: nn.Module,
     example_input: Any,
@@ -204,7 +229,8 @@ def adjoin(
     """Join a model with a small twin (or a family of them) on shared weights.
 
     Args:
-        model: the base network: any module with convolutions. It is used, not copied.
+        model: the base network: any module with convolutions. It is used, not copied; out of `nn.DataParallel`,
+            `torch.compile` and averages of weights it is taken.
         example_input: what the model is called with: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
             arguments, or a dict of keyword arguments. Values do not matter, shapes do.
         alpha: every layer of the small network keeps about 1/alpha of its channels, so inner convolutions have about
@@ -234,8 +260,8 @@ def adjoin(
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.
 
     Raises:
-        AdjoinedError: bad settings, an unknown name in `keep`, a plan of another model, a model that does not run, or a
-            small network that fails the check.
+        AdjoinedError: bad settings, an unknown name in `keep`, a plan of another model, a model that does not run or
+            whose copies do not stand alone, or a small network that fails the check.
 
     Source: Nath, Kushagra, Yang, "Better together: ResNet-50 accuracy with 13x fewer parameters and at 3x speed",
     arXiv 2006.05624. The paper masks a full-width network; here the small network is physically small from the start.
@@ -248,7 +274,8 @@ def adjoin(
         >>> [group.kept for group in net.plans[1].groups][:1]
         [16]
     """
-    check_model(model)
+    model = unwrap(model)
+    check_trainable(model)
     if order is not None:
         check_order(order)
     if plan is not None:

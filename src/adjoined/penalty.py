@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adjoined.errors import AdjoinedError
+from adjoined.loss import at_least_float32
 
 
 def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
@@ -21,11 +22,11 @@ def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
     is not (last line of the example).
 
     Args:
-        p: logits z_p of the base network, (N, C, ...), any float dtype; the penalty is computed in float32.
+        p: logits z_p of the base network, (N, C, ...), any float dtype; computed in float32, or in float64 for such.
         q: logits z_q of the small network, shaped like `p`.
 
     Returns:
-        A float32 scalar >= 0 in nats, the mean over samples and positions, differentiable in both arguments.
+        A scalar >= 0 in nats, the mean over samples and positions, differentiable in both arguments.
 
     Raises:
         AdjoinedError: `p` and `q` are no logits of one shape.
@@ -47,7 +48,7 @@ def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
             got=f"p {tuple(p.shape)}, q {tuple(q.shape)}",
             fix="Pass the logits of the base network and of one small network.",
         )
-    probability = torch.softmax(p.float(), dim=1)
-    difference = p.float() - q.float()
+    p, q = at_least_float32(p), at_least_float32(q)
+    probability, difference = torch.softmax(p, dim=1), p - q
     centred = difference - (probability * difference).sum(dim=1, keepdim=True)
     return 0.5 * (probability * centred.square()).sum(dim=1).mean()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.slicing import SlicePlan
+from adjoined.slicing.model.modules import full_name
 from adjoined.slicing.plan.index import Index, add_at, take
 
 Indices = tuple[Index | None, ...]
@@ -59,16 +60,6 @@ class SharedWeights:
         return [self.slices_of(shared) for shared in self.shared]
 
 
-def full_name(module: str, name: str) -> str:
-    """Return the name of a module's tensor or submodule.
-
-    Example:
-        >>> full_name("layer1.conv", "weight"), full_name("", "weight")
-        ('layer1.conv.weight', 'weight')
-    """
-    return f"{module}.{name}" if module else name
-
-
 def share(weight: Tensor, slices: Sequence[Indices]) -> tuple[Tensor, ...]:
     """Return the slice of a weight for every small network.
 
@@ -80,8 +71,11 @@ def share(weight: Tensor, slices: Sequence[Indices]) -> tuple[Tensor, ...]:
         slices: kept indices for each dimension, one entry for every small network.
 
     Returns:
-        A tensor for every small network: a view where the indices are consecutive.
+        A tensor for every small network: the weight itself where it has all of it, a view where the indices are
+        consecutive, else a copy.
     """
+    if all(index is None for indices in slices for index in indices):
+        return (weight,) * len(slices)
     plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if plain or not (torch.is_grad_enabled() and weight.requires_grad):
         return tuple(take(weight, indices) for indices in slices)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_loss, adjoint_terms, kl_weight
+from adjoined.penalty import quadratic_penalty
 
 N, C = 16, 10
 
@@ -333,3 +334,30 @@ def test_mistaken_logits_are_named(p: Tensor, q: Tensor, message: str):
         with pytest.raises(AdjoinedError, match=message) as caught:
             call(p, q, torch.zeros(4, dtype=torch.long))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_float64_logits_stay_float64(soft: bool):
+    """Law 5. The gradient is right to the digits that float64 has, through both networks."""
+    p, q, far = (torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in range(3))
+    y = torch.softmax(far, 1).float() if soft else torch.tensor([0, 3, 1])
+
+    def loss(p: Tensor, q: Tensor, other: Tensor) -> Tensor:
+        return adjoint_loss(p, [q, other], y, progress=0.4, label_smoothing=0.1, small_ce=0.5)
+
+    leaves = tuple(each.requires_grad_() for each in (p, q, far * 3))
+    assert loss(*leaves).dtype == torch.float64
+    assert torch.autograd.gradcheck(loss, leaves)
+    assert torch.autograd.gradcheck(quadratic_penalty, leaves[:2])
+    terms = adjoint_terms(p, q, y)
+    assert {terms.ce.dtype, terms.kl.dtype} == {torch.float64}
+    a, b = (F.log_softmax(each, 1) for each in (p, q))
+    torch.testing.assert_close(terms.kl, F.kl_div(b, a, log_target=True, reduction="batchmean"), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("y", [torch.zeros(0, dtype=torch.long), torch.zeros(0, 3)], ids=["indices", "probabilities"])
+def test_an_empty_batch_has_no_loss(y: Tensor):
+    p, q = torch.zeros(0, 3, requires_grad=True), torch.zeros(0, 3, requires_grad=True)
+    loss = adjoint_loss(p, q, y, progress=1.0, small_ce=1.0)
+    assert loss.item() == 0
+    loss.backward()

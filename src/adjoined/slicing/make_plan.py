@@ -9,7 +9,7 @@ from torch import nn
 
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.misuse import check_weights
-from adjoined.slicing.model.modules import check_model
+from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.find_alpha import find_alpha
 from adjoined.slicing.solve.request import Request, check_alpha, check_keep, check_round_to, check_widths
@@ -55,7 +55,7 @@ def make_plan(
         0                   3    64     16
         ...
     """
-    check_model(model)
+    model = unwrap(model)
     check_weights(model)
     request = Request(check_alpha(alpha), check_round_to(round_to), check_keep(keep), check_widths(widths or {}))
     inputs = Inputs.of(example_input)

@@ -51,3 +51,5 @@ class Findings:
     """Parameter -> operators that read it directly."""
     ran: set[str] = field(default_factory=set)
     """Modules that were called."""
+    by_input: dict[tuple[str, str, int | None], Tensor] = field(default_factory=dict)
+    """(module, attribute, element) of a number that a norm without tensors keeps of its input -> what it counts."""

@@ -24,7 +24,7 @@ from adjoined.slicing.flow.rules import RULES, Call
 from adjoined.slicing.flow.sizes import Site, sizes_in
 from adjoined.slicing.flow.values import Values
 from adjoined.slicing.model.inputs import Inputs
-from adjoined.slicing.model.modules import is_norm
+from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.plan.reasons import Kind, Reason
 
@@ -106,10 +106,19 @@ class LabelFlow(Checks, TorchDispatchMode):
         self.called_with = args
         if not self.strict:
             self.findings.ran.add(name)
+            self._note_sizes_by_input(name, module, args)
         self.in_linear = isinstance(module, nn.Linear)
         self._idle = is_norm(module) and any(isinstance(each, Tensor) and not each.numel() for each in args)
         if not self._train and next(module.children(), None) is None:
             self.path.append(name)
+
+    def _note_sizes_by_input(self, name: str, module: nn.Module, args: Any) -> None:
+        """Note the channels that a norm without tensors is called with: it keeps their number."""
+        x = args[0] if args else None
+        for dim, (attribute, element) in sizes_by_input(module, x.ndim).items() if isinstance(x, Tensor) else ():
+            for slot in self.slots(x):
+                if varying(slot) == (dim,):
+                    self.findings.by_input[name, attribute, element] = slot
 
     def knows(self, tensor: Tensor) -> bool:
         """Tell whether a tensor carries labels."""

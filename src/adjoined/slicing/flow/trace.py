@@ -40,6 +40,7 @@ class Trace:
         sizes_by_value: whether sizes may follow from values, as the number of objects that a detector finds.
         path: the innermost modules in the order in which they ran in eval mode.
         unaligned: cuts behind which channel identity was given up.
+        shapes: tensor name -> its shape before the run.
         unreached: parts that did not run -> the module whose channels they follow, or "".
     """
 
@@ -54,6 +55,7 @@ class Trace:
     path: tuple[str, ...]
     unaligned: frozenset[Site]
     unreached: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
 
 
 def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
@@ -85,7 +87,15 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
 def _copied(model: nn.Module, device: str | None) -> nn.Module:
     """Return a copy for the trace: running it moves norm statistics and other state."""
     if device is None:
-        return duplicate(model)
+        try:
+            return duplicate(model)
+        except Exception as error:  # whatever the model's own code raises
+            raise AdjoinedError(
+                f"the model cannot be copied: {type(error).__name__}: {error}",
+                where=type(model).__name__,
+                expected="a model that copy.deepcopy copies",
+                fix="Take what cannot be copied out of its attributes, such as open files, locks and generators.",
+            ) from error
     # Handed to deepcopy, so that weights are not copied first, and tied ones stay tied: `to` makes two of them.
     memo: dict[int, Any] = {id(t): in_place_of(t, t.detach().to(device)) for t in named_tensors(model).values()}
     return duplicate(model, memo).to(device)
@@ -97,7 +107,9 @@ def _trace(
     ties, findings = Ties(), Findings()
     flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups, original=original)
     tensors = named_tensors(model)
+    sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))
+    before = Original(model)
     try:
         with torch.random.fork_rng(devices=[]):
             outputs = tensor_leaves(flow.run(model, inputs))
@@ -110,6 +122,7 @@ def _trace(
     if unused:
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
+    before.undo()  # small networks are made of the model as it was before it ran
     for out in outputs:
         for slot in flow.slots(out):
             ties.pin(slot, OUTPUT)
@@ -129,7 +142,7 @@ def _trace(
         _pin_unread(ties, findings)
     shapes = [out.shape for out in outputs]
     decide, path = flow.values.decide, tuple(flow.path)
-    return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, decide, path, unaligned, unreached)
+    return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, decide, path, unaligned, unreached, sizes)
 
 
 def label_tensors(

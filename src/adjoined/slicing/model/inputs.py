@@ -37,6 +37,13 @@ class Inputs:
                 expected="a tensor such as torch.zeros(1, 3, 224, 224), a tuple of arguments or a dict of them",
                 got=type(example).__name__,
             )
+        if not inputs.batch_size:
+            raise AdjoinedError(
+                "a batch of no samples",
+                where="example_input",
+                expected="at least one sample, in the first dimension",
+                got=tuple(tensor_leaves(inputs.args)[0].shape),
+            )
         return inputs
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:

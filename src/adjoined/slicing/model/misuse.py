@@ -34,6 +34,18 @@ def check_weights(model: nn.Module) -> None:
         )
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Raise AdjoinedError if a weight was made in inference mode, which autograd never records."""
+    weights = ((name, parameter) for name, parameter in model.named_parameters() if not is_lazy(parameter))
+    name = next((name for name, parameter in weights if parameter.is_inference()), None)
+    if name is not None:
+        raise AdjoinedError(
+            "a weight that was made in inference mode, so that it cannot be trained",
+            where=name,
+            fix="Build or load the model outside of torch.inference_mode().",
+        )
+
+
 def check_arguments(model: nn.Module, inputs: Inputs) -> None:
     """Raise AdjoinedError if the model's forward does not take these arguments, or asks for others."""
     try:

@@ -22,12 +22,6 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
-def check_model(model: object) -> None:
-    """Raise AdjoinedError if this is no module."""
-    if not isinstance(model, nn.Module):
-        raise AdjoinedError("not a model", where="model", expected="a torch.nn.Module", got=type(model).__name__)
-
-
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers by name; a shared tensor appears under each of its names."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -102,6 +96,16 @@ def filters(model: nn.Module) -> dict[str, int]:
     return found
 
 
+def full_name(module: str, name: str) -> str:
+    """Return the name of a module's tensor or submodule.
+
+    Example:
+        >>> full_name("layer1.conv", "weight"), full_name("", "weight")
+        ('layer1.conv.weight', 'weight')
+    """
+    return f"{module}.{name}" if module else name
+
+
 def owner_of(tensor: str) -> str:
     """Return the name of the module that uses a tensor as its own; a parametrised weight belongs to its layer.
 
@@ -153,6 +157,10 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
             module.proj_size = state.shape[1]
     elif isinstance(module, _TABLES):
         module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif weight is not None and hasattr(module, "normalized_shape"):
@@ -175,7 +183,7 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         memo: as for `copy.deepcopy`: id -> what stands for that object in the copy.
     """
     memo = {} if memo is None else memo
-    with _WithoutHistory():
+    with WithoutHistory():
         copied = copy.deepcopy(model, memo)
         for module in copied.modules():
             for name, held in _caches_of_class(type(module)).items():
@@ -209,18 +217,18 @@ def hand_on_kept(source: nn.Module, target: nn.Module) -> None:
     """
     memo: dict[int, Any] = {}
     for name, module in source.named_modules():
-        for attribute, held in vars(module).items():
+        for attribute, held in list(vars(module).items()):
             leaves = tree_leaves(held)
             kept = any(isinstance(leaf, Tensor) for leaf in leaves) and not isinstance(module, nn.RNNBase)
             if kept and attribute not in _OF_MODULES and not any(isinstance(leaf, nn.Module) for leaf in leaves):
-                with _WithoutHistory():
+                with WithoutHistory():
                     vars(target.get_submodule(name))[attribute] = copy.deepcopy(held, memo)
 
 
 _OF_MODULES = set(vars(nn.Module()))
 
 
-class _WithoutHistory(TorchFunctionMode):
+class WithoutHistory(TorchFunctionMode):
     """Lets `copy.deepcopy` copy tensors that an operation has returned, which torch refuses otherwise."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -235,10 +243,38 @@ def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
 
+def sizes_by_input(module: nn.Module, ndim: int) -> dict[int, tuple[str, int | None]]:
+    """Return the numbers of channels that a norm without tensors keeps of its input.
+
+    Args:
+        module: any module.
+        ndim: dimensions of what it is called with.
+
+    Returns:
+        Dimension of the input -> the attribute that holds its size, and the element of it, None for a plain number.
+
+    Example:
+        >>> sizes_by_input(nn.InstanceNorm2d(8), 4), sizes_by_input(nn.LayerNorm((8, 4), elementwise_affine=False), 3)
+        ({1: ('num_features', None)}, {1: ('normalized_shape', 0), 2: ('normalized_shape', 1)})
+    """
+    if next(module.parameters(recurse=False), None) is not None or module._buffers.get("running_mean") is not None:
+        return {}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        spatial = next((n for n in (1, 2, 3) if type(module).__name__.endswith(f"{n}d")), ndim - 2)
+        instances = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        return {ndim - spatial - 1 if instances else 1: ("num_features", None)}
+    if isinstance(module, nn.GroupNorm):
+        return {1: ("num_channels", None)}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        shape = module.normalized_shape
+        return {ndim - len(shape) + i: ("normalized_shape", i) for i in range(len(shape))}
+    return {}
+
+
 KEPT_IN_LINE = {
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
-    "num_groups", "num_parameters", "normalized_shape", "embed_dim", "kdim", "vdim", "num_heads", "head_dim",
-    "input_size", "hidden_size", "proj_size", "embedding_dim",
+    "num_groups", "num_parameters", "in1_features", "in2_features", "num_embeddings", "embedding_dim",
+    "normalized_shape", "embed_dim", "kdim", "vdim", "num_heads", "head_dim",
 }  # fmt: skip
 """The numbers of which `set_sizes` is in charge; a class derived from a layer of torch's may keep others of its own."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.modules import named_tensors
+from adjoined.slicing.model.modules import full_name, named_tensors
 
 ALONE = "a model whose copies stand alone, as small networks are copies"
 FIX = (
@@ -55,13 +55,16 @@ class Original:
             )
 
     def undo(self) -> list[str]:
-        """Put back what running a copy has changed in the original; return the names of these attributes."""
-        return [
-            f"{name}.{attribute}" if name else attribute
-            for name, module in self._model.named_modules()
-            for attribute, kept in self._kept[name].items()
-            if kept.undo(module, attribute)
-        ]
+        """Put back what a run has changed, or added, in the modules' attributes; return the names of these."""
+        changed: list[str] = []
+        for name, module in [each for each in self._model.named_modules() if each[0] in self._kept]:
+            kept = self._kept[name]
+            added = [attribute for attribute in vars(module) if attribute not in kept]
+            for attribute in added:
+                del vars(module)[attribute]
+            undone = [attribute for attribute, each in kept.items() if each.undo(module, attribute)]
+            changed += [full_name(name, attribute) for attribute in (*added, *undone)]
+        return changed
 
     def check_unchanged(self, changed: Sequence[str]) -> None:
         """Raise AdjoinedError if running a copy has changed these attributes of the original."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from adjoined.slicing.flow.trace import Trace, trace
 from adjoined.slicing.model.inputs import Inputs
-from adjoined.slicing.model.modules import check_model, named_tensors, owner_of
+from adjoined.slicing.model.modules import named_tensors, owner_of
+from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.importance import Importance, Place, check_order
 from adjoined.slicing.order.symmetry import Gathers, Twin, out_of_step, permute
 from adjoined.slicing.plan.plan import SlicePlan
@@ -57,7 +58,7 @@ def reorder(
         >>> net[0].weight.flatten().tolist(), plan.order
         ([-4.0, 3.0, 2.0, 1.0], 'l1')
     """
-    check_model(model)
+    model = unwrap(model)
     check_order(order)
     plans = [plans] if isinstance(plans, SlicePlan) else list(plans)
     for plan in plans:

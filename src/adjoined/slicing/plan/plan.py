@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ class SlicePlan:
             A module of the model's own classes with narrow tensors of its own; nothing of the model is shared.
 
         Raises:
-            AdjoinedError: the model has other tensors than the plan was made for.
+            AdjoinedError: the model has other tensors than the plan was made for; `DoesNotFit`, if a module's own code
+                does not take narrower ones.
 
         Example:
             >>> from adjoined.slicing import make_plan
@@ -129,12 +131,13 @@ class SlicePlan:
                 memo[id(module)] = copy.deepcopy(module)
         for name, tensor in tensors.items():
             if id(tensor) not in memo:
-                kept = take(tensor.detach(), self.indices(name)).clone(memory_format=torch.preserve_format)
+                kept = take(tensor.detach(), self.tensors.get(name, ())).clone(memory_format=torch.preserve_format)
                 memo[id(tensor)] = in_place_of(tensor, kept)
         small = duplicate(model, memo)
         for name, module in small.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
-                set_sizes(module, self.conv_groups.get(name))
+                with _naming(name, module):
+                    set_sizes(module, self.conv_groups.get(name))
         held = dict(small.named_modules())
         for place, value in self.attributes.items():
             module, _, attribute = place.rpartition(".")
@@ -147,15 +150,21 @@ class SlicePlan:
                     got=f"{str(value)[:40]} in place of {type(old).__name__}",
                     fix="Make a new plan.",
                 )
-            setattr(held[module], attribute, type(old)(value) if isinstance(value, list) else value)
+            with _naming(module, held[module]):
+                setattr(held[module], attribute, type(old)(value) if isinstance(value, list) else value)
         return small
 
     def check_fits(self, model: nn.Module) -> None:
         """Raise AdjoinedError if the model's tensors are not those that the plan was made for."""
         found = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-        if found == self.shapes:
+        learned = dict(model.named_parameters(remove_duplicate=False)).keys()
+        # A forward may make buffers, or give them other shapes; what it only keeps there is not sliced.
+        fixed = {name for name in found if name in learned} | self.tensors.keys()
+        fixed |= {name for name in self.shapes if name not in found}
+        wrong = [name for name in fixed if found.get(name) != self.shapes.get(name)]
+        if not wrong:
             return
-        name = min(name for name in found.keys() | self.shapes.keys() if found.get(name) != self.shapes.get(name))
+        name = min(wrong)
         raise AdjoinedError(
             "the slice plan was made for another model",
             where=name,
@@ -255,3 +264,28 @@ def _replaces(value: object, old: object) -> bool:
     if isinstance(value, list):
         return isinstance(old, list | tuple) and len(value) == len(old)
     return type(value) is int and isinstance(old, int) and not isinstance(old, bool)
+
+
+class DoesNotFit(AdjoinedError):
+    """A module whose own code does not take narrower tensors, such as a parametrization of a fixed size."""
+
+    def __init__(self, module: str, kind: str, error: Exception) -> None:
+        super().__init__(
+            f"this module does not take narrower tensors: {type(error).__name__}: {error}",
+            where=f"'{module}' ({kind})",
+            fix="Name it in `keep`, or make a new plan, which keeps it at full width.",
+        )
+        self.module, self.cause = module, error
+
+    def __reduce__(self):
+        """Pickle by the parts of the error."""
+        return AdjoinedError.__reduce__(self)
+
+
+@contextmanager
+def _naming(name: str, module: nn.Module) -> Iterator[None]:
+    """Say which module it is that raises an error."""
+    try:
+        yield
+    except Exception as error:  # whatever the module's own code raises
+        raise DoesNotFit(name, type(module).__name__, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +16,9 @@ from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace, trace
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import another_path
-from adjoined.slicing.model.modules import matching_modules, named_tensors, owner_of
+from adjoined.slicing.model.modules import full_name, matching_modules, named_tensors, owner_of
 from adjoined.slicing.plan.index import Index
-from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
+from adjoined.slicing.plan.plan import ChannelGroup, DoesNotFit, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.groups import Group, Grouping
 from adjoined.slicing.solve.numbers import Failure
@@ -111,7 +112,11 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
         set_widths(grouping.groups, request.alpha, request.round_to)
         kept = grouping.kept_labels()
         plan = _draft(traced, grouping, repairs, kept, request)
-        small = plan.apply(traced.model)
+        try:
+            small = plan.apply(traced.model)
+        except DoesNotFit as error:  # a module that cannot be narrowed
+            repairs.repair(Failure(error.cause, error.module, steps=0), kept.__getitem__)
+            continue
         flow = LabelFlow(
             FrozenTies(grouping.roots, grouping.narrowed_labels()),
             traced.findings,
@@ -167,6 +172,20 @@ def _check_path(flow: LabelFlow, traced: Trace) -> None:
                 raise another_path(traced.model, flow.values.read_in, [here, there])
 
 
+def _sizes_by_input(traced: Trace, kept: list[bool]) -> dict[str, Any]:
+    """Return the numbers of channels that norms without tensors keep, where they change, as `SlicePlan.attributes`."""
+    values: dict[str, Any] = {}
+    for (module, name, element), labels in traced.findings.by_input.items():
+        count = sum(label == 0 or kept[label] for label in labels.flatten().tolist())
+        if count != labels.numel():
+            key = full_name(module, name)
+            if element is None:
+                values[key] = count
+            else:
+                values.setdefault(key, list(getattr(traced.model.get_submodule(module), name)))[element] = count
+    return values
+
+
 def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool], request: Request) -> SlicePlan:
     """Write down the plan as the groups' widths and the repairs say now."""
     tensors: dict[str, tuple[Index | None, ...]] = {}
@@ -188,9 +207,9 @@ def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool]
         keep=request.keep,
         widths=dict(request.widths),
         tensors=tensors,
-        shapes={name: tuple(tensor.shape) for name, tensor in named_tensors(traced.model).items()},
+        shapes=dict(traced.shapes),
         conv_groups=narrowed,
-        attributes=repairs.numbers.values(kept.__getitem__),
+        attributes=_sizes_by_input(traced, kept) | repairs.numbers.values(kept.__getitem__),
         groups=describe(grouping.groups),
         crossing=dict(traced.findings.crossing),
         unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),

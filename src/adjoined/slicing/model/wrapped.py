@@ -1,0 +1,62 @@
+"""Models that come in a wrapper: taken out where that is safe, refused with what to do where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from adjoined.errors import AdjoinedError
+
+WRAP = "Call adjoin on the plain model, and wrap the joint network that it returns."
+
+
+def unwrap(model: Any) -> nn.Module:
+    """Return the plain model in what a user hands over.
+
+    `nn.DataParallel`, a compiled model and an average of weights call the model inside as it is: it is taken out.
+
+    Raises:
+        AdjoinedError: not a module; or one that cannot be narrowed as it is: scripted, traced or exported, sharded over
+            processes, or made by `adjoin`.
+    """
+    while isinstance(model, (nn.DataParallel, AveragedModel)) or _is_compiled(model):
+        model = model._orig_mod if _is_compiled(model) else model.module
+    if isinstance(model, torch.export.ExportedProgram):
+        raise _refused(model, "an exported program", "Call adjoin on the module that was exported.")
+    if not isinstance(model, nn.Module):
+        raise AdjoinedError("not a model", where="model", expected="a torch.nn.Module", got=type(model).__name__)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise _refused(
+            model,
+            "a TorchScript module, which cannot be resized",
+            "Call adjoin on the model as it was before it was scripted.",
+        )
+    for name, part in model.named_modules():
+        inside = f"'{name}' is " if name else ""
+        if any(kind.__module__ == "adjoined.network" for kind in type(part).__mro__):
+            fix = "Call adjoin on `net.base`, or on `net.extract()` for a smaller one of the small network."
+            raise _refused(model, f"{inside}a joint network already", fix)
+        if isinstance(part, nn.parallel.DistributedDataParallel):
+            raise _refused(model, f"{inside}wrapped for several processes", WRAP)
+        if any(kind.__module__.startswith("torch.distributed.fsdp") for kind in type(part).__mro__):
+            raise _refused(model, f"{inside}sharded over several processes", WRAP)
+    sharded = next((n for n, p in model.named_parameters() if _is_sharded(p)), None)
+    if sharded is not None:
+        raise _refused(model, f"'{sharded}' is sharded over several processes", WRAP)
+    return model
+
+
+def _is_compiled(model: Any) -> bool:
+    """Tell whether this is what `torch.compile` returns, without importing the compiler."""
+    return type(model).__module__ == "torch._dynamo.eval_frame" and hasattr(model, "_orig_mod")
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return any(kind.__module__.startswith("torch.distributed.tensor") for kind in type(parameter).__mro__)
+
+
+def _refused(model: object, what: str, fix: str) -> AdjoinedError:
+    return AdjoinedError(what, where=type(model).__name__, expected="a plain torch.nn.Module", fix=fix)
