@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from adjoined.data.info import LARGEST_IMAGE
 from adjoined.errors import AdjoinedError
+from adjoined.method_settings import METHODS, METHODS_OF, MethodSettings, ModelSettings, SmallSettings
 
 if TYPE_CHECKING:
     from adjoined.data import DataSettings
@@ -18,75 +19,9 @@ if TYPE_CHECKING:
 PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
 """Settings that say where a run is computed, not what: they may change when it is resumed."""
 
-METHODS = (
-    "adjoint",
-    "adjoint+",
-    "standard",
-    "scratch",
-    "scratch-compute",
-    "dropout",
-    "siamese",
-    "distillation",
-    "mutual",
-    "slimmable",
-    "slimmable-distill",
-    "filter-pruning",
-    "slimming",
-    "sparse-scales",
-    "weight-pruning",
-    "lottery-ticket",
-)
-"""The training methods by name; `adjoined.methods` has a class for each."""
-
-_SHARED = ("adjoint", "slimmable", "slimmable-distill")
-_PRUNED = ("filter-pruning", "slimming", "weight-pruning")
-
-
-def _for(default: Any, *methods: str) -> Any:
-    """Declare a setting that only some methods read; any other method refuses it."""
-    return field(default=default, metadata={"methods": methods})
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The base network."""
-
-    model: str = "digits_resnet"
-    """Base network: a built-in name, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
-    model_options: dict[str, Any] = field(default_factory=dict)
-    """More arguments for the model's constructor, as a YAML mapping."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SmallSettings:
-    """The small networks."""
-
-    alpha: float | list[float] = 4.0
-    """The small network keeps about 1/alpha of each layer's channels; several values (2,4,8) make a family."""
-    compress: float | None = None
-    """Ratio of parameters, base to small, without the last linear layer; it chooses alpha."""
-    keep: list[str] = field(default_factory=list)
-    """Modules that stay at full width: names or patterns (conv1,layer1)."""
-    round_to: int = 8
-    """Widths of the small network are multiples of this, where the base network's allow it, channels."""
-    widths: dict[str, str] = field(default_factory=dict)
-    """Other widths than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'."""
-    order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
-    """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
-    write them), bn (scale of their batch norms); none: as they are."""
-
-    @property
-    def alphas(self) -> tuple[float, ...]:
-        """The factors of all small networks."""
-        return tuple(self.alpha) if isinstance(self.alpha, list) else (self.alpha,)
-
-
-SMALL_ONLY = frozenset(each.name for each in fields(SmallSettings))
-"""Settings that say what the small networks are like; a method that trains the base alone ignores them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(SmallSettings, ModelSettings):
+class Settings(MethodSettings, SmallSettings, ModelSettings):
     """The settings of one run.
 
     Every figure has its unit in the line below it; zero switches off what can be switched off.
@@ -127,38 +62,6 @@ class Settings(SmallSettings, ModelSettings):
     """Image files that are damaged, not images or too large: stop before the first step, or skip and count them."""
     workers: int = 0
     """Processes that load data, per device; 0 loads in the training process."""
-
-    method: str = "adjoint"
-    """How the networks are trained; `docs/method.md` has the list."""
-    private_head: bool = _for(False, *_SHARED)
-    """Give the small network a last layer of its own, a slice of the base's at first."""
-    kl_schedule: Literal["paper", "constant"] = _for("paper", "adjoint")
-    """λ over the run: the paper's min(4t², 1), or 1 throughout."""
-    kl_detach: bool = _for(False, "adjoint")
-    """Let the KL term train the small network only."""
-    small_ce: float = _for(0.0, "adjoint")
-    """Weight of a cross-entropy of the small network."""
-    temperature: float | None = _for(None, "adjoint", "distillation")
-    """Temperature of the KL term; none: 1 for adjoint, 4 for distillation."""
-    dropout_rate: float = _for(0.3, "dropout")
-    """Share of the last linear layer's inputs that are dropped, in [0, 1)."""
-    teacher: str | None = _for(None, "distillation")
-    """Folder of a finished run whose base network teaches; none: a teacher is trained first."""
-    prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning", "slimming")
-    """What pruning brings down to that of the small network that alpha gives."""
-    slimming_l1: float = _for(1e-4, "slimming", "sparse-scales")
-    """Weight of the L1 norm of BatchNorm's scales, before pruning."""
-    sparsity: float | None = _for(None, "weight-pruning", "lottery-ticket")
-    """Share of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network
-    that alpha gives."""
-    lottery_rounds: int = _for(5, "lottery-ticket")
-    """Rounds of training and pruning, each starting again from the first weights."""
-    lottery_round: int | None = _for(None, "lottery-ticket")
-    """Stop after this round; none: after the last."""
-    finetune_epochs: int | None = _for(None, *_PRUNED)
-    """Epochs after pruning; none: as many as before."""
-    finetune_lr: float | None = _for(None, *_PRUNED)
-    """Highest learning rate after pruning; none: as before."""
 
     epochs: int = 40
     """Passes over the training images."""
@@ -412,9 +315,3 @@ class Settings(SmallSettings, ModelSettings):
         if not fits:
             flag, got = f"--{name.replace('_', '-')}", getattr(self, name)
             raise AdjoinedError("the value is out of range", where=flag, expected=expected, got=got, fix=fix)
-
-
-METHODS_OF: dict[str, tuple[str, ...]] = {
-    each.name: each.metadata["methods"] for each in fields(Settings) if "methods" in each.metadata
-}
-"""Setting -> the methods that read it, for every setting that not all methods read."""

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from adjoined.errors import AdjoinedError
+from adjoined.method_settings import METHODS, METHODS_OF
 from adjoined.methods import METHODS as CLASSES
 from adjoined.recipes import RECIPES, digits
-from adjoined.settings import METHODS, METHODS_OF, PLACE_ONLY, Settings
+from adjoined.settings import PLACE_ONLY, Settings
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by
 from adjoined.errors import AdjoinedError
-from adjoined.settings import SmallSettings
+from adjoined.method_settings import SmallSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

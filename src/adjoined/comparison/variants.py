@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from adjoined.errors import AdjoinedError
+from adjoined.method_settings import METHODS_OF, SMALL_ONLY
 from adjoined.methods import METHODS
-from adjoined.settings import METHODS_OF, PLACE_ONLY, SMALL_ONLY, Settings
+from adjoined.settings import PLACE_ONLY, Settings
 
 OWN = SMALL_ONLY.union(METHODS_OF)
 """Settings in which the contenders of a fair comparison may differ: their own, and the size of the small network, which

@@ -1,6 +1,6 @@
 """How networks are trained: one short file per method, or per family of methods.
 
-A new method is a class that fills in `Method`, its name in `adjoined.settings.METHODS`, and a line in `METHODS`.
+A new method is a class that fills in `Method`, its name in `adjoined.method_settings.METHODS`, and a line in `METHODS`.
 """
 
 from __future__ import annotations

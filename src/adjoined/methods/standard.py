@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from adjoined.method_settings import SMALL_ONLY
 from adjoined.methods.alone import Alone
 from adjoined.methods.base import Built
-from adjoined.settings import SMALL_ONLY
 
 
 class Standard(Alone):
