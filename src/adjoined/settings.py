@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from adjoined.data.info import LARGEST_IMAGE
 from adjoined.errors import AdjoinedError
 from adjoined.method_settings import METHODS, METHODS_OF, MethodSettings, ModelSettings, SmallSettings
 
@@ -127,8 +126,10 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("checkpoint_every", "log_every"):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        size = self.image_size
-        self._require("image_size", size is None or size <= LARGEST_IMAGE, f"at most {LARGEST_IMAGE} pixels")
+        if self.image_size is not None:
+            from adjoined.data.info import LARGEST_IMAGE  # it brings torch, which --help does without
+
+            self._require("image_size", self.image_size <= LARGEST_IMAGE, f"at most {LARGEST_IMAGE} pixels")
         for name in ("image_size", "limit", "finetune_epochs"):
             value = getattr(self, name)
             self._require(name, value is None or value >= 1, "a whole number of at least 1, or none")

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adjoined.benchmark import RUNTIMES
 from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
+from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.errors import AdjoinedError
 from adjoined.files import refuse_link
 
@@ -27,8 +28,8 @@ PURPOSE = (
 )
 
 
-@dataclass(frozen=True)
-class BenchmarkOptions:
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
     """What to measure."""
 
     subject: str
@@ -49,13 +50,6 @@ class BenchmarkOptions:
     """Let PyTorch take huge pages (its THP_MEM_ALLOC_ENABLE=1, on Linux), which large batches on a CPU gain by."""
     seconds: float = 60.0
     """Time for all calls together, s; slow networks take longer, exporting and compiling come on top."""
-    weights: Literal["last", "best", "final"] = "final"
-    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
-    also of a run that was stopped."""
-    model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
-    json: bool = False
-    """Print everything as JSON instead of tables."""
     out: str | None = None
     """File for the figures, Markdown if it ends in .md and JSON else; of a run, benchmark.json in its folder."""
 

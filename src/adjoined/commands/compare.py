@@ -1,4 +1,4 @@
-"""`adjoined compare`: several methods under equal settings, and a table and plots of what they have come to."""
+"""`adjoined compare`: several methods under equal settings, and a table and plots of the results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse, typed
+from adjoined.commands.options import FromRecipe
 from adjoined.commands.train import check_code_is_named, recipe_defaults
 from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
@@ -29,12 +30,10 @@ SECONDS = 2.0
 """Time for each network's latency, s."""
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Comparison(FromRecipe):
     """The comparison."""
 
-    recipe: str | None = None
-    """Named settings to begin with."""
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     """What to compare, with standard first: the costs of training are told as multiples of its."""
     seeds: int = 3

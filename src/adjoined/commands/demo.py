@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adjoined.commands.flags import parse
+from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
 
 PURPOSE = (
@@ -14,16 +15,12 @@ PURPOSE = (
 )
 
 
-@dataclass(frozen=True)
-class DemoOptions:
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(OwnCode, OfRun):
     """What to show, and where."""
 
-    run: str
-    """The run folder."""
     port: int = 7860
     """Port of the page on 127.0.0.1; 0 takes any that is free."""
-    model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
 
     def __post_init__(self) -> None:
         """Check what only this command knows of."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
+from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode, Workers
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData
@@ -20,30 +21,17 @@ PURPOSE = (
 )
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(AsJson, ChosenWeights, Workers, OfData, OwnCode, OfRun):
     """What to measure."""
 
-    run: str
-    """The run folder."""
     data: str | None = None
     """Other images of the same classes: a data set, or folder:PATH (val/ in it, if there is one, else all images);
     the run's own images, if they have moved; none: those that the run was validated on."""
     all: bool = False
     """Measure all images where the data are the run's own, those it was trained on among them."""
-    data_root: str | None = None
-    """Folder that holds the data sets; none: the run's."""
-    workers: int = 0
-    """Processes that load images; 0 loads them in this process."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps; the figures of a run are repeated to the last bit on the device it had."""
-    weights: Literal["last", "best", "final"] = "final"
-    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
-    also of a run that was stopped."""
-    model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
-    json: bool = False
-    """Print everything as JSON instead of a table."""
 
 
 def main(argv: Sequence[str]) -> None:

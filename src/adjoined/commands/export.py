@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adjoined.commands.flags import parse
+from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
@@ -22,12 +23,10 @@ PURPOSE = (
 )
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
     """What to export."""
 
-    run: str
-    """The run folder."""
     to: tuple[str, ...] = ("onnx",)
     """Targets: onnx, openvino, executorch, torch-export."""
     which: tuple[str, ...] = ()
@@ -46,15 +45,6 @@ class ExportOptions:
     """Share of the validation images, in [0, 1], by which top-1 accuracy may fall in int8."""
     largest_batch: int = 1
     """Images that a file of ExecuTorch reserves memory for; the other targets take batches of any size."""
-    data_root: str | None = None
-    """Folder that holds the data sets; none: the run's."""
-    weights: Literal["last", "best", "final"] = "final"
-    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
-    also of a run that was stopped."""
-    model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
-    json: bool = False
-    """Print everything as JSON instead of a table."""
 
     def __post_init__(self) -> None:
         """Check what only this command knows of."""

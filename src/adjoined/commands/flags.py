@@ -253,29 +253,32 @@ def _parser(
     if config:
         parser.add_argument("--config", metavar="FILE", help="YAML file with values for any of the flags below.")
         parser.add_argument("--print-config", action="store_true", help="Print the values that come out, and end.")
-    homes = {
-        name: each
-        for option in options
-        for each in reversed(option.__mro__[:-1])
-        for name in vars(each).get("__annotations__", {})
-    }
     groups: dict[type, Any] = {}
-    for name, field in _fields(options).items():
-        home = homes[name]
-        about = parse_from_object(home)
-        if home not in groups:
-            groups[home] = parser.add_argument_group((about.short_description or "").rstrip("."))
+    for option, home, field in _with_homes(options):
+        name, about = field.name, parse_from_object(home)
+        group = home if len(about.params) > 1 else option  # a flag that several commands share is no group by itself
+        if group not in groups:
+            title = parse_from_object(group).short_description or ""
+            groups[group] = parser.add_argument_group(title.rstrip("."))
         text = next(param.description or "" for param in about.params if param.arg_name == name)
         if readers := field.metadata.get("methods"):
             text += f" (--method {', '.join(readers)})"
         text = text.replace("%", "%%")
         if name in positional:
-            groups[home].add_argument(name.upper(), help=text, nargs="*" if item_type(hints[name]) else None)
+            groups[group].add_argument(name.upper(), help=text, nargs="*" if item_type(hints[name]) else None)
         else:
             names = [_flag(name), _flag(f"no_{name}")] if hints[name] is bool else [_flag(name)]
             told = {"action": "store_true"} if hints[name] is bool else {"metavar": _shown(hints[name])}
-            groups[home].add_argument(*names, help=text + _written(values[name]), **told)
+            groups[group].add_argument(*names, help=text + _written(values[name]), **told)
     return parser
+
+
+def _with_homes(options: Sequence[type]) -> Iterator[tuple[type, type, Field[Any]]]:
+    """Yield each field with the options class that has it and the one of its bases that declares it."""
+    for option in options:
+        for field in fields(option):
+            home = next(each for each in option.__mro__ if field.name in vars(each).get("__annotations__", {}))
+            yield option, home, field
 
 
 def _shown(hint: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
+from adjoined.commands.options import AsJson
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 PURPOSE = "Show what would become of a model: channels, parameters and MACs of each layer in base and small network."
 
 
-@dataclass(frozen=True)
-class PlanOptions:
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(AsJson):
     """What to plan."""
 
     model: str
@@ -31,8 +32,6 @@ class PlanOptions:
     """One row for each layer instead of one for each group of equal blocks."""
     check: bool = False
     """Compare each small network with the base network, its dropped channels at zero, in float64 on random input."""
-    json: bool = False
-    """Print everything as JSON instead of tables."""
     out: str | None = None
     """File to save the slice plan in, as JSON."""
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
+from adjoined.commands.options import AsJson, ChosenWeights, OfRun, OwnCode
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
@@ -24,23 +25,14 @@ CALLS = 3
 PURPOSE = "Classify images with both networks of a run, side by side."
 
 
-@dataclass(frozen=True)
-class PredictOptions:
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(AsJson, ChosenWeights, OwnCode, OfRun):
     """What to look at."""
 
-    run: str
-    """The run folder."""
     images: list[str] = field()
     """Image files."""
     top: int = 5
     """Classes to show, the likeliest first."""
-    weights: Literal["last", "best", "final"] = "final"
-    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
-    also of a run that was stopped."""
-    model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
-    json: bool = False
-    """Print everything as JSON instead of tables."""
 
     def __post_init__(self) -> None:
         """Check what only this command knows of."""

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
+from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, write_json, write_text
 
@@ -24,20 +25,16 @@ PURPOSE = (
 )
 
 
-@dataclass(frozen=True)
-class PushOptions:
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(OwnCode, OfRun):
     """What to share, and where."""
 
-    run: str
-    """The run folder."""
     to: str | None = None
     """hub:OWNER/NAME; or a new folder, to look at what would be pushed or to hand it on by other means."""
     private: bool = False
     """Make a new repository on the hub private."""
     license: str = ""
     """Licence of the networks, for the card: mit, apache-2.0, cc-by-4.0, ..."""
-    model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
 
 
 def main(argv: Sequence[str]) -> None:

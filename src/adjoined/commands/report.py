@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
+from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ PURPOSE = (
 )
 
 
-@dataclass(frozen=True)
-class ReportOptions:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
     """What to write."""
 
     run: list[str]
@@ -32,17 +33,8 @@ class ReportOptions:
     images: int = 10_000
     """Validation images to look at, of large data sets an even share of every class; 0: none, and the page leaves out
     what needs them."""
-    data_root: str | None = None
-    """Folder that holds the data sets; none: the run's."""
-    workers: int = 0
-    """Processes that load images; 0 loads them in this process."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
-    weights: Literal["last", "best", "final"] = "final"
-    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
-    also of a run that was stopped."""
-    model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
 
 
 def main(argv: Sequence[str]) -> None:

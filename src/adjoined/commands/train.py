@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by, parse, typed
+from adjoined.commands.options import FromRecipe
 from adjoined.commands.streams import drop_output
 from adjoined.errors import AdjoinedError
 from adjoined.recipes import RECIPES
@@ -29,12 +30,10 @@ PURPOSE = (
 )
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class Run(FromRecipe):
     """The run."""
 
-    recipe: str | None = None
-    """Named settings to begin with."""
     run: str | None = None
     """Folder for everything that the run leaves, new or empty; none: runs/DATA-MODEL-TIME."""
     resume: str | None = None

@@ -1,0 +1,63 @@
+"""Options that several commands have, each with its help; a command's own options class takes those it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun:
+    """The run."""
+
+    run: str
+    """The run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCode:
+    """A model of your own."""
+
+    model: str | None = None
+    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenWeights:
+    """Which weights."""
+
+    weights: Literal["last", "best", "final"] = "final"
+    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
+    also of a run that was stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfData:
+    """The data."""
+
+    data_root: str | None = None
+    """Folder that holds the data sets; none: the run's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Loading images."""
+
+    workers: int = 0
+    """Processes that load images; 0 loads them in this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsJson:
+    """Output."""
+
+    json: bool = False
+    """Print everything as JSON instead of tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromRecipe:
+    """Where the settings begin."""
+
+    recipe: str | None = None
+    """Named settings to begin with."""
