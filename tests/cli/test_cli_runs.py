@@ -179,6 +179,27 @@ def test_predict_shows_what_the_networks_say(run: Path, digit: Path, capsys: pyt
     assert [line.split()[0] for line in lines if line[:1].isdigit()] == [str(i + 1) for i in range(10)]
 
 
+def test_predict_goes_through_a_folder_and_past_a_damaged_image(
+    run: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "digits" / "more").mkdir(parents=True)
+    for name in ("a.png", "more/b.png"):
+        shutil.copy(digit, tmp_path / "digits" / name)
+    (tmp_path / "digits" / "bad.png").write_bytes(b"")
+    (tmp_path / "digits" / "notes.txt").touch()
+    assert main(["predict", str(run), str(tmp_path / "digits")]) == 2
+    out, told = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == [
+        str(tmp_path / "digits" / n) for n in ("a.png", "more/b.png")
+    ]
+    assert "base:" in out and "small:" in out
+    assert "bad.png: the image cannot be read" in told
+    assert "1 of 3 images cannot be read" in told
+    assert "1 .txt" in told
+    assert main(["predict", str(run), str(tmp_path / "digits"), "--json"]) == 2
+    assert ["error" in each for each in json.loads(capsys.readouterr().out)] == [False, True, False]
+
+
 # ---- a model of one's own --------------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,8 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
     """Share of the validation images, in [0, 1], by which top-1 accuracy may fall in int8."""
     largest_batch: int = 1
     """Images that a file of ExecuTorch reserves memory for; the other targets take batches of any size."""
+    data: str | None = None
+    """Where the run's images lie now, if they have moved: folder:PATH."""
 
     def __post_init__(self) -> None:
         """Check what only this command knows of."""
@@ -79,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     if options.out is None:
         make_folder(out)
     exporter = Exporter(
-        open_images(run, data_root=options.data_root),
+        open_images(run, data=options.data, data_root=options.data_root),
         out,
         takes="normalised" if options.with_preprocessing == "none" else options.with_preprocessing,
         images=options.images,

@@ -1,11 +1,14 @@
-"""`adjoined predict RUN IMAGE ...`: what both networks of a run see in images, and how long they take."""
+"""`adjoined predict RUN IMAGE ...`: what both networks of a run see in images or folders, and how long they take."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 CALLS = 3
 """Timed calls for each image and network; the median is told."""
 
-PURPOSE = "Classify images with both networks of a run, side by side."
+PURPOSE = "Classify images with both networks of a run, side by side; those of a folder in a line each."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +33,9 @@ class PredictOptions(AsJson, ChosenWeights, OwnCode, OfRun):
     """What to look at."""
 
     images: list[str] = field()
-    """Image files."""
+    """Image files, or folders: all images in them, one line each."""
     top: int = 5
-    """Classes to show, the likeliest first."""
+    """Classes to show of an image file, the likeliest first."""
 
     def __post_init__(self) -> None:
         """Check what only this command knows of."""
@@ -41,7 +44,7 @@ class PredictOptions(AsJson, ChosenWeights, OwnCode, OfRun):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Classify and print, image by image."""
+    """Classify and print, image by image; one that cannot be read is named, and the others still count."""
     (options,) = parse("predict", argv, PredictOptions, purpose=PURPOSE)
     import torch
 
@@ -50,25 +53,70 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.runs.finished import open_run
 
     run = open_run(options.run, options.model, weights=options.weights)
-    with torch.inference_mode():
-        found = []
-        for number, path in enumerate(options.images):
-            seen = _look(run, preprocess(run.info, load_image(path)), options.top)
-            if options.json:
-                found.append({"image": path, "networks": seen})
-            else:
-                print("" if number == 0 else "\n", end="")
-                show(_table(path, seen))
+    paths = list(_paths(options.images))
+    found: list[dict[str, Any]] = []
+    failures: list[AdjoinedError] = []
+    for number, (path, alone) in enumerate(paths):
+        try:
+            with torch.inference_mode():
+                seen = _look(run, preprocess(run.info, load_image(path)), options.top, calls=CALLS if alone else 0)
+        except AdjoinedError as error:
+            failures.append(error.at(path))
+            found.append({"image": path, "error": str(failures[-1])})
+            if not options.json and len(paths) > 1:
+                print(f"adjoined: {failures[-1]}", file=sys.stderr)
+            continue
+        found.append({"image": path, "networks": seen})
+        if options.json:
+            continue
+        if alone:
+            print("" if number == 0 else "\n", end="")
+            show(_table(path, seen))
+        else:
+            show(_line(path, seen))
     if options.json:
         print(json.dumps(found, indent=1))
+    if failures:
+        raise failures[0] if len(paths) == 1 else _all_of(failures, len(paths))
 
 
-def _look(run: FinishedRun, x: torch.Tensor, top: int) -> list[dict[str, Any]]:
+def _paths(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Yield every image file, and whether it was named itself; say what is left out of folders."""
+    from adjoined.data.scanning import LeftOut, images_below
+
+    for path in given:
+        if not os.path.isdir(path):
+            yield path, True
+            continue
+        left_out = LeftOut()
+        inside = images_below(Path(path), left_out)
+        if left_out.counts:
+            print(f"adjoined: {path}: not read: {left_out}", file=sys.stderr)
+        if not inside:
+            raise AdjoinedError("there are no images in the folder", where=path)
+        yield from ((each, False) for each in inside)
+
+
+def _all_of(failures: Sequence[AdjoinedError], images: int) -> AdjoinedError:
+    first = failures[0]
+    return AdjoinedError(f"{len(failures)} of {images} images cannot be read", where=first.where, fix=first.fix)
+
+
+def _line(path: str, seen: Sequence[dict[str, Any]]) -> str:
+    from adjoined.data.scanning import as_text
+    from adjoined.report import units
+
+    told = (f"{each['name']}: {each['guesses'][0]['class']} {units.percent(each['guesses'][0]['probability'])}"
+            for each in seen)  # fmt: skip
+    return f"{as_text(path)}  {', '.join(told)}"
+
+
+def _look(run: FinishedRun, x: torch.Tensor, top: int, *, calls: int) -> list[dict[str, Any]]:
     """Return for each network its likeliest classes, their probabilities, and the time of a call, ms."""
     seen = []
     for network in run.networks:
         logits, times = network.module(x), []  # a first call is slow, and not timed
-        for _ in range(CALLS):
+        for _ in range(calls):
             begin = time.perf_counter()
             network.module(x)
             times.append(1000 * (time.perf_counter() - begin))
@@ -77,7 +125,7 @@ def _look(run: FinishedRun, x: torch.Tensor, top: int) -> list[dict[str, Any]]:
             {"class": run.info.class_names[index], "probability": probability}
             for probability, index in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
         ]
-        seen.append({"name": network.label, "guesses": guesses, "milliseconds": median(times)})
+        seen.append({"name": network.label, "guesses": guesses, "milliseconds": median(times) if times else None})
     return seen
 
 

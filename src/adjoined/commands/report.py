@@ -33,6 +33,8 @@ class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
     images: int = 10_000
     """Validation images to look at, of large data sets an even share of every class; 0: none, and the page leaves out
     what needs them."""
+    data: str | None = None
+    """Where the run's images lie now, if they have moved: folder:PATH."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
 
@@ -106,7 +108,7 @@ def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:
     from adjoined.slicing import SlicePlan, cost_by_module
 
     check_device(options.device)
-    images = open_images(run, data_root=options.data_root, workers=options.workers)
+    images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
     modules = {network.label: network.module for network in run.networks}
     costs = [cost_by_module(module, run.example()) for module in modules.values()]
     all_layers = layers(list(modules.values()), costs)

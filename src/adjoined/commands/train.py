@@ -148,6 +148,7 @@ def _announce(job: Job) -> None:
     costs = [cost_by_module(network, job.example) for network in networks]
     base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(["base", *plans], costs, strict=True))
     title = f"{job.settings.model} on {job.images.info.name}, {job.images.info.image_size} px"
+    show(job.images.in_words(), "")
     if plans:
         show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls))
     else:

@@ -14,7 +14,8 @@ from adjoined.data.scanning import EXTENSIONS, LeftOut, class_name, holds_images
 from adjoined.data.source import Source, find
 from adjoined.errors import AdjoinedError
 
-_TRAIN = ("train", "training")
+TRAIN = ("train", "training")
+"""What the folder of the training images may be called, in capitals or not."""
 _VAL = ("val", "valid", "validation", "test", "testing")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENETTE = {
@@ -170,11 +171,11 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
     try:
         beside = LeftOut()
         folders = subfolders(folder, beside)
-        named = [name for name in folders if name.lower() in (*_TRAIN, *_VAL)]
+        named = [name for name in folders if name.lower() in (*TRAIN, *_VAL)]
         parts = [name for name in named if not holds_images(folder / name)]
     except OSError as error:
         raise AdjoinedError(f"cannot be read: {error.strerror}", where=error.filename or folder) from error
-    train, val = (_first(parts, names) for names in (_TRAIN, _VAL))
+    train, val = (_first(parts, names) for names in (TRAIN, _VAL))
     if (train and val) or (parts and folders == named):
         left_out.merge(beside)
         for name in folders:

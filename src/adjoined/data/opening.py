@@ -19,6 +19,7 @@ from adjoined.data.info import DataInfo
 from adjoined.data.on_device import DeviceLoader
 from adjoined.data.preprocessing import Transform, evaluation_transform
 from adjoined.data.sampling import EpochSampler, choose_per_class
+from adjoined.data.scanning import as_text
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
 from adjoined.errors import AdjoinedError
@@ -55,6 +56,8 @@ class ImageData:
     settings: DataSettings
     shifted: bool = False
     """Whether training images are varied by shifts and flips alone."""
+    splits: bool = False
+    """Whether the images to measure on are a share of the others, held out."""
     class_folders: tuple[str, ...] = ()
     left_out: str = ""
     skipped: tuple[str, ...] = ()
@@ -93,6 +96,23 @@ class ImageData:
                 expected="cifar10, cifar100 or fashion-mnist",
                 got=self.settings.name,
             )
+
+    def in_words(self) -> str:
+        """Say in a few lines which images these are, what chose them, and what was left out."""
+        settings, info = self.settings, self.info
+        split = f"{len(self.val)} to measure on ({self.val_name}"
+        own_split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed})"
+        split += own_split if self.splits else ")"
+        limit = "" if settings.limit is None else f" (--limit {settings.limit} a class)"
+        lines = [
+            f"{as_text(settings.name)}: {info.num_classes} classes; "
+            f"{len(self.train)} images to train on{limit}, {split}; {info.image_size} px (--image-size)"
+        ]
+        if self.skipped:
+            lines.append(f"damaged, and left out: {len(self.skipped)} ({', '.join(self.skipped[:3])})")
+        if self.left_out:
+            lines.append(f"not read: {self.left_out}")
+        return "\n".join(lines)
 
     def check(self) -> None:
         """Open every image file once; raise AdjoinedError if one is damaged, not an image, or too large."""
@@ -173,6 +193,7 @@ def open_data(settings: DataSettings, *, skipped: Collection[str] | None = None)
         val_name=val_name,
         settings=settings,
         shifted=source.shifted,
+        splits=source.val is None,
         class_folders=source.class_folders,
         left_out=str(source.left_out),
         skipped=tuple(skipped or ()),

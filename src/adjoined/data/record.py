@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from adjoined.data.folders import TRAIN
 from adjoined.data.images import FileImages, Images
-from adjoined.data.opening import ImageData
+from adjoined.data.opening import ImageData, open_data
 from adjoined.data.scanning import as_text
+from adjoined.data.settings import DataSettings, folder_of
 from adjoined.errors import AdjoinedError
 from adjoined.files import open_regular, write_json, write_whole
 from adjoined.schema import conform, read_versioned
@@ -94,6 +97,24 @@ class DataRecord:
             fix="Put them back as they were, or name the folder that has them (--data folder:PATH). "
             "For other images begin a new run.",
         )
+
+    def found(self, settings: DataSettings) -> DataSettings:
+        """Return the settings with the folder where the images lie now: if it has moved, one of `root` that holds them.
+
+        Looked at are `root` itself and the folders in it.
+        """
+        folder, root = folder_of(settings.name), Path(settings.root)
+        if folder is None or folder.is_dir() or not root.is_dir() or not self.class_folders:
+            return settings
+        for place in (root, *sorted(each for each in root.iterdir() if each.is_dir())):
+            # A glance at one class spares the search through all that lies there.
+            if not any((place / part / self.class_folders[0]).is_dir() for part in ("", *TRAIN)):
+                continue
+            moved = replace(settings, name=f"folder:{place.absolute()}")
+            with suppress(AdjoinedError):  # it holds something else
+                if self.fits(open_data(moved, skipped=self.skipped)):
+                    return moved
+        return settings
 
     def _difference(self, data: ImageData, files: Path) -> str:
         found = []

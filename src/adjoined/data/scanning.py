@@ -80,7 +80,7 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
     """Return the names of the folders in a folder; hidden ones, files, and links to a folder above are left out."""
     found = []
     above = _with_parents(folder)
-    for entry in sorted(os.scandir(folder), key=lambda each: each.name):
+    for entry in _entries(folder):
         if entry.name.startswith("."):
             left_out.add("hidden", entry.name)
         elif not entry.is_dir():
@@ -94,7 +94,7 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
 
 def holds_images(folder: Path) -> bool:
     """Tell whether an image lies in a folder itself, not in a folder below it."""
-    return any(_is_image(entry.name) for entry in os.scandir(folder))
+    return any(_is_image(entry.name) for entry in _entries(folder))
 
 
 def scan(root: Path, inside: str, classes: Sequence[str], left_out: LeftOut, *, channels: int = 3) -> FileImages:
@@ -131,9 +131,22 @@ def scan(root: Path, inside: str, classes: Sequence[str], left_out: LeftOut, *, 
     return FileImages(root, names, torch.tensor(labels, dtype=torch.int64), channels, sizes)
 
 
+def images_below(folder: Path, left_out: LeftOut) -> list[str]:
+    """Return the paths of all images in a folder and those below it, in order.
+
+    Raises:
+        AdjoinedError: a folder cannot be read.
+    """
+    try:
+        names = sorted(name for name, _ in _files(folder, "", _with_parents(folder), left_out))
+    except OSError as error:
+        raise AdjoinedError(f"cannot be read: {error.strerror}", where=error.filename or folder) from error
+    return [os.path.join(folder, name) for name in names]
+
+
 def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> Iterator[tuple[str, int]]:
     """Yield every image below a folder, and its size in bytes."""
-    for entry in os.scandir(root / inside):
+    for entry in _entries(root / inside):
         name = os.path.join(inside, entry.name)
         if entry.name.startswith("."):
             left_out.add("hidden", name)
@@ -150,6 +163,11 @@ def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> 
             left_out.add(os.path.splitext(entry.name)[1].lower() or "without an extension", name)
         else:
             yield name, entry.stat().st_size
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda each: each.name)
 
 
 def _is_image(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,8 @@ def run_training(
         earlier = Earlier()
         known_data = run.known_data()
         skipped = known_data.skipped if known_data else None
+        if known_data:
+            settings = replace(settings, data=known_data.found(settings.data_settings()).name)
         images = check_stages(settings, trainer.world_size, skipped)
         if images is not None:
             run.check_data(images)

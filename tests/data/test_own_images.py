@@ -1,0 +1,269 @@
+"""Folders of one's own: what is read and what is left out, whether it is whole, and whether it is what it was."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adjoined.data import DataRecord, DataSettings, ImageData, open_data, open_to_measure
+from adjoined.errors import AdjoinedError
+
+
+def fill(folder: Path, count: int, suffix: str = "png", seed: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number}.{suffix}")
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    for seed, name in enumerate(("cat", "dog", "eel")):
+        fill(tmp_path / "photos" / name, 10, seed=seed)
+    return tmp_path / "photos"
+
+
+def opened(folder: Path, **settings) -> ImageData:
+    return open_data(DataSettings(name=f"folder:{folder}", image_size=16, **settings))
+
+
+def refusal(function, *arguments) -> str:
+    with pytest.raises(AdjoinedError) as caught:
+        function(*arguments)
+    return str(caught.value)
+
+
+# Which folders are what
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "Valid"])
+def test_the_validation_folder_goes_by_many_names(tmp_path, photos, name):
+    shutil.copytree(photos, tmp_path / "both" / "train")
+    shutil.copytree(photos, tmp_path / "both" / name)
+    data = opened(tmp_path / "both")
+    assert (len(data.train), len(data.val), data.val_name) == (30, 30, f"folder {name}/")
+
+
+def test_of_several_validation_folders_the_others_are_named(tmp_path, photos):
+    for part in ("train", "valid", "test"):
+        shutil.copytree(photos, tmp_path / "parts" / part)
+    data = opened(tmp_path / "parts")
+    assert data.val_name == "folder valid/"
+    assert "test/" in data.left_out
+
+
+def test_a_class_may_be_called_train(tmp_path, photos):
+    (photos / "cat").rename(photos / "train")
+    (photos / "dog").rename(photos / "test")
+    assert opened(photos).info.class_names == ("eel", "test", "train")
+
+
+def test_images_in_train_without_class_folders_are_not_taken_for_a_class(tmp_path):
+    for part in ("train", "test"):
+        fill(tmp_path / part, 2)
+    assert "outside of class folders" in refusal(opened, tmp_path)
+
+
+def test_what_is_left_out_is_counted_by_its_kind(photos):
+    for number in range(5):
+        (photos / "cat" / f"{number}.heic").write_bytes(b"a kind that is not read")
+    (photos / "dog" / ".hidden.png").touch()
+    (photos / "labels.csv").touch()
+    os.mkfifo(photos / "dog" / "pipe.png")
+    (photos / "dog" / "broken.png").symlink_to("nowhere")
+    left_out = opened(photos).left_out
+    assert "5 .heic (such as cat/" in left_out
+    for told in ("1 hidden", "1 beside the folders (such as labels.csv)", "2 broken links, pipes or devices"):
+        assert told in left_out
+
+
+def test_every_folder_is_read_once_for_a_class(photos):
+    (photos / "cat" / "more").mkdir()
+    (photos / "cat" / "more" / "round").symlink_to(photos / "cat")
+    (photos / "cat" / "up").symlink_to(photos)
+    (photos / "cat" / "dogs").symlink_to(photos / "dog")
+    (photos / "all").symlink_to(photos)
+    data = opened(photos)
+    assert data.info.class_names == ("cat", "dog", "eel")
+    assert (data.train.labels.bincount() + data.val.labels.bincount()).tolist() == [10, 10, 10]
+    assert "4 links to folders read elsewhere" in data.left_out
+
+
+def test_an_empty_class_is_told_what_lies_in_it(photos):
+    (photos / "fox").mkdir()
+    (photos / "fox" / "1.heic").touch()
+    assert "1 .heic" in (line := refusal(opened, photos))
+    assert str(photos / "fox") in line
+
+
+def test_a_class_whose_name_is_not_utf8_has_a_name_that_can_be_written(photos):
+    os.rename(photos / "cat", os.fsencode(photos) + b"/caf\xe9")
+    data = opened(photos)
+    assert data.info.class_names == ("caf\\xe9", "dog", "eel")
+    assert data.val[0][0].shape == (3, 16, 16)
+
+
+# Whole or not
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes({
+        "empty": b"", "text": b"not an image", "cut in half": content[:middle], "last byte": content[:-1],
+        "flipped": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
+    }[how])  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "cut in half", "last byte"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tif", "bmp", "ppm"])
+def test_a_damaged_file_is_found_before_anything_else(tmp_path, suffix, how):
+    for name in ("cat", "dog"):
+        fill(tmp_path / name, 3, suffix)
+    opened(tmp_path).check()
+    damage(tmp_path / "dog" / f"1.{suffix}", how)
+    decodable = suffix in ("gif", "png") and how == "last byte"  # nothing of the pixels is missing
+    if decodable:
+        opened(tmp_path).check()
+    else:
+        assert f"dog/1.{suffix}: the image cannot be read" in refusal(opened(tmp_path).check)
+
+
+def test_a_byte_changed_inside_a_png_is_found(photos):
+    damage(photos / "dog" / "1.png", "flipped")
+    damage(photos / "eel" / "1.png", "empty")
+    line = refusal(opened(photos).check)
+    assert "1.png: the image cannot be read" in line
+    assert "and 1 other like it" in line
+    assert "--bad-images skip" in line
+
+
+def test_damaged_files_are_left_out_before_the_split_if_wanted(photos):
+    for name in ("cat", "eel"):
+        damage(photos / name / "3.png", "cut in half")
+    data = opened(photos, bad_images="skip")
+    assert sorted(data.skipped) == ["cat/3.png", "eel/3.png"]
+    assert len(data.train) + len(data.val) == 28
+    data.check()
+    assert "damaged, and left out: 2 (cat/3.png, eel/3.png)" in data.in_words()
+    fill(photos / "cat", 4)  # the file is there again, but a run that began without it goes on without it
+    known = open_data(data.settings, skipped=data.skipped)
+    assert DataRecord.of(data).fits(known)
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused(photos):
+    for path in (photos / "eel").iterdir():
+        damage(path, "empty")
+    assert "class eel" in refusal(lambda: opened(photos, bad_images="skip"))
+
+
+def test_the_images_are_told_in_a_line(photos):
+    line = opened(photos, val_fraction=0.3, limit=5).in_words()
+    assert "3 classes; 15 images to train on (--limit 5 a class), 9 to measure on" in line
+    assert "--val-fraction 0.3, --split-seed 0" in line
+
+
+# What networks are measured on
+
+
+def test_all_images_are_measured_whatever_training_was_told(photos):
+    trained = opened(photos, limit=2, val_fraction=0.5, augment="strong")
+    data = open_to_measure(trained.settings, trained.info)
+    assert (len(data.val), len(data.train)) == (30, 0)
+    assert data.val[3][0].equal(data.val[3, 99][0])  # not varied
+
+
+def test_classes_are_matched_by_name_and_may_be_missing(tmp_path, photos):
+    trained = opened(photos)
+    fill(tmp_path / "test" / "eel", 2)
+    fill(tmp_path / "test" / "dog", 1)
+    (tmp_path / "test" / "empty").mkdir()
+    data = open_to_measure(replace(trained.settings, name=f"folder:{tmp_path / 'test'}"), trained.info)
+    assert data.val.labels.tolist() == [1, 2, 2]
+    assert data.info == trained.info
+    assert "empty" in data.left_out
+    fill(tmp_path / "test" / "fox", 1)
+    assert "fox" in refusal(open_to_measure, data.settings, trained.info)
+
+
+def test_of_train_and_val_only_val_is_measured(tmp_path, photos):
+    trained = opened(photos)
+    fill(tmp_path / "new" / "train" / "cat", 5)
+    settings = replace(trained.settings, name=f"folder:{tmp_path / 'new'}")
+    assert "train/ alone" in refusal(open_to_measure, settings, trained.info)
+    fill(tmp_path / "new" / "val" / "dog", 3)
+    assert open_to_measure(settings, trained.info).val.labels.tolist() == [1, 1, 1]
+
+
+def test_networks_of_grey_images_see_photos_in_grey(photos, tmp_path):
+    info = replace(open_data(DataSettings()).info, class_names=("cat", "dog", "eel"), num_classes=3)
+    data = open_to_measure(DataSettings(name=f"folder:{photos}"), info)
+    assert data.val[0][0].shape == (1, 8, 8)
+
+
+# The same images as before
+
+
+@pytest.fixture
+def recorded(photos, tmp_path):
+    data = opened(photos)
+    paths = tmp_path / "data.json", tmp_path / "data-files.txt.gz"
+    DataRecord.of(data).write(*paths, data)
+
+    def change_told(**settings) -> str:
+        record = DataRecord.read(paths[0])
+        now = opened(photos, **settings)
+        record.check(data, paths[1])
+        return refusal(record.check, now, paths[1])
+
+    return change_told
+
+
+def test_images_that_are_what_they_were_pass_wherever_they_lie(photos, tmp_path):
+    record = DataRecord.of(opened(photos))
+    photos.rename(tmp_path / "elsewhere")
+    assert record.fits(opened(tmp_path / "elsewhere"))
+    gone = DataSettings(name=f"folder:{photos}", root=str(tmp_path), image_size=16)
+    assert record.found(gone).name == f"folder:{tmp_path / 'elsewhere'}"
+    fill(tmp_path / "elsewhere" / "cat", 11)
+    assert record.found(gone) == gone
+
+
+def test_what_has_changed_is_counted_and_named(photos, recorded):
+    shutil.copy(photos / "cat" / "1.png", photos / "cat" / "new.png")
+    assert "1 added (cat/new.png)" in recorded()
+    (photos / "cat" / "new.png").unlink()
+    (photos / "dog" / "2.png").rename(photos / "dog" / "two.png")
+    assert "1 renamed (dog/two.png)" in recorded()
+    (photos / "dog" / "two.png").unlink()
+    assert "1 removed (dog/2.png)" in recorded()
+    fill(photos / "dog", 10, seed=1)
+    (photos / "eel" / "4.png").write_bytes((photos / "eel" / "4.png").read_bytes() + b"\0")
+    assert "1 of another size (eel/4.png)" in recorded()
+
+
+def test_a_renamed_class_and_another_split_are_told(photos, recorded):
+    assert "on the other side of the split" in recorded(split_seed=1)
+    (photos / "cat").rename(photos / "zebra")
+    assert "class cat is now called zebra; 10 renamed" in recorded()
+
+
+def test_images_in_memory_are_told_apart():
+    records = [DataRecord.of(open_data(DataSettings(split_seed=seed))) for seed in (0, 0, 1)]
+    assert records[0] == records[1]
+    assert records[0].fits(open_data(DataSettings()))
+    assert not records[2].fits(open_data(DataSettings()))
+
+
+def test_a_damaged_record_is_refused(photos, tmp_path):
+    data = opened(photos)
+    record, files = tmp_path / "data.json", tmp_path / "data-files.txt.gz"
+    DataRecord.of(data).write(record, files, data)
+    files.write_bytes(files.read_bytes()[:40])
+    assert "damaged" in refusal(DataRecord.read(record).check, opened(photos, split_seed=3), files)
+    record.write_text('{"format": "adjoined-data", "version": 1, "train": 3}')
+    assert "data.json" in refusal(DataRecord.read, record)
