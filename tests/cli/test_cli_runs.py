@@ -192,7 +192,8 @@ def test_predict_goes_through_a_folder_and_past_a_damaged_image(
     assert [line.split()[0] for line in out.splitlines()] == [
         str(tmp_path / "digits" / n) for n in ("a.png", "more/b.png")
     ]
-    assert "base:" in out and "small:" in out
+    assert "base: " in out
+    assert "small: " in out
     assert "bad.png: the image cannot be read" in told
     assert "1 of 3 images cannot be read" in told
     assert "1 .txt" in told
