@@ -1,16 +1,12 @@
-"""The table of rules: what each family of ATen operators does to labels."""
+"""One call of an operator, as rules see it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
 
 
 @dataclass(slots=True)
@@ -35,18 +31,3 @@ class Call:
     def outputs(self) -> list[Tensor]:
         """The tensors returned, in order."""
         return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
-
-
-Rule = Callable[["LabelFlow", Call], None]
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of these operators."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        return function
-
-    return register

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,25 +12,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
-from adjoined.slicing.flow.checks import Checks, family_of
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.findings import Findings
-from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, compress, distinct, varying
+from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.memory import Memory
-from adjoined.slicing.flow.rules import RULES, Call
+from adjoined.slicing.flow.operators import UNKNOWN, Operator
+from adjoined.slicing.flow.rules import OPERATORS
 from adjoined.slicing.flow.sizes import Site, sizes_in
-from adjoined.slicing.flow.values import Values
+from adjoined.slicing.flow.state import GroupChoice, State, family_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
-from adjoined.slicing.plan.reasons import Kind, Reason
-
-GroupChoice = Callable[[str, int, int], bool]
-"""(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
 
 
-class LabelFlow(Checks, TorchDispatchMode):
+class LabelFlow(State, TorchDispatchMode):
     """One labelled run of a module.
 
     Args:
@@ -54,27 +48,14 @@ class LabelFlow(Checks, TorchDispatchMode):
         choose_groups: GroupChoice = lambda module, groups, size: False,
         original: Original | None = None,
     ) -> None:
-        super().__init__()
-        self.ties, self.findings = ties, findings
-        self.unaligned, self.is_kept, self.choose_groups = frozenset(unaligned), is_kept, choose_groups
+        State.__init__(self, ties, findings, unaligned=unaligned, is_kept=is_kept, choose_groups=choose_groups)
+        TorchDispatchMode.__init__(self)
         self.original = original
-        self.stack = [""]
-        self.in_linear = False
-        self.last_op = ""
-        self.values = Values()
         self.path: list[str] = []
         self.called_with: tuple[Any, ...] = ()
-        self._idle = False  # in a norm that has nothing to do: torch then reads no more than its first element
-        self._slots: Any = WeakIdKeyDictionary()
-        self._uniform: Any = WeakIdKeyDictionary()
-        self._names: Any = WeakIdKeyDictionary()
-        self._memory = Memory()
-        self._stored: set[int] = set()
-        self._buffers: set[int] = set()
-        self._count: dict[tuple[str, str], int] = defaultdict(int)
-        self._train = False
         self.steps = 0
-        self._last: list[Slot] = []
+        self._idle = False  # in a norm that has nothing to do: torch then reads no more than its first element
+        self._memory = Memory()
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -87,7 +68,7 @@ class LabelFlow(Checks, TorchDispatchMode):
                 hooks.append(module.register_forward_hook(lambda *_: self._leave()))
         modes = [(module, module.training) for module in model.modules()]
         model.train(train)
-        self.stack = [""]
+        self._modules, self._entry = [""], LabelFlow.run.__code__
         self._count.clear()
         self._train = train
         inputs = inputs.apart()
@@ -102,7 +83,7 @@ class LabelFlow(Checks, TorchDispatchMode):
                 module.training = mode
 
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
-        self.stack.append(name)
+        self._modules.append(name)
         self.called_with = args
         if not self.strict:
             self.findings.ran.add(name)
@@ -120,17 +101,9 @@ class LabelFlow(Checks, TorchDispatchMode):
                 if varying(slot) == (dim,):
                     self.findings.by_input[name, attribute, element] = slot
 
-    def knows(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor carries labels."""
-        return tensor in self._slots
-
-    def last_labels(self) -> tuple[int, ...]:
-        """Return the channels of what the last operator with labels has returned."""
-        return tuple(label for slot in self._last for label in distinct(slot))
-
     def _leave(self) -> None:
         self._idle = self.in_linear = False
-        self.stack.pop()
+        self._modules.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then let its rule carry the labels on."""
@@ -167,7 +140,7 @@ class LabelFlow(Checks, TorchDispatchMode):
             call = Call(func, name, bound, out)
             read = self.slots(labelled[0])
             written = [(t, self.slots(t)) for a, t in zip(func._schema.arguments, args, strict=False) if _changes(a, t)]
-            self._rule(call)(self, call)
+            _operator(call).rule(self, call)
             self._last = [slot for tensor in call.outputs for slot in self.slots(tensor)]
             self._remember(written)
             self.note_sizes(call, self._written(read), [self._written(self.slots(leaf)) for leaf in call.outputs])
@@ -178,13 +151,6 @@ class LabelFlow(Checks, TorchDispatchMode):
                 else:  # an operator in place may end it
                     self._uniform.pop(leaf, None)
         return out
-
-    def _rule(self, call: Call) -> Callable[[LabelFlow, Call], None]:
-        if call.name in RULES:
-            return RULES[call.name]
-        if torch.Tag.pointwise in call.op.tags:
-            return RULES["add"]
-        return RULES["unknown"]
 
     def _concerned(self, name: str, args: Any, labelled: Sequence[Tensor]) -> list[Slot]:
         """Return the slots that can be to blame for an operator that does not accept its operands' shapes.
@@ -220,130 +186,25 @@ class LabelFlow(Checks, TorchDispatchMode):
             if not same and (base is not None or self._memory.read(tensor) is not None):
                 self._memory.write(tensor, after, self.slots(base))
 
-    # ---- slots of tensors --------------------------------------------------------------------------------------------
 
-    def slots(self, tensor: Any) -> list[Slot]:
-        """Return the slots of a tensor; none for a tensor without labels, and for None."""
-        return self._slots.get(tensor, []) if isinstance(tensor, Tensor) else []
-
-    def carry(self, tensor: Any, slots: Iterable[Slot]) -> None:
-        """Give a tensor its slots."""
-        if isinstance(tensor, Tensor):
-            self._slots[tensor] = [slot for slot in slots if slot.numel() > 1]
-
-    def name(self, tensor: Tensor, name: str) -> None:
-        """Remember what a parameter is called, so that its readers can be noted."""
-        self._names[tensor] = name
-        memory = tensor.untyped_storage()._cdata
-        self._stored.add(memory)
-        if not isinstance(tensor, nn.Parameter):
-            self._buffers.add(memory)
-
-    def is_uniform(self, tensor: Tensor) -> bool:
-        """Whether every element has the same value by construction (zeros, ones): such a tensor fits any width."""
-        return tensor in self._uniform and tensor not in self._slots
-
-    def is_stored(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter or buffer, or a view of one."""
-        return tensor.untyped_storage()._cdata in self._stored
-
-    def is_buffer(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a buffer, or a view of one."""
-        return tensor.untyped_storage()._cdata in self._buffers
-
-    # ---- ties --------------------------------------------------------------------------------------------------------
-
-    def tie(self, a: Slot, b: Slot) -> Slot:
-        """Tie two slots that broadcast to each other; return their union, labels of `a` first."""
-        self.ties.tie(a, b, self.here)
-        a, b = torch.broadcast_tensors(a, b)
-        return torch.where(a == 0, b, a)
-
-    def unite(self, slots: Iterable[Slot]) -> list[Slot]:
-        """Tie the slots that vary along the same dimensions; return one for each set of dimensions."""
-        united: list[Slot] = []
-        for slot in slots:
-            for i, other in enumerate(united):
-                if set(varying(slot)) & set(varying(other)):
-                    united[i] = self.tie(other, slot)
-                    break
-            else:
-                united.append(slot)
-        return united
-
-    def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
-        """Tie the labels of two dimensions that must agree; one without labels keeps the other at full width: `why`."""
-        if a is None or b is None:
-            known = b if a is None else a
-            if known is not None:
-                self.pin(known, Reason(Kind.FIXED_WIDTH, why))
-            return known
-        if a.numel() != b.numel():
-            if 1 in (a.numel(), b.numel()):
-                return b if a.numel() == 1 else a
-            raise OutOfStep(f"{a.numel()} channels meet {b.numel()} in {self.here}", distinct(a) + distinct(b))
-        return self.tie(a, b)
-
-    def tied_along(self, slot: Slot) -> set[int]:
-        """Return the dimensions along which a slot changes from one set of tied channels to another."""
-        if not varying(slot):
-            return set()
-        labels, places = torch.unique(slot, return_inverse=True)
-        roots = torch.tensor([self.ties.find(label) for label in labels.tolist()])
-        return set(varying(compress(roots[places])))
-
-    def pin(self, slot: Slot, reason: Reason) -> None:
-        """Keep the channels of a slot at full width; the reason's text is completed by where this is."""
-        self.ties.pin(slot, replace(reason, text=f"{reason.text}, in {self.here}"))
-
-    def collapse(self, slot: Slot, keep: Sequence[int]) -> Slot:
-        """Tie everything along the dimensions outside `keep`; return the slot that varies along `keep` only."""
-        for d in varying(slot):
-            if d not in keep:
-                first = slot.narrow(d, 0, 1)
-                first = torch.where(first == 0, slot.amax(d, keepdim=True), first)  # 0: not written
-                self.tie(first, slot)
-                slot = first
-        return slot
-
-    def vector(self, slots: Iterable[Slot], dim: int) -> Tensor | None:
-        """Return the labels along one dimension as a vector, or None where it has none."""
-        found: Tensor | None = None
-        for slot in slots:
-            if slot.shape[dim] > 1:
-                labels = self.collapse(slot, (dim,)).reshape(-1)
-                if found is not None and not torch.equal(found, labels):
-                    self.pin(found, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
-                    self.pin(labels, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
-                found = labels if found is None else self.tie(found, labels)
-        return found
-
-    def attention_scale(self, query: Tensor) -> float | None:
-        """Return the scale for an attention that is given none; 1/√D of its features is that of the narrow D.
-
-        Where whole heads are kept, D is what it was.
-        """
-        last, heads = query.ndim - 1, query.ndim - 3
-        for slot in self.slots(query):
-            by_head = heads >= 0 and heads in varying(slot)
-            inside = not by_head or self.choose_groups(self.module, query.shape[heads], query.shape[last])
-            if last in varying(slot) and inside:
-                self.note_crossing()
-        return None
+def _operator(call: Call) -> Operator:
+    """Return what is known of an operator; those that work element by element need no entry of their own."""
+    elementwise = "add" if torch.Tag.pointwise in call.op.tags else UNKNOWN
+    return OPERATORS.get(call.name) or OPERATORS[elementwise]
 
 
 @contextlib.contextmanager
 def _plain_operators(model: nn.Module) -> Iterator[None]:
     """Keep torch from running a whole layer (attention, LSTM) as one operator, inside which no labels can be seen."""
-    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.set_flags(_fp32_precision=None)[0]
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     if any(isinstance(module, nn.LSTM) for module in model.modules()):  # others would only run slower
-        torch.backends.mkldnn.set_flags(False, _fp32_precision=None)
+        torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        torch.backends.mkldnn.set_flags(onednn, _fp32_precision=None)
+        torch._C._set_mkldnn_enabled(onednn)
 
 
 class _Calls(TorchFunctionMode):

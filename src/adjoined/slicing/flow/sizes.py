@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from adjoined.slicing.flow.labels import OutOfStep, Slot, varying
 from adjoined.slicing.plan.reasons import Kind
 
 RESHAPES = ("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias", "_reshape_copy")
+LAYER_NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm")
 
 
 class Site(NamedTuple):
@@ -93,7 +95,7 @@ def sizes_in(name: str, args: dict[str, Any]) -> list[int | None]:
         return [int(args["split_size"])] if isinstance(args.get("split_size"), int) else []
     if name == "slice":
         return [_bound(args.get("start")), _bound(args.get("end"))]
-    if name in ("native_layer_norm", "_fused_rms_norm", "rms_norm"):
+    if name in LAYER_NORMS:
         return [int(size) for size in args.get("normalized_shape") or ()]
     return []
 
@@ -112,7 +114,7 @@ def sizes_of(name: str, args: dict[str, Any], inputs: Sequence[Slot], outputs: S
         outputs: slots of every tensor that it returns.
     """
     values = sizes_in(name, args)
-    if name in ("native_layer_norm", "_fused_rms_norm", "rms_norm"):
+    if name in LAYER_NORMS:
         ndim = args["input"].ndim
         dims = range(ndim - len(values), ndim)
         return [_size(value, inputs, d) for value, d in zip(values, dims, strict=True)]
@@ -163,14 +165,14 @@ def check_sizes(
     return None
 
 
-def line_of_code(runner: Any) -> str:
+def line_of_code(entry: CodeType | None) -> str:
     """Return the line of the model's own code that is running, as ", FILE.py:LINE"; "" inside torch's own modules.
 
     Args:
-        runner: the function that has called the model.
+        entry: the code that called the model.
     """
     frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not runner.__code__:
+    while frame is not None and frame.f_code is not entry:
         package = frame.f_globals.get("__name__", "")
         if package.partition(".")[0] != "torch" and not package.startswith("adjoined.slicing"):
             return f", {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

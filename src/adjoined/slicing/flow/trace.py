@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, sets_of
-from adjoined.slicing.flow.run import GroupChoice, LabelFlow
+from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
+from adjoined.slicing.flow.state import GroupChoice
 from adjoined.slicing.flow.unreached import follow_unreached
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import another_path, check_arguments, does_not_run

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing.flow.operators import understood
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.verify.liven import in_float64, liven, random_inputs
-from adjoined.slicing.verify.masked import UNDERSTOOD, MaskedBase, narrow
+from adjoined.slicing.verify.masked import MaskedBase, narrow
 
 TOLERANCE = 1e-8
 """Largest relative error of a small network that is right, in float64; a channel out of place is far above."""
@@ -108,7 +109,7 @@ class _Pair:
         error = _worst(got, expected)
         if error <= TOLERANCE:
             return Checked(error, MASKED)
-        unknown = flow.open | {m: name for m, name in self.plan.crossing.items() if name not in UNDERSTOOD}
+        unknown = flow.open | {m: name for m, name in self.plan.crossing.items() if not understood(name)}
         limits = {module: f"{name} computes across channels" for module, name in unknown.items()}
         limits |= dict.fromkeys(self.plan.unaligned, "channel identity is given up there")
         small, masked = _Steps(), _Steps()

@@ -19,21 +19,11 @@ from torch.utils._pytree import tree_leaves
 
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import Slot, Ties
-from adjoined.slicing.flow.rules import RULES
-from adjoined.slicing.flow.rules.movement import move
+from adjoined.slicing.flow.operators import OPERATORS, Statistic, understood
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.trace import label_tensors
 from adjoined.slicing.model.modules import kernel_names, named_tensors
 from adjoined.slicing.plan.plan import SlicePlan
-
-REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod",
-              "logsumexp", "all", "any")  # fmt: skip
-ALONG = ("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum")
-LAYER_NORMS = ("native_layer_norm", "_fused_rms_norm")
-NEUTRAL = ("dot", "vdot", "mv", "addmv", "_weight_norm_interface", "_weight_norm")
-"""Operators that sum over channels, to which zeros add nothing."""
-UNDERSTOOD = (*REDUCTIONS, *ALONG, *LAYER_NORMS, *NEUTRAL, "scaled_dot_product_attention", "native_group_norm")
-"""Operators whose statistics across channels are computed over the kept ones here."""
 
 
 class MaskedBase(LabelFlow):
@@ -67,7 +57,7 @@ class MaskedBase(LabelFlow):
         """Run the operator; where it looks across channels, let it see the kept ones alone; zero the dropped ones."""
         out = super().__torch_dispatch__(func, types, args, kwargs)
         name = self.last_op
-        if RULES.get(name) is not move:
+        if name not in OPERATORS or not OPERATORS[name].moves:
             outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
             bound = {a.name: a.default_value for a in func._schema.arguments}
             bound |= dict(zip(bound, args, strict=False)) | (kwargs or {})
@@ -123,7 +113,7 @@ class MaskedBase(LabelFlow):
 
     def note_crossing(self) -> None:
         """Note a statistic across channels that is not computed over the kept ones here."""
-        if self.last_op not in UNDERSTOOD:
+        if not understood(self.last_op):
             self.open.setdefault(self.module, self.last_op)
 
     def attention_scale(self, query: Tensor) -> float | None:
@@ -137,19 +127,20 @@ class MaskedBase(LabelFlow):
         x = bound.get("self", bound.get("input"))
         if not isinstance(x, Tensor) or not self.slots(x):
             return
-        if name in REDUCTIONS:
+        statistic = OPERATORS[name].statistic if name in OPERATORS else None
+        if statistic is Statistic.REDUCTION:
             dim = bound.get("dim")
             dims = range(x.ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
             if kept := self.kept_along(x, [d % x.ndim for d in dims]):
                 _again(func, bound | {"self": narrow(x, kept)}, outputs, {})
-        elif name in ALONG:
+        elif statistic is Statistic.ALONG:
             if kept := self.kept_along(x, [bound["dim"] % x.ndim]):
                 _again(func, bound | {"self": narrow(x, kept)}, outputs, kept)
-        elif name in LAYER_NORMS:
+        elif statistic is Statistic.LAYER_NORM:
             self._layer_norm(func, bound, outputs[:1])
-        elif name == "native_group_norm":
+        elif statistic is Statistic.GROUP_NORM:
             self._group_norm(func, bound, outputs[:1])
-        elif "batch_norm" in name and (bound.get("training") or bound.get("running_mean") is None):
+        elif statistic is Statistic.BATCH_NORM and (bound.get("training") or bound.get("running_mean") is None):
             kept = self.kept_along(x, [d for d in range(x.ndim) if d != 1])  # it standardises a weight
             if kept:
                 _again(func, bound | {"input": narrow(x, kept)}, outputs[:1], kept)

@@ -1,6 +1,6 @@
 """One rule per family of operators; importing the package fills the table."""
 
-from adjoined.slicing.flow.call import RULES, Call
+from adjoined.slicing.flow.operators import OPERATORS
 from adjoined.slicing.flow.rules import (
     attention,
     combine,
@@ -17,6 +17,6 @@ from adjoined.slicing.flow.rules import (
 )
 
 __all__ = [
-    "RULES", "Call", "attention", "combine", "convolution", "matmul", "movement", "norm", "pointwise", "reduce",
+    "OPERATORS", "attention", "combine", "convolution", "matmul", "movement", "norm", "pointwise", "reduce",
     "selection", "spatial", "spectrum", "writes",
 ]  # fmt: skip

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import Slot, along, distinct, varying
+from adjoined.slicing.flow.operators import Statistic, rule
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
 
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
+
+@rule("scaled_dot_product_attention", statistic=Statistic.SCALE)
+def composite(state: State, call: Call) -> None:
+    """No operator by itself: torch makes one of the below of it, or several; its scale is looked at before."""
 
 
-def keeps_whole_heads(flow: LabelFlow, slot: Slot, heads: int, features: int) -> bool:
+def keeps_whole_heads(state: State, slot: Slot, heads: int, features: int) -> bool:
     """Tell whether a product between tensors with heads keeps whole heads; the first run decides.
 
     As with grouped convolutions, the way that keeps fewer channels is taken, and whole heads where both keep as many:
     they leave the scale 1/√d as it is.
     """
-    if not flow.strict:
+    if not state.strict:
         first = slot.movedim((heads, features), (0, 1)).reshape(slot.shape[heads], slot.shape[features], -1)[:, 0, 0]
         count = len(distinct(first))
-        if count > 1 and not flow.choose_groups(flow.module, count, slot.shape[features]):
-            flow.findings.whole_heads[flow.cut] = distinct(first)
-            flow.findings.head_width[flow.cut] = slot.shape[features]
-    return flow.cut in flow.findings.whole_heads
+        if count > 1 and not state.choose_groups(state.module, count, slot.shape[features]):
+            state.findings.whole_heads[state.cut] = distinct(first)
+            state.findings.head_width[state.cut] = slot.shape[features]
+    return state.cut in state.findings.whole_heads
 
 
-def heads_of(flow: LabelFlow, slots: Sequence[Slot], heads: int) -> list[Slot]:
+def heads_of(state: State, slots: Sequence[Slot], heads: int) -> list[Slot]:
     """Tie all features of a head to each other, and equal heads of all slots; return one label for each head."""
-    return flow.unite(flow.collapse(slot, (heads,)) for slot in slots)
+    return state.unite(state.collapse(slot, (heads,)) for slot in slots)
 
 
 @rule(
@@ -40,49 +43,49 @@ def heads_of(flow: LabelFlow, slots: Sequence[Slot], heads: int) -> list[Slot]:
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math",
 )  # fmt: skip
-def attention(flow: LabelFlow, call: Call) -> None:
+def attention(state: State, call: Call) -> None:
     """Queries and keys (B, heads, L, D) are tied along heads and D; the output carries the values' labels."""
     out = call.outputs[0]
     last, heads = out.ndim - 1, out.ndim - 3
     query, key, value = (
-        [(slot, flow.spans(number, slot)) for slot in flow.slots(call[name])]
+        [(slot, state.spans(number, slot)) for slot in state.slots(call[name])]
         for number, name in enumerate(("query", "key", "value"))
     )
     joint = [[slot for slot, dims in slots if {heads, last} <= dims] for slots in (query, key, value)]
-    if all(joint) and keeps_whole_heads(flow, joint[0][0], heads, last):
-        by_head = heads_of(flow, [slot for slots in joint for slot in slots], heads)
-        _tie_bias(flow, call, by_head, heads)
-        flow.note_read(by_head[0])
-        return flow.carry(out, joint[2])
-    features = [flow.vector([slot for slot, dims in slots if last in dims], last) for slots in (query, key, value)]
+    if all(joint) and keeps_whole_heads(state, joint[0][0], heads, last):
+        by_head = heads_of(state, [slot for slots in joint for slot in slots], heads)
+        _tie_bias(state, call, by_head, heads)
+        state.note_read(by_head[0])
+        return state.carry(out, joint[2])
+    features = [state.vector([slot for slot, dims in slots if last in dims], last) for slots in (query, key, value)]
     if features[0] is not None or features[1] is not None:
-        flow.note_read(flow.tie_vectors(features[0], features[1], "attention with features of fixed width"))
+        state.note_read(state.tie_vectors(features[0], features[1], "attention with features of fixed width"))
         if call["scale"] is None:
-            flow.note_crossing()  # the scale 1/√D is that of the narrow D
+            state.note_crossing()  # the scale 1/√D is that of the narrow D
     alone = [[slot for slot, dims in slots if dims == {heads} and varying(slot)] for slots in (query, key, value)]
-    by_head = [flow.vector(slots, heads) for slots in alone] if heads >= 0 else []
+    by_head = [state.vector(slots, heads) for slots in alone] if heads >= 0 else []
     carried: list[Slot] = []
     if any(labels is not None for labels in by_head):
         first = by_head[2]
         for labels in by_head[:2]:
-            first = flow.tie_vectors(first, labels, "attention with a fixed number of heads")
+            first = state.tie_vectors(first, labels, "attention with a fixed number of heads")
         if first is not None:
             carried.append(along(first, heads, out.ndim))
-    _tie_bias(flow, call, carried, heads)
+    _tie_bias(state, call, carried, heads)
     if features[2] is not None:
         carried.append(along(features[2], last, out.ndim))
-    return flow.carry(out, carried)
+    return state.carry(out, carried)
 
 
-def _tie_bias(flow: LabelFlow, call: Call, by_head: Sequence[Slot], heads: int) -> None:
+def _tie_bias(state: State, call: Call, by_head: Sequence[Slot], heads: int) -> None:
     """A bias or mask on the weights of the attention: one for each head, or alike for all."""
     for name in ("attn_mask", "attn_bias"):
         bias = call[name]
         if not isinstance(bias, Tensor):
             continue
-        for slot in flow.slots(bias):
+        for slot in state.slots(bias):
             slot = slot.reshape([1] * (heads + 3 - slot.ndim) + list(slot.shape))
             if by_head and varying(slot) == (heads,):
-                flow.tie(by_head[0], slot)
+                state.tie(by_head[0], slot)
             else:
-                flow.pin(slot, Reason(Kind.FIXED_WIDTH, "attention with a fixed number of heads"))
+                state.pin(slot, Reason(Kind.FIXED_WIDTH, "attention with a fixed number of heads"))

@@ -3,48 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import LABEL, Slot, compress, varying
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
+from adjoined.slicing.flow.operators import rule
+from adjoined.slicing.flow.state import State
 
 
 @rule("cat", "concat")
-def concatenate(flow: LabelFlow, call: Call) -> None:
+def concatenate(state: State, call: Call) -> None:
     """Labels along the dimension are joined; labels along the others are tied across the parts."""
     tensors = [t for t in call["tensors"] if not (t.ndim == 1 and t.numel() == 0)]
     dim = (call["dim"] or 0) % call.out.ndim
-    _join(flow, [flow.slots(t) for t in tensors], [t.shape[dim] for t in tensors], dim, call.out)
+    _join(state, [state.slots(t) for t in tensors], [t.shape[dim] for t in tensors], dim, call.out)
 
 
 @rule("stack")
-def stack(flow: LabelFlow, call: Call) -> None:
+def stack(state: State, call: Call) -> None:
     """The same along a new dimension, in which every part has size 1."""
     dim = (call["dim"] or 0) % call.out.ndim
-    slots = [[slot.unsqueeze(dim) for slot in flow.slots(t)] for t in call["tensors"]]
-    _join(flow, slots, [1] * len(slots), dim, call.out)
+    slots = [[slot.unsqueeze(dim) for slot in state.slots(t)] for t in call["tensors"]]
+    _join(state, slots, [1] * len(slots), dim, call.out)
 
 
-def _join(flow: LabelFlow, slots: Sequence[Sequence[Slot]], sizes: Sequence[int], dim: int, out: Tensor) -> None:
+def _join(state: State, slots: Sequence[Sequence[Slot]], sizes: Sequence[int], dim: int, out: Tensor) -> None:
     across: list[Slot] = []
     parts: list[Slot | None] = []
     for of_one in slots:
         part: Slot | None = None
         for slot in of_one:
             if dim in varying(slot):
-                part = slot if part is None else flow.tie(part, slot)
+                part = slot if part is None else state.tie(part, slot)
             else:
                 across.append(slot)
         parts.append(part)
-    across = flow.unite(across)
+    across = state.unite(across)
     if all(part is None for part in parts):
-        flow.carry(out, across)
+        state.carry(out, across)
         return
     known = [part for part in parts if part is not None]
     joined = []
@@ -52,4 +50,4 @@ def _join(flow: LabelFlow, slots: Sequence[Sequence[Slot]], sizes: Sequence[int]
         shape = [max(p.shape[d] for p in known) for d in range(out.ndim)]
         shape[dim] = size
         joined.append(torch.zeros(shape, dtype=LABEL) if part is None else part.expand(shape))
-    flow.carry(out, [*across, compress(torch.cat(joined, dim))])
+    state.carry(out, [*across, compress(torch.cat(joined, dim))])

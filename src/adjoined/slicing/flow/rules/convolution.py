@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import Slot, along, varying
+from adjoined.slicing.flow.operators import rule
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
 
 FIXED_INPUT = "reads channels of fixed width"
 INSIDE_GROUPS = Reason(
@@ -21,43 +18,43 @@ INSIDE_GROUPS = Reason(
 
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
-def convolution(flow: LabelFlow, call: Call) -> None:
+def convolution(state: State, call: Call) -> None:
     """Tie the input's channels to the weight's, the bias to the output's; grouped convolutions in their own way."""
     x, weight, out = call["input"], call["weight"], call.out
     if x.ndim < weight.ndim:  # unbatched input (C, ...): nobody's training step, and no dimension 1 to speak of
-        return _give_up(flow, call)
+        return _give_up(state, call)
     transposed = bool(call["transposed"])
     reads, writes = (0, 1) if transposed else (1, 0)
-    channels = flow.vector([s for s in flow.slots(x) if 1 in varying(s)], 1)
-    weight_slots = [s for s in flow.slots(weight) if {0, 1} & set(varying(s))]
-    weight_in = flow.vector([s for s in weight_slots if reads in varying(s)], reads)
-    weight_out = flow.vector([s for s in weight_slots if writes in varying(s)], writes)
+    channels = state.vector([s for s in state.slots(x) if 1 in varying(s)], 1)
+    weight_slots = [s for s in state.slots(weight) if {0, 1} & set(varying(s))]
+    weight_in = state.vector([s for s in weight_slots if reads in varying(s)], reads)
+    weight_out = state.vector([s for s in weight_slots if writes in varying(s)], writes)
     if weight_in is not None and weight_out is not None and any({0, 1} <= set(varying(s)) for s in weight_slots):
         why = "each element of the weight belongs to an output and an input channel at once"
-        flow.pin(weight_in, Reason(Kind.TWO_AT_ONCE, why))
-    flow.note_read(channels)
-    flow.note_channels(channels, weight_in, weight_out)
-    if not flow.strict and any(varying(slot) for slot in flow.slots(weight)) and not flow.is_stored(weight):
-        flow.findings.kernels.append([(d, slot) for slot in flow.slots(weight) for d in varying(slot)])
+        state.pin(weight_in, Reason(Kind.TWO_AT_ONCE, why))
+    state.note_read(channels)
+    state.note_channels(channels, weight_in, weight_out)
+    if not state.strict and any(varying(slot) for slot in state.slots(weight)) and not state.is_stored(weight):
+        state.findings.kernels.append([(d, slot) for slot in state.slots(weight) for d in varying(slot)])
     groups = call["groups"]
-    if groups == 1 and flow.module not in flow.findings.conv_groups:
+    if groups == 1 and state.module not in state.findings.conv_groups:
         if channels is not None or weight_in is not None:
-            flow.tie_vectors(channels, weight_in, FIXED_INPUT)
+            state.tie_vectors(channels, weight_in, FIXED_INPUT)
         result = weight_out
     elif transposed:
-        result = _grouped_transposed(flow, weight, groups, channels, weight_in, weight_out)
+        result = _grouped_transposed(state, weight, groups, channels, weight_in, weight_out)
     else:
-        result = _grouped(flow, weight, groups, channels, weight_in, weight_out)
+        result = _grouped(state, weight, groups, channels, weight_in, weight_out)
     bias = call["bias"]
-    if bias is not None and flow.slots(bias):
-        result = flow.tie_vectors(result, flow.vector(flow.slots(bias), 0), "its bias has fixed width")
-    rest = _along_space(flow, x, weight, out)
-    flow.carry(out, rest + ([along(result, 1, out.ndim)] if result is not None else []))
+    if bias is not None and state.slots(bias):
+        result = state.tie_vectors(result, state.vector(state.slots(bias), 0), "its bias has fixed width")
+    rest = _along_space(state, x, weight, out)
+    state.carry(out, rest + ([along(result, 1, out.ndim)] if result is not None else []))
     return None
 
 
 def _grouped(
-    flow: LabelFlow, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
+    state: State, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
 ) -> Tensor | None:
     """Return the output's labels of a grouped or depthwise convolution.
 
@@ -69,25 +66,25 @@ def _grouped(
     if channels is None or out is None:
         for labels in (channels, out, weight_in):
             if labels is not None:
-                flow.pin(labels, Reason(Kind.FIXED_WIDTH, "grouped convolution with channels of fixed width"))
+                state.pin(labels, Reason(Kind.FIXED_WIDTH, "grouped convolution with channels of fixed width"))
         return out
     size = weight.shape[1]
-    inside = flow.module in flow.findings.sliced_inside
+    inside = state.module in state.findings.sliced_inside
     rows = channels.view(groups, -1)
-    if not flow.strict:
+    if not state.strict:
         batch = size > 1 and _are_images(rows)
-        inside = batch or (size > 1 and weight_in is not None and flow.choose_groups(flow.module, groups, size))
+        inside = batch or (size > 1 and weight_in is not None and state.choose_groups(state.module, groups, size))
     if inside:  # one channel is left of each group where the weight has no labels
-        flow.findings.sliced_inside.add(flow.module)
-        per_group = flow.collapse(channels.view(groups, -1), (1,)).reshape(-1)
+        state.findings.sliced_inside.add(state.module)
+        per_group = state.collapse(channels.view(groups, -1), (1,)).reshape(-1)
         if weight_in is not None:
-            flow.tie_vectors(per_group, weight_in, FIXED_INPUT)
-        flow.note_pieces(flow.cut, 0, list(out.view(groups, -1)))
+            state.tie_vectors(per_group, weight_in, FIXED_INPUT)
+        state.note_pieces(state.cut, 0, list(out.view(groups, -1)))
         return out
     if weight_in is not None:
-        flow.pin(weight_in, INSIDE_GROUPS)
-        flow.findings.whole_by_choice.add(flow.module)
-    return _whole_groups(flow, groups, channels, out)
+        state.pin(weight_in, INSIDE_GROUPS)
+        state.findings.whole_by_choice.add(state.module)
+    return _whole_groups(state, groups, channels, out)
 
 
 def _are_images(rows: Slot) -> bool:
@@ -96,92 +93,92 @@ def _are_images(rows: Slot) -> bool:
 
 
 def _grouped_transposed(
-    flow: LabelFlow, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
+    state: State, weight: Tensor, groups: int, channels: Tensor | None, weight_in: Tensor | None, out: Tensor | None
 ) -> Tensor | None:
     """Return the output's labels of a grouped transposed convolution; its weight is (in, out / groups, ...)."""
     if channels is None or weight_in is None:
         reason = Reason(Kind.FIXED_WIDTH, "grouped transposed convolution with channels of fixed width")
         for labels in (channels, weight_in, out):
             if labels is not None:
-                flow.pin(labels, reason)
+                state.pin(labels, reason)
         return out
-    flow.tie_vectors(channels, weight_in, FIXED_INPUT)
-    if not flow.strict and _are_images(channels.view(groups, -1)):
-        flow.findings.sliced_inside.add(flow.module)
-    if flow.module in flow.findings.sliced_inside:
+    state.tie_vectors(channels, weight_in, FIXED_INPUT)
+    if not state.strict and _are_images(channels.view(groups, -1)):
+        state.findings.sliced_inside.add(state.module)
+    if state.module in state.findings.sliced_inside:
         return None if out is None else out.repeat(groups)
     if out is not None:
-        flow.pin(out, INSIDE_GROUPS)
-    one_each = _whole_groups(flow, groups, channels, weight_in).view(groups, -1)[:, :1]
+        state.pin(out, INSIDE_GROUPS)
+    one_each = _whole_groups(state, groups, channels, weight_in).view(groups, -1)[:, :1]
     return one_each.expand(groups, weight.shape[1]).reshape(-1)
 
 
-def _whole_groups(flow: LabelFlow, groups: int, channels: Tensor, out: Tensor) -> Tensor:
+def _whole_groups(state: State, groups: int, channels: Tensor, out: Tensor) -> Tensor:
     """Tie all channels of a group, input and output, to each other, and note the groups."""
-    read = flow.collapse(channels.view(groups, -1), (0,))
-    written = flow.collapse(out.view(groups, -1), (0,))
-    flow.tie(read, written)
-    if not flow.strict:
-        flow.findings.conv_groups[flow.module] = written.reshape(-1)
+    read = state.collapse(channels.view(groups, -1), (0,))
+    written = state.collapse(out.view(groups, -1), (0,))
+    state.tie(read, written)
+    if not state.strict:
+        state.findings.conv_groups[state.module] = written.reshape(-1)
     return out
 
 
-def _along_space(flow: LabelFlow, x: Tensor, weight: Tensor, out: Tensor) -> list[Slot]:
+def _along_space(state: State, x: Tensor, weight: Tensor, out: Tensor) -> list[Slot]:
     """Return the input's slots along other dimensions than the channels, where the operator leaves them alone."""
     kept = []
-    for number, slot in enumerate(flow.slots(x)):
+    for number, slot in enumerate(state.slots(x)):
         dims = varying(slot)
         if 1 in dims:
             continue
         if all(out.shape[d] == x.shape[d] for d in dims):
             if any(d > 1 and weight.shape[d] > 1 for d in dims):
-                flow.check_neighbours(number, slot)
+                state.check_neighbours(number, slot)
             kept.append(slot)
         else:
-            flow.pin(slot, Reason(Kind.NEIGHBOURS, "convolution along a labelled dimension"))
+            state.pin(slot, Reason(Kind.NEIGHBOURS, "convolution along a labelled dimension"))
     return kept
 
 
-def _give_up(flow: LabelFlow, call: Call) -> None:
+def _give_up(state: State, call: Call) -> None:
     for tensor in call.tensors:
-        for slot in flow.slots(tensor):
-            flow.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
-    flow.carry(call.out, [])
+        for slot in state.slots(tensor):
+            state.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
+    state.carry(call.out, [])
 
 
 @rule("deform_conv2d")
-def deformable(flow: LabelFlow, call: Call) -> None:
+def deformable(state: State, call: Call) -> None:
     """torchvision's: an ordinary convolution whose kernel moves by offsets, which stay as many as they are."""
     for tensor in (call["offset"], call["mask"]):
-        for slot in flow.slots(tensor):
-            flow.pin(slot, Reason(Kind.BY_VALUE, "places and weights of a deformable kernel"))
+        for slot in state.slots(tensor):
+            state.pin(slot, Reason(Kind.BY_VALUE, "places and weights of a deformable kernel"))
     fields = call["n_offset_grps"] or call["offset_groups"] or 1
-    channels = flow.vector([s for s in flow.slots(call["input"]) if 1 in varying(s)], 1)
+    channels = state.vector([s for s in state.slots(call["input"]) if 1 in varying(s)], 1)
     if channels is not None and fields > 1 and channels.numel() % fields == 0:
-        flow.note_pieces(flow.cut, 1, list(channels.view(fields, -1)))
-        flow.check_cut(flow.cut, 1, list(channels.view(fields, -1)))
+        state.note_pieces(state.cut, 1, list(channels.view(fields, -1)))
+        state.check_cut(state.cut, 1, list(channels.view(fields, -1)))
     groups = call["n_weight_grps"] or call["groups"] or 1
-    convolution(flow, Call(call.op, call.name, {**call.args, "transposed": False, "groups": groups}, call.out))
+    convolution(state, Call(call.op, call.name, {**call.args, "transposed": False, "groups": groups}, call.out))
 
 
 @rule("im2col")
-def patches(flow: LabelFlow, call: Call) -> None:
+def patches(state: State, call: Call) -> None:
     """F.unfold: channels (N, C, H, W) become rows (N, C·kh·kw, L), each channel repeated for every kernel place."""
     x, out = call["self"], call.out
-    channels = flow.vector(flow.slots(x), x.ndim - 3)
+    channels = state.vector(state.slots(x), x.ndim - 3)
     if channels is None:
         return
     kernel = out.shape[-2] // channels.numel()
     rows = channels.view(-1, 1).expand(-1, kernel).reshape(-1)
-    flow.carry(out, [along(torch.as_tensor(rows), out.ndim - 2, out.ndim)])
+    state.carry(out, [along(torch.as_tensor(rows), out.ndim - 2, out.ndim)])
 
 
 @rule("col2im")
-def fold(flow: LabelFlow, call: Call) -> None:
+def fold(state: State, call: Call) -> None:
     """F.fold: rows (N, C·kh·kw, L) are added up to channels (N, C, H, W); the rows of one channel go together."""
     x, out = call["self"], call.out
-    rows = flow.vector([slot for slot in flow.slots(x) if x.ndim - 2 in varying(slot)], x.ndim - 2)
+    rows = state.vector([slot for slot in state.slots(x) if x.ndim - 2 in varying(slot)], x.ndim - 2)
     if rows is None:
         return
-    channels = flow.collapse(rows.view(out.shape[-3], -1), (0,)).reshape(-1)
-    flow.carry(out, [along(channels, out.ndim - 3, out.ndim)])
+    channels = state.collapse(rows.view(out.shape[-3], -1), (0,)).reshape(-1)
+    state.carry(out, [along(channels, out.ndim - 3, out.ndim)])

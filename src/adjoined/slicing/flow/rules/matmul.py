@@ -3,67 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import Slot, along, varying
+from adjoined.slicing.flow.operators import Statistic, rule
 from adjoined.slicing.flow.rules.attention import heads_of, keeps_whole_heads
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
 
 
 @rule("mm", "bmm")
-def product(flow: LabelFlow, call: Call) -> None:
+def product(state: State, call: Call) -> None:
     """(…, n, k) by (…, k, m)."""
     a, b = call["self"], call["mat2"]
-    _product(flow, a, b, flow.slots(a), flow.slots(b), None, call.out)
+    _product(state, a, b, state.slots(a), state.slots(b), None, call.out)
 
 
 @rule("addmm", "baddbmm")
-def product_and_sum(flow: LabelFlow, call: Call) -> None:
+def product_and_sum(state: State, call: Call) -> None:
     """A product with a bias."""
     a, b = call["mat1"], call["mat2"]
     if a is None:
         a, b = call["batch1"], call["batch2"]
-    _product(flow, a, b, flow.slots(a), flow.slots(b), call["self"], call.out)
+    _product(state, a, b, state.slots(a), state.slots(b), call["self"], call.out)
 
 
-@rule("mv", "addmv")
-def product_with_vector(flow: LabelFlow, call: Call) -> None:
+@rule("mv", "addmv", statistic=Statistic.SUM)
+def product_with_vector(state: State, call: Call) -> None:
     """(n, k) by (k): the rows go on."""
     matrix, vector = call["mat"] if call.name == "addmv" else call["self"], call["vec"]
-    inner = [slot for slot in flow.slots(matrix) if 1 in varying(slot)]
-    read, weight = flow.vector(inner, 1), flow.vector(flow.slots(vector), 0)
+    inner = [slot for slot in state.slots(matrix) if 1 in varying(slot)]
+    read, weight = state.vector(inner, 1), state.vector(state.slots(vector), 0)
     if read is not None or weight is not None:
-        flow.tie_vectors(read, weight, "reads features of fixed width")
-        flow.note_crossing()
-    flow.carry(call.out, [slot.reshape(-1) for slot in flow.slots(matrix) if varying(slot) == (0,)])
+        state.tie_vectors(read, weight, "reads features of fixed width")
+        state.note_crossing()
+    state.carry(call.out, [slot.reshape(-1) for slot in state.slots(matrix) if varying(slot) == (0,)])
 
 
-@rule("dot", "vdot")
-def inner_product(flow: LabelFlow, call: Call) -> None:
+@rule("dot", "vdot", statistic=Statistic.SUM)
+def inner_product(state: State, call: Call) -> None:
     """(k) by (k): one number, a statistic across channels."""
-    a, b = (flow.vector(flow.slots(tensor), 0) for tensor in call.tensors[:2])
+    a, b = (state.vector(state.slots(tensor), 0) for tensor in call.tensors[:2])
     if a is not None or b is not None:
-        flow.tie_vectors(a, b, "meets features of fixed width")
-        flow.note_crossing()
-    flow.carry(call.out, [])
+        state.tie_vectors(a, b, "meets features of fixed width")
+        state.note_crossing()
+    state.carry(call.out, [])
 
 
 @rule("linear")
-def linear(flow: LabelFlow, call: Call) -> None:
+def linear(state: State, call: Call) -> None:
     """(…, k) by (m, k)."""
     x, weight = call["input"], call["weight"]
-    turned = [slot.transpose(0, 1) for slot in flow.slots(weight)]
-    _product(flow, x, weight, flow.slots(x), turned, call["bias"], call.out)
+    turned = [slot.transpose(0, 1) for slot in state.slots(weight)]
+    _product(state, x, weight, state.slots(x), turned, call["bias"], call.out)
 
 
 def _product(
-    flow: LabelFlow,
+    state: State,
     a: Tensor,
     b: Tensor,
     a_slots: Sequence[Slot],
@@ -72,41 +71,42 @@ def _product(
     out: Tensor,
 ) -> None:
     inner_a, inner_b, column = a.ndim - 1, b.ndim - 2, b.ndim - 1
-    spans_a = [(slot, flow.spans(0, slot)) for slot in a_slots]
-    spans_b = [(slot, flow.spans(1, slot)) for slot in b_slots]
+    spans_a = [(slot, state.spans(0, slot)) for slot in a_slots]
+    spans_b = [(slot, state.spans(1, slot)) for slot in b_slots]
     carried: list[Slot] = []
     by_head = [_both(spans_a, 0, inner_a), _both(spans_b, 0, inner_b)] if b.ndim == 3 else []
-    if len(by_head) == 2 and all(by_head) and keeps_whole_heads(flow, by_head[0][0], 0, inner_a):
-        carried = heads_of(flow, [slot for slots in by_head for slot in slots], 0)
-        flow.note_read(carried[0])
+    if len(by_head) == 2 and all(by_head) and keeps_whole_heads(state, by_head[0][0], 0, inner_a):
+        carried = heads_of(state, [slot for slots in by_head for slot in slots], 0)
+        state.note_read(carried[0])
     else:
-        read = flow.vector([slot for slot, dims in spans_a if inner_a in dims], inner_a)
-        weight_in = flow.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
-        if weight_in is not None and flow.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
-            flow.note_read(weight_in)
+        read = state.vector([slot for slot, dims in spans_a if inner_a in dims], inner_a)
+        weight_in = state.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
+        if weight_in is not None and state.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
+            state.note_read(weight_in)
         elif read is not None or weight_in is not None:
-            flow.note_read(flow.tie_vectors(read, weight_in, "reads features of fixed width"))
+            state.note_read(state.tie_vectors(read, weight_in, "reads features of fixed width"))
         written = [[s for s, _ in spans if d in varying(s)] for spans, d in ((spans_a, a.ndim - 2), (spans_b, column))]
-        _note_channels(flow, _Factor(a, read, written[0]), _Factor(b, weight_in, written[1]))
+        _note_channels(state, _Factor(a, read, written[0]), _Factor(b, weight_in, written[1]))
     for slot, dims in spans_a:
         if varying(slot) and inner_a not in dims:  # alike in every head of an attention
-            carried.append(flow.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
+            carried.append(state.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
     for slot, dims in spans_b:  # labels along the batch alone go on, where the other factor brings none
         if b.ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
             carried.append(slot)
     of_heads = [slot for slot in carried if varying(slot) == (0,)]
     values = _both(spans_b, 0, column) if b.ndim == 3 and of_heads else []
     if values:  # the weights of an attention have a label for each head: so have the values, and what comes of them
-        heads_of(flow, [*of_heads, *values], 0)
-        return flow.carry(out, [slot for slot in carried if varying(slot) != (0,)] + values)
+        heads_of(state, [*of_heads, *values], 0)
+        return state.carry(out, [slot for slot in carried if varying(slot) != (0,)] + values)
     across = [slot for slot, dims in spans_b if column in dims and column in varying(slot)]
-    if len(across) > 1 and (bias is None or not flow.slots(bias)):  # several dimensions folded into one
-        carried += [along(flow.vector([slot], column), out.ndim - 1, out.ndim) for slot in across]
-        return flow.carry(out, carried)
-    columns = flow.vector(across, column)
-    if bias is not None and flow.slots(bias):
-        columns = flow.tie_vectors(columns, flow.vector(flow.slots(bias), bias.ndim - 1), "its bias has fixed width")
-    return flow.carry(out, carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else []))
+    if len(across) > 1 and (bias is None or not state.slots(bias)):  # several dimensions folded into one
+        lines = [state.collapse(slot, (column,)).reshape(-1) for slot in across]
+        carried += [along(line, out.ndim - 1, out.ndim) for line in lines]
+        return state.carry(out, carried)
+    columns = state.vector(across, column)
+    if bias is not None and state.slots(bias):
+        columns = state.tie_vectors(columns, state.vector(state.slots(bias), bias.ndim - 1), "its bias has fixed width")
+    return state.carry(out, carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else []))
 
 
 class _Factor(NamedTuple):
@@ -117,26 +117,26 @@ class _Factor(NamedTuple):
     written: Sequence[Slot]
 
 
-def _note_channels(flow: LabelFlow, a: _Factor, b: _Factor) -> None:
+def _note_channels(state: State, a: _Factor, b: _Factor) -> None:
     """Note which dimensions of a product with a weight are channels, and which are places.
 
     A weight meets a tensor that follows from the input. Along labels that both have it sums over channels, and writes
     channels. Where the tensor's channels lie along another dimension, it sums over places, and writes places, unless it
     is that of a linear layer, which makes features of whatever it reads.
     """
-    if flow.in_linear:
-        if not flow.is_buffer(a.tensor):  # a table of coordinates has no channels
-            flow.note_channels(a.read, b.read)
-        return flow.note_channels(*b.written)
-    if flow.values.computed(a.tensor) == flow.values.computed(b.tensor):
+    if state.in_linear:
+        if not state.is_buffer(a.tensor):  # a table of coordinates has no channels
+            state.note_channels(a.read, b.read)
+        return state.note_channels(*b.written)
+    if state.values.computed(a.tensor) == state.values.computed(b.tensor):
         return None
-    weight, other = (b, a) if flow.values.computed(a.tensor) else (a, b)
-    flow.note_channels(a.read, b.read)
+    weight, other = (b, a) if state.values.computed(a.tensor) else (a, b)
+    state.note_channels(a.read, b.read)
     if other.read is not None:
-        flow.note_channels(*(weight.written if flow.is_stored(weight.tensor) else ()))
-    elif any(varying(slot) for slot in flow.slots(other.tensor)):
+        state.note_channels(*(weight.written if state.is_stored(weight.tensor) else ()))
+    elif any(varying(slot) for slot in state.slots(other.tensor)):
         for slot in weight.written:
-            flow.pin(slot, Reason(Kind.PLACES, "a product along places"))
+            state.pin(slot, Reason(Kind.PLACES, "a product along places"))
     return None
 
 
@@ -144,31 +144,31 @@ def _both(spans: Sequence[tuple[Slot, set[int]]], first: int, second: int) -> li
     return [slot for slot, dims in spans if {first, second} <= dims]
 
 
-@rule("_euclidean_dist", "_cdist_forward")
-def distances(flow: LabelFlow, call: Call) -> None:
+@rule("_euclidean_dist", "_cdist_forward", statistic=Statistic.SUM)
+def distances(state: State, call: Call) -> None:
     """(…, P, M) and (…, R, M): distances between rows, a statistic across their features."""
     a, b = call["x1"], call["x2"]
-    turned = [slot.transpose(-1, -2) for slot in flow.slots(b)]
-    if any(tensor.ndim - 1 in varying(slot) for tensor in (a, b) for slot in flow.slots(tensor)):
-        flow.note_crossing()
-    _product(flow, a, b, flow.slots(a), turned, None, call.out)
+    turned = [slot.transpose(-1, -2) for slot in state.slots(b)]
+    if any(tensor.ndim - 1 in varying(slot) for tensor in (a, b) for slot in state.slots(tensor)):
+        state.note_crossing()
+    _product(state, a, b, state.slots(a), turned, None, call.out)
 
 
 @rule("_trilinear")
-def trilinear(flow: LabelFlow, call: Call) -> None:
+def trilinear(state: State, call: Call) -> None:
     """nn.Bilinear: a product of three tensors, each with new dimensions, summed over some of them."""
     slots: list[Slot] = []
     for name, new in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
-        for slot in flow.slots(call[name]):
+        for slot in state.slots(call[name]):
             for dim in sorted(call[new]):
                 slot = slot.unsqueeze(dim)
             slots.append(slot)
-    slots = flow.unite(slots)
+    slots = state.unite(slots)
     summed = sorted(call["sumdim"], reverse=True)
     carried = []
     for slot in slots:
         if not set(varying(slot)) <= set(summed):
             for dim in summed:
-                slot = flow.collapse(slot, [d for d in range(slot.ndim) if d != dim]).squeeze(dim)
+                slot = state.collapse(slot, [d for d in range(slot.ndim) if d != dim]).squeeze(dim)
             carried.append(slot)
-    flow.carry(call.out, carried)
+    state.carry(call.out, carried)

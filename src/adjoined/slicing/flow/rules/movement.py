@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import NeedsValues, Slot, compress, reshaped, varying
-from adjoined.slicing.flow.sizes import RESHAPES
+from adjoined.slicing.flow.operators import rule
+from adjoined.slicing.flow.sizes import RESHAPES, Site
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
-    from adjoined.slicing.flow.sizes import Site
 
 CUTS = (
     "slice", "split", "split_with_sizes", "select", "unbind", "narrow", "chunk", "index", "unsafe_split",
@@ -26,49 +24,49 @@ CUTS = (
 @rule(
     *RESHAPES, *CUTS, "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "flip", "roll", "repeat",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "movedim", "diagonal",
-    "repeat_interleave", "slice_copy", "rot90",
+    "repeat_interleave", "slice_copy", "rot90", moves=True,
 )  # fmt: skip
-def move(flow: LabelFlow, call: Call) -> None:
+def move(state: State, call: Call) -> None:
     """Run the operator on every slot; note where a labelled dimension is cut or folded."""
     source, outputs = call.tensors[0], call.outputs
-    cut = flow.cut
+    cut = state.cut
     others = call.tensors[1:]
     for index in others:
-        for slot in flow.slots(index):
-            flow.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
-    picked = _picked_by_value(flow, call)
-    if flow.slots(source) and any(index.is_meta for index in others):
+        for slot in state.slots(index):
+            state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+    picked = _picked_by_value(state, call)
+    if state.slots(source) and any(index.is_meta for index in others):
         raise NeedsValues(call.name)
     moved: list[list[Slot]] = [[] for _ in outputs]
-    for number, slot in enumerate(flow.slots(source)):
+    for number, slot in enumerate(state.slots(source)):
         if picked & set(varying(slot)):
-            flow.pin(slot, Reason(Kind.BY_VALUE, "is picked from by values that the network computes"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "is picked from by values that the network computes"))
             continue
         results = _run(call, slot, source)
         if results is None:
-            flow.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
+            state.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
             continue
         results = [compress(result) for result in results]
         for piece, result in enumerate(results):
-            moved[piece].append(flow.renew(cut, len(results) * number + piece, result))
+            moved[piece].append(state.renew(cut, len(results) * number + piece, result))
         if call.name in RESHAPES:
-            if len(varying(results[0])) > len(varying(slot)) or (cut, number) in flow.findings.folded:
-                flow.check_fold(cut, number, results[0])
-            _note_fold(flow, cut, slot, results[0])
+            if len(varying(results[0])) > len(varying(slot)) or (cut, number) in state.findings.folded:
+                state.check_fold(cut, number, results[0])
+            _note_fold(state, cut, slot, results[0])
         elif call.name in CUTS:
-            flow.check_cut(cut, number, results)
+            state.check_cut(cut, number, results)
             if len(results) > 1 or results[0].numel() != slot.numel():  # pieces are no substitutes for each other
-                flow.note_pieces(cut, 0, results)
+                state.note_pieces(cut, 0, results)
     for out, slots in zip(outputs, moved, strict=True):
-        flow.carry(out, slots)
+        state.carry(out, slots)
 
 
 @rule("transpose_", "t_", "unsqueeze_", "swapdims_", "swapaxes_")
-def move_in_place(flow: LabelFlow, call: Call) -> None:
+def move_in_place(state: State, call: Call) -> None:
     """The tensor itself has new dimensions; its slots have still the old ones."""
     numbers = [value for name, value in call.args.items() if name != "self"]
     name = call.name.rstrip("_")
-    flow.carry(call.out, [getattr(slot, name)(*numbers) for slot in flow.slots(call["self"])])
+    state.carry(call.out, [getattr(slot, name)(*numbers) for slot in state.slots(call["self"])])
 
 
 def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
@@ -88,23 +86,23 @@ def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
     return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
 
-def _picked_by_value(flow: LabelFlow, call: Call) -> set[int]:
+def _picked_by_value(state: State, call: Call) -> set[int]:
     """Return the dimensions of which values that follow from the input pick elements: other ones in every run."""
     if call.name == "index_select":
-        return {call["dim"] % call["self"].ndim} if flow.values.computed(call["index"]) else set()
+        return {call["dim"] % call["self"].ndim} if state.values.computed(call["index"]) else set()
     picked: set[int] = set()
     if call.name == "index":
         dim = 0
         for index in call["indices"]:
             masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
             behind = dim + (index.ndim if masks else 1)
-            if index is not None and flow.values.computed(index):
+            if index is not None and state.values.computed(index):
                 picked |= set(range(dim, behind))
             dim = behind
     return picked
 
 
-def _note_fold(flow: LabelFlow, cut: Site, before: Slot, after: Slot) -> None:
+def _note_fold(state: State, cut: Site, before: Slot, after: Slot) -> None:
     """Note a view that folds a labelled dimension into several."""
-    if not flow.strict and len(varying(after)) > len(varying(before)):
-        flow.findings.folds.append((cut, after))
+    if not state.strict and len(varying(after)) > len(varying(before)):
+        state.findings.folds.append((cut, after))

@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import Slot, varying
+from adjoined.slicing.flow.operators import UNKNOWN, Statistic, rule
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
 
 
 @rule("add", "where", "lerp", "addcmul", "addcdiv", "_prelu_kernel", "prelu", "maximum", "minimum", "hypot")
-def pointwise(flow: LabelFlow, call: Call) -> None:
+def pointwise(state: State, call: Call) -> None:
     """Tie all tensor operands; the result carries their union."""
-    tie_elementwise(flow, call.tensors, call.outputs[0])
+    tie_elementwise(state, call.tensors, call.outputs[0])
 
 
-def tie_elementwise(flow: LabelFlow, operands: Sequence[Tensor], out: Tensor) -> None:
+def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> None:
     """Tie operands that broadcast to the shape of `out`, and carry the union of their slots on.
 
     Where one operand has labels along a dimension and another has a size of its own there without labels, that
     dimension is of fixed width.
     """
     ndim = out.ndim
-    slots = [[left_padded(slot, ndim) for slot in flow.slots(tensor)] for tensor in operands]
+    slots = [[left_padded(slot, ndim) for slot in state.slots(tensor)] for tensor in operands]
     labelled = [{d for slot in of_one for d in varying(slot)} for of_one in slots]
-    united = flow.unite(slot for of_one in slots for slot in of_one)
+    united = state.unite(slot for of_one in slots for slot in of_one)
     for tensor, dims in zip(operands, labelled, strict=True):
-        if flow.is_uniform(tensor):
+        if state.is_uniform(tensor):
             continue
         offset = ndim - tensor.ndim
         sizes = enumerate(zip(tensor.shape, tensor.stride(), strict=True))
         fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride} - dims  # stride 0: was expanded
         for slot in list(united):
-            if fixed & set(varying(slot)) and fixed & flow.tied_along(slot):
-                flow.pin(slot, Reason(Kind.FIXED_WIDTH, "meets a tensor of fixed width"))
+            if fixed & set(varying(slot)) and fixed & state.tied_along(slot):
+                state.pin(slot, Reason(Kind.FIXED_WIDTH, "meets a tensor of fixed width"))
                 united = [other for other in united if other is not slot]  # of fixed width from here on
-    flow.carry(out, united)
+    state.carry(out, united)
 
 
 def left_padded(slot: Slot, ndim: int) -> Slot:
@@ -53,56 +51,57 @@ def left_padded(slot: Slot, ndim: int) -> Slot:
     "clone", "detach", "alias", "_to_copy", "lift_fresh", "dropout", "native_dropout", "zeros_like", "ones_like",
     "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "hardswish", "hardswish_", "hardtanh",
     "hardtanh_", "zero_", "fill_", "bernoulli_", "normal_", "uniform_", "rrelu_with_noise", "contiguous",
-    "cumsum", "tril", "triu", "_pin_memory", "native_dropout_backward",
+    "tril", "triu", "_pin_memory", "native_dropout_backward",
 )  # fmt: skip
-def same(flow: LabelFlow, call: Call) -> None:
+@rule("cumsum", statistic=Statistic.ALONG)
+def same(state: State, call: Call) -> None:
     """Operators that leave shape and places alone."""
     source = call.tensors[0]
     for out in call.outputs:
         if out.shape == source.shape:
-            flow.carry(out, flow.slots(source))
+            state.carry(out, state.slots(source))
 
 
 @rule("as_strided", "as_strided_")
-def restrided(flow: LabelFlow, call: Call) -> None:
+def restrided(state: State, call: Call) -> None:
     """Another memory format of the same elements leaves them in their places; anything else is out of sight."""
     x, out = call["self"], call.out
     if out.shape == x.shape and call["storage_offset"] in (None, x.storage_offset()):
-        flow.carry(out, flow.slots(x))
+        state.carry(out, state.slots(x))
     else:
-        unknown(flow, call)
+        unknown(state, call)
 
 
 @rule("glu")
-def gated(flow: LabelFlow, call: Call) -> None:
+def gated(state: State, call: Call) -> None:
     """The first half times the sigmoid of the second."""
     x, dim = call["self"], call["dim"] % call["self"].ndim
     carried = []
-    for number, slot in enumerate(flow.slots(x)):
+    for number, slot in enumerate(state.slots(x)):
         if dim in varying(slot):
             halves = slot.chunk(2, dim)
-            flow.check_cut(flow.cut, number, halves)
-            flow.note_pieces(flow.cut, number, halves)
-            slot = flow.tie(*halves)
+            state.check_cut(state.cut, number, halves)
+            state.note_pieces(state.cut, number, halves)
+            slot = state.tie(*halves)
         carried.append(slot)
-    flow.carry(call.out, carried)
+    state.carry(call.out, carried)
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax")
-def softmax(flow: LabelFlow, call: Call) -> None:
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", statistic=Statistic.ALONG)
+def softmax(state: State, call: Call) -> None:
     """Places stay; over a labelled dimension it is a statistic across channels."""
     x = call["self"]
     dim = call["dim"] % x.ndim
-    if any(dim in varying(slot) for slot in flow.slots(x)):
-        flow.note_crossing()
-    flow.carry(call.outputs[0], flow.slots(x))
+    if any(dim in varying(slot) for slot in state.slots(x)):
+        state.note_crossing()
+    state.carry(call.outputs[0], state.slots(x))
 
 
-@rule("unknown")
-def unknown(flow: LabelFlow, call: Call) -> None:
+@rule(UNKNOWN)
+def unknown(state: State, call: Call) -> None:
     """No rule: every channel that comes in stays at full width, and nothing is known of what goes out."""
     for tensor in call.tensors:
-        for slot in flow.slots(tensor):
-            flow.pin(slot, Reason(Kind.NO_RULE, f"no rule for the operator {call.name}"))
+        for slot in state.slots(tensor):
+            state.pin(slot, Reason(Kind.NO_RULE, f"no rule for the operator {call.name}"))
     for out in call.outputs:
-        flow.carry(out, [])
+        state.carry(out, [])

@@ -2,56 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import Slot, compress, varying
+from adjoined.slicing.flow.operators import Statistic, rule
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
+from adjoined.slicing.flow.state import State
 
 
 @rule(
-    "mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "max", "min",
-    "argmax", "argmin", "prod", "logsumexp", "all", "any",
+    "mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod",
+    "logsumexp", "all", "any", statistic=Statistic.REDUCTION,
 )  # fmt: skip
-def reduction(flow: LabelFlow, call: Call) -> None:
+@rule("max", "min", "argmax", "argmin")  # indices count all channels
+def reduction(state: State, call: Call) -> None:
     """Over a labelled dimension it is a statistic across channels, and the labels end there."""
     x = call.tensors[0]
     if len(call.tensors) > 1:  # the two-operand overload of max and min is pointwise
-        return tie_elementwise(flow, call.tensors, call.outputs[0])
+        return tie_elementwise(state, call.tensors, call.outputs[0])
     dim = call["dim"]
     reduced = range(x.ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
     reduced = {d % x.ndim for d in reduced}
     carried = []
-    for slot in flow.slots(x):
+    for slot in state.slots(x):
         if reduced & set(varying(slot)):
-            flow.note_crossing()
-            flow.note_read(slot)
-        if set(varying(slot)) <= reduced or _in_pieces(flow, slot, reduced):
+            state.note_crossing()
+            state.note_read(slot)
+        if set(varying(slot)) <= reduced or _in_pieces(state, slot, reduced):
             continue
-        slot = flow.collapse(slot, [d for d in range(slot.ndim) if d not in reduced])
+        slot = state.collapse(slot, [d for d in range(slot.ndim) if d not in reduced])
         if not call["keepdim"]:
             slot = slot.reshape([size for d, size in enumerate(slot.shape) if d not in reduced])
         carried.append(slot)
     for out in call.outputs:
-        flow.carry(out, [slot for slot in carried if slot.ndim == out.ndim])
+        state.carry(out, [slot for slot in carried if slot.ndim == out.ndim])
     return None
 
 
-def _in_pieces(flow: LabelFlow, slot: Slot, reduced: set[int]) -> bool:
+def _in_pieces(state: State, slot: Slot, reduced: set[int]) -> bool:
     """Tell whether each channel lies in pieces along the other dimensions, as behind a pixel shuffle; tie the pieces.
 
     There the same labels come again and again, so none of these places ever goes with a channel.
     """
     slot = compress(slot)
     others = [d for d in varying(slot) if d not in reduced]
-    if not flow.tied_along(slot) & reduced or not all(_repeats(slot, d) for d in others):
+    if not state.tied_along(slot) & reduced or not all(_repeats(slot, d) for d in others):
         return False
-    flow.collapse(slot, [d for d in range(slot.ndim) if d in reduced])
+    state.collapse(slot, [d for d in range(slot.ndim) if d in reduced])
     return True
 
 

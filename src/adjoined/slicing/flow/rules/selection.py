@@ -2,132 +2,129 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, along, compress, varying
+from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
 
 
 @rule("sort", "topk", "kthvalue", "mode", "median", "nanmedian", "argsort", "msort", "cummax", "cummin")
-def ordered(flow: LabelFlow, call: Call) -> None:
+def ordered(state: State, call: Call) -> None:
     """Along places every channel is sorted by itself; along channels their order depends on values: full width."""
     x = call.tensors[0]
     dim = call["dim"]
     dims = range(x.ndim) if dim is None and call.name in ("median", "nanmedian") else [-1 if dim is None else dim]
     dims = {0 if call.name == "msort" else d % x.ndim for d in dims}
     carried = []
-    for slot in flow.slots(x):
+    for slot in state.slots(x):
         if dims & set(varying(slot)):
-            flow.pin(slot, Reason(Kind.BY_VALUE, "channels are put in the order of their values"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "channels are put in the order of their values"))
         else:
             carried.append(slot)
     for out in call.outputs:
         gone = x.ndim - out.ndim
-        flow.carry(out, [slot.squeeze(sorted(dims)[0]) if gone == 1 else slot for slot in carried] if gone < 2 else [])
+        state.carry(out, [slot.squeeze(sorted(dims)[0]) if gone == 1 else slot for slot in carried] if gone < 2 else [])
 
 
 @rule("embedding", "_embedding_bag", "_embedding_bag_forward_only")
-def look_up(flow: LabelFlow, call: Call) -> None:
+def look_up(state: State, call: Call) -> None:
     """Rows of a table (words, features): the features are channels, the words are not."""
     weight, indices, out = call["weight"], call["indices"], call.outputs[0]
-    for slot in flow.slots(indices):
-        flow.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
-    features = flow.vector([slot for slot in flow.slots(weight) if 1 in varying(slot)], 1)
-    flow.carry(out, [] if features is None else [along(features, out.ndim - 1, out.ndim)])
+    for slot in state.slots(indices):
+        state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+    features = state.vector([slot for slot in state.slots(weight) if 1 in varying(slot)], 1)
+    state.carry(out, [] if features is None else [along(features, out.ndim - 1, out.ndim)])
 
 
 @rule("gather")
-def gather(flow: LabelFlow, call: Call) -> None:
+def gather(state: State, call: Call) -> None:
     """out[i][j] = self[i][index[i][j]]: labels along the dimension follow the indices, the others stay."""
     x, index, dim = call["self"], call["index"], call["dim"] % max(call["self"].ndim, 1)
-    moved = [slot for slot in flow.slots(x) if dim in varying(slot)]
-    stay = [slot for slot in flow.slots(x) if dim not in varying(slot)]
-    chosen = [slot for slot in flow.slots(index) if dim not in varying(slot)]
-    if moved and not _constant(flow, index):
+    moved = [slot for slot in state.slots(x) if dim in varying(slot)]
+    stay = [slot for slot in state.slots(x) if dim not in varying(slot)]
+    chosen = [slot for slot in state.slots(index) if dim not in varying(slot)]
+    if moved and not _constant(state, index):
         for slot in moved:
-            flow.pin(slot, Reason(Kind.BY_VALUE, "channels are chosen by their values"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "channels are chosen by their values"))
         moved = []
-    carried = flow.unite(stay + chosen)
+    carried = state.unite(stay + chosen)
     for slot in moved:
         rows = slot.expand([slot.shape[d] if d == dim else size for d, size in enumerate(index.shape)])
         carried.append(compress(rows.gather(dim, index.cpu())))
-    flow.carry(call.out, [slot for slot in carried if _fits(slot, call.out)])
+    state.carry(call.out, [slot for slot in carried if _fits(slot, call.out)])
 
 
 @rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
-def scatter(flow: LabelFlow, call: Call) -> None:
+def scatter(state: State, call: Call) -> None:
     """self[i][index[i][j]] = src[i][j]: along places channels stay; along channels they go where the indices say."""
     x, index, dim = call["self"], call["index"], call["dim"] % max(call["self"].ndim, 1)
     src = call["src"] if isinstance(call["src"], Tensor) else None
-    sources = [slot for tensor in (src, index) if tensor is not None for slot in flow.slots(tensor)]
-    across = [slot for slot in [*flow.slots(x), *sources] if dim in varying(slot)]
-    if across and not (_constant(flow, index) and src is not None):
+    sources = [slot for tensor in (src, index) if tensor is not None for slot in state.slots(tensor)]
+    across = [slot for slot in [*state.slots(x), *sources] if dim in varying(slot)]
+    if across and not (_constant(state, index) and src is not None):
         for slot in across:
-            flow.pin(slot, Reason(Kind.BY_VALUE, "channels are scattered by values"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "channels are scattered by values"))
         across = []
-    carried = flow.unite([slot for slot in [*flow.slots(x), *sources] if dim not in varying(slot)])
+    carried = state.unite([slot for slot in [*state.slots(x), *sources] if dim not in varying(slot)])
     if across and src is not None:
-        labels = [_first(flow, tensor, dim) for tensor in (x, src)]
+        labels = [_first(state, tensor, dim) for tensor in (x, src)]
         base = x.new_zeros(x.shape, dtype=labels[0].dtype, device="cpu") + labels[0]
         put = labels[1].expand(src.shape)[tuple(slice(0, size) for size in index.shape)]
         if call.name.startswith(("scatter_add", "scatter_reduce")):
-            flow.tie(base.gather(dim, index.cpu()), put)
+            state.tie(base.gather(dim, index.cpu()), put)
         carried.append(compress(base.scatter(dim, index.cpu(), put)))
-    flow.carry(call.outputs[0], carried)
+    state.carry(call.outputs[0], carried)
 
 
 @rule("index_add", "index_add_", "index_copy", "index_copy_", "index_reduce", "index_reduce_")
-def put_rows(flow: LabelFlow, call: Call) -> None:
+def put_rows(state: State, call: Call) -> None:
     """self[:, index] = source along one dimension."""
     x, index, source, dim = call["self"], call["index"], call["source"], call["dim"] % max(call["self"].ndim, 1)
-    across = [slot for slot in [*flow.slots(x), *flow.slots(source)] if dim in varying(slot)]
-    carried = flow.unite([s for s in [*flow.slots(x), *flow.slots(source)] if dim not in varying(s)])
-    if across and not _constant(flow, index):
+    across = [slot for slot in [*state.slots(x), *state.slots(source)] if dim in varying(slot)]
+    carried = state.unite([s for s in [*state.slots(x), *state.slots(source)] if dim not in varying(s)])
+    if across and not _constant(state, index):
         for slot in across:
-            flow.pin(slot, Reason(Kind.BY_VALUE, "channels are placed by values"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "channels are placed by values"))
     elif across:
-        base, put = (_first(flow, tensor, dim) for tensor in (x, source))
+        base, put = (_first(state, tensor, dim) for tensor in (x, source))
         shape = [max(a, b) for a, b in zip(base.shape, put.shape, strict=True)]
         base = base.expand([x.shape[d] if d == dim else size for d, size in enumerate(shape)])
         put = put.expand([source.shape[d] if d == dim else size for d, size in enumerate(shape)])
         if not call.name.startswith("index_copy"):
-            flow.tie(base.index_select(dim, index.cpu()), put)
+            state.tie(base.index_select(dim, index.cpu()), put)
             base, put = base, put.where(put != 0, base.index_select(dim, index.cpu()))
         carried.append(compress(base.index_copy(dim, index.cpu(), put)))
-    flow.carry(call.outputs[0], carried)
+    state.carry(call.outputs[0], carried)
 
 
 @rule("index_fill", "index_fill_", "masked_fill", "masked_fill_")
-def filled(flow: LabelFlow, call: Call) -> None:
+def filled(state: State, call: Call) -> None:
     """Some elements get one value: places stay; a mask is tied to what it covers."""
     masks = [call["mask"]] if isinstance(call["mask"], Tensor) else []
-    for slot in flow.slots(call["index"]):
-        flow.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
-    tie_elementwise(flow, [call["self"], *masks], call.outputs[0])
+    for slot in state.slots(call["index"]):
+        state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+    tie_elementwise(state, [call["self"], *masks], call.outputs[0])
 
 
-def _constant(flow: LabelFlow, index: Tensor) -> bool:
+def _constant(state: State, index: Tensor) -> bool:
     """Whether an index is the same in both networks: computed from no channel. Its values are needed."""
-    for slot in flow.slots(index):
-        flow.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
-    if flow.slots(index) or flow.values.computed(index):
+    for slot in state.slots(index):
+        state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+    if state.slots(index) or state.values.computed(index):
         return False
     if index.is_meta:
         raise NeedsValues("index")
     return True
 
 
-def _first(flow: LabelFlow, tensor: Tensor, dim: int) -> Slot:
+def _first(state: State, tensor: Tensor, dim: int) -> Slot:
     """The labels of a tensor along a dimension, zeros where it has none."""
-    found = [slot for slot in flow.slots(tensor) if dim in varying(slot)]
+    found = [slot for slot in state.slots(tensor) if dim in varying(slot)]
     return found[0] if found else torch.zeros([1] * tensor.ndim, dtype=LABEL)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import compress, varying
+from adjoined.slicing.flow.operators import rule
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
 
 
 @rule(
@@ -24,18 +21,18 @@ if TYPE_CHECKING:
     "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
     "replication_pad2d", "replication_pad3d", "grid_sampler_2d", "grid_sampler_3d", "fractional_max_pool2d",
 )  # fmt: skip
-def resample(flow: LabelFlow, call: Call) -> None:
+def resample(state: State, call: Call) -> None:
     """Slots along dimensions that keep their size go on; a labelled dimension that is resampled stays wide."""
     x = call.tensors[0]
     pooled = range(x.ndim - _pooled_dims(call.name), x.ndim)
     for out in call.outputs:
         carried = []
-        for slot in flow.slots(x):
+        for slot in state.slots(x):
             if all(x.shape[d] == out.shape[d] and d not in pooled for d in varying(slot)):
                 carried.append(slot)
             else:
-                flow.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
-        flow.carry(out, carried)
+                state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
+        state.carry(out, carried)
 
 
 def _pooled_dims(name: str) -> int:
@@ -44,47 +41,47 @@ def _pooled_dims(name: str) -> int:
 
 
 @rule("max_unpool2d", "max_unpool3d")
-def unpool(flow: LabelFlow, call: Call) -> None:
+def unpool(state: State, call: Call) -> None:
     """Values go back to the places where they came from; the places have the channels' labels, too."""
     x, *others = call.tensors
-    slots = [slot for slot in flow.slots(x) if varying(slot) == (1,)]
+    slots = [slot for slot in state.slots(x) if varying(slot) == (1,)]
     for tensor in (x, *others):
-        for slot in flow.slots(tensor):
+        for slot in state.slots(tensor):
             if varying(slot) != (1,):
-                flow.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
+                state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
             elif tensor is not x and slots:
-                flow.tie(slots[0], slot)
+                state.tie(slots[0], slot)
     for out in call.outputs[:1]:
-        flow.carry(out, slots)
+        state.carry(out, slots)
 
 
 @rule("constant_pad_nd", "pad")
-def pad(flow: LabelFlow, call: Call) -> None:
+def pad(state: State, call: Call) -> None:
     """Zero padding; along the channels it adds channels without labels."""
     x, out = call["self"], call.out
     carried = []
-    for slot in flow.slots(x):
+    for slot in state.slots(x):
         dims = varying(slot)
         if all(x.shape[d] == out.shape[d] for d in dims):
             carried.append(slot)
             continue
         padded = slot.expand([slot.shape[d] if d in dims else size for d, size in enumerate(x.shape)])
         padded = compress(torch.ops.aten.constant_pad_nd(padded, call["pad"], 0))
-        flow.pin(slot, Reason(Kind.FIXED_PADDING, "is padded with a fixed number of channels"))
+        state.pin(slot, Reason(Kind.FIXED_PADDING, "is padded with a fixed number of channels"))
         carried.append(padded)
-    flow.carry(out, carried)
+    state.carry(out, carried)
 
 
 @rule("roi_align", "roi_pool")
-def pool_boxes(flow: LabelFlow, call: Call) -> None:
+def pool_boxes(state: State, call: Call) -> None:
     """Boxes (K, 5) are cut out of features (N, C, H, W) and resampled to (K, C, height, width): channels stay."""
     x, out = call["input"], call.outputs[0]
-    for slot in flow.slots(call["rois"]):
-        flow.pin(slot, Reason(Kind.BY_VALUE, "are coordinates of boxes"))
+    for slot in state.slots(call["rois"]):
+        state.pin(slot, Reason(Kind.BY_VALUE, "are coordinates of boxes"))
     carried = []
-    for slot in flow.slots(x):
+    for slot in state.slots(x):
         if varying(slot) == (1,):
             carried.append(slot)
         else:
-            flow.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
-    flow.carry(out, carried)
+            state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
+    state.carry(out, carried)

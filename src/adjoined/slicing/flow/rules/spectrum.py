@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import varying
+from adjoined.slicing.flow.operators import rule
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
 
 
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
-def fourier(flow: LabelFlow, call: Call) -> None:
+def fourier(state: State, call: Call) -> None:
     """Transformed along places, channels stay; along channels, each frequency is made of all of them: full width."""
     x, out = call["self"], call.out
     dims = {d % x.ndim for d in call["dim"]}
     carried = []
-    for slot in flow.slots(x):
+    for slot in state.slots(x):
         if set(varying(slot)) - dims:  # of a part that was written, it varies along the places too
-            carried.append(flow.collapse(slot, [d for d in range(slot.ndim) if d not in dims]))
+            carried.append(state.collapse(slot, [d for d in range(slot.ndim) if d not in dims]))
         elif varying(slot):
-            flow.pin(slot, Reason(Kind.NEIGHBOURS, "a Fourier transform along the channels"))
-    flow.carry(out, carried)
+            state.pin(slot, Reason(Kind.NEIGHBOURS, "a Fourier transform along the channels"))
+    state.carry(out, carried)
 
 
 @rule("view_as_complex", "view_as_real")
-def pairs(flow: LabelFlow, call: Call) -> None:
+def pairs(state: State, call: Call) -> None:
     """(…, 2) real numbers are (…) complex ones; the two parts of a number are no channels."""
     x, out = call["self"], call.out
     carried = []
-    for slot in flow.slots(x):
+    for slot in state.slots(x):
         if out.ndim > x.ndim:
             carried.append(slot.unsqueeze(-1))
         elif x.ndim - 1 in varying(slot):
-            flow.pin(slot, Reason(Kind.TWO_AT_ONCE, "real and imaginary part"))
+            state.pin(slot, Reason(Kind.TWO_AT_ONCE, "real and imaginary part"))
         else:
             carried.append(slot.squeeze(-1))
-    flow.carry(out, carried)
+    state.carry(out, carried)

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from adjoined.slicing.flow.call import Call, rule
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, compress, varying
+from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.rules.pointwise import left_padded, tie_elementwise
+from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-if TYPE_CHECKING:
-    from adjoined.slicing.flow.run import LabelFlow
 
 
 @rule("copy_")
-def copy(flow: LabelFlow, call: Call) -> None:
+def copy(state: State, call: Call) -> None:
     """The target takes over the labels of what is copied; a parameter or buffer keeps its own, tied to those."""
     target, source = call["self"], call["src"]
-    if flow.slots(source) and not flow.is_stored(target):
-        flow.carry(target, [left_padded(slot, target.ndim) for slot in flow.slots(source)])
+    if state.slots(source) and not state.is_stored(target):
+        state.carry(target, [left_padded(slot, target.ndim) for slot in state.slots(source)])
     else:
-        tie_elementwise(flow, [target, source], target)
+        tie_elementwise(state, [target, source], target)
 
 
 @rule("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter")
-def scatter_part(flow: LabelFlow, call: Call) -> None:
+def scatter_part(state: State, call: Call) -> None:
     """The same out of place."""
     positional = [value for name, value in call.args.items() if name not in ("self", "src")]
 
     def put(base: Tensor, part: Tensor) -> Tensor:
         return call.op(base, part, *positional)
 
-    _write(flow, call, call["src"], put)
+    _write(state, call, call["src"], put)
 
 
 @rule("index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
-def put_by_index(flow: LabelFlow, call: Call) -> None:
+def put_by_index(state: State, call: Call) -> None:
     """`x[a, b] = values`, where neither indices nor values of the input say which channels are meant.
 
     A mask that covers all of `x` is tied to it. What is written is tied to `x` along the dimensions behind the indices;
@@ -47,38 +45,38 @@ def put_by_index(flow: LabelFlow, call: Call) -> None:
     """
     x, values, indices = call["self"], call["values"], [i for i in call["indices"] if i is not None]
     masks = [index.dtype in (torch.bool, torch.uint8) for index in indices]
-    labelled = any(flow.slots(index) for index in indices)
+    labelled = any(state.slots(index) for index in indices)
     if labelled and masks == [True] and indices[0].shape == x.shape and values.numel() == 1:
-        return tie_elementwise(flow, [x, indices[0]], call.outputs[0])
+        return tie_elementwise(state, [x, indices[0]], call.outputs[0])
     if labelled:
-        for slot in (slot for tensor in call.tensors for slot in flow.slots(tensor)):
-            flow.pin(slot, Reason(Kind.BY_VALUE, "is written at places that depend on channels"))
-        return flow.carry(call.outputs[0], [])
+        for slot in (slot for tensor in call.tensors for slot in state.slots(tensor)):
+            state.pin(slot, Reason(Kind.BY_VALUE, "is written at places that depend on channels"))
+        return state.carry(call.outputs[0], [])
     picked = sum(index.ndim if mask else 1 for index, mask in zip(indices, masks, strict=True))
     places = max(1 if mask else index.ndim for index, mask in zip(indices, masks, strict=True))
     shape = [1] * (places + x.ndim - picked - values.ndim) + list(values.shape)
-    slots = [slot.reshape([1] * (len(shape) - slot.ndim) + list(slot.shape)) for slot in flow.slots(values)]
+    slots = [slot.reshape([1] * (len(shape) - slot.ndim) + list(slot.shape)) for slot in state.slots(values)]
     leading = call["indices"][: len(indices)] == indices
-    across = [s for s in flow.slots(x) if not leading or any(d < picked for d in varying(s))]
+    across = [s for s in state.slots(x) if not leading or any(d < picked for d in varying(s))]
     across += [s for s in slots if not leading or any(d < places for d in varying(s))]
-    if across and any(map(flow.values.computed, indices)):
+    if across and any(map(state.values.computed, indices)):
         for slot in across:
-            flow.pin(slot, Reason(Kind.BY_VALUE, "are written to picked places"))
-        return flow.carry(call.outputs[0], [s for s in flow.slots(x) if not any(s is other for other in across)])
+            state.pin(slot, Reason(Kind.BY_VALUE, "are written to picked places"))
+        return state.carry(call.outputs[0], [s for s in state.slots(x) if not any(s is other for other in across)])
     if across:
         if any(index.is_meta for index in indices):
             raise NeedsValues(call.name)
         where = [None if index is None else index.cpu() for index in call["indices"]]
-        return _write(flow, call, values, lambda base, part: torch.ops.aten.index_put(base, where, part))
+        return _write(state, call, values, lambda base, part: torch.ops.aten.index_put(base, where, part))
     written = torch.empty([1] * picked + shape[places:], device="meta")
-    flow.carry(written, [slot.reshape([1] * picked + list(slot.shape[places:])) for slot in slots])
-    return tie_elementwise(flow, [x, written], call.outputs[0])
+    state.carry(written, [slot.reshape([1] * picked + list(slot.shape[places:])) for slot in slots])
+    return tie_elementwise(state, [x, written], call.outputs[0])
 
 
-def _write(flow: LabelFlow, call: Call, values: Tensor, put: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _write(state: State, call: Call, values: Tensor, put: Callable[[Tensor, Tensor], Tensor]) -> None:
     x = call["self"]
     pairs: list[tuple[Slot, Slot]] = []
-    old, new = (sorted(flow.slots(tensor), key=varying) for tensor in (x, values))
+    old, new = (sorted(state.slots(tensor), key=varying) for tensor in (x, values))
     none = torch.zeros((), dtype=LABEL)
     for number in range(max(len(old), len(new))):
         pairs.append((old[number] if number < len(old) else none, new[number] if number < len(new) else none))
@@ -86,6 +84,6 @@ def _write(flow: LabelFlow, call: Call, values: Tensor, put: Callable[[Tensor, T
     for base, part in pairs:
         result = put(base.expand(x.shape).clone(), part.expand(values.shape))
         if call["accumulate"]:
-            flow.tie(base, result)
+            state.tie(base, result)
         written.append(compress(result))
-    flow.carry(call.outputs[0], written)
+    state.carry(call.outputs[0], written)

@@ -1,0 +1,374 @@
+"""What a rule may read and write: the contract between the rules and the run that applies them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from adjoined.slicing.flow.call import Call
+from adjoined.slicing.flow.findings import Findings
+from adjoined.slicing.flow.labels import (
+    LABEL,
+    FrozenTies,
+    OtherNeighbours,
+    OutOfStep,
+    Slot,
+    Ties,
+    TooNarrow,
+    compress,
+    distinct,
+    varying,
+)
+from adjoined.slicing.flow.sizes import RESHAPES, Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.flow.values import Values
+from adjoined.slicing.plan.reasons import Kind, Reason
+
+GroupChoice = Callable[[str, int, int], bool]
+"""(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
+
+SLOTS = 8
+"""A tensor has at most this many slots: mostly fewer than dimensions."""
+
+
+class State:
+    """The state of a labelled run.
+
+    A rule gets it with each call of its operator. It reads the labels of the operands (`slots`, `vector`), says which
+    labels belong together (`tie`, `unite`, `collapse`, `tie_vectors`) or stay (`pin`), hands labels on (`carry`), and
+    notes what the small network has to repeat (`note_...`, `check_...`). In the first run ties are made and notes
+    taken; in the second, on the small network, both are compared with the first run's. Rules are the same in both.
+
+    Attributes:
+        ties: `Ties` in the first run, which ties labels; `FrozenTies` in the second, which checks.
+        findings: filled in the first run, read in the second.
+        unaligned: cuts behind which the channels count, but not their identity.
+        is_kept: label -> whether the small network has it; None in the first run.
+        choose_groups: how grouped convolutions are narrowed.
+        values: which tensors follow from the values of the input.
+        in_linear: whether the module that runs is a linear layer.
+        last_op: name of the operator that runs.
+    """
+
+    def __init__(
+        self,
+        ties: Ties | FrozenTies,
+        findings: Findings,
+        *,
+        unaligned: Iterable[Site] = (),
+        is_kept: Callable[[int], bool] | None = None,
+        choose_groups: GroupChoice = lambda module, groups, size: False,
+    ) -> None:
+        self.ties, self.findings = ties, findings
+        self.unaligned, self.is_kept, self.choose_groups = frozenset(unaligned), is_kept, choose_groups
+        self.values = Values()
+        self.in_linear = False
+        self.last_op = ""
+        self._modules = [""]  # that run, from the outside
+        self._entry: CodeType | None = None  # the code that called the model
+        self._train = False
+        self._count: dict[tuple[str, str], int] = defaultdict(int)
+        self._slots: Any = WeakIdKeyDictionary()
+        self._uniform: Any = WeakIdKeyDictionary()
+        self._names: Any = WeakIdKeyDictionary()
+        self._stored: set[int] = set()
+        self._buffers: set[int] = set()
+        self._last: list[Slot] = []
+
+    # ---- where the run is --------------------------------------------------------------------------------------------
+
+    @property
+    def strict(self) -> bool:
+        """Whether this is the second run, which checks the small network."""
+        return self.is_kept is not None
+
+    @property
+    def module(self) -> str:
+        """Name of the module that runs now; "" for the model itself."""
+        return self._modules[-1]
+
+    @property
+    def here(self) -> str:
+        """Where the run is, for messages."""
+        return f"'{self.module}' ({self.last_op})" if self.module else f"the model's own forward ({self.last_op})"
+
+    @property
+    def cut(self) -> Site:
+        """The key of the current operator: equal in both runs, as long as the module's code runs the same way."""
+        return self.site(family_of(self.last_op))
+
+    def site(self, family: str, ahead: int = 0) -> Site:
+        """Return the key of the latest operator of a family, or of one that is still ahead."""
+        return Site(self.module, family, self._count[self.module, family] + ahead, self._train)
+
+    # ---- slots of tensors --------------------------------------------------------------------------------------------
+
+    def slots(self, tensor: Any) -> list[Slot]:
+        """Return the slots of a tensor; none for a tensor without labels, and for None."""
+        return self._slots.get(tensor, []) if isinstance(tensor, Tensor) else []
+
+    def carry(self, tensor: Any, slots: Iterable[Slot]) -> None:
+        """Give a tensor its slots."""
+        if isinstance(tensor, Tensor):
+            self._slots[tensor] = [slot for slot in slots if slot.numel() > 1]
+
+    def name(self, tensor: Tensor, name: str) -> None:
+        """Remember what a parameter is called, so that its readers can be noted."""
+        self._names[tensor] = name
+        memory = tensor.untyped_storage()._cdata
+        self._stored.add(memory)
+        if not isinstance(tensor, nn.Parameter):
+            self._buffers.add(memory)
+
+    def is_uniform(self, tensor: Tensor) -> bool:
+        """Whether every element has the same value by construction (zeros, ones): such a tensor fits any width."""
+        return tensor in self._uniform and tensor not in self._slots
+
+    def is_stored(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter or buffer, or a view of one."""
+        return tensor.untyped_storage()._cdata in self._stored
+
+    def is_buffer(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a buffer, or a view of one."""
+        return tensor.untyped_storage()._cdata in self._buffers
+
+    # ---- ties --------------------------------------------------------------------------------------------------------
+
+    def tie(self, a: Slot, b: Slot) -> Slot:
+        """Tie two slots that broadcast to each other; return their union, labels of `a` first."""
+        self.ties.tie(a, b, self.here)
+        a, b = torch.broadcast_tensors(a, b)
+        return torch.where(a == 0, b, a)
+
+    def unite(self, slots: Iterable[Slot]) -> list[Slot]:
+        """Tie the slots that vary along the same dimensions; return one for each set of dimensions."""
+        united: list[Slot] = []
+        for slot in slots:
+            for i, other in enumerate(united):
+                if set(varying(slot)) & set(varying(other)):
+                    united[i] = self.tie(other, slot)
+                    break
+            else:
+                united.append(slot)
+        return united
+
+    def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
+        """Tie the labels of two dimensions that must agree; one without labels keeps the other at full width: `why`."""
+        if a is None or b is None:
+            known = b if a is None else a
+            if known is not None:
+                self.pin(known, Reason(Kind.FIXED_WIDTH, why))
+            return known
+        if a.numel() != b.numel():
+            if 1 in (a.numel(), b.numel()):
+                return b if a.numel() == 1 else a
+            raise OutOfStep(f"{a.numel()} channels meet {b.numel()} in {self.here}", distinct(a) + distinct(b))
+        return self.tie(a, b)
+
+    def tied_along(self, slot: Slot) -> set[int]:
+        """Return the dimensions along which a slot changes from one set of tied channels to another."""
+        if not varying(slot):
+            return set()
+        labels, places = torch.unique(slot, return_inverse=True)
+        roots = torch.tensor([self.ties.find(label) for label in labels.tolist()])
+        return set(varying(compress(roots[places])))
+
+    def pin(self, slot: Slot, reason: Reason) -> None:
+        """Keep the channels of a slot at full width; the reason's text is completed by where this is."""
+        self.ties.pin(slot, replace(reason, text=f"{reason.text}, in {self.here}"))
+
+    def collapse(self, slot: Slot, keep: Sequence[int]) -> Slot:
+        """Tie everything along the dimensions outside `keep`; return the slot that varies along `keep` only."""
+        for d in varying(slot):
+            if d not in keep:
+                first = slot.narrow(d, 0, 1)
+                first = torch.where(first == 0, slot.amax(d, keepdim=True), first)  # 0: not written
+                self.tie(first, slot)
+                slot = first
+        return slot
+
+    def vector(self, slots: Iterable[Slot], dim: int) -> Tensor | None:
+        """Return the labels along one dimension as a vector, or None where it has none."""
+        found: Tensor | None = None
+        for slot in slots:
+            if slot.shape[dim] > 1:
+                labels = self.collapse(slot, (dim,)).reshape(-1)
+                if found is not None and not torch.equal(found, labels):
+                    self.pin(found, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
+                    self.pin(labels, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
+                found = labels if found is None else self.tie(found, labels)
+        return found
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor carries labels."""
+        return tensor in self._slots
+
+    def last_labels(self) -> tuple[int, ...]:
+        """Return the channels of what the last operator with labels has returned."""
+        return tuple(label for slot in self._last for label in distinct(slot))
+
+    # ---- notes of the first run, with which the second run is compared -----------------------------------------------
+
+    def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
+        """Note the sizes that code handed to an operator, with the channels that they count."""
+        if not self.strict and sizes_in(call.name, call.args):
+            self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, written)
+
+    def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
+        """In the small network, code must ask for as many channels as are left of those that it asked for."""
+        sizes = self.findings.sizes.get(site)
+        if sizes is None or site in self.unaligned or self.is_kept is None:
+            return
+        position = check_sizes(asked, sizes, self.is_kept, by_value=self.values.decide)
+        if position is not None:
+            size, value = sizes[position], asked[position]
+            here = f"{self.here}{line_of_code(self._entry)}"
+            raise Mismatch(site, position, value or 0, size.left(self.is_kept) or 0, size, here)
+
+    def note_read(self, labels: Tensor | None) -> None:
+        """Note that the current operator sums over these channels: they matter to what comes behind it."""
+        if labels is not None and not self.strict:
+            self.findings.read.update(distinct(labels))
+
+    def note_channels(self, *vectors: Tensor | None) -> None:
+        """Note that the current operator uses these labels as channels of its input, its weight, or its output."""
+        if not self.strict:
+            for labels in vectors:
+                if labels is not None:
+                    self.findings.channels.update(distinct(labels))
+
+    def note_crossing(self) -> None:
+        """Note that the current operator computes a statistic across channels."""
+        if not self.strict:
+            self.findings.crossing.setdefault(self.module, self.last_op)
+
+    def note_pieces(self, cut: Site, dim: int, pieces: Sequence[Slot]) -> None:
+        """Note which piece of a cut every label went into."""
+        if not self.strict:
+            for number, piece in enumerate(pieces):
+                for label in distinct(piece):
+                    self.findings.cuts[label].add((cut, dim, number))
+
+    def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
+        """Remember which channels go into which piece of a cut; in the small network it must be the same ones."""
+        if cut in self.unaligned:
+            return
+        for piece, slot in enumerate(pieces):
+            if self.is_kept is None:
+                self.findings.pieces[cut, number, piece] = slot
+                continue
+            labels = slot.reshape(-1).tolist()
+            earlier = self._earlier(self.findings.pieces, cut, piece)
+            if any(self._fits(labels, slot, before) for before in earlier):
+                continue
+            before = [label for each in earlier for label in distinct(each)]
+            if self._any_narrowed([*before, *labels]):
+                message = f"other channels than in the base network are cut off in {self.here}"
+                raise OutOfStep(message, [*before, *labels])
+
+    def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
+        """Tell whether a slot holds what is kept of an earlier one."""
+        assert self.is_kept is not None
+        kept = [label for label in before.reshape(-1).tolist() if label == 0 or self.is_kept(label)]
+        return labels == kept or torch.equal(self._kept_of(before), compress(slot))
+
+    def _earlier(self, noted: dict[Any, Slot], cut: Site, *piece: int) -> list[Slot]:
+        """Return all slots that the first run has noted at an operator: a slot of which one channel is left is gone in
+        the second run, so their numbers differ."""
+        return [noted[key] for number in range(SLOTS) if (key := (cut, number, *piece)) in noted]
+
+    def check_neighbours(self, number: int, slot: Slot) -> None:
+        """Remember the channels that the current operator sees side by side; the small network must have the first.
+
+        Beyond the last one it then sees padding where the base network with its dropped channels at zero sees zeros.
+        """
+        if self.is_kept is None:
+            self.findings.pieces[self.cut, number, 0] = slot
+            return
+        labels = slot.reshape(-1).tolist()
+        lines = [earlier.reshape(-1).tolist() for earlier in self._earlier(self.findings.pieces, self.cut, 0)]
+        if not any(labels == line[: len(labels)] for line in lines) and self._any_narrowed(labels):
+            concerned = [label for line in lines for label in line]
+            message = f"other channels become neighbours than in the base network, in {self.here}"
+            raise OtherNeighbours(message, concerned)
+
+    def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
+        """Remember how a view folds channels into rows; in the small network the kept ones must be in the same rows."""
+        if cut in self.unaligned:
+            return
+        if self.is_kept is None:
+            self.findings.folded[cut, number] = folded
+            return
+        earlier = self._earlier(self.findings.folded, cut)
+        if not earlier or any(torch.equal(self._kept_of(before), compress(folded)) for before in earlier):
+            return
+        labels = [label for each in (*earlier, folded) for label in distinct(each)]
+        if self._any_narrowed(labels):
+            raise OutOfStep(f"channels are folded into other rows in {self.here}", labels)
+
+    def _kept_of(self, slot: Slot) -> Slot:
+        """Return what the small network has of a slot: along each dimension, what holds a kept label or none at all."""
+        assert self.is_kept is not None
+        rest = slot
+        for dim in varying(slot):
+            lines = slot.movedim(dim, 0).reshape(slot.shape[dim], -1).tolist()
+            kept = [not any(line) or any(label and self.is_kept(label) for label in line) for line in lines]
+            rest = rest.index_select(dim, torch.tensor(kept).nonzero().flatten())
+        return compress(rest)
+
+    def spans(self, operand: int, slot: Slot) -> set[int]:
+        """Return the dimensions along which the current operator's operand of this number has labels in this slot.
+
+        In the small network a dimension of one channel does not vary any more; it is the base network that counts.
+        """
+        if self.is_kept is None:
+            self.findings.operands[self.cut, operand].append(slot)
+            return set(varying(slot))
+        labels = set(distinct(slot))
+        found = [each for each in self.findings.operands.get((self.cut, operand), ()) if labels & set(distinct(each))]
+        return {dim for each in found for dim in varying(each)} | set(varying(slot))
+
+    def _any_narrowed(self, labels: Iterable[int]) -> bool:
+        return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
+
+    def renew(self, cut: Site, piece: int, slot: Slot) -> Slot:
+        """Give the channels behind an unaligned cut fresh labels: their number must agree from here on, no more."""
+        if cut not in self.unaligned or slot.numel() <= 1:
+            return slot
+        key = (cut, piece)
+        if self.is_kept is None:
+            assert isinstance(self.ties, Ties)
+            labels = self.ties.new(f"{cut.module}#{cut.operator}{cut.number}", piece, slot.numel())
+            self.findings.fresh[key] = labels
+            return labels.view(slot.shape)
+        expected = self.findings.fresh.get(key)
+        kept = [] if expected is None else [label for label in expected.tolist() if self.is_kept(label)]
+        if len(kept) != slot.numel():
+            message = f"{slot.numel()} channels arrive where {len(kept)} are expected in {self.here}"
+            labels = [] if expected is None else expected.tolist()
+            raise TooNarrow(message, kept + distinct(slot), labels, slot.numel())
+        return torch.tensor(kept, dtype=LABEL).view(slot.shape)
+
+    def attention_scale(self, query: Tensor) -> float | None:
+        """Return the scale for an attention that is given none; 1/√D of its features is that of the narrow D.
+
+        Where whole heads are kept, D is what it was.
+        """
+        last, heads = query.ndim - 1, query.ndim - 3
+        for slot in self.slots(query):
+            by_head = heads >= 0 and heads in varying(slot)
+            inside = not by_head or self.choose_groups(self.module, query.shape[heads], query.shape[last])
+            if last in varying(slot) and inside:
+                self.note_crossing()
+        return None
+
+
+def family_of(name: str) -> str:
+    """Return what an operator counts as: torch chooses between the ways to reshape by strides, which may differ."""
+    return "view" if name in RESHAPES else name
