@@ -15,6 +15,7 @@ from importlib.util import find_spec
 
 from adjoined.commands.streams import drop_output, open_streams
 from adjoined.errors import AdjoinedError
+from adjoined.printable import printable
 
 COMMANDS = {
     "plan": "show what would become of a model, without training",
@@ -130,7 +131,7 @@ def _overview() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"adjoined: {' '.join(message.split())}", file=sys.stderr)
+    print(f"adjoined: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

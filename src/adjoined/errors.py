@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from adjoined.printable import printable
+
+LONGEST = 600
+"""Characters of one fact in a message."""
+
 
 class AdjoinedError(Exception):
     """Say in one line what is wrong, where, what was expected, what was got, and what to do.
@@ -21,8 +26,9 @@ class AdjoinedError(Exception):
     def __init__(
         self, what: str, *, where: object = "", expected: object = "", got: object = "", fix: str = ""
     ) -> None:
-        self.what, self.where, self.expected, self.got, self.fix = what, str(where), str(expected), str(got), fix
-        facts = ", ".join(f"{word} {fact}" for word, fact in (("expected", expected), ("got", got)) if str(fact))
+        what, self.where, self.expected, self.got = (_shown(each) for each in (what, where, expected, got))
+        self.what, self.fix = what, fix
+        facts = ", ".join(f"{word} {fact}" for word, fact in (("expected", self.expected), ("got", self.got)) if fact)
         line = f"{self.where}: {what}" if self.where else what
         line += f" ({facts})" if facts else ""
         line = f"{line}. {fix}" if fix else line
@@ -39,6 +45,12 @@ class AdjoinedError(Exception):
 
 class DoesNotRunError(AdjoinedError):
     """The model does not run on the example input."""
+
+
+def _shown(fact: object) -> str:
+    """Return a fact on one line, its middle left out where it is very long: it may come from somebody's file."""
+    text = printable(" ".join(str(fact).split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 def _rebuild(kind: type[AdjoinedError], what: str, where: str, expected: str, got: str, fix: str) -> AdjoinedError:

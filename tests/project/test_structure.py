@@ -12,7 +12,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "adjoined"
-TORCH_ALONE = {"network", "sharing", "loss", "penalty", "distances", "objective", "slicing", "errors", "files", "plain"}
+TORCH_ALONE = {
+    "network",
+    "sharing",
+    "loss",
+    "penalty",
+    "distances",
+    "objective",
+    "slicing",
+    "errors",
+    "files",
+    "plain",
+    "printable",
+}
 """Parts that a user imports with `adjoin` and `adjoint_loss`, and what they stand on."""
 
 

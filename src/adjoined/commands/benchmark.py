@@ -110,12 +110,12 @@ def main(argv: Sequence[str]) -> None:
         int8=options.int8,
         channels_last=options.channels_last,
         seconds=options.seconds,
-        tell=lambda line: print(f"measuring: {line}", file=sys.stderr, flush=True),
+        tell=lambda line: show(f"measuring: {line}", file=sys.stderr),
     )
     if out:
         _keep(found, out)
     if options.json:
-        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        print(json.dumps(found.to_json(), indent=1))
     else:
         show(*benchmark_tables(found), *([f"kept in {out}"] if out else []))
 

@@ -39,6 +39,7 @@ class PlanOptions(AsJson):
 def main(argv: Sequence[str]) -> None:
     """Plan and print."""
     options, asked = parse("plan", argv, PlanOptions, ModelOptions, purpose=PURPOSE)
+    from adjoined.report.console import show
     from adjoined.slicing import check_plan, cost_by_module
 
     if options.out and len(asked.alphas) > 1:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     checks = [check_plan(model, example, plan) for plan in plans] if options.check else []
     if options.out:
         plans[0].save(options.out)
-        print(f"plan saved: {options.out}", file=sys.stderr)
+        show(f"plan saved: {options.out}", file=sys.stderr)
     networks = [model, *(plan.apply(model) for plan in plans)]
     costs = [cost_by_module(network, example) for network in networks]
     base, *smalls = _figures(plans, costs)

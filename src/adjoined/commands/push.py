@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """Gather the files, upload them, and say how they are loaded."""
     (options,) = parse("push", argv, PushOptions, purpose=PURPOSE)
     from adjoined.files import written_beside
+    from adjoined.report.console import show
     from adjoined.runs.finished import open_run
     from adjoined.runs.hub import is_hub, split, upload
 
@@ -56,14 +57,14 @@ def main(argv: Sequence[str]) -> None:
         with TemporaryDirectory() as folder:
             gather(run, Path(folder), options.to, options.license)
             url = upload(Path(folder), options.to, private=options.private, message="Networks trained with adjoined")
-        print(f"pushed: {url}")
+        show(f"pushed: {url}")
     else:
         with written_beside(Path(options.to)) as (part,):
             part.mkdir()
             gather(run, part, options.to, options.license)
-        print(f"written: {options.to}")
+        show(f"written: {options.to}")
     last = run.networks[-1].name
-    print(f'\nimport adjoined; model = adjoined.load("{options.to}", "{last}"{_handed_in(run)})')
+    show(f'\nimport adjoined; model = adjoined.load("{options.to}", "{last}"{_handed_in(run)})')
 
 
 def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> None:

@@ -52,10 +52,11 @@ def main(argv: Sequence[str]) -> None:
     page = _comparison(options, out) if len(options.run) > 1 else _page(options, out)
 
     from adjoined.files import write_whole
+    from adjoined.report.console import show
 
     content = page.encode()
     write_whole(out, lambda file: file.write(content))
-    print(f"{out}  {len(content) / 1e6:.2f} MB")
+    show(f"{out}  {len(content) / 1e6:.2f} MB")
 
 
 def _page(options: ReportOptions, out: Path) -> str:

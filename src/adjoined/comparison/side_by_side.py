@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from adjoined.comparison.study import Failure, Run, Study
 from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS, ends_the_same
+from adjoined.report.console import say
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,14 +76,14 @@ def train_side_by_side(study: Study, jobs: int, console: Console) -> list[Failur
                     ready = (run for run in waiting if not _needs_one_of(run, [*waiting, *busy]))
                     if (run := next(ready, None)) is not None:
                         waiting.remove(run)
-                        console.print(study.outlook(run, at_work=busy), highlight=False, soft_wrap=True)
+                        say(console, study.outlook(run, at_work=busy))
                         at_work[place] = _start(study, run, place, jobs)
                 wait([worker.process.sentinel for worker in at_work.values()])
                 for worker in [each for each in at_work.values() if not each.process.is_alive()]:
                     del at_work[worker.place]
                     if error := _error_of(study, worker):
                         failures.append((*worker.run, error))
-                        console.print(f"failed: {error}", highlight=False, soft_wrap=True, markup=False)
+                        say(console, f"failed: {error}")
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
         finally:

@@ -14,6 +14,7 @@ from adjoined.comparison.variants import OWN, Variant
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, read_json, write_json
 from adjoined.plain import entry
+from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.lock import locked
 from adjoined.settings import PLACE_ONLY, Settings
@@ -108,7 +109,7 @@ class Study:
             failures: list[Failure] = []
             for variant, number in self.runs():
                 if self.result(variant, number) is None:
-                    console.print(self.outlook((variant, number)), highlight=False, soft_wrap=True)
+                    say(console, self.outlook((variant, number)))
                     settings, folder = variant.run_settings(number), self.path(variant, number)
                     try:
                         (train or self._trainer(console))(settings, folder)
@@ -118,7 +119,7 @@ class Study:
                         if all(self.result(*each) is None for each in self.runs()):
                             raise
                         failures.append((variant, number, error))
-                        console.print(f"failed: {error}", highlight=False, soft_wrap=True, markup=False)
+                        say(console, f"failed: {error}")
         return failures
 
     @contextmanager

@@ -80,6 +80,6 @@ def metadata(info: DataInfo, takes: Takes, network: str) -> dict[str, str]:
     return {
         "adjoined": version("adjoined"),
         "network": network,
-        "class_names": json.dumps(list(info.class_names), ensure_ascii=False),
+        "class_names": json.dumps(list(info.class_names)),
         "preprocessing": json.dumps(steps),
     }

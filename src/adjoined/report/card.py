@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adjoined.printable import markdown, markdown_code
 from adjoined.report.figures import Figures, result_table
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ class Card:
         table = result_table(base, smalls).markdown()
         parts = [
             f"---\n{self._metadata()}---",
-            f"# {self.name}",
+            f"# {markdown(self.name)}",
             f"{self._summary()}",
             table,
-            f"Accuracies: {self.images}.",
+            f"Accuracies: {markdown(self.images)}.",
             f"## How to load\n\n```python\n{self._loading()}```\n\n{self._about_images()}",
             f"## How it was trained\n\n{self._training()}",
             f"## Files\n\n{self._files()}",
@@ -91,12 +92,13 @@ class Card:
         base, *smalls = self.figures
         settings = self.settings
         if not smalls:
-            return f"{settings.model}, trained alone on {self.info.name} with `adjoined`."
+            return f"{markdown(settings.model)}, trained alone on {markdown(self.info.name)} with `adjoined`."
         narrow = " and ".join(
-            f"{each.name} with {base.parameters / each.parameters:.1f}x fewer parameters" for each in smalls
+            f"{markdown(each.name)} with {base.parameters / each.parameters:.1f}x fewer parameters" for each in smalls
         )
+        model, data = markdown(settings.model), markdown(self.info.name)
         return (
-            f"A base network ({settings.model}) and {narrow}, trained in one run on {self.info.name}: the weights of "
+            f"A base network ({model}) and {narrow}, trained in one run on {data}: the weights of "
             f"the small network are slices of the base's, but for its normalisation layers (adjoined networks, arXiv "
             f"2006.05624). Each is a plain PyTorch network in a file of its own."
         )
@@ -115,7 +117,7 @@ class Card:
 
     def _about_images(self) -> str:
         info = self.info
-        names = ", ".join(info.class_names[:MOST_CLASSES])
+        names = ", ".join(map(markdown, info.class_names[:MOST_CLASSES]))
         more = f" and {info.num_classes - MOST_CLASSES} more" if info.num_classes > MOST_CLASSES else ""
         own = (
             " The model is built by code of the author's, which is not among the files: hand it in."
@@ -132,7 +134,7 @@ class Card:
 
     def _training(self) -> str:
         settings = self.settings
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        versions = ", ".join(markdown(f"{name} {version}") for name, version in self.versions.items())
         return (
             f"Method {settings.method}, {settings.epochs} epochs, batches of {settings.batch_size}, "
             f"{settings.optimizer} with a learning rate of {settings.lr:g}, seed {settings.seed}. All settings are in "
@@ -141,7 +143,7 @@ class Card:
         )
 
     def _files(self) -> str:
-        return "\n".join(f"- `{name}`" for name in self.files)
+        return "\n".join(f"- {markdown_code(name)}" for name in self.files)
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from adjoined.printable import printable
 from adjoined.report.table import PLAIN_WIDTH, Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def show(*parts: Table | str, file: TextIO | None = None) -> None:
@@ -22,6 +26,13 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
         console = Console(file=out, highlight=False)
         console.width = max(console.width, PLAIN_WIDTH)  # a narrow terminal wraps the lines; figures are never cut
         for number, part in enumerate(parts):
-            console.print(*[""] * bool(number), part, sep="\n", markup=False)
+            shown = printable(part, lines=True) if isinstance(part, str) else part
+            console.print(*[""] * bool(number), shown, sep="\n", markup=False, emoji=False)
         return
-    print("\n\n".join(part if isinstance(part, str) else part.text() for part in parts), file=out, flush=True)
+    texts = [printable(part, lines=True) if isinstance(part, str) else part.text() for part in parts]
+    print("\n\n".join(texts), file=out, flush=True)
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line that may hold names from outside: no control characters, no markup, no wrapping."""
+    console.print(printable(text, lines=True), markup=False, emoji=False, highlight=False, soft_wrap=True)

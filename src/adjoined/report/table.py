@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from adjoined.printable import markdown, printable
+
 PLAIN_WIDTH = 100
 """Columns that plain text is held to."""
 
@@ -28,6 +30,17 @@ class Table:
     title: str = ""
     notes: tuple[str, ...] = ()
     totals: int = 0
+
+    def __post_init__(self) -> None:
+        """Make every text printable: names of classes, files and layers come from outside."""
+        told = {
+            "columns": tuple(map(printable, self.columns)),
+            "rows": tuple(tuple(map(printable, row)) for row in self.rows),
+            "title": printable(self.title),
+            "notes": tuple(map(printable, self.notes)),
+        }
+        for name, value in told.items():
+            object.__setattr__(self, name, value)
 
     def text(self, width: int = PLAIN_WIDTH) -> str:
         """Return plain text of at most `width` columns, without box-drawing characters.
@@ -54,7 +67,7 @@ class Table:
     def markdown(self) -> str:
         """Return a Markdown table, the title as a paragraph above it, the notes as paragraphs below."""
         rows = [_cells(self.columns), _cells([":--", *["--:"] * (len(self.columns) - 1)]), *map(_cells, self.rows)]
-        parts = [self.title, "\n".join(rows), *self.notes]
+        parts = [markdown(self.title, keep="`_"), "\n".join(rows), *(markdown(note, keep="`_") for note in self.notes)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
@@ -98,4 +111,4 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _cells(row: tuple[str, ...] | list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    return "| " + " | ".join(map(markdown, row)) + " |"

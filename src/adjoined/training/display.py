@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from adjoined.report.console import say
 from adjoined.training.history import History, Row, of_networks
 from adjoined.training.module import TrainingModule
 
@@ -102,7 +103,7 @@ class Display(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line of the epoch."""
         if trainer.is_global_zero:
-            self.console.print(self._line(trainer), highlight=False, soft_wrap=True, markup=False)
+            say(self.console, self._line(trainer))
             self._move(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from adjoined.errors import AdjoinedError
+from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
 from adjoined.settings import Settings
 from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_checkpoint
@@ -54,7 +55,7 @@ def run_training(
     run = RunFolder(run_folder)
     if resume and (done := run.read_result() if run.record.exists() else None):
         if is_main():
-            console.print(f"{run.path}: the run is finished, nothing to do", highlight=False, soft_wrap=True)
+            say(console, f"{run.path}: the run is finished, nothing to do")
         return done
     # Only one process of several may write to the folder.
     with run.opened(settings, resume=resume) if is_main() else nullcontext(), quiet(), unstoppable(console):

@@ -18,6 +18,7 @@ from adjoined.data import DataInfo, ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, written_beside
 from adjoined.methods import METHODS, Stage, ends_the_same
+from adjoined.report.console import say
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost, load, read_description
 from adjoined.settings import Settings
 from adjoined.training.job import make_job
@@ -68,11 +69,11 @@ def run_stages(
                 _copy(source, run.path)
         if not run.finished:
             head = f"stage {number} of {len(stages) + 1}: {stage.name} ({stage.settings.method})"
-            console.print(head, highlight=False, soft_wrap=True)
+            say(console, head)
             train(stage.settings, run.path)
         _take_in(earlier, stage, run, settings)
     if stages:
-        console.print(f"stage {len(stages) + 1} of {len(stages) + 1}: {settings.method}", highlight=False)
+        say(console, f"stage {len(stages) + 1} of {len(stages) + 1}: {settings.method}")
     return earlier
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from adjoined.printable import printable
 from adjoined.report.benchmark import benchmark_tables
 from adjoined.report.page import comparison, exports, findings, sections
 from adjoined.report.page.charts import HEIGHT, WIDTH, look, place
@@ -76,6 +77,7 @@ def _render(name: str, told: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("adjoined.report.page", "assets"),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -98,6 +100,11 @@ def _render(name: str, told: Mapping[str, Any]) -> str:
             "written": f"{datetime.now(UTC):%d %B %Y, %H:%M %Z}",
         }
     )
+
+
+def _printable(value: object) -> object:
+    """Return what the page shows in the place of a text from outside."""
+    return printable(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _asset(name: str) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from adjoined.printable import printable
+
 
 def element(tag: str, *children: str, **attributes: object) -> Markup:
     """Return an element; attributes that are None are left out, `_` stands for `-`, `class_` for `class`.
@@ -21,7 +23,11 @@ def element(tag: str, *children: str, **attributes: object) -> Markup:
         for name, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{tag}{told}>{Markup().join(map(escape, children))}</{tag}>")
+    return Markup(f"<{tag}{told}>{Markup().join(map(_shown, children))}</{tag}>")
+
+
+def _shown(text: str) -> Markup:
+    return text if isinstance(text, Markup) else escape(printable(text))
 
 
 def polyline(points: Iterable[tuple[float, float]], **attributes: object) -> Markup:
