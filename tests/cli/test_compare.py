@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,21 @@ def test_the_table_has_the_means_of_the_runs(finished):
     assert float(by_label["distillation"]["training_macs"]) > float(by_label["adjoint"]["training_macs"]) > 1
     text = (finished / "table.md").read_text()
     assert all(f"| {label} | 2 |" in text for label in by_label)
+
+
+def test_a_damaged_file_is_named_and_the_other_results_are_shown(finished, tmp_path, capsys):
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / "runs" / "adjoint-seed0" / "small.safetensors").write_bytes(b"")  # another seed's network serves
+    (out / "runs" / "standard-seed1" / "run.json").write_text("{")
+    assert main([*ARGV, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "standard-seed1/run.json" in said.err
+    assert {row["method"]: row["n"] for row in lines(out / "table.csv")} >= {"standard": "1", "adjoint": "2"}
+    assert main(["report", str(out / "runs" / "standard-seed0"), str(out / "runs" / "standard-seed1"),
+                 str(out / "runs" / "adjoint-seed1"), "--out", str(tmp_path / "page.html"), "--images", "0"]) == 0  # fmt: skip
+    assert "left out: " in (err := capsys.readouterr().err)
+    assert "standard-seed1/run.json" in err
+    assert "adjoint-seed1" in (tmp_path / "page.html").read_text()
 
 
 def test_the_command_of_a_row_does_that_run(finished, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from torch import nn
 
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
+from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, load, read_description
 from adjoined.runs.lock import locked
 from adjoined.training import train
@@ -43,7 +44,12 @@ def copy(finished, tmp_path) -> Path:
 def test_the_folder_holds_what_is_promised(finished):
     there = {each.name for each in finished.folder.iterdir()}
     assert there >= {"settings.yaml", "run.json", "plan.json", "metrics.csv", "tensorboard", "checkpoints"}
-    assert there >= {"base.safetensors", "base.json", "small.safetensors", "small.json"}
+    assert there >= {"base.safetensors", "base.json", "small.safetensors", "small.json", "result.json"}
+    figures = kept_figures(finished.folder)
+    assert [(each.name, each.parameters, each.top1) for each in figures] == [
+        (each.name, each.parameters, each.top1) for each in finished.networks
+    ]
+    assert [each.file_bytes for each in figures] == [each.path.stat().st_size for each in finished.networks]
     assert {each.name for each in (finished.folder / "checkpoints").iterdir()} >= {"last.ckpt", "best"}
     assert any((finished.folder / "tensorboard").iterdir())
     record = json.loads((finished.folder / "run.json").read_text())

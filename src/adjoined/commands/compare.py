@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse, typed
 from adjoined.commands.options import FromRecipe
-from adjoined.commands.train import check_code_is_named, recipe_defaults
+from adjoined.commands.train import check_code_is_named, recipe_defaults, say_what_was_lost
 from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 
@@ -66,14 +66,17 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.comparison.side_by_side import train_side_by_side
     from adjoined.comparison.study import Study
     from adjoined.comparison.variants import read_variants
+    from adjoined.training.output import unstoppable
 
     variants = read_variants(asked.methods, settings, unequal=asked.unequal)
     study = Study(Path(asked.out or _folder(settings)), settings, variants, asked.seeds, asked.recipe)
     study.check(unequal=asked.unequal)
     _check_libraries(variants)
     console = Console()
-    failures = study.train(console) if asked.jobs == 1 else train_side_by_side(study, asked.jobs, console)
-    _conclude(study, console)
+    with unstoppable() as streams:
+        failures = study.train(console) if asked.jobs == 1 else train_side_by_side(study, asked.jobs, console)
+        damaged = _conclude(study, console)
+    say_what_was_lost(streams, f"the tables are in {study.folder}")
     if failures:
         variant, number, error = failures[0]
         told = f"{len(failures)} of {len(list(study.runs()))} runs failed and are not in the table"
@@ -81,6 +84,12 @@ def main(argv: Sequence[str]) -> None:
             f"{told}; the first: {str(error).rstrip('.')}",
             where=f"{variant.label}, seed {variant.run_settings(number).seed}",
             fix="The same command tries them again.",
+        )
+    if damaged:
+        raise AdjoinedError(
+            f"{len(damaged)} of the networks could not be loaded; the first: {damaged[0].what}",
+            where=damaged[0].where,
+            fix=damaged[0].fix or "Restore the file, or delete the run: the same command trains it again.",
         )
 
 
@@ -96,12 +105,13 @@ def _check_libraries(variants: Sequence[Variant]) -> None:
         known[variant.settings.method](variant.settings).check()
 
 
-def _conclude(study: Study, console: Console) -> None:
+def _conclude(study: Study, console: Console) -> list[AdjoinedError]:
+    """Show the table and keep it, and return what is wrong with networks that are not in it."""
     from adjoined.comparison.plots import MISSING, draw_plots
     from adjoined.comparison.rows import comparison_table, gather, write_tables
     from adjoined.report.console import show
 
-    rows = gather(study, seconds=SECONDS)
+    rows, damaged = gather(study, seconds=SECONDS)
     table = comparison_table(study, rows)
     write_tables(study, rows, table)
     files = [study.folder / name for name in ("table.md", "table.csv", "runs.csv")]
@@ -109,3 +119,4 @@ def _conclude(study: Study, console: Console) -> None:
         files += draw_plots(study, rows)
     console.print()
     show(table, "\n".join([*map(str, files), *([MISSING] if MISSING else [])]))
+    return damaged

@@ -1,15 +1,13 @@
-"""What a run has come to: every figure of its networks, as a table and as files in the run folder."""
+"""The results of a run: every figure of its networks, as a table and as files in the run folder."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from adjoined.benchmark.turns import latency
-from adjoined.files import write_json, write_whole
+from adjoined.files import write_whole
 from adjoined.report.figures import Figures, result_table
+from adjoined.report.result import figures_from, keep_figures, kept_figures
 from adjoined.report.table import Table
 from adjoined.runs.finished import FinishedRun
-from adjoined.slicing import measure_cost
 
 
 def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
@@ -22,19 +20,14 @@ def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
         run: the finished run.
         seconds: time for the latency, s.
     """
-    example = run.example()
-    times = latency({network.name: network.module for network in run.networks}, example, seconds=seconds)
-    return [
-        Figures.of(
-            network.label,
-            measure_cost(network.module, example),
-            file_bytes=network.result.path.stat().st_size,
-            top1=network.result.top1,
-            top5=network.result.top5,
-            latency=times[network.name],
-        )
-        for network in run.networks
-    ]
+    modules = {network.name: network.module for network in run.networks}
+    return figures_from(run, latency(modules, run.example(), seconds=seconds))
+
+
+def kept_or_measured(run: FinishedRun) -> list[Figures]:
+    """Return the figures that a run has kept, or measure them where the latency is missing: training does not time."""
+    kept = kept_figures(run.folder)
+    return kept if kept and all(each.latency for each in kept) else measure(run)
 
 
 def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
@@ -64,11 +57,8 @@ def paths(run: FinishedRun) -> str:
 
 
 def keep(run: FinishedRun, figures: list[Figures], table: Table) -> None:
-    """Write result.json and result.md into the run folder, each whole or not at all."""
-    told: dict[str, Any] = run.result.to_json()
-    for network, measured in zip(told["networks"], figures, strict=True):
-        network["figures"] = measured.to_json()
-    write_json(run.folder / "result.json", told)
+    """Write result.json, now with the latency, and result.md into the run folder, each whole or not at all."""
+    keep_figures(run, figures)
     write_whole(
         run.folder / "result.md", lambda file: file.write(f"{table.markdown()}\n```\n{paths(run)}\n```\n".encode())
     )

@@ -14,7 +14,6 @@ from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, write_json, write_text
 
 if TYPE_CHECKING:
-    from adjoined.report.figures import Figures
     from adjoined.runs import RunFolder
     from adjoined.runs.finished import FinishedRun
     from adjoined.settings import Settings
@@ -76,11 +75,12 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
         place: what the card tells `adjoined.load` to take.
         license: for the card; "" leaves it out.
     """
+    from adjoined.commands.outcome import kept_or_measured
     from adjoined.report.card import Card
     from adjoined.runs import RunFolder
 
     of, to = RunFolder(run.folder), RunFolder(folder)
-    settings, figures = _anywhere(of.read_settings()), _figures(run)
+    settings, figures = _anywhere(of.read_settings()), kept_or_measured(run)
     of.copy_networks(to, [network.name for network in run.networks])
     for network in run.networks:
         write_json(to.description(network.name), _described_anywhere(network.description))
@@ -124,14 +124,6 @@ def _copy_exports(of: RunFolder, to: RunFolder) -> None:
                 copy_file(of.exports / name, to.exports / name)
     if to.exports.is_dir():
         copy_file(of.exports / EXPORTS, to.exports / EXPORTS)
-
-
-def _figures(run: FinishedRun) -> list[Figures]:
-    """Return the figures that the run has recorded, or measure them again where they are missing."""
-    from adjoined.commands.outcome import measure
-    from adjoined.report.page.story import kept_figures
-
-    return kept_figures(run.folder) or measure(run)
 
 
 def _anywhere(settings: Settings) -> Settings:

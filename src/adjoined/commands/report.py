@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,15 @@ def _page(options: ReportOptions, out: Path) -> str:
 def _comparison(options: ReportOptions, out: Path) -> str:
     from adjoined.report.page import comparison_page
 
-    stories = [_tell(folder, options)[0] for folder in options.run]
+    stories, damaged = [], []
+    for folder in options.run:
+        try:
+            stories.append(_tell(folder, options)[0])
+        except AdjoinedError as error:
+            damaged.append(error)
+            print(f"adjoined: left out: {error}", file=sys.stderr)
+    if not stories:
+        raise damaged[0]
     _check_out(out)
     return comparison_page(stories)
 
@@ -89,12 +98,12 @@ def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | 
     story, final = read_story(folder), options.weights == "final"
     if story.result is None and final:
         return story, None
-    from adjoined.commands.outcome import measure
+    from adjoined.commands.outcome import kept_or_measured, measure
     from adjoined.runs.finished import open_run
 
     run = open_run(folder, options.model, weights=options.weights)
     if final:
-        return (story if story.figures else read_story(folder, measure(run))), run
+        return replace(story, figures=tuple(kept_or_measured(run))), run
     # Exports and timings in the folder are those of the finished networks.
     return replace(story, result=run.result, figures=tuple(measure(run)), benchmark=None, exports=()), run
 

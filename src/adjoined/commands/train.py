@@ -158,16 +158,16 @@ def _announce(job: Job) -> None:
 
 def _conclude(folder: Path, settings: Settings) -> None:
     """Print the results of the run, and keep them in its folder."""
-    from adjoined.commands.outcome import keep, measure, outcome_table, paths
+    from adjoined.commands.outcome import keep, kept_or_measured, outcome_table, paths
     from adjoined.models import is_code
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run
 
     # The user has named the code in this very command (or resumes the run that names it): it has run already.
     run = open_run(folder, settings.model if is_code(settings.model) else None)
-    figures = measure(run)
+    figures = kept_or_measured(run)
     table = outcome_table(run, figures)
-    if not (folder / "result.json").exists():
+    if not (folder / "result.md").exists():
         keep(run, figures, table)
     print()
     show(table, paths(run))

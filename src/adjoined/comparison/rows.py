@@ -12,12 +12,13 @@ from typing import Any
 from adjoined.benchmark.turns import Latency, latency
 from adjoined.comparison.study import Study, differing
 from adjoined.comparison.variants import Variant, train_command
+from adjoined.errors import AdjoinedError
 from adjoined.files import write_whole
 from adjoined.models import is_code
 from adjoined.report import units
 from adjoined.report.table import Table
 from adjoined.runs import RunResult
-from adjoined.runs.finished import open_run
+from adjoined.runs.finished import FinishedRun, open_run
 from adjoined.slicing import measure_cost
 
 BASELINES_LAST = ("adjoint", "adjoint+")
@@ -78,24 +79,36 @@ class Row:
         return self.small or self.base
 
 
-def gather(study: Study, *, seconds: float) -> tuple[Row, ...]:
+def gather(study: Study, *, seconds: float) -> tuple[tuple[Row, ...], list[AdjoinedError]]:
     """Return the rows of all contenders of which at least one run is finished, baselines first.
 
-    The latency of all networks of the first seed is measured here, on the CPU at batch 1, all taking turns.
+    The latency of all networks of one seed is measured here, on the CPU at batch 1, all taking turns.
 
     Args:
         study: the comparison.
         seconds: time for the latency, s for each network.
+
+    Returns:
+        The rows, and what is wrong with networks that could not be loaded: another seed's serve in their place, and a
+        contender that has none is left out.
     """
     found: list[tuple[Variant, list[RunResult]]] = []
+    first: dict[str, FinishedRun] = {}
+    damaged: list[AdjoinedError] = []
+    code = study.settings.model if is_code(study.settings.model) else None
     for variant in sorted(study.variants, key=lambda each: each.settings.method in BASELINES_LAST):
         results = [study.result(variant, number) for number in range(study.seeds)]
-        if finished := [each for each in results if each is not None]:
-            found.append((variant, finished))
+        finished = [each for each in results if each is not None]
+        for result in finished:
+            try:
+                first[variant.label] = open_run(result.folder, code)
+            except AdjoinedError as error:
+                damaged.append(error)
+            else:
+                found.append((variant, finished))
+                break
     if not found:
-        return ()
-    code = study.settings.model if is_code(study.settings.model) else None
-    first = {variant.label: open_run(results[0].folder, code) for variant, results in found}
+        return (), damaged
     modules = {(label, network.name): network.module for label, run in first.items() for network in run.networks}
     example = next(iter(first.values())).example()
     by_text = {f"{label} {name}": each for (label, name), each in modules.items()}
@@ -124,8 +137,9 @@ def gather(study: Study, *, seconds: float) -> tuple[Row, ...]:
             )
     base = next((row.latency for row in rows if row.network == "base" and row.latency), None)
     if base is None:
-        return tuple(rows)
-    return tuple(replace(row, speedup=base.median_ms / row.latency.median_ms if row.latency else None) for row in rows)
+        return tuple(rows), damaged
+    speedups = [base.median_ms / row.latency.median_ms if row.latency else None for row in rows]
+    return tuple(replace(row, speedup=each) for row, each in zip(rows, speedups, strict=True)), damaged
 
 
 def _top1(results: Sequence[RunResult], name: str) -> Mean | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -51,9 +51,11 @@ class Study:
                 yield variant, number
 
     def result(self, variant: Variant, number: int) -> RunResult | None:
-        """Return the result of a run, or None if it is not finished."""
+        """Return the result of a run, or None if it is not finished, or its record is damaged."""
         run = RunFolder(self.path(variant, number))
-        return run.read_result() if run.finished else None
+        with suppress(AdjoinedError):  # one damaged run says nothing about the others; `train` names it
+            return run.read_result() if run.finished else None
+        return None
 
     def check(self, *, unequal: bool) -> None:
         """Compare with what is in the folder already, before anything is done.
@@ -77,7 +79,10 @@ class Study:
         for variant, number in self.runs():
             run = RunFolder(self.path(variant, number))
             if run.settings.is_file():
-                stored, asked = run.read_settings(), variant.run_settings(number)
+                try:
+                    stored, asked = run.read_settings(), variant.run_settings(number)
+                except AdjoinedError:
+                    continue  # damaged: `train` names it, and goes on with the others
                 self._refuse(stored.differences(asked), stored, asked, run.path, unequal=False)
 
     def _refuse(self, names: list[str], before: Settings, now: Settings, where: Path, unequal: bool) -> None:

@@ -80,12 +80,24 @@ def open_run(folder: str | Path, model: str | None = None, *, weights: str = "fi
         raise AdjoinedError(
             "the run is not finished", where=run.path, fix=f"Go on with `adjoined train --resume {run.path}`{use}."
         )
+    return with_networks(run.path, holder.path, found, model)
+
+
+def with_networks(folder: Path, holder: Path, result: RunResult, model: str | None) -> FinishedRun:
+    """Load the networks that a result tells of.
+
+    Args:
+        folder: the run folder.
+        holder: the folder that holds the networks; mostly the same.
+        result: of the run.
+        model: as for `open_run`.
+    """
     networks = []
-    for network in found.networks:
-        description = read_description(holder.path, network.name)
-        module = load(holder.path, network.name, model=model)
+    for network in result.networks:
+        description = read_description(holder, network.name)
+        module = load(holder, network.name, model=model)
         networks.append(FinishedNetwork(network.name, module, description, network))
-    return FinishedRun(run.path, found, tuple(networks))
+    return FinishedRun(folder, result, tuple(networks))
 
 
 def open_images(

@@ -16,7 +16,9 @@ from adjoined import models
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder, write_json
 from adjoined.methods import Finished
+from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
+from adjoined.runs.finished import with_networks
 from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
 from adjoined.training.checkpoints import read_checkpoint
 from adjoined.training.cost import training_macs
@@ -115,6 +117,9 @@ class Ending:
 
         seconds = sum(row["seconds"] for row in last["callbacks"][History.__qualname__]["rows"])
         result = self._write(self.run, last["state_dict"], measure, seconds, device)
+        # The figures first: with its record the run is finished, and nothing more is written.
+        finished = with_networks(self.run.path, self.run.path, result, self._code)
+        keep_figures(finished, figures_from(finished))
         self.run.finish(result.to_json())
         shutil.rmtree(self.run.checkpoints / "last", ignore_errors=True)  # they are the finished ones
         return result
@@ -130,8 +135,6 @@ class Ending:
     ) -> RunResult:
         """Write the networks of a state of the training into a folder, and return what is to be recorded of them."""
         job, images = self.job, self.job.images
-        # The settings come from the user, not from a file of the run: their code may be run.
-        code = job.settings.model if models.is_code(job.settings.model) else None
         networks = [_carry(run, each) for each in self.earlier.carried]
         cost = self._cost(job.settings.epochs if epochs is None else epochs, seconds)
         stages = (*self.earlier.costs, cost)
@@ -140,7 +143,7 @@ class Ending:
             description = self._describe(name, finished)
             description["sha256"] = save_weights(finished.module, run.weights(name))
             # What is measured is the file, not what is in memory: it is the file that has to keep the promise.
-            again = rebuild(description, where=run.description(name), model=code)
+            again = rebuild(description, where=run.description(name), model=self._code)
             load_weights(again, run.weights(name), description["sha256"])
             measured = measure(name, again)
             if not torch.tensor(measured.loss).isfinite():
@@ -176,6 +179,11 @@ class Ending:
             "plan": None if finished.plan is None else finished.plan.to_json(),
             "data": self.job.images.info.to_json(),
         }
+
+    @property
+    def _code(self) -> str | None:
+        # The settings come from the user, not from a file of the run: their code may be run.
+        return self.job.settings.model if models.is_code(self.job.settings.model) else None
 
     @property
     def _weights(self) -> str:

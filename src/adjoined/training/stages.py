@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,8 +128,9 @@ def _check_given(folder: Path, network: str, info: DataInfo) -> None:
 def _equal_run(settings: Settings, known: Iterable[Path]) -> Path | None:
     for path in known:
         run = RunFolder(path)
-        if run.finished and ends_the_same(run.read_settings(), settings):
-            return path
+        with suppress(AdjoinedError):  # a damaged run is not needed: the stage is trained
+            if run.finished and ends_the_same(run.read_settings(), settings):
+                return path
     return None
 
 

@@ -14,8 +14,9 @@ from adjoined.benchmark.result import NAME as BENCHMARK
 from adjoined.benchmark.result import Benchmark, read_benchmark
 from adjoined.errors import AdjoinedError
 from adjoined.export.record import ExportedFile, read_exports
-from adjoined.files import read_bytes, read_json
-from adjoined.report.figures import Figures, figures_of
+from adjoined.files import read_bytes
+from adjoined.report.figures import Figures
+from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, RunResult
 from adjoined.settings import Settings
 
@@ -81,12 +82,6 @@ def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> 
         benchmark=read_benchmark(benchmark) if benchmark.is_file() else None,
         exports=tuple(read_exports(run.exports)),
     )
-
-
-def kept_figures(folder: Path) -> list[Figures]:
-    """Return the figures that a run has left in result.json; nothing where there is no such file."""
-    path = folder / "result.json"
-    return figures_of(read_json(path, "the result of a run"), path) if path.is_file() else []
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,56 @@
+"""The figures of a run in its result.json: written where the run is finished, read here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adjoined.files import read_json, write_json
+from adjoined.report.figures import Figures, figures_of
+from adjoined.slicing import measure_cost
+
+if TYPE_CHECKING:
+    from adjoined.benchmark.turns import Latency
+    from adjoined.runs.finished import FinishedRun
+
+NAME = "result.json"
+
+
+def figures_from(run: FinishedRun, times: Mapping[str, Latency | None] | None = None) -> list[Figures]:
+    """Return sizes and accuracies of a run's networks, the base network first.
+
+    Args:
+        run: the run, its networks loaded.
+        times: name of each network -> its latency, where that was measured.
+    """
+    example = run.example()
+    return [
+        Figures.of(
+            network.label,
+            measure_cost(network.module, example),
+            file_bytes=network.result.path.stat().st_size,
+            top1=network.result.top1,
+            top5=network.result.top5,
+            latency=(times or {}).get(network.name),
+        )
+        for network in run.networks
+    ]
+
+
+def keep_figures(run: FinishedRun, figures: Sequence[Figures]) -> None:
+    """Write result.json into the run folder, whole or not at all."""
+    told: dict[str, Any] = run.result.to_json()
+    for network, measured in zip(told["networks"], figures, strict=True):
+        network["figures"] = measured.to_json()
+    write_json(run.folder / NAME, told)
+
+
+def kept_figures(folder: Path) -> list[Figures]:
+    """Return the figures that a run has left in result.json; nothing where there is no such file.
+
+    Raises:
+        AdjoinedError: the file is damaged.
+    """
+    path = folder / NAME
+    return figures_of(read_json(path, "the result of a run"), path) if path.is_file() else []
