@@ -232,6 +232,24 @@ def copy_file(source: Path, target: Path) -> None:
         write_whole(target, lambda copy: shutil.copyfileobj(file, copy, 1 << 20))
 
 
+def json_text(data: Any) -> str:
+    """Return plain data as indented JSON in ASCII, to be printed; NaN and infinity, which JSON lacks, become null.
+
+    Example:
+        >>> json_text({"loss": float("nan")})
+        '{\\n "loss": null\\n}'
+    """
+    return json.dumps(_without_nan(data), indent=1, allow_nan=False)
+
+
+def _without_nan(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {name: _without_nan(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_without_nan(value) for value in data]
+    return None if isinstance(data, float) and not isfinite(data) else data
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write plain data as indented JSON, whole or not at all.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.errors import AdjoinedError
-from adjoined.files import refuse_link
+from adjoined.files import json_text, refuse_link
 
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark
@@ -115,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     if out:
         _keep(found, out)
     if options.json:
-        print(json.dumps(found.to_json(), indent=1))
+        print(json_text(found.to_json()))
     else:
         show(*benchmark_tables(found), *([f"kept in {out}"] if out else []))
 

@@ -35,7 +35,7 @@ class Comparison(FromRecipe):
     """The comparison."""
 
     methods: list[str] = field(default_factory=lambda: list(METHODS))
-    """What to compare, with standard first: the costs of training are told as multiples of its."""
+    """What to compare, with standard first: training costs are given as multiples of its own."""
     seeds: int = 3
     """Runs of each: with --seed, and the numbers after it."""
     out: str | None = None
@@ -98,7 +98,7 @@ def _folder(settings: Settings) -> Path:
 
 
 def _check_libraries(variants: Sequence[Variant]) -> None:
-    """Say that something is missing now, not after hours of other runs."""
+    """Report a missing library now, not after hours of other runs."""
     from adjoined.methods import METHODS as known
 
     for variant in variants:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode, Workers
+from adjoined.files import json_text
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
             "skipped": len(images.skipped),
             "networks": networks,
         }
-        print(json.dumps(told | {"recorded": recorded or None}, indent=1))
+        print(json_text(told | {"recorded": recorded or None}))
     else:
         show(_table(options, images, measured, recorded))
 

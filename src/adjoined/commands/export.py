@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode
 from adjoined.errors import AdjoinedError
+from adjoined.files import json_text
 
 if TYPE_CHECKING:
     from adjoined.report.table import Table
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
                     print(f"{network.name} to {target.title}{', int8' if int8 else ''} …", file=sys.stderr)
                 entries.append(exporter.export(network.module, network.name, target, int8=int8))
     if options.json:
-        print(json.dumps({"run": options.run, "folder": str(exporter.folder), "files": entries}, indent=1))
+        print(json_text({"run": options.run, "folder": str(exporter.folder), "files": entries}))
     else:
         show(_table(exporter.folder, entries, options.images))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson
 from adjoined.errors import AdjoinedError
+from adjoined.files import json_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         told = {"model": options.model, "input": shape, "networks": [f.to_json() for f in (base, *smalls)]}
         if checks:
             told["checks"] = [asdict(check) for check in checks]
-        print(json.dumps(told | {"plans": [plan.to_json() for plan in plans]}, indent=1))
+        print(json_text(told | {"plans": [plan.to_json() for plan in plans]}))
     else:
         lines = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
         _print(options, asked, networks, costs, plans, base, smalls, lines)

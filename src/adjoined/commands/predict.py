@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfRun, OwnCode
 from adjoined.errors import AdjoinedError
+from adjoined.files import json_text
 
 if TYPE_CHECKING:
     import torch

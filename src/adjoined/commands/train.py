@@ -104,7 +104,7 @@ def check_code_is_named(told: Mapping[str, Any], settings: Settings) -> None:
 
     if is_code(settings.model) and "model" not in told:
         raise AdjoinedError(
-            "the settings name code of yours as the model, and no code is run because a file names it",
+            "the settings name your own code as the model, and no code runs because a file names it",
             where=settings.model,
             fix=f"If you trust it, add --model {settings.model} to the command.",
         )
@@ -163,7 +163,7 @@ def _conclude(folder: Path, settings: Settings) -> None:
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run
 
-    # The user has named the code in this very command (or resumes the run that names it): it has run already.
+    # The user named the code in this command (or resumes the run that names it): it has already run.
     run = open_run(folder, settings.model if is_code(settings.model) else None)
     figures = kept_or_measured(run)
     table = outcome_table(run, figures)

@@ -1,4 +1,4 @@
-"""What the runs of a comparison have come to: a row for each network of each run, and their means."""
+"""The results of a comparison: a row for each network of each run, and their means."""
 
 from __future__ import annotations
 

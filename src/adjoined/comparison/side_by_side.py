@@ -42,7 +42,7 @@ class _Worker:
 
 
 def train_side_by_side(study: Study, jobs: int, console: Console) -> list[Failure]:
-    """Do all runs that have not come to their end, `jobs` at a time; each leaves what it shows in FOLDER/logs.
+    """Do all unfinished runs, `jobs` at a time; each writes its output to FOLDER/logs.
 
     Args:
         study: the comparison.
@@ -189,7 +189,7 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
 
 
 def _stop(workers: Iterable[_Worker]) -> None:
-    """End processes as a person would: by a signal that lets them come to a stop, and then for good."""
+    """Ask processes to end, and kill those that do not."""
     workers = list(workers)
     for worker in workers:
         worker.process.terminate()

@@ -96,7 +96,7 @@ class Study:
             )
 
     def train(self, console: Console, train: Callable[[Settings, Path], RunResult] | None = None) -> list[Failure]:
-        """Do all runs that have not come to their end; a run that was begun goes on, and one that fails is passed over.
+        """Do all unfinished runs; a run that was begun is resumed, and one that fails is skipped.
 
         Args:
             console: where to show how it goes.

@@ -1,4 +1,4 @@
-"""Which settings of a run may be told anew when it is resumed."""
+"""Which settings of a run may change when it is resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adjoined.settings import Settings
 SHOWN_ONLY = frozenset({"log_every", "checkpoint_every", "eval_batch_size"})
 """How often something is shown or kept, and how much is measured at once: the trained weights are the same."""
 REMEDIES = frozenset({"lr", "finetune_lr", "grad_clip", "precision"})
-"""What helps a run whose loss is no longer finite: from the last checkpoint on, it is trained differently."""
+"""What helps a run whose loss is no longer finite; from the last checkpoint on it is trained differently."""
 
 
 def changes(stored: Settings, asked: Settings, where: object) -> dict[str, Any]:

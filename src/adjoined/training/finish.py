@@ -39,7 +39,7 @@ class Ending:
     Args:
         run: its folder.
         job: what is trained.
-        earlier: what the stages before have left; networks of theirs that belong to the run are copied.
+        earlier: what the stages before left; those of their networks that the run delivers are copied.
     """
 
     def __init__(self, run: RunFolder, job: Job, earlier: Earlier) -> None:
@@ -50,7 +50,7 @@ class Ending:
         self._macs = training_macs(job)
 
     def rehearse(self) -> None:
-        """Write everything that the end will write, to a folder that goes away again, before hours of work.
+        """Write everything that the end will write into a temporary folder, before hours of work.
 
         Raises:
             AdjoinedError: something cannot be written, or a network cannot be built again.

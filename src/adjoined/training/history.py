@@ -32,7 +32,7 @@ class History(Callback):
     """Close every epoch with a row; the rows travel in the checkpoint, so that a resumed run has no gaps or doubles.
 
     Args:
-        path: the CSV file; it is written anew, whole, after every epoch.
+        path: the CSV file; it is rewritten as a whole after every epoch.
     """
 
     def __init__(self, path: Path) -> None:

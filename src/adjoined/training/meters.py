@@ -100,7 +100,7 @@ class EpochMeters:
             self.val_scores[name].update(each, y)
 
     def close(self) -> dict[str, float]:
-        """Return the means of the epoch and start anew; every process must call it."""
+        """Return the means of the epoch and reset them; every process must call it."""
         found = {name: metric.compute() for name, metric in self.terms.items() if metric.update_called}
         found |= {f"train_{name}_top1": metric.compute() for name, metric in self.train_top1.items()}
         for name, collection in self.val_scores.items():

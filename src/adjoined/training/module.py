@@ -32,7 +32,7 @@ class TrainingModule(LightningModule):
     """A network and the method that trains it.
 
     Every epoch is a function of the checkpoint before it, the seed and its number alone: the order of the images and
-    their augmentation come from the loaders, all other randomness from a generator that is seeded anew.
+    their augmentation come from the loaders, all other randomness from generators that are seeded at its start.
 
     Args:
         settings: the settings of the run.
@@ -80,7 +80,7 @@ class TrainingModule(LightningModule):
             self.network.compile()
 
     def on_train_epoch_start(self) -> None:
-        """Seed everything anew from the seed, the epoch and the process; hold what is frozen in evaluation mode."""
+        """Seed every generator from the seed, the epoch and the process; hold what is frozen in evaluation mode."""
         if self.settings.freeze:
             hold_frozen(self.network)
         parts = (self.settings.seed, self.current_epoch, self.global_rank)

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Earlier:
-    """What the stages before a training have left."""
+    """What the stages before a training left."""
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Name of the stage -> the network that it hands on."""
     carried: list[NetworkResult] = field(default_factory=list)
-    """Networks that belong to the outcome of the whole run; their paths are those in the stage's folder."""
+    """Networks that the whole run delivers; their paths are those in the stage's folder."""
     costs: list[StageCost] = field(default_factory=list)
 
 
@@ -47,7 +47,7 @@ def run_stages(
     known: Iterable[Path],
     console: Console,
 ) -> Earlier:
-    """Bring every stage before the training of these settings to its end, and return what they have left.
+    """Finish every stage that comes before these settings' own training, and return what they left.
 
     Args:
         settings: the settings of the run.
@@ -141,7 +141,7 @@ def _copy(source: Path, target: Path) -> None:
     assert result is not None
     make_folder(target.parent)
     refuse_link(target)
-    shutil.rmtree(target, ignore_errors=True)  # a lock at most: it is not a run yet
+    shutil.rmtree(target, ignore_errors=True)  # it holds nothing but a lock: it is not a run yet
     with written_beside(target) as (part,):
         part.mkdir()
         copy_file(of.settings, RunFolder(part).settings)
@@ -152,7 +152,7 @@ def _copy(source: Path, target: Path) -> None:
 def _take_in(earlier: Earlier, stage: Stage, run: RunFolder, settings: Settings) -> None:
     result = run.read_result()
     assert result is not None
-    code = settings.model if models.is_code(settings.model) else None  # the user has named it in this very command
+    code = settings.model if models.is_code(settings.model) else None  # the user named it in this command
     earlier.modules[stage.name] = load(run.path, stage.network, model=code)
     earlier.carried += [each for each in result.networks if stage.carried and each.name == stage.network]
     earlier.costs.append(replace(own_cost(result), name=stage.name))
