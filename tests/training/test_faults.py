@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def make(num_classes, place):
 
 
 @pytest.mark.parametrize("place", ["buffer", "weight"])
-@pytest.mark.parametrize("method", ["standard", "adjoint"])
+@pytest.mark.parametrize("method", [pytest.param("standard", marks=pytest.mark.slow), "adjoint"])
 def test_weights_that_explode_in_the_last_step_never_replace_a_good_checkpoint(place, method, tmp_path):
     (tmp_path / "net.py").write_text(BROKEN)
     code = {"model": f"{tmp_path}/net.py:make", "model_options": {"place": place}}
@@ -203,14 +204,20 @@ class Gone(io.TextIOBase):
 
 
 @pytest.mark.parametrize(
-    "error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left"), ValueError("closed")]
+    ("error", "console"),
+    [
+        (BrokenPipeError(32, "Broken pipe"), None),
+        (OSError(28, "No space left on device"), {}),
+        (ValueError("closed"), {"force_terminal": True}),
+    ],
+    ids=["pipe", "disk", "closed"],
 )
-def test_output_that_cannot_be_written_never_stops_a_run(error, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Gone(error))
-    monkeypatch.setattr(sys, "stderr", Gone(error))
-    settings = replace(with_code(tmp_path), epochs=1)
-    for number, console in enumerate((None, Console(file=Gone(error)), Console(file=Gone(error), force_terminal=True))):
-        assert train(settings, tmp_path / f"run{number}", console=console).networks
+def test_output_that_cannot_be_written_never_stops_a_run(error, console, tmp_path, monkeypatch):
+    gone: Any = Gone(error)
+    monkeypatch.setattr(sys, "stdout", gone)
+    monkeypatch.setattr(sys, "stderr", gone)
+    shown = None if console is None else Console(file=gone, **console)
+    assert train(replace(with_code(tmp_path), epochs=1), tmp_path / "run", console=shown).networks
 
 
 def test_a_reader_who_goes_does_not_end_the_command(tmp_path):
@@ -274,7 +281,7 @@ def test_a_killed_data_worker_ends_in_one_line(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-@pytest.mark.parametrize("killed", ["first", "second"])
+@pytest.mark.parametrize("killed", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_no_process_of_several_outlives_another(killed, tmp_path):
     run = started(tmp_path, "--devices", "2")
     (second,) = children(run.pid)
