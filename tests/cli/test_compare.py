@@ -141,6 +141,7 @@ def test_a_damaged_file_is_named_and_the_other_results_are_shown(finished, tmp_p
     assert main([*ARGV, "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert "standard-seed1/run.json" in said.err
+    assert "adjoint-seed0/small.safetensors" in said.out
     counted = {row["label"]: row["base_top1_n"] for row in lines(out / "table.csv")}
     assert (counted["standard"], counted["adjoint"]) == ("1", "2")
     runs = [str(out / "runs" / name) for name in ("standard-seed0", "standard-seed1", "adjoint-seed1")]

@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
     with unstoppable() as streams:
         failures = study.train(console) if asked.jobs == 1 else train_side_by_side(study, asked.jobs, console)
         damaged = _conclude(study, console)
+        for error in damaged:
+            console.print(f"left out: {error}", highlight=False, soft_wrap=True, markup=False)
     say_what_was_lost(streams, f"the tables are in {study.folder}")
     if failures:
         variant, number, error = failures[0]
@@ -87,9 +89,9 @@ def main(argv: Sequence[str]) -> None:
         )
     if damaged:
         raise AdjoinedError(
-            f"{len(damaged)} of the networks could not be loaded; the first: {damaged[0].what}",
-            where=damaged[0].where,
-            fix=damaged[0].fix or "Restore the file, or delete the run: the same command trains it again.",
+            f"{len(damaged)} of the networks could not be loaded, as said above",
+            where=study.folder,
+            fix="Restore the files, or delete those runs: the same command trains them again.",
         )
 
 

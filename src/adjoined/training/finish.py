@@ -93,7 +93,7 @@ class Ending:
 
         with replaced_folder(path) as folder:
             seconds = sum(row["seconds"] for row in rows)
-            result = self._write(RunFolder(folder), checkpoint["state_dict"], recorded, seconds, epochs=len(rows))
+            result = self._write(RunFolder(folder), _of_network(checkpoint), recorded, seconds, epochs=len(rows))
             write_json(RunFolder(folder).record, {**self.run.read_record(), "result": result.to_json()})
 
     def finish(self, device: torch.device) -> RunResult:
@@ -116,7 +116,7 @@ class Ending:
             return evaluate(module, images.val_loader(), images.info.num_classes, device)
 
         seconds = sum(row["seconds"] for row in last["callbacks"][History.__qualname__]["rows"])
-        result = self._write(self.run, last["state_dict"], measure, seconds, device)
+        result = self._write(self.run, _of_network(last), measure, seconds, device)
         # The figures first: with its record the run is finished, and nothing more is written.
         finished = with_networks(self.run.path, self.run.path, result, self._code)
         keep_figures(finished, figures_from(finished))
@@ -167,7 +167,7 @@ class Ending:
         )
 
     def _networks(self, state: Mapping[str, Tensor]) -> dict[str, Finished]:
-        self._built.network.load_state_dict({name.removeprefix("network."): each for name, each in state.items()})
+        self._built.network.load_state_dict(dict(state))
         self._built.network.eval()
         return self.job.method.finish(self._built)
 
@@ -198,6 +198,11 @@ class Ending:
         with torch.no_grad():
             module.eval()(self.job.example)
         return Scores(images=1, loss=0.0, top1=0.0, top5=None)
+
+
+def _of_network(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state of the network that was trained, out of that of the module that trains it."""
+    return {name.removeprefix("network."): each for name, each in checkpoint["state_dict"].items()}
 
 
 def _carry(run: RunFolder, network: NetworkResult) -> NetworkResult:
