@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         else:
             show(_line(path, seen))
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json_text(found))
     if failures:
         raise failures[0] if len(paths) == 1 else _all_of(failures, len(paths))
 
