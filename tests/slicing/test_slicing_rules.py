@@ -25,7 +25,7 @@ from constructs import (
     network,
 )
 from masked import masked, relative_error
-from zoo import conv, images, lively, plan_of, seeded
+from zoo import conv, images, lively, parameters, plan_of, seeded
 
 
 def equals_masked(model: nn.Module, plan: SlicePlan, x: Tensor = X) -> nn.Module:
@@ -172,6 +172,7 @@ def test_channels_cut_by_numbers_are_right_or_named(cls: type[Net], alpha: float
     plan = make_plan(model, X, alpha=alpha, round_to=1)
     small = plan.apply(model)
     assert small(X).shape == (2, 5)
+    assert parameters(small) < 0.5 * parameters(model)  # whatever is given up, it is not the whole network
     if not plan.unaligned:
         equals_masked(model, plan)
 
