@@ -193,6 +193,12 @@ class AdjoinedNetwork(nn.Module):
         runs = [partial(self.small, which=which) for which in range(len(self.smalls))]
         return measure_statistics(list(self.smalls), runs, batches)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to copy or store, without slices that are kept for a backward pass."""
+        for runner in self._runners:
+            runner.forget()
+        return vars(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> AdjoinedNetwork:
         """Return a copy; activations that a forward has kept in attributes are copied without their history."""
         twin = type(self).__new__(type(self))

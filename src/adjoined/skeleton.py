@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -56,6 +57,9 @@ class Runner:
     calls of other threads that come before it has ended take copies, which hold the same private tensors. There is no
     lock: taking and giving back are single operations on lists.
 
+    Activation checkpointing runs code again in the backward pass, when the slices are no longer bound. Where a model's
+    code speaks of it, a training call leaves them behind as plain attributes, which are not parameters.
+
     Args:
         module: the skeleton.
         weights: the weights that it shares.
@@ -64,14 +68,17 @@ class Runner:
     def __init__(self, module: nn.Module, weights: SharedWeights) -> None:
         self._module, self._weights = module, weights
         self._idle, self._copies = [module], list[_Copy]()
+        self._checkpoints, self._left = _speaks_of_checkpoints(module), False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the copies: they are made anew where they are needed."""
-        return vars(self) | {"_idle": [self._module], "_copies": []}
+        return vars(self) | {"_idle": [self._module], "_copies": [], "_left": False}
 
     def run(self, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the network with one slice for each shared weight."""
         if torch.compiler.is_compiling():
+            if self._left:
+                self.forget()
             both = zip(slices, self._weights.shared, strict=True)
             bound = {full_name(*place): value for value, shared in both for place in shared.places}
             return torch.func.functional_call(self._module, bound, args, kwargs, tie_weights=False)
@@ -90,15 +97,28 @@ class Runner:
 
     def _call(self, module: nn.Module, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         parts = dict(module.named_modules())
-        places = [(parts[where]._parameters, name) for each in self._weights.shared for where, name in each.places]
+        places = [(parts[where], name) for each in self._weights.shared for where, name in each.places]
         bound = [value for value, each in zip(slices, self._weights.shared, strict=True) for _ in each.places]
+        kept = [vars(part).pop(name, None) for part, name in places] if self._checkpoints else []
         try:
-            for (parameters, name), value in zip(places, bound, strict=True):
-                parameters[name] = value  # pyright: ignore[reportArgumentType]
+            for (part, name), value in zip(places, bound, strict=True):
+                part._parameters[name] = value  # pyright: ignore[reportArgumentType]
             return module(*args, **kwargs)
         finally:
-            for parameters, name in places:
-                parameters[name] = None
+            for part, name in places:
+                part._parameters[name] = None
+            if self._checkpoints:
+                for (part, name), value in zip(places, bound if torch.is_grad_enabled() else kept, strict=True):
+                    if value is not None:
+                        vars(part)[name] = value
+                        self._left = True
+
+    def forget(self) -> None:
+        """Drop the slices that are kept for a backward pass."""
+        parts = dict(self._module.named_modules())
+        for where, name in [place for each in self._weights.shared for place in each.places]:
+            vars(parts[where]).pop(name, None)
+        self._left = False
 
     def _take_copy(self) -> _Copy:
         while self._copies:
@@ -109,6 +129,19 @@ class Runner:
             if copied.follow(self._module):
                 return copied
         return _Copy(self._module, self._weights)
+
+
+def _speaks_of_checkpoints(model: nn.Module) -> bool:
+    """Tell whether a class of a model's modules has code with a name such as `checkpoint` or `checkpoint_seq`."""
+    for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
+        if not kind.__module__.startswith(("torch.nn.", "builtins", "adjoined.")):
+            codes = [each.__code__ for each in vars(kind).values() if isinstance(each, FunctionType)]
+            while codes:
+                code = codes.pop()
+                if any("checkpoint" in name for name in (*code.co_names, *code.co_freevars)):
+                    return True
+                codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+    return False
 
 
 class _Copy:

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 from adjoined import AdjoinedNetwork, adjoin, adjoint_loss
 from pairs import FAMILY, X, Y, build, joint, private, same, step
-from zoo import images, seeded, spread
+from zoo import conv, images, seeded, spread
 
 
 def cotangents(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -275,3 +277,44 @@ def test_checkpointed_activations():
         found.append({name: parameter.grad for name, parameter in net.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class Checkpointed(nn.Module):
+    """A block that is run again in the backward pass, and reads weights of its own, and of others, by itself."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv(3, 32), conv(32, 32), nn.Linear(32, 5)
+        self.scale, self.reentrant = nn.Parameter(torch.rand(32, 1, 1) + 0.5), reentrant
+
+    def block(self, x: Tensor) -> Tensor:
+        x = self.body(x).relu() * self.scale
+        return F.conv2d(x, self.body.weight, self.body.bias, padding=1).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = checkpoint(self.block, x, use_reentrant=self.reentrant) if self.training else self.block(x)  # pyright: ignore
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # the call without gradients
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_weights_that_checkpointed_code_reads_by_itself(reentrant: bool):
+    net = adjoin(seeded(lambda: Checkpointed(reentrant)), X, alpha=(2, 4), round_to=1)
+    found = []
+    for training in (False, True):
+        net.train(training).zero_grad()
+        p, *q = net(X)
+        with torch.no_grad():
+            net(X * 2)
+        (p.square().sum() + sum(each.square().sum() for each in q)).backward()
+        found.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+    state = net.state_dict()
+    assert [name for name in state if name.startswith("smalls")] == []
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    assert not any("weight" in vars(part) for part in twin.modules())
+    with torch.no_grad():
+        net.base.body.weight.mul_(2)  # pyright: ignore
+        assert same(net.extract().eval()(X), net.eval()(X)[1])

@@ -220,7 +220,8 @@ def hand_on_kept(source: nn.Module, target: nn.Module) -> None:
         for attribute, held in list(vars(module).items()):
             leaves = tree_leaves(held)
             kept = any(isinstance(leaf, Tensor) for leaf in leaves) and not isinstance(module, nn.RNNBase)
-            if kept and attribute not in _OF_MODULES and not any(isinstance(leaf, nn.Module) for leaf in leaves):
+            own = attribute in _OF_MODULES or attribute in module._parameters
+            if kept and not own and not any(isinstance(leaf, nn.Module) for leaf in leaves):
                 with WithoutHistory():
                     vars(target.get_submodule(name))[attribute] = copy.deepcopy(held, memo)
 
