@@ -1,4 +1,4 @@
-"""The command line: find the command, run it, say in one line what went wrong.
+"""The command line: find the command, run it, say what went wrong in one line.
 
 Nothing heavy is imported before the command is known, so that `adjoined --help` answers at once.
 """
@@ -18,13 +18,13 @@ from adjoined.errors import AdjoinedError
 from adjoined.printable import printable
 
 COMMANDS = {
-    "plan": "show what would become of a model, without training",
-    "train": "train a base and a small network in one run, or go on with a run",
+    "plan": "show the small networks of a model, without training",
+    "train": "train a base and a small network in one run, or continue a run",
     "compare": "train by several methods under equal settings, and show how they compare",
     "evaluate": "measure both networks of a run on a data set",
     "predict": "classify images with both networks of a run",
     "export": "write the networks of a run as files of other runtimes, checked against PyTorch",
-    "benchmark": "measure size, memory and speed of both networks, in every runtime that is there",
+    "benchmark": "measure size, memory and speed of both networks, in every runtime that is installed",
     "report": "write one HTML page about a run, or about several side by side",
     "demo": "open a local page where both networks classify the images you drop",
     "push": "share both networks of a run on a hub, with a model card",
@@ -49,7 +49,7 @@ LIBRARIES = (
 USER_MISTAKE = 2
 INTERRUPTED = 130
 
-# What the user can set right: a full or read-only disk, missing rights, a path that is not what it should be.
+# What the user can fix: a full or read-only disk, missing rights, a path of the wrong kind.
 FILE_TROUBLE = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOENT, ENOTDIR, EISDIR}
 
 

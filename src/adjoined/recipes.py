@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from adjoined.settings import Settings
 
-# The paper never narrows the stem and the first stage, under the names that they have in our ResNets and torchvision's.
+# The paper never narrows the stem and the first stage, by their names in the built-in ResNets and torchvision's.
 STEM_AND_FIRST_STAGE = ["conv1", "bn1", "layer1"]
 
 

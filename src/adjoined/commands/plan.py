@@ -1,4 +1,4 @@
-"""`adjoined plan MODEL`: what would become of a model, without training it."""
+"""`adjoined plan MODEL`: the small networks of a model, without training it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adjoined.report.figures import Figures
     from adjoined.slicing import Cost, SlicePlan
 
-PURPOSE = "Show what would become of a model: channels, parameters and MACs of each layer in base and small network."
+PURPOSE = "Plan the small networks of a model: channels, parameters and MACs of each layer in base and small network."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,9 @@ class Run(FromRecipe):
     """The run."""
 
     run: str | None = None
-    """Folder for everything that the run leaves, new or empty; none: runs/DATA-MODEL-TIME."""
+    """Folder for the run, new or empty; none: runs/DATA-MODEL-TIME."""
     resume: str | None = None
-    """Folder of a run that was stopped, to go on with, with its own settings."""
+    """Folder of a stopped run to continue, with its own settings."""
 
 
 def main(argv: Sequence[str]) -> None:

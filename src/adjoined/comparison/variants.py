@@ -1,4 +1,4 @@
-"""What is compared: a method, or a method with settings of its own; and the command that does one such run."""
+"""What is compared: a method, or a method with settings of its own; and the command for one such run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Variant:
     """One contender."""
 
     label: str
-    """As it was asked for: "dropout", "adjoint:kl_detach=true"."""
+    """As the user wrote it: "dropout", "adjoint:kl_detach=true"."""
     settings: Settings
     """Those of the run with the first seed."""
 

@@ -55,19 +55,19 @@ class Adjoint(Joint):
 
 
 class AdjointPlus(Adjoint):
-    """The adjoint method with the loss that served both networks best in short comparisons: nothing to tune.
+    """The adjoint method with the loss that was best for both networks in short comparisons, and nothing to tune.
 
-    The small network has a last layer of its own, so that the base's is left to the base. The KL term, at temperature
+    The small network has a last layer of its own, so that the base's serves the base alone. The KL term, at temperature
     4, trains the small network only (detached), beside a cross-entropy of the small network's own; λ rises as in the
-    paper. docs/results.md has what that was chosen from, and what it gave.
+    paper. benchmarks/results/README.md has the comparisons.
     """
 
     @property
     def private_head(self) -> bool:
-        """Yes."""
+        """True: that is part of the method."""
         return True
 
     @property
     def mix(self) -> Mix:
-        """The loss that was chosen."""
+        """The loss, which no setting changes."""
         return Mix(detach=True, temperature=4.0, small_ce=1.0)

@@ -1,4 +1,4 @@
-"""What a training method has to say; everything else about a run is the same for all methods."""
+"""What a training method defines; everything else about a run is the same for all methods."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What one forward pass in training gives."""
+    """What one forward pass in training returns."""
 
     loss: Tensor
     """The scalar to minimise."""
     logits: dict[str, Tensor]
     """Network name -> logits (N, C)."""
     terms: dict[str, Tensor | float]
-    """Name -> scalar to log, the parts of the loss and the like; the same names at every measured step."""
+    """Name -> scalar to log, such as the parts of the loss; the same names at every measured step."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Finished:
-    """A network as it leaves the run: a plain module, nothing of adjoined in it."""
+    """A finished network: a plain module, with nothing of adjoined in it."""
 
     module: nn.Module
     plan: SlicePlan | None = None
@@ -51,24 +51,24 @@ class Finished:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training that comes before a method's own: a run of its own, in a folder of the run."""
+    """A training before the method's own: a run by itself, in a folder of the run."""
 
     name: str
     settings: Settings
     """All of them; `settings.method` says how this stage trains."""
     network: str = "base"
-    """Which of its finished networks the stages after it are handed."""
+    """Which of its finished networks the later stages get."""
     carried: bool = False
-    """Whether that network is part of what the whole run leaves."""
+    """Whether that network is part of the result of the whole run."""
     given: str | None = None
-    """Folder of a finished run that takes the place of this training."""
+    """Folder of a finished run to use instead of this training."""
 
 
 class Method(ABC):
     """Builds what is trained, gives its loss, and names the finished networks.
 
-    A method holds no tensors: everything that is learned is in the network that it builds, so that checkpoints,
-    averages of the weights and several devices need to know nothing of methods.
+    A method holds no tensors: everything that is learned is in the network that it builds. Checkpoints, averages of the
+    weights and several devices therefore need to know nothing about methods.
 
     Args:
         settings: the settings of the run.
@@ -77,11 +77,11 @@ class Method(ABC):
     ignores: ClassVar[frozenset[str]] = frozenset()
     """Settings that the method takes, although they make no difference to what it computes."""
     views: ClassVar[int] = 1
-    """How often each training image is varied; above 1, x is (N, views, C, H, W)."""
+    """Augmented views of each training image; above 1, x is (N, views, C, H, W)."""
     from_pretrained: ClassVar[bool] = True
     """Whether the model that `build` gets has pretrained weights, where the settings ask for them."""
     extra: ClassVar[str] = ""
-    """The extra of adjoined that brings a library which the method needs."""
+    """The extra of adjoined with a library that the method needs."""
     library: ClassVar[str] = ""
     """That library, as it is imported."""
 
@@ -89,7 +89,7 @@ class Method(ABC):
         self.settings = settings
 
     def check(self) -> None:
-        """Say before any training that something is missing.
+        """Check before any training that nothing is missing.
 
         Raises:
             AdjoinedError: a library is not installed, or a setting does not fit the method.
@@ -102,14 +102,14 @@ class Method(ABC):
             )
 
     def before(self) -> tuple[Stage, ...]:
-        """Return what is trained before, in order.
+        """Return the stages before, in order.
 
-        A stage that needs others before it finds them here: its own `before` is the beginning of this list.
+        If a stage needs others before it, its own `before` is the beginning of this list.
         """
         return ()
 
     def adapt(self, model: nn.Module, example: Tensor) -> Settings:
-        """Return the settings that this method's own training goes by; epochs and learning rates may differ.
+        """Return the settings of this method's own training; epochs and learning rates may differ.
 
         Args:
             model: the base network, as for `build`.

@@ -1,4 +1,4 @@
-"""Channel pruning by Torch-Pruning, told as a slice plan: what is kept of each tensor of the trained network."""
+"""Channel pruning by Torch-Pruning, as a slice plan: what is kept of each tensor of the trained network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base network with dropout: the paper's rival as a regulariser."""
+"""The base network with dropout: the regulariser that the paper compares with."""
 
 from __future__ import annotations
 

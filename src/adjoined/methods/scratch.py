@@ -1,4 +1,4 @@
-"""The small network's architecture alone: the first thing that a small network has to be better than."""
+"""The small architecture trained alone: the first baseline for a small network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two full-width branches on shared weights: what is left of the adjoint method without a small network."""
+"""Two full-width branches on shared weights: the adjoint method without a small network."""
 
 from __future__ import annotations
 
