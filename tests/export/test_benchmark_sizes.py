@@ -13,6 +13,7 @@ from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
 from adjoined.benchmark.subject import odd_layers
 from adjoined.benchmark.turns import Latency, ratios
 from adjoined.models.libraries import torchvision_published
+from adjoined.report.benchmark import benchmark_tables
 from zoo import conv, seeded, torchvision_model
 
 PLACES = 6 * 6
@@ -130,7 +131,11 @@ def test_a_speedup_near_the_ratio_of_macs_needs_no_words():
 def test_a_busy_machine_is_told():
     rows, speedups = timed(160, 10, 1)
     disturbed = [replace(rows[0], latency=replace(rows[0].latency, upper_quartile_ms=201.0)), rows[1]]
-    assert "The machine was busy: in 1 of 2 rows" in reasons(SMALL, (disturbed, speedups))
+    told = reasons(SMALL, (disturbed, speedups))
+    assert "The machine was busy: in 1 of 2 rows" in told
+    assert "(base in PyTorch at batch 1 on cpu)" in told
+    found = Benchmark("x", [4.0], [3, 8, 8], [BASE, SMALL], None, environment(), disturbed, speedups)
+    assert benchmark_tables(found)[-1].rows[0][-2:] == ("16.00x ?", "16.0x")
     calm = [replace(rows[0], latency=replace(rows[0].latency, upper_quartile_ms=199.0)), rows[1]]
     assert reasons(SMALL, (calm, speedups)) == ""
 

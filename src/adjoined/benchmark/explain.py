@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from adjoined.benchmark import IN_PYTORCH, RUNTIMES
 from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
+from adjoined.benchmark.turns import Latency
 from adjoined.report.units import count, milliseconds, size
 
 FAR = 0.7
@@ -45,14 +46,24 @@ def explain(found: Benchmark) -> list[str]:
     return sentences
 
 
+def is_noisy(latency: Latency) -> bool:
+    """Tell whether calls differ so much that a speed-up of them is not to be trusted."""
+    return latency.iqr_ms > NOISY * latency.median_ms
+
+
 def _noise(rows: Sequence[Row]) -> list[str]:
-    noisy = [row for row in rows if row.latency.iqr_ms > NOISY * row.latency.median_ms]
+    noisy = [row for row in rows if is_noisy(row.latency)]
     if not noisy:
         return []
+    named = ", ".join(
+        f"{row.network} in {RUNTIMES[row.runtime]}{'' if row.precision == 'fp32' else f' {row.precision}'} "
+        f"at batch {row.latency.batch_size} on {row.latency.device}"
+        for row in noisy
+    )
     return [
         f"The machine was busy: in {len(noisy)} of {len(rows)} rows the inter-quartile range is more than {NOISY:.0%} "
-        f"of the median. Interruptions hit long and short calls unequally, so the speed-ups are not to be trusted: "
-        f"measure again on a quiet machine."
+        f"of the median ({named}). Interruptions hit long and short calls unequally, so speed-ups of these rows, "
+        f"marked with ?, are not to be trusted: measure again on a quiet machine."
     ]
 
 

@@ -181,11 +181,13 @@ def _fault(found: Benchmark) -> str:
         times = (latency.median_ms, latency.lower_quartile_ms, latency.upper_quartile_ms, latency.batch_size)
         if min(*times, latency.threads, latency.calls) <= 0:
             return f"a time or a number of {row.network} in {row.runtime} is not above 0"
-    measured = {(row.runtime, row.network, row.precision, row.latency.batch_size) for row in found.rows}
+    measured = {
+        (row.runtime, row.network, row.precision, row.latency.device, row.latency.batch_size) for row in found.rows
+    }
     for each in found.speedups:
         if min(each.speedup, each.lower_quartile, each.upper_quartile, each.mac_ratio) <= 0:
             return f"a speed-up of {each.network} is not above 0"
         for network, precision in ((found.networks[0].name, each.against), (each.network, each.precision)):
-            if (each.runtime, network, precision, each.batch_size) not in measured:
+            if (each.runtime, network, precision, each.device, each.batch_size) not in measured:
                 return f"a speed-up compares {network} in {each.runtime} {precision}, which has no time"
     return ""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adjoined.benchmark import RUNTIMES
+from adjoined.benchmark.explain import is_noisy
 from adjoined.report import units
 from adjoined.report.table import Table
 
@@ -92,13 +93,16 @@ def _times(found: Benchmark, device: str, batch: int) -> Table:
     by_key = {(row.runtime, row.network, row.precision): row for row in rows}
     compared = [each for each in found.speedups if (each.device, each.batch_size) == (device, batch)]
     several = len(found.networks) > 2
+    times = units.decimals_of(row.latency.median_ms for row in rows)
     lines = []
     for each in compared:
         base = by_key[each.runtime, found.networks[0].name, each.against]
         small = by_key[each.runtime, each.network, each.precision]
-        lines.append((_label(each, several), *_cells(base), *_cells(small), *_ratios(each)))
+        doubt = " ?" if is_noisy(base.latency) or is_noisy(small.latency) else ""
+        cells = (*_cells(base, times), *_cells(small, times))
+        lines.append((_label(each, several), *cells, f"{each.speedup:.2f}x{doubt}", f"{each.mac_ratio:.1f}x"))
     if not compared:  # a base network alone
-        lines = [(_title(row.runtime, row.precision), *_cells(row)) for row in rows]
+        lines = [(_title(row.runtime, row.precision), *_cells(row, times)) for row in rows]
     threads = f", {units.threads(rows[0].latency.threads)}" if device == "cpu" else ""
     images = "1 image" if batch == 1 else f"{batch} images"
     columns = COLUMNS if compared else COLUMNS[:4]
@@ -114,10 +118,6 @@ def _title(runtime: str, precision: str) -> str:
     return RUNTIMES[runtime] + (f" {precision}" if precision != "fp32" else "")
 
 
-def _cells(row: Row) -> tuple[str, str, str]:
-    latency = row.latency
-    return units.milliseconds(latency.median_ms), units.milliseconds(latency.iqr_ms), units.rate(row.images_per_second)
-
-
-def _ratios(each: Speedup) -> tuple[str, str]:
-    return f"{each.speedup:.{1 if each.speedup >= 3 else 2}f}x", f"{each.mac_ratio:.1f}x"
+def _cells(row: Row, decimals: int) -> tuple[str, str, str]:
+    times = (units.milliseconds(each, decimals) for each in (row.latency.median_ms, row.latency.iqr_ms))
+    return (*times, units.rate(row.images_per_second))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 ABSENT = "–"
 """Stands where a figure was not measured."""
 
@@ -36,8 +38,8 @@ def percent(share: float | None) -> str:
     return ABSENT if share is None else f"{100 * share:.2f} %"
 
 
-def milliseconds(number: float | None) -> str:
-    """Write a time in milliseconds with three digits that matter, four decimals at most.
+def milliseconds(number: float | None, decimals: int | None = None) -> str:
+    """Write a time in milliseconds with three digits that matter, four decimals at most, or with so many decimals.
 
     Example:
         >>> [milliseconds(t) for t in (0.00038, 0.02136, 0.1234, 3.456, 34.56, 345.6)]
@@ -45,8 +47,17 @@ def milliseconds(number: float | None) -> str:
     """
     if number is None:
         return ABSENT
-    bounds = (100, 10, 1, 0.1)
-    return f"{number:.{sum(number < bound for bound in bounds)}f} ms"
+    return f"{number:.{decimals_of([number]) if decimals is None else decimals}f} ms"
+
+
+def decimals_of(numbers: Iterable[float]) -> int:
+    """Return the decimals that a column of times needs so that each has three digits that matter, four at most.
+
+    Example:
+        >>> decimals_of([0.1234, 34.56])
+        3
+    """
+    return max((sum(number < bound for bound in (100, 10, 1, 0.1)) for number in numbers), default=0)
 
 
 def rate(number: float) -> str:
