@@ -28,7 +28,7 @@ def value(found: Any, kind: type[T], where: object) -> T:
     """Return a value of the type that it has to have; errors as in `entry`."""
     if kind is float and type(found) is int and abs(found) < 1 << 63:
         found = float(found)
-    if type(found) is kind and (kind is not float or isfinite(found)):
+    if type(found) is kind and not (isinstance(found, float) and not isfinite(found)):
         return found
     raise AdjoinedError("the file is damaged", where=where, expected=kind.__name__, got=type(found).__name__)
 

@@ -119,5 +119,5 @@ def _title(runtime: str, precision: str) -> str:
 
 
 def _cells(row: Row, decimals: int) -> tuple[str, str, str]:
-    times = (units.milliseconds(each, decimals) for each in (row.latency.median_ms, row.latency.iqr_ms))
-    return (*times, units.rate(row.images_per_second))
+    median, spread = (units.milliseconds(each, decimals) for each in (row.latency.median_ms, row.latency.iqr_ms))
+    return median, spread, units.rate(row.images_per_second)
