@@ -268,6 +268,11 @@ class RunFolder:
         """
         return DataRecord.read(self.data) if self.data.is_file() else None
 
+    def may_have_begun_with(self, data: ImageData) -> bool:
+        """Tell whether the run was begun with these images, or does not know (one of an earlier version)."""
+        known = self.known_data()
+        return known is None or known.fits(data)
+
     def check_data(self, data: ImageData) -> None:
         """Raise AdjoinedError if the run was begun with other images than these, and say what has changed."""
         known = self.known_data()

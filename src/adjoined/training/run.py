@@ -79,7 +79,8 @@ def run_training(
                     settings, folder, resume=True, console=console, announce=None, known=known, part_of=whole
                 )
 
-            known = [Path(each) for each in known]
+            # A run of before, whose images have changed since, may have been trained on what is measured now.
+            known = [path for path in map(Path, known) if RunFolder(path).may_have_begun_with(images)]
             earlier = run_stages(settings, whole.stages, train=train_stage, known=known, console=console)
             job = make_job(settings, earlier=earlier.modules, skipped=skipped)
         else:

@@ -1,0 +1,102 @@
+"""A run goes on with the images that it began with, wherever they lie, or not at all."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adjoined.errors import AdjoinedError
+from adjoined.runs.finished import are_own, open_images, open_other_images, open_run
+from adjoined.runs.folder import RunFolder
+from adjoined.training import train
+from tiny_runs import QUIET, TINY
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, random = tmp_path_factory.mktemp("run") / "photos", np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path) -> Path:
+    here = Path.cwd()
+    os.chdir(photos.parent)
+    try:
+        settings = replace(
+            TINY, model="resnet20", model_options={}, data="folder:photos", image_size=16, epochs=1, batch_size=8
+        )
+        train(settings, photos.parent / "run", console=QUIET)
+    finally:
+        os.chdir(here)
+    return photos.parent / "run"
+
+
+@pytest.fixture
+def moved(photos: Path, finished: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The run, and its images in a new place; those where they lay are gone for the run's settings."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    text = (run / "settings.yaml").read_text()
+    assert f"folder:{photos}" in text  # stored absolute
+    (run / "settings.yaml").write_text(text.replace(str(photos), str(tmp_path / "gone")))
+    return run, shutil.copytree(photos, tmp_path / "new" / "photos")
+
+
+def unfinished(run: Path) -> None:
+    record = json.loads((run / "run.json").read_bytes())
+    (run / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))
+
+
+def test_images_are_found_in_their_new_place(moved: tuple[Path, Path]):
+    run, images = moved
+    opened = open_run(run)
+    with pytest.raises(AdjoinedError, match="there is no such folder"):
+        open_images(opened)
+    for where in ({"data": f"folder:{images}"}, {"data_root": str(images.parent)}):
+        assert len(open_images(opened, **where).val) == 4
+    assert are_own(opened, f"folder:{images}")
+
+
+def test_other_images_are_not_taken_for_the_run_s_own(moved: tuple[Path, Path]):
+    run, images = moved
+    shutil.copy(images / "cat" / "0.png", images / "cat" / "more.png")
+    opened, data = open_run(run), f"folder:{images}"
+    assert not are_own(opened, data)
+    assert len(open_other_images(opened, data).val) == 21
+    with pytest.raises(AdjoinedError, match=r"1 added \(cat/more\.png\)"):
+        open_images(opened, data=data)
+
+
+def test_a_run_goes_on_where_its_images_are_now_but_not_on_others(moved: tuple[Path, Path]):
+    run, images = moved
+    unfinished(run)
+    settings = replace(RunFolder(run).read_settings(), data=f"folder:{images}")
+    extra = images / "dog" / "more.png"
+    shutil.copy(images / "dog" / "0.png", extra)
+    before = (run / "settings.yaml").read_bytes()
+    with pytest.raises(AdjoinedError, match="the images are not those that the run began with: 1 added"):
+        train(settings, run, resume=True, console=QUIET)
+    assert (run / "settings.yaml").read_bytes() == before
+    extra.unlink()
+    result = train(settings, run, resume=True, console=QUIET)
+    assert result.images == 4
+    assert RunFolder(run).read_settings().data == f"folder:{images}"
+
+
+def test_a_damaged_validation_image_stops_a_run_before_it_leaves_anything(photos: Path, tmp_path: Path):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    (images / "dog" / "9.png").write_bytes(b"")
+    settings = replace(TINY, data=f"folder:{images}", image_size=16, epochs=1, model="resnet20", model_options={})
+    with pytest.raises(AdjoinedError, match=r"dog/9\.png: the image cannot be read"):
+        train(settings, tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run" / "settings.yaml").exists()
