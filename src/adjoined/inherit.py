@@ -1,0 +1,234 @@
+"""What a small network inherits from a trained base: weights that give the base's activations with fewer channels.
+
+A slice of trained weights leaves out what the dropped channels contributed. Here each layer of the small network, in
+the order of execution, gets the weights that come nearest to the base's outputs, given the inputs that the layers
+before it now give: linear least squares, in closed form.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from adjoined.slicing import SlicePlan
+from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.modules import named_tensors
+from adjoined.slicing.plan.index import Index
+
+POSITIONS = 64
+"""Positions of each image at which a convolution's outputs are compared."""
+RIDGE = 1e-2
+"""Weight of staying near the slice, as a share of the mean square of the inputs."""
+
+
+@torch.no_grad()
+def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> int:
+    """Fit the small network's weights to the base's activations on some images, and measure its batch norms on them.
+
+    Convolutions (in two dimensions) and linear layers are fitted, with their biases; other weights stay slices. The
+    scale of each batch norm is lowered by the share of its input's deviation that the narrow layers could not explain.
+    Layers that run several times are fitted at their first run.
+
+    Args:
+        base: the trained base network; it is not changed.
+        small: a slice of it, as `plan.apply(base)` or `AdjoinedNetwork.extract` return; it is changed in place.
+        plan: how it was sliced.
+        images: one batch of images as the base takes them, such as float32 (256, 3, 128, 128). Both networks run on it
+            once, in eval mode.
+
+    Returns:
+        How many layers were fitted.
+
+    Source: the reconstruction of He et al., "Channel pruning for accelerating very deep neural networks",
+    arXiv 1707.06168, for all layers and kernels.
+
+    Example:
+        >>> from adjoined.slicing import make_plan
+        >>> base = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1))
+        >>> images = torch.randn(8, 3, 4, 4)
+        >>> plan = make_plan(base, images, alpha=2)
+        >>> small = plan.apply(base)
+        >>> inherit(base, small, plan, images)
+        2
+        >>> bool(torch.allclose(small(images), base(images), atol=0.01))  # 3 inputs need no more than 8 channels
+        True
+    """
+    inputs = Inputs.of(images)
+    modes = [(module, module.training) for network in (base, small) for module in network.modules()]
+    norms = [(name, module) for name, module in small.named_modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(_fit_norm) for _, norm in norms if norm.running_var is not None]
+    try:
+        with _Record(base.eval(), plan) as recorded:
+            inputs.run(base)
+        with _Fit(small.eval(), recorded.wanted) as fitted:
+            inputs.run(small)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    return fitted.count
+
+
+class _Wanted(NamedTuple):
+    """What a layer of the small network is to give."""
+
+    values: Tensor
+    """(rows, outputs kept)."""
+    places: Tensor | None
+    """Where in each image they stand, (N, positions) of the flattened outputs; None for linear layers."""
+
+
+class _Layers(TorchFunctionMode):
+    """See every convolution and linear layer run, by the name of its weight."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in reversed(named_tensors(network).items())}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        call = _call(func, args, kwargs or {})
+        name = None if call is None else self._names.get(id(call.weight))
+        if call is None or name is None:
+            return func(*args, **(kwargs or {}))
+        return self.layer(name, call, lambda: func(*args, **(kwargs or {})))
+
+    def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class _Record(_Layers):
+    """Note what the layers of the base give at some positions."""
+
+    def __init__(self, network: nn.Module, plan: SlicePlan) -> None:
+        super().__init__(network)
+        self._plan = plan
+        self._generator = torch.Generator().manual_seed(0)
+        self.wanted: dict[str, _Wanted] = {}
+
+    def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
+        out = run()
+        if name not in self.wanted:
+            kept, places = self._plan.indices(name)[0], None
+            channels = 1 if call.convolution else out.ndim - 1
+            values = _kept(out, kept, channels)
+            if call.convolution:
+                count = out.shape[2] * out.shape[3]
+                chosen = [torch.randperm(count, generator=self._generator)[:POSITIONS] for _ in range(len(out))]
+                places = torch.stack(chosen).to(out.device)
+                values = _at(values.flatten(2), places)
+            self.wanted[name] = _Wanted(values.reshape(-1, values.shape[-1]), places)
+        return out
+
+
+class _Fit(_Layers):
+    """Fit every layer of the small network before it runs."""
+
+    def __init__(self, network: nn.Module, wanted: dict[str, _Wanted]) -> None:
+        super().__init__(network)
+        self._wanted = wanted
+        self.count = 0
+
+    def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
+        wanted = self._wanted.pop(name, None)
+        if wanted is not None and wanted.values.shape[1] == len(call.weight):
+            rows = _patches(call, wanted.places) if wanted.places is not None else call.input
+            _solve(rows.reshape(-1, rows.shape[-1]), wanted.values, call)
+            self.count += 1
+        return run()
+
+
+class _Call(NamedTuple):
+    """The arguments of a convolution or a linear layer."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+    convolution: bool = False
+
+
+_LINEAR = inspect.signature(lambda input, weight, bias=None: None)
+_CONVOLUTION = inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None)
+
+
+def _call(func: Any, args: Any, kwargs: Any) -> _Call | None:
+    if func is F.linear:
+        return _Call(**_LINEAR.bind(*args, **kwargs).arguments)
+    if func is F.conv2d:
+        call = _Call(**_CONVOLUTION.bind(*args, **kwargs).arguments, convolution=True)
+        return call if call.input.ndim == 4 else None
+    return None
+
+
+def _kept(tensor: Tensor, kept: Index | None, dim: int) -> Tensor:
+    return tensor if kept is None else tensor.index_select(dim, kept.tensor(tensor.device))
+
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """Return values (N, C, positions) at places (N, k), as (N, k, C)."""
+    return values.gather(2, places[:, None].expand(-1, values.shape[1], -1)).transpose(1, 2)
+
+
+def _patches(call: _Call, places: Tensor) -> Tensor:
+    """Return what a convolution reads for its outputs at some places: (N, k, C · kernel height · kernel width)."""
+    (height, width), stride, dilation = call.weight.shape[2:], _pair(call.stride), _pair(call.dilation)
+    spare = [d * (k - 1) for d, k in zip(dilation, (height, width), strict=True)]
+    if call.padding == "same":
+        pads = [(each // 2, each - each // 2) for each in spare]
+    else:
+        pads = [(each, each) for each in ((0, 0) if call.padding == "valid" else _pair(call.padding))]
+    x = F.pad(call.input, (*pads[1], *pads[0]))
+    columns = (x.shape[3] - spare[1] - 1) // stride[1] + 1
+    rows, cols = places // columns * stride[0], places % columns * stride[1]
+    offsets = [(i * dilation[0], j * dilation[1]) for i in range(height) for j in range(width)]
+    flat = x.flatten(2)
+    read = [_at(flat, (rows + i) * x.shape[3] + cols + j) for i, j in offsets]
+    return torch.stack(read, dim=-1).flatten(2)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    one, *other = value if isinstance(value, (tuple, list)) else (value,)
+    return one, other[0] if other else one
+
+
+def _solve(x: Tensor, y: Tensor, call: _Call) -> None:
+    """Set weight and bias so that x @ weight comes nearest to y, group by group, and not far from what they are."""
+    groups, weight = call.groups, call.weight
+    x = x.unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, rows, inputs)
+    y = y.unflatten(1, (groups, -1)).transpose(0, 1)
+    slices = weight.reshape(groups, y.shape[2], -1).transpose(1, 2).double()
+    mean_x, mean_y = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+    x, y = x - mean_x, y - mean_y
+    gram, both = (x.mT @ x).double(), (x.mT @ y).double()
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1) + 1e-9
+    near = ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    found = torch.linalg.solve(gram + near, both + ridge[:, None, None] * slices)
+    if not found.isfinite().all():
+        return
+    weight.copy_(found.mT.reshape(weight.shape))
+    if call.bias is not None:
+        call.bias.copy_((mean_y - mean_x @ found.to(mean_x.dtype)).flatten())
+
+
+def _fit_norm(norm: nn.Module, args: tuple[Any, ...]) -> None:
+    """Measure a batch norm on its input; let its outputs vary as the base's would, given this input."""
+    assert isinstance(norm, _BatchNorm)
+    z = args[0].transpose(0, 1).flatten(1).float()
+    mean, var = z.mean(1), z.var(1)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    if norm.weight is not None:
+        norm.weight.mul_(((var + norm.eps) / (norm.running_var + norm.eps)).sqrt().clamp(max=1))
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)
