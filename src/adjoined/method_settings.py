@@ -8,6 +8,7 @@ from typing import Any, Literal
 METHODS = (
     "adjoint",
     "adjoint+",
+    "transfer",
     "standard",
     "scratch",
     "scratch-compute",
@@ -82,8 +83,8 @@ class MethodSettings:
     """Let the KL term train the small network only."""
     small_ce: float = _for(0.0, "adjoint")
     """Weight of a cross-entropy of the small network."""
-    temperature: float | None = _for(None, "adjoint", "distillation")
-    """Temperature of the KL term; none: 1 for adjoint, 4 for distillation."""
+    temperature: float | None = _for(None, "adjoint", "distillation", "transfer")
+    """Temperature of the KL term; none: 1 for adjoint, 4 for distillation, 2 for transfer."""
     dropout_rate: float = _for(0.3, "dropout")
     """Share of the last linear layer's inputs that are dropped, in [0, 1)."""
     teacher: str | None = _for(None, "distillation")

@@ -231,6 +231,7 @@ def adjoin(
     check: bool = False,
     private_norms: bool = True,
     private_head: bool = False,
+    private: Iterable[str] = (),
 ) -> AdjoinedNetwork:
     """Join a model with a small twin (or a family of them) on shared weights.
 
@@ -250,9 +251,10 @@ def adjoin(
             share such as {"layer3.*": "1/2"}, or a number such as {"layer4": "96 channels"}. `round_to` holds for them;
             `compress` leaves them alone.
         order: reorder the model's channels first, in place and without changing its function, so that the small network
-            starts from the most important ones: "l1", "l2" (norm of the filters that write a channel) or "bn" (scale of
-            its batch norms); `adjoined.slicing.reorder` tells more. For pretrained weights; before an optimizer's first
-            step. Not when going on with weights that were adjoined before: those are in their order already.
+            starts from the most important ones: "l1", "l2" (norm of the filters that write a channel), "bn" (scale of
+            its batch norms) or "taylor" (the loss without it, to first order: call `backward()` first);
+            `adjoined.slicing.reorder` tells more. For pretrained weights; before an optimizer's first step. Not when
+            going on with weights that were adjoined before: those are in their order already.
         plan: use this slice plan (or one for each small network) instead of making one; the settings above are unused,
             but for `order`.
         check: compare every small network with the base network, its dropped channels at zero, in float64 on random
@@ -261,6 +263,9 @@ def adjoin(
         private_head: small networks have weights of their own in the layer that comes last, too: the last linear one to
             run, or the last convolution where there is none. They begin as slices. It costs a small network nothing at
             inference; in training it is one narrow layer more.
+        private: names or patterns (as for file names) of further modules whose weights small networks have for
+            themselves, beginning as slices. With ("*",) nothing is shared after the start: the base trains as it would
+            alone, and a small network adds its own parameters.
 
     Returns:
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.
@@ -295,7 +300,7 @@ def adjoin(
     if order is not None:
         plans = reorder(model, example_input, plans, order)
     head = (last_layer(model, example_input),) if private_head else ()
-    net = AdjoinedNetwork(model, plans, private_norms=private_norms, private=head)
+    net = AdjoinedNetwork(model, plans, private_norms=private_norms, private=(*private, *head))
     if check:
         for each in net.plans:
             check_plan(model, example_input, each)

@@ -18,6 +18,7 @@ from adjoined.methods.siamese import Siamese
 from adjoined.methods.slimmable import Slimmable, SlimmableDistill
 from adjoined.methods.slimming import Slimming, SparseScales
 from adjoined.methods.standard import Standard
+from adjoined.methods.transfer import Transfer
 from adjoined.methods.weights import LotteryTicket, WeightPruning
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, type[Method]] = {
     "adjoint": Adjoint,
     "adjoint+": AdjointPlus,
+    "transfer": Transfer,
     "standard": Standard,
     "scratch": Scratch,
     "scratch-compute": ScratchCompute,

@@ -78,6 +78,10 @@ class Method(ABC):
     """Settings that the method takes, although they make no difference to what it computes."""
     views: ClassVar[int] = 1
     """Augmented views of each training image; above 1, x is (N, views, C, H, W)."""
+    samples: ClassVar[int] = 0
+    """Training images that `prepare` gets; 0: it is not called."""
+    small_rate: ClassVar[float] = 1.0
+    """Factor on the learning rate of what small networks have for themselves."""
     from_pretrained: ClassVar[bool] = True
     """Whether the model that `build` gets has pretrained weights, where the settings ask for them."""
     extra: ClassVar[str] = ""
@@ -129,6 +133,18 @@ class Method(ABC):
         Raises:
             AdjoinedError: the model cannot be trained by this method with these settings.
         """
+
+    def prepare(self, built: Built, x: Tensor, y: Tensor) -> None:
+        """Change the weights before the first step, by what they do with some training images.
+
+        A run that is resumed finds the outcome in its checkpoint; the networks keep their shapes and plans.
+
+        Args:
+            built: what `build` returned, in training mode.
+            x: images, varied as in training, float (N, C, H, W), on the device of the network.
+            y: class indices, int64 (N,).
+        """
+        return
 
     @abstractmethod
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:

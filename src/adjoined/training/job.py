@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,6 +77,22 @@ def make_job(
     built = method.build(model, example, earlier or {})
     freeze(built.network, model, settings.freeze)
     return Job(adapted, images, method, built, model, example)
+
+
+def prepare(job: Job, device: torch.device) -> None:
+    """Let the method change the weights before the first step, on training images: see `Method.prepare`.
+
+    Args:
+        job: what is going to be trained; its network comes back to the CPU.
+        device: where to compute.
+    """
+    loader = job.images.train_loader(seed=job.settings.seed)
+    wanted = -(-job.method.samples // job.images.settings.batch_size)
+    batches = list(islice(iter(loader), wanted))
+    x, y = (torch.cat(each)[: job.method.samples].to(device) for each in zip(*batches, strict=True))
+    job.network.to(device)
+    job.method.prepare(job.built, x, y)
+    job.network.cpu()
 
 
 def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from torch import Tensor
 from adjoined.methods import Finished
 from adjoined.settings import Settings
 from adjoined.statistics import measure_statistics
-from adjoined.training.freezing import hold_frozen
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData

@@ -69,7 +69,7 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return optimizer and schedule."""
-        optimizer = make_optimizer(self.settings, self.network)
+        optimizer = make_optimizer(self.settings, self.network, small_rate=self.method.small_rate)
         schedule = make_schedule(self.settings, optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

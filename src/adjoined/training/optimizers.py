@@ -50,8 +50,13 @@ def check_optimizer(name: str) -> None:
         raise AdjoinedError("the optimizer needs second derivatives", where="--optimizer", got=name, fix="Try adamw.")
 
 
-def make_optimizer(settings: Settings, network: nn.Module) -> Optimizer:
+def make_optimizer(settings: Settings, network: nn.Module, *, small_rate: float = 1.0) -> Optimizer:
     """Return the optimizer over all parameters of the network that are trained, each once.
+
+    Args:
+        settings: the settings of the run.
+        network: what is trained.
+        small_rate: as in `parameter_groups`.
 
     Raises:
         AdjoinedError: there is no such optimizer, or it needs a package that is not installed.
@@ -65,7 +70,7 @@ def make_optimizer(settings: Settings, network: nn.Module) -> Optimizer:
         options["betas"] = (settings.momentum, SECOND_BETA)
     if info.name == "sgd":
         options["nesterov"] = settings.nesterov and settings.momentum > 0
-    groups = parameter_groups(settings, network)
+    groups = parameter_groups(settings, network, small_rate=small_rate)
     try:
         return create_optimizer_v2(
             groups, opt=settings.optimizer, lr=settings.lr, momentum=settings.momentum, **options
@@ -78,29 +83,35 @@ def make_optimizer(settings: Settings, network: nn.Module) -> Optimizer:
         ) from error
 
 
-def parameter_groups(settings: Settings, network: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(settings: Settings, network: nn.Module, *, small_rate: float = 1.0) -> list[dict[str, Any]]:
     """Return groups of all trained parameters: weights of convolutions and linear layers apart from vectors.
 
     Vectors are biases and the scales and shifts of norms. With `layer_decay` every layer has groups and a rate of its
     own: `lr` times the decay to the power of the layers behind it.
 
+    Args:
+        settings: the settings of the run.
+        network: what is trained.
+        small_rate: factor on the learning rate of what small networks have for themselves.
+
     Returns:
-        Dicts of params, weight_decay and, with `layer_decay`, lr.
+        Dicts of params, weight_decay and lr.
     """
-    decay = settings.layer_decay
-    layers = layer_numbers(network) if decay < 1 else {}
+    layers = layer_numbers(network) if settings.layer_decay < 1 else {}
     last = max(layers.values(), default=0)
-    sorted_by: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
+    sorted_by: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            sorted_by[layers.get(name, 0), parameter.ndim <= 1].append(parameter)
+            factor = settings.layer_decay ** (last - layers.get(name, last))
+            factor *= small_rate if name.startswith("smalls.") else 1
+            sorted_by[factor, parameter.ndim <= 1].append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": settings.norm_weight_decay if vectors else settings.weight_decay,
-            **({"lr": settings.lr * decay ** (last - layer)} if layers else {}),
+            "lr": settings.lr * factor,
         }
-        for (layer, vectors), parameters in sorted(sorted_by.items(), key=lambda item: item[0])
+        for (factor, vectors), parameters in sorted(sorted_by.items(), key=lambda item: item[0])
     ]
 
 

@@ -23,7 +23,7 @@ from adjoined.training.ema import MovingAverage
 from adjoined.training.failures import explained, quiet
 from adjoined.training.finish import Ending
 from adjoined.training.history import History
-from adjoined.training.job import Job, make_job
+from adjoined.training.job import Job, make_job, prepare
 from adjoined.training.loaders import RunData
 from adjoined.training.module import TrainingModule
 from adjoined.training.output import unstoppable
@@ -99,6 +99,8 @@ def run_training(
                     plan.save(run.plan(name))
             if announce is not None:
                 announce(job)
+        if job.method.samples and not run.last.exists():
+            prepare(job, trainer.strategy.root_device)
         module = TrainingModule(job.settings, job.method, job.built, job.images.info.num_classes)
         checkpoint = run.last if run.last.exists() else None
         if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""How much every channel of a group matters, from the weights alone."""
+"""How much every channel of a group matters, by its weights, or by how the loss depends on them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.modules import filters, named_tensors, owner_of
 from adjoined.slicing.solve.groups import Group
 
-ORDERS = ("l1", "l2", "bn")
-"""What channels can be ordered by: a norm of the filters that write them, or the scale of their batch norms."""
+ORDERS = ("l1", "l2", "bn", "taylor")
+"""What channels can be ordered by: a norm of the filters that write them, the scale of their batch norms, or the change
+of the loss without them, to first order."""
 
 Place = tuple[str, int]
 """(tensor name, dimension)."""
@@ -29,7 +30,7 @@ def check_order(order: str) -> str:
         raise AdjoinedError(
             "channels cannot be ordered by this",
             where="order",
-            expected="l1 or l2 (norms of the filters) or bn (scales of the batch norms)",
+            expected="l1 or l2 (norms of the filters), bn (scales of the batch norms) or taylor (gradients)",
             got=repr(order),
         )
     return order
@@ -45,10 +46,13 @@ class Importance:
         model: the model, in eval mode, with its weights.
         order: "l1" or "l2": the norm of a filter over all its weights; "bn": the absolute scale of a batch norm. Groups
             that no batch norm with a scale normalises are ordered by "l1" then; groups that no known layer writes, by
-            all weights that their channels stand in.
+            all weights that their channels stand in. "taylor": the absolute sum of weight times gradient over all that
+            a channel has in a tensor, added up over the tensors, by the gradients that the parameters hold.
 
     Raises:
-        AdjoinedError: "bn" for a model that has no batch norm with a scale.
+        AdjoinedError: "bn" for a model that has no batch norm with a scale, "taylor" for one without gradients.
+
+    Source: of "taylor", Molchanov et al., "Importance estimation for neural network pruning", arXiv 1906.10771.
     """
 
     def __init__(self, model: nn.Module, order: str) -> None:
@@ -56,6 +60,13 @@ class Importance:
         self._by_filter = _filter_norms(model, power)
         self._by_scale = _scales(model) if order == "bn" else {}
         self._tensors, self._power = named_tensors(model), power
+        self._by_loss = _first_order(self._tensors) if order == "taylor" else None
+        if self._by_loss is not None and not any(value.count_nonzero() for value in self._by_loss.values()):
+            raise AdjoinedError(
+                "the parameters have no gradients to order channels by",
+                where="order='taylor'",
+                fix="Call backward() on the loss of a few batches first, in eval mode.",
+            )
         if order == "bn" and not self._by_scale:
             raise AdjoinedError(
                 "the model has no batch norm with a scale to order its channels by",
@@ -64,13 +75,21 @@ class Importance:
             )
 
     def of(self, group: Group, labels: Mapping[str, Sequence[Tensor | None]], roots: Sequence[int]) -> list[float]:
-        """Return the importance of every root of a group, mean 1 for each layer; [] if no layer tells.
+        """Return the importance of every root of a group; [] if no layer tells. But for "taylor", layers have mean 1.
 
         Args:
             group: the channel group.
             labels: tensor name -> labels of its indices for every dimension.
             roots: label -> root.
         """
+        if self._by_loss is not None:
+            total: dict[int, float] = defaultdict(float)
+            for place in group.places:
+                vector = labels[place[0]][place[1]] if place in self._by_loss else None
+                if vector is not None:
+                    for label, value in zip(vector.tolist(), self._by_loss[place].tolist(), strict=True):
+                        total[roots[label]] += value
+            return [total[root] for root in group.roots] if any(total.values()) else []
         for known in (self._by_scale, self._by_filter, self._by_weight(group)):
             found = [self._in_one_place(group, known[p], labels[p[0]][p[1]], roots) for p in group.places if p in known]
             layers = [layer for layer in found if layer]
@@ -112,6 +131,16 @@ def _filter_norms(model: nn.Module, power: int) -> dict[Place, Tensor]:
 def _norms(weight: Tensor, dim: int, power: int) -> Tensor:
     """Return the norm over all dimensions but one."""
     return torch.linalg.vector_norm(weight.detach().movedim(dim, 0).flatten(1), power, dim=1)
+
+
+def _first_order(tensors: Mapping[str, Tensor]) -> dict[Place, Tensor]:
+    """Return |sum of weight times gradient| for every index of every dimension of all parameters."""
+    products = {name: tensor.detach() * tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
+    return {
+        (name, dim): product.movedim(dim, 0).reshape(product.shape[dim], -1).sum(1).abs()
+        for name, product in products.items()
+        for dim in range(product.ndim)
+    }
 
 
 def _scales(model: nn.Module) -> dict[Place, Tensor]:

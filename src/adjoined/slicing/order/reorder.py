@@ -42,7 +42,9 @@ def reorder(
         plans: the slice plan of the small network, or of every network of a family. They stay valid.
         order: "l1" or "l2": the norm of the filters that write a channel, summed over the layers that do, each layer
             divided by its mean over the group; "bn": the absolute scale of its batch norms in the same way, and "l1"
-            for groups without. Channels that go together (groups of a convolution, heads) are ordered as one.
+            for groups without; "taylor": what the loss changes without the channel, to first order, by the gradients
+            that the parameters hold after `backward()` on a few batches. Channels that go together (groups of a
+            convolution, heads) are ordered as one.
 
     Returns:
         The plans with the order written down, and for every group that stays in its order the reason.
@@ -65,7 +67,7 @@ def reorder(
         plan.check_fits(model)
     inputs = Inputs.of(example_input)
     twin = Twin(model, inputs)
-    importance = Importance(twin.model, order)
+    importance = Importance(model if order == "taylor" else twin.model, order)  # copies have no gradients
     traced = trace(model, inputs, choose_groups=lambda *asked: _slices_inside(plans[0], *asked))
     ordering = _Ordering(traced, Grouping(traced), plans, importance)
     tensors = named_tensors(model)

@@ -1,0 +1,84 @@
+"""Fine-tuning from pretrained weights: the small network inherits from the base, and learns beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjoined.inherit import inherit
+from adjoined.loss import adjoint_terms, sum_cross_entropy
+from adjoined.methods.base import Built, Step
+from adjoined.methods.joint import Joint, named
+from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.probe import fit_head
+from adjoined.slicing import reorder
+
+BATCH = 32
+"""Images at a time for gradients, before the first step."""
+ORDER = "taylor"
+
+
+class Transfer(Joint):
+    """Fine-tune the base as it would be alone, and a small network of its own weights beside it.
+
+    Before the first step, on a few hundred training images: the head is fitted to the pretrained features, where it is
+    new; the channels are ordered by what the loss changes without them; each small network's layers are fitted to the
+    base's activations (`adjoined.inherit`). From then on both learn from the labels, and the small network from the
+    base's logits, too; nothing of its loss reaches the base.
+    """
+
+    samples = 512
+    small_rate = 2.0
+    fitted = 256
+    """Images of the samples that small networks are fitted on."""
+
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+        """Return base and small networks; each has weights of its own."""
+        settings = self.settings
+        network = adjoin(
+            model,
+            example,
+            alpha=settings.alpha,
+            keep=tuple(settings.keep),
+            round_to=settings.round_to,
+            compress=settings.compress,
+            widths=settings.widths,
+            private=("*",),
+        )
+        network.plans = tuple(replace(plan, order=ORDER) for plan in network.plans)
+        return Built(network, named([None, *network.plans]))
+
+    def prepare(self, built: Built, x: Tensor, y: Tensor) -> None:
+        """Fit the head, order the channels, and let small networks inherit from the base."""
+        network = built.network
+        assert isinstance(network, AdjoinedNetwork)
+        base, example = network.base, x[:1]
+        training = base.training
+        fit_head(base.eval(), x, y)
+        base.zero_grad()
+        for images, classes in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            (F.cross_entropy(base(images), classes, reduction="sum") / len(x)).backward()
+        reorder(base, example, network.plans, ORDER)
+        base.zero_grad()
+        base.train(training)
+        for skeleton, plan in zip(network.smalls, network.plans, strict=True):
+            small = plan.apply(base)
+            inherit(base, small, plan, x[: self.fitted])
+            found = small.state_dict()
+            skeleton.load_state_dict({name: found[name] for name in skeleton.state_dict()})
+
+    def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
+        """Return CE(p, y) + CE(q, y) + T² KL(p ‖ q), the last with p as it is."""
+        p, *family = network(x)
+        smoothing = self.settings.label_smoothing
+        temperature = self.settings.temperature or 2.0
+        ce, kl = adjoint_terms(p, family, y, label_smoothing=smoothing, detach=True, temperature=temperature)
+        small = sum_cross_entropy(family, y, label_smoothing=smoothing)
+        return Step(
+            ce + small + kl,
+            named([p, *family]),
+            {"ce": ce.detach(), "kl": kl.detach(), "small_ce": small.detach()},
+        )

@@ -1,0 +1,90 @@
+"""A new head on pretrained features: fitted before the first step, so that training need not begin with noise."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjoined.slicing.model.cost import last_linear
+
+BATCH = 64
+"""Images per forward pass."""
+DECAY = 1e-3
+"""Weight of the L2 penalty, against the mean cross-entropy, on standardised features."""
+STEPS = 50
+
+
+def fit_head(model: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Fit the model's last linear layer to its features by logistic regression, if that is better than it is.
+
+    Better is told on the second half of the images by a head fitted on the first: a head that is trained stays.
+
+    Args:
+        model: a classifier in eval mode; its last linear layer is changed in place.
+        x: images as it takes them, float (N, C, H, W).
+        y: class indices, int64 (N,).
+
+    Returns:
+        Whether the head was fitted; False too for models without a linear layer at the end.
+
+    Source: linear probing before fine-tuning, Kumar et al., arXiv 2202.10054.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> x = torch.randn(64, 1, 2, 2)
+        >>> y = (x.sum(dim=(1, 2, 3)) > 0).long()
+        >>> fit_head(model, x, y), float((model(x).argmax(1) == y).float().mean()) > 0.9
+        (True, True)
+    """
+    name = last_linear(model, x[:1])
+    if name is None or len(x) < 4:
+        return False
+    head = model.get_submodule(name)
+    assert isinstance(head, nn.Linear)
+    features, logits = _run(model, head, x)
+    if features.ndim != 2 or logits.shape != (len(x), head.out_features):
+        return False
+    half = len(x) // 2
+    weight, bias = _regression(features[:half], y[:half], head.out_features)
+    ours = F.cross_entropy(features[half:] @ weight.T + bias, y[half:])
+    if not ours < F.cross_entropy(logits[half:], y[half:]):
+        return False
+    weight, bias = _regression(features, y, head.out_features)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if head.bias is not None:
+            head.bias.copy_(bias)
+    return True
+
+
+@torch.no_grad()
+def _run(model: nn.Module, head: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the head is given for every image, and the model's outputs."""
+    features: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, args: features.append(args[0].float()))
+    try:
+        outputs = [model(images) for images in x.split(BATCH)]
+    finally:
+        hook.remove()
+    return torch.cat(features), torch.cat(outputs).float()
+
+
+@torch.enable_grad()
+def _regression(features: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return weight (classes, F) and bias (classes,) of a logistic regression."""
+    mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
+    standard = (features - mean) / scale
+    weight = torch.zeros(classes, features.shape[1], device=features.device, requires_grad=True)
+    bias = torch.zeros(classes, device=features.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(standard @ weight.T + bias, y) + DECAY / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    own = weight.detach() / scale
+    return own, bias.detach() - own @ mean

@@ -1,0 +1,159 @@
+"""Fine-tuning from trained weights: what the small network inherits, and that the base does not notice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adjoined import AdjoinedError, adjoin, load
+from adjoined.inherit import inherit
+from adjoined.methods import METHODS
+from adjoined.network import AdjoinedNetwork
+from adjoined.probe import fit_head
+from adjoined.settings import Settings
+from adjoined.slicing import make_plan
+from adjoined.training import train
+from adjoined.training.job import make_job, prepare
+from tiny_runs import QUIET, TINY
+
+TRANSFER = replace(TINY, method="transfer", alpha=2, round_to=1)
+
+
+class Redundant(nn.Module):
+    """Half of its channels are copies of others in other strengths: half the width is enough."""
+
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.b = nn.Conv2d(16, 16, (3, 5), stride=2, padding=(1, 2), dilation=1, groups=groups)
+        self.c = nn.Conv2d(16, 8, 1, padding="same")
+        self.head = nn.Linear(8, 4)
+        with torch.no_grad():
+            self.a.weight[8:] = 0.5 * self.a.weight[:8]
+            self.b.weight[8:] = 2 * self.b.weight[:8]
+            self.c.weight[4:] = -self.c.weight[:4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.c(self.b(self.norm(self.a(x)))).mean((2, 3)))
+
+
+def of_base_and_small(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the outputs of a model, of its slice at half width, and of the slice that has inherited from it."""
+    model(x)  # the norm gets statistics of its own
+    model.eval()
+    plan = make_plan(model, x[:1], alpha=2, round_to=1)
+    sliced, fitted = plan.apply(model), plan.apply(model)
+    inherit(model, fitted, plan, x)
+    assert not fitted.training
+    return model(x), sliced(x), fitted(x)
+
+
+def test_where_half_the_channels_suffice_the_small_network_gives_what_the_base_gives():
+    torch.manual_seed(0)
+    base, sliced, fitted = of_base_and_small(Redundant(), torch.randn(64, 3, 10, 10))
+    assert (sliced - base).abs().mean() > 10 * (fitted - base).abs().mean()
+    assert (fitted - base).abs().mean() < 0.05 * base.abs().mean()
+
+
+def test_depthwise_layers_are_fitted_channel_by_channel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    base, sliced, fitted = of_base_and_small(model, torch.randn(64, 3, 8, 8))
+    assert (fitted - base).square().mean() < 0.5 * (sliced - base).square().mean()
+
+
+def test_at_full_width_nothing_changes():
+    torch.manual_seed(0)
+    model, x = Redundant(), torch.randn(32, 3, 10, 10)
+    model.norm.momentum = 1.0
+    model(x)
+    model.eval()
+    plan = make_plan(model, x[:1], alpha=1)
+    small = plan.apply(model)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    assert inherit(model, small, plan, x) == 4
+    assert torch.allclose(small(x), model(x), atol=1e-2 * float(model(x).abs().max()))
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+
+def test_a_trained_head_stays_and_a_new_one_is_fitted():
+    torch.manual_seed(0)
+    x = torch.randn(200, 1, 4, 4)
+    y = (x[:, 0, 0, 0] > 0).long() + 2 * (x[:, 0, 1, 1] > 0).long()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).eval()
+    assert fit_head(model, x, y)
+    assert (model(x).argmax(1) == y).float().mean() > 0.9
+    with torch.no_grad():  # what generalises better than a fit of 100 images
+        model[1].weight.copy_(1000 * torch.eye(16)[[0, 0, 0, 0]])
+        model[1].weight[:, 0] = torch.tensor([-50.0, 50.0, -50.0, 50.0])
+        model[1].weight[:, 1:] = 0
+        model[1].weight[:, 5] = torch.tensor([-50.0, -50.0, 50.0, 50.0])
+    kept = model[1].weight.clone()
+    assert not fit_head(model, x, y)
+    assert torch.equal(model[1].weight, kept)
+
+
+def test_channels_are_ordered_by_what_the_loss_changes_without_them():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(1, 6, 1), nn.Flatten(), nn.Linear(6, 3)), torch.randn(40, 1, 1, 1)
+    y = torch.randint(3, (40,))
+    with pytest.raises(AdjoinedError, match="no gradients"):
+        adjoin(model, x[:1], alpha=2, round_to=1, order="taylor")
+    nn.functional.cross_entropy(model(x), y).backward()
+    conv, head = model[0], model[2]
+    exact = [
+        (conv.weight.grad[c] * conv.weight[c]).sum().abs()
+        + (conv.bias.grad[c] * conv.bias[c]).abs()
+        + (head.weight.grad[:, c] * head.weight[:, c]).sum().abs()
+        for c in range(6)
+    ]
+    best = [conv.weight[c].item() for c in sorted(range(6), key=lambda c: -exact[c])]
+    logits = model(x)
+    net = adjoin(model, x[:1], alpha=2, round_to=1, order="taylor")
+    assert [each.item() for each in net.base[0].weight] == best  # pyright: ignore[reportIndexIssue]
+    assert torch.allclose(net.base(x), logits, atol=1e-6)
+
+
+def test_the_base_is_trained_as_it_would_be_alone():
+    job = make_job(TRANSFER)
+    network = job.network
+    assert isinstance(network, AdjoinedNetwork)
+    x, y = torch.randn(16, 1, 8, 8), torch.randint(10, (16,))
+    job.method.step(network, x, y, progress=0.5, measure=False).loss.backward()
+    beside = {name: each.grad.clone() for name, each in network.base.named_parameters() if each.grad is not None}
+    network.zero_grad()
+    nn.functional.cross_entropy(network.base(x), y).backward()
+    assert beside.keys() == {name for name, _ in network.base.named_parameters()}
+    assert all(torch.equal(each.grad, beside[name]) for name, each in network.base.named_parameters())  # pyright: ignore
+    shapes = {name: tuple(each.shape) for name, each in network.extract().named_parameters()}
+    assert {name: tuple(each.shape) for name, each in network.smalls[0].named_parameters()} == shapes
+
+
+@pytest.mark.slow
+def test_a_small_network_that_inherits_is_ahead_before_its_first_step(tmp_path):
+    trained = train(Settings(method="standard", epochs=6, accelerator="cpu"), tmp_path / "base", console=QUIET)
+    settings = Settings(method="transfer", alpha=2, accelerator="cpu")
+    job = make_job(settings)
+    network = job.network
+    assert isinstance(network, AdjoinedNetwork)
+    network.base.load_state_dict(load(trained.folder, "base").state_dict())
+    plan = network.plan
+
+    def right(module: nn.Module) -> float:
+        pairs = [(module.eval()(x).argmax(1) == y).float() for x, y in job.images.val_loader()]
+        return float(torch.cat(pairs).mean())
+
+    sliced = right(plan.apply(network.base))
+    prepare(job, torch.device("cpu"))
+    assert right(network.extract()) > sliced + 0.2
+    assert right(network.base) > 0.9
+
+
+def test_a_run_ends_with_networks_of_both_sizes(tmp_path):
+    result = train(TRANSFER, tmp_path / "run", console=QUIET)
+    assert [each.name for each in result.networks] == ["base", "small"]
+    assert result.networks[1].parameters < result.networks[0].parameters / 3
+    assert METHODS["transfer"].samples > 0
