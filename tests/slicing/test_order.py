@@ -319,6 +319,8 @@ def test_orders_that_cannot_be():
     model = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 5))
     before = copy.deepcopy(model)
     with pytest.raises(AdjoinedError, match="l1 or l2"):
+        adjoin(model, X.float(), order="l3")
+    with pytest.raises(AdjoinedError, match="no gradients"):
         adjoin(model, X.float(), order="taylor")
     with pytest.raises(AdjoinedError, match="no batch norm"):
         adjoin(model, X.float(), order="bn")
