@@ -138,7 +138,7 @@ def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
 class FrozenTies:
     """The ties of a finished trace, for the second run on the small network: a new tie is an error.
 
-    Between groups at full width it is none: there the small network does what the base does.
+    Between groups at full width it is allowed: there the small network does what the base does.
     """
 
     def __init__(self, roots: Sequence[int], narrowed: Sequence[bool]) -> None:
@@ -159,7 +159,7 @@ class FrozenTies:
         return any(self._narrowed[label] for label in labels)
 
     def pin(self, slot: Slot, reason: Reason) -> None:
-        """Do nothing: the first run has pinned it already."""
+        """Do nothing: the first run has already pinned it."""
 
 
 def pairs(a: Slot, b: Slot) -> list[tuple[int, int]]:

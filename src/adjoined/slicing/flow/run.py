@@ -211,7 +211,7 @@ class _Calls(TorchFunctionMode):
     """Looks at calls that torch answers, wholly or in part, before any operator runs.
 
     `reshape` refuses a wrong target by itself; attention takes its scale from the features' number by itself; reading
-    and setting `tensor.data` are no operators, though they hand channels on: `detach` and `copy_` stand in for them.
+    and setting `tensor.data` are not operators, but they pass channels on: `detach` and `copy_` stand in for them.
     """
 
     def __init__(self, flow: LabelFlow) -> None:

@@ -24,7 +24,7 @@ LAYER_NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm")
 
 
 class Site(NamedTuple):
-    """An operator of a model's code: the so-manieth of its kind that a module runs, in eval or train mode."""
+    """One call in a model's code: the n-th call of this operator within a module, in eval or train mode."""
 
     module: str
     operator: str

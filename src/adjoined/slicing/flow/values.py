@@ -1,4 +1,4 @@
-"""Which tensors of a run follow from the values of its input, and whether such values decide how the run goes on."""
+"""Which tensors of a run depend on the values of its input, and whether such values decide what runs next."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _READ = ("_local_scalar_dense", "is_nonzero", "equal")
 
 
 class Values:
-    """What of a run follows from the values of its input, as opposed to its shape.
+    """Which tensors of a run depend on the values of its input, not only on its shape.
 
     Attributes:
         read_in: module whose Python code reads such a value first; None if none does.
-        decide: whether values decide about sizes: Python reads them, or an operator finds as many elements as there
-            happen to be (masks, boxes that are left). The output of another network has other sizes then.
+        decide: whether values decide about sizes: Python reads them, or an operator returns as many elements as it
+            happens to find (masks, remaining boxes). The output of another network has other sizes then.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Values:
         self._computed: Any = WeakIdKeyDictionary()
 
     def start(self, inputs: Any) -> None:
-        """Begin with the tensors that a model is called with."""
+        """Start with the tensors that the model is called with."""
         for leaf in tree_leaves(inputs):
             if isinstance(leaf, Tensor):
                 self._computed[leaf] = True

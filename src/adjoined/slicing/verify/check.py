@@ -196,7 +196,7 @@ def _watching(model: nn.Module, steps: _Steps | None, part: Callable[[Tensor], T
 
     def end(name: str, out: Any) -> None:
         assert steps is not None
-        with _disable_current_modes():  # it is no part of the run
+        with _disable_current_modes():  # not part of the run
             found = [part(leaf) for leaf in tensor_leaves(out)]
             steps.outputs.append((name, [None if each is None else each.clone() for each in found]))
 

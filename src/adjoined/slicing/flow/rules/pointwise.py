@@ -55,7 +55,7 @@ def left_padded(slot: Slot, ndim: int) -> Slot:
 )  # fmt: skip
 @rule("cumsum", statistic=Statistic.ALONG)
 def same(state: State, call: Call) -> None:
-    """Operators that leave shape and places alone."""
+    """Operators that change neither the shape nor where each element is."""
     source = call.tensors[0]
     for out in call.outputs:
         if out.shape == source.shape:
@@ -99,7 +99,7 @@ def softmax(state: State, call: Call) -> None:
 
 @rule(UNKNOWN)
 def unknown(state: State, call: Call) -> None:
-    """No rule: every channel that comes in stays at full width, and nothing is known of what goes out."""
+    """No rule: all incoming channels stay at full width, and nothing is known about the results."""
     for tensor in call.tensors:
         for slot in state.slots(tensor):
             state.pin(slot, Reason(Kind.NO_RULE, f"no rule for the operator {call.name}"))

@@ -25,7 +25,7 @@ def fourier(state: State, call: Call) -> None:
 
 @rule("view_as_complex", "view_as_real")
 def pairs(state: State, call: Call) -> None:
-    """(…, 2) real numbers are (…) complex ones; the two parts of a number are no channels."""
+    """(…, 2) real numbers are (…) complex ones; the two parts of a number are not channels."""
     x, out = call["self"], call.out
     carried = []
     for slot in state.slots(x):
