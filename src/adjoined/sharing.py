@@ -100,5 +100,6 @@ class _Share(torch.autograd.Function):
         return total, None
 
     @staticmethod
-    def jvp(ctx: Any, weight: Tensor, *_: None) -> tuple[Tensor, ...]:
-        return tuple(take(weight, indices).view_as(take(weight, indices)) for indices in ctx.slices)
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        tangent = tangents[0]
+        return tuple(take(tangent, indices).view_as(take(tangent, indices)) for indices in ctx.slices)

@@ -75,7 +75,7 @@ def with_hook_that_writes(model: Plain) -> None:
     model.stem.register_forward_hook(keep)
 
 
-REFUSED = {
+REFUSED: dict[Callable[[Plain], None], str] = {
     with_lambda: "'stem.weight'",
     with_global: "'stem.weight'",
     with_lambda_in_a_part: "'body' reads 'body.weight'",

@@ -141,7 +141,7 @@ class SlicePlan:
         held = dict(small.named_modules())
         for place, value in self.attributes.items():
             module, _, attribute = place.rpartition(".")
-            old = getattr(held.get(module), attribute, None)
+            old: Any = getattr(held.get(module), attribute, None)
             if not _replaces(value, old) or attribute.startswith("_"):
                 raise AdjoinedError(
                     "the slice plan was made for another model",
@@ -151,7 +151,8 @@ class SlicePlan:
                     fix="Make a new plan.",
                 )
             with _naming(module, held[module]):
-                setattr(held[module], attribute, type(old)(value) if isinstance(value, list) else value)
+                like: Any = type(old)
+                setattr(held[module], attribute, like(value) if isinstance(value, list) else value)
         return small
 
     def check_fits(self, model: nn.Module) -> None:
