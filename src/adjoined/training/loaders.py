@@ -32,7 +32,7 @@ class RunData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the training images."""
         assert self.trainer is not None
-        options = {
+        options: dict[str, Any] = {
             "seed": self.settings.seed,
             "rank": self.trainer.global_rank,
             "world_size": self.trainer.world_size,
