@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import adjoined
-from adjoined.slicing import Kind, check_plan, make_plan, measure_cost
-from adjoined.slicing.model.inputs import Inputs, tensor_leaves
+from adjoined.slicing import Inputs, Kind, check_plan, make_plan, measure_cost, tensor_leaves
 
 
 def measure(subject: Subject, alpha: float, *, round_to: int = 1) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from coverage_models import Subject
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing import Inputs
 
 
 def measure_rival(subject: Subject, alpha: float) -> dict[str, Any]:

@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from adjoined.slicing import SlicePlan
-from adjoined.slicing.model.inputs import Inputs
-from adjoined.slicing.model.modules import named_tensors
-from adjoined.slicing.plan.index import Index
+from adjoined.slicing import Index, Inputs, SlicePlan, named_tensors
 
 POSITIONS = 64
 """Positions of each image at which a convolution's outputs are compared."""

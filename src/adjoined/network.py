@@ -15,13 +15,22 @@ from torch.utils._pytree import tree_map
 from adjoined.errors import AdjoinedError
 from adjoined.sharing import SharedWeights
 from adjoined.skeleton import Runner, make_skeleton
-from adjoined.slicing import SlicePlan, check_plan, make_plan, reorder
-from adjoined.slicing.model.cost import last_layer
-from adjoined.slicing.model.inputs import apart
-from adjoined.slicing.model.misuse import check_trainable
-from adjoined.slicing.model.modules import WithoutHistory, full_name, hand_on_kept, matching_modules, private_names
-from adjoined.slicing.model.wrapped import unwrap
-from adjoined.slicing.order.importance import check_order
+from adjoined.slicing import (
+    Latency,
+    Request,
+    SlicePlan,
+    Slicer,
+    WithoutHistory,
+    apart,
+    check_order,
+    check_plan,
+    check_trainable,
+    full_name,
+    hand_on_kept,
+    matching_modules,
+    private_names,
+    unwrap,
+)
 from adjoined.statistics import measure_statistics
 
 
@@ -226,6 +235,9 @@ def adjoin(
     round_to: int = 8,
     compress: float | None = None,
     widths: Mapping[str, str] | None = None,
+    budget: str | Iterable[str] | None = None,
+    latency: Latency | None = None,
+    request: Request | None = None,
     order: str | None = None,
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
     check: bool = False,
@@ -249,7 +261,13 @@ def adjoin(
             layer on either side; instead of `alpha`.
         widths: names or patterns of modules -> width of the channels that these modules write, in place of 1/alpha: a
             share such as {"layer3.*": "1/2"}, or a number such as {"layer4": "96 channels"}. `round_to` holds for them;
-            `compress` leaves them alone.
+            `compress` and `budget` leave them alone.
+        budget: choose alpha so that the small network is the largest that costs no more: "1 MB" (float32 weights),
+            "50 MMACs" (for one sample of the example input's size), "300 k parameters", "3 ms"; several texts, or
+            several in one, separated by commas; instead of `alpha`.
+        latency: what measures "3 ms": a function of the small network as a plain module that returns milliseconds, such
+            as `adjoined.benchmark.Latency("onnx", example_input, threads=1)`.
+        request: `alpha` to `budget` in one object, which takes their place.
         order: reorder the model's channels first, in place and without changing its function, so that the small network
             starts from the most important ones: "l1", "l2" (norm of the filters that write a channel), "bn" (scale of
             its batch norms) or "taylor" (the loss without it, to first order: call `backward()` first);
@@ -287,19 +305,16 @@ def adjoin(
     """
     model = unwrap(model)
     check_trainable(model)
+    slicer = Slicer(model, example_input)
     if order is not None:
         check_order(order)
     if plan is not None:
         plans: Any = plan if isinstance(plan, (list, tuple)) else (plan,)
     else:
-        alphas = list(alpha) if isinstance(alpha, Iterable) and compress is None else [alpha]
-        plans = [
-            make_plan(model, example_input, alpha=each, keep=keep, round_to=round_to, compress=compress, widths=widths)  # pyright: ignore[reportArgumentType]
-            for each in alphas
-        ]
+        plans = slicer.plans(request or Request(alpha, keep, round_to, widths, compress, budget), latency=latency)
     if order is not None:
-        plans = reorder(model, example_input, plans, order)
-    head = (last_layer(model, example_input),) if private_head else ()
+        plans = slicer.reorder(plans, order)
+    head = (slicer.last_layer(),) if private_head else ()
     net = AdjoinedNetwork(model, plans, private_norms=private_norms, private=(*private, *head))
     if check:
         for each in net.plans:

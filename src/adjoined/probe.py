@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjoined.slicing.model.cost import last_linear
+from adjoined.slicing import last_linear
 
 BATCH = 64
 """Images per forward pass."""

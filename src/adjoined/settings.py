@@ -170,9 +170,15 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             self._require("compress", 1 <= self.compress < float("inf"), "a number of at least 1, or none")
             self._require("compress", len(self.alphas) == 1, "none where --alpha has several values")
         if self.widths:
-            from adjoined.slicing.solve.request import check_widths
+            from adjoined.slicing import check_widths
 
             check_widths(self.widths)
+        if self.budget is not None:
+            from adjoined.slicing import read_budget
+
+            read_budget(self.budget)
+            self._require("budget", self.compress is None, "one of --budget and --compress")
+            self._require("budget", len(self.alphas) == 1, "none where --alpha has several values")
         self._check_method()
 
     def data_settings(self, processes: int = 1) -> DataSettings:

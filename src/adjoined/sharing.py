@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adjoined.slicing import SlicePlan
-from adjoined.slicing.model.modules import full_name
-from adjoined.slicing.plan.index import Index, add_at, take
+from adjoined.slicing import Index, SlicePlan, add_at, full_name, take
 
 Indices = tuple[Index | None, ...]
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.sharing import Shared, SharedWeights
-from adjoined.slicing import SlicePlan
-from adjoined.slicing.model.modules import duplicate, full_name
+from adjoined.slicing import SlicePlan, duplicate, full_name
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
 """Switches of model libraries for activation checkpointing. It runs modules again during the backward pass, when a

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing import Inputs
 
 
 def measure_statistics(

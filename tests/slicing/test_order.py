@@ -14,7 +14,7 @@ from adjoined import AdjoinedError, SlicePlan, adjoin
 from adjoined.models import build
 from adjoined.slicing import make_plan, reorder
 from adjoined.slicing.model.inputs import Inputs
-from adjoined.slicing.order.symmetry import Twin
+from adjoined.slicing.order.symmetry import Probe
 from masked import masked, relative_error
 from random_networks import random_network
 from zoo import Concatenated, Flattened, Residual, TwoGroups, conv, images, lively, seeded, torchvision_model
@@ -279,10 +279,10 @@ def test_a_mistake_is_seen_though_the_weights_hide_it(name: str):
     with torch.no_grad():
         model.second.weight.zero_()
     turned = {"first.weight": [torch.arange(16).flip(0), None, None, None], "first.bias": [torch.arange(16).flip(0)]}
-    twin = Twin(model, Inputs.of(X))
-    twin.start(None)
-    assert not twin.same({**turned, "second.weight": [None, torch.arange(16).flip(0), None, None]})
-    assert twin.same({})
+    probe = Probe(model, Inputs.of(X))
+    probe.start(None)
+    assert not probe.same({**turned, "second.weight": [None, torch.arange(16).flip(0), None, None]})
+    assert probe.same({})
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------

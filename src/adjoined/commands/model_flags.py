@@ -34,8 +34,8 @@ class ModelOptions(SmallSettings):
             if getattr(self, name) < 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise AdjoinedError("out of range", where=flag, expected="at least 1", got=getattr(self, name))
-        if not self.alphas or (self.compress and len(self.alphas) > 1):
-            flag = "--compress" if self.compress else "--alpha"
+        if not self.alphas or ((self.compress or self.budget) and len(self.alphas) > 1):
+            flag = "--compress" if self.compress else "--budget" if self.budget else "--alpha"
             raise AdjoinedError("needs one alpha", where=flag, got=list(self.alphas), fix="Give one --alpha.")
 
     def build(self, spec: str) -> tuple[nn.Module, Tensor, list[SlicePlan]]:
@@ -50,7 +50,7 @@ class ModelOptions(SmallSettings):
         import torch
 
         from adjoined.models import build
-        from adjoined.slicing import make_plan, reorder
+        from adjoined.slicing import Request, Slicer
 
         model = build(
             spec,
@@ -60,7 +60,7 @@ class ModelOptions(SmallSettings):
             options=self.model_options,
         )
         example = torch.zeros(1, self.channels, self.input_size, self.input_size)
-        settings: dict[str, Any] = {"keep": tuple(self.keep), "round_to": self.round_to, "widths": self.widths}
         with input_set_by("--input-size and --channels"):
-            plans = [make_plan(model, example, alpha=a, compress=self.compress, **settings) for a in self.alphas]
-        return model, example, plans if self.order is None else reorder(model, example, plans, self.order)
+            slicer = Slicer(model, example)
+            plans = slicer.plans(Request.of(self))
+        return model, example, plans if self.order is None else slicer.reorder(plans, self.order)

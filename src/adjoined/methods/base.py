@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing import SlicePlan, make_plan
+from adjoined.slicing import Request, SlicePlan, Slicer
 
 if TYPE_CHECKING:
     from adjoined.settings import Settings
@@ -180,20 +180,12 @@ def the_small_plan(settings: Settings, model: nn.Module, example: Tensor) -> Sli
     Raises:
         AdjoinedError: they ask for a family.
     """
-    alpha, *others = settings.alphas
-    if others:
+    request = Request.of(settings)
+    if len(request.alphas) > 1:
         raise AdjoinedError(
             f"the method {settings.method} has one small network",
             where="--alpha",
             expected="one number",
-            got=", ".join(f"{alpha:g}" for alpha in settings.alphas),
+            got=", ".join(f"{alpha:g}" for alpha in request.alphas),
         )
-    return make_plan(
-        model,
-        example,
-        alpha=alpha,
-        keep=tuple(settings.keep),
-        round_to=settings.round_to,
-        compress=settings.compress,
-        widths=settings.widths,
-    )
+    return Slicer(model, example).plans(request)[0]

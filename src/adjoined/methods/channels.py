@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.methods.base import the_small_plan
 from adjoined.settings import Settings
-from adjoined.slicing import SlicePlan, measure_cost
-from adjoined.slicing.model.cost import last_linear
-from adjoined.slicing.model.modules import matching_modules, named_tensors
-from adjoined.slicing.plan.index import Index
+from adjoined.slicing import Index, SlicePlan, last_linear, matching_modules, measure_cost, named_tensors
 
 HALVINGS = 10
 """Steps of the search for the share of channels: to 1/1024, finer than one channel of the widest layers."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.methods.alone import Alone
 from adjoined.methods.base import Built, Finished
-from adjoined.slicing.model.cost import last_linear
+from adjoined.slicing import last_linear
 
 
 class Dropout(Alone):

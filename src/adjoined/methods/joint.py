@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adjoined.methods.base import Built, Finished, Method
 from adjoined.names import small_names
 from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.slicing import Request
 
 T = TypeVar("T")
 
@@ -28,11 +29,7 @@ class Joint(Method):
         network = adjoin(
             model,
             example,
-            alpha=settings.alpha,
-            keep=tuple(settings.keep),
-            round_to=settings.round_to,
-            compress=settings.compress,
-            widths=settings.widths,
+            request=Request.of(settings),
             order=settings.order,
             private_head=self.private_head,
         )

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from adjoined.methods.alone import Alone
 from adjoined.methods.base import Built, the_small_plan
 from adjoined.settings import Settings
-from adjoined.slicing import SlicePlan, measure_cost
-from adjoined.slicing.model.modules import named_tensors
+from adjoined.slicing import SlicePlan, measure_cost, named_tensors
 
 
 class Scratch(Alone):

@@ -1,22 +1,63 @@
 """Slicing: which channels belong to the small network, and the small network itself."""
 
-from adjoined.slicing.make_plan import make_plan
-from adjoined.slicing.model.cost import Cost, cost_by_module, measure_cost
-from adjoined.slicing.order.reorder import reorder
+from adjoined.slicing.make_plan import Slicer, make_plan, reorder
+from adjoined.slicing.model.cost import Cost, cost_by_module, last_linear, measure_cost
+from adjoined.slicing.model.inputs import Inputs, apart, tensor_leaves
+from adjoined.slicing.model.misuse import check_trainable
+from adjoined.slicing.model.modules import (
+    WithoutHistory,
+    duplicate,
+    full_name,
+    hand_on_kept,
+    matching_modules,
+    named_tensors,
+    private_names,
+)
+from adjoined.slicing.model.wrapped import unwrap
+from adjoined.slicing.order.importance import check_order
+from adjoined.slicing.plan.index import Index, add_at, take
 from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
+from adjoined.slicing.solve.budget import Limit, in_units, read_budget
+from adjoined.slicing.solve.find_alpha import Latency, OverBudget
+from adjoined.slicing.solve.request import Request, check_widths
 from adjoined.slicing.verify.check import Checked, check_plan
 
 __all__ = [
     "ChannelGroup",
     "Checked",
     "Cost",
+    "Index",
+    "Inputs",
     "Kind",
+    "Latency",
+    "Limit",
+    "OverBudget",
     "Reason",
+    "Request",
     "SlicePlan",
+    "Slicer",
+    "WithoutHistory",
+    "add_at",
+    "apart",
+    "check_order",
     "check_plan",
+    "check_trainable",
+    "check_widths",
     "cost_by_module",
+    "duplicate",
+    "full_name",
+    "hand_on_kept",
+    "in_units",
+    "last_linear",
     "make_plan",
+    "matching_modules",
     "measure_cost",
+    "named_tensors",
+    "private_names",
+    "read_budget",
     "reorder",
+    "take",
+    "tensor_leaves",
+    "unwrap",
 ]

@@ -1,19 +1,73 @@
-"""The one public way in: from a model to the slice plan of its small network."""
+"""The public ways in: from a model to slice plans, and to the order of its channels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.model.cost import last_layer_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.misuse import check_weights
 from adjoined.slicing.model.wrapped import unwrap
+from adjoined.slicing.order.reorder import reorder_channels
 from adjoined.slicing.plan.plan import SlicePlan
-from adjoined.slicing.solve.find_alpha import find_alpha
-from adjoined.slicing.solve.request import Request, check_alpha, check_keep, check_round_to, check_widths
+from adjoined.slicing.solve.find_alpha import Latency, find_alpha
+from adjoined.slicing.solve.request import Request
 from adjoined.slicing.solve.solve import solve
+from adjoined.slicing.solve.traces import Traces
+
+
+class Slicer:
+    """A model and what is derived from its trace, which all of it shares: plans, the channels' order, the last layer.
+
+    Args:
+        model: any module with convolutions; it is neither run nor changed (a copy is), except by `reorder`.
+        example_input: what the model is called with: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
+            arguments, or a dict of keyword arguments.
+
+    Raises:
+        AdjoinedError: it is not a model, or has no weights to narrow.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1)), torch.zeros(1, 3, 8, 8)
+        >>> slicer = Slicer(net, x)
+        >>> [plan.cost.parameters for plan in slicer.plans(Request(alpha=(2, 4)))], slicer.last_layer()
+        ([1226, 618], '2')
+    """
+
+    def __init__(self, model: nn.Module, example_input: Any) -> None:
+        model = unwrap(model)
+        check_weights(model)
+        self._traces = Traces(model, Inputs.of(example_input))
+
+    def plans(self, request: Request, *, latency: Latency | None = None) -> list[SlicePlan]:
+        """Return the plan of every small network that is asked for.
+
+        Args:
+            request: what the small networks should be like.
+            latency: measures a candidate in milliseconds, where the budget has some.
+
+        Raises:
+            AdjoinedError: the model does not run on the example input, or cannot be what is asked for.
+        """
+        if request.chooses_alpha:
+            return [find_alpha(self._traces, request, latency)]
+        return [solve(self._traces, request, alpha) for alpha in request.alphas]
+
+    def reorder(self, plans: SlicePlan | Sequence[SlicePlan], order: str = "l1") -> list[SlicePlan]:
+        """Reorder the model's channels in place; see `adjoined.slicing.reorder`."""
+        return reorder_channels(self._traces, [plans] if isinstance(plans, SlicePlan) else list(plans), order)
+
+    def last_layer(self) -> str:
+        """Return the name of the last linear layer to run, or of the last convolution where there is none.
+
+        Raises:
+            AdjoinedError: there is neither.
+        """
+        return last_layer_of(self._traces.model, self._traces.latest[0].finished)
 
 
 def make_plan(
@@ -25,26 +79,22 @@ def make_plan(
     round_to: int = 8,
     compress: float | None = None,
     widths: Mapping[str, str] | None = None,
+    budget: str | Iterable[str] | None = None,
+    latency: Latency | None = None,
 ) -> SlicePlan:
     """Work out which slices of a model's tensors make up its small network.
 
     Args:
-        model: any module with convolutions; it is neither run nor changed (a copy is).
-        example_input: what the model is called with: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
-            arguments, or a dict of keyword arguments.
-        alpha: every layer keeps about 1/alpha of its channels; at least 1.
-        keep: names or patterns (as for file names) of modules whose tensors stay at full width.
-        round_to: widths are rounded up to multiples of this many channels, never beyond the base's.
-        compress: choose alpha so that the small network has this many times fewer parameters, counted without the last
-            linear layer; `alpha` is ignored then.
-        widths: names or patterns of modules -> width of the channels that these modules write, instead of 1/alpha: a
-            share such as "1/2", or a number such as "24 channels". Rounded up as `round_to` says, and to whole groups.
+        model, example_input: as for `Slicer`.
+        alpha, keep, round_to, compress, widths, budget: as for `Request`.
+        latency: measures a candidate in milliseconds, where the budget has some.
 
     Returns:
         The plan of one small network that runs, with a reason for every group at full width.
 
     Raises:
-        AdjoinedError: bad alpha, round_to, keep, compress or widths; the model does not run on the example input.
+        AdjoinedError: a setting that cannot be, one that the model cannot meet, or a model that does not run on the
+            example input.
 
     Example:
         >>> import torch
@@ -54,11 +104,45 @@ def make_plan(
         channel group  layers  base  small
         0                   3    64     16
         ...
+        >>> make_plan(net, torch.zeros(1, 3, 8, 8), budget="3 kB").cost.bytes
+        2600
     """
-    model = unwrap(model)
-    check_weights(model)
-    request = Request(check_alpha(alpha), check_round_to(round_to), check_keep(keep), check_widths(widths or {}))
-    inputs = Inputs.of(example_input)
-    if compress is not None:
-        return find_alpha(model, inputs, request, compress)
-    return solve(model, inputs, request)
+    slicer = Slicer(model, example_input)
+    request = Request(alpha, keep, round_to, widths, compress, budget)
+    if len(request.alphas) > 1:
+        raise AdjoinedError("one plan has one alpha", where="alpha", got=request.alphas, fix="Use `Slicer.plans`.")
+    return slicer.plans(request, latency=latency)[0]
+
+
+def reorder(
+    model: nn.Module, example_input: Any, plans: SlicePlan | Sequence[SlicePlan], order: str = "l1"
+) -> list[SlicePlan]:
+    """Reorder a model's channels in place, so that the small networks keep the most important ones.
+
+    The model's function stays the same. Parameters and buffers stay the objects they are, so an optimizer that was made
+    before goes on; the momentum of one that has taken steps would belong to the old order.
+
+    Args:
+        model: the base network, with the weights that importance is to be read from.
+        example_input: what the model is called with, as for `make_plan`.
+        plans: the slice plan of the small network, or of every network of a family. They stay valid.
+        order: "l1" or "l2": the norm of the filters that write a channel, summed over the layers that do, each layer
+            divided by its mean over the group; "bn": the absolute scale of its batch norms in the same way, and "l1"
+            for groups without; "taylor": what the loss changes without the channel, to first order, by the gradients
+            that the parameters hold after `backward()` on a few batches. Channels that go together (groups of a
+            convolution, heads) are ordered as one.
+
+    Returns:
+        The plans with the order written down, and for every group that stays in its order the reason.
+
+    Raises:
+        AdjoinedError: no such order, no batch norm for "bn", a plan of another model, or the model does not run.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 1, 2, 2)
+        >>> _ = net[0].weight.data.copy_(torch.tensor([1.0, -4.0, 2.0, 3.0]).view(4, 1, 1, 1))
+        >>> (plan,) = reorder(net, x, make_plan(net, x, alpha=2, round_to=1))
+        >>> net[0].weight.flatten().tolist(), plan.order
+        ([-4.0, 3.0, 2.0, 1.0], 'l1')
+    """
+    return Slicer(model, example_input).reorder(plans, order)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import nn
 
-from adjoined.slicing.model.modules import matching_modules
+from adjoined.slicing import matching_modules
 
 
 def freeze(network: nn.Module, model: nn.Module, patterns: Collection[str]) -> None:

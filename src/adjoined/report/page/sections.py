@@ -45,6 +45,7 @@ def facts(story: RunStory) -> list[tuple[str, str]]:
     told = [("Model", settings.model), ("Data", settings.data), ("Method", settings.method)]
     if settings.method != "standard":
         compressed = f"chosen for {settings.compress:.3g}x" if settings.compress else ""
+        compressed = f"chosen for {settings.budget}" if settings.budget else compressed
         told.append(("α", compressed or ", ".join(f"{alpha:.3g}" for alpha in settings.alphas)))
     told.append(("Epochs", f"{done} of {settings.epochs}" if result is None else f"{result.epochs}"))
     seconds = sum(row.get("seconds", 0.0) for row in story.history)

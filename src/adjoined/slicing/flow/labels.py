@@ -141,8 +141,9 @@ class FrozenTies:
     Between groups at full width it is allowed: there the small network does what the base does.
     """
 
-    def __init__(self, roots: Sequence[int], narrowed: Sequence[bool]) -> None:
+    def __init__(self, roots: array[int], narrowed: Sequence[bool]) -> None:
         self._roots, self._narrowed = roots, narrowed
+        self._table = torch.frombuffer(roots, dtype=torch.int64)
 
     def find(self, label: int) -> int:
         """Return the root of the label's set."""
@@ -150,6 +151,8 @@ class FrozenTies:
 
     def tie(self, a: Slot, b: Slot, where: str) -> None:
         """Raise OutOfStep if the slots hold labels of two different sets."""
+        if torch.equal(self._table[a], self._table[b]):
+            return
         for x, y in pairs(a, b):
             if self._roots[x] != self._roots[y] and (self._narrowed[x] or self._narrowed[y]):
                 raise OutOfStep(f"two channel groups meet in {where}", (x, y))

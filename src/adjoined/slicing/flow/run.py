@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.findings import Findings
@@ -19,6 +20,7 @@ from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slo
 from adjoined.slicing.flow.memory import Memory
 from adjoined.slicing.flow.operators import UNKNOWN, Operator
 from adjoined.slicing.flow.rules import OPERATORS
+from adjoined.slicing.flow.shortcuts import run_operator
 from adjoined.slicing.flow.sizes import Site, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State, family_of
 from adjoined.slicing.model.inputs import Inputs
@@ -36,6 +38,11 @@ class LabelFlow(State, TorchDispatchMode):
         is_kept: label -> whether the small network has it; given in the second run only.
         choose_groups: how grouped convolutions are narrowed.
         original: the model of which a copy is run; a copy that reads the original's tensors is refused.
+
+    Attributes:
+        path: the innermost modules in the order in which they ran in eval mode.
+        finished: all modules in the order in which they finished in eval mode.
+        flops: twice the multiply-adds of convolutions and matrix products in eval mode.
     """
 
     def __init__(
@@ -52,6 +59,8 @@ class LabelFlow(State, TorchDispatchMode):
         TorchDispatchMode.__init__(self)
         self.original = original
         self.path: list[str] = []
+        self.finished: list[str] = []
+        self.flops = 0
         self.called_with: tuple[Any, ...] = ()
         self.steps = 0
         self._idle = False  # in a norm that has nothing to do: torch then reads no more than its first element
@@ -65,7 +74,7 @@ class LabelFlow(State, TorchDispatchMode):
         for name, module in model.named_modules(remove_duplicate=True):
             if not isinstance(module, torch.jit.ScriptModule):
                 hooks.append(module.register_forward_pre_hook(lambda *call, name=name: self._enter(name, *call)))
-                hooks.append(module.register_forward_hook(lambda *_: self._leave()))
+                hooks.append(module.register_forward_hook(lambda *_, name=name: self._leave(name)))
         modes = [(module, module.training) for module in model.modules()]
         model.train(train)
         self._modules, self._entry = [""], LabelFlow.run.__code__
@@ -101,9 +110,11 @@ class LabelFlow(State, TorchDispatchMode):
                 if varying(slot) == (dim,):
                     self.findings.by_input[name, attribute, element] = slot
 
-    def _leave(self) -> None:
+    def _leave(self, name: str) -> None:
         self._idle = self.in_linear = False
         self._modules.pop()
+        if not self._train:
+            self.finished.append(name)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then let its rule carry the labels on."""
@@ -121,7 +132,7 @@ class LabelFlow(State, TorchDispatchMode):
         if self.strict and labelled:
             self.check_sizes(self.cut, sizes_in(name, bound))
         try:
-            out = func(*args, **kwargs)
+            out = run_operator(func, name, args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
             if isinstance(error, NotImplementedError) and any(t.is_meta for t in given):
                 raise NeedsValues(str(func)) from error
@@ -129,6 +140,8 @@ class LabelFlow(State, TorchDispatchMode):
                 raise
             concerned = (label for slot in self._concerned(name, args, labelled) for label in distinct(slot))
             raise OutOfStep(f"{_first_line(error)} in {self.here}", concerned) from error
+        if not self._train and (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
         for tensor in labelled:
             if tensor in self._names:
                 self.findings.readers[self._names[tensor]].add(name)

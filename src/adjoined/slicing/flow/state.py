@@ -142,6 +142,8 @@ class State:
 
     def tie(self, a: Slot, b: Slot) -> Slot:
         """Tie two slots that broadcast to each other; return their union, labels of `a` first."""
+        if a.shape == b.shape and torch.equal(a, b):
+            return a
         self.ties.tie(a, b, self.here)
         a, b = torch.broadcast_tensors(a, b)
         return torch.where(a == 0, b, a)

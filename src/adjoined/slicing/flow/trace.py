@@ -43,6 +43,8 @@ class Trace:
         unaligned: cuts behind which channel identity was given up.
         shapes: tensor name -> its shape before the run.
         unreached: parts that did not run -> the module whose channels they follow, or "".
+        finished: all modules in the order in which they finished in eval mode.
+        macs: multiply-adds of convolutions and matrix products for one sample, in eval mode.
     """
 
     model: nn.Module
@@ -57,6 +59,8 @@ class Trace:
     unaligned: frozenset[Site]
     unreached: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
+    finished: tuple[str, ...]
+    macs: int
 
 
 def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
@@ -141,9 +145,22 @@ def _trace(
     _pin_banks(ties, findings, labels, kernel_names(model) | linear_names(model))
     if flow.values.decide:
         _pin_unread(ties, findings)
-    shapes = [out.shape for out in outputs]
-    decide, path = flow.values.decide, tuple(flow.path)
-    return Trace(model, inputs, train_inputs, labels, ties, findings, shapes, decide, path, unaligned, unreached, sizes)
+    return Trace(
+        model=model,
+        inputs=inputs,
+        train_inputs=train_inputs,
+        labels=labels,
+        ties=ties,
+        findings=findings,
+        output_shapes=[out.shape for out in outputs],
+        sizes_by_value=flow.values.decide,
+        path=tuple(flow.path),
+        unaligned=unaligned,
+        unreached=unreached,
+        shapes=sizes,
+        finished=tuple(flow.finished),
+        macs=flow.flops // 2 // inputs.batch_size,
+    )
 
 
 def label_tensors(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.inputs import Inputs
@@ -24,6 +27,11 @@ class Cost:
     """The same without the last linear layer, as the paper counts."""
     macs: int
     """Multiply-adds of convolutions and matrix products for one sample."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the parameters as float32 numbers."""
+        return 4 * self.parameters
 
 
 def measure_cost(model: nn.Module, example_input: Any) -> Cost:
@@ -47,28 +55,24 @@ def measure_cost(model: nn.Module, example_input: Any) -> Cost:
 def cost_by_module(model: nn.Module, example_input: Any) -> dict[str, Cost]:
     """Count parameters and MACs of every module by its name; "" is the whole network.
 
-    Arguments as in `measure_cost`. A module's cost includes its children's.
+    Arguments as in `measure_cost`. A module's cost includes its children's, whoever calls them.
     """
     inputs = Inputs.of(example_input)
-    order, counter = _run(model, inputs)
-    # The counter names modules by their path below the class of the model: "ResNet.layer1.0".
-    flops = {path.partition(".")[2]: sum(ops.values()) for path, ops in counter.flop_counts.items() if path != "Global"}
-    last = _last_linear(model, order)
+    run = _run(model, inputs)
+    last = last_linear_of(model, run.finished)
     costs = {}
     for name, module in model.named_modules():
         total = sum(p.numel() for p in module.parameters())
         inside = last is not None and (not name or last == name or last.startswith(f"{name}."))
         without = total - sum(p.numel() for p in model.get_submodule(last or "").parameters()) if inside else total
-        costs[name] = Cost(total, without, flops.get(name, 0) // 2 // inputs.batch_size)
-    whole = sum(counter.flop_counts["Global"].values()) // 2 // inputs.batch_size
-    costs[""] = Cost(costs[""].parameters, costs[""].parameters_without_last, whole)
+        flops = sum(count for of, count in run.flops.items() if not name or of == name or of.startswith(f"{name}."))
+        costs[name] = Cost(total, without, flops // 2 // inputs.batch_size)
     return costs
 
 
 def last_linear(model: nn.Module, example_input: Any) -> str | None:
     """Return the name of the last linear layer in the order of execution, or None where there is none."""
-    order, _ = _run(model, Inputs.of(example_input))
-    return _last_linear(model, order)
+    return last_linear_of(model, _run(model, Inputs.of(example_input)).finished)
 
 
 def last_layer(model: nn.Module, example_input: Any) -> str:
@@ -77,8 +81,21 @@ def last_layer(model: nn.Module, example_input: Any) -> str:
     Raises:
         AdjoinedError: there is neither.
     """
-    order, _ = _run(model, Inputs.of(example_input))
-    name = _last_linear(model, order) or _last(model, order, nn.modules.conv._ConvNd)
+    return last_layer_of(model, _run(model, Inputs.of(example_input)).finished)
+
+
+def last_linear_of(model: nn.Module, finished: Sequence[str]) -> str | None:
+    """Return the last linear layer of a run, of which the names of modules are given as they finished, or None."""
+    return _last(model, finished, nn.Linear)
+
+
+def last_layer_of(model: nn.Module, finished: Sequence[str]) -> str:
+    """Return the last linear layer of a run, or the last convolution where there is none.
+
+    Raises:
+        AdjoinedError: there is neither.
+    """
+    name = last_linear_of(model, finished) or _last(model, finished, nn.modules.conv._ConvNd)
     if not name:
         raise AdjoinedError(
             "no last layer is found",
@@ -89,29 +106,57 @@ def last_layer(model: nn.Module, example_input: Any) -> str:
     return name
 
 
-def _last_linear(model: nn.Module, order: list[str]) -> str | None:
-    return _last(model, order, nn.Linear)
+def _last(model: nn.Module, finished: Sequence[str], kind: type[nn.Module]) -> str | None:
+    return next((name for name in reversed(finished) if isinstance(model.get_submodule(name), kind)), None)
 
 
-def _last(model: nn.Module, order: list[str], kind: type[nn.Module]) -> str | None:
-    return next((name for name in reversed(order) if isinstance(model.get_submodule(name), kind)), None)
-
-
-def _run(model: nn.Module, inputs: Inputs) -> tuple[list[str], FlopCounterMode]:
-    """Run a copy of the model, on the meta device where that works; return its modules in order, and the counts."""
+def _run(model: nn.Module, inputs: Inputs) -> _Run:
+    """Run a copy of the model, on the meta device where that works."""
     try:
         return _run_it(copy.deepcopy(model).to("meta"), inputs.map(lambda t: t.to("meta")))
     except Exception:  # data-dependent code, or a module that does not know the meta device
         return _run_it(copy.deepcopy(model), inputs)
 
 
-def _run_it(model: nn.Module, inputs: Inputs) -> tuple[list[str], FlopCounterMode]:
-    order: list[str] = []
+def _run_it(model: nn.Module, inputs: Inputs) -> _Run:
+    run = _Run()
     for name, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
-            module.register_forward_hook(lambda *_, name=name: order.append(name))
-    model.requires_grad_(False)  # torch's counter stumbles over parameters that are handed to a module as its input
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        inputs.run(model.eval())
-    return order, counter
+            module.register_forward_pre_hook(lambda *_, name=name: run.running.append(name))
+            module.register_forward_hook(lambda *_: run.finished.append(run.running.pop()))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of it, whose work is not known
+        with torch.no_grad(), run:
+            inputs.run(model.eval())
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return run
+
+
+class _Run(TorchDispatchMode):
+    """Counts the work of every operator for the innermost module that runs.
+
+    Attributes:
+        running: names of the modules that run, innermost last.
+        finished: names of the modules in the order in which they finished.
+        flops: module -> twice the multiply-adds of its own operators, those of its children not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = [""]
+        self.finished: list[str] = []
+        self.flops: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, or the operators that it is made of, and count."""
+        kwargs = kwargs or {}
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        out = func(*args, **kwargs)
+        self.flops[self.running[-1]] += count(*args, **kwargs, out_val=out)
+        return out

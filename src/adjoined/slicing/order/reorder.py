@@ -11,69 +11,39 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adjoined.slicing.flow.trace import Trace, trace
-from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import named_tensors, owner_of
-from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.importance import Importance, Place, check_order
-from adjoined.slicing.order.symmetry import Gathers, Twin, out_of_step, permute
+from adjoined.slicing.order.symmetry import Gathers, Probe, out_of_step, permute
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.groups import Grouping
+from adjoined.slicing.solve.traces import Traces
 
 NO_SYMMETRY = "in another order the base network would compute something else"
 
 
-def reorder(
-    model: nn.Module, example_input: Any, plans: SlicePlan | Sequence[SlicePlan], order: str = "l1"
-) -> list[SlicePlan]:
-    """Reorder a model's channels in place, so that the small networks keep the most important ones.
-
-    The model's function stays the same. Parameters and buffers stay the objects they are, so an optimizer that was made
-    before goes on; the momentum of one that has taken steps would belong to the old order.
-
-    Args:
-        model: the base network, with the weights that importance is to be read from.
-        example_input: what the model is called with, as for `make_plan`.
-        plans: the slice plan of the small network, or of every network of a family. They stay valid.
-        order: "l1" or "l2": the norm of the filters that write a channel, summed over the layers that do, each layer
-            divided by its mean over the group; "bn": the absolute scale of its batch norms in the same way, and "l1"
-            for groups without; "taylor": what the loss changes without the channel, to first order, by the gradients
-            that the parameters hold after `backward()` on a few batches. Channels that go together (groups of a
-            convolution, heads) are ordered as one.
-
-    Returns:
-        The plans with the order written down, and for every group that stays in its order the reason.
+def reorder_channels(traces: Traces, plans: Sequence[SlicePlan], order: str) -> list[SlicePlan]:
+    """Reorder the channels of the model of `traces` in place; see `adjoined.slicing.reorder`.
 
     Raises:
         AdjoinedError: no such order, no batch norm for "bn", a plan of another model, or the model does not run.
-
-    Example:
-        >>> from adjoined.slicing import make_plan
-        >>> net, x = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 1, 2, 2)
-        >>> _ = net[0].weight.data.copy_(torch.tensor([1.0, -4.0, 2.0, 3.0]).view(4, 1, 1, 1))
-        >>> (plan,) = reorder(net, x, make_plan(net, x, alpha=2, round_to=1))
-        >>> net[0].weight.flatten().tolist(), plan.order
-        ([-4.0, 3.0, 2.0, 1.0], 'l1')
     """
-    model = unwrap(model)
     check_order(order)
-    plans = [plans] if isinstance(plans, SlicePlan) else list(plans)
+    model = traces.model
     for plan in plans:
         plan.check_fits(model)
-    inputs = Inputs.of(example_input)
-    twin = Twin(model, inputs)
-    importance = Importance(model if order == "taylor" else twin.model, order)  # copies have no gradients
-    traced = trace(model, inputs, choose_groups=lambda *asked: _slices_inside(plans[0], *asked))
-    ordering = _Ordering(traced, Grouping(traced), plans, importance)
+    probe = Probe(model, traces.inputs)
+    importance = Importance(model if order == "taylor" else probe.model, order)  # copies have no gradients
+    traced, grouping = traces.get(lambda *question: _slices_inside(plans[0], *question))
+    ordering = _Ordering(traced, grouping, plans, importance)
     tensors = named_tensors(model)
     ordering.check_memory(tensors)
     ordering.check_labels()
-    ordering.check_outputs(twin)
+    ordering.check_outputs(probe)
     permute(tensors, ordering.gathers())
     return [replace(plan, order=order, unordered=ordering.unordered) for plan in plans]
 
@@ -151,23 +121,23 @@ class _Ordering:
             concerned = [n for n in self.sources if met & set(self._grouping.groups[n].roots)]
             self._leave(concerned or list(self.sources), str(error))
 
-    def check_outputs(self, twin: Twin) -> None:
+    def check_outputs(self, probe: Probe) -> None:
         """Leave groups alone without which the outputs stay what they are."""
         if not self.sources:
             return
-        twin.start(self._traced.train_inputs)
-        culprits = self._culprits(list(self.sources), twin)
+        probe.start(self._traced.train_inputs)
+        culprits = self._culprits(list(self.sources), probe)
         self._leave(culprits, NO_SYMMETRY)
-        if culprits and not twin.same(self.gathers()):
+        if culprits and not probe.same(self.gathers()):
             self._leave(list(self.sources), NO_SYMMETRY)
 
-    def _culprits(self, numbers: list[int], twin: Twin) -> list[int]:
-        if twin.same(self.gathers(numbers)):
+    def _culprits(self, numbers: list[int], probe: Probe) -> list[int]:
+        if probe.same(self.gathers(numbers)):
             return []
         if len(numbers) == 1:
             return numbers
         half = len(numbers) // 2
-        return self._culprits(numbers[:half], twin) + self._culprits(numbers[half:], twin)
+        return self._culprits(numbers[:half], probe) + self._culprits(numbers[half:], probe)
 
     def _in(self, names: set[str]) -> list[int]:
         """Return the groups that have channels in these tensors."""

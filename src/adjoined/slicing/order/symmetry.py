@@ -104,7 +104,7 @@ def out_of_step(traced: Trace, grouping: Grouping, gathers: Gathers, moved: Sequ
 # ---- by running a copy -----------------------------------------------------------------------------------------------
 
 
-class Twin:
+class Probe:
     """A copy of a model in float64. With other weights than the model's, it shows what reordering would do.
 
     Other weights, because the model's may hide a mistake until they are trained: a norm that starts at scale 0 silences

@@ -9,6 +9,9 @@ from typing import Any
 from adjoined.errors import AdjoinedError
 from adjoined.plain import check, entry, named, texts, value, whole
 
+COUNTS = ("parameters", "parameters_without_last", "macs")
+"""What a cost holds."""
+
 LARGEST = 1 << 40
 """Elements of a tensor that a plan may speak of."""
 
@@ -48,6 +51,9 @@ def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]
         for each in kept if isinstance(kept, list) else [kept]:
             plain = each is None or isinstance(each, (str, int, float))
             check(plain, f"{where}, attributes, {place}", "a number or a list of numbers", kept)
+    for name in ("base_cost", "cost"):
+        for quantity in () if data.get(name) is None else COUNTS:
+            whole(entry(data, name, dict, where), quantity, f"{where}, {name}", least=0)
     for group in entry(data, "groups", list, where):
         _check_group(value(group, dict, f"{where}, groups"), f"{where}, groups")
     shapes = named(data, "shapes", list, where)

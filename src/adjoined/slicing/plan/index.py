@@ -32,6 +32,18 @@ class Index:
                 ranges.append((i, i + 1))
         return cls(tuple(ranges))
 
+    @classmethod
+    def where(cls, chosen: Tensor) -> Index:
+        """Make it of the places at which a vector of truth values is true.
+
+        Example:
+            >>> Index.where(torch.tensor([True, True, False, True]))
+            Index(ranges=((0, 2), (3, 4)))
+        """
+        ends = torch.diff(chosen.to(torch.int8), prepend=torch.zeros(1, dtype=torch.int8), append=torch.zeros(1).char())
+        starts, stops = ((ends == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
+        return cls(tuple(zip(starts, stops, strict=True)))
+
     def __len__(self) -> int:
         return sum(stop - start for start, stop in self.ranges)
 

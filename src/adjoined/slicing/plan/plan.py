@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json
+from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.modules import duplicate, in_place_of, named_tensors, set_sizes
 from adjoined.slicing.plan.checked import check_data
 from adjoined.slicing.plan.index import Index, take
@@ -74,6 +75,9 @@ class SlicePlan:
         order: what the base network's channels were ordered by when this plan was first put to use ("l1", "l2", "bn"),
             or "". It is a note: a plan picks indices, it never reorders.
         unordered: name of a group that stayed in its order all the same -> reason.
+        base_cost, cost: parameters, bytes and MACs (for one sample of the example input's size) of the base and of the
+            small network; None in a plan of format 1, or one that was not made by tracing. Two plans are equal whatever
+            the size of the input was.
     """
 
     alpha: float
@@ -90,6 +94,8 @@ class SlicePlan:
     order: str = ""
     unordered: dict[str, str] = field(default_factory=dict)
     unreached: dict[str, str] = field(default_factory=dict)
+    base_cost: Cost | None = field(default=None, compare=False)
+    cost: Cost | None = field(default=None, compare=False)
 
     def indices(self, name: str) -> tuple[Index | None, ...]:
         """Return the kept indices of a tensor for each dimension; None stands for all of them."""
@@ -195,6 +201,8 @@ class SlicePlan:
             "order": self.order,
             "unordered": self.unordered,
             "unreached": self.unreached,
+            "base_cost": None if self.base_cost is None else asdict(self.base_cost),
+            "cost": None if self.cost is None else asdict(self.cost),
         }
 
     @classmethod
@@ -223,6 +231,8 @@ class SlicePlan:
             order=data.get("order", ""),
             unordered=dict(data.get("unordered", {})),
             unreached=dict(data.get("unreached", {})),
+            base_cost=_cost(data.get("base_cost")),
+            cost=_cost(data.get("cost")),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -290,3 +300,7 @@ def _naming(name: str, module: nn.Module) -> Iterator[None]:
         yield
     except Exception as error:  # whatever the module's own code raises
         raise DoesNotFit(name, type(module).__name__, error) from error
+
+
+def _cost(data: Mapping[str, int] | None) -> Cost | None:
+    return None if data is None else Cost(**{each.name: data[each.name] for each in fields(Cost)})

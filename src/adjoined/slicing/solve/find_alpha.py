@@ -1,73 +1,167 @@
-"""Find the alpha that makes a network a wanted number of times smaller."""
+"""Find the alpha of the largest small network that is small enough."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.cost import last_linear
-from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.solve.budget import Limit, in_units
 from adjoined.slicing.solve.request import Request
 from adjoined.slicing.solve.solve import solve
-from adjoined.slicing.solve.widths import AlphaTooLarge
+from adjoined.slicing.solve.traces import Traces
+from adjoined.slicing.solve.widths import widest_choice
 
-STEPS = 12
-"""Halvings of the range of alpha: its logarithm is found to a 4,000th part."""
+Latency = Callable[[nn.Module], float]
+"""The small network as a plain module in eval mode -> milliseconds that it takes for the example input."""
+
+CLOSE = 1.02
+"""Ratio of two alphas between which measured times are not told apart."""
 
 
-def find_alpha(model: nn.Module, inputs: Inputs, request: Request, compress: float) -> SlicePlan:
-    """Return the plan with the smallest alpha that makes the network at least `compress` times smaller.
+class OverBudget(AdjoinedError):
+    """Not even the smallest small network of a model fits."""
+
+
+def find_alpha(traces: Traces, request: Request, latency: Latency | None = None) -> SlicePlan:
+    """Return the plan of the largest small network that has what `compress` or `budget` ask for.
+
+    Widths change at finitely many alphas, and these are bisected, on one trace. So parameters, bytes and MACs are
+    exact: the next larger network does not fit. Milliseconds are measured on a few candidates.
 
     Args:
-        model, inputs, request: as in `solve`; the request's alpha is ignored.
-        compress: parameters of the base / parameters of the small network, both without the last linear layer.
+        traces: the model, with the traces that are there already.
+        request: what is asked for; its alpha is ignored.
+        latency: measures a candidate, where the budget has milliseconds.
 
     Raises:
-        AdjoinedError: `compress` is below 1, or no alpha goes as far.
+        OverBudget: the smallest network is too large; the message says how large it is.
+        AdjoinedError: nothing measures the milliseconds that are asked for; or as in `solve`.
     """
-    if isinstance(compress, bool) or not isinstance(compress, (int, float)) or not compress >= 1:
+    limits = request.limits
+    timed = next((limit for limit in limits if limit.quantity == "ms"), None)
+    if timed is not None and latency is None:
         raise AdjoinedError(
-            "not a factor by which a network can be made smaller",
-            where="compress",
-            expected="a number of at least 1",
-            got=compress,
-            fix="Use 13.7 for 13.7 times fewer parameters without the last linear layer.",
+            "milliseconds are measured in a runtime, and none is named",
+            where=f"budget={timed.text!r}",
+            fix="Name it with `--runtime`, or in Python pass `latency`, such as adjoined.benchmark.Latency('onnx').",
         )
+    search = _Search(traces, request)
+    whole = search.plan(0)
+    if request.compress is not None:
+        assert whole.base_cost is not None
+        most = whole.base_cost.parameters_without_last / request.compress
+        limits = (Limit("parameters without the last layer", most, f"{request.compress:g}"),)
+    found = search.counted([limit for limit in limits if limit is not timed])
+    if timed is not None and latency is not None:
+        found = search.measured(timed, latency, found)
+    return search.plan(found)
 
-    def reached(plan: SlicePlan) -> float:
-        base = sum(math.prod(plan.shapes[name]) for name in names)
-        return base / sum(math.prod(plan.small_shape(name)) for name in names)
 
-    widest = max(p.shape[0] for p in model.parameters() if p.ndim)
-    low, high = 1.0, float(widest)
-    best = None
-    while best is None:
-        try:
-            best = solve(model, inputs, replace(request, alpha=high))
-        except AlphaTooLarge:
-            if high <= 1:
-                raise
-            high = max(1.0, high / 2)
-    last = last_linear(model, inputs)
-    names = [name for name, _ in model.named_parameters() if last is None or not name.startswith(f"{last}.")]
-    if reached(best) < compress:
-        raise AdjoinedError(
-            "the network cannot be made so much smaller by narrowing",
-            where=f"compress={compress:g}",
-            expected=f"at most {reached(best):.4g} (alpha {high:g})",
-            fix="Ask for less, keep fewer modules at full width, or lower round_to.",
+@dataclass
+class _Search:
+    """The plans of one model along the alphas at which some width changes."""
+
+    traces: Traces
+    request: Request
+    alphas: list[float] = field(default_factory=lambda: [1.0])
+    _plans: dict[float, SlicePlan] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Find the alphas, from the groups of the network at full width."""
+        self.plan(0)
+        widest = widest_choice(self.traces.latest[1].groups)
+        top = float(widest.width) if widest is not None else 1.0
+        steps = {n / k for n in self.traces.counts() for k in range(1, n + 1)}
+        self.alphas = sorted({1.0, top, *(alpha for alpha in steps if alpha < top)})
+
+    def plan(self, number: int) -> SlicePlan:
+        """Return the plan at the alpha of this number."""
+        alpha = self.alphas[number]
+        if alpha not in self._plans:
+            self._plans[alpha] = solve(self.traces, self.request, alpha)
+        return self._plans[alpha]
+
+    def counted(self, limits: list[Limit]) -> int:
+        """Return the number of the smallest alpha with which all limits hold.
+
+        Raises:
+            OverBudget: there is none.
+        """
+
+        def fits(number: int) -> bool:
+            cost = self.plan(number).cost
+            return cost is not None and all(limit.of(cost) <= limit.most for limit in limits)
+
+        if fits(0):
+            return 0
+        low, high = 0, len(self.alphas) - 1
+        if not fits(high):
+            raise self._over(limits)
+        while high - low > 1:
+            middle = self._between(low, high)
+            low, high = (low, middle) if fits(middle) else (middle, high)
+        return high
+
+    def measured(self, limit: Limit, latency: Latency, first: int) -> int:
+        """Return the number of the smallest alpha, from the first on, with which the network is fast enough.
+
+        Raises:
+            OverBudget: there is none.
+        """
+        found: dict[int, float] = {}
+
+        def fits(number: int) -> bool:
+            found[number] = latency(self.plan(number).apply(self.traces.model).eval())
+            return found[number] <= limit.most
+
+        low, high, last = first, first, len(self.alphas) - 1
+        while not fits(high):
+            if high == last:
+                text = f"{min(found.values()):.3g} ms (alpha {self.alphas[min(found, key=lambda n: found[n])]:g})"
+                raise OverBudget(
+                    "no small network of this model is so fast",
+                    where=f"budget={limit.text!r}",
+                    expected=f"at least {text}",
+                    fix="Keep fewer modules at full width, or lower round_to.",
+                )
+            low, high = high, self._nearest(2 * self.alphas[high])
+        while high - low > 1 and self.alphas[high] / self.alphas[low] > CLOSE:
+            middle = self._between(low, high)
+            low, high = (low, middle) if fits(middle) else (middle, high)
+        return high
+
+    def _nearest(self, alpha: float) -> int:
+        """Return the number of the first alpha that is at least this large; the last number beyond all."""
+        return next((number for number, each in enumerate(self.alphas) if each >= alpha), len(self.alphas) - 1)
+
+    def _between(self, low: int, high: int) -> int:
+        """Return the number of the alpha near the geometric mean of two that are no neighbours."""
+        return min(max(self._nearest(math.sqrt(self.alphas[low] * self.alphas[high])), low + 1), high - 1)
+
+    def _over(self, limits: list[Limit]) -> OverBudget:
+        """Return the error for limits that no small network keeps, with the nearest that can be reached."""
+        plan = self.plan(len(self.alphas) - 1)
+        assert plan.cost is not None
+        assert plan.base_cost is not None
+        fix = "Keep fewer modules at full width, or lower round_to."
+        if self.request.compress is not None:
+            reached = plan.base_cost.parameters_without_last / plan.cost.parameters_without_last
+            return OverBudget(
+                "the network cannot be made so much smaller by narrowing",
+                where=f"compress={self.request.compress:g}",
+                expected=f"at most {reached:.4g} (alpha {plan.alpha:g})",
+                fix=fix,
+            )
+        over = [limit for limit in limits if limit.of(plan.cost) > limit.most]
+        least = ", ".join(in_units(limit.of(plan.cost), limit.quantity) for limit in over)
+        return OverBudget(
+            "no small network of this model fits",
+            where=f"budget={', '.join(limit.text for limit in over)!r}",
+            expected=f"at least {least} (alpha {plan.alpha:g})",
+            fix=fix,
         )
-    for _ in range(STEPS):
-        middle = math.sqrt(low * high)
-        plan = solve(model, inputs, replace(request, alpha=middle))
-        if reached(plan) >= compress:
-            high, best = middle, plan
-        else:
-            low = middle
-        if high / low < 1.001:
-            break
-    return best

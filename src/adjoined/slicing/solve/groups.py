@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from adjoined.slicing.flow.labels import compress, distinct, sets_of, varying
 from adjoined.slicing.flow.sizes import Site
@@ -83,6 +84,7 @@ class Grouping:
     def __init__(self, trace: Trace) -> None:
         self._findings, self._labels = trace.findings, trace.labels
         self.roots = trace.ties.roots()
+        self._table = torch.frombuffer(self.roots, dtype=torch.int64)
         reason_of = trace.ties.reasons()
         real = set(trace.labels)
         owners = trace.ties.owners
@@ -104,9 +106,15 @@ class Grouping:
             group.reason = group.reason or reason_of(root)
         self.groups = list(alike.values())
         self._couple(trace)
+        self._pinned = [group.reason for group in self.groups]
         for site, labels in trace.findings.whole_heads.items():  # a table may have one place only for each head
             for group in {id(g): g for g in map(self.of, labels)}.values():
                 group.unit = math.gcd(group.unit, trace.findings.head_width[site])
+
+    def reset(self) -> None:
+        """Forget what was decided about the groups for one small network: widths, and what repairs have pinned."""
+        for group, reason in zip(self.groups, self._pinned, strict=True):
+            group.reason, group.kept, group.required, group.requested = reason, 0, None, ()
 
     def _couple(self, trace: Trace) -> None:
         """Let code divide as it did: what it folds into rows (heads) keeps as many channels in each row.
@@ -114,9 +122,8 @@ class Grouping:
         Code mostly takes the width of a row from another tensor's: `x.shape[-1] // heads`. So every group that is as
         wide as what was folded, in the modules around, keeps a multiple of the number of rows.
         """
-        table = torch.tensor(self.roots)
         for cut, slot in trace.findings.folds:
-            tied = compress(table[slot])
+            tied = compress(self._table[slot])
             *row_dims, last = varying(slot)
             if not row_dims or tied.shape[last] == 1:
                 continue  # what lies side by side belongs to one channel, as in a pixel shuffle
@@ -156,15 +163,19 @@ class Grouping:
         choices += [(site.module, labels) for site, labels in self._findings.whole_heads.items()]
         return {module for module, labels in choices if len({self.roots[label] for label in labels}) == 1}
 
-    def narrowed_labels(self) -> list[bool]:
-        """Return for every label whether its group is narrowed, as the groups' `kept` say now."""
-        narrowed = {root for group in self.groups if group.kept < len(group.roots) for root in group.roots}
-        return [root in narrowed for root in self.roots]
+    def narrowed_labels(self) -> Tensor:
+        """Return for every label whether its group is narrowed (bool vector), as the groups' `kept` say now."""
+        return self._having(root for group in self.groups if group.kept < len(group.roots) for root in group.roots)
 
-    def kept_labels(self) -> list[bool]:
-        """Return for every label whether the small network has it, as the groups' `kept` say now."""
-        kept_roots = {root for group in self.groups for root in group.roots[: group.kept]}
-        return [root in kept_roots for root in self.roots]
+    def kept_labels(self) -> Tensor:
+        """Return for every label whether the small network has it (bool vector), as the groups' `kept` say now."""
+        return self._having(root for group in self.groups for root in group.roots[: group.kept])
+
+    def _having(self, roots: Iterable[int]) -> Tensor:
+        """Return for every label whether its root is among these."""
+        among = torch.zeros(len(self.roots), dtype=torch.bool)
+        among[list(roots)] = True
+        return among[self._table]
 
 
 def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,12 +13,107 @@ from torch import nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.modules import filters, matching_modules, named_tensors, owner_of
+from adjoined.slicing.solve.budget import Limit, read_budget
 
 NOTATION = "a share such as '1/2', or a number such as '24 channels'"
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SHARE = re.compile(rf"\s*{_NUMBER}\s*/\s*{_NUMBER}\s*")
 _CHANNELS = re.compile(r"\s*(\d+)\s+channels?\s*")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the small networks of a model should be like.
+
+    All values are checked, and the same whether they come from Python, a YAML file or the command line.
+
+    Attributes:
+        alpha: every layer keeps about 1/alpha of its channels; at least 1. Several values ask for a family.
+        keep: names or patterns (as for file names) of modules whose tensors stay at full width.
+        round_to: widths are rounded up to multiples of this many channels, never beyond the base's.
+        widths: names or patterns of modules -> width of the channels that these modules write, instead of 1/alpha: a
+            share such as "1/2", or a number such as "24 channels".
+        compress: choose alpha so that the small network has this many times fewer parameters, counted without the last
+            linear layer; `alpha` is ignored then.
+        budget: choose alpha so that the small network is the largest that fits: "1 MB", "50 MMACs",
+            "300 k parameters", "3 ms"; several texts, or several in one, separated by commas. `alpha` is ignored then.
+
+    Raises:
+        AdjoinedError: a value cannot be what it is meant to be.
+
+    Example:
+        >>> Request(alpha=(2, 4), keep="stem").alphas
+        (2.0, 4.0)
+    """
+
+    alpha: float | Iterable[float] = 4.0
+    keep: str | Iterable[str] = ()
+    round_to: int = 8
+    widths: Mapping[str, str] | None = None
+    compress: float | None = None
+    budget: str | Iterable[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check all values, and turn those that may be written in several ways into one."""
+        several = isinstance(self.alpha, Iterable) and not isinstance(self.alpha, str)
+        alphas = tuple(map(check_alpha, self.alpha)) if several else check_alpha(self.alpha)  # pyright: ignore
+        if alphas == ():
+            raise AdjoinedError(
+                "at least one alpha is needed", where="alpha", expected="a number of at least 1, or several"
+            )
+        checked: dict[str, Any] = {
+            "alpha": alphas,
+            "keep": check_keep(self.keep),
+            "round_to": check_round_to(self.round_to),
+            "widths": check_widths({} if self.widths is None else self.widths),
+            "compress": None if self.compress is None else check_compress(self.compress),
+            "budget": None if self.budget is None else tuple(limit.text for limit in read_budget(self.budget)),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.compress is not None and self.budget is not None:
+            raise AdjoinedError("compress and budget both choose alpha", where="compress", fix="Give one of them.")
+        if self.chooses_alpha and len(self.alphas) > 1:
+            where = "budget" if self.compress is None else "compress"
+            raise AdjoinedError(f"{where} chooses one alpha", where=where, got=f"alpha={self.alphas}")
+
+    @classmethod
+    def of(cls, settings: object) -> Request:
+        """Return the request that an object states in attributes of these names, such as the settings of a run."""
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The factors of all small networks."""
+        return self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)  # pyright: ignore
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """What the small network may cost."""
+        return () if self.budget is None else read_budget(self.budget)
+
+    @property
+    def chooses_alpha(self) -> bool:
+        """Whether alpha follows from the size that is asked for."""
+        return self.compress is not None or self.budget is not None
+
+
+def check_compress(compress: float) -> float:
+    """Return a factor by which a network is to be made smaller.
+
+    Raises:
+        AdjoinedError: it is not a number of at least 1.
+    """
+    if isinstance(compress, bool) or not isinstance(compress, Real) or not compress >= 1:
+        raise AdjoinedError(
+            "not a factor by which a network can be made smaller",
+            where="compress",
+            expected="a number of at least 1",
+            got=compress,
+            fix="Use 13.7 for 13.7 times fewer parameters without the last linear layer.",
+        )
+    return float(compress)
 
 
 @dataclass(frozen=True)
@@ -30,8 +125,8 @@ class RequestedWidth:
     alpha: float
 
 
-def check_widths(widths: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Return patterns and widths as pairs.
+def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
+    """Return patterns and widths.
 
     Plain numbers are not taken: 4 may be a divisor to one reader and a number of channels to another.
 
@@ -40,7 +135,7 @@ def check_widths(widths: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
     Example:
         >>> check_widths({"layer3.*": "1/2", "head": "24 channels"})
-        (('layer3.*', '1/2'), ('head', '24 channels'))
+        {'layer3.*': '1/2', 'head': '24 channels'}
     """
     if not isinstance(widths, Mapping):
         raise AdjoinedError(
@@ -57,11 +152,11 @@ def check_widths(widths: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
                 fix = f"Write '1/{number:g}' for that part of the channels, '{number:g} channels' for that many."
             where = f"widths[{pattern!r}]"
             raise AdjoinedError("not a width", where=where, expected=NOTATION, got=repr(text), fix=fix)
-    return tuple(widths.items())
+    return dict(widths)
 
 
 def _alpha(text: str, width: int) -> float:
-    """Return what a width of `width` channels is divided by; 0 for a text that is no width."""
+    """Return what a width of `width` channels is divided by; 0 for a text that is not a width."""
     if match := _SHARE.fullmatch(text):
         part, whole = float(match[1]), float(match[2])
         return whole / part if 0 < part <= whole else 0.0
@@ -69,7 +164,7 @@ def _alpha(text: str, width: int) -> float:
     return width / int(match[1]) if match and int(match[1]) else 0.0
 
 
-def requested_widths(model: nn.Module, widths: Sequence[tuple[str, str]]) -> dict[tuple[str, int], RequestedWidth]:
+def requested_widths(model: nn.Module, widths: Mapping[str, str]) -> dict[tuple[str, int], RequestedWidth]:
     """Return the width that is asked for at every filter, (tensor name, dimension), that patterns name.
 
     A pattern means the channels that a module, or the modules in it, write; see `filters`.
@@ -80,7 +175,7 @@ def requested_widths(model: nn.Module, widths: Sequence[tuple[str, str]]) -> dic
     """
     places, tensors = filters(model), named_tensors(model)
     found: dict[tuple[str, int], RequestedWidth] = {}
-    for pattern, text in widths:
+    for pattern, text in widths.items():
         modules = matching_modules(model, (pattern,), setting="widths")
         named = [name for name in places if any(f"{owner_of(name)}.".startswith(f"{each}.") for each in modules)]
         if not named:
@@ -117,21 +212,11 @@ def check_agree(one: RequestedWidth, other: RequestedWidth, name: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a small network should be like."""
-
-    alpha: float
-    round_to: int
-    keep: tuple[str, ...]
-    widths: tuple[tuple[str, str], ...] = ()
-
-
 def check_alpha(alpha: float) -> float:
     """Return alpha as a float.
 
     Raises:
-        AdjoinedError: it is no number of at least 1.
+        AdjoinedError: it is not a number of at least 1.
     """
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha) or alpha < 1:
         raise AdjoinedError(
@@ -148,7 +233,7 @@ def check_round_to(round_to: int) -> int:
     """Return round_to.
 
     Raises:
-        AdjoinedError: it is no whole number of at least 1.
+        AdjoinedError: it is not a whole number of at least 1.
     """
     if isinstance(round_to, bool) or not isinstance(round_to, Integral) or round_to < 1:
         raise AdjoinedError(
@@ -165,7 +250,7 @@ def check_keep(keep: str | Iterable[str]) -> tuple[str, ...]:
     """Return the names and patterns of modules as a tuple; one name alone is taken for itself.
 
     Raises:
-        AdjoinedError: they are no strings.
+        AdjoinedError: they are not strings.
     """
     patterns = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else (keep,)
     if not all(isinstance(pattern, str) for pattern in patterns):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, along
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
-from adjoined.slicing.flow.trace import Trace, trace
-from adjoined.slicing.model.inputs import Inputs, tensor_leaves
+from adjoined.slicing.flow.trace import Trace
+from adjoined.slicing.model.cost import Cost, last_linear_of
+from adjoined.slicing.model.inputs import tensor_leaves
 from adjoined.slicing.model.misuse import another_path
 from adjoined.slicing.model.modules import full_name, matching_modules, named_tensors, owner_of
 from adjoined.slicing.plan.index import Index
@@ -23,55 +24,67 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.groups import Group, Grouping
 from adjoined.slicing.solve.numbers import Failure
 from adjoined.slicing.solve.repair import Repairs, Unaligned
-from adjoined.slicing.solve.request import Request, RequestedWidth, requested_widths
+from adjoined.slicing.solve.request import Request, requested_widths
+from adjoined.slicing.solve.traces import Traces
 from adjoined.slicing.solve.widths import check_answered, hand_out, pin_kept, set_widths, slices_inside
 
 ROUNDS = 200
-"""At most so many repairs of one trace; every one corrects or widens something, so small models never get here."""
+"""The most repairs of one trace; each corrects or widens something, so small models never get here."""
 
 
-def solve(model: nn.Module, inputs: Inputs, request: Request) -> SlicePlan:
-    """Return the plan for a request; arguments as in `make_plan`.
+def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
+    """Return the plan of one small network.
 
     It always ends: where no repair helps, the model stays as wide as it is, and the plan says why.
+
+    Args:
+        traces: the model, with the traces that are there already.
+        request: what is asked for, but for its alpha.
+        alpha: what widths are divided by.
+
+    Raises:
+        AdjoinedError: the model does not run on the example input, or the request does not fit the model.
     """
+    model = traces.model
     kept_modules = matching_modules(model, request.keep)
-    requested = requested_widths(model, request.widths)
+    requested = requested_widths(model, request.widths or {})
+    alphas = {owner_of(tensor): width.alpha for (tensor, _), width in requested.items()}
+
+    def slice_inside(module: str, groups: int, size: int) -> bool:
+        own = alphas.get(module, alpha)
+        return module in traces.tied or slices_inside(groups, size, own, request.round_to)
+
     unaligned: frozenset[Site] = frozenset()
-    inside: frozenset[str] = frozenset()
     may_unalign = True
     while True:
-        traced = trace_for(model, inputs, request, requested, unaligned, inside)
-        grouping = Grouping(traced)
-        if tied := grouping.tied_groups() - inside:
-            inside |= tied
-            del traced, grouping  # as large as the next ones
+        traced, grouping = traces.get(slice_inside, unaligned)
+        if tied := grouping.tied_groups() - traces.tied:
+            traces.tied |= tied
             continue
         pin_kept(grouping.groups, kept_modules)
         hand_out(grouping.groups, requested)
         repairs = Repairs(traced, grouping, may_unalign)
         try:
-            return _settle(traced, grouping, repairs, request)
+            return _settle(traced, grouping, repairs, request, alpha)
         except Unaligned as found:
             unaligned |= found.cuts
         except OutOfStep as error:
             if not unaligned:
-                return _at_full_width(traced, request, error.reason)
+                return _at_full_width(traced, grouping, request, alpha, error.reason)
             unaligned, may_unalign = frozenset(), False
-        del traced, grouping, repairs
 
 
-def _at_full_width(traced: Trace, request: Request, why: Reason) -> SlicePlan:
+def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: float, why: Reason) -> SlicePlan:
     """Return the plan that narrows nothing, because of the failure `why`.
 
     Raises:
         AdjoinedError: not even a copy of the model does what the model did.
     """
-    grouping = Grouping(traced)
+    grouping.reset()
     for group in grouping.groups:
         group.reason = group.reason or Reason(why.kind, f"no narrower network runs: {why}")
     try:
-        return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request)
+        return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request, alpha)
     except OutOfStep as error:
         raise AdjoinedError(
             f"not even the network at full width runs again: {error}",
@@ -80,28 +93,7 @@ def _at_full_width(traced: Trace, request: Request, why: Reason) -> SlicePlan:
         ) from error
 
 
-def trace_for(
-    model: nn.Module,
-    inputs: Inputs,
-    request: Request,
-    requested: Mapping[tuple[str, int], RequestedWidth] | None = None,
-    unaligned: frozenset[Site] = frozenset(),
-    sliced_inside: frozenset[str] = frozenset(),
-) -> Trace:
-    """Trace a model, with grouped convolutions narrowed in the way that keeps fewer channels.
-
-    Those in `sliced_inside` are narrowed inside their groups in any case.
-    """
-    alphas = {owner_of(tensor): each.alpha for (tensor, _), each in (requested or {}).items()}
-
-    def inside(module: str, groups: int, size: int) -> bool:
-        own = alphas.get(module, request.alpha)
-        return module in sliced_inside or slices_inside(groups, size, own, request.round_to)
-
-    return trace(model, inputs, choose_groups=inside, unaligned=unaligned)
-
-
-def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Request) -> SlicePlan:
+def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Request, alpha: float) -> SlicePlan:
     """Repair the plan until the small network runs, in eval mode and where it was traced so in train mode too.
 
     Raises:
@@ -109,16 +101,17 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
         OutOfStep: nothing helped.
     """
     for _ in range(ROUNDS):
-        set_widths(grouping.groups, request.alpha, request.round_to)
-        kept = grouping.kept_labels()
-        plan = _draft(traced, grouping, repairs, kept, request)
+        set_widths(grouping.groups, alpha, request.round_to)
+        is_kept = grouping.kept_labels()
+        kept: list[bool] = is_kept.tolist()
+        plan = _draft(traced, grouping, repairs, is_kept, request, alpha)
         try:
             small = plan.apply(traced.model)
         except DoesNotFit as error:  # a module that cannot be narrowed
             repairs.repair(Failure(error.cause, error.module, steps=0), kept.__getitem__)
             continue
         flow = LabelFlow(
-            FrozenTies(grouping.roots, grouping.narrowed_labels()),
+            FrozenTies(grouping.roots, grouping.narrowed_labels().tolist()),
             traced.findings,
             unaligned=traced.unaligned,
             is_kept=kept.__getitem__,
@@ -132,8 +125,12 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
             del flow, small  # before the next ones are made
         else:
             _check_path(flow, traced)
-            check_answered(grouping.groups, request.widths)
-            return plan
+            check_answered(grouping.groups, request.widths or {})
+            return replace(
+                plan,
+                base_cost=_cost(traced.model, traced, traced.macs),
+                cost=_cost(small, traced, flow.flops // 2 // traced.inputs.batch_size),
+            )
     raise OutOfStep(f"{repairs.log[-1]} (no way out in {ROUNDS} attempts)")
 
 
@@ -172,11 +169,19 @@ def _check_path(flow: LabelFlow, traced: Trace) -> None:
                 raise another_path(traced.model, flow.values.read_in, [here, there])
 
 
-def _sizes_by_input(traced: Trace, kept: list[bool]) -> dict[str, Any]:
+def _cost(network: nn.Module, traced: Trace, macs: int) -> Cost:
+    """Return what a network costs: the traced one, or the small one that was made of it."""
+    last = last_linear_of(network, traced.finished)
+    total = sum(p.numel() for p in network.parameters())
+    head = 0 if last is None else sum(p.numel() for p in network.get_submodule(last).parameters())
+    return Cost(total, total - head, macs)
+
+
+def _sizes_by_input(traced: Trace, is_kept: Tensor) -> dict[str, Any]:
     """Return the numbers of channels that norms without tensors keep, where they change, as `SlicePlan.attributes`."""
     values: dict[str, Any] = {}
     for (module, name, element), labels in traced.findings.by_input.items():
-        count = sum(label == 0 or kept[label] for label in labels.flatten().tolist())
+        count = int((is_kept[labels] | (labels == 0)).sum())
         if count != labels.numel():
             key = full_name(module, name)
             if element is None:
@@ -186,30 +191,32 @@ def _sizes_by_input(traced: Trace, kept: list[bool]) -> dict[str, Any]:
     return values
 
 
-def _draft(traced: Trace, grouping: Grouping, repairs: Repairs, kept: list[bool], request: Request) -> SlicePlan:
+def _draft(
+    traced: Trace, grouping: Grouping, repairs: Repairs, is_kept: Tensor, request: Request, alpha: float
+) -> SlicePlan:
     """Write down the plan as the groups' widths and the repairs say now."""
     tensors: dict[str, tuple[Index | None, ...]] = {}
     for name, vectors in traced.labels.items():
         indices: list[Index | None] = []
         for vector in vectors:
-            places = [] if vector is None else [i for i, label in enumerate(vector.tolist()) if kept[label]]
-            indices.append(None if vector is None or len(places) == vector.numel() else Index.of(places))
+            places = None if vector is None else is_kept[vector]
+            indices.append(None if places is None or bool(places.all()) else Index.where(places))
         if any(index is not None for index in indices):
             tensors[name] = tuple(indices)
     narrowed = {
         module: count
         for module, labels in traced.findings.conv_groups.items()
-        if (count := sum(kept[label] for label in labels.tolist())) != labels.numel()
+        if (count := int(is_kept[labels].sum())) != labels.numel()
     }
     return SlicePlan(
-        alpha=request.alpha,
+        alpha=alpha,
         round_to=request.round_to,
-        keep=request.keep,
-        widths=dict(request.widths),
+        keep=tuple(request.keep),
+        widths=dict(request.widths or {}),
         tensors=tensors,
         shapes=dict(traced.shapes),
         conv_groups=narrowed,
-        attributes=_sizes_by_input(traced, kept) | repairs.numbers.values(kept.__getitem__),
+        attributes=_sizes_by_input(traced, is_kept) | repairs.numbers.values(lambda label: bool(is_kept[label])),
         groups=describe(grouping.groups),
         crossing=dict(traced.findings.crossing),
         unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),

@@ -69,9 +69,9 @@ def hand_out(groups: Sequence[Group], requested: Mapping[tuple[str, int], Reques
                 check_agree(group.requested[0], other, group.name)
 
 
-def check_answered(groups: Sequence[Group], widths: Sequence[tuple[str, str]]) -> None:
+def check_answered(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
     """Raise AdjoinedError if a pattern has no effect: all groups that it names stay at full width for a reason."""
-    for pattern, text in widths:
+    for pattern, text in widths.items():
         named = [group for group in groups if any(width.pattern == pattern for width in group.requested)]
         if all(group.reason or len(group.roots) == 1 for group in named):
             why = next((f"'{group.name}': {group.reason}" for group in named if group.reason), "")
@@ -84,14 +84,19 @@ def check_answered(groups: Sequence[Group], widths: Sequence[tuple[str, str]]) -
             )
 
 
+def widest_choice(groups: Sequence[Group]) -> Group | None:
+    """Return the widest of the groups that alpha narrows, or would if the user did not keep them; None without any."""
+    choices = (g for g in groups if (g.reason.kind is Kind.KEPT if g.reason else not g.requested))
+    return max(choices, key=lambda g: g.width, default=None)
+
+
 def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
     """Set how many roots each group keeps.
 
     Raises:
         AlphaTooLarge: alpha exceeds the width of every group, so that no layer has a whole channel left.
     """
-    choices = (g for g in groups if (g.reason.kind is Kind.KEPT if g.reason else not g.requested))
-    widest = max(choices, key=lambda g: g.width, default=None)
+    widest = widest_choice(groups)
     if widest is not None and alpha > widest.width:
         name = next(iter(widest.places))[0].rpartition(".")[0]
         raise AlphaTooLarge(

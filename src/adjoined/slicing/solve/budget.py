@@ -1,0 +1,124 @@
+"""What a small network may cost: "1 MB", "50 MMACs", "300 k parameters", "3 ms"."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.model.cost import Cost
+
+Quantity = Literal["parameters", "parameters without the last layer", "bytes", "MACs", "ms"]
+"""What can be limited. Bytes are those of float32 weights, MACs are for one sample of the example input's size."""
+
+EXAMPLES = "a budget such as '1 MB', '50 MMACs', '300 k parameters' or '3 ms', several by commas"
+
+_AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+(?:\s+[a-z]+)?)", re.IGNORECASE)
+_PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_UNITS: dict[str, Quantity] = {
+    "b": "bytes", "bytes": "bytes", "byte": "bytes",
+    "macs": "MACs", "mac": "MACs",
+    "parameters": "parameters", "parameter": "parameters", "params": "parameters",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that a small network may have of one quantity.
+
+    Attributes:
+        quantity: what is limited.
+        most: the number of parameters, bytes, MACs or milliseconds, inclusive.
+        text: as the user wrote it.
+    """
+
+    quantity: Quantity
+    most: float
+    text: str
+
+    def of(self, cost: Cost) -> float:
+        """Return how much of the quantity a network has.
+
+        Raises:
+            ValueError: it cannot be counted: milliseconds.
+        """
+        if self.quantity == "ms":
+            raise ValueError("milliseconds are measured, not counted")
+        return {
+            "parameters": cost.parameters,
+            "parameters without the last layer": cost.parameters_without_last,
+            "bytes": cost.bytes,
+            "MACs": cost.macs,
+        }[self.quantity]
+
+
+def read_budget(budget: str | Iterable[str]) -> tuple[Limit, ...]:
+    """Return the limits that a budget states; () for no budget.
+
+    Args:
+        budget: one text or several; a text may hold several, separated by commas. Units are bytes (B, kB, MB, KiB,
+            MiB), MACs (MMACs, GMACs), parameters (k parameters, M params) and ms; k, M and G are powers of 1,000.
+
+    Raises:
+        AdjoinedError: it is written in another way, or limits one quantity twice.
+
+    Example:
+        >>> [(limit.quantity, limit.most) for limit in read_budget("1.5 MB, 50 MMACs")]
+        [('bytes', 1500000.0), ('MACs', 50000000.0)]
+    """
+    texts = [budget] if isinstance(budget, str) else list(budget) if isinstance(budget, Iterable) else [budget]
+    if not all(isinstance(text, str) for text in texts):
+        raise AdjoinedError("not a budget", where="budget", expected=EXAMPLES, got=repr(budget))
+    limits = tuple(_limit(part.strip()) for text in texts for part in text.split(",") if part.strip())
+    if texts and not limits:
+        raise AdjoinedError("not a budget", where="budget", expected=EXAMPLES, got=repr(budget))
+    for limit in limits:
+        same = [other.text for other in limits if other.quantity == limit.quantity]
+        if len(same) > 1:
+            raise AdjoinedError(
+                f"{limit.quantity} are limited twice", where="budget", expected="one limit", got=", ".join(same)
+            )
+    return limits
+
+
+def in_units(amount: float, quantity: Quantity) -> str:
+    """Return an amount in the units in which budgets are written, not rounded down.
+
+    Example:
+        >>> in_units(1_234_567, "bytes"), in_units(49_999, "MACs"), in_units(12, "parameters")
+        ('1.24 MB', '50 kMACs', '12 parameters')
+    """
+    factor, prefix = next((each for each in ((10**9, "G"), (10**6, "M"), (10**3, "k")) if amount >= each[0]), (1, ""))
+    digits = 10 ** (2 - math.floor(math.log10(amount / factor))) if amount else 1
+    shown = math.ceil(amount / factor * digits - 1e-9) / digits
+    if quantity in ("bytes", "MACs"):
+        return f"{shown:.4g} {prefix}{'B' if quantity == 'bytes' else quantity}"
+    return f"{shown:.4g} {f'{prefix} ' if prefix else ''}{quantity}"
+
+
+def _limit(text: str) -> Limit:
+    match = _AMOUNT.fullmatch(text)
+    found = _unit("".join(match[2].split())) if match else None
+    if match is None or found is None or not float(match[1]) > 0:
+        raise AdjoinedError("not a budget", where="budget", expected=EXAMPLES, got=repr(text))
+    factor, quantity = found
+    return Limit(quantity, float(match[1]) * factor, text)
+
+
+def _unit(word: str) -> tuple[float, Quantity] | None:
+    """Return what a unit is worth, and of which quantity; None for one that is unknown.
+
+    Example:
+        >>> _unit("MMACs"), _unit("kB"), _unit("ms")
+        ((1000000, 'MACs'), (1000, 'bytes'), (1, 'ms'))
+    """
+    if word.lower() == "ms":
+        return 1, "ms"
+    for unit, quantity in _UNITS.items():
+        prefix = word.lower().removesuffix(unit)
+        if word.lower().endswith(unit) and prefix in _PREFIXES:
+            return _PREFIXES[prefix], quantity
+    return None

@@ -1,0 +1,82 @@
+"""The traces of one model, shared by everything that is derived from them: plans, their costs, the channels' order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from adjoined.slicing.flow.sizes import Site
+from adjoined.slicing.flow.state import GroupChoice
+from adjoined.slicing.flow.trace import Trace, trace
+from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.solve.groups import Grouping
+
+MOST = 3
+"""Traces of one model that are kept: they are large, and more than one is rarely needed."""
+
+
+@dataclass
+class _Known:
+    """A trace, with what it depends on beside the model."""
+
+    trace: Trace
+    grouping: Grouping
+    choices: dict[tuple[str, int, int], bool]
+    unaligned: frozenset[Site]
+
+
+class Traces:
+    """A model's traces: one, unless different small networks narrow its grouped convolutions in different ways.
+
+    Attributes:
+        model: the model; it is neither run nor changed.
+        inputs: the example input.
+        tied: modules whose groups turned out to be tied to each other, so that none can be dropped whole.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.model, self.inputs = model, inputs
+        self.tied: set[str] = set()
+        self._known: list[_Known] = []
+
+    def get(self, choose: GroupChoice, unaligned: frozenset[Site] = frozenset()) -> tuple[Trace, Grouping]:
+        """Return the trace with these choices, and its groups before any width is chosen.
+
+        Args:
+            choose: how grouped convolutions are narrowed; its answers depend on its arguments alone.
+            unaligned: cuts behind which channel identity is given up.
+
+        Raises:
+            AdjoinedError: the model does not run on the example input.
+        """
+        for number, known in enumerate(self._known):
+            same = all(choose(*question) == answer for question, answer in known.choices.items())
+            if same and known.unaligned == unaligned:
+                self._known.append(self._known.pop(number))  # the latest is the last
+                known.grouping.reset()
+                return known.trace, known.grouping
+        choices: dict[tuple[str, int, int], bool] = {}
+
+        def noting(*question: str | int) -> bool:
+            return choices.setdefault(question, choose(*question))  # pyright: ignore[reportArgumentType]
+
+        del self._known[: -MOST + 1]
+        traced = trace(self.model, self.inputs, choose_groups=noting, unaligned=unaligned)
+        self._known.append(_Known(traced, Grouping(traced), choices, unaligned))
+        return traced, self._known[-1].grouping
+
+    @property
+    def latest(self) -> tuple[Trace, Grouping]:
+        """The trace that was asked for last; any one at the beginning."""
+        if not self._known:
+            self.get(lambda *_: False)
+        return self._known[-1].trace, self._known[-1].grouping
+
+    def counts(self) -> set[int]:
+        """Return all numbers of channels, or of bundles of them, that alpha divides in the traces so far."""
+        found: set[int] = set()
+        for known in self._known:
+            found |= {len(group.roots) for group in known.grouping.groups}
+            found |= {number for _, *numbers in known.choices for number in numbers}
+        return found
