@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,54 @@ def upward(source: Path) -> list[str]:
         for where, part, name in imports(source)
         if part and name.split(".")[0] == "adjoined" and line.get(part_of(name), -1) < line[part]
     ]
+
+
+def graph(source: Path) -> dict[str, set[str]]:
+    """Return file -> the files that it imports anywhere in it, inside functions and for type checkers, too."""
+    modules = {}
+    for file in source.rglob("*.py"):
+        parts = ("adjoined", *file.relative_to(source).with_suffix("").parts)
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    found: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found[name] |= {each.name for each in node.names} & modules.keys()
+            elif isinstance(node, ast.ImportFrom):
+                whole = {f"{node.module}.{each.name}" for each in node.names} & modules.keys()  # a file of a folder
+                found[name] |= whole or {str(node.module)} & modules.keys()
+    return found
+
+
+def circle(source: Path) -> list[str]:
+    """Return files that import each other in a circle; none if there is no circle."""
+    try:
+        TopologicalSorter(graph(source)).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_two_files_import_each_other():
+    assert len(graph(SOURCE)["adjoined.network"]) > 3
+    assert circle(SOURCE) == []
+
+
+def test_a_circle_is_found(tmp_path: Path):
+    (tmp_path / "one.py").write_text("def f():\n    from adjoined.two import g")
+    (tmp_path / "two.py").write_text("if TYPE_CHECKING:\n    import adjoined.three")
+    (tmp_path / "three.py").write_text("from adjoined import one")
+    assert set(circle(tmp_path)) == {"adjoined.one", "adjoined.two", "adjoined.three"}
+
+
+def test_nobody_imports_from_inside_slicing():
+    inside = [
+        f"{where} imports {name}"
+        for where, part, name in imports(SOURCE)
+        if part != "slicing" and name.startswith("adjoined.slicing.")
+    ]
+    assert inside == []
 
 
 def test_every_part_stands_in_the_table_once():

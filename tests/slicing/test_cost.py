@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -246,3 +248,27 @@ def test_a_parameter_that_is_handed_to_a_module_as_its_input_is_counted_too():
     model = _HandsItsParameterOn()
     assert measure_cost(model, torch.zeros(1, 3, 8, 8)).macs == 4 * 3 * 32
     assert model.places.requires_grad
+
+
+class _Listed(nn.Module):
+    """Calls layers of a list that is never called itself, and one of them from outside of its block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())])
+
+    def forward(self, x: Any) -> Any:
+        block: Any = self.blocks[1]
+        return block[0](block(self.blocks[0](x)))
+
+
+def test_layers_of_a_list_count_for_the_list():
+    costs = cost_by_module(_Listed(), torch.zeros(1, 3, 5, 5))
+    assert {name: cost.macs for name, cost in costs.items()} == {
+        "": 25 * (12 + 16 + 16),
+        "blocks": 25 * (12 + 16 + 16),
+        "blocks.0": 25 * 12,
+        "blocks.1": 25 * (16 + 16),
+        "blocks.1.0": 25 * (16 + 16),
+        "blocks.1.1": 0,
+    }
