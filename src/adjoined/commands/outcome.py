@@ -9,6 +9,9 @@ from adjoined.report.result import figures_from, keep_figures, kept_figures
 from adjoined.report.table import Table
 from adjoined.runs.finished import FinishedRun
 
+LAG = 0.01
+"""Top-1 with running statistics and with measured ones may differ by this, without a word about it."""
+
 
 def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
     """Return sizes, accuracies and latency of all networks, the base network first.
@@ -39,6 +42,12 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
         if network.nonzero is not None:
             left = f"{network.nonzero} of {network.parameters} parameters are not zero"
             notes.append(f"{network.name}: {left}; the zeros are stored and computed like any number.")
+    if result.statistics:
+        notes.append(f"Running statistics: measured on {result.statistics} training images after the last step.")
+    for network in result.networks:
+        if network.running is not None and abs(network.top1 - network.running) > LAG:
+            lagging = f"{100 * network.running:.1f} % with the averages that the training kept"
+            notes.append(f"{network.name}: {lagging}; its norms follow slowly (momentum of batch norms).")
     if len(result.stages) > 1:
         each = ", ".join(f"{stage.name} {stage.epochs} in {stage.seconds:.0f} s" for stage in result.stages)
         notes.append(f"Epochs by stage: {each}.")

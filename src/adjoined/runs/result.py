@@ -26,6 +26,8 @@ class NetworkResult:
     """The same for the five likeliest classes; None where there are five classes or fewer."""
     nonzero: int | None = None
     """Parameters that are not zero, where the method sets single ones to zero."""
+    running: float | None = None
+    """Top-1 at the end of the last epoch, with the running statistics of the training; None where it is not known."""
     path: Path = Path()
     """Its weights, NAME.safetensors in the run folder; the JSON beside them tells how to build it. No file holds it."""
 
@@ -61,6 +63,8 @@ class RunResult:
     """Which weights were finished: "last" (those after the last step) or "ema" (their moving average)."""
     stages: tuple[StageCost, ...] = ()
     """What every training has cost, the run's own last."""
+    statistics: int = 0
+    """Training images that the running statistics of the finished networks were measured on; 0: they have none."""
     folder: Path = Path()
     """The run folder. No file holds it."""
 

@@ -26,6 +26,7 @@ from adjoined.training.evaluate import Scores, evaluate
 from adjoined.training.finite import NotFinite
 from adjoined.training.history import History
 from adjoined.training.job import Job, model_recipe
+from adjoined.training.measuring import measure_finished
 from adjoined.training.stages import Earlier
 
 NUMBERS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
@@ -103,7 +104,7 @@ class Ending:
         epochs, which would be chosen on the images that they are then measured with.
 
         Args:
-            device: where to measure.
+            device: where to measure, accuracies and running statistics.
 
         Raises:
             NotFinite: a network gives no finite loss.
@@ -115,8 +116,11 @@ class Ending:
         def measure(_: str, module: nn.Module) -> Scores:
             return evaluate(module, images.val_loader(), images.info.num_classes, device)
 
-        seconds = sum(row["seconds"] for row in last["callbacks"][History.__qualname__]["rows"])
+        rows = last["callbacks"][History.__qualname__]["rows"]
+        seconds = sum(row["seconds"] for row in rows)
         result = self._write(self.run, _of_network(last), measure, seconds, device)
+        running = [replace(each, running=rows[-1].get(f"val_{each.name}_top1")) for each in result.networks]
+        result = replace(result, networks=tuple(running))
         # The figures first: with its record the run is finished, and nothing more is written.
         finished = with_networks(self.run.path, self.run.path, result, self._code)
         keep_figures(finished, figures_from(finished))
@@ -139,7 +143,9 @@ class Ending:
         cost = self._cost(job.settings.epochs if epochs is None else epochs, seconds)
         stages = (*self.earlier.costs, cost)
         measured = None
-        for name, finished in self._networks(state).items():
+        built = self._networks(state)
+        statistics = measure_finished(built, job.settings, images, device) if device else 0
+        for name, finished in built.items():
             description = self._describe(name, finished)
             description["sha256"] = save_weights(finished.module, run.weights(name))
             # What is measured is the file, not what is in memory: it is the file that has to keep the promise.
@@ -164,6 +170,7 @@ class Ending:
             val_name=images.val_name,
             weights=self._weights,
             stages=stages,
+            statistics=statistics,
         )
 
     def _networks(self, state: Mapping[str, Tensor]) -> dict[str, Finished]:

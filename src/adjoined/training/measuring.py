@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from adjoined.data.sampling import EpochSampler
 from adjoined.methods import Finished
 from adjoined.settings import Settings
 from adjoined.statistics import measure_statistics
@@ -25,8 +26,8 @@ def measure_finished(
 ) -> int:
     """Measure the running statistics of finished networks on training images, varied as in training.
 
-    In training they follow as moving averages, which in a short run, or with the small momentum of many ImageNet
-    models, lag behind the weights by more than the run is long. What is frozen keeps its statistics.
+    In training they are moving averages. In a short run, or with the small momentum of many ImageNet models, these lag
+    behind the weights. A base of which modules are frozen keeps its statistics.
 
     Args:
         finished: the networks, in place.
@@ -37,15 +38,18 @@ def measure_finished(
     Returns:
         The number of images used; 0 where no network has running statistics.
     """
-    modules = [each.module.to(device) for each in finished.values()]
-    count = measure_statistics(modules, modules, _some(settings, images))
+    modules = [each.module.to(device) for each in finished.values() if not (settings.freeze and each.plan is None)]
+    dtype = next((each.dtype for module in modules for each in module.parameters()), torch.float32)
+    count = measure_statistics(modules, modules, _some(settings, images, dtype)) if modules else 0
     for module in modules:
         module.cpu()
     return count
 
 
-def _some(settings: Settings, images: ImageData) -> Iterator[tuple[Tensor, Tensor]]:
+def _some(settings: Settings, images: ImageData, dtype: torch.dtype) -> Iterator[Tensor]:
     loader = images.train_loader(seed=settings.seed)
-    loader.sampler.set_epoch(settings.epochs)  # an epoch that the training has not seen  # pyright: ignore
-    batch = images.settings.batch_size
-    return islice(iter(loader), max(IMAGES // batch, 1))
+    sampler = loader.sampler
+    assert isinstance(sampler, EpochSampler)
+    sampler.set_epoch(settings.epochs)  # the training has not seen this one
+    batches = islice(iter(loader), max(IMAGES // images.settings.batch_size, 1))
+    return (x.to(dtype) for x, _ in batches)
