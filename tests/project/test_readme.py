@@ -90,8 +90,10 @@ def test_commands_do_what_they_say(
         assert "recipe: " in capsys.readouterr().out
         return
     if argv[0] == "compare":  # as long as several trainings: the methods and settings are read
-        monkeypatch.setattr("adjoined.comparison.study.Study.train", lambda *_: None)
-        monkeypatch.setattr("adjoined.commands.compare._conclude", lambda study, _: print(len(study.variants), "base"))
+        monkeypatch.setattr("adjoined.comparison.study.Study.train", lambda *_, **__: [])
+        monkeypatch.setattr(
+            "adjoined.commands.compare._conclude", lambda study, _: [print(len(study.variants), "base")] * 0
+        )
     if argv[0] == "benchmark":  # measures in every runtime, for seconds each: here one small image, in one of them
         argv = [*argv, "--runtimes", "eager", "--seconds", "0.1", "--batch-sizes", "1"]
         argv += ["--input-size", "64"] if "resnet50" in argv else []
