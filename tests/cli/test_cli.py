@@ -164,7 +164,7 @@ def test_the_rest_of_a_line_after_two_hyphens_is_no_flag():
             "plan resnet20 --alpha wide",
             "--alpha: not a fitting value (expected a number or a list of numbers, got wide)",
         ),
-        ("plan resnet20 --classes many", "--classes: not a fitting value (expected a whole number, got many)"),
+        ("plan resnet20 --classes many", "--classes: not a fitting value (expected a whole number or none, got many)"),
         ("plan resnet20 --model-options wide", "--model-options: not a fitting value (expected a mapping, got wide)"),
         ("train --lr fast", "--lr: not a fitting value"),
         (

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.models import available, build, is_code, resolve
+from adjoined.models import available, build, is_code, resolve, usual_input
 
 OURS = ["resnet20", "resnet110", "cifar_resnet18", "cifar_resnet50", "wide_resnet16_2", "digits_resnet"]
 
@@ -371,3 +371,17 @@ def test_a_file_that_cannot_be_imported_is_an_error_with_its_line(tmp_path, text
 def test_a_missing_package_is_named():
     with pytest.raises(AdjoinedError, match="no_such_package"):
         build("no_such_package.nets:make", num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("cifar_resnet50", (3, 32, 10)),
+        ("digits_resnet", (1, 8, 10)),
+        ("timm:tf_efficientnet_lite1", (3, 240, 1000)),
+        ("torchvision:inception_v3", (3, 299, 1000)),
+        ("torchvision:resnet18", (3, 224, 1000)),
+    ],
+)
+def test_what_a_model_takes_by_default(spec: str, expected: tuple[int, int, int]):
+    assert usual_input(spec) == expected

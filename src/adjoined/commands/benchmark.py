@@ -176,14 +176,14 @@ def _of_model(spec: str, asked: ModelOptions) -> Subject:
     smalls = dict(zip(small_names(len(plans)), (plan.apply(model) for plan in plans), strict=True))
     networks = {name: module.eval() for name, module in {"base": model, **smalls}.items()}
     library, _, name = resolve(spec).partition(":")
-    as_published = (asked.classes, asked.channels, asked.model_options) == (1000, 3, {})
+    as_published = (asked.classes or 1000, example.shape[1], asked.model_options) == (1000, 3, {})
     return Subject(
         name=spec,
         networks=networks,
         alpha=[plan.alpha for plan in plans],
         example=example,
         file_bytes={name: weights_bytes(module) for name, module in networks.items()},
-        published=torchvision_published(name, asked.input_size) if library == "torchvision" and as_published else None,
+        published=torchvision_published(name, example.shape[-1]) if library == "torchvision" and as_published else None,
     )
 
 

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 class ModelOptions(SmallSettings):
     """The model."""
 
-    input_size: int = 224
-    """Height and width of the images, pixels."""
-    channels: int = 3
-    """Channels of the images."""
-    classes: int = 1000
-    """Classes that the model tells apart."""
+    input_size: int | None = None
+    """Height and width of the images, pixels; none: the model's own."""
+    channels: int | None = None
+    """Channels of the images; none: the model's own."""
+    classes: int | None = None
+    """Classes that the model tells apart; none: the model's own."""
     model_options: dict[str, Any] = field(default_factory=dict)
     """More arguments for the model's constructor, as a YAML mapping."""
 
     def __post_init__(self) -> None:
         """Check what is not checked where it is used, as alpha and keep are."""
         for name in ("input_size", "channels", "classes"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise AdjoinedError("out of range", where=flag, expected="at least 1", got=getattr(self, name))
         if not self.alphas or ((self.compress or self.budget) and len(self.alphas) > 1):
@@ -49,17 +49,19 @@ class ModelOptions(SmallSettings):
         """
         import torch
 
-        from adjoined.models import build
+        from adjoined.models import build, usual_input
         from adjoined.slicing import Request, Slicer
 
+        usual = usual_input(spec)
+        channels, size = self.channels or usual.channels, self.input_size or usual.size
         model = build(
             spec,
-            num_classes=self.classes,
-            in_channels=self.channels,
-            image_size=self.input_size,
+            num_classes=self.classes or usual.classes,
+            in_channels=channels,
+            image_size=size,
             options=self.model_options,
         )
-        example = torch.zeros(1, self.channels, self.input_size, self.input_size)
+        example = torch.zeros(1, channels, size, size)
         with input_set_by("--input-size and --channels"):
             slicer = Slicer(model, example)
             plans = slicer.plans(Request.of(self))

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         print(json_text(told | {"plans": [plan.to_json() for plan in plans]}))
     else:
         lines = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
-        _print(options, asked, networks, costs, plans, base, smalls, lines)
+        _print(options, asked, example.shape[-1], networks, costs, plans, base, smalls, lines)
 
 
 def _figures(plans: Sequence[SlicePlan], costs: Sequence[dict[str, Cost]]) -> list[Figures]:
@@ -73,6 +73,7 @@ def _figures(plans: Sequence[SlicePlan], costs: Sequence[dict[str, Cost]]) -> li
 def _print(
     options: PlanOptions,
     asked: ModelOptions,
+    size: int,
     networks: Sequence[nn.Module],
     costs: Sequence[dict[str, Cost]],
     plans: Sequence[SlicePlan],
@@ -85,7 +86,7 @@ def _print(
     from adjoined.report.plan import layers, plan_table
 
     alphas = ", ".join(f"{plan.alpha:.4g}" for plan in plans)
-    title = f"{options.model} at {asked.input_size} px, alpha {alphas}, widths in multiples of {asked.round_to}" + (
+    title = f"{options.model} at {size} px, alpha {alphas}, widths in multiples of {asked.round_to}" + (
         f", kept: {', '.join(asked.keep)}" if asked.keep else ""
     )
     title += f", channels ordered by {asked.order}" if asked.order else ""

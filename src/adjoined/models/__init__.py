@@ -2,5 +2,6 @@
 
 from adjoined.models.building import build
 from adjoined.models.specs import available, is_code, resolve
+from adjoined.models.usual import usual_input
 
-__all__ = ["available", "build", "is_code", "resolve"]
+__all__ = ["available", "build", "is_code", "resolve", "usual_input"]
