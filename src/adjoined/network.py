@@ -265,8 +265,8 @@ def adjoin(
         budget: choose alpha so that the small network is the largest that costs no more: "1 MB" (float32 weights),
             "50 MMACs" (for one sample of the example input's size), "300 k parameters", "3 ms"; several texts, or
             several in one, separated by commas; instead of `alpha`.
-        latency: what measures "3 ms": a function of the small network as a plain module that returns milliseconds, such
-            as `adjoined.benchmark.Latency("onnx", example_input, threads=1)`.
+        latency: what measures "3 ms": a function of the small network as a plain module that returns milliseconds,
+            measured on the device that it is for.
         request: `alpha` to `budget` in one object, which takes their place.
         order: reorder the model's channels first, in place and without changing its function, so that the small network
             starts from the most important ones: "l1", "l2" (norm of the filters that write a channel), "bn" (scale of

@@ -46,9 +46,9 @@ def find_alpha(traces: Traces, request: Request, latency: Latency | None = None)
     timed = next((limit for limit in limits if limit.quantity == "ms"), None)
     if timed is not None and latency is None:
         raise AdjoinedError(
-            "milliseconds are measured in a runtime, and none is named",
+            "milliseconds are measured, and nothing measures them",
             where=f"budget={timed.text!r}",
-            fix="Name it with `--runtime`, or in Python pass `latency`, such as adjoined.benchmark.Latency('onnx').",
+            fix="In Python, pass `latency`, a function of the small network that returns milliseconds.",
         )
     search = _Search(traces, request)
     whole = search.plan(0)
