@@ -16,11 +16,11 @@ from adjoined.slicing.flow.labels import (
     OutOfStep,
     Ties,
     along,
-    compress,
     distinct,
     pairs,
     reshaped,
     sets_of,
+    squeeze_equal,
     varying,
 )
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -83,7 +83,7 @@ def components(links: list[tuple[int, int]]) -> list[set[int]]:
 @given(slots())
 def test_a_compressed_slot_means_the_same_and_varies_along_every_dimension_that_it_has(case: tuple[Tensor, list[int]]):
     slot, shape = case
-    small = compress(slot)
+    small = squeeze_equal(slot)
     assert torch.equal(small.expand(shape), slot.expand(shape))
     for dim in varying(small):
         assert not torch.equal(small, small.narrow(dim, 0, 1).expand_as(small))
@@ -101,7 +101,7 @@ def test_a_reshaped_slot_gives_every_element_the_label_that_it_had(case: tuple[T
 def test_a_reshape_and_back_is_nothing(case: tuple[Tensor, list[int], list[int]]):
     slot, shape, target = case
     back = reshaped(reshaped(slot, shape, target), target, shape)
-    assert torch.equal(compress(back), compress(slot))
+    assert torch.equal(squeeze_equal(back), squeeze_equal(slot))
 
 
 def test_a_reshape_leaves_dimensions_alone_along_which_the_labels_do_not_change():
@@ -111,7 +111,7 @@ def test_a_reshape_leaves_dimensions_alone_along_which_the_labels_do_not_change(
 
 def test_a_compressed_slot_does_not_hold_the_large_tensor_that_it_was_part_of():
     labels = torch.arange(1, 9, dtype=LABEL)
-    slot = compress(labels.expand(5000, 8).clone())
+    slot = squeeze_equal(labels.expand(5000, 8).clone())
     assert slot.tolist() == [labels.tolist()]
     assert slot.untyped_storage().nbytes() == 8 * 4
 

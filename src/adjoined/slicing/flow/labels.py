@@ -22,20 +22,20 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 Slot = Tensor
 """int32, as many dimensions as the labelled tensor, broadcastable to its shape."""
 LABEL = torch.int32
-"""Slots of attention maps are the largest tensors of a trace: their elements are no wider than they have to be."""
+"""The slots of attention maps are the largest tensors of a trace, so their elements are small."""
 _SMALL = 1 << 14
-"""Bytes of a slot's storage up to which it may be larger than the slot."""
+"""A slot may keep a storage of this many bytes alive, even if it is a small part of it."""
 
 
-class Owner(NamedTuple):
-    """Where a label stands: along dimension `dim` of the tensor called `tensor`."""
+class Axis(NamedTuple):
+    """One dimension of a named tensor."""
 
     tensor: str
     dim: int
 
 
 class OutOfStep(Exception):
-    """Two channel groups meet where they must not, or an operator does not accept the narrow shapes."""
+    """Two channel groups meet that must not, or an operator does not accept the narrow shapes."""
 
     kind: ClassVar[Kind] = Kind.DOES_NOT_RUN
 
@@ -50,17 +50,17 @@ class OutOfStep(Exception):
 
 
 class OtherNeighbours(OutOfStep):
-    """An operator sees other channels side by side than in the base network."""
+    """An operator sees different channels side by side than in the base network."""
 
     kind = Kind.NEIGHBOURS
 
 
 class NeedsValues(Exception):
-    """The trace has to know values, which tensors on the meta device do not have."""
+    """The trace needs the values of a tensor, which one on the meta device does not have."""
 
 
 class TooNarrow(OutOfStep):
-    """More channels arrive behind an unaligned cut than the group there was given."""
+    """More channels arrive behind an unaligned cut than the group there has."""
 
     def __init__(self, message: str, labels: Iterable[int], expected: Iterable[int], arriving: int) -> None:
         super().__init__(message, labels)
@@ -71,22 +71,22 @@ class Ties:
     """Disjoint sets of labels: labels in one set are kept or dropped together. A set may be pinned to full width."""
 
     def __init__(self) -> None:
-        # A network with large tables has as many labels as parameters, so a label takes no object of its own.
+        # A network with large tables has as many labels as parameters, so labels are not Python objects.
         self._parent = array("q", [0])
         self._pinned = array("i", [0])
         self._reasons: dict[Reason | None, int] = {None: 0}
-        self.owners = [Owner("", 0)]
+        self.axes = [Axis("", 0)]
 
-    def new(self, owner: str, dim: int, count: int) -> Tensor:
-        """Return `count` fresh labels (int32 vector) for the indices of dimension `dim` of the tensor `owner`."""
+    def new(self, tensor: str, dim: int, count: int) -> Tensor:
+        """Return `count` fresh labels (int32 vector) for the indices along dimension `dim` of a tensor."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
         self._pinned.extend(repeat(0, count))
-        self.owners.extend([Owner(owner, dim)] * count)
+        self.axes.extend([Axis(tensor, dim)] * count)
         return torch.arange(first, first + count, dtype=LABEL)
 
     def find(self, label: int) -> int:
-        """Return the smallest label of the set, its root."""
+        """Return the root of the label's set, its smallest label."""
         parent = self._parent
         while parent[label] != label:
             parent[label] = parent[parent[label]]
@@ -94,7 +94,7 @@ class Ties:
         return label
 
     def tie(self, a: Slot, b: Slot, where: str) -> None:
-        """Tie two slots of one shape element by element; labels 0 tie nothing."""
+        """Tie two slots of one shape element by element, but for labels 0; `where` is for the strict run."""
         for x, y in pairs(a, b):
             x, y = sorted((self.find(x), self.find(y)))
             if x != y:
@@ -102,7 +102,7 @@ class Ties:
                 self._pinned[x] = self._pinned[x] or self._pinned[y]
 
     def pin(self, slot: Slot, reason: Reason) -> None:
-        """Keep every channel of the slot at full width; the first reason given stays."""
+        """Keep every channel of the slot at full width; a set keeps the first reason that it gets."""
         number = self._reasons.setdefault(reason, len(self._reasons))
         for label in distinct(slot):
             root = self.find(label)
@@ -113,13 +113,16 @@ class Ties:
         return array("q", map(self.find, range(len(self._parent))))
 
     def reasons(self) -> Callable[[int], Reason | None]:
-        """Return root -> why its set is pinned, None where it is not."""
+        """Return a function from a root to the reason why its set is pinned, None where it is not."""
         reasons = list(self._reasons)
         return lambda root: reasons[self._pinned[root]]
 
 
 def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Yield the root and the members of every set of labels, both in ascending order, from the root of every label.
+    """Yield the root and the members of every set of labels, both ascending.
+
+    Args:
+        roots: the root of every label.
 
     Example:
         >>> list(sets_of([0, 1, 1, 3, 1]))
@@ -138,7 +141,7 @@ def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
 class FrozenTies:
     """The ties of a finished trace, for the second run on the small network: a new tie is an error.
 
-    Between groups at full width it is allowed: there the small network does what the base does.
+    Groups at full width may be tied: there the small network does what the base does.
     """
 
     def __init__(self, roots: array[int], narrowed: Sequence[bool]) -> None:
@@ -146,11 +149,11 @@ class FrozenTies:
         self._table = torch.frombuffer(roots, dtype=torch.int64)
 
     def find(self, label: int) -> int:
-        """Return the root of the label's set."""
+        """Return the root of the label's set, its smallest label."""
         return self._roots[label]
 
     def tie(self, a: Slot, b: Slot, where: str) -> None:
-        """Raise OutOfStep if the slots hold labels of two different sets."""
+        """Raise OutOfStep if a narrowed set would be tied to another set."""
         if torch.equal(self._table[a], self._table[b]):
             return
         for x, y in pairs(a, b):
@@ -162,11 +165,11 @@ class FrozenTies:
         return any(self._narrowed[label] for label in labels)
 
     def pin(self, slot: Slot, reason: Reason) -> None:
-        """Do nothing: the first run has already pinned it."""
+        """Do nothing: the first run has pinned it."""
 
 
 def pairs(a: Slot, b: Slot) -> list[tuple[int, int]]:
-    """Return the distinct pairs of different labels at equal places of two slots that broadcast to each other."""
+    """Return the distinct pairs of different labels at equal positions of two slots that broadcast to each other."""
     a, b = torch.broadcast_tensors(a, b)
     different = (a != b) & (a != 0) & (b != 0)
     if not bool(different.any()):
@@ -176,7 +179,7 @@ def pairs(a: Slot, b: Slot) -> list[tuple[int, int]]:
 
 
 def distinct(slot: Slot) -> list[int]:
-    """Return the labels of a slot, ascending, each once, without 0."""
+    """Return the distinct labels of a slot, ascending, without 0."""
     return [label for label in torch.unique(slot).tolist() if label]
 
 
@@ -190,22 +193,22 @@ def along(vector: Tensor, dim: int, ndim: int) -> Slot:
     return vector.reshape([-1 if d == dim else 1 for d in range(ndim)])
 
 
-def compress(slot: Slot) -> Slot:
+def squeeze_equal(slot: Slot) -> Slot:
     """Reduce to size 1 every dimension along which the labels do not change."""
     for d in range(slot.ndim):
         if slot.shape[d] > 1:
             first = slot.narrow(d, 0, 1)
             if slot.stride(d) == 0 or bool((slot == first).all()):
                 slot = first
-    # What is left is kept; of a large tensor it must not keep all the rest, too.
+    # A view would keep the whole storage of a large tensor alive.
     return slot.clone() if slot.untyped_storage().nbytes() > max(2 * slot.nbytes, _SMALL) else slot
 
 
 def reshaped(slot: Slot, source: Sequence[int], target: Sequence[int]) -> Slot:
-    """Reshape a slot as a tensor of shape `source` is reshaped to `target`, at the cost of what changes along it alone.
+    """Reshape a slot as a tensor of shape `source` is reshaped to `target`, without expanding it where it is constant.
 
-    Runs of dimensions with equal products go over into each other; where the labels do not change within such a run,
-    its dimensions keep size 1.
+    Runs of dimensions with equal products become each other; where the labels do not change within such a run, its
+    dimensions keep size 1.
 
     Example:
         >>> tuple(reshaped(torch.arange(6).view(1, 6, 1), (8, 6, 100), (8, 2, 3, 10, 10)).shape)

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adjoined.slicing.flow.labels import LABEL, Slot, compress, varying
+from adjoined.slicing.flow.labels import LABEL, Slot, squeeze_equal, varying
 
 
 class _Block(NamedTuple):
     storage: Any
-    """The memory itself: held, so that no other tensor gets its address while its labels are known."""
+    """The memory itself, kept alive so that no other tensor gets its address."""
     itemsize: int
     layers: list[Tensor]
     """One label for every element of the memory; as many layers as its tensors have slots."""
 
 
 class Memory:
-    """The labels of tensors whose memory was written in parts; every view of such memory reads its labels here."""
+    """The labels of memory that was written in parts; every view of it reads its labels here."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, _Block] = {}
@@ -29,20 +29,20 @@ class Memory:
         return bool(self._blocks)
 
     def read(self, tensor: Tensor) -> list[Slot] | None:
-        """Return the slots of a tensor, or None if its memory was never written in parts."""
+        """Return the slots of a tensor; None if its memory was never written in parts."""
         block = self._blocks.get(tensor.untyped_storage()._cdata)
         if block is None or block.itemsize != tensor.itemsize:
             return None
-        slots = (compress(_place(layer, tensor)).clone() for layer in block.layers)  # the layers will change
+        slots = (squeeze_equal(_part(layer, tensor)).clone() for layer in block.layers)  # the layers will change
         return [slot for slot in slots if slot.numel() > 1]
 
     def write(self, view: Tensor, slots: Sequence[Slot], base_slots: Sequence[Slot]) -> None:
-        """Give the part of the memory that a view covers its slots.
+        """Store the slots of a view for the part of the memory that it covers.
 
         Args:
             view: the tensor that was written.
             slots: its slots now.
-            base_slots: the slots that the whole tensor behind the view had before its first part was written.
+            base_slots: the slots of the whole tensor behind the view before its first part was written.
         """
         storage = view.untyped_storage()
         block = self._blocks.get(storage._cdata)
@@ -57,8 +57,8 @@ class Memory:
             block.layers.append(torch.zeros(block.storage.nbytes() // block.itemsize, dtype=LABEL))
         ordered = sorted(slots, key=varying)
         for number, layer in enumerate(block.layers):
-            _place(layer, tensor).copy_(ordered[number] if number < len(ordered) else torch.zeros(()))
+            _part(layer, tensor).copy_(ordered[number] if number < len(ordered) else torch.zeros(()))
 
 
-def _place(layer: Tensor, tensor: Tensor) -> Tensor:
+def _part(layer: Tensor, tensor: Tensor) -> Tensor:
     return layer.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())

@@ -1,4 +1,4 @@
-"""The table of operators: in one record, all that is known of each."""
+"""The table of operators: one record for each."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.state import State
 
 Rule = Callable[[State, Call], None]
-"""What an operator does to labels."""
+"""A rule labels the results of an operator's call."""
 
 UNKNOWN = "unknown"
-"""Key of the rule for operators that have none."""
+"""Key of the rule for operators without an entry."""
 
 
 class Statistic(Enum):
-    """What an operator computes across channels, where it is called so; over the kept channels in the small network."""
+    """What an operator may compute across channels; in the small network it is computed over the kept ones."""
 
     REDUCTION = auto()
     """One number over the dimensions `dim`."""
     ALONG = auto()
-    """A number for each place along `dim`: softmax, running sums."""
+    """A number for each index along `dim`: softmax, running sums."""
     LAYER_NORM = auto()
     """Normalised over the last dimensions."""
     GROUP_NORM = auto()
     """Normalised over groups of channels."""
     BATCH_NORM = auto()
-    """Normalised over all dimensions but the channels: of a weight that is standardised, also over channels."""
+    """Normalised over all dimensions but one; for a weight that is standardised, these include channels."""
     SUM = auto()
     """A sum of products: dropped channels, which are zero, add nothing."""
     SCALE = auto()
@@ -37,12 +37,12 @@ class Statistic(Enum):
 
 @dataclass(frozen=True)
 class Operator:
-    """What is known of an ATen operator.
+    """The record of an ATen operator.
 
     Attributes:
-        rule: what it does to labels.
-        statistic: what it may compute across channels; None where that is nothing, or not understood by the check.
-        moves: whether its results are elements of its operand in other places, nothing else.
+        rule: how it labels its results.
+        statistic: what it may compute across channels; None for nothing, or for what the check does not understand.
+        moves: whether it only moves elements of its operand to other positions.
     """
 
     rule: Rule
@@ -51,11 +51,11 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
-"""Name without namespace and overload -> what is known of the operator; the modules of `rules` fill it."""
+"""Name without namespace and overload -> record; the modules of `rules` fill the table."""
 
 
 def rule(*names: str, statistic: Statistic | None = None, moves: bool = False) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of these operators, with what else is known of them.
+    """Register a function as the rule of these operators, with the rest of their record.
 
     Raises:
         ValueError: one of them has a rule already.

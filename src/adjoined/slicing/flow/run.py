@@ -63,13 +63,13 @@ class LabelFlow(State, TorchDispatchMode):
         self.flops = 0
         self.called_with: tuple[Any, ...] = ()
         self.steps = 0
-        self._idle = False  # in a norm that has nothing to do: torch then reads no more than its first element
+        self._idle = False  # whether a norm with an empty input runs: torch then only reads its first element
         self._memory = Memory()
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
     def run(self, model: nn.Module, inputs: Inputs, *, train: bool = False) -> Any:
-        """Run the module without gradients and return its output; its mode and hooks are as before afterwards."""
+        """Run the module without gradients and return its output; its mode and hooks are restored."""
         hooks = []
         for name, module in model.named_modules(remove_duplicate=True):
             if not isinstance(module, torch.jit.ScriptModule):
@@ -103,7 +103,7 @@ class LabelFlow(State, TorchDispatchMode):
             self.path.append(name)
 
     def _note_sizes_by_input(self, name: str, module: nn.Module, args: Any) -> None:
-        """Note the channels that a norm without tensors is called with: it keeps their number."""
+        """Record the channels that a norm without tensors is called with: it stores their number."""
         x = args[0] if args else None
         for dim, (attribute, element) in sizes_by_input(module, x.ndim).items() if isinstance(x, Tensor) else ():
             for slot in self.slots(x):
@@ -117,7 +117,7 @@ class LabelFlow(State, TorchDispatchMode):
             self.finished.append(name)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, then let its rule carry the labels on."""
+        """Run the operator, then let its rule label the results."""
         kwargs = kwargs or {}
         self.last_op = name = func._schema.name.split("::")[1]
         self.steps += 1
@@ -161,14 +161,14 @@ class LabelFlow(State, TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 if alike:
                     self._uniform[leaf] = True
-                else:  # an operator in place may end it
+                else:  # an in-place operator may have changed it
                     self._uniform.pop(leaf, None)
         return out
 
     def _concerned(self, name: str, args: Any, labelled: Sequence[Tensor]) -> list[Slot]:
-        """Return the slots that can be to blame for an operator that does not accept its operands' shapes.
+        """Return the slots that may be the cause where an operator does not accept the shapes of its operands.
 
-        What a convolution or a matrix product writes is not: only what it reads can be out of step.
+        The output channels of a convolution or a matrix product never are: only what it reads can be out of step.
         """
         if name == "convolution":
             writes = 1 if args[6] else 0
@@ -178,21 +178,21 @@ class LabelFlow(State, TorchDispatchMode):
             return self.slots(a) + [slot for slot in self.slots(b) if varying(slot) != (b.ndim - 1,)]
         return [slot for tensor in labelled for slot in self._slots[tensor]]
 
-    # ---- memory that is written through views ------------------------------------------------------------------------
+    # ---- memory written through views --------------------------------------------------------------------------------
 
     def _reread(self, given: Iterable[Tensor]) -> None:
-        """Bring the slots of tensors up to date whose memory was written through another view."""
+        """Update the slots of tensors whose memory was written through another view."""
         for tensor in given:
             slots = self._memory.read(tensor)
             if slots is not None and (slots or tensor in self._slots):
                 self._slots[tensor] = slots
 
     def _written(self, slots: list[Slot]) -> list[Slot]:
-        """Return the slots that are complete: what is written in parts has no number of channels before the last."""
+        """Return the complete slots: memory written in parts has no number of channels before the last part."""
         return [slot for slot in slots if bool(slot.all())] if self._memory else slots
 
     def _remember(self, written: Iterable[tuple[Tensor, list[Slot]]]) -> None:
-        """Note new labels of views with the memory behind them."""
+        """Record new labels of views in the memory behind them."""
         for tensor, before in written:
             after, base = self.slots(tensor), tensor._base
             same = len(after) == len(before) and all(map(torch.equal, after, before))
@@ -201,17 +201,17 @@ class LabelFlow(State, TorchDispatchMode):
 
 
 def _operator(call: Call) -> Operator:
-    """Return what is known of an operator; those that work element by element need no entry of their own."""
+    """Return the record of an operator; elementwise operators need no entry of their own."""
     elementwise = "add" if torch.Tag.pointwise in call.op.tags else UNKNOWN
     return OPERATORS.get(call.name) or OPERATORS[elementwise]
 
 
 @contextlib.contextmanager
 def _plain_operators(model: nn.Module) -> Iterator[None]:
-    """Keep torch from running a whole layer (attention, LSTM) as one operator, inside which no labels can be seen."""
+    """Keep torch from running a whole layer (attention, LSTM) as one operator, which would hide the labels inside."""
     fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.LSTM) for module in model.modules()):  # others would only run slower
+    if any(isinstance(module, nn.LSTM) for module in model.modules()):  # it would only slow other models down
         torch._C._set_mkldnn_enabled(False)
     try:
         yield
@@ -221,10 +221,10 @@ def _plain_operators(model: nn.Module) -> Iterator[None]:
 
 
 class _Calls(TorchFunctionMode):
-    """Looks at calls that torch answers, wholly or in part, before any operator runs.
+    """Intercepts calls that torch handles, wholly or in part, before any operator runs.
 
-    `reshape` refuses a wrong target by itself; attention takes its scale from the features' number by itself; reading
-    and setting `tensor.data` are not operators, but they pass channels on: `detach` and `copy_` stand in for them.
+    `reshape` itself refuses a wrong target, and attention itself computes its scale from the number of features.
+    Reading and setting `tensor.data` are not operators, but they pass channels on; `detach` and `copy_` replace them.
     """
 
     def __init__(self, flow: LabelFlow) -> None:
@@ -264,7 +264,7 @@ def _bound_to_names(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> d
 
 
 def _changes(argument: Any, value: Any) -> bool:
-    """Whether an operator changes this argument in place."""
+    """Tell whether an operator changes this argument in place."""
     return isinstance(value, Tensor) and argument.alias_info is not None and argument.alias_info.is_write
 
 

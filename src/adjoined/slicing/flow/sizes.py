@@ -1,8 +1,11 @@
 """The sizes that a model's own code hands to an operator, such as the shape of a view, and the channels they count.
 
-In the first run every such size is noted with the labels of the channels that it counts. In the second run, on the
-small network, the code has to ask for as many as are left of them: a number that a module keeps (`num_heads`,
-`head_dim`, split sizes) and that still speaks of the base network is found here, at the operator that is told it.
+The first run notes every such size with the labels of the channels that it counts. In the second run, on the small
+network, the code has to ask for as many as are left of them. An attribute of a module (`num_heads`, `head_dim`) that
+still describes the base network shows here, at the operator that gets it.
+
+Integers have three names in this package: a *size* is what code hands to an operator, an *attribute* is what a module
+stores, and a *width* is how many channels a group has.
 """
 
 from __future__ import annotations
@@ -37,10 +40,10 @@ class Size(NamedTuple):
 
     value: int
     counted: tuple[tuple[int, ...], ...]
-    """Labels of the channels that it counts, one vector for each labelling that they have; none for a constant."""
+    """Labels of the channels that it counts: one vector for each slot with labels there; none for a constant."""
 
     def left(self, is_kept: Callable[[int], bool]) -> int | None:
-        """Return what is left of it in the small network; of dimensions folded into one, what all of them keep."""
+        """Return how many of its channels the small network keeps; where several slots label one, all must keep it."""
         if not self.counted:
             return self.value
         return sum(all(label == 0 or is_kept(label) for label in place) for place in zip(*self.counted, strict=True))
@@ -60,8 +63,8 @@ class Mismatch(OutOfStep):
 
 
 @dataclass(frozen=True)
-class Count:
-    """A number of the small network as a function of its widths: (plus - minus) * times / by, in kept channels."""
+class Formula:
+    """An attribute of the small network, computed from its widths: (plus - minus) * times / by, in kept channels."""
 
     plus: tuple[int, ...]
     minus: tuple[int, ...] = ()
@@ -69,18 +72,18 @@ class Count:
     by: int = 1
 
     def value(self, is_kept: Callable[[int], bool]) -> int | None:
-        """Return the number, or None where it does not come out whole and positive."""
+        """Return the value, or None where it is not a positive integer."""
         scaled = (count_left(self.plus, is_kept) - count_left(self.minus, is_kept)) * self.times
         return scaled // self.by if scaled > 0 and scaled % self.by == 0 else None
 
 
 def count_left(labels: Sequence[int], is_kept: Callable[[int], bool]) -> int:
-    """Return how many of these channels the small network has; label 0 stands for what is never dropped."""
+    """Return how many of these channels the small network keeps; label 0 stands for what is never dropped."""
     return sum(1 for label in labels if label == 0 or is_kept(label))
 
 
 def sizes_in(name: str, args: dict[str, Any]) -> list[int | None]:
-    """Return the sizes among an operator's arguments, always in the same order; None where one says nothing.
+    """Return the sizes among an operator's arguments, always in the same order; None for one that asks for nothing.
 
     Example:
         >>> sizes_in("view", {"size": [1, -1, 8]}), sizes_in("slice", {"start": 0, "end": 16})
@@ -101,7 +104,7 @@ def sizes_in(name: str, args: dict[str, Any]) -> list[int | None]:
 
 
 def _bound(value: Any) -> int | None:
-    """Return the bound of a slice; None for its natural ends."""
+    """Return the bound of a slice; None at the start and the end of the dimension."""
     return None if value is None or value == 0 or value >= 1 << 40 else int(value)
 
 
@@ -109,7 +112,8 @@ def sizes_of(name: str, args: dict[str, Any], inputs: Sequence[Slot], outputs: S
     """Return the sizes among an operator's arguments with the channels that they count.
 
     Args:
-        name, args: the operator and its arguments by name.
+        name: the operator.
+        args: its arguments by name.
         inputs: slots of the tensor that it reads.
         outputs: slots of every tensor that it returns.
     """
@@ -135,7 +139,7 @@ def _size(value: int | None, slots: Sequence[Slot], dim: int) -> Size:
 
 
 def _bounded(value: int | None, slots: Sequence[Slot], dim: int) -> Size:
-    """Return the bound of a slice: the channels before it, or after it where it counts from the end."""
+    """Return the bound of a slice with the channels before it, or after it where it counts from the end."""
     if value is None:
         return Size(-1, ())
     lines = [_line(slot, dim) for slot in slots if dim in varying(slot)]
@@ -143,16 +147,16 @@ def _bounded(value: int | None, slots: Sequence[Slot], dim: int) -> Size:
 
 
 def _line(slot: Slot, dim: int) -> Tensor:
-    """Return the labels along one dimension, at the first place of all others."""
+    """Return the labels along one dimension, at index 0 of all others."""
     return slot.movedim(dim, 0).reshape(slot.shape[dim], -1)[:, 0]
 
 
 def check_sizes(
     asked: Sequence[int | None], sizes: Sequence[Size], is_kept: Callable[[int], bool], *, by_value: bool
 ) -> int | None:
-    """Return the position of the first size that asks for another number of channels than is left, if any.
+    """Return the position of the first size that does not ask for the channels that are left; None if all do.
 
-    Where values decide about sizes (`by_value`), one of which nothing was dropped may be a number of found objects.
+    Where values decide sizes (`by_value`), a size of which nothing was dropped may count found objects instead.
     """
     for position, (value, size) in enumerate(zip(asked, sizes, strict=False)):
         if value is None or size.value == -1 or not size.counted:
@@ -166,7 +170,7 @@ def check_sizes(
 
 
 def line_of_code(entry: CodeType | None) -> str:
-    """Return the line of the model's own code that is running, as ", FILE.py:LINE"; "" inside torch's own modules.
+    """Return the running line of the model's own code, as ", FILE.py:LINE"; "" inside torch's own modules.
 
     Args:
         entry: the code that called the model.

@@ -1,4 +1,4 @@
-"""What a rule may read and write: the contract between the rules and the run that applies them."""
+"""The state of a labelled run: the contract between the rules and the run that applies them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from adjoined.slicing.flow.labels import (
     Slot,
     Ties,
     TooNarrow,
-    compress,
     distinct,
+    squeeze_equal,
     varying,
 )
 from adjoined.slicing.flow.sizes import RESHAPES, Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
@@ -34,16 +34,16 @@ GroupChoice = Callable[[str, int, int], bool]
 """(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
 
 SLOTS = 8
-"""A tensor has at most this many slots: mostly fewer than dimensions."""
+"""A tensor has at most this many slots; most have fewer slots than dimensions."""
 
 
 class State:
     """The state of a labelled run.
 
-    A rule gets it with each call of its operator. It reads the labels of the operands (`slots`, `vector`), says which
-    labels belong together (`tie`, `unite`, `collapse`, `tie_vectors`) or stay (`pin`), hands labels on (`carry`), and
-    notes what the small network has to repeat (`note_...`, `check_...`). In the first run ties are made and notes
-    taken; in the second, on the small network, both are compared with the first run's. Rules are the same in both.
+    A rule gets it with each call of its operator. It reads the labels of the operands (`slots`, `vector`), ties labels
+    (`tie`, `unite`, `collapse`, `tie_vectors`) or pins them to full width (`pin`), gives the results their labels
+    (`carry`), and records what the small network has to repeat (`note_...`, `check_...`). The first run makes ties and
+    records; the second, on the small network, compares its own with them. Both runs use the same rules.
 
     Attributes:
         ties: `Ties` in the first run, which ties labels; `FrozenTies` in the second, which checks.
@@ -51,7 +51,7 @@ class State:
         unaligned: cuts behind which the channels count, but not their identity.
         is_kept: label -> whether the small network has it; None in the first run.
         choose_groups: how grouped convolutions are narrowed.
-        values: which tensors follow from the values of the input.
+        values: which tensors depend on the values of the input.
         in_linear: whether the module that runs is a linear layer.
         last_op: name of the operator that runs.
     """
@@ -90,27 +90,27 @@ class State:
 
     @property
     def module(self) -> str:
-        """Name of the module that runs now; "" for the model itself."""
+        """Name of the running module; "" for the model itself."""
         return self._modules[-1]
 
     @property
     def here(self) -> str:
-        """Where the run is, for messages."""
+        """The running module and operator, for messages."""
         return f"'{self.module}' ({self.last_op})" if self.module else f"the model's own forward ({self.last_op})"
 
     @property
     def cut(self) -> Site:
-        """The key of the current operator: equal in both runs, as long as the module's code runs the same way."""
+        """The key of the current operator: the same in both runs if the module's code takes the same path."""
         return self.site(family_of(self.last_op))
 
     def site(self, family: str, ahead: int = 0) -> Site:
-        """Return the key of the latest operator of a family, or of one that is still ahead."""
+        """Return the key of the latest operator of a family, or of the one that comes `ahead` calls later."""
         return Site(self.module, family, self._count[self.module, family] + ahead, self._train)
 
     # ---- slots of tensors --------------------------------------------------------------------------------------------
 
     def slots(self, tensor: Any) -> list[Slot]:
-        """Return the slots of a tensor; none for a tensor without labels, and for None."""
+        """Return the slots of a tensor; an empty list for a tensor without labels, and for None."""
         return self._slots.get(tensor, []) if isinstance(tensor, Tensor) else []
 
     def carry(self, tensor: Any, slots: Iterable[Slot]) -> None:
@@ -119,7 +119,7 @@ class State:
             self._slots[tensor] = [slot for slot in slots if slot.numel() > 1]
 
     def name(self, tensor: Tensor, name: str) -> None:
-        """Remember what a parameter is called, so that its readers can be noted."""
+        """Remember the name of a parameter or buffer, to record which operators read it."""
         self._names[tensor] = name
         memory = tensor.untyped_storage()._cdata
         self._stored.add(memory)
@@ -127,15 +127,15 @@ class State:
             self._buffers.add(memory)
 
     def is_uniform(self, tensor: Tensor) -> bool:
-        """Whether every element has the same value by construction (zeros, ones): such a tensor fits any width."""
+        """Tell whether all elements are equal by construction (zeros, ones): such a tensor fits any width."""
         return tensor in self._uniform and tensor not in self._slots
 
     def is_stored(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter or buffer, or a view of one."""
+        """Tell whether a tensor is a parameter or buffer, or a view of one."""
         return tensor.untyped_storage()._cdata in self._stored
 
     def is_buffer(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a buffer, or a view of one."""
+        """Tell whether a tensor is a buffer, or a view of one."""
         return tensor.untyped_storage()._cdata in self._buffers
 
     # ---- ties --------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class State:
         return united
 
     def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
-        """Tie the labels of two dimensions that must agree; one without labels keeps the other at full width: `why`."""
+        """Tie two dimensions that must agree; where only one has labels, pin it to full width because of `why`."""
         if a is None or b is None:
             known = b if a is None else a
             if known is not None:
@@ -179,14 +179,14 @@ class State:
             return set()
         labels, places = torch.unique(slot, return_inverse=True)
         roots = torch.tensor([self.ties.find(label) for label in labels.tolist()])
-        return set(varying(compress(roots[places])))
+        return set(varying(squeeze_equal(roots[places])))
 
     def pin(self, slot: Slot, reason: Reason) -> None:
-        """Keep the channels of a slot at full width; the reason's text is completed by where this is."""
+        """Pin the channels of a slot to full width; the current position is added to the reason's text."""
         self.ties.pin(slot, replace(reason, text=f"{reason.text}, in {self.here}"))
 
     def collapse(self, slot: Slot, keep: Sequence[int]) -> Slot:
-        """Tie everything along the dimensions outside `keep`; return the slot that varies along `keep` only."""
+        """Tie all labels along the dimensions outside `keep`; return the slot that varies along `keep` only."""
         for d in varying(slot):
             if d not in keep:
                 first = slot.narrow(d, 0, 1)
@@ -196,7 +196,7 @@ class State:
         return slot
 
     def vector(self, slots: Iterable[Slot], dim: int) -> Tensor | None:
-        """Return the labels along one dimension as a vector, or None where it has none."""
+        """Return the labels along one dimension as a vector; None where it has none."""
         found: Tensor | None = None
         for slot in slots:
             if slot.shape[dim] > 1:
@@ -212,18 +212,18 @@ class State:
         return tensor in self._slots
 
     def last_labels(self) -> tuple[int, ...]:
-        """Return the channels of what the last operator with labels has returned."""
+        """Return the labels in what the last operator with labels returned."""
         return tuple(label for slot in self._last for label in distinct(slot))
 
-    # ---- notes of the first run, with which the second run is compared -----------------------------------------------
+    # ---- records of the first run, with which the second run is compared ---------------------------------------------
 
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
-        """Note the sizes that code handed to an operator, with the channels that they count."""
+        """Record the sizes that code handed to an operator, with the channels that they count."""
         if not self.strict and sizes_in(call.name, call.args):
             self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, written)
 
     def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
-        """In the small network, code must ask for as many channels as are left of those that it asked for."""
+        """Raise Mismatch if code asks for other numbers of channels than are left of those that it asked for before."""
         sizes = self.findings.sizes.get(site)
         if sizes is None or site in self.unaligned or self.is_kept is None:
             return
@@ -234,31 +234,31 @@ class State:
             raise Mismatch(site, position, value or 0, size.left(self.is_kept) or 0, size, here)
 
     def note_read(self, labels: Tensor | None) -> None:
-        """Note that the current operator sums over these channels: they matter to what comes behind it."""
+        """Record that the current operator sums over these channels, so that later layers depend on them."""
         if labels is not None and not self.strict:
             self.findings.read.update(distinct(labels))
 
     def note_channels(self, *vectors: Tensor | None) -> None:
-        """Note that the current operator uses these labels as channels of its input, its weight, or its output."""
+        """Record that the current operator uses these labels as channels of its input, its weight, or its output."""
         if not self.strict:
             for labels in vectors:
                 if labels is not None:
                     self.findings.channels.update(distinct(labels))
 
     def note_crossing(self) -> None:
-        """Note that the current operator computes a statistic across channels."""
+        """Record that the current operator computes a statistic across channels."""
         if not self.strict:
             self.findings.crossing.setdefault(self.module, self.last_op)
 
     def note_pieces(self, cut: Site, dim: int, pieces: Sequence[Slot]) -> None:
-        """Note which piece of a cut every label went into."""
+        """Record which piece of a cut every label went into."""
         if not self.strict:
             for number, piece in enumerate(pieces):
                 for label in distinct(piece):
                     self.findings.cuts[label].add((cut, dim, number))
 
     def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
-        """Remember which channels go into which piece of a cut; in the small network it must be the same ones."""
+        """Record which channels go into each piece of a cut; the small network must have the same ones there."""
         if cut in self.unaligned:
             return
         for piece, slot in enumerate(pieces):
@@ -266,68 +266,70 @@ class State:
                 self.findings.pieces[cut, number, piece] = slot
                 continue
             labels = slot.reshape(-1).tolist()
-            earlier = self._earlier(self.findings.pieces, cut, piece)
-            if any(self._fits(labels, slot, before) for before in earlier):
+            recorded = self._recorded(self.findings.pieces, cut, piece)
+            if any(self._fits(labels, slot, before) for before in recorded):
                 continue
-            before = [label for each in earlier for label in distinct(each)]
+            before = [label for each in recorded for label in distinct(each)]
             if self._any_narrowed([*before, *labels]):
                 message = f"other channels than in the base network are cut off in {self.here}"
                 raise OutOfStep(message, [*before, *labels])
 
     def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
-        """Tell whether a slot holds what is kept of an earlier one."""
+        """Tell whether a slot holds what the small network keeps of the slot `before`."""
         assert self.is_kept is not None
         kept = [label for label in before.reshape(-1).tolist() if label == 0 or self.is_kept(label)]
-        return labels == kept or torch.equal(self._kept_of(before), compress(slot))
+        return labels == kept or torch.equal(self._kept_of(before), squeeze_equal(slot))
 
-    def _earlier(self, noted: dict[Any, Slot], cut: Site, *piece: int) -> list[Slot]:
-        """Return all slots that the first run has noted at an operator: a slot of which one channel is left is gone in
-        the second run, so their numbers differ."""
-        return [noted[key] for number in range(SLOTS) if (key := (cut, number, *piece)) in noted]
+    def _recorded(self, records: dict[Any, Slot], cut: Site, *piece: int) -> list[Slot]:
+        """Return all slots that the first run recorded at an operator.
+
+        Slots are not found by their number: one of which a single channel is left is gone in the second run.
+        """
+        return [records[key] for number in range(SLOTS) if (key := (cut, number, *piece)) in records]
 
     def check_neighbours(self, number: int, slot: Slot) -> None:
-        """Remember the channels that the current operator sees side by side; the small network must have the first.
+        """Record the channels that the current operator sees side by side; the small network must have the first ones.
 
-        Beyond the last one it then sees padding where the base network with its dropped channels at zero sees zeros.
+        Behind the last one it sees padding, where the masked base sees dropped channels at zero.
         """
         if self.is_kept is None:
             self.findings.pieces[self.cut, number, 0] = slot
             return
         labels = slot.reshape(-1).tolist()
-        lines = [earlier.reshape(-1).tolist() for earlier in self._earlier(self.findings.pieces, self.cut, 0)]
+        lines = [before.reshape(-1).tolist() for before in self._recorded(self.findings.pieces, self.cut, 0)]
         if not any(labels == line[: len(labels)] for line in lines) and self._any_narrowed(labels):
             concerned = [label for line in lines for label in line]
             message = f"other channels become neighbours than in the base network, in {self.here}"
             raise OtherNeighbours(message, concerned)
 
     def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
-        """Remember how a view folds channels into rows; in the small network the kept ones must be in the same rows."""
+        """Record how a view folds channels into rows; the small network must have the kept ones in the same rows."""
         if cut in self.unaligned:
             return
         if self.is_kept is None:
             self.findings.folded[cut, number] = folded
             return
-        earlier = self._earlier(self.findings.folded, cut)
-        if not earlier or any(torch.equal(self._kept_of(before), compress(folded)) for before in earlier):
+        recorded = self._recorded(self.findings.folded, cut)
+        if not recorded or any(torch.equal(self._kept_of(before), squeeze_equal(folded)) for before in recorded):
             return
-        labels = [label for each in (*earlier, folded) for label in distinct(each)]
+        labels = [label for each in (*recorded, folded) for label in distinct(each)]
         if self._any_narrowed(labels):
             raise OutOfStep(f"channels are folded into other rows in {self.here}", labels)
 
     def _kept_of(self, slot: Slot) -> Slot:
-        """Return what the small network has of a slot: along each dimension, what holds a kept label or none at all."""
+        """Return the part of a slot that the small network has: along each dimension, lines with a kept or no label."""
         assert self.is_kept is not None
         rest = slot
         for dim in varying(slot):
             lines = slot.movedim(dim, 0).reshape(slot.shape[dim], -1).tolist()
             kept = [not any(line) or any(label and self.is_kept(label) for label in line) for line in lines]
             rest = rest.index_select(dim, torch.tensor(kept).nonzero().flatten())
-        return compress(rest)
+        return squeeze_equal(rest)
 
     def spans(self, operand: int, slot: Slot) -> set[int]:
-        """Return the dimensions along which the current operator's operand of this number has labels in this slot.
+        """Return the dimensions along which a slot of the current operator's n-th operand varies in the base network.
 
-        In the small network a dimension of one channel does not vary any more; it is the base network that counts.
+        In the small network a dimension with one channel left no longer varies, so the first run's record counts.
         """
         if self.is_kept is None:
             self.findings.operands[self.cut, operand].append(slot)
@@ -340,7 +342,7 @@ class State:
         return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
 
     def renew(self, cut: Site, piece: int, slot: Slot) -> Slot:
-        """Give the channels behind an unaligned cut fresh labels: their number must agree from here on, no more."""
+        """Give the channels behind an unaligned cut fresh labels: from here on, only their number must agree."""
         if cut not in self.unaligned or slot.numel() <= 1:
             return slot
         key = (cut, piece)
@@ -358,9 +360,9 @@ class State:
         return torch.tensor(kept, dtype=LABEL).view(slot.shape)
 
     def attention_scale(self, query: Tensor) -> float | None:
-        """Return the scale for an attention that is given none; 1/√D of its features is that of the narrow D.
+        """Return the scale for an attention without one; None for torch's own, 1/√D of its D features.
 
-        Where whole heads are kept, D is what it was.
+        A small network has a smaller D, unless heads are kept or dropped whole.
         """
         last, heads = query.ndim - 1, query.ndim - 3
         for slot in self.slots(query):
@@ -372,5 +374,5 @@ class State:
 
 
 def family_of(name: str) -> str:
-    """Return what an operator counts as: torch chooses between the ways to reshape by strides, which may differ."""
+    """Return one name for all operators that reshape: torch chooses between them by strides, which may differ."""
     return "view" if name in RESHAPES else name

@@ -1,4 +1,4 @@
-"""The first run: label all tensors of a model, run it, and find out which channels are tied."""
+"""The first run: label all tensors of a model, run it, and find which channels are tied."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ NOT_CHANNELS = Reason(Kind.NOT_CHANNELS, "not a channel dimension")
 
 @dataclass
 class Trace:
-    """What the first run has found.
+    """The results of the first run.
 
     Attributes:
         model: a copy of the model, on the device of the trace; never trained.
         inputs: the example input on that device.
-        train_inputs: the same for runs in train mode, or None where train mode shows nothing new.
+        train_inputs: the same for train mode; None where a run in train mode would add nothing.
         labels: tensor name -> labels of its indices for every dimension (None where the size is 1).
-        ties, findings: tied labels, and what else was seen.
+        ties: the sets of tied labels.
+        findings: everything else that the run recorded.
         output_shapes: shapes of all tensors that the model returns, eval mode first.
-        sizes_by_value: whether sizes may follow from values, as the number of objects that a detector finds.
+        sizes_by_value: whether sizes may depend on values, such as the number of objects that a detector finds.
         path: the innermost modules in the order in which they ran in eval mode.
         unaligned: cuts behind which channel identity was given up.
         shapes: tensor name -> its shape before the run.
@@ -66,15 +67,15 @@ class Trace:
 def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
     """Run a copy of the model under the label flow, on the meta device where that is possible.
 
-    Eval mode comes first; train mode follows where parameters have not been used by then (auxiliary heads).
+    It runs in eval mode first, then in train mode if some parameters were not used (auxiliary heads).
 
     Raises:
         AdjoinedError: the model does not run on the example input.
     """
     check_arguments(model, inputs)
     original, unaligned = Original(model), frozenset(unaligned)
-    # Where values decide about the graph, or an operator or a scripted module does not know the device, it is run for
-    # real; by then nothing is left of the first attempt, which an exception that is still at hand would hold.
+    # Where values decide the graph, or something does not support the meta device, the model runs on its own device.
+    # `suppress` drops the exception first, which would keep the tensors of the first attempt alive.
     traced = None
     try:
         with suppress(Exception):
@@ -90,7 +91,7 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
 
 
 def _copied(model: nn.Module, device: str | None) -> nn.Module:
-    """Return a copy for the trace: running it moves norm statistics and other state."""
+    """Return a copy for the trace, since a run changes norm statistics and other state."""
     if device is None:
         try:
             return duplicate(model)
@@ -101,7 +102,7 @@ def _copied(model: nn.Module, device: str | None) -> nn.Module:
                 expected="a model that copy.deepcopy copies",
                 fix="Take what cannot be copied out of its attributes, such as open files, locks and generators.",
             ) from error
-    # Handed to deepcopy, so that weights are not copied first, and tied ones stay tied: `to` makes two of them.
+    # The memo saves copying the weights first, and keeps tied ones tied: `to` alone would make two of them.
     memo: dict[int, Any] = {id(t): in_place_of(t, t.detach().to(device)) for t in named_tensors(model).values()}
     return duplicate(model, memo).to(device)
 
@@ -127,7 +128,7 @@ def _trace(
     if unused:
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
-    before.undo()  # small networks are made of the model as it was before it ran
+    before.undo()  # small networks are made from the model as it was before it ran
     for out in outputs:
         for slot in flow.slots(out):
             ties.pin(slot, OUTPUT)
@@ -166,9 +167,9 @@ def _trace(
 def label_tensors(
     flow: LabelFlow, tensors: dict[str, Tensor], ties: Ties, *, kernels: set[str]
 ) -> dict[str, list[Tensor | None]]:
-    """Give every index of every dimension of every tensor a label of its own; shared tensors share theirs.
+    """Give every index of every dimension of every tensor a label of its own; shared tensors share their labels.
 
-    Kernel positions of convolutions, tensors called by the names in `kernels`, have none: they are never dropped.
+    The kernel positions of convolution weights (`kernels` has their names) get none: they are never dropped.
     """
     known: dict[int, list[Tensor | None]] = {}
     labels: dict[str, list[Tensor | None]] = {}
@@ -186,7 +187,7 @@ def label_tensors(
 
 
 def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tuple[Inputs | None, list[Tensor]]:
-    """Run in train mode, on twice the samples where norms ask for more than one; None where it does not run."""
+    """Run in train mode, on doubled inputs where norms need more than one sample; None where it does not run."""
     with torch.random.fork_rng(devices=[]):
         for attempt in (inputs, inputs.doubled()) if inputs.batch_size == 1 else (inputs,):
             try:
@@ -197,7 +198,7 @@ def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tup
 
 
 def _pin_places(ties: Ties, findings: Findings) -> None:
-    """Keep whatever nothing uses as channels at full width: kernel places, samples in time, positions, tables' rows."""
+    """Pin what no operator uses as channels to full width: kernel and other positions, time steps, rows of tables."""
     used = {ties.find(label) for label in findings.channels}
     used |= {ties.find(label) for labels in findings.fresh.values() for label in labels.tolist()}
     for root, members in sets_of(ties.roots()):
@@ -206,10 +207,10 @@ def _pin_places(ties: Ties, findings: Findings) -> None:
 
 
 def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
-    """Keep the number of kernels in a bank (experts, basis functions) at full width.
+    """Pin the number of kernels in a bank (experts, basis functions) to full width.
 
-    A tensor that stands in a computed kernel along its places, or along its output and input channels at once, is made
-    of kernels; along its other dimensions, it counts them. The weights of `layers` are not banks: they read channels.
+    A tensor whose labels appear in a computed kernel along its positions, or along its output and input channels at
+    once, is made of kernels; its other dimensions count them. Weights of `layers` are not banks: they read channels.
     """
     roots = torch.tensor(ties.roots())
     for kernel in findings.kernels:
@@ -231,7 +232,7 @@ def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | N
 
 
 def _pin_unread(ties: Ties, findings: Findings) -> None:
-    """Keep what nothing has read at full width: where values decide, it may be an output that this run did not give."""
+    """Pin what nothing read to full width: where values decide sizes, it may be an output that this run left out."""
     read = {ties.find(label) for label in findings.read}
     for root, members in sets_of(ties.roots()):
         if root not in read and len(members) > 1:
@@ -250,7 +251,7 @@ def _pin_scripted(prefix: str, labels: dict[str, list[Tensor | None]], ties: Tie
 def _tie_heads(
     flow: LabelFlow, prefix: str, module: nn.MultiheadAttention, labels: dict[str, list[Tensor | None]]
 ) -> None:
-    """Tie what torch's attention takes to be equal: its features outside and inside, and their order in the heads."""
+    """Tie what torch's attention assumes to be equal: its features outside and inside, and their order in the heads."""
     heads, width = module.num_heads, module.head_dim
     inside: list[Tensor | None] = []
     for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):

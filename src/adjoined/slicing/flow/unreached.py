@@ -1,4 +1,4 @@
-"""Parts that the example input does not reach: which channels theirs are, as far as their place in the model says."""
+"""Parts that the example input does not reach: which channels they use, as far as the model's structure tells."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Channels = tuple[int, ...]
 
 
 def follow_unreached(model: nn.Module, labels: Labels, ties: Ties, findings: Findings) -> dict[str, str]:
-    """Tie the channels of parts that did not run to those of parts that ran in their place.
+    """Tie the channels of parts that did not run to those of parts that did.
 
-    A part stands where a module of its class ran beside it, with tensors of the same sizes: one of several norms, a
-    second head, another branch. A layer alone, or at the front of a sequence, otherwise reads the only channels of the
-    model that are as many as it takes. Where several answers are possible, it follows none.
+    A part follows a sibling module of its class that ran, with tensors of the same sizes: one of several norms, a
+    second head, another branch. Otherwise a single layer, or the first layer of a sequence, reads the only channel
+    group of the model that has its width. Where several answers are possible, a part follows none.
 
     Args:
-        model: the model that was run.
+        model: the model that ran.
         labels: tensor name -> labels for each dimension.
-        ties: of the run; more are added.
+        ties: of the run; ties are added.
         findings: of the run; groups of convolutions are added.
 
     Returns:
@@ -37,21 +37,21 @@ def follow_unreached(model: nn.Module, labels: Labels, ties: Ties, findings: Fin
 
 
 class _Known:
-    """What ran, and what its channels are."""
+    """The parts that ran, and their channels."""
 
     def __init__(self, model: nn.Module, labels: Labels, ties: Ties, findings: Findings) -> None:
         self.model, self.labels, self.ties, self.findings = model, labels, ties, findings
         self.tensors = named_tensors(model)
         ran = {*findings.ran, *(name.rpartition(".")[0] for name in findings.readers)}
         for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # nothing tells what runs in it
+            if isinstance(module, torch.jit.ScriptModule):  # hooks do not see what runs in it
                 ran |= {f"{name}.{inner}".rstrip(".") for inner, _ in module.named_modules()}
         self.ran = {name.rsplit(".", n)[0] for name in ran for n in range(name.count(".") + 1)} | {""}
         roots = ties.roots()
         self.members = torch.bincount(torch.tensor(roots))
 
     def modules(self) -> Iterator[str]:
-        """Return the outermost modules with channels that did not run."""
+        """Yield the outermost modules with channels that did not run."""
         for name, module in self.model.named_modules():
             if name not in self.ran and name.rpartition(".")[0] in self.ran and any(self._labelled(name)):
                 learned = any(True for _ in module.parameters())
@@ -59,7 +59,7 @@ class _Known:
                     yield name
 
     def parameters(self) -> Iterator[str]:
-        """Return the parameters with channels that no operator read, of modules that ran."""
+        """Yield the parameters with channels that no operator read, of modules that ran."""
         for name, _ in self.model.named_parameters():
             owner = name.rpartition(".")[0]
             if (
@@ -70,7 +70,7 @@ class _Known:
                 yield name
 
     def follow(self, part: str) -> str:
-        """Tie what a part has in common with what ran; return the module that it follows, "" for none."""
+        """Tie a part to the module that it follows and return that module's name; "" for none."""
         return self._as_sibling(part) or self._by_width(part)
 
     # ---- a module of the same class ran beside it --------------------------------------------------------------------
@@ -114,7 +114,7 @@ class _Known:
     def _roots(self, vector: Tensor) -> Channels:
         return tuple(map(self.ties.find, vector.tolist()))
 
-    # ---- it takes as many channels as one group has ------------------------------------------------------------------
+    # ---- only one group has the width of its input -------------------------------------------------------------------
 
     def _by_width(self, part: str) -> str:
         layer = self._first_layer(part)
@@ -136,7 +136,7 @@ class _Known:
         return next(iter(found.values()))
 
     def _first_layer(self, part: str) -> tuple[str, int] | None:
-        """Return the weight that reads a part's input, and along which dimension; None where it is not plain."""
+        """Return the weight that reads a part's input, and its input dimension; None where no plain layer does."""
         module, name = self.model.get_submodule(part), part
         while isinstance(module, nn.Sequential) and len(module):
             name, module = f"{name}.0", module[0]
@@ -150,7 +150,7 @@ class _Known:
         return [t for t in self.labels if t.startswith(f"{module}.") and any(v is not None for v in self.labels[t])]
 
     def _is_group(self, vector: Tensor) -> bool:
-        """Tell whether labels stand in more than one place: a label that meets nothing is not a channel."""
+        """Tell whether every label is tied to another: a label that meets nothing is not a channel."""
         return all(int(self.members[self.ties.find(label)]) > 1 for label in vector.tolist())
 
     def _tie(self, mine: Tensor | None, its: Tensor | None) -> None:

@@ -18,9 +18,9 @@ class Values:
     """Which tensors of a run depend on the values of its input, not only on its shape.
 
     Attributes:
-        read_in: module whose Python code reads such a value first; None if none does.
-        decide: whether values decide about sizes: Python reads them, or an operator returns as many elements as it
-            happens to find (masks, remaining boxes). The output of another network has other sizes then.
+        read_in: the first module whose Python code reads such a value; None if none does.
+        decide: whether values decide sizes: Python code reads them, or an operator returns as many elements as it finds
+            (masks, remaining boxes). Another network's output then has other sizes.
     """
 
     def __init__(self) -> None:
@@ -29,23 +29,23 @@ class Values:
         self._computed: Any = WeakIdKeyDictionary()
 
     def start(self, inputs: Any) -> None:
-        """Start with the tensors that the model is called with."""
+        """Begin with the tensors that the model is called with."""
         for leaf in tree_leaves(inputs):
             if isinstance(leaf, Tensor):
                 self._computed[leaf] = True
 
     def computed(self, tensor: Tensor) -> bool:
-        """Whether the tensor's elements follow from the values of the input."""
+        """Tell whether the tensor's elements depend on the values of the input."""
         return tensor in self._computed
 
     def note(self, op: Any, name: str, given: Sequence[Tensor], out: Any, module: str) -> None:
-        """Carry on what is known of the operands of an operator to what it returned."""
+        """Pass on to an operator's results whether its operands depend on the values of the input."""
         if name.endswith("_like") or not any(tensor in self._computed for tensor in given):
             return
         if name in _READ:
             self.decide = True
             self.read_in = module if self.read_in is None else self.read_in
-        elif name == "index":  # its tag is for masks; by numbers it returns as many elements as there are numbers
+        elif name == "index":  # only for masks is its output shape dynamic, as its tag says
             self.decide |= any(i.dtype in (torch.bool, torch.uint8) and self.computed(i) for i in given[1:])
         else:
             self.decide |= name == "nms" or torch.Tag.dynamic_output_shape in op.tags

@@ -1,4 +1,4 @@
-"""What the slicing has to know of modules: their tensors, which are norms, and the sizes that they keep."""
+"""The modules of a model: their tensors, which of them are norms, and the sizes that they store."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def linear_names(model: nn.Module) -> set[str]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Tell whether a module normalises: torch's own classes, and others that say so by their name.
+    """Tell whether a module normalises: torch's own classes, and others with "norm" in their name.
 
     Example:
         >>> is_norm(nn.BatchNorm2d(8)), is_norm(nn.Conv2d(3, 8, 3))
@@ -55,17 +55,17 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:
-    """Tell whether a module owns a weight that mixes channels (a normalised convolution is no norm)."""
+    """Tell whether a module owns a weight that mixes channels (a normalised convolution is not a norm)."""
     return any(p is not None and sum(size > 1 for size in p.shape) > 1 for p in module._parameters.values())
 
 
 def private_names(model: nn.Module, modules: Collection[str] = (), *, norms: bool = True) -> set[str]:
-    """Return the names of all tensors that a small network has for itself.
+    """Return the names of the tensors that are private to a small network.
 
     Args:
         model: the base network.
-        modules: names of modules that it has for itself, with all that is in them.
-        norms: whether the parameters of all norms are among them; buffers always are.
+        modules: names of private modules, with everything in them.
+        norms: whether the parameters of all norms are private; buffers always are.
     """
     names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for prefix, module in model.named_modules():
@@ -76,10 +76,10 @@ def private_names(model: nn.Module, modules: Collection[str] = (), *, norms: boo
 
 
 def filters(model: nn.Module) -> dict[str, int]:
-    """Return the parameters whose filters write channels, each with the dimension along which it does.
+    """Return the parameters whose filters write channels, each with the dimension of its output channels.
 
-    These are the weights of convolutions and linear layers, and other parameters that mix channels; norms, biases and
-    scales write none, they only change what others have written.
+    These are the weights of convolutions and linear layers, and other parameters that mix channels. Norms, biases and
+    scales only change channels that other layers write.
 
     Example:
         >>> filters(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 2)))
@@ -172,22 +172,22 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
 
 
 def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy that keeps nothing in common with the model, not even what its forward keeps.
+    """Return a deep copy that shares nothing with the model, not even what its forward stores.
 
-    Tensors that a forward has kept in attributes are copied without their history. Dicts of tensors that modules have
-    cached are left empty: the copy's tensors will be other ones. Caches in a class, which all its instances would write
+    Tensors that a forward has stored in attributes are copied without their autograd history. Cached dicts of tensors
+    are left empty, since the copy's tensors will be different. Caches in a class, which all its instances would write
     into, become the copy's own.
 
     Args:
         model: any module.
-        memo: as for `copy.deepcopy`: id -> what stands for that object in the copy.
+        memo: as for `copy.deepcopy`: id -> what replaces that object in the copy.
     """
     memo = {} if memo is None else memo
     with WithoutHistory():
         copied = copy.deepcopy(model, memo)
         for module in copied.modules():
             for name, held in _caches_of_class(type(module)).items():
-                with suppress(Exception):  # what cannot be copied stays in common
+                with suppress(Exception):  # what cannot be copied stays shared
                     vars(module).setdefault(name, copy.deepcopy(held, memo))
     for module in copied.modules():
         for name, held in vars(module).items():
@@ -197,7 +197,7 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
 
 
 def _caches_of_class(kind: type) -> dict[str, Any]:
-    """Return the containers in a class's body that its code can fill with tensors: empty ones, or those with some."""
+    """Return the containers in a class's body that are empty or hold tensors: its code may fill them with tensors."""
     bodies = [each for each in reversed(kind.__mro__) if not each.__module__.startswith(("torch.", "builtins"))]
     return {
         name: held
@@ -209,11 +209,11 @@ def _caches_of_class(kind: type) -> dict[str, Any]:
 
 
 def hand_on_kept(source: nn.Module, target: nn.Module) -> None:
-    """Give a network the tensors that another's forward has kept in attributes: activations, states, caches.
+    """Copy the tensors that a network's forward has stored in attributes (activations, states, caches) to another.
 
     Args:
         source: the network that has run.
-        target: one of the same structure; what its modules have kept is replaced.
+        target: a network of the same structure; what its modules have stored is replaced.
     """
     memo: dict[int, Any] = {}
     for name, module in source.named_modules():
@@ -240,19 +240,19 @@ class WithoutHistory(TorchFunctionMode):
 
 
 def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:
-    """Return a value as what can replace a tensor in a module: a parameter, trained or not, for a parameter."""
+    """Return a value that can replace a tensor in a module: a parameter, trained or not, in place of a parameter."""
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
 
 def sizes_by_input(module: nn.Module, ndim: int) -> dict[int, tuple[str, int | None]]:
-    """Return the numbers of channels that a norm without tensors keeps of its input.
+    """Return where a norm without tensors stores sizes of its input.
 
     Args:
         module: any module.
-        ndim: dimensions of what it is called with.
+        ndim: number of dimensions of its input.
 
     Returns:
-        Dimension of the input -> the attribute that holds its size, and the element of it, None for a plain number.
+        Dimension of the input -> the attribute that stores its size, and the element of it, None for a plain integer.
 
     Example:
         >>> sizes_by_input(nn.InstanceNorm2d(8), 4), sizes_by_input(nn.LayerNorm((8, 4), elementwise_affine=False), 3)
@@ -272,22 +272,22 @@ def sizes_by_input(module: nn.Module, ndim: int) -> dict[int, tuple[str, int | N
     return {}
 
 
-KEPT_IN_LINE = {
+MANAGED_SIZES = {
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
     "num_groups", "num_parameters", "in1_features", "in2_features", "num_embeddings", "embedding_dim",
     "normalized_shape", "embed_dim", "kdim", "vdim", "num_heads", "head_dim",
 }  # fmt: skip
-"""The numbers of which `set_sizes` is in charge; a class derived from a layer of torch's may keep others of its own."""
+"""The attributes that `set_sizes` updates; a class derived from one of torch's layers may add others."""
 
 
-def keeps_sizes(module: nn.Module) -> bool:
-    """Tell whether `set_sizes` is in charge of a module's numbers."""
+def has_managed_sizes(module: nn.Module) -> bool:
+    """Tell whether `set_sizes` updates a module's sizes."""
     known = (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, nn.MultiheadAttention, *_RECURRENT, *_TABLES, *_NORMS)
     return isinstance(module, known)
 
 
 def matching_modules(model: nn.Module, patterns: Iterable[str], *, setting: str = "keep") -> dict[str, str]:
-    """Return the modules that names or patterns mean, each with the pattern that named it.
+    """Return the modules that names or patterns match, each with its pattern.
 
     A pattern matches whole names in the manner of file names (`layer1`, `layer?.0.*`, `*.downsample`).
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adjoined.slicing.flow.labels import compress, distinct, sets_of, varying
+from adjoined.slicing.flow.labels import distinct, sets_of, squeeze_equal, varying
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import NOT_CHANNELS, Trace
 from adjoined.slicing.plan.reasons import Reason
@@ -87,7 +87,7 @@ class Grouping:
         self._table = torch.frombuffer(self.roots, dtype=torch.int64)
         reason_of = trace.ties.reasons()
         real = set(trace.labels)
-        owners = trace.ties.owners
+        owners = trace.ties.axes
         self.pieces = _pieces(trace, self.roots)
         alike: dict[object, Group] = {}
         self._of_root: list[Group | None] = [None] * len(self.roots)
@@ -123,7 +123,7 @@ class Grouping:
         wide as what was folded, in the modules around, keeps a multiple of the number of rows.
         """
         for cut, slot in trace.findings.folds:
-            tied = compress(self._table[slot])
+            tied = squeeze_equal(self._table[slot])
             *row_dims, last = varying(slot)
             if not row_dims or tied.shape[last] == 1:
                 continue  # what lies side by side belongs to one channel, as in a pixel shuffle
@@ -189,7 +189,7 @@ def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
         found[roots[label]] |= pieces
     table = torch.tensor(roots)
     for cut, slot in trace.findings.folds:
-        tied = compress(table[slot])
+        tied = squeeze_equal(table[slot])
         for dim in varying(tied)[:-1]:
             for row in range(tied.shape[dim]):
                 piece = (cut, dim, row)  # one for all, not one for each

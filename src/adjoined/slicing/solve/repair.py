@@ -1,7 +1,7 @@
-"""What to do when the small network does not run: correct a number that a module keeps, or keep channels wide.
+"""What to do when the small network does not run: correct an attribute of a module, or keep channels wide.
 
-Every correction is a trial. It is kept only if the small network then gets further than it did before, so a number
-that merely looks like a width is never left changed.
+Every correction is a trial. It is kept only if the small network then runs further than before, so an attribute that
+merely looks like a width is never left changed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from adjoined.slicing.flow.labels import OutOfStep, TooNarrow
-from adjoined.slicing.flow.sizes import Count, Mismatch, Site, count_left
+from adjoined.slicing.flow.sizes import Formula, Mismatch, Site, count_left
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.plan.reasons import Reason
+from adjoined.slicing.solve.attributes import Attribute, Corrections, and_parents
+from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Grouping, RequiredWidth
-from adjoined.slicing.solve.numbers import Attribute, Failure, KeptNumbers, and_parents
 
 PATIENCE = 4
-"""How often a module's own groups are widened before those of its parent are, too."""
+"""How often a module's own groups are widened before those of its parent are widened, too."""
 
 
 class Unaligned(Exception):
@@ -31,46 +32,46 @@ class Unaligned(Exception):
 
 
 class _Trial(NamedTuple):
-    """A change that is being tried: what was before it, and the failure that it is to overcome."""
+    """A change that is being tried, the failure that it should overcome, and the state before it."""
 
     failure: Failure
     ways: Iterator[str]
-    corrected: dict[Attribute, Count]
+    corrected: dict[Attribute, Formula]
     required: list[RequiredWidth | None]
 
 
 @dataclass
 class Repairs:
-    """The repairs of one trace, in the order in which they are tried: numbers, widths, channel identity, full width."""
+    """The repairs of one trace, tried in this order: attributes, widths, channel identity, full width."""
 
     trace: Trace
     grouping: Grouping
     may_unalign: bool = True
     log: list[str] = field(default_factory=list)
-    numbers: KeptNumbers = field(init=False)
+    corrections: Corrections = field(init=False)
     _trial: _Trial | None = None
     _widened: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        """Begin with all numbers as the base network has them."""
-        self.numbers = KeptNumbers(self.trace, self.grouping)
+        """Begin with all attributes as the base network has them."""
+        self.corrections = Corrections(self.trace, self.grouping)
 
     def repair(self, failure: Failure, is_kept: Callable[[int], bool]) -> None:
         """Change something, so that the next attempt gets further.
 
         Raises:
-            Unaligned: to be traced anew with these cuts.
+            Unaligned: the model has to be traced again, with these cuts.
             OutOfStep: all channels are at full width already, and the model still does not run.
         """
         trial, self._trial = self._trial, None
-        if trial is not None and failure.place <= trial.failure.place:
-            self._undo(trial)  # and on with the next way to overcome the same failure
+        if trial is not None and failure.progress <= trial.failure.progress:
+            self._undo(trial)  # and try the next way to overcome the same failure
             failure, ways = trial.failure, trial.ways
         else:
             if trial is not None:
                 self.log.append(f"{self.log.pop()}: helped")
             ways = self._ways(failure, is_kept)
-        before = (dict(self.numbers.corrected), [group.required for group in self.grouping.groups])
+        before = (dict(self.corrections.corrected), [group.required for group in self.grouping.groups])
         way = next(ways, None)
         if way is None:
             self._give_up(failure)
@@ -79,19 +80,19 @@ class Repairs:
             self.log.append(way)
 
     def _undo(self, trial: _Trial) -> None:
-        self.numbers.corrected = dict(trial.corrected)
+        self.corrections.corrected = dict(trial.corrected)
         for group, required in zip(self.grouping.groups, trial.required, strict=True):
             group.required = required
 
     def _ways(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
-        """Make one change after the other, each undone by the caller if it does not help; yield what was changed."""
+        """Make one change after the other and yield what was changed; the caller undoes what does not help."""
         error = failure.error
         if isinstance(error, TooNarrow):
             if self._make_room(error):
                 yield f"width raised after: {failure.message}"
             return
-        for number in self.numbers.corrections(failure, is_kept):
-            yield f"{number} set right after: {failure.message}"
+        for attribute in self.corrections.propose(failure, is_kept):
+            yield f"{attribute} corrected after: {failure.message}"
         if isinstance(error, Mismatch):
             for alike in (False, True):
                 if self._set_width(error, alike):
@@ -102,9 +103,9 @@ class Repairs:
     # ---- widths ------------------------------------------------------------------------------------------------------
 
     def _set_width(self, error: Mismatch, alike: bool) -> bool:
-        """Give the groups that a size counts as many channels as the code asks for, each of them the same number.
+        """Give the groups that a size counts the width that the code asks for, the same to each.
 
-        With `alike`, those that the same views fold get as many: the code computes with one width for all of them.
+        With `alike`, groups that the same views fold get that width, too: the code computes with one width for all.
         """
         if len(error.size.counted) != 1 or error.asked < 1:
             return False
@@ -123,7 +124,7 @@ class Repairs:
         return True
 
     def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
-        """Where code asks for too few channels, it took their number from another tensor: give one there more."""
+        """Where code asks for too few channels, it took their number from another tensor: widen a group of that."""
         missing = error.left - error.asked
         around = error.site.module.rpartition(".")[0]
         tried: set[int] = set()
@@ -142,7 +143,7 @@ class Repairs:
                         yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
-        """Give the one group behind an unaligned cut as many channels as arrive there."""
+        """Widen the one group behind an unaligned cut to the channels that arrive there."""
         groups = {id(g): g for g in map(self.grouping.of, error.expected)}
         if len(groups) != 1:
             return False
@@ -166,14 +167,14 @@ class Repairs:
         self.log.append(f"kept wide after: {failure.message}")
 
     def _and_alike(self, cuts: set[Site]) -> set[Site]:
-        """Return the cuts and the same ones in modules of the same class, which run the same code."""
+        """Return the cuts, and the same cuts in all modules of the same classes, which run the same code."""
         kinds = {name: type(module) for name, module in self.trace.model.named_modules()}
         known = {piece[0] for pieces in self.grouping.pieces.values() for piece in pieces}
         alike = {(kinds[cut.module], cut._replace(module="")) for cut in cuts}
         return {cut for cut in known if (kinds[cut.module], cut._replace(module="")) in alike}
 
     def _widen(self, labels: tuple[int, ...], module: str, reason: Reason) -> bool:
-        """Keep the groups concerned at full width; without any, those of the module, of its parents, of the model."""
+        """Keep the groups concerned at full width; if there are none, those of the module, its parents, the model."""
         self._widened[module] += 1
         groups = {id(g): g for g in map(self.grouping.of, labels) if not g.reason}
         for level, name in enumerate(and_parents(module)):

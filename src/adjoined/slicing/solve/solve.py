@@ -21,8 +21,8 @@ from adjoined.slicing.model.modules import full_name, matching_modules, named_te
 from adjoined.slicing.plan.index import Index
 from adjoined.slicing.plan.plan import ChannelGroup, DoesNotFit, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
+from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Group, Grouping
-from adjoined.slicing.solve.numbers import Failure
 from adjoined.slicing.solve.repair import Repairs, Unaligned
 from adjoined.slicing.solve.request import Request, requested_widths
 from adjoined.slicing.solve.traces import Traces
@@ -216,7 +216,7 @@ def _draft(
         tensors=tensors,
         shapes=dict(traced.shapes),
         conv_groups=narrowed,
-        attributes=_sizes_by_input(traced, is_kept) | repairs.numbers.values(lambda label: bool(is_kept[label])),
+        attributes=_sizes_by_input(traced, is_kept) | repairs.corrections.values(lambda label: bool(is_kept[label])),
         groups=describe(grouping.groups),
         crossing=dict(traced.findings.crossing),
         unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),

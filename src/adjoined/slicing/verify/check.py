@@ -1,4 +1,4 @@
-"""Check a slice plan: the small network against the base network with the dropped channels at zero."""
+"""Check a slice plan: compare the small network with the masked base."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from adjoined.slicing.verify.liven import in_float64, liven, random_inputs
 from adjoined.slicing.verify.masked import MaskedBase, narrow
 
 TOLERANCE = 1e-8
-"""Largest relative error of a small network that is right, in float64; a channel out of place is far above."""
+"""Largest relative error of a correct small network, in float64; a wrong channel gives far more."""
 
 MASKED, STRICT = "masked base", "strict second run"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
-        error: largest difference as a share of the largest value, in the worst output; where the masked base does not
+        error: relative error of the worst output: largest difference / largest value; where the masked base does not
             reach the outputs, that of the worst module before; None where it reaches nothing.
-        how: "masked base", or "strict second run" where the masked base does not reach the outputs. In that run, which
-            every plan has passed, no two channel groups meet that must not, and all shapes are right.
+        how: "masked base", or "strict second run" where the masked base does not reach the outputs. Every plan has
+            passed that run: all shapes fit, and no two channel groups meet that must not.
         where: the first module that the masked base does not reach, and why; "" where it reaches the outputs.
     """
 
@@ -52,20 +52,20 @@ class Checked:
 def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan, *, seed: int = 0) -> Checked:
     """Compare the small network of a plan with the masked base, in float64, in eval mode, on random input.
 
-    A copy of the model gets weights and statistics that make every channel count. The masked base is this copy at full
-    width with all dropped channels at zero; statistics across channels are taken over the kept ones.
+    A copy of the model gets weights and statistics that let every channel matter. The masked base is this copy at full
+    width with all dropped channels at zero and statistics across channels taken over the kept ones.
 
     Args:
         model: the base network; it is neither run nor changed.
-        example_input: as for `make_plan`. Random numbers take the place of floating-point values; indices stay.
+        example_input: as for `make_plan`. Random numbers replace its floating-point values; indices stay.
         plan: the slice plan of the small network.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Returns:
-        The error, at most 1e-8, and how far the comparison reaches: not behind channel shuffles that do not align.
+        The error, at most 1e-8, and how far the comparison reaches: not beyond channel shuffles that do not align.
 
     Raises:
-        AdjoinedError: the networks differ (it names the first module that does), or one does not run in float64.
+        AdjoinedError: the networks differ (the error names the first module that does), or one does not run in float64.
 
     Example:
         >>> from adjoined.slicing import make_plan
@@ -85,7 +85,7 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan, *, seed: i
 
 @dataclass
 class _Steps:
-    """The outputs of all modules, as they finish, and after how many of them each module starts."""
+    """The outputs of all modules in the order in which they finish, and how many precede each module's start."""
 
     outputs: list[tuple[str, list[Tensor | None]]] = field(default_factory=list)
     starts: dict[str, int] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class _Steps:
 
 @dataclass
 class _Pair:
-    """One comparison: the lively base network, its small network, and the input of both."""
+    """One comparison: the base network with random weights, its small network, and the input of both."""
 
     base: nn.Module
     small: nn.Module
@@ -103,13 +103,13 @@ class _Pair:
     outputs_of_base: list[Tensor]
 
     def compare(self) -> Checked:
-        """Return what the comparison of the outputs shows, or else that of every module."""
+        """Compare the outputs, and every module where they differ."""
         got = self._run_small()
         flow, expected = self._run_masked()
         error = _worst(got, expected)
         if error <= TOLERANCE:
             return Checked(error, MASKED)
-        unknown = flow.open | {m: name for m, name in self.plan.crossing.items() if not understood(name)}
+        unknown = flow.not_computed | {m: name for m, name in self.plan.crossing.items() if not understood(name)}
         limits = {module: f"{name} computes across channels" for module, name in unknown.items()}
         limits |= dict.fromkeys(self.plan.unaligned, "channel identity is given up there")
         small, masked = _Steps(), _Steps()
@@ -118,7 +118,7 @@ class _Pair:
         return self._judge(error, small, masked, limits)
 
     def _judge(self, error: float, small: _Steps, masked: _Steps, limits: dict[str, str]) -> Checked:
-        """Return how far the modules agree, if they need not agree any further."""
+        """Compare module by module up to the first limit, beyond which the networks may differ."""
         limit = min(limits, key=lambda name: small.starts.get(name, 0), default=None)
         reach = len(small.outputs) if limit is None else small.starts.get(limit, 0)
         worst = None
@@ -140,7 +140,7 @@ class _Pair:
             raise AdjoinedError(
                 f"the small network of this plan does not run: {type(error).__name__}: {error}",
                 where=type(self.base).__name__,
-                fix="Make the plan anew; if it is new, please report the model.",
+                fix="Make a new plan; if it is new, please report the model.",
             ) from error
 
     def _run_masked(self, steps: _Steps | None = None) -> tuple[MaskedBase, list[Tensor]]:
@@ -156,7 +156,7 @@ class _Pair:
 
 
 def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, lively: bool) -> _Pair:
-    """Return base and small network in float64, and what the base gives on random input."""
+    """Return base and small network in float64, with the outputs of the base on random input."""
     generator = torch.Generator().manual_seed(seed)
     base = duplicate(model)
     if any(tensor.device.type == "mps" for tensor in named_tensors(base).values()):  # it has no float64
@@ -172,14 +172,14 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, livel
         raise AdjoinedError(
             f"the model does not run in float64 on random input: {type(error).__name__}: {error}",
             where=type(model).__name__,
-            fix="It cannot be checked like this; plan it without the check.",
+            fix="Leave out the check.",
         ) from error
     return _Pair(base, plan.apply(base), plan, random, seed, outputs)
 
 
 @contextlib.contextmanager
 def _float64(seed: int) -> Iterator[None]:
-    """Run in float64, with the same random numbers each time, and leave the random state as it was."""
+    """Run in float64, with the same random numbers each time, and restore the random state."""
     with torch.random.fork_rng(devices=[]), in_float64():
         torch.manual_seed(seed)
         yield
@@ -187,7 +187,7 @@ def _float64(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watching(model: nn.Module, steps: _Steps | None, part: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Note the outputs of all modules, or of each output a part."""
+    """Record the outputs of all modules, or the part that `part` returns of each."""
     hooks = []
 
     def start(name: str) -> None:
@@ -217,7 +217,7 @@ def _differs(name: str, error: float) -> AdjoinedError:
         where=_named(name),
         expected=f"a relative error of at most {TOLERANCE:g} in float64",
         got=f"{error:.1e}, in the first module that differs",
-        fix="Name this module in `keep`, and please report the model: it is a fault of the slicing.",
+        fix="Name this module in `keep`, and please report the model: this is a bug in adjoined.",
     )
 
 

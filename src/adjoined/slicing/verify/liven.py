@@ -1,4 +1,4 @@
-"""A state and an input in which every weight of a network matters, so that comparing two networks has power."""
+"""Weights and an input with which every channel of a network matters, so that a comparison finds differences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def random_inputs(inputs: Inputs, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-    """Return normal numbers in place of all floating-point tensors; indices and masks stay what they are."""
+    """Return the inputs with normal random numbers in all floating-point tensors; indices and masks stay."""
 
     def draw(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -28,14 +28,13 @@ def random_inputs(inputs: Inputs, dtype: torch.dtype, generator: torch.Generator
 
 
 def liven(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
-    """Change a model's weights and statistics in place, so that none of its channels is silent or drowned.
+    """Change a model's weights and statistics in place, so that every channel has an effect on the outputs.
 
-    With initial weights much of a network does nothing: shifts of 0 and scales of 1 look right wherever they are
-    sliced, residual branches that start at 0 or 1e-6 hide whatever happens in them, and without measured BatchNorm
-    statistics a deep network's signal dies away. So tensors of one value get random ones; then one run in eval mode
-    measures the statistics, scales each weight until its product has unit size (Mishkin and Matas, "All you need is a
-    good init", arXiv 1511.06422), and shifts each bias until the mean of every channel is positive: behind a ReLU none
-    is silent.
+    Initial weights hide mistakes: shifts of 0 and scales of 1 look right wherever they are sliced, residual branches
+    that start at 0 or 1e-6 suppress what happens in them, and without measured BatchNorm statistics the signal of a
+    deep network vanishes. So constant tensors get random values. Then one run in eval mode measures the statistics,
+    scales each weight so that its product has unit variance (Mishkin and Matas, "All you need is a good init", arXiv
+    1511.06422), and shifts each bias so that the mean of every channel is positive and no ReLU silences it.
     """
     norms = [f"{name}." if name else "" for name, module in model.named_modules() if is_norm(module)]
     seen: set[int] = set()
@@ -53,7 +52,7 @@ def liven(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
 
 
 def _instead_of(tensor: Tensor, scale: bool, generator: torch.Generator) -> Tensor:
-    """Return random numbers for a tensor of one value: around 1 for a scale, around 0 for a shift or a weight."""
+    """Return random numbers for a constant tensor: around 1 for a scale, around 0 for a shift or a weight."""
     shape = tensor.shape
     if scale:
         return torch.rand(shape, dtype=torch.float64, generator=generator) + 0.5
@@ -62,7 +61,7 @@ def _instead_of(tensor: Tensor, scale: bool, generator: torch.Generator) -> Tens
 
 
 class _Calibrate(TorchDispatchMode):
-    """Measures BatchNorm statistics, scales weights and shifts biases, operator by operator, as the run comes by."""
+    """Measures BatchNorm statistics, scales weights and shifts biases during a run, just before they are used."""
 
     def __init__(self, model: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
@@ -80,7 +79,7 @@ class _Calibrate(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _scale(self, name: str, func: Any, args: Any) -> None:
-        """Scale a weight that is used for the first time, then shift the bias."""
+        """Scale a weight when it is first used, then shift the bias."""
         convolution = name == "convolution"
         bias, factors = (args[2], args[:2]) if convolution else (args[0] if name == "addmm" else None, args[-2:])
         product = func(*factors, None, *args[3:]) if convolution else factors[0] @ factors[1]
@@ -95,17 +94,17 @@ class _Calibrate(TorchDispatchMode):
             own.copy_(torch.rand(own.shape, dtype=own.dtype, generator=self._generator).to(own.device) - mean)
 
     def _take(self, tensor: Tensor | None) -> nn.Parameter | None:
-        """Return the parameter that a tensor is, or is a view of, the first time that it is met."""
+        """Return the parameter that a tensor is, or is a view of, the first time it is seen; else None."""
         if tensor is None:
             return None
-        place = tensor.untyped_storage().data_ptr()
-        found = self._fresh.pop(place, None)
-        # A forward may give a parameter other memory (`weight.data = ...`); whatever lies in the old one now is not it.
-        return found if found is not None and found.untyped_storage().data_ptr() == place else None
+        address = tensor.untyped_storage().data_ptr()
+        found = self._fresh.pop(address, None)
+        # A forward may have moved the parameter (`weight.data = ...`), so its old memory may hold something else now.
+        return found if found is not None and found.untyped_storage().data_ptr() == address else None
 
 
 def _measure(x: Tensor, mean: Tensor, var: Tensor) -> None:
-    """Write the statistics of an input (N, C, ...); variances are blended with that of all channels, so none is 0."""
+    """Write the statistics of an input (N, C, ...); averaging with the variance over all channels avoids zeros."""
     dims = [d for d in range(x.ndim) if d != 1]
     mean.copy_(x.mean(dims))
     of_each = x.var(dims, correction=0)
@@ -116,7 +115,7 @@ def _measure(x: Tensor, mean: Tensor, var: Tensor) -> None:
 
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
-    """Let code that asks for a narrower floating-point type get float64."""
+    """Give code float64 where it asks for a narrower floating-point type."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

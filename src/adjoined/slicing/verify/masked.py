@@ -1,11 +1,11 @@
-"""The masked base: the base network at full width, in which the channels that the small network lacks are zero.
+"""The masked base: the base network at full width, with the channels that the small network lacks at zero.
 
-It is the small network's definition, and the oracle for its slices: no tensor of it is narrow, so a slice that is out
-of place shows. Of a slice plan it takes nothing but the kept indices of each tensor. Labels tell which elements of an
-activation belong to dropped channels: those are set to zero after every operator that may have changed them.
+It defines what the small network computes, and checks its slices: all its tensors have full width, so a wrong slice
+shows. Of a slice plan it uses only the kept indices of each tensor. Labels tell which elements of an activation belong
+to dropped channels; these are set to zero after every operator that may have changed them.
 
-A statistic across channels (a mean, a softmax, a layer norm) is one over the kept channels in the small network. Here
-it is computed so too: the operator runs on the kept channels, and its result goes back to their places.
+In the small network a statistic across channels (a mean, a softmax, a layer norm) is taken over the kept channels. So
+it is here: the operator runs on the kept channels, and its result is written back to their positions.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class MaskedBase(LabelFlow):
 
     Args:
         model: a copy of the base network, whose tensors are masked in place.
-        plan: says which indices of each tensor are kept.
+        plan: the kept indices of each tensor.
 
     Attributes:
-        open: module -> operator that computes across channels in a way that is not known here.
+        not_computed: module -> operator whose statistic across channels is not computed over the kept ones here.
     """
 
     def __init__(self, model: nn.Module, plan: SlicePlan) -> None:
         ties = Ties()
         super().__init__(ties, Findings())
-        self.open: dict[str, str] = {}
+        self.not_computed: dict[str, str] = {}
         tensors = named_tensors(model)
         labels = label_tensors(self, tensors, ties, kernels=kernel_names(model))
-        self._kept = torch.ones(len(ties.owners), dtype=torch.bool)
+        self._kept = torch.ones(len(ties.axes), dtype=torch.bool)
         for name, vectors in labels.items():
             for vector, index in zip(vectors, plan.indices(name), strict=True):
                 if vector is not None and index is not None:
@@ -54,7 +54,7 @@ class MaskedBase(LabelFlow):
                 self._mask(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator; where it looks across channels, let it see the kept ones alone; zero the dropped ones."""
+        """Run the operator, with statistics across channels over the kept ones alone; zero the dropped ones."""
         out = super().__torch_dispatch__(func, types, args, kwargs)
         name = self.last_op
         if name not in OPERATORS or not OPERATORS[name].moves:
@@ -69,7 +69,7 @@ class MaskedBase(LabelFlow):
     # ---- masks -------------------------------------------------------------------------------------------------------
 
     def keeps(self, slot: Slot) -> Tensor:
-        """Return for every element of a slot whether the small network has it; bool, of the slot's shape."""
+        """Return whether the small network has each element of a slot: bool, of the slot's shape."""
         return torch.where(slot < len(self._kept), self._kept[slot.clamp(max=len(self._kept) - 1)], True)
 
     def _mask(self, tensor: Tensor) -> None:
@@ -81,17 +81,17 @@ class MaskedBase(LabelFlow):
                     tensor.masked_fill_(~kept.to(tensor.device), 0)
 
     def kept_along(self, tensor: Tensor, dims: Sequence[int]) -> dict[int, Tensor]:
-        """Return the indices that the small network has of a tensor, for those dimensions in which it lacks some."""
+        """Return the kept indices of a tensor along those of the dimensions in which the small network lacks some."""
         kept = self.blocks(tensor)
         if kept is None:
-            self.open.setdefault(self.module, self.last_op)
+            self.not_computed.setdefault(self.module, self.last_op)
             return {}
         return {d: index for d, index in kept.items() if d in dims}
 
     def blocks(self, tensor: Tensor) -> dict[int, Tensor] | None:
-        """Return the indices that the small network has of a tensor, for every dimension in which it lacks some.
+        """Return the kept indices of a tensor along every dimension in which the small network lacks some.
 
-        None if they are no block: if the labels of two dimensions change together, and not all combinations are kept.
+        None if the kept elements are not all combinations of such indices, as where two dimensions share a label.
         """
         found: dict[int, Tensor] = {}
         for slot in self.slots(tensor):
@@ -112,9 +112,9 @@ class MaskedBase(LabelFlow):
     # ---- statistics across channels ----------------------------------------------------------------------------------
 
     def note_crossing(self) -> None:
-        """Note a statistic across channels that is not computed over the kept ones here."""
+        """Record a statistic across channels that is not computed over the kept ones here."""
         if not understood(self.last_op):
-            self.open.setdefault(self.module, self.last_op)
+            self.not_computed.setdefault(self.module, self.last_op)
 
     def attention_scale(self, query: Tensor) -> float | None:
         """Return 1/√D for the kept features of an attention."""
@@ -132,18 +132,18 @@ class MaskedBase(LabelFlow):
             dim = bound.get("dim")
             dims = range(x.ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
             if kept := self.kept_along(x, [d % x.ndim for d in dims]):
-                _again(func, bound | {"self": narrow(x, kept)}, outputs, {})
+                _rerun(func, bound | {"self": narrow(x, kept)}, outputs, {})
         elif statistic is Statistic.ALONG:
             if kept := self.kept_along(x, [bound["dim"] % x.ndim]):
-                _again(func, bound | {"self": narrow(x, kept)}, outputs, kept)
+                _rerun(func, bound | {"self": narrow(x, kept)}, outputs, kept)
         elif statistic is Statistic.LAYER_NORM:
             self._layer_norm(func, bound, outputs[:1])
         elif statistic is Statistic.GROUP_NORM:
             self._group_norm(func, bound, outputs[:1])
         elif statistic is Statistic.BATCH_NORM and (bound.get("training") or bound.get("running_mean") is None):
-            kept = self.kept_along(x, [d for d in range(x.ndim) if d != 1])  # it standardises a weight
+            kept = self.kept_along(x, [d for d in range(x.ndim) if d != 1])  # channels there: x is a weight
             if kept:
-                _again(func, bound | {"input": narrow(x, kept)}, outputs[:1], kept)
+                _rerun(func, bound | {"input": narrow(x, kept)}, outputs[:1], kept)
 
     def _layer_norm(self, func: Any, bound: dict[str, Any], outputs: list[Tensor]) -> None:
         x, shape = bound["input"], bound["normalized_shape"]
@@ -153,7 +153,7 @@ class MaskedBase(LabelFlow):
             fewer: dict[str, Any] = {"input": narrow(x, kept)}
             fewer["normalized_shape"] = list(fewer["input"].shape[first:])
             fewer |= {each: narrow(bound[each], affine) for each in ("weight", "bias") if bound.get(each) is not None}
-            _again(func, bound | fewer, outputs, kept)
+            _rerun(func, bound | fewer, outputs, kept)
 
     def _group_norm(self, func: Any, bound: dict[str, Any], outputs: list[Tensor]) -> None:
         x = bound["input"]
@@ -161,22 +161,22 @@ class MaskedBase(LabelFlow):
             left = torch.bincount(kept[1] // (x.shape[1] // bound["group"]))
             left = left[left > 0]
             if bool((left != left[0]).any()):
-                self.open.setdefault(self.module, self.last_op)
+                self.not_computed.setdefault(self.module, self.last_op)
                 return
             fewer = {"input": narrow(x, kept).contiguous(), "C": len(kept[1]), "group": len(left)}
             fewer |= {each: narrow(bound[each], {0: kept[1]}) for each in ("weight", "bias") if bound[each] is not None}
-            _again(func, bound | fewer, outputs, kept)
+            _rerun(func, bound | fewer, outputs, kept)
 
 
 def narrow(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
-    """Return the part of a tensor that has these indices along these dimensions."""
+    """Return the part of a tensor with these indices along these dimensions."""
     for d, index in kept.items():
         tensor = tensor.index_select(d, index.to(tensor.device))
     return tensor
 
 
-def _again(func: Any, bound: dict[str, Any], outputs: list[Tensor], kept: dict[int, Tensor]) -> None:
-    """Run an operator on other arguments, and write its results over its outputs, at the places kept."""
+def _rerun(func: Any, bound: dict[str, Any], outputs: list[Tensor], kept: dict[int, Tensor]) -> None:
+    """Run an operator on other arguments and write its results into its outputs, at the kept indices."""
     by_name = {a.name for a in func._schema.arguments if a.kwarg_only}
     positional = [value for name, value in bound.items() if name not in by_name]
     result = func(*positional, **{name: value for name, value in bound.items() if name in by_name})

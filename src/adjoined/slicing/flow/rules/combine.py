@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import LABEL, Slot, compress, varying
+from adjoined.slicing.flow.labels import LABEL, Slot, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.state import State
 
@@ -50,4 +50,4 @@ def _join(state: State, slots: Sequence[Sequence[Slot]], sizes: Sequence[int], d
         shape = [max(p.shape[d] for p in known) for d in range(out.ndim)]
         shape[dim] = size
         joined.append(torch.zeros(shape, dtype=LABEL) if part is None else part.expand(shape))
-    state.carry(out, [*across, compress(torch.cat(joined, dim))])
+    state.carry(out, [*across, squeeze_equal(torch.cat(joined, dim))])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import NeedsValues, Slot, compress, reshaped, varying
+from adjoined.slicing.flow.labels import NeedsValues, Slot, reshaped, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.sizes import RESHAPES, Site
 from adjoined.slicing.flow.state import State
@@ -46,7 +46,7 @@ def move(state: State, call: Call) -> None:
         if results is None:
             state.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
             continue
-        results = [compress(result) for result in results]
+        results = [squeeze_equal(result) for result in results]
         for piece, result in enumerate(results):
             moved[piece].append(state.renew(cut, len(results) * number + piece, result))
         if call.name in RESHAPES:

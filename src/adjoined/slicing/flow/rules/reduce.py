@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import Slot, compress, varying
+from adjoined.slicing.flow.labels import Slot, squeeze_equal, varying
 from adjoined.slicing.flow.operators import Statistic, rule
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.flow.state import State
@@ -45,7 +45,7 @@ def _in_pieces(state: State, slot: Slot, reduced: set[int]) -> bool:
 
     There the same labels come again and again, so none of these places ever goes with a channel.
     """
-    slot = compress(slot)
+    slot = squeeze_equal(slot)
     others = [d for d in varying(slot) if d not in reduced]
     if not state.tied_along(slot) & reduced or not all(_repeats(slot, d) for d in others):
         return False

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, along, compress, varying
+from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, along, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.flow.state import State
@@ -55,7 +55,7 @@ def gather(state: State, call: Call) -> None:
     carried = state.unite(stay + chosen)
     for slot in moved:
         rows = slot.expand([slot.shape[d] if d == dim else size for d, size in enumerate(index.shape)])
-        carried.append(compress(rows.gather(dim, index.cpu())))
+        carried.append(squeeze_equal(rows.gather(dim, index.cpu())))
     state.carry(call.out, [slot for slot in carried if _fits(slot, call.out)])
 
 
@@ -77,7 +77,7 @@ def scatter(state: State, call: Call) -> None:
         put = labels[1].expand(src.shape)[tuple(slice(0, size) for size in index.shape)]
         if call.name.startswith(("scatter_add", "scatter_reduce")):
             state.tie(base.gather(dim, index.cpu()), put)
-        carried.append(compress(base.scatter(dim, index.cpu(), put)))
+        carried.append(squeeze_equal(base.scatter(dim, index.cpu(), put)))
     state.carry(call.outputs[0], carried)
 
 
@@ -98,7 +98,7 @@ def put_rows(state: State, call: Call) -> None:
         if not call.name.startswith("index_copy"):
             state.tie(base.index_select(dim, index.cpu()), put)
             base, put = base, put.where(put != 0, base.index_select(dim, index.cpu()))
-        carried.append(compress(base.index_copy(dim, index.cpu(), put)))
+        carried.append(squeeze_equal(base.index_copy(dim, index.cpu(), put)))
     state.carry(call.outputs[0], carried)
 
 

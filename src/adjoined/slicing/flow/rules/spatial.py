@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import compress, varying
+from adjoined.slicing.flow.labels import squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -66,7 +66,7 @@ def pad(state: State, call: Call) -> None:
             carried.append(slot)
             continue
         padded = slot.expand([slot.shape[d] if d in dims else size for d, size in enumerate(x.shape)])
-        padded = compress(torch.ops.aten.constant_pad_nd(padded, call["pad"], 0))
+        padded = squeeze_equal(torch.ops.aten.constant_pad_nd(padded, call["pad"], 0))
         state.pin(slot, Reason(Kind.FIXED_PADDING, "is padded with a fixed number of channels"))
         carried.append(padded)
     state.carry(out, carried)

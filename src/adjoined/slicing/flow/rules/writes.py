@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, compress, varying
+from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.rules.pointwise import left_padded, tie_elementwise
 from adjoined.slicing.flow.state import State
@@ -85,5 +85,5 @@ def _write(state: State, call: Call, values: Tensor, put: Callable[[Tensor, Tens
         result = put(base.expand(x.shape).clone(), part.expand(values.shape))
         if call["accumulate"]:
             state.tie(base, result)
-        written.append(compress(result))
+        written.append(squeeze_equal(result))
     state.carry(call.outputs[0], written)
