@@ -29,10 +29,10 @@ def benchmark_tables(found: Benchmark) -> list[Table]:
 
 
 def _notes(found: Benchmark) -> list[str]:
-    """Return how times were taken, why speed-ups stay behind, what is missing, and what was measured with."""
+    """Return how times were taken, why speed-ups fall short of the MACs, what is missing, and the set-up."""
     how = [
-        "Times: median of calls in turns, and their inter-quartile range (IQR); img/s: images / median. The ratio is "
-        "base / small, of times and of MACs; int8 / fp32 compares the small network in int8 with the base in fp32."
+        "Times: median and inter-quartile range (IQR) of interleaved calls; img/s: images / median. Ratios of times "
+        "and of MACs are base / small; int8 / fp32 compares the small network in int8 with the base in fp32."
     ]
     layout = ["PyTorch holds networks and images channels-last (NHWC)."] if found.channels_last else []
     missing = [f"Not measured: {RUNTIMES[each.runtime]} on {each.device}. {each.why}" for each in found.missing]
@@ -70,10 +70,10 @@ def _sizes(found: Benchmark) -> Table:
         row("MACs", of("macs")),
         row("file", of("file_bytes"), units.size),
         *(
-            row(f"activations at once, batch {batch}", _peaks(found.networks, batch), units.size)
+            row(f"peak activation memory, batch {batch}", _peaks(found.networks, batch), units.size)
             for batch in base.activation_bytes
         ),
-        row("read and written for one image", of("moved_bytes"), units.size),
+        row("memory traffic for one image", of("moved_bytes"), units.size),
     ]
     notes = []
     if found.published:

@@ -1,4 +1,4 @@
-"""The model card of a run: what the networks are, how good, how to load them, how they were trained."""
+"""The model card of a run: its networks, how accurate they are, how to load them and how they were trained."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MOST_CLASSES = 20
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells.
+    """The contents of a model card.
 
     Args:
-        name: of the run, as its title.
+        name: name of the run, the title of the card.
         place: what `adjoined.load` takes: `hub:OWNER/NAME`, or a folder.
-        figures: of every network, the base first.
+        figures: figures of every network, the base first.
         info: the data, and how images are prepared.
-        settings: of the training.
-        images: what the accuracies were measured on, as a phrase.
-        versions: of the libraries that it was trained with.
-        code: the name of the user's own function that builds the model, "" for models of libraries.
+        settings: settings of the training.
+        images: a phrase that names the images on which accuracy was measured.
+        versions: versions of the libraries used for training.
+        code: the name of the user's own function that builds the model, "" for a library's model.
         license: identifier for the metadata; "" leaves it out.
         files: names of the files beside the card.
     """
@@ -99,8 +99,8 @@ class Card:
         model, data = markdown(settings.model), markdown(self.info.name)
         return (
             f"A base network ({model}) and {narrow}, trained in one run on {data}: the weights of "
-            f"the small network are slices of the base's, but for its normalisation layers (adjoined networks, arXiv "
-            f"2006.05624). Each is a plain PyTorch network in a file of its own."
+            f"the small network are slices of the base's, except in its normalisation layers (adjoined networks, arXiv "
+            f"2006.05624). Each is a plain PyTorch network in a separate file."
         )
 
     def _loading(self) -> str:
@@ -120,15 +120,15 @@ class Card:
         names = ", ".join(map(markdown, info.class_names[:MOST_CLASSES]))
         more = f" and {info.num_classes - MOST_CLASSES} more" if info.num_classes > MOST_CLASSES else ""
         own = (
-            " The model is built by code of the author's, which is not among the files: hand it in."
+            " The author's own code builds the model and is not among the files: pass the model to `load`."
             if self.code
             else ""
         )
         return (
             f"A network takes float32 (N, {info.channels}, {info.image_size}, {info.image_size}) and returns logits "
-            f"(N, {info.num_classes}). Images are scaled until the shorter side has {info.resize} pixels, cut to "
-            f"{info.image_size} x {info.image_size} in the middle, divided by 255, and normalised with mean "
-            f"{_numbers(info.mean)} and standard deviation {_numbers(info.std)}. Loading runs no code from the files."
+            f"(N, {info.num_classes}). Images are resized so that the shorter side has {info.resize} pixels, "
+            f"center-cropped to {info.image_size} x {info.image_size}, divided by 255, and normalised with mean "
+            f"{_numbers(info.mean)} and standard deviation {_numbers(info.std)}. Loading never runs code from files."
             f"{own}\n\nClasses: {names}{more}."
         )
 
@@ -138,7 +138,7 @@ class Card:
         return (
             f"Method {settings.method}, {settings.epochs} epochs, batches of {settings.batch_size}, "
             f"{settings.optimizer} with a learning rate of {settings.lr:g}, seed {settings.seed}. All settings are in "
-            f"`settings.yaml`: `adjoined train --config settings.yaml` repeats the run where the data are."
+            f"`settings.yaml`: with the same data, `adjoined train --config settings.yaml` repeats the run."
             f"\n\nVersions: {versions}."
         )
 

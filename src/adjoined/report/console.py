@@ -1,4 +1,4 @@
-"""Printing: colour where somebody looks on, plain lines where a log is written."""
+"""Printing: colour in a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def show(*parts: Table | str, file: TextIO | None = None) -> None:
-    """Print tables and lines, an empty line between two parts.
+    """Print tables and lines, separated by empty lines.
 
     Args:
         parts: what to print, in order.
-        file: where to; standard output by default. A terminal gets colour, everything else plain text.
+        file: standard output by default. A terminal gets colour, anything else plain text.
     """
     out: TextIO = sys.stdout if file is None else file
     if out.isatty():
@@ -34,5 +34,5 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line that may hold names from outside: no control characters, no markup, no wrapping."""
+    """Print a line that may hold untrusted names: no control characters, no markup, no wrapping."""
     console.print(printable(text, lines=True), markup=False, emoji=False, highlight=False, soft_wrap=True)

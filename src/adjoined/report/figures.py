@@ -1,4 +1,4 @@
-"""What is known of a network in numbers, and base and small networks side by side."""
+"""The figures of a network, and tables of base and small networks side by side."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figures:
-    """Sizes, accuracies and latency of one network; None stands for what was not measured."""
+    """Sizes, accuracies and latency of one network; None means not measured."""
 
     name: str
     """"base", "small", or "small α=2" in a family."""
     parameters: int
     parameters_without_last: int
-    """Parameters without those of the last linear layer, as the paper counts."""
+    """Parameters except those of the last linear layer, as the paper counts them."""
     macs: int
     """Multiply-accumulates for one sample."""
     file_bytes: int | None = None
     top1: float | None = None
-    """Share of samples whose first guess is right, in [0, 1]."""
+    """Top-1 accuracy, in [0, 1]."""
     top5: float | None = None
     latency: Latency | None = None
 
@@ -43,7 +43,7 @@ class Figures:
         top5: float | None = None,
         latency: Latency | None = None,
     ) -> Figures:
-        """Gather what was measured of one network."""
+        """Gather the measurements of one network."""
         sizes = (cost.parameters, cost.parameters_without_last, cost.macs)
         return cls(name, *sizes, file_bytes, top1, top5, latency)
 
@@ -65,7 +65,7 @@ def figures_of(result: Mapping[str, Any], where: object) -> list[Figures]:
     """
     from adjoined.schema import conform
 
-    fix = "Delete the file: the figures are then measured again."
+    fix = "Delete the file: the figures will be measured again."
     kinds = list[dict[str, Any]]
     found = [
         conform(Figures, network.get("figures"), where=where, fix=fix)
@@ -93,14 +93,14 @@ _LINES: tuple[tuple[str, Callable[[Figures], Value], Callable[[Value], str], Cal
 def result_table(base: Figures, smalls: Sequence[Figures], *, title: str = "", notes: Sequence[str] = ()) -> Table:
     """Return base and small networks side by side, each small one with its ratio to the base.
 
-    Sizes and times are compared by "how many times less", accuracies by the difference in points. Figures that no
-    network has are left out.
+    Sizes and times are compared by their ratio, accuracies by their difference in points. Figures that no network has
+    are left out.
 
     Args:
         base: figures of the base network.
         smalls: figures of each small network.
-        title: line above.
-        notes: lines below, before the one about the latency.
+        title: line above the table.
+        notes: lines below the table, before the note about latency.
 
     Example:
         >>> base = Figures("base", 25_557_032, 23_508_032, 4_089_184_256)
@@ -138,6 +138,6 @@ def _latency_note(networks: Sequence[Figures]) -> tuple[str, ...]:
         if network.latency
     )
     return (
-        f"Latency: median of calls taking turns on {first.device} with {units.threads(first.threads)}, in "
-        f"PyTorch as it is; quartiles: {spread}.",
+        f"Latency: median of interleaved calls on {first.device} with {units.threads(first.threads)}, in "
+        f"eager PyTorch; quartiles: {spread}.",
     )

@@ -1,4 +1,4 @@
-"""The plan table: what becomes of every layer, equal layers in one row."""
+"""The plan table: how every layer is narrowed, with equal layers in one row."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from adjoined.slicing import Cost, Reason, SlicePlan
 
 MOST_ROWS = 20
-"""Rows that the short table tries to stay within: with the totals and the notes, one screen."""
+"""The number of rows that the short table aims for: with totals and notes, it fits one screen."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One module, its children not counted, in the base network and in each small one."""
+    """One module, without its children, in the base network and in each small one."""
 
     name: str
     widths: tuple[int, ...]
-    """Channels at its output: base, then each small network."""
+    """Output channels: base, then each small network."""
     parameters: tuple[int, ...]
     macs: tuple[int, ...]
-    """For one sample."""
+    """MACs for one sample: base, then each small network."""
 
 
 def layers(networks: Sequence[nn.Module], costs: Sequence[Mapping[str, Cost]]) -> list[Layer]:
-    """Return the modules that have parameters or do arithmetic, without what their children have and do.
+    """Return the modules that have parameters or do arithmetic themselves, not counting their children.
 
     Args:
         networks: the base network, then each small one.
-        costs: what `adjoined.slicing.cost_by_module` gives for each of them.
+        costs: the result of `adjoined.slicing.cost_by_module` for each of them.
     """
     found = []
     for name, module in networks[0].named_modules():
@@ -54,16 +54,16 @@ def layers(networks: Sequence[nn.Module], costs: Sequence[Mapping[str, Cost]]) -
 def plan_table(
     all_layers: Sequence[Layer], plans: Sequence[SlicePlan], *, title: str = "", full: bool = False
 ) -> Table:
-    """Return the plan as a table: layers, channels, parameters and MACs of each network, and what stays full and why.
+    """Return the plan as a table: layers, channels, parameters and MACs of each network, and why layers stay wide.
 
     Args:
-        all_layers: what `layers` returns.
+        all_layers: the result of `layers`.
         plans: the plan of each small network.
-        title: line above.
-        full: a row for each leaf module instead of one for each group of equal blocks.
+        title: line above the table.
+        full: one row per leaf module instead of one per group of equal blocks.
     """
     rows = [Row((layer.name,), (layer,)) for layer in all_layers] if full else _short(all_layers)
-    # Four columns of figures fit a line; a family shows its parameters there and its MACs in the totals alone.
+    # A line has room for four columns of figures; a family shows parameters there, and MACs only in the totals.
     family = len(plans) > 1
     heads = [f"α={plan.alpha:.3g}" for plan in plans] if family else ["small"]
     columns = ("layers", "channels", "parameters", *heads, *(() if family else ("MACs", *heads)))
@@ -95,7 +95,7 @@ class Row:
 
     @property
     def equal(self) -> bool:
-        """Whether the names are those of equal blocks."""
+        """Whether the names belong to equal blocks."""
         return len(self.names) > 1 and len(self.members) % len(self.names) == 0 and self._alike()
 
     def _alike(self) -> bool:
@@ -105,18 +105,18 @@ class Row:
 
     @property
     def channels(self) -> str:
-        """The different widths in the row, base → small, at most three of them."""
+        """The distinct widths in the row, base → small, at most three of them."""
         different = list(dict.fromkeys(layer.widths for layer in self.members))
         shown = [_arrow(widths) for widths in different[:3]]
         return ", ".join(shown + (["…"] if len(different) > 3 else []))
 
     def total(self, what: str) -> tuple[int, ...]:
-        """Add up parameters or MACs over the row, for each network."""
+        """Sum parameters or MACs over the row, for each network."""
         return tuple(map(sum, zip(*(getattr(layer, what) for layer in self.members), strict=True)))
 
 
 def _short(all_layers: Sequence[Layer]) -> list[Row]:
-    """Cut the module tree as deep as the rows allow, but leave runs of equal blocks together."""
+    """Cut the module tree as deep as the rows allow, keeping runs of equal blocks together."""
     rows = _cut(all_layers, 1)
     deepest = max((layer.name.count(".") + 1 for layer in all_layers), default=1)
     for depth in range(2, deepest + 1):
@@ -142,7 +142,7 @@ def _cut(all_layers: Sequence[Layer], depth: int) -> list[Row]:
 
 
 def _is_norm_of(row: Row, before: Row) -> bool:
-    """Whether the row is a leaf without MACs (a norm) that follows a leaf of its own parent."""
+    """Whether the row is a leaf without MACs (a norm) that follows a leaf of the same parent."""
     leaf, *more = row.members
     *_, ahead = before.members
     return (
@@ -155,7 +155,7 @@ def _is_norm_of(row: Row, before: Row) -> bool:
 
 
 def _repeats(row: Row, before: Row) -> bool:
-    """Whether the row is one more block like the ones before."""
+    """Whether the row is another block like the ones before."""
     if len(before.names) > 1 and not before.equal:
         return False
     size = len(before.members) // len(before.names)

@@ -1,4 +1,4 @@
-"""The figures of a run in its result.json: written where the run is finished, read here alone."""
+"""The figures of a run in result.json: written when the run finishes, read only here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def figures_from(run: FinishedRun, times: Mapping[str, Latency | None] | None = 
 
     Args:
         run: the run, its networks loaded.
-        times: name of each network -> its latency, where that was measured.
+        times: name of each network -> its latency, if measured.
     """
     example = run.example()
     return [
@@ -39,7 +39,7 @@ def figures_from(run: FinishedRun, times: Mapping[str, Latency | None] | None = 
 
 
 def keep_figures(run: FinishedRun, figures: Sequence[Figures]) -> None:
-    """Write result.json into the run folder, whole or not at all."""
+    """Write result.json into the run folder atomically."""
     told: dict[str, Any] = run.result.to_json()
     for network, measured in zip(told["networks"], figures, strict=True):
         network["figures"] = measured.to_json()
@@ -47,7 +47,7 @@ def keep_figures(run: FinishedRun, figures: Sequence[Figures]) -> None:
 
 
 def kept_figures(folder: Path) -> list[Figures]:
-    """Return the figures that a run has left in result.json; nothing where there is no such file.
+    """Return the figures in a run's result.json; empty if there is no such file.
 
     Raises:
         AdjoinedError: the file is damaged.

@@ -1,4 +1,4 @@
-"""One table, three faces: colour in a terminal, plain text in a log, Markdown in a file."""
+"""One table in three formats: colour in a terminal, plain text in a log, Markdown in a file."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from adjoined.printable import markdown, printable
 
 PLAIN_WIDTH = 100
-"""Columns that plain text is held to."""
+"""Width of plain text, in characters."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under column heads, with notes below.
+    """Rows of text under column headings, with notes below.
 
     Args:
-        columns: column heads; the first column is aligned left, the others right.
-        rows: one tuple of texts a row, as long as `columns`.
-        title: a line above.
-        notes: lines below, wrapped where they are long.
-        totals: how many of the last rows are totals, set apart by a line.
+        columns: column headings; the first column is left-aligned, the others right-aligned.
+        rows: one tuple of texts per row, as long as `columns`.
+        title: line above the table.
+        notes: lines below the table, wrapped if long.
+        totals: number of total rows at the end, separated by a line.
     """
 
     columns: tuple[str, ...]
@@ -32,7 +32,7 @@ class Table:
     totals: int = 0
 
     def __post_init__(self) -> None:
-        """Make every text printable: names of classes, files and layers come from outside."""
+        """Make every text printable: the names of classes, files and layers are untrusted."""
         told = {
             "columns": tuple(map(printable, self.columns)),
             "rows": tuple(tuple(map(printable, row)) for row in self.rows),
@@ -45,7 +45,7 @@ class Table:
     def text(self, width: int = PLAIN_WIDTH) -> str:
         """Return plain text of at most `width` columns, without box-drawing characters.
 
-        Only a first cell gives way when there is no room, in its middle; figures are never cut.
+        Where space is short, the first cell of a row is shortened in its middle; figures are never cut.
 
         Example:
             >>> print(Table(("", "base", "small"), (("parameters", "1.80 k", "130"),)).text())
@@ -103,7 +103,7 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    """Take out the middle of a text that is too long: names differ at their ends."""
+    """Cut the middle out of a text that is too long: names differ at their ends."""
     if len(text) <= width:
         return text
     head = (width - 1) // 2

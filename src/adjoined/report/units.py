@@ -1,15 +1,15 @@
-"""Numbers as people read them."""
+"""Numbers formatted for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 ABSENT = "–"
-"""Stands where a figure was not measured."""
+"""Shown for a figure that was not measured."""
 
 
 def count(number: int | float | None) -> str:
-    """Write a count with three or four digits that matter.
+    """Format a count with three or four significant digits.
 
     Example:
         >>> [count(n) for n in (0, 64, 1797, 25_557_032, 4_089_184_256)]
@@ -19,7 +19,7 @@ def count(number: int | float | None) -> str:
 
 
 def size(number: int | float | None) -> str:
-    """Write a number of bytes in decimal units, as file managers and hubs do.
+    """Format a number of bytes in decimal units, as file managers and hubs do.
 
     Example:
         >>> size(102_440_112)
@@ -29,7 +29,7 @@ def size(number: int | float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Write a share in [0, 1] as a percentage.
+    """Format a fraction in [0, 1] as a percentage.
 
     Example:
         >>> percent(0.98765)
@@ -39,7 +39,7 @@ def percent(share: float | None) -> str:
 
 
 def milliseconds(number: float | None, decimals: int | None = None) -> str:
-    """Write a time in milliseconds with three digits that matter, four decimals at most, or with so many decimals.
+    """Format a time in milliseconds with three significant digits and at most four decimals, or with given decimals.
 
     Example:
         >>> [milliseconds(t) for t in (0.00038, 0.02136, 0.1234, 3.456, 34.56, 345.6)]
@@ -51,7 +51,7 @@ def milliseconds(number: float | None, decimals: int | None = None) -> str:
 
 
 def decimals_of(numbers: Iterable[float]) -> int:
-    """Return the decimals that a column of times needs so that each has three digits that matter, four at most.
+    """Return the decimals that give each time in a column three significant digits, at most four.
 
     Example:
         >>> decimals_of([0.1234, 34.56])
@@ -61,7 +61,7 @@ def decimals_of(numbers: Iterable[float]) -> int:
 
 
 def rate(number: float) -> str:
-    """Write how many there are in a second.
+    """Format a rate per second.
 
     Example:
         >>> [rate(r) for r in (0.5, 16.43, 999.4, 13_498.6)]
@@ -71,7 +71,7 @@ def rate(number: float) -> str:
 
 
 def threads(number: int) -> str:
-    """Write a number of threads.
+    """Format a number of threads.
 
     Example:
         >>> threads(1), threads(2)
@@ -81,7 +81,7 @@ def threads(number: int) -> str:
 
 
 def times(base: float | None, small: float | None) -> str:
-    """Write how many times `small` goes into `base`.
+    """Format the ratio base / small.
 
     Example:
         >>> times(25.557, 1.866)
@@ -94,7 +94,7 @@ def times(base: float | None, small: float | None) -> str:
 
 
 def points(base: float | None, small: float | None) -> str:
-    """Write the difference of two shares in percentage points.
+    """Format the difference of two fractions in percentage points.
 
     Example:
         >>> points(0.9876, 0.9801)
@@ -107,7 +107,7 @@ def _scaled(number: int | float | None, units: tuple[str, ...]) -> str:
     if number is None:
         return ABSENT
     scaled, step = float(number), 0
-    # What would be rounded up to 1000.00 takes the next unit.
+    # A value that would round up to 1000.00 takes the next unit.
     while abs(scaled) >= (999.995 if step else 1000) and step < len(units) - 1:
         scaled, step = scaled / 1000, step + 1
     return f"{scaled:.{2 if step else 0}f}{units[step]}"

@@ -1,4 +1,4 @@
-"""The report page: one HTML file about a run, or about several side by side."""
+"""The report page: one HTML file about one run or several."""
 
 from adjoined.report.page.answers import Answers, ask
 from adjoined.report.page.evidence import Evidence, Pictures

@@ -1,4 +1,4 @@
-"""What networks answer to labelled images: how sure they are, what they mix up, where they disagree.
+"""Predictions on labelled images: confidence, calibration, confusion and disagreement.
 
 Shape legend: N images, K classes.
 """
@@ -17,17 +17,17 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Answers:
-    """The likeliest class of every image, by every network."""
+    """Each network's predictions for the same images."""
 
     labels: Tensor
     """The true classes, int64 (N,)."""
     classes: dict[str, Tensor]
-    """Network -> likeliest class, int64 (N,)."""
+    """Network -> predicted class, int64 (N,)."""
     confidence: dict[str, Tensor]
-    """Network -> probability that it gives to that class, float32 (N,)."""
+    """Network -> probability of the predicted class, float32 (N,)."""
 
     def right(self, network: str) -> Tensor:
-        """Return which images the network gets right, bool (N,)."""
+        """Return which images the network classifies correctly, bool (N,)."""
         return self.classes[network] == self.labels
 
 
@@ -35,7 +35,7 @@ class Answers:
 def ask(
     networks: Mapping[str, nn.Module], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
 ) -> Answers:
-    """Let every network classify the same images.
+    """Classify the same images with every network.
 
     Args:
         networks: name -> plain module, images float32 (n, C, H, W) to logits (n, K); left in evaluation mode, on
@@ -58,12 +58,12 @@ def ask(
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidence and accuracy agree: for each bin the images, their mean confidence, the share right."""
+    """How well confidence matches accuracy: the number of images, mean confidence and accuracy of each bin."""
 
     bins: tuple[tuple[int, float, float], ...]
-    """Images, mean confidence and accuracy, bin by bin, from low to high confidence; of an empty bin 0, 0, 0."""
+    """Images, mean confidence and accuracy of each bin, from low to high confidence; 0, 0, 0 for an empty bin."""
     ece: float
-    """Expected calibration error: mean of |confidence - accuracy| of the bins, weighted by their images."""
+    """Expected calibration error: the mean of |confidence - accuracy| over the bins, weighted by their images."""
 
 
 def calibration(confidence: Tensor, right: Tensor, bins: int = BINS) -> Calibration:
@@ -72,7 +72,7 @@ def calibration(confidence: Tensor, right: Tensor, bins: int = BINS) -> Calibrat
     Args:
         confidence: float (N,), in [0, 1].
         right: bool (N,).
-        bins: how many.
+        bins: number of bins.
 
     Source: Guo et al., "On calibration of modern neural networks", arXiv 1706.04599.
 
@@ -90,7 +90,7 @@ def calibration(confidence: Tensor, right: Tensor, bins: int = BINS) -> Calibrat
 
 
 def confusion(labels: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """Count the images of each true class (rows) by the class they were taken for (columns), int64 (K, K).
+    """Return the confusion matrix, true classes as rows and predicted classes as columns, int64 (K, K).
 
     Example:
         >>> confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
@@ -100,7 +100,7 @@ def confusion(labels: Tensor, classes: Tensor, num_classes: int) -> Tensor:
 
 
 def disagreements(answers: Answers, base: str, small: str) -> dict[str, list[int]]:
-    """Return the images that two networks take for different classes, the surest mistakes first.
+    """Return the images for which two networks predict different classes, the most confident mistakes first.
 
     Returns:
         "base" (only the base network is right), "small" (only the small one is), "neither" -> indices.

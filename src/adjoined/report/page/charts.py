@@ -1,4 +1,4 @@
-"""The charts of the page: inline SVG in the page's own colours, each with a description and its figures as a table."""
+"""The page's charts: inline SVG in the page's colours, each with a description and a table of its figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adjoined.report.table import Table
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 20, 14, 40
 MARKED = 30
-"""A line of more points has a mark at its end only."""
+"""A line with more points than this is marked only at its end."""
 
 Format = Callable[[float], str]
 
@@ -25,13 +25,13 @@ class Chart:
 
     title: str
     about: str
-    """What it shows, for those who do not see it."""
+    """A description of the chart for those who cannot see it."""
     drawing: Markup
-    """What is inside the <svg>."""
+    """The contents of the <svg> element."""
     table: Table
-    """The figures that are drawn."""
+    """The plotted figures."""
     note: str = ""
-    """How to read it, below the title."""
+    """How to read the chart; shown below the title."""
     height: int = HEIGHT
 
 
@@ -41,11 +41,11 @@ class Line:
 
     name: str
     look: int
-    """Colour and mark: 0 the base network, 1 the small one …; -1 a neutral colour."""
+    """Colour and mark: 0 for the base network, 1 for the small one …; -1 for a neutral colour."""
     points: Sequence[tuple[float, float]]
     faint: bool = False
     sizes: Sequence[float] = ()
-    """Diameter of the mark at each point; where it is told, the marks count and not the line."""
+    """Diameter of the mark at each point; when given, the marks are emphasised, not the line."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +54,31 @@ class Mark:
 
     name: str
     look: int
-    """As for `Line`; -1 is somebody else's network."""
+    """As for `Line`; -1 stands for a published network."""
     x: float
     y: float
     label: str = ""
-    """Text beside it."""
+    """Text beside the point."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How values are laid out and written."""
+    """How values are scaled and formatted."""
 
     label: str
     write: Format
     log: bool = False
     low: float | None = None
-    """Where it begins; None: where the values do."""
+    """Start of the axis; None: the lowest value."""
     high: float | None = None
     ticks: Sequence[float] | None = None
     least: float = 0.0
-    """A smaller range than this would make much of nothing."""
+    """The narrowest range to show: a narrower one would exaggerate small differences."""
     bounds: tuple[float, float] | None = None
-    """Values beyond these do not exist, so the axis does not go there."""
+    """The range of possible values; the axis stays within it."""
 
     def scale(self, values: Sequence[float], start: float, end: float, spare: float = 0.0) -> Scale:
-        """Return the scale for values; `spare` is the share left free at both ends."""
+        """Return the scale for values; `spare` is the fraction left free at each end."""
         low, high = min(values), max(values)
         if self.log:
             ratio = (high / low) ** spare if high > low else 2.0
@@ -93,7 +93,7 @@ class Axis:
 
 
 def lines(title: str, all_lines: Sequence[Line], x: Axis, y: Axis, *, note: str = "") -> Chart:
-    """Draw lines over a common axis; values that a logarithmic axis cannot show are left out."""
+    """Draw lines over a common axis; a logarithmic axis omits values that it cannot show."""
     shown = [_showable(line, y) for line in all_lines]
     shown = [line for line in shown if line.points]
     xs = [point[0] for line in shown for point in line.points]
@@ -115,7 +115,7 @@ def lines(title: str, all_lines: Sequence[Line], x: Axis, y: Axis, *, note: str 
 
 
 def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis, *, note: str = "") -> Chart:
-    """Draw points, ours above those of others."""
+    """Draw points, those of this run above published ones."""
     across = x.scale([each.x for each in all_marks], LEFT, WIDTH - RIGHT, 0.07)
     up = y.scale([each.y for each in all_marks], HEIGHT - BOTTOM, TOP, 0.1)
     parts = [_frame(across, up, x, y)]
@@ -142,13 +142,13 @@ def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis, *, note: str 
 
 
 def widths(title: str, names: Sequence[str], networks: Sequence[tuple[str, Sequence[int]]], *, note: str = "") -> Chart:
-    """Draw the channels of every layer as steps, one line a network; equal distances are equal ratios.
+    """Draw the channels of every layer as steps, one line per network, on a logarithmic axis.
 
     Args:
-        title: of the chart.
-        names: of the layers, in their order.
-        networks: name and channels of each, the base network first.
-        note: below the title.
+        title: title of the chart.
+        names: names of the layers, in order.
+        networks: name and channels of each network, the base network first.
+        note: text below the title.
     """
     everything = [width for _, each in networks for width in each]
     axis = Axis("channels", lambda width: f"{width:.3g}", log=True)
@@ -171,7 +171,7 @@ def widths(title: str, names: Sequence[str], networks: Sequence[tuple[str, Seque
 
 
 def place(network: str) -> int:
-    """Return the number of a network's colour and mark: 0 for the base, 1 for the small one or what stands for it.
+    """Return the number of a network's colour and mark: 0 for the base, 1 for the small network or its stand-in.
 
     Example:
         >>> [place(name) for name in ("base", "small", "small-2 (α=4)", "sparse")]
@@ -187,7 +187,7 @@ def look(number: int) -> str:
 
 
 def _marked(line: Line) -> Sequence[int]:
-    """Return the points of a line that get a mark."""
+    """Return the points of a line that are marked."""
     if line.faint or line.look < 0:
         return ()
     count = len(line.points)
@@ -205,7 +205,7 @@ def _frame(across: Scale, up: Scale, x: Axis, y: Axis) -> Markup:
     below, free = [], 0.0
     for tick in ticks:
         place, half = across(tick), 3.4 * len(x.write(tick))
-        if place - half >= free:  # a value without room is left out
+        if place - half >= free:  # leave out labels that would overlap
             below.append(element("text", x.write(tick), x=place, y=bottom + 17, text_anchor="middle"))
             free = place + half + 4
     stems = [element("line", x1=across(t), x2=across(t), y1=bottom, y2=bottom + 4, class_="axis") for t in ticks]
@@ -213,7 +213,7 @@ def _frame(across: Scale, up: Scale, x: Axis, y: Axis) -> Markup:
 
 
 def _rules(up: Scale, ticks: Sequence[float], y: Axis) -> Markup:
-    """Draw the horizontal rules with their values at the left, and the line at the bottom."""
+    """Draw the horizontal grid lines with their values at the left, and the base line."""
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     rules = [element("line", x1=LEFT, x2=right, y1=up(tick), y2=up(tick), class_="rule") for tick in ticks]
     values = [element("text", y.write(tick), x=LEFT - 7, y=up(tick) + 4, text_anchor="end") for tick in ticks]
@@ -225,7 +225,7 @@ def _corner(label: str) -> Markup:
 
 
 def _blocks(names: Sequence[str], across: Scale) -> list[Markup]:
-    """Write the parts of the network below the layers, where there is room for their names."""
+    """Write the names of the network's parts below the layers, where there is room."""
     parts, free, before = [], float(LEFT), None
     for i, name in enumerate(names):
         block = name.partition(".")[0]

@@ -1,4 +1,4 @@
-"""What the page says of several runs: one table, overlaid curves, the settings in which they differ."""
+"""The page about several runs: one table, overlaid curves, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adjoined.report.table import Table
 
 
 def contents(stories: Sequence[RunStory]) -> dict[str, Any]:
-    """Return everything that the page of a comparison shows."""
+    """Return everything that a comparison page shows."""
     names = run_names(stories)
     others = published(stories[0].settings) if comparable(stories) else ()
     own = [
@@ -41,7 +41,7 @@ def contents(stories: Sequence[RunStory]) -> dict[str, Any]:
 
 
 def run_names(stories: Sequence[RunStory]) -> list[str]:
-    """Return a short name for each run: its folder's, with as much of the path as tells it from the others."""
+    """Return a short name for each run: its folder's name, with as much of the path as makes it unique."""
     parts = [story.folder.resolve().parts for story in stories]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-depth:]) for each in parts]
@@ -51,13 +51,13 @@ def run_names(stories: Sequence[RunStory]) -> list[str]:
 
 
 def comparable(stories: Sequence[RunStory]) -> bool:
-    """Tell whether all runs were measured on the same images at the same size."""
+    """Return whether all runs were measured on the same images at the same size."""
     what = ("data", "image_size", "val_fraction", "split_seed")
     return len({tuple(getattr(story.settings, name) for name in what) for story in stories}) == 1
 
 
 def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
-    """Return a row for every network of every run."""
+    """Return one row per network of every run."""
     rows = []
     for name, story in zip(names, stories, strict=True):
         for label, figures in zip(story.labels, story.figures, strict=False):
@@ -79,7 +79,7 @@ def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
 
 
 def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
-    """Return the validation accuracy of the base networks, and of the small ones, all runs overlaid."""
+    """Return the validation accuracy of the base networks and of the small ones, with all runs overlaid."""
     charts = []
     for heading, wanted in (("Base networks", True), ("Small networks", False)):
         told = [
@@ -95,12 +95,12 @@ def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
 
 
 def differing_settings(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
-    """Return the settings that the runs do not share."""
+    """Return the settings that differ between the runs."""
     each = [asdict(story.settings) for story in stories]
     different = [name for name in each[0] if any(settings[name] != each[0][name] for settings in each)]
     rows = tuple((name, *(sections.written(settings[name]) for settings in each)) for name in different)
     notes = () if rows else ("All settings are the same.",)
-    return Table(("setting", *names), rows, "Settings in which the runs differ", notes)
+    return Table(("setting", *names), rows, "Settings that differ", notes)
 
 
 def _unfinished(story: RunStory) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""What the finished networks make of the run's validation images."""
+"""The finished networks' predictions on the run's validation images."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from adjoined.report.plan import Layer
 
 LARGEST = 144
-"""Pictures are shown with at most this many pixels a side."""
+"""Largest side, in pixels, of a picture on the page."""
 LOSSLESS = 48
-"""Pictures up to this many pixels a side are kept as they are, larger ones as WebP."""
+"""Pictures with sides up to this many pixels are stored losslessly, larger ones as WebP."""
 
 
 class Pictures:
-    """Images of a data set as data URIs: what the networks see of them, before the normalisation."""
+    """Images of a data set as data URIs, as the networks see them before normalisation."""
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
@@ -47,14 +47,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The answers of all networks, and the images that they were given."""
+    """The predictions of all networks, and their images."""
 
     info: DataInfo
     answers: Answers
     pictures: Mapping[int, str] | Pictures
-    """Index into the answers -> data URI."""
+    """Index into the predictions -> data URI."""
     total: int
-    """Validation images that there are; the answers may be to a part of them."""
+    """Number of validation images; the predictions may cover only some of them."""
     layers: tuple[Layer, ...] = ()
     """Every layer of the networks, base first."""
     notes: tuple[str, ...] = ()
@@ -62,19 +62,19 @@ class Evidence:
 
     @property
     def images(self) -> int:
-        """Images that the networks were given."""
+        """Number of images that the networks classified."""
         return len(self.answers.labels)
 
 
 def look_at(
     networks: Mapping[str, nn.Module], images: ImageData, *, most: int, device: torch.device | str = "cpu"
 ) -> Evidence:
-    """Let the networks of a run classify its validation images.
+    """Classify the validation images of a run with its networks.
 
     Args:
         networks: label -> finished network.
         images: the opened data.
-        most: images to look at; where there are more, every class gives the same share, chosen by the split seed.
+        most: largest number of images; beyond it, a stratified sample is drawn with the split seed.
         device: where to compute.
     """
     total = len(images.val)

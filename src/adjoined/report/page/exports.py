@@ -1,4 +1,4 @@
-"""What `adjoined export` has left in a run folder, as a table; a figure that the record does not have is a dash."""
+"""The exported files of a run as a table; a figure missing from the record is a dash."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adjoined.report.table import Table
 
 
 def export_tables(files: Sequence[ExportedFile]) -> list[Table]:
-    """Return the exported files with what was found when they were compared with PyTorch."""
+    """Return the exported files and how they compared with PyTorch."""
     if not files:
         return []
     rows = tuple(
@@ -26,8 +26,8 @@ def export_tables(files: Sequence[ExportedFile]) -> list[Table]:
     )
     notes = (
         "Every file was run by its own runtime on validation images and compared with PyTorch: the largest difference "
-        "of two logits in units of the largest logit, and the images whose likeliest class is another. Accuracy is "
-        "measured of int8 files.",
+        "between logits relative to the largest logit, and the images whose predicted class differs. Accuracy is "
+        "measured for int8 files only.",
     )
     columns = ("file", "size", "takes images", "difference", "other class", "top-1")
     return [Table(columns, rows, "Exported files", notes)]

@@ -1,4 +1,4 @@
-"""What the page says of the networks' answers: widths, disagreements, confusion, calibration."""
+"""The page's sections on layer widths and predictions: disagreements, confusion, calibration."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from adjoined.report.page.evidence import Evidence
 from adjoined.report.table import Table
 
 MATRIX_UP_TO = 20
-"""A confusion matrix of more classes cannot be read."""
+"""Most classes for which a confusion matrix is readable."""
 MOST_PICTURES = 30
-"""Pictures on a page, all galleries together."""
+"""Number of pictures on a page, over all galleries."""
 MOST_ROWS = 15
 _LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2)
 _SHARE = Axis("share of images", lambda value: f"{100 * value:.3g} %", low=0.0)
@@ -21,7 +21,7 @@ _SHARE = Axis("share of images", lambda value: f"{100 * value:.3g} %", low=0.0)
 
 @dataclass(frozen=True)
 class Guess:
-    """What one network takes an image for."""
+    """One network's prediction for an image."""
 
     network: str
     look: int
@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images of one kind of disagreement."""
+    """Images with one kind of disagreement."""
 
     title: str
     shown: tuple[Case, ...]
@@ -51,7 +51,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Cell:
-    """A count of a confusion matrix; its level is 0 (none of the class) to 5 (a fifth of it and more)."""
+    """One cell of a confusion matrix; its level runs from 0 (none of the class) to 5 (a fifth of it or more)."""
 
     count: int
     level: int
@@ -60,7 +60,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix: a row for each true class."""
+    """A confusion matrix with one row per true class."""
 
     title: str
     look: int
@@ -69,18 +69,18 @@ class Matrix:
 
 
 def width_chart(evidence: Evidence) -> Chart | None:
-    """Return the channels of every layer that does arithmetic, in all networks."""
+    """Return the channels of every layer that does arithmetic, for all networks."""
     layers = [layer for layer in evidence.layers if any(layer.macs)]
     names = list(evidence.answers.classes)
     if not layers or len(names) < 2:
         return None
     each = [(name, [layer.widths[i] for layer in layers]) for i, name in enumerate(names)]
-    note = "Channels at the output of each layer, first to last. Equal heights are equal ratios."
+    note = "Output channels of each layer, first to last. Logarithmic axis."
     return widths("Channels of every layer", [layer.name for layer in layers], each, note=note)
 
 
 def agreement_table(evidence: Evidence) -> Table:
-    """Return, for every small network, how often which of the two networks is right."""
+    """Return how often each small network, the base network, both or neither are right."""
     answers, rows = evidence.answers, []
     base, *smalls = answers.classes
     count = evidence.images
@@ -90,14 +90,14 @@ def agreement_table(evidence: Evidence) -> Table:
         same = count - both - sum(map(len, found.values()))
         figures = (both, len(found["base"]), len(found["small"]), same, len(found["neither"]))
         rows.append((small, *(f"{number} ({units.percent(number / count)})" for number in figures)))
-    heads = ("both right", "base alone right", "small alone right", "both wrong, alike", "both wrong, differently")
-    # One column a network: a phone has room for two or three.
+    heads = ("both right", "only base right", "only small right", "both wrong, same class", "both wrong, other classes")
+    # One column per network: a phone has room for two or three.
     turned = tuple((head, *(row[i + 1] for row in rows)) for i, head in enumerate(heads))
-    return Table(("", *(row[0] for row in rows)), turned, f"Answers to {count} images, beside the base network's")
+    return Table(("", *(row[0] for row in rows)), turned, f"Predictions on {count} images, against the base network's")
 
 
 def galleries(evidence: Evidence) -> list[Gallery]:
-    """Return pictures of the surest mistakes among the images that base and small networks disagree on."""
+    """Return pictures of the most confident mistakes among the images that base and small networks disagree on."""
     base, *smalls = evidence.answers.classes
     found = []
     most = MOST_PICTURES // (3 * max(len(smalls), 1))
@@ -116,7 +116,7 @@ def galleries(evidence: Evidence) -> list[Gallery]:
 
 
 def matrices(evidence: Evidence) -> list[Matrix]:
-    """Return the confusion matrix of every network; nothing where there are too many classes."""
+    """Return the confusion matrix of every network; nothing if there are too many classes."""
     classes, answers = evidence.info.class_names, evidence.answers
     if len(classes) > MATRIX_UP_TO:
         return []
@@ -133,7 +133,7 @@ def matrices(evidence: Evidence) -> list[Matrix]:
 
 
 def confused_pairs(evidence: Evidence) -> Table | None:
-    """Return the pairs of classes that the networks mix up most; None where they mix up none."""
+    """Return the pairs of classes that the networks confuse most; None if they confuse none."""
     classes, answers = evidence.info.class_names, evidence.answers
     counts = [confusion(answers.labels, each, len(classes)) for each in answers.classes.values()]
     total = sum(counts[1:], counts[0]).clone()
@@ -145,18 +145,18 @@ def confused_pairs(evidence: Evidence) -> Table | None:
         if value:
             each_count = (str(int(each[true, taken])) for each in counts)
             rows.append((f"{classes[true]} taken for {classes[taken]}", *each_count))
-    columns = ("true class, answer", *answers.classes)
-    return Table(columns, tuple(rows), "Classes taken for one another most often, images") if rows else None
+    columns = ("true class, prediction", *answers.classes)
+    return Table(columns, tuple(rows), "Most confused pairs of classes, images") if rows else None
 
 
 def class_table(evidence: Evidence) -> Table | None:
-    """Return the accuracy of each class in each network: of many, those where the networks are furthest apart."""
+    """Return each network's accuracy per class; with many classes, those where the networks differ most."""
     classes, answers = evidence.info.class_names, evidence.answers
     tables = [confusion(answers.labels, each, len(classes)) for each in answers.classes.values()]
     images = tables[0].sum(dim=1)
     shares = [table.diagonal() / images.clamp(min=1) for table in tables]
     order = list(range(len(classes)))
-    name = "Accuracy of each class"
+    name = "Accuracy per class"
     if len(classes) > MATRIX_UP_TO and len(tables) > 1:
         apart = (shares[0] - shares[-1]).abs()
         order = apart.argsort(descending=True, stable=True).tolist()[:MOST_ROWS]
@@ -168,7 +168,7 @@ def class_table(evidence: Evidence) -> Table | None:
 
 
 def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
-    """Return the reliability diagram, how often which confidence is reached, and the calibration errors."""
+    """Return the reliability diagram, the distribution of confidence, and the calibration errors."""
     answers = evidence.answers
     found = {name: calibration(confidence, answers.right(name)) for name, confidence in answers.confidence.items()}
     sure = Axis("confidence", lambda value: f"{100 * value:.0f} %", low=0.0, high=1.0, ticks=(0, 0.2, 0.4, 0.6, 0.8, 1))
@@ -187,9 +187,9 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
             reliability,
             sure,
             right,
-            note="Accuracy by confidence; the area of a mark tells the images. Below the dotted line: too sure.",
+            note="Accuracy by confidence; a mark's area shows its images. Below the dotted line: overconfident.",
         ),
-        lines("How sure the networks are", spread, sure, _SHARE, note="Share of the images by confidence."),
+        lines("Confidence of the networks", spread, sure, _SHARE, note="Share of the images by confidence."),
     ]
     rows = tuple(
         (

@@ -1,4 +1,4 @@
-"""Published figures of known small networks, for the data sets where they can be set beside a run's."""
+"""Published figures of well-known small networks, for the data sets where they are comparable with a run's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adjoined.settings import Settings
 
 @dataclass(frozen=True)
 class Source:
-    """Where figures are published, and what they were measured with."""
+    """A source of published figures, and how they were measured."""
 
     name: str
     url: str
@@ -19,7 +19,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Published:
-    """A network that somebody else has trained."""
+    """A published network."""
 
     name: str
     parameters: float
@@ -78,10 +78,10 @@ _SIZES = {"cifar10": 32, "cifar100": 32, "imagenet": 224}
 
 
 def published(settings: Settings) -> tuple[Published, ...]:
-    """Return what is published for the same validation images at the same size; nothing for other data.
+    """Return the published networks for the same validation images at the same size; nothing for other data.
 
     Args:
-        settings: those of the run.
+        settings: settings of the run.
 
     Example:
         >>> len(published(Settings(data="digits"))), published(Settings(data="cifar100"))[0].name

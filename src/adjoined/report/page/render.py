@@ -1,4 +1,4 @@
-"""From a run's story to one HTML file that needs nothing but itself."""
+"""Render a run's story as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run_page(story: RunStory, evidence: Evidence | None = None, results: Table |
     """Return the page of one run.
 
     Args:
-        story: what its folder tells.
-        evidence: what its networks answer to images; None leaves out what needs them.
-        results: its networks side by side, where it is finished.
+        story: the contents of its folder.
+        evidence: its networks' predictions; None leaves out the sections that need them.
+        results: its networks side by side, if it is finished.
     """
     table, sources = sections.published_table(story)
     told: dict[str, Any] = {
@@ -73,7 +73,7 @@ def comparison_page(stories: Sequence[RunStory]) -> str:
 def _render(name: str, told: Mapping[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Class names, paths and commands are somebody's text: everything is escaped but what svg.py has escaped.
+    # Class names, paths and commands are untrusted text: everything is escaped except what svg.py has escaped already.
     environment = Environment(
         loader=PackageLoader("adjoined.report.page", "assets"),
         autoescape=True,
@@ -83,7 +83,7 @@ def _render(name: str, told: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     style, script = (_asset(name) for name in ("page.css", "page.js"))
-    # The browser is told to load nothing at all, and to run no script but the page's own.
+    # The browser may load nothing and may run only the page's own script.
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -103,7 +103,7 @@ def _render(name: str, told: Mapping[str, Any]) -> str:
 
 
 def _printable(value: object) -> object:
-    """Return what the page shows in the place of a text from outside."""
+    """Return an untrusted text as the page shows it."""
     return printable(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -1,4 +1,4 @@
-"""What the page says of a run without looking at images: headline, learning curves, comparisons, settings."""
+"""The sections of the page that need no images: headline, learning curves, comparisons, settings."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EPOCH = Axis("epoch", lambda value: f"{value:.0f}")
 SHARE = Axis("top-1 accuracy", lambda value: f"{100 * value:.4g} %", bounds=(0.0, 1.0))
 _SCHEDULES = {"paper": "min(4 t², 1)", "constant": "1"}
 MOST_EPOCHS = 400
-"""Points of a curve: of a longer run, epochs at even distances."""
+"""Most points of a curve; a longer run shows evenly spaced epochs."""
 MOST_COMMANDS = 20
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure that counts, large."""
+    """One headline figure."""
 
     label: str
     value: str
@@ -34,7 +34,7 @@ class Tile:
 
 
 def title(story: RunStory) -> str:
-    """Return what was trained on what, in a few words."""
+    """Return the model and the data set in a few words."""
     return f"{short(story.settings.model)} on {short(story.settings.data)}"
 
 
@@ -59,7 +59,7 @@ def facts(story: RunStory) -> list[tuple[str, str]]:
 
 
 def tiles(figures: Sequence[Figures]) -> list[Tile]:
-    """Return how the small network compares with the base; nothing for a family, where a table says it better."""
+    """Return how the small network compares with the base; nothing for a family, which a table shows better."""
     if len(figures) != 2:
         return []
     base, small = figures
@@ -95,18 +95,18 @@ def learning_curves(story: RunStory) -> list[Chart]:
     loss = [curve(rows, f"val_{name}_loss", label, place(name)) for name, label in names]
     weights = Axis("λ", _plain, low=0.0, high=1.05 * max(1.0, *(row.get("lambda", 0.0) for row in rows)))
     charts = [
-        _curve("Top-1 accuracy", accuracy, SHARE, "Validation images; faint: training images as they are varied."),
+        _curve("Top-1 accuracy", accuracy, SHARE, "Validation images; faint: augmented training images."),
         _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
         _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
-               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}, t the share of training done."),
+               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}; t is the fraction of training done."),
         _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)], Axis("learning rate", _plain, low=0.0),
-               "At the beginning of the epoch."),
+               "At the start of the epoch."),
     ]  # fmt: skip
     return [chart for chart in charts if chart]
 
 
 def penalty_chart(story: RunStory) -> Chart | None:
-    """Return the KL term and the quadratic penalty that it is close to, over the epochs; None where none is logged."""
+    """Return the KL term and the quadratic penalty that approximates it, by epoch; None if not logged."""
     if not any("penalty" in row for row in story.history):
         return None
     told = [curve(story.history, "kl", "KL(p ‖ q)", 4), curve(story.history, "penalty", "quadratic penalty", 5)]
@@ -114,19 +114,19 @@ def penalty_chart(story: RunStory) -> Chart | None:
 
 
 def is_paper_loss(settings: Settings) -> bool:
-    """Tell whether the networks were trained with the loss of the paper, CE(p, y) + λ(t) · KL(p ‖ q)."""
+    """Return whether the networks were trained with the loss of the paper, CE(p, y) + λ(t) · KL(p ‖ q)."""
     usual = not settings.kl_detach and not settings.small_ce
     return settings.method == "adjoint" and usual and settings.temperature in (None, 1)
 
 
 def trade_offs(story: RunStory) -> list[Chart]:
-    """Return accuracy against parameters, MACs and latency, with what is published where it can be compared."""
+    """Return accuracy against parameters, MACs and latency, with published figures where they are comparable."""
     others = published(story.settings)
     return comparison_marks([(each.name, place(each.name), each) for each in story.figures], others)
 
 
 def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[Published] = ()) -> list[Chart]:
-    """Return the same for any networks: name, look and figures of each."""
+    """Return the same charts for any networks, given as name, look and figures."""
     against = [
         ("parameters", Axis("parameters", _count, log=True), lambda f: f.parameters, lambda p: p.parameters),
         ("MACs", Axis("MACs of one image", _count, log=True), lambda f: f.macs, lambda p: p.macs),
@@ -137,7 +137,7 @@ def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[P
         return charts
     for name, axis, of_own, of_other in against:
         if name == "MACs" and not others:
-            continue  # says what the parameters say, and the table has it
+            continue  # repeats the chart of the parameters, and the table has it
         found = [
             Mark(label, look, value, each.top1, label)
             for label, look, each in own
@@ -153,14 +153,14 @@ def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[P
         if len(found) + len(foreign) > 1:
             note = "Grey marks: published networks, numbered as in the list." if foreign else ""
             if not foreign and others:
-                note = "This run alone: published times come from other machines."
+                note = "This run only: published times come from other machines."
             accuracy = replace(SHARE, least=0.04)
             charts.append(marks(f"Accuracy against {name}", [*found, *foreign], axis, accuracy, note=note))
     return charts
 
 
 def published_table(story: RunStory) -> tuple[Table | None, list[tuple[Source, str]]]:
-    """Return the published networks as a table, and every source with the numbers of its networks."""
+    """Return the published networks as a table, and each source with the numbers of its networks."""
     others = published(story.settings)
     if not others:
         return None, []
@@ -179,7 +179,7 @@ def published_table(story: RunStory) -> tuple[Table | None, list[tuple[Source, s
 
 
 def settings_tables(story: RunStory) -> list[Table]:
-    """Return settings that are not the defaults, all settings, and the versions."""
+    """Return the settings that differ from the defaults, all settings, and the versions."""
     values, usual = asdict(story.settings), {field.name: field for field in fields(Settings)}
     default = asdict(Settings())
     rows = tuple((name, written(values[name])) for name in usual)
@@ -195,7 +195,7 @@ def settings_tables(story: RunStory) -> list[Table]:
 
 
 def commands(story: RunStory) -> list[str]:
-    """Return the command of every sitting, as one would type it, and the commit it was given at."""
+    """Return the command line of every session, and the commit that it ran at."""
     found = []
     for sitting in (story.record.get("sittings") or [])[-MOST_COMMANDS:]:
         words = [str(word) for word in sitting.get("command") or []]
@@ -205,7 +205,7 @@ def commands(story: RunStory) -> list[str]:
 
 
 def commit(story: RunStory) -> str:
-    """Return the commit of the folder that the run was started in, or ""."""
+    """Return the commit of the folder in which the run was started, or ""."""
     git = story.record.get("git")
     if not isinstance(git, dict) or not git.get("commit"):
         return ""
@@ -213,7 +213,7 @@ def commit(story: RunStory) -> str:
 
 
 def _nats(all_lines: Sequence[Line], note: str, *, from_zero: bool = True) -> tuple[Axis, str]:
-    """Return the axis for losses, logarithmic where they differ much, and the note that says so."""
+    """Return the axis for losses, logarithmic if they span a wide range, and the note that says so."""
     values = [value for line in all_lines for _, value in line.points if value > 0]
     if values and max(values) > 30 * min(values):
         return Axis("nats", _plain, log=True), f"{note} Logarithmic axis."
@@ -237,7 +237,7 @@ def curve(rows: Sequence[dict[str, float]], key: str, name: str, look: int, *, f
 
 
 def short(name: str) -> str:
-    """Cut a path down to its end, and leave the library before a name out."""
+    """Return the last part of a path, or a name without its library's prefix."""
     return name.rpartition("/")[2] if "/" in name else name.rpartition(":")[2] or name
 
 
@@ -254,7 +254,7 @@ def _plain(value: float) -> str:
 
 
 def written(value: Any) -> str:
-    """Write the value of a setting as people do."""
+    """Format the value of a setting for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value in ([], {}):

@@ -1,4 +1,4 @@
-"""What a run folder tells without its images: settings, history, figures, and what was made of the networks since."""
+"""The contents of a run folder without images: settings, history, figures, benchmark and exports."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from adjoined.settings import Settings
 
 @dataclass(frozen=True)
 class RunStory:
-    """A run as its folder tells of it."""
+    """A run as recorded in its folder."""
 
     folder: Path
     settings: Settings
     record: dict[str, Any]
     """run.json: versions, seed, commands, times."""
     history: tuple[dict[str, float], ...]
-    """Rows of metrics.csv, one an epoch."""
+    """Rows of metrics.csv, one per epoch."""
     result: RunResult | None
-    """None: the run has not come to its end."""
+    """None: the run is unfinished."""
     figures: tuple[Figures, ...] = ()
-    """Of the finished networks, the base network first."""
+    """Figures of the finished networks, the base network first."""
     benchmark: Benchmark | None = None
-    """benchmark.json, as `adjoined benchmark` leaves it."""
+    """benchmark.json, written by `adjoined benchmark`."""
     exports: tuple[ExportedFile, ...] = ()
-    """export/export.json, as `adjoined export` leaves it."""
+    """export/export.json, written by `adjoined export`."""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class RunStory:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The networks: base, small; or base, small-1 …; nothing before the first epoch has ended."""
+        """The networks: base, small; or base, small-1 …; empty before the end of the first epoch."""
         if self.result:
             return tuple(network.name for network in self.result.networks)
         found = [key.removeprefix("val_").removesuffix("_top1") for row in self.history[:1] for key in row]
@@ -55,7 +55,7 @@ class RunStory:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the networks are called on the page; in a family with their alpha."""
+        """The networks' names on the page; with their alpha in a family."""
         return tuple(each.name for each in self.figures) or self.names
 
 
@@ -63,8 +63,8 @@ def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> 
     """Read a run folder; nothing is computed and no network is built.
 
     Args:
-        folder: the run folder, of a run that is finished or not.
-        figures: of the finished networks; none: those that the run has left in result.json, if it has.
+        folder: the run folder, of a finished or unfinished run.
+        figures: figures of the finished networks; by default those in the run's result.json, if any.
 
     Raises:
         AdjoinedError: there is no run, or a file is damaged.
@@ -85,7 +85,7 @@ def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> 
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Return the rows of metrics.csv, one an epoch, as numbers; nothing where there is no such file yet.
+    """Return the rows of metrics.csv, one per epoch, as numbers; empty if the file does not exist yet.
 
     Raises:
         AdjoinedError: a row is damaged.

@@ -1,4 +1,4 @@
-"""A small writer of SVG: elements whose every text and attribute is escaped, and scales with round ticks."""
+"""A small SVG writer: elements with escaped text and attributes, and scales with round ticks."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _shown(text: str) -> Markup:
 
 
 def polyline(points: Iterable[tuple[float, float]], **attributes: object) -> Markup:
-    """Return a line through points, in the units of the drawing."""
+    """Return a line through points, in drawing units."""
     return element("polyline", points=" ".join(f"{_number(x)},{_number(y)}" for x, y in points), **attributes)
 
 
 def mark(shape: int, x: float, y: float, size: float, title: str = "", **attributes: object) -> Markup:
-    """Return a mark around (x, y): 0 a circle, 1 a diamond, 2 a square, 3 a triangle, and so on in turn."""
+    """Return a mark centred at (x, y): 0 a circle, 1 a diamond, 2 a square, 3 a triangle, then again from 0."""
     r = size / 2
     name = element("title", title) if title else Markup()
     if shape % 4 == 0:
@@ -57,18 +57,18 @@ def mark(shape: int, x: float, y: float, size: float, title: str = "", **attribu
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places in the drawing, along one axis."""
+    """Maps values to positions in the drawing, along one axis."""
 
     low: float
     high: float
     start: float
-    """Place of `low`."""
+    """Position of `low`."""
     end: float
-    """Place of `high`."""
+    """Position of `high`."""
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Return the place of a value."""
+        """Return the position of a value."""
         low, high, value = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         share = (value - low) / (high - low) if high > low else 0.5
         return self.start + share * (self.end - self.start)

@@ -1,4 +1,4 @@
-// The page is whole without this: it only adds a button that overrules the theme of the system.
+// The page works without this script, which only adds a button to override the system's theme.
 (() => {
   const root = document.documentElement;
   const button = document.getElementById("theme");
