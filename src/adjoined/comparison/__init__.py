@@ -1,1 +1,1 @@
-"""Methods side by side: the runs of a comparison, one after another, and their results."""
+"""Comparisons of methods: their runs and their results."""

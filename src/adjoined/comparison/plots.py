@@ -1,4 +1,4 @@
-"""The pictures of a comparison, by matplotlib: accuracy against size, MACs and latency, and the learning curves."""
+"""Plots of a comparison, by matplotlib: accuracy against size, MACs and latency, and learning curves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adjoined.files import write_whole
 from adjoined.report import units
 from adjoined.runs import RunFolder
 
-MISSING = "" if find_spec("matplotlib") else "No plots: pip install 'adjoined[plots]', and give the command again."
-"""What to say where matplotlib is not installed."""
+MISSING = "" if find_spec("matplotlib") else "No plots: pip install 'adjoined[plots]', and rerun the command."
+"""The note shown if matplotlib is not installed."""
 
 AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
-    "parameters": ("parameters that are not zero", lambda row: row.parameters),
+    "parameters": ("nonzero parameters", lambda row: row.parameters),
     "macs": ("multiply-adds for one image", lambda row: row.macs),
     "latency": ("latency at batch 1, ms", lambda row: row.latency.median_ms if row.latency else None),
 }
@@ -32,7 +32,7 @@ def draw_plots(study: Study, rows: Sequence[Row]) -> list[Path]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (cost, accuracy) that no other point beats or equals in both, the cheapest first.
+    """Return the Pareto-optimal points (cost, accuracy), the cheapest first.
 
     Example:
         >>> pareto([(1, 0.5), (2, 0.4), (3, 0.9), (3, 0.8)])
@@ -46,13 +46,13 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Return places moved as little as it takes to be `gap` apart: overlapping ones around their mean, in their order.
+    """Return positions moved as little as needed to be `gap` apart, in the same order.
 
     Example:
         >>> spread([5.0, 0.0, 1.0], gap=2.0)
         [5.0, -0.5, 1.5]
     """
-    blocks: list[tuple[list[int], float]] = []  # places side by side, and the middle of them
+    blocks: list[tuple[list[int], float]] = []  # adjacent positions and their centre
     for number in sorted(range(len(places)), key=lambda each: places[each]):
         block, middle = [number], places[number]
         while blocks and middle - blocks[-1][1] < gap * (len(block) + len(blocks[-1][0])) / 2:
@@ -83,7 +83,7 @@ def _accuracy(rows: Sequence[Row], label: str, value: Callable[[Row], float | No
     axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}" if cost < 1000 else units.count(cost)))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend(fontsize=7)
-    # Networks of about one size stand above each other: their names are moved apart, each with a line to its point.
+    # Networks of similar size line up vertically: their names are moved apart, each with a line to its point.
     bottom, top = axis.get_ylim()
     for column in _columns([(row.label, cost, 100 * top1.mean) for row, cost, top1 in points]):
         heights = spread([height for *_, height in column], gap=(top - bottom) / 32)
@@ -96,7 +96,7 @@ def _accuracy(rows: Sequence[Row], label: str, value: Callable[[Row], float | No
 
 
 def _columns(points: Sequence[tuple[str, float, float]]) -> list[list[tuple[str, float, float]]]:
-    """Part points (name, cost, accuracy) into columns: those within a third of the cheapest one's cost."""
+    """Group points (name, cost, accuracy) into columns, each within a third of its lowest cost."""
     columns: list[list[tuple[str, float, float]]] = []
     for point in sorted(points, key=lambda each: each[1]):
         if columns and point[1] < 1.33 * columns[-1][0][1]:
@@ -107,7 +107,7 @@ def _columns(points: Sequence[tuple[str, float, float]]) -> list[list[tuple[str,
 
 
 def _style(place: int) -> dict[str, Any]:
-    """Return how the contender at this place is drawn, in every picture: ten colours, then other marks and lines."""
+    """Return the line style of the contender at this index: ten colours, then other marks and lines."""
     marker, line = (("o", "-"), ("s", "--"), ("^", ":"))[place // 10 % 3]
     return {"color": f"C{place % 10}", "marker": marker, "linestyle": line}
 
@@ -131,7 +131,7 @@ def _curves(study: Study) -> Any:
                     **_style(place),
                 )
     for axis, title in zip(axes, ("base network", "smaller network"), strict=True):
-        axis.set(title=title, xlabel="epoch of the method's own training", ylabel="top-1 accuracy, %")
+        axis.set(title=title, xlabel="epoch of the final training stage", ylabel="top-1 accuracy, %")
         if axis.has_data():
             axis.legend(fontsize=6)
     return figure
@@ -143,7 +143,7 @@ def _metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
-    from matplotlib.figure import Figure  # not pyplot, which would look for a screen
+    from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
     figure = Figure(figsize=(6 * panels, 4.5), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]

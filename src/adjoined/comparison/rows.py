@@ -1,4 +1,4 @@
-"""The results of a comparison: a row for each network of each run, and their means."""
+"""The results of a comparison: one row per network of each run, and their means."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adjoined.runs.finished import FinishedRun, open_run
 from adjoined.slicing import measure_cost
 
 BASELINES_LAST = ("adjoint", "adjoint+")
-"""Methods that stand below all others in a table."""
+"""Methods listed last in a table."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean | None:
-        """Sum up values; None where there are none."""
+        """Summarise values; None if there are none."""
         return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values)) if values else None
 
     def __str__(self) -> str:
-        """As percent.
+        """The mean and deviation in percent.
 
         Example:
             >>> str(Mean.of([0.991, 0.993])), str(Mean.of([0.5]))
@@ -51,23 +51,23 @@ class Mean:
 
 @dataclass(frozen=True)
 class Row:
-    """A contender's base network and one network that is smaller, over all seeds; None stands for what it has not."""
+    """A contender's base network and one of its small networks, over all seeds; None means not available."""
 
     label: str
     network: str
-    """The one that sizes, MACs and latency are of: the smaller one, or base where there is no other."""
+    """The network whose sizes, MACs and latency are given: the small one, or base if there is no other."""
     base: Mean | None
     """Top-1 accuracy of the base network."""
     small: Mean | None
-    """Top-1 accuracy of the smaller network."""
+    """Top-1 accuracy of the small network."""
     parameters: int
-    """Parameters of `network` that are not zero."""
+    """Nonzero parameters of `network`."""
     macs: int
-    """Multiply-adds of `network` for one image; zeros count like any number."""
+    """Multiply-adds of `network` for one image, including those with zero weights."""
     training_macs: float | None
-    """Multiply-adds of the training, all stages, as a multiple of the standard method's."""
+    """Multiply-adds of training, over all stages, as a multiple of the standard method's."""
     training_seconds: float | None
-    """Time of the training, all stages, as a multiple of the standard method's."""
+    """Time of training, over all stages, as a multiple of the standard method's."""
     latency: Latency | None
     speedup: float | None
     """Latency of the standard base network divided by that of `network`."""
@@ -80,17 +80,17 @@ class Row:
 
 
 def gather(study: Study, *, seconds: float) -> tuple[tuple[Row, ...], list[AdjoinedError]]:
-    """Return the rows of all contenders of which at least one run is finished, baselines first.
+    """Return the rows of all contenders with at least one finished run, baselines first.
 
-    The latency of all networks of one seed is measured here, on the CPU at batch 1, all taking turns.
+    The latency of all networks of one seed is measured here, on the CPU at batch 1, in interleaved calls.
 
     Args:
         study: the comparison.
-        seconds: time for the latency, s for each network.
+        seconds: seconds to spend on the latency of each network.
 
     Returns:
-        The rows, and what is wrong with networks that could not be loaded: another seed's serve in their place, and a
-        contender that has none is left out.
+        The rows, and errors about networks that could not be loaded: those of another seed replace them, and a
+        contender without any is left out.
     """
     found: list[tuple[Variant, list[RunResult]]] = []
     first: dict[str, FinishedRun] = {}
@@ -155,7 +155,7 @@ def _relative(results: Sequence[RunResult], standard: Sequence[RunResult] | None
 
 
 def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
-    """Return the table: one row for each contender (each small network of a family)."""
+    """Return the table: one row per contender (per small network of a family)."""
     columns = ("method", "n", "base top-1", "small top-1", "parameters", "MACs", "cost", "time", "speed-up")
     cells = tuple(
         (
@@ -172,16 +172,16 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
         for row in rows
     )
     notes = [
-        "Top-1 accuracy, %: mean ± sample standard deviation over n seeds, after the last epoch. Parameters (not "
-        "zero), MACs of one image and speed-up are those of the small network, of the base where there is no other.",
-        "Cost and time: MACs and seconds of the training, all stages, in multiples of `standard`; a stage that was "
-        "copied from a run of this comparison counts like one that was trained.",
+        "Top-1 accuracy, %: mean ± sample standard deviation over n seeds, after the last epoch. Parameters "
+        "(nonzero), MACs of one image and speed-up are those of the small network, or of the base if it is alone.",
+        "Cost and time: MACs and seconds of training, over all stages, in multiples of `standard`; a stage that was "
+        "copied from a run of this comparison counts as if it had been trained.",
     ]
     measured = next((row.latency for row in rows if row.latency), None)
     if measured is not None:
         notes.append(
-            f"Speed-up: latency at batch 1 of the base network of `standard`, divided by the network's; all in turns, "
-            f"in one run, on {measured.device} with {units.threads(measured.threads)}, in PyTorch as it is."
+            f"Speed-up: latency at batch 1 of the base network of `standard`, divided by the network's; measured in "
+            f"interleaved calls on {measured.device} with {units.threads(measured.threads)}, in eager PyTorch."
         )
     if names := differing(study.variants):
         notes.append(f"NOT under equal settings: {', '.join(names)} differ.")
@@ -191,9 +191,9 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
 
 
 def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:
-    """Write table.md, table.csv (a line for each row) and runs.csv (a line for each network of each run)."""
+    """Write table.md, table.csv (one line per row) and runs.csv (one line per network of each run)."""
     commands = "\n".join(dict.fromkeys(row.command for row in rows))
-    text = f"{table.markdown()}\nThe runs of the first seed (`--seed` gives the others):\n\n```sh\n{commands}\n```\n"
+    text = f"{table.markdown()}\nCommands for the first seed (`--seed` sets the others):\n\n```sh\n{commands}\n```\n"
     write_whole(study.folder / "table.md", lambda file: file.write(text.encode()))
     _write_csv(study, "table.csv", [_flat(row) for row in rows])
     lines = []

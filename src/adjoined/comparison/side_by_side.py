@@ -1,6 +1,6 @@
-"""The runs of a comparison several at a time, each in a process and on a GPU of its own, or its share of the cores.
+"""Several runs of a comparison at a time, each in its own process, on its own GPU or its share of the cores.
 
-A run that needs another one as a stage (distillation the standard run, as its teacher) waits until that is there.
+A run that needs another one as a stage waits for it: distillation needs the standard run as its teacher.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STOP = 10.0
-"""Time for a run to end by itself when the comparison is stopped, s."""
+"""Seconds that a run has to end by itself when the comparison is stopped."""
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """A process at work on a run."""
+    """A process that works on a run."""
 
     run: Run
     place: int
@@ -46,16 +46,15 @@ def train_side_by_side(study: Study, jobs: int, console: Console) -> list[Failur
 
     Args:
         study: the comparison.
-        jobs: processes at a time, at least 1.
-        console: where to say which run begins and how it ends.
+        jobs: number of parallel processes, at least 1.
+        console: where to report which run starts and how it ends.
 
     Returns:
-        The runs that have failed, and why.
+        The failed runs, and why they failed.
 
     Raises:
-        AdjoinedError: a run is to use several devices by itself; all runs have failed; or another process is at work in
-            the folder.
-        KeyboardInterrupt: it was stopped; its text says how to go on.
+        AdjoinedError: a run is to use several devices; all runs have failed; or another process works in the folder.
+        KeyboardInterrupt: it was stopped; the message says how to continue.
     """
     if study.settings.devices != 1 or study.settings.nodes != 1:
         raise AdjoinedError(
@@ -85,7 +84,7 @@ def train_side_by_side(study: Study, jobs: int, console: Console) -> list[Failur
                         failures.append((*worker.run, error))
                         say(console, f"failed: {error}")
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+            raise KeyboardInterrupt("stopped; rerun the command to continue") from None
         finally:
             _stop(at_work.values())
         if failures and all(study.result(*each) is None for each in study.runs()):
@@ -94,7 +93,7 @@ def train_side_by_side(study: Study, jobs: int, console: Console) -> list[Failur
 
 
 def _needs_one_of(run: Run, unfinished: Sequence[Run]) -> bool:
-    """Tell whether one of these runs would serve as a stage of this run."""
+    """Return whether one of these runs would serve as a stage of this run."""
     settings = run[0].run_settings(run[1])
     stages = [stage.settings for stage in METHODS[settings.method](settings).before() if not stage.given]
     others = [variant.run_settings(number) for variant, number in unfinished if (variant, number) != run]
@@ -117,8 +116,8 @@ def _start(study: Study, run: Run, place: int, jobs: int) -> _Worker:
 
 
 def _work(settings: Settings, folder: Path, known: list[Path], log: Path, outcome: Connection) -> None:
-    """Do one run; in the new process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent answers it
+    """Do one run, in the new process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
@@ -137,7 +136,7 @@ def _work(settings: Settings, folder: Path, known: list[Path], log: Path, outcom
 
 
 def _end_with_parent() -> None:
-    """Stop this process if its parent is killed: it would keep its folder from the same command, given again."""
+    """Stop this process if its parent is killed: it would lock the folder against a rerun of the command."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -145,16 +144,16 @@ def _end_with_parent() -> None:
 
 
 def _error_of(study: Study, worker: _Worker) -> AdjoinedError | None:
-    """Return why a run that has ended has no result, or None where it has one."""
+    """Return why a run that has ended has no result, or None if it has one."""
     worker.process.join()
     with contextlib.suppress(EOFError):
         return worker.outcome.recv()
     if study.result(*worker.run) is not None:
         return None
     return AdjoinedError(
-        f"the process of the run has ended with exit code {worker.process.exitcode}",
+        f"the process of the run ended with exit code {worker.process.exitcode}",
         where=study.path(*worker.run),
-        fix=f"{_log(study, worker.run)} has what it said.",
+        fix=f"See its output in {_log(study, worker.run)}.",
     )
 
 
@@ -163,7 +162,7 @@ def _log(study: Study, run: Run) -> Path:
 
 
 def _share(settings: Settings, place: int, jobs: int) -> dict[str, str]:
-    """Return the variables that give a process its device: a GPU, in turn, or its share of the cores."""
+    """Return the environment variables that give a process its device: the next GPU, or its share of the cores."""
     import torch
 
     gpus = torch.cuda.device_count() if settings.accelerator in ("auto", "gpu", "cuda") else 0
@@ -175,7 +174,7 @@ def _share(settings: Settings, place: int, jobs: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """Set variables for the processes that are started meanwhile: libraries read them once, when they are loaded."""
+    """Set environment variables for processes started in the block: libraries read them once, when loaded."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

@@ -1,4 +1,4 @@
-"""The runs of a comparison, one after another; started again, it goes on where it was."""
+"""The runs of a comparison, one after another; a restarted comparison continues where it stopped."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ FORMAT = "adjoined-comparison-1"
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison in a folder: what is in it, and how far it is."""
+    """A comparison in a folder: its runs and their progress."""
 
     folder: Path
     settings: Settings
-    """Those that all contenders have in common."""
+    """The settings that all contenders share."""
     variants: tuple[Variant, ...]
     seeds: int
     recipe: str | None = None
 
     def path(self, variant: Variant, number: int) -> Path:
-        """Return the folder of a run, counted from 0."""
+        """Return the folder of a run; runs are numbered from 0."""
         return self.folder / "runs" / variant.folder(number)
 
     def runs(self) -> Iterator[Run]:
-        """Yield all runs in their order: every contender with the first seed, then with the second …"""
+        """Yield all runs in order: every contender with the first seed, then with the second …"""
         for number in range(self.seeds):
             for variant in self.variants:
                 yield variant, number
 
     def result(self, variant: Variant, number: int) -> RunResult | None:
-        """Return the result of a run, or None if it is not finished, or its record is damaged."""
+        """Return the result of a run, or None if it is unfinished or its record is damaged."""
         run = RunFolder(self.path(variant, number))
-        with suppress(AdjoinedError):  # one damaged run says nothing about the others; `train` names it
+        with suppress(AdjoinedError):  # a damaged run does not concern the others; `train` reports it
             return run.read_result() if run.finished else None
         return None
 
     def check(self, *, unequal: bool) -> None:
-        """Compare with what is in the folder already, before anything is done.
+        """Check that the folder's existing contents fit this comparison, before anything is done.
 
         Raises:
             AdjoinedError: the folder holds something else, or runs under other settings.
@@ -67,7 +67,7 @@ class Study:
         if not record.is_file():
             if self.folder.is_dir() and any(each.name != ".lock" for each in self.folder.iterdir()):
                 raise AdjoinedError(
-                    "the folder holds something else than a comparison", where=self.folder, fix="Choose another --out."
+                    "the folder holds something other than a comparison", where=self.folder, fix="Choose another --out."
                 )
             return
         found = read_json(record, "the record of a comparison")
@@ -82,7 +82,7 @@ class Study:
                 try:
                     stored, asked = run.read_settings(), variant.run_settings(number)
                 except AdjoinedError:
-                    continue  # damaged: `train` names it, and goes on with the others
+                    continue  # damaged: `train` reports it and continues with the others
                 self._refuse(stored.differences(asked), stored, asked, run.path, unequal=False)
 
     def _refuse(self, names: list[str], before: Settings, now: Settings, where: Path, unequal: bool) -> None:
@@ -96,19 +96,19 @@ class Study:
             )
 
     def train(self, console: Console, train: Callable[[Settings, Path], RunResult] | None = None) -> list[Failure]:
-        """Do all unfinished runs; a run that was begun is resumed, and one that fails is skipped.
+        """Do all unfinished runs; a started run is resumed, and one that fails is skipped.
 
         Args:
-            console: where to show how it goes.
-            train: does a run, or goes on with it; `adjoined.training.train` by default.
+            console: where to show progress.
+            train: starts or resumes a run; `adjoined.training.train` by default.
 
         Returns:
-            The runs that have failed, and why; a training that diverges under one method says nothing about the others.
+            The failed runs, and why they failed; if one method diverges, the others may still succeed.
 
         Raises:
-            AdjoinedError: a run has failed before any was finished, and so will the others; or another process is at
-                work in the folder.
-            KeyboardInterrupt: it was stopped; its text says how to go on.
+            AdjoinedError: a run failed before any other finished, so the others would fail too; or another process
+                works in the folder.
+            KeyboardInterrupt: it was stopped; the message says how to continue.
         """
         with self.opened():
             failures: list[Failure] = []
@@ -119,7 +119,7 @@ class Study:
                     try:
                         (train or self._trainer(console))(settings, folder)
                     except KeyboardInterrupt:
-                        raise KeyboardInterrupt("stopped; the same command goes on where it was") from None
+                        raise KeyboardInterrupt("stopped; rerun the command to continue") from None
                     except AdjoinedError as error:
                         if all(self.result(*each) is None for each in self.runs()):
                             raise
@@ -129,10 +129,10 @@ class Study:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the folder for this process alone, with a record of what is compared in it.
+        """Lock the folder for this process and record in it what is compared.
 
         Raises:
-            AdjoinedError: it cannot be written, or another process is at work in it.
+            AdjoinedError: it cannot be written to, or another process works in it.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,11 +149,11 @@ class Study:
         return partial(train, resume=True, console=console, known=[self.path(*each) for each in self.runs()])
 
     def outlook(self, run: Run, at_work: Sequence[Run] = ()) -> str:
-        """Return a line about the run that begins: what is done, what is to come, and how long it may take.
+        """Return a progress line for a run that starts: what is done, what remains, and an estimate of the time.
 
         Args:
-            run: the run that begins.
-            at_work: those that go on beside it.
+            run: the run that starts.
+            at_work: the runs that are already in progress.
         """
         runs, (variant, number) = list(self.runs()), run
         done = [each for each in runs if self.result(*each) is not None]
@@ -165,14 +165,14 @@ class Study:
             seconds = sum(self._expected(each, done) for each, _ in left) / (len(at_work) + 1)
             parts.append(f"about {timedelta(seconds=round(seconds))} left")
         parts += [f"done: {_names(done)}"] if done else []
-        parts += [f"at work: {_names(at_work)}"] if at_work else []
-        parts += [f"to come: {_names(to_come)}"] if to_come else []
+        parts += [f"in progress: {_names(at_work)}"] if at_work else []
+        parts += [f"remaining: {_names(to_come)}"] if to_come else []
         return "\n" + "; ".join(parts)
 
     def _expected(self, variant: Variant, done: Sequence[Run]) -> float:
-        """Return the seconds that a run may take: those of the same contender, else the mean of all."""
+        """Estimate the seconds that a run takes from the same contender's runs, or else from all runs."""
         results = [(each.label, self.result(each, number)) for each, number in done]
-        # Its own training alone: the stages before are mostly copied from a run that is there already.
+        # Only its own training: earlier stages are mostly copied from a run that exists already.
         seconds = [(label, result.stages[-1].seconds) for label, result in results if result and result.stages]
         same = [time for label, time in seconds if label == variant.label] or [time for _, time in seconds]
         return sum(same) / max(len(same), 1)
@@ -186,7 +186,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def differing(variants: Sequence[Variant]) -> list[str]:
-    """Return the settings, other than their own, in which contenders differ: the table has to say so."""
+    """Return the settings, other than their own, in which contenders differ: the table must say so."""
     first, *others = variants
     found = {name for each in others for name in first.settings.differences(each.settings)}
     return sorted(found - OWN - PLACE_ONLY - {"method"})

@@ -1,4 +1,4 @@
-"""What is compared: a method, or a method with settings of its own; and the command for one such run."""
+"""What is compared: methods, possibly with their own settings; and the command for one such run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from adjoined.methods import METHODS
 from adjoined.settings import PLACE_ONLY, Settings
 
 OWN = SMALL_ONLY.union(METHODS_OF)
-"""Settings in which the contenders of a fair comparison may differ: their own, and the size of the small network, which
-the table shows."""
+"""Settings in which the contenders of a fair comparison may differ: each method's own, and the size of the small
+network, which the table shows."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,24 @@ class Variant:
     label: str
     """As the user wrote it: "dropout", "adjoint:kl_detach=true"."""
     settings: Settings
-    """Those of the run with the first seed."""
+    """The settings of the run with the first seed."""
 
     def run_settings(self, number: int) -> Settings:
-        """Return the settings of a run, counted from 0: they differ in the seed alone."""
+        """Return the settings of a run, numbered from 0; runs differ only in the seed."""
         return replace(self.settings, seed=self.settings.seed + number)
 
     def folder(self, number: int) -> str:
-        """Return the name of a run's folder."""
+        """Return the folder name of a run."""
         return f"{re.sub(r'[^a-zA-Z0-9.+]+', '-', self.label).strip('-')}-seed{self.settings.seed + number}"
 
 
 def read_variants(told: Iterable[str], settings: Settings, *, unequal: bool) -> tuple[Variant, ...]:
-    """Read what is to be compared.
+    """Parse the list of methods to compare.
 
     Args:
-        told: names of methods, each with settings after colons where wanted: "dropout:dropout_rate=0.5".
-        settings: those that all have in common.
-        unequal: whether contenders may differ in settings that are not `OWN`.
+        told: names of methods, optionally with settings after colons: "dropout:dropout_rate=0.5".
+        settings: the settings that all share.
+        unequal: whether contenders may differ in settings outside `OWN`.
 
     Raises:
         AdjoinedError: an unknown method or setting, a contender named twice, or settings that are not equal.
@@ -76,20 +76,20 @@ def _read(told: str, settings: Settings, unequal: bool) -> Variant:
                 "the contenders would not be trained under equal settings",
                 where=f"--methods {told}",
                 got=change,
-                fix="Set it for all of them, as a flag of its own, or add --unequal if this is what you want.",
+                fix="Set it for all of them with a separate flag, or add --unequal if this is intended.",
             )
         values[name] = yaml.safe_load(value)
-    # A method that does not exist is reported by the settings, with what there is.
+    # The settings report an unknown method, with the list of known ones.
     common = asdict(settings.for_method(method))
     return Variant(told, Settings.from_dict({**common, **values}, where=f"--methods {told}"))
 
 
 def train_command(settings: Settings, recipe: str | None) -> str:
-    """Return the command that does one run by itself.
+    """Return the command for a single run.
 
     Args:
-        settings: those of the run.
-        recipe: the recipe to begin with; what differs from it becomes flags.
+        settings: settings of the run.
+        recipe: the recipe to start from; settings that differ from it become flags.
 
     Example:
         >>> train_command(Settings(method="dropout", dropout_rate=0.5, seed=1), None)
