@@ -1,4 +1,4 @@
-"""Finished networks as files of other runtimes, each compared with PyTorch before it gets its name."""
+"""Finished networks exported to files for other runtimes, each compared with PyTorch before it is kept."""
 
 from adjoined.export.preprocessing import Prepared
 from adjoined.export.targets import TARGETS, Target, find_target, load

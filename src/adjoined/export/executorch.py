@@ -1,4 +1,4 @@
-"""ExecuTorch: a .pte file for phones and small devices, its operators handed to XNNPACK."""
+"""ExecuTorch: a .pte file for phones and small devices, with operators delegated to XNNPACK."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from adjoined.export.folding import program_of, traced
 
 
 def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the network as `Target.export` says; each text of the metadata is a method of the file that returns it."""
+    """Write the network as described in `Target.export`; each metadata text becomes a method that returns it."""
     with _deprecations_ignored():
         _save(traced(module, example, largest=len(example)), path, metadata)
 
 
 def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Tensor) -> None:
-    """Write the network in int8, by torchao's quantisation of an exported program, as XNNPACK computes it."""
+    """Write the network in int8, by torchao's quantisation of an exported program for XNNPACK."""
     with _deprecations_ignored():
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
             XNNPACKQuantizer,
@@ -54,9 +54,9 @@ def _save(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> 
 
 
 def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor], Tensor]:
-    """Open the file in ExecuTorch's runtime for Python; a larger batch than the file takes is run in parts.
+    """Open the file in ExecuTorch's Python runtime; a batch larger than the file's limit is run in parts.
 
-    The runtime has one pool of threads for the whole process: `threads` changes it for every file.
+    The runtime has one thread pool per process: `threads` changes it for every file.
     """
     with _deprecations_ignored(), _silent():
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
@@ -70,7 +70,7 @@ def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor
     largest = method.metadata.input_tensor_meta(0).sizes()[0]
 
     def run(images: Tensor) -> Tensor:
-        # The result lies in memory of the method, which the next call overwrites.
+        # The result lies in the method's memory, which the next call overwrites.
         parts = [method.execute([part.contiguous()])[0].clone() for part in images.split(largest)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -79,7 +79,7 @@ def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor
 
 @contextmanager
 def _deprecations_ignored() -> Iterator[None]:
-    """Hold back what ExecuTorch 1.5 and torchao 0.18 use of Python and PyTorch that is on its way out."""
+    """Suppress the deprecation warnings that ExecuTorch 1.5 and torchao 0.18 cause in Python and PyTorch."""
     log = logging.getLogger("torch.utils._pytree")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -94,7 +94,7 @@ def _deprecations_ignored() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Hold back the process's standard error: as it starts, the runtime tells there of processors that it is not on."""
+    """Suppress standard error: when it starts, the runtime reports there on processors that are not present."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

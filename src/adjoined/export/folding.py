@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it, for the targets that do not do it themselves."""
+"""BatchNorm folded into the preceding convolutions, for targets that do not do it themselves."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _CONVOLUTIONS = {
 
 
 def program_of(module: nn.Module, example: Tensor, largest: int | None = None) -> ExportedProgram:
-    """Return the program of a network.
+    """Return the exported program of a network.
 
     Args:
-        module: in evaluation mode, on the CPU; it is left as it is.
-        example: images as the module takes them, (N, C, H, W), N >= 1.
-        largest: images in a batch, at most; None for batches of any size.
+        module: the network, in evaluation mode, on the CPU; it is not changed.
+        example: images in the module's format, (N, C, H, W), N >= 1.
+        largest: largest batch size; None for any batch size.
     """
-    # Of a batch of one, torch.export takes the 1 for a constant. Tools that reserve memory look at the example's size.
+    # torch.export treats a batch size of 1 as a constant. Tools that reserve memory look at the example's size.
     batch = example[:1].repeat(largest or 2, 1, 1, 1)
     shapes = None if largest == 1 else ({0: Dim("batch", min=1, max=largest)},)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def program_of(module: nn.Module, example: Tensor, largest: int | None = None) -
 
 
 def traced(module: nn.Module, example: Tensor, largest: int | None = None) -> ExportedProgram:
-    """Return the program of a network as `program_of` does, BatchNorm folded where it follows a convolution."""
+    """Return the program of a network as `program_of` does, with BatchNorm folded into preceding convolutions."""
     graph_module = program_of(module, example, largest).module(check_guards=False)
     assert isinstance(graph_module, GraphModule)
     fold_batch_norm(graph_module)
@@ -40,7 +40,7 @@ def traced(module: nn.Module, example: Tensor, largest: int | None = None) -> Ex
 
 
 def fold_batch_norm(module: GraphModule) -> int:
-    """Fold every BatchNorm that reads nothing but a convolution into it, in place; return how many.
+    """Fold every BatchNorm that directly follows a convolution into it, in place; return how many were folded.
 
     Source: y = (w * x - mean) / sqrt(var + eps) * scale + shift is a convolution with w * scale / sqrt(var + eps).
 
@@ -75,14 +75,14 @@ def fold_batch_norm(module: GraphModule) -> int:
 
 
 def _folds(node: Any) -> bool:
-    """Whether this is a convolution with weights of its own, whose output nothing but the BatchNorm reads."""
+    """Whether this is a convolution with unshared weights, whose output only the BatchNorm reads."""
     if not isinstance(node, Node) or node.target not in _CONVOLUTIONS or len(node.users) > 1:
         return False
     return all(isinstance(each, Node) and each.op == "get_attr" for each in node.args[1:3] if each is not None)
 
 
 def _value(module: GraphModule, node: Node | None, absent: float = 0) -> Tensor:
-    """Return the tensor that a node stands for, in float64, so that folding costs no more than one rounding."""
+    """Return the tensor that a node stands for, in float64, so that folding rounds only once."""
     if node is None:
         return torch.tensor(absent, dtype=torch.float64)
     owner, _, name = str(node.target).rpartition(".")
@@ -95,7 +95,7 @@ def _insert(module: GraphModule, name: str, value: Tensor) -> Node:
 
 
 def _forget_unused(module: GraphModule) -> None:
-    """Take away the tensors that no node reads any more: they would be written to the file."""
+    """Remove the tensors that no node reads any more: they would be written to the file."""
     used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for path in {name for name, _ in (*module.named_parameters(), *module.named_buffers())} - used:
         owner, _, name = path.rpartition(".")

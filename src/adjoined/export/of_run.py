@@ -1,4 +1,4 @@
-"""The files of a run: on which images they are compared and calibrated, and the record beside them.
+"""The exported files of a run: the images for comparison and calibration, and the record beside the files.
 
 Shape legend: N images, C channels, H and W height and width in pixels.
 """
@@ -26,21 +26,21 @@ from adjoined.files import make_folder
 from adjoined.versions import versions
 
 BATCH = 64
-"""Images in one call, where many are run."""
+"""Batch size when many images are run."""
 
 
 @dataclass
 class Exporter:
-    """Exports networks of one run into one folder, and keeps its export.json.
+    """Exports networks of one run into one folder and maintains its export.json.
 
     Args:
         data: the images of the run.
-        folder: where the files go; it is made if it is not there.
-        takes: what images the files take.
-        images: validation images to compare on.
-        calibration: training images to calibrate int8 on.
-        max_drop: how far top-1 accuracy may fall in int8, a share of the validation images.
-        largest_batch: images that a file of ExecuTorch reserves memory for.
+        folder: the folder for the files; created if missing.
+        takes: the format of the images that the files take.
+        images: number of validation images to compare on.
+        calibration: number of training images to calibrate int8 on.
+        max_drop: largest drop of top-1 accuracy allowed in int8, in [0, 1].
+        largest_batch: batch size for which an ExecuTorch file reserves memory.
     """
 
     data: ImageData
@@ -58,14 +58,14 @@ class Exporter:
         Args:
             module: the network, in evaluation mode, on the CPU.
             name: base, small, small-1 …; the file is NAME.SUFFIX, or NAME.int8.SUFFIX.
-            target: where to.
+            target: the target.
             int8: whether the file is in int8.
 
         Returns:
-            What export.json records of the file.
+            The file's entry in export.json.
 
         Raises:
-            AdjoinedError: as `write` does; in int8 also, where accuracy falls by more than `max_drop`.
+            AdjoinedError: as in `write`; in int8 also if accuracy falls by more than `max_drop`.
         """
         info = self.data.info
         make_folder(self.folder, links=True)
@@ -101,7 +101,10 @@ class Exporter:
         return entry
 
     def _batches(self, dataset: ImageDataset, count: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield images as a file takes them, the same normalised, and their labels; `count` spread over the data."""
+        """Yield batches of images in the file's format, the same images normalised, and their labels.
+
+        `count` images are spread evenly over the data.
+        """
         info, transform = self.data.info, evaluation_transform(self.data.info)
         whole = len(dataset)
         chosen = torch.linspace(0, whole - 1, min(count or whole, whole)).round().long()
@@ -116,7 +119,7 @@ class Exporter:
         return torch.cat([given for given, _, _ in self._batches(self.data.train, self.calibration)])
 
     def _accuracy(self, run: Runnable, module: nn.Module, path: Path) -> dict[str, Any]:
-        """Measure top-1 accuracy of a file and of the network in PyTorch, on all validation images."""
+        """Measure the top-1 accuracy of a file and of the network in PyTorch on all validation images."""
         right = torch.zeros(2, dtype=torch.long)
         with torch.no_grad():
             for given, normalised, labels in self._batches(self.data.val, None):
@@ -126,7 +129,7 @@ class Exporter:
         found, pytorch = (right / whole).tolist()
         if pytorch - found > self.max_drop:
             raise AdjoinedError(
-                "int8 costs too much accuracy, and the file was not kept",
+                "int8 costs too much accuracy; the file was not kept",
                 where=path,
                 expected=f"top-1 accuracy of at least {100 * (pytorch - self.max_drop):.2f} %",
                 got=f"{100 * found:.2f} % (PyTorch {100 * pytorch:.2f} %)",

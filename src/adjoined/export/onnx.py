@@ -1,4 +1,4 @@
-"""ONNX: one file with weights and metadata, run by ONNX Runtime."""
+"""ONNX: one file with weights and metadata, for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from adjoined.errors import AdjoinedError
 from adjoined.export.targets import INPUT, OUTPUT
 
 BATCH = "batch"
-"""Name of the dimension of any size."""
+"""Name of the dynamic dimension."""
 
 LARGEST = 2**31 - 1
-"""Bytes that protobuf holds in one file."""
+"""Most bytes that protobuf allows in one file."""
 
 CALIBRATION_BATCH = 16
-"""Images in one call of the calibration: all its activations are held in memory."""
+"""Batch size of the calibration, which holds all activations in memory."""
 
 
 def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the network as `Target.export` says; the exporter folds BatchNorm into convolutions."""
+    """Write the network as described in `Target.export`; the exporter folds BatchNorm into convolutions."""
     weights = sum(tensor.nbytes for tensor in module.state_dict().values())
     if weights > LARGEST:
-        raise AdjoinedError("too large for one file of ONNX", where=path, expected="at most 2 GiB", got=weights)
+        raise AdjoinedError("too large for one ONNX file", where=path, expected="at most 2 GiB", got=weights)
     with torch.no_grad():
         program = torch.onnx.export(
             module,
-            (example.expand(2, *example.shape[1:]),),  # of a batch of one, the exporter takes the 1 for a constant
+            (example.expand(2, *example.shape[1:]),),  # the exporter treats a batch size of 1 as a constant
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -39,7 +39,7 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
         )
     assert program is not None
     graph = program.model.graph
-    # The exporter notes where in the source each node comes from: of no use in a file that is handed on.
+    # The exporter notes the source line of each node, which is useless in a file that is passed on.
     for each in (*graph.all_nodes(), *graph.inputs, *graph.outputs, *graph.initializers.values()):
         each.metadata_props.clear()
     for node in graph.all_nodes():
@@ -51,7 +51,7 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
 
 
 def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Tensor) -> None:
-    """Write the network in int8, by ONNX Runtime's static quantiser: quantise and dequantise nodes around operators."""
+    """Write the network in int8, by ONNX Runtime's static quantiser in the QDQ format."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -67,7 +67,7 @@ def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[s
     try:
         export(module, example, whole, metadata)
         quant_pre_process(whole, inferred, skip_symbolic_shape=True)
-        # Unsigned activations and signed weights: what the integer instructions of x86 multiply.
+        # Unsigned activations and signed weights, as the integer instructions of x86 need.
         quantize_static(
             inferred,
             path,
@@ -87,7 +87,7 @@ def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
+    options.intra_op_num_threads = threads or 0  # 0: one per core
     if batch:
         options.add_free_dimension_override_by_name(BATCH, batch)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -19,13 +19,13 @@ from adjoined.export.targets import INPUT, OUTPUT
 
 
 def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the network as `Target.export` says; the metadata are under `adjoined` in the runtime information."""
+    """Write the network as described in `Target.export`; `rt_info` holds the metadata under `adjoined`."""
     with _discreetly():
         _save(_convert(module, example), path, metadata)
 
 
 def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], calibration: Tensor) -> None:
-    """Write the network in int8, by NNCF's quantisation after training."""
+    """Write the network in int8, by NNCF's post-training quantisation."""
     with _discreetly():
         import nncf
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -33,8 +33,8 @@ def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[s
         logging.getLogger("nncf").setLevel(logging.WARNING)
         images = nncf.Dataset([{INPUT: each.numpy()} for each in calibration.split(1)])
         settings = nncf.AdvancedQuantizationParameters(
-            # Ranges are those of all images, as with the other targets. NNCF's own, the mean over images, cut off what
-            # a small network needs, and its correction of biases moved logits further away (docs/export.md).
+            # Ranges cover all images, as with the other targets. NNCF's default, the mean over images, clips values
+            # that a small network needs, and its bias correction moved logits further away (docs/export.md).
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             disable_bias_correction=True,
         )
@@ -43,7 +43,7 @@ def quantise(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[s
                 _convert(module, example),
                 images,
                 subset_size=len(calibration),
-                preset=nncf.QuantizationPreset.MIXED,  # not symmetric where activations are not, such as SiLU's
+                preset=nncf.QuantizationPreset.MIXED,  # asymmetric for asymmetric activations such as SiLU
                 advanced_parameters=settings,
             )
         _save(model, path, metadata)
@@ -69,7 +69,7 @@ def _save(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor], Tensor]:
-    """Open the files in OpenVINO, on the CPU, in float32: some processors would compute in bfloat16 unasked."""
+    """Open the files in OpenVINO, on the CPU, in float32: by default some processors compute in bfloat16."""
     settings: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
@@ -86,11 +86,11 @@ def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor
 
 @cache
 def _core() -> Any:
-    """Return the one `Core` that all files are opened by, for as long as the process lives.
+    """Return the `Core` that opens all files; it lives as long as the process.
 
-    Each `Core` gives the thread a stack for signal handlers, and puts the one before it back when it ends. Where two
-    end in the order in which they began, that is the stack of the first, which is gone: the next signal, Ctrl-C say, is
-    then a segmentation fault (seen with OpenVINO 2026.4).
+    Each `Core` gives the thread a signal stack, and restores the previous one when it is destroyed. If two are
+    destroyed in the order of their creation, the second restores the freed stack of the first: the next signal, such
+    as Ctrl-C, then causes a segmentation fault (seen with OpenVINO 2026.4).
     """
     import openvino
 
@@ -99,9 +99,9 @@ def _core() -> Any:
 
 @contextmanager
 def _discreetly() -> Iterator[None]:
-    """Keep OpenVINO and NNCF from reporting their use over the network, as they do unasked where CI is not set.
+    """Disable the telemetry of OpenVINO and NNCF, which is on by default outside CI.
 
-    PyTorch's search for a compiler of CUDA, which NNCF sets off, is held back too.
+    This also prevents PyTorch's search for a CUDA compiler, which NNCF triggers.
     """
     before = os.environ.get("CI")
     os.environ["CI"] = "true"

@@ -1,4 +1,4 @@
-"""What a file takes as images, and what it tells of itself.
+"""The image formats and the metadata of exported files.
 
 Shape legend: N images, C channels, H and W height and width in pixels, K classes.
 """
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from adjoined.data import DataInfo
 
 Takes = Literal["normalised", "uint8", "unit"]
-"""The images of a file: float32 and normalised, as the network itself takes them; uint8 of 0 to 255; float32 of 0 to 1.
-In all three they are (N, C, H, W), C in the order red, green, blue, resized and cut by the caller."""
+"""Image formats of a file: normalised float32, as the network itself takes them; uint8 in 0 to 255; float32 in 0 to 1.
+All three are (N, C, H, W), with channels in RGB order, resized and cropped by the caller."""
 
 
 class Prepared(nn.Module):
-    """A network behind its normalisation, which a file can hold as well.
+    """A network preceded by its normalisation, so that a file can include both.
 
     Args:
         network: takes normalised images, float32 (N, C, H, W).
-        mean: per channel, of values in [0, 1].
-        std: per channel, of values in [0, 1].
+        mean: mean per channel, of values in [0, 1].
+        std: standard deviation per channel, of values in [0, 1].
         takes: "uint8" or "unit".
 
     Example:
@@ -52,23 +52,23 @@ class Prepared(nn.Module):
 
 
 def prepared(network: nn.Module, info: DataInfo, takes: Takes) -> nn.Module:
-    """Return what a file is to hold, so that it takes such images."""
+    """Return the module to export, so that the file takes such images."""
     return network if takes == "normalised" else Prepared(network, info.mean, info.std, takes).eval()
 
 
 def as_taken(pixels: Tensor, takes: Takes, normalised: Tensor) -> Tensor:
-    """Return images as a file takes them.
+    """Return images in the format of a file.
 
     Args:
         pixels: uint8 (N, C, H, W).
-        takes: what the file takes.
+        takes: the file's image format.
         normalised: the same images, normalised.
     """
     return {"normalised": normalised, "uint8": pixels, "unit": pixels.float() / 255}[takes]
 
 
 def metadata(info: DataInfo, takes: Takes, network: str) -> dict[str, str]:
-    """Return what a file tells of itself: `adjoined`, `network`, and as JSON `class_names` and `preprocessing`."""
+    """Return a file's metadata: `adjoined`, `network`, and as JSON `class_names` and `preprocessing`."""
     steps = {
         "channels": info.channels,
         "resize": info.resize,

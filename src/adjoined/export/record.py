@@ -1,6 +1,6 @@
-"""export.json: what is known of the files that `adjoined export` has written into a folder.
+"""export.json: the record of the files that `adjoined export` has written to a folder.
 
-It says which networks were exported to which targets; where each file lies follows from these names.
+It lists which networks were exported to which targets; the paths of the files follow from these names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAME = "export.json"
 
 @dataclass(frozen=True)
 class Found:
-    """What the comparison of a file with PyTorch found; see `adjoined.export.verify.Difference`."""
+    """The result of comparing a file with PyTorch; see `adjoined.export.verify.Difference`."""
 
     images: int | None = None
     relative: float | None = None
@@ -59,9 +59,9 @@ def file_name(network: str, target: Target, *, int8: bool) -> str:
 
 
 def read_exports(folder: Path) -> list[ExportedFile]:
-    """Return the files that the record in a folder tells of; none where there is no record.
+    """Return the files listed in a folder's record; none if there is no record.
 
-    Targets that this version does not know are left out.
+    Targets unknown to this version are left out.
 
     Raises:
         AdjoinedError: the record is damaged, or of another program or version.
@@ -70,11 +70,11 @@ def read_exports(folder: Path) -> list[ExportedFile]:
 
 
 def record(folder: Path, entry: Mapping[str, Any]) -> None:
-    """Add a file to the record, in place of an older one of its name; files that are gone are forgotten.
+    """Add a file to the record, replacing an older one of that name; entries of missing files are dropped.
 
     Args:
-        folder: where the file lies.
-        entry: what is known of it, with the fields of `ExportedFile` and others.
+        folder: the folder of the file.
+        entry: its entry, with the fields of `ExportedFile` and others.
 
     Raises:
         AdjoinedError: the record is damaged, or cannot be written.
@@ -84,7 +84,7 @@ def record(folder: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
-    """Return the entries of the record, checked, each under the name that its file must have."""
+    """Return the checked entries of the record, each under its file's name."""
     path = folder / NAME
     if not path.exists():
         return []

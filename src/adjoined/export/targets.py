@@ -1,4 +1,4 @@
-"""The table of targets: what each file is called, what has to be installed, and who writes and runs it.
+"""The table of export targets: their file suffixes, requirements, writers and runtimes.
 
 Shape legend: N images, C channels, H and W height and width in pixels, K classes.
 """
@@ -19,7 +19,7 @@ from adjoined.errors import AdjoinedError
 Runnable = Callable[[Tensor], Tensor]
 
 INPUT, OUTPUT = "images", "logits"
-"""Names of input and output in every file that has names."""
+"""Names of input and output in file formats with names."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Target:
     """A kind of file that a network can be exported to.
 
     Args:
-        name: as `--to` has it.
-        title: as tables have it.
-        suffix: of the file; of the first, where there are two.
-        extra: the extra of adjoined that installs its tools; "" where PyTorch is enough.
-        packages: the modules of these tools.
-        home: the module of adjoined with its `export` and `load`, and `quantise` where it has int8.
+        name: its name in `--to`.
+        title: its name in tables.
+        suffix: suffix of the file, or of the first of two.
+        extra: the extra of adjoined that installs its tools; "" if PyTorch is enough.
+        packages: the modules that it needs.
+        home: the module of adjoined with its `export` and `load`, and `quantise` if it supports int8.
         beside: suffixes of further files that belong to the first.
-        int8: the modules that int8 needs besides; None where the target has no int8 here.
+        int8: further modules that int8 needs; None if int8 is not supported.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Target:
     int8: tuple[str, ...] | None = ()
 
     def require(self, *, int8: bool = False) -> None:
-        """Raise AdjoinedError, with the command that helps, if its tools are not installed."""
+        """Raise AdjoinedError, with the command to install them, if its tools are missing."""
         if int8 and self.int8 is None:
             raise AdjoinedError(
-                f"{self.title} has no int8 here",
+                f"int8 export to {self.title} is not supported",
                 where=f"export to {self.name}",
                 expected=f"one of {', '.join(each.name for each in TARGETS.values() if each.int8 is not None)}",
-                fix=f"Leave out int8, or {self.name}.",
+                fix=f"Leave out either int8 or {self.name}.",
             )
         for package in (*self.packages, *((self.int8 or ()) if int8 else ())):
             if find_spec(package) is None:
@@ -71,16 +71,16 @@ class Target:
         metadata: Mapping[str, str],
         calibration: Tensor | None = None,
     ) -> None:
-        """Write a network to a file; nothing is compared yet (see `write`).
+        """Write a network to a file, without comparing it (see `write`).
 
         Args:
-            module: images (N, C, H, W) to logits float32 (N, K); in evaluation mode, on the CPU.
-            example: images as the module takes them, (B, C, H, W). A file of ExecuTorch reserves memory for batches of
-                up to B images; the others take batches of any size, whatever B is.
-            path: the file; its folder exists.
-            metadata: texts that the file carries, key -> value.
-            calibration: images as the module takes them, (M, C, H, W), for a file in int8: the range of every
-                activation is measured on them. None: the file is in float32.
+            module: maps images (N, C, H, W) to logits float32 (N, K); in evaluation mode, on the CPU.
+            example: images in the module's format, (B, C, H, W). An ExecuTorch file reserves memory for batches of up
+                to B images; files of other targets take batches of any size.
+            path: the file; its folder must exist.
+            metadata: texts to store in the file, key -> value.
+            calibration: images in the module's format, (M, C, H, W), on which the range of every activation is
+                measured for an int8 file. None: the file is in float32.
 
         Raises:
             AdjoinedError: the tools are missing, or cannot express the network.
@@ -94,7 +94,7 @@ class Target:
                 home.quantise(module, example, path, metadata, calibration)
         except (AdjoinedError, OSError):
             raise
-        except Exception as error:  # each tool has its own errors for what it cannot express
+        except Exception as error:  # each tool has its own exceptions for what it cannot express
             raise self._refused(error) from error
 
     def load(self, path: Path, threads: int | None = None, batch: int | None = None) -> Runnable:
@@ -102,22 +102,22 @@ class Target:
 
         Args:
             path: the file.
-            threads: threads inside one operator; None leaves them to the runtime.
-            batch: N of every call to come, for which ONNX Runtime and OpenVINO then prepare the network; others take
-                no notice. None: any number of images.
+            threads: threads per operator; None leaves the choice to the runtime.
+            batch: N of all later calls, for which ONNX Runtime and OpenVINO optimise the network; other runtimes
+                ignore it. None: any number of images.
 
         Returns:
-            A function, images (N, C, H, W) to logits float32 (N, K).
+            A function from images (N, C, H, W) to logits float32 (N, K).
 
         Raises:
-            AdjoinedError: the tools are missing, or the file is missing, damaged or of another kind, or `batch` is no
-                number of images.
+            AdjoinedError: the tools are missing; the file is missing, damaged or of another kind; or `batch` is below
+                1.
         """
         self.require()
         if batch is not None and batch < 1:
-            raise AdjoinedError("no number of images", where="batch", expected="1 or more, or None", got=batch)
+            raise AdjoinedError("out of range", where="batch", expected="1 or more, or None", got=batch)
         if not path.is_file():
-            raise AdjoinedError("there is no such file", where=path, expected=f"a file of {self.title}")
+            raise AdjoinedError("no such file", where=path, expected=f"a file of {self.title}")
         try:
             return import_module(self.home).load(path, threads, batch)
         except Exception as error:
@@ -160,7 +160,7 @@ def find_target(name: str) -> Target:
     """Return a target by its name.
 
     Raises:
-        AdjoinedError: there is none of that name.
+        AdjoinedError: there is no target of that name.
 
     Example:
         >>> find_target("onnx").suffix
@@ -181,13 +181,13 @@ def load(path: str | Path, threads: int | None = None, batch: int | None = None)
     """Open an exported file in its own runtime, found by the file's suffix.
 
     Args:
-        path: a file that `adjoined export` or `write` has made.
-        threads: threads inside one operator; None leaves them to the runtime.
-        batch: N of every call to come, for which ONNX Runtime and OpenVINO then prepare the network; others take no
-            notice. None: any number of images.
+        path: a file written by `adjoined export` or `write`.
+        threads: threads per operator; None leaves the choice to the runtime.
+        batch: N of all later calls, for which ONNX Runtime and OpenVINO optimise the network; other runtimes ignore
+            it. None: any number of images.
 
     Returns:
-        A function, images (N, C, H, W) to logits float32 (N, K).
+        A function from images (N, C, H, W) to logits float32 (N, K).
 
     Raises:
         AdjoinedError: the suffix is not that of a target, or as in `Target.load`.
@@ -201,11 +201,11 @@ def load(path: str | Path, threads: int | None = None, batch: int | None = None)
         if path.suffix == target.suffix:
             return target.load(path, threads, batch)
     raise AdjoinedError(
-        "is no exported network", where=path, expected=f"one of {', '.join(t.suffix for t in TARGETS.values())}"
+        "not an exported network", where=path, expected=f"one of {', '.join(t.suffix for t in TARGETS.values())}"
     )
 
 
 def _reason(error: Exception) -> str:
-    """Return the kind of an error and the first line that says something."""
+    """Return the type of an exception and the first informative line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -13,10 +13,10 @@ from adjoined.export.folding import traced
 
 
 def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the network as `Target.export` says, BatchNorm folded; the metadata are the file's extra files."""
+    """Write the network as described in `Target.export`, with BatchNorm folded; metadata become extra files."""
     program = traced(module, example)
-    program.example_inputs = None  # else the images would be in the file
-    # torch's own writer aborts the process where the disk is full; Python's raises an error.
+    program.example_inputs = None  # otherwise the file would contain the images
+    # torch's own writer aborts the process if the disk is full; Python's raises an error.
     content = BytesIO()
     torch.export.save(program, content, extra_files=dict(metadata))
     path.write_bytes(content.getbuffer())
@@ -28,7 +28,7 @@ def load(path: Path, threads: int | None, batch: int | None) -> Callable[[Tensor
     held = torch.contiguous_format
 
     def run(images: Tensor) -> Tensor:
-        # Convolutions compute in the images' format; weights in another would be brought into it at every call.
+        # Convolutions compute in the images' format; weights in another format would be converted at every call.
         nonlocal held
         last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
         layout = torch.channels_last if last else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the network computes in PyTorch.
+"""Compare an exported file with the network in PyTorch.
 
 Shape legend: N images, C channels, H and W height and width in pixels, K classes.
 """
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 
 TOLERANCE = 1e-4
-"""How far a file in fp32 may be from PyTorch: the largest difference of two logits / the largest logit."""
+"""Tolerance of an fp32 file: the largest difference from PyTorch's logits, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the logits of a file are from those of PyTorch on the same images."""
+    """The difference between a file's logits and PyTorch's on the same images."""
 
     images: int
     maximum: float
-    """Largest absolute difference of two logits."""
+    """Largest absolute difference between logits."""
     mean: float
     """Mean absolute difference."""
     scale: float
     """Largest absolute logit of PyTorch."""
     other_class: int
-    """Images with another likeliest class. Where PyTorch's own two likeliest classes are nearer to each other than the
-    tolerance, their order is rounding, and either counts as the same."""
+    """Images with another predicted class. If PyTorch's two highest logits differ by less than the tolerance, their
+    order is a matter of rounding, and either class counts as the same."""
 
     @property
     def relative(self) -> float:
@@ -52,10 +52,10 @@ def compare(
     """Run a file and PyTorch on the same images.
 
     Args:
-        run: what `load` returns.
+        run: the result of `load`.
         module: the network, in evaluation mode, on the CPU.
-        batches: pairs of images, (N, C, H, W) each: as the file takes them, and as the module takes them.
-        tolerance: relative; classes nearer to each other are equally likely.
+        batches: pairs of images, (N, C, H, W) each: in the file's format and in the module's.
+        tolerance: relative; classes whose logits differ by less count as equally likely.
 
     Raises:
         AdjoinedError: there are no images, or the file's logits are of another shape or not finite.
@@ -75,7 +75,7 @@ def compare(
     logits, reference = torch.cat(found), torch.cat(wanted)
     if logits.shape != reference.shape or not logits.isfinite().all():
         raise AdjoinedError(
-            "the file gives no such logits as PyTorch",
+            "the file's logits are unlike PyTorch's",
             where="export",
             expected=f"finite numbers of shape {tuple(reference.shape)}",
             got=f"shape {tuple(logits.shape)}, {int((~logits.isfinite()).sum())} of them not finite",
@@ -89,13 +89,13 @@ def compare(
 
 
 def check(difference: Difference, tolerance: float, where: object) -> None:
-    """Raise AdjoinedError if a file in fp32 is not what the network is."""
+    """Raise AdjoinedError if an fp32 file differs from the network."""
     if difference.relative <= tolerance and not difference.other_class:
         return
     raise AdjoinedError(
-        "the exported file computes something else than PyTorch, and was not kept",
+        "the exported file does not compute what PyTorch computes; it was not kept",
         where=where,
         expected=f"relative difference <= {tolerance:g} and the same class for every image",
         got=f"{difference.relative:.2g}, and another class for {difference.other_class} of {difference.images}",
-        fix="Choose another target; please report the network.",
+        fix="Choose another target, and please report the network.",
     )

@@ -1,4 +1,4 @@
-"""From a network to a file that is known to be right: written beside, run, compared, and only then named."""
+"""Write a network to a verified file: written under a temporary name, run, compared, and only then renamed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Exported:
     path: Path
     target: Target
     bytes: int
-    """Of the file, and of those that belong to it."""
+    """Size of the file and its companions, bytes."""
     seconds: float
-    """To write it, without the comparison."""
+    """Time to write it, without the comparison, s."""
     difference: Difference
 
 
@@ -42,23 +42,23 @@ def write(
     inspect: Callable[[Runnable], object] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
-    """Export a network and compare the file with it; a file that differs is not kept.
+    """Export a network and compare the file with it; a file that differs is discarded.
 
     Args:
         module: the network, in evaluation mode, on the CPU.
-        path: the file, whose folder exists; an older one is replaced, whole or not at all.
-        batches: pairs of images: as the file takes them, and as the network takes them.
+        path: the file; its folder must exist. An older file is replaced atomically.
+        batches: pairs of images: in the file's format and in the network's.
         to: the target, a key of `TARGETS`.
-        holds: what is put into the file, where that is more than `module` (see `Prepared`).
-        metadata: texts that the file carries, key -> value.
-        largest_batch: images that a file of ExecuTorch reserves memory for; the others take batches of any size.
-        calibration: images as the file takes them, (M, C, H, W), for a file in int8; None: it is in float32.
-        inspect: is called with the loaded file before it gets its name, and raises if the file is not to be kept.
-        tolerance: relative difference that a file in float32 is allowed.
+        holds: the module to export, if it is more than `module` (see `Prepared`).
+        metadata: texts to store in the file, key -> value.
+        largest_batch: batch size for which an ExecuTorch file reserves memory; other files take any batch size.
+        calibration: images in the file's format, (M, C, H, W), for an int8 file; None: the file is in float32.
+        inspect: called with the loaded file before the file is kept; raises to discard it.
+        tolerance: relative difference allowed for a float32 file.
 
     Raises:
         AdjoinedError: tools are missing, the target cannot express the network, the file differs from the network, or
-            the folder cannot be written to.
+            the folder is not writable.
 
     Example:
         >>> x = torch.rand(8, 3, 32, 32)  # doctest: +SKIP
@@ -88,12 +88,12 @@ def write(
 
 @contextmanager
 def _full_disk_told(path: Path, parts: Sequence[Path], size: int) -> Iterator[None]:
-    """Where a runtime's own writer has failed, say whether the disk was full: its error may say anything, or nothing.
+    """After a runtime's own writer has failed, check whether the disk was full, which its error may not reveal.
 
     Args:
-        path: the file, for the error.
-        parts: what was written for it so far.
-        size: bytes that it needs at least.
+        path: the file, named in the error.
+        parts: files written so far.
+        size: least number of bytes needed.
     """
     try:
         yield
