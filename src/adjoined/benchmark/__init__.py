@@ -1,4 +1,4 @@
-"""What networks cost where they run: time, memory and size, base and small networks side by side.
+"""Benchmarks of networks: time, memory and size of base and small networks side by side.
 
 Nothing is imported here, so that the command line knows the runtimes without torch.
 """
@@ -15,6 +15,6 @@ RUNTIMES = {
 }
 """Ways to run a network: name -> title."""
 ON_GPU = ("eager", "compiled")
-"""Those that are measured on a GPU, too."""
+"""Runtimes that are also measured on a GPU."""
 IN_PYTORCH = (*ON_GPU, "torch-export")
-"""Those that take images in the memory format of PyTorch that is asked for."""
+"""Runtimes that accept images in the requested PyTorch memory format."""

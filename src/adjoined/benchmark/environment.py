@@ -1,4 +1,4 @@
-"""What a figure was measured with, written beside every result."""
+"""The environment of a measurement, recorded with every result."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Environment(TypedDict):
     processor: str
     cores: int | None
     threads: int
-    """Threads inside one operator of PyTorch."""
+    """PyTorch's threads per operator."""
     gpu: str | None
     malloc: dict[str, str]
-    """The variables of the environment that set up glibc's allocator, and PyTorch's use of huge pages."""
+    """The environment variables that configure glibc's allocator and PyTorch's use of huge pages."""
 
 
 def environment() -> Environment:
-    """Return what this process runs with."""
+    """Return the environment of this process."""
     return {
         "command": command_line(sys.argv),
         "python": platform.python_version(),
-        # What torch says of itself names the kind of build, which the package's version does not always tell.
+        # torch's own version string names the kind of build, which the package's version may not.
         "versions": versions(*_PACKAGES) | {"torch": str(torch.__version__)},
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -48,10 +48,10 @@ def environment() -> Environment:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """Return a command as it can be typed again: quoted for a shell, the program without an absolute folder.
+    """Return a command as one would type it: quoted for a shell, and the program without an absolute folder.
 
     Args:
-        words: as `sys.argv` has them.
+        words: the words in the format of `sys.argv`.
 
     Example:
         >>> command_line(["benchmarks/train_step.py", "--rounds", "8"])

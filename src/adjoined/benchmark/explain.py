@@ -1,4 +1,4 @@
-"""Why a network with many times fewer multiply-adds is not as many times faster: what the figures themselves say."""
+"""Why a network's speed-up falls short of its reduction in multiply-adds, as far as the figures show."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from adjoined.benchmark.turns import Latency
 from adjoined.report.units import count, milliseconds, size
 
 FAR = 0.7
-"""A speed-up below this share of the ratio of MACs asks for an explanation."""
+"""A speed-up below this fraction of the ratio of MACs is explained."""
 NOISY = 0.25
-"""Inter-quartile range / median above which calls differ too much."""
+"""Inter-quartile range / median above which measurements are too noisy."""
 FIXED = 0.25
-"""Share of a call that does not depend on the images, from which it is worth a word."""
+"""Fixed fraction of a call's time above which it is reported."""
 KEPT = 64 * 2**20
-"""Bytes that glibc keeps at most before it hands memory back: twice its DEFAULT_MMAP_THRESHOLD_MAX."""
+"""Most bytes that glibc keeps before it returns memory to the system: twice its DEFAULT_MMAP_THRESHOLD_MAX."""
 
 
 def explain(found: Benchmark) -> list[str]:
-    """Return sentences on the speed-ups in fp32 that stay far below the ratio of MACs, and on why.
+    """Return sentences on fp32 speed-ups far below the ratio of MACs and their causes.
 
     Args:
-        found: a benchmark; its sizes, its times and its allocator settings are all that is used.
+        found: a benchmark; only its sizes, times and allocator settings are used.
 
     Returns:
-        Nothing, or where the speed-up stays behind, then the reasons that the figures show; before them, whether the
-        machine was too busy for figures that can be trusted.
+        First a warning if the machine was too busy for reliable figures; then the speed-ups that fall short, and the
+        causes that the figures show.
     """
     base, sentences = found.networks[0], _noise(found.rows)
     for small in found.networks[1:]:
@@ -37,7 +37,7 @@ def explain(found: Benchmark) -> list[str]:
             continue
         places = ", ".join(f"{_place(each)} {each.speedup:.1f}x" for each in behind)
         sentences.append(
-            f"{small.name}: the speed-up stays below {FAR:.0%} of the ratio of MACs ({behind[0].mac_ratio:.1f}x): "
+            f"{small.name}: the speed-up is below {FAR:.0%} of the ratio of MACs ({behind[0].mac_ratio:.1f}x): "
             f"{places}."
         )
         handed_back = "" if _keeps_memory(found.environment) else _handed_back(base, small, behind)
@@ -47,7 +47,7 @@ def explain(found: Benchmark) -> list[str]:
 
 
 def is_noisy(latency: Latency) -> bool:
-    """Tell whether calls differ so much that a speed-up of them is not to be trusted."""
+    """Return whether calls vary too much for a reliable speed-up."""
     return latency.iqr_ms > NOISY * latency.median_ms
 
 
@@ -62,8 +62,8 @@ def _noise(rows: Sequence[Row]) -> list[str]:
     )
     return [
         f"The machine was busy: in {len(noisy)} of {len(rows)} rows the inter-quartile range is more than {NOISY:.0%} "
-        f"of the median ({named}). Interruptions hit long and short calls unequally, so speed-ups of these rows, "
-        f"marked with ?, are not to be trusted: measure again on a quiet machine."
+        f"of the median ({named}). Interruptions affect long and short calls differently, so speed-ups of these rows, "
+        f"marked with ?, are unreliable: measure again on a quiet machine."
     ]
 
 
@@ -76,7 +76,7 @@ def _place(each: Speedup) -> str:
 
 
 def _fixed_costs(rows: Sequence[Row], behind: Sequence[Speedup], small: NetworkFigures) -> list[str]:
-    """Compare a call of one image with an image's share of the largest batch: what is over is paid once for a call."""
+    """Compare a call with one image to the time per image in the largest batch: the excess is a fixed cost."""
     sentences = []
     for place in behind:
         alike = {
@@ -91,9 +91,9 @@ def _fixed_costs(rows: Sequence[Row], behind: Sequence[Speedup], small: NetworkF
         one, share = alike[1], alike[most] / most
         if one - share >= FIXED * one:
             sentences.append(
-                f"Launch overhead: in {_place(place)} a call of {small.name} takes {milliseconds(one)}, an image in a "
-                f"batch of {most} {milliseconds(share)}. The rest, {1 - share / one:.0%} of the call, does not shrink "
-                f"with the channels: {count(small.operators)} operators are started one by one, as many as in the base."
+                f"Launch overhead: in {_place(place)} a call of {small.name} takes {milliseconds(one)}, but an image "
+                f"in a batch of {most} takes {milliseconds(share)}. The rest, {1 - share / one:.0%} of the call, does "
+                f"not shrink with the channels: it launches {count(small.operators)} operators, as many as the base."
             )
     return sentences
 
@@ -105,15 +105,15 @@ def _keeps_memory(told: Environment) -> bool:
 
 
 def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[Speedup]) -> str:
-    """Tell of activations that glibc does not keep from call to call; nothing in the times shows them apart."""
+    """Report activations that glibc frees between calls; the times alone do not reveal this cost."""
     for place in behind:
         each = base.activation_bytes[str(place.batch_size)], small.activation_bytes[str(place.batch_size)]
         if place.runtime in IN_PYTORCH and place.device == "cpu" and max(each) > KEPT:
             return (
                 f"Memory handed back: with {place.batch_size} images, activations take {size(each[0])} in the base and "
-                f"{size(each[1])} in {small.name}. On Linux, glibc returns what is over {size(KEPT)} to the system and "
-                f"gets it anew, page by page, in every call; --huge-pages, or THP_MEM_ALLOC_ENABLE=1 in the "
-                f"environment of a service, makes PyTorch take huge pages, which may save much of that time."
+                f"{size(each[1])} in {small.name}. On Linux, glibc returns memory beyond {size(KEPT)} to the system "
+                f"and requests it again, page by page, in every call; --huge-pages, or THP_MEM_ALLOC_ENABLE=1 in the "
+                f"environment of a service, makes PyTorch use huge pages, which may save much of that time."
             )
     return ""
 
@@ -124,9 +124,9 @@ def _memory(base: NetworkFigures, small: NetworkFigures) -> str:
         return ""
     return (
         f"Memory: for one image the operators read and write {size(base.moved_bytes)} in the base and "
-        f"{size(small.moved_bytes)} in {small.name}, {moved:.1f}x less, because activations fall with the width and "
-        f"MACs with its square; layers that wait for memory (norms, activations, additions, depthwise convolutions) "
-        f"gain no more than that."
+        f"{size(small.moved_bytes)} in {small.name}, {moved:.1f}x less, because activations shrink with the width and "
+        f"MACs with its square; memory-bound layers (norms, activations, additions, depthwise convolutions) gain no "
+        f"more than that."
     )
 
 
@@ -135,6 +135,6 @@ def _odd_widths(small: NetworkFigures) -> str:
         return ""
     named = ", ".join(small.odd_layers[:3]) + (", …" if len(small.odd_layers) > 3 else "")
     return (
-        f"Odd widths: {len(small.odd_layers)} layers of {small.name} have channels that are no multiple of 8 ({named}) "
-        f"and leave vector units partly idle; --round-to 8 widens them where the base allows it."
+        f"Odd widths: in {len(small.odd_layers)} layers of {small.name} the channels are not a multiple of 8 ({named}) "
+        f"and leave vector units partly idle; --round-to 8 widens these layers where the base allows it."
     )

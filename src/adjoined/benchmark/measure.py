@@ -1,4 +1,4 @@
-"""From a subject to its benchmark: every runtime at every batch size, base and small networks in turns."""
+"""Run a benchmark: every runtime at every batch size, with interleaved calls of base and small networks."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def run_benchmark(
 
     Args:
         subject: the networks.
-        runtimes: keys of `RUNTIMES`; those that are not installed are noted as missing.
-        batch_sizes: images in a call.
+        runtimes: keys of `RUNTIMES`; runtimes that are not installed are reported as missing.
+        batch_sizes: images per call.
         devices: "cpu", "cuda"; on a GPU only PyTorch is measured.
-        threads: threads inside one operator; None takes PyTorch's number for all runtimes.
-        int8: measure int8 also where there is no such file yet, in the runtimes that networks are exported to.
+        threads: threads per operator; None uses PyTorch's number for all runtimes.
+        int8: measure int8 even without an int8 file, in the export runtimes.
         channels_last: hold networks and images in channels-last memory format, in PyTorch's own runtimes.
         seconds: time for all calls together, s; slow networks take longer, since each has at least 5 counted calls.
-            Exporting and compiling come on top.
-        tell: is handed a line before each measurement.
+            Exporting and compiling take extra time.
+        tell: called with a line before each measurement.
 
     Example:
         >>> found = run_benchmark(subject, runtimes=["eager"], batch_sizes=[1])  # doctest: +SKIP
@@ -109,7 +109,7 @@ def _enter(
 def _compare(
     runtime: str, results: Sequence[tuple[Entrant, Times]], images: Tensor, macs: dict[str, int]
 ) -> list[Speedup]:
-    """Compare every small network with the base in its own precision, and in fp32 where that is another."""
+    """Compare every small network with the base in the same precision and, if that is not fp32, also in fp32."""
     base = next(iter(macs))
     bases = {each.precision: times for each, times in results if each.network == base}
     found = []

@@ -1,4 +1,4 @@
-"""What a forward pass holds and moves: the most bytes of activations at one time, and the bytes read and written."""
+"""Memory use of a forward pass: peak activation memory, and bytes read and written."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations of one forward pass in PyTorch as it is, without gradients."""
+    """Memory use of one forward pass in eager PyTorch, without gradients."""
 
     peak_bytes: int
-    """The most bytes that the input and all intermediate results take at one time; weights do not count."""
+    """Peak memory of the input and all intermediate results, bytes; weights do not count."""
     moved_bytes: int
-    """Bytes of tensors that the operators read and write, weights among them; what views hand on does not count."""
+    """Bytes of tensors that operators read and write, including weights; views do not count."""
     operators: int
-    """Operators called, without those that only make views."""
+    """Number of operators called, not counting views."""
 
 
 def measure_activations(model: nn.Module, example: Tensor) -> Activations:
     """Count the bytes of a forward pass.
 
-    What is counted are tensors, as PyTorch makes and frees them one operator after the other. What a kernel takes for
-    itself while it works comes on top; a runtime that fuses operators needs less.
+    Only tensors are counted, as PyTorch allocates and frees them operator by operator. Kernels may need additional
+    workspace; a runtime that fuses operators needs less.
 
     Args:
-        model: any module; it is neither run nor changed (a copy on the meta device is, in eval mode).
+        model: any module; it is neither run nor changed (a copy runs on the meta device, in eval mode).
         example: the input, (N, ...).
 
     Example:
@@ -42,7 +42,7 @@ def measure_activations(model: nn.Module, example: Tensor) -> Activations:
     """
     try:
         return _run(copy.deepcopy(model).to("meta"), example.to("meta"))
-    except Exception:  # data-dependent code, or a module that does not know the meta device
+    except Exception:  # data-dependent code, or a module that does not support the meta device
         return _run(copy.deepcopy(model), example)
 
 
@@ -55,7 +55,7 @@ def _run(model: nn.Module, example: Tensor) -> Activations:
 
 
 class _Ledger(TorchDispatchMode):
-    """Notes storages when operators make them, and when they go."""
+    """Tracks storages from allocation to release."""
 
     def __init__(self, weights: set[int]) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _Ledger(TorchDispatchMode):
         return out
 
     def see(self, tensor: Tensor) -> None:
-        """Count the tensor's storage from now on until it is freed, once, whoever shares it."""
+        """Count the tensor's storage until it is freed; a shared storage counts once."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self.weights or key in self.living:

@@ -1,4 +1,4 @@
-"""What a benchmark has found, as plain data: `benchmark.json` in a run folder, or the file that `--out` names.
+"""The results of a benchmark as plain data: `benchmark.json` in a run folder, or the file given by `--out`.
 
 The file is one JSON object:
 
@@ -11,11 +11,11 @@ The file is one JSON object:
         name                    "base", "small", or "small-1", "small-2" … of a family
         parameters, parameters_without_last, macs     counts; MACs for one image
         file_bytes              size of the weights as safetensors
-        activation_bytes        {batch size as text: most bytes of activations at one time, in PyTorch as it is}
+        activation_bytes        {batch size as text: peak bytes of activations, in eager PyTorch}
         moved_bytes             bytes that the operators read and write for one image
         operators               operators called in one forward pass
-        odd_layers              convolutions and linear layers with inputs or outputs that are no multiple of 8, the
-                                model's own inputs and outputs left out
+        odd_layers              convolutions and linear layers whose input or output channels are not a multiple of
+                                8, not counting the model's own inputs and outputs
     published     null, or {"parameters", "macs"} of the base as its library publishes them
     rows          a list, one entry for each measured network, each
         runtime                 "eager", "compiled", "torch-export", "onnx", "openvino" or "executorch"
@@ -26,14 +26,14 @@ The file is one JSON object:
         file_bytes              size of the exported file; null for PyTorch
     speedups      a list, one entry for each small network in `rows`, each
         runtime, precision, network, device, batch_size       of the small network
-        against                 precision of the base network that it is compared with (in the same turns)
+        against                 precision of the base network that it is compared with (in interleaved calls)
         speedup                 median of the base / median of the small network
         lower_quartile, upper_quartile    of the speed-up, over the turns
         mac_ratio               MACs of the base / MACs of the small network
     missing       a list of {"runtime", "device", "why"}: what was not measured, and why, in one line
-    explanations  a list of sentences: where the speed-up stays behind the ratio of MACs, and why
-    channels_last whether PyTorch's own runtimes held networks and images channels-last; without it, false
-    environment   what `adjoined.benchmark.environment` tells: command, versions, processor, cores, threads
+    explanations  a list of sentences: where the speed-up falls short of the ratio of MACs, and why
+    channels_last whether PyTorch's own runtimes held networks and images channels-last; false if missing
+    environment   the record of `adjoined.benchmark.environment`: command, versions, processor, cores, threads
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ NAME = "benchmark.json"
 
 @dataclass(frozen=True)
 class NetworkFigures:
-    """Sizes of one network; the fields are explained above."""
+    """Sizes of one network; the module's docstring explains the fields."""
 
     name: str
     parameters: int
@@ -82,11 +82,11 @@ class Row:
 
     @property
     def images_per_second(self) -> float:
-        """Throughput: images in a call / its median time."""
+        """Throughput: images per call / median time."""
         return 1000 * self.latency.batch_size / self.latency.median_ms
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, the fields of the latency among the others."""
+        """Return plain data, with the latency's fields merged into the others."""
         told = {"runtime": self.runtime, "precision": self.precision, "network": self.network, **asdict(self.latency)}
         return {**told, "images_per_second": self.images_per_second, "file_bytes": self.file_bytes}
 
@@ -118,7 +118,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything that one benchmark has found."""
+    """All results of one benchmark."""
 
     subject: str
     alpha: list[float] | None
@@ -142,12 +142,12 @@ class Benchmark:
         }
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         write_json(path, self.to_json())
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """Return what `Benchmark.save` has written.
+    """Read a file written by `Benchmark.save`.
 
     Raises:
         AdjoinedError: the file is missing, damaged, or of another program or version.
@@ -162,7 +162,7 @@ def read_benchmark(path: Path) -> Benchmark:
 
 
 def _fault(found: Benchmark) -> str:
-    """Return in what a benchmark of right types cannot be right; "" if nothing was found."""
+    """Return the first inconsistency of a well-typed benchmark; "" if there is none."""
     if not found.networks:
         return "it has no networks"
     for each in found.networks:
@@ -175,7 +175,7 @@ def _fault(found: Benchmark) -> str:
             return f"{each.name} has a size below 0"
     for each in (*found.rows, *found.missing):
         if each.runtime not in RUNTIMES:
-            return f"there is no runtime {each.runtime!r}"
+            return f"unknown runtime {each.runtime!r}"
     for row in found.rows:
         latency = row.latency
         times = (latency.median_ms, latency.lower_quartile_ms, latency.upper_quartile_ms, latency.batch_size)

@@ -1,4 +1,4 @@
-"""The ways to run a network: PyTorch as it is and compiled, and every runtime that networks are exported to."""
+"""The ways to run a network: eager and compiled PyTorch, and every export runtime."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from adjoined.errors import AdjoinedError
 
 PRECISIONS = ("fp32", "int8")
 CALIBRATION = 16
-"""Random images that int8 is calibrated on."""
+"""Number of random images for int8 calibration."""
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """One network in one runtime, ready to be called with images float32 (N, C, H, W)."""
+    """One network in one runtime, ready for images float32 (N, C, H, W)."""
 
     network: str
     precision: str
@@ -30,13 +30,13 @@ class Entrant:
 
 
 class Exported:
-    """The files of one subject, made when first asked for.
+    """The files of one subject, created on first use.
 
     Args:
-        subject: what is measured; the files that it has are used as they are.
-        folder: where others are written to.
-        largest: images in the largest batch.
-        int8: whether files in int8 are made, too, calibrated on random images: good enough for their speed.
+        subject: what is measured; its existing files are used.
+        folder: folder for new files.
+        largest: largest batch size.
+        int8: whether to create int8 files as well, calibrated on random images: good enough to measure speed.
     """
 
     def __init__(self, subject: Subject, folder: Path, *, largest: int, int8: bool) -> None:
@@ -45,7 +45,7 @@ class Exported:
         self.files = dict(subject.files)
 
     def entrants(self, runtime: str, threads: int, batch: int) -> list[Entrant]:
-        """Open every network's file in its runtime for calls of `batch` images; int8 last, where there is such a file.
+        """Open every network's file in its runtime for calls with `batch` images; int8 files, if any, come last.
 
         Raises:
             AdjoinedError: the runtime is not installed, or cannot express a network.
@@ -53,7 +53,7 @@ class Exported:
         from adjoined.export import find_target
 
         target = find_target(runtime)
-        # A file of ExecuTorch reserves memory for batches as large as the example; the others take batches of any size.
+        # An ExecuTorch file reserves memory for batches as large as the example; other files take any batch size.
         example = self.largest if runtime == "executorch" else self.subject.example
         for precision in PRECISIONS if self.int8 and target.int8 is not None else PRECISIONS[:1]:
             for name, module in self.subject.networks.items():
@@ -71,14 +71,14 @@ class Exported:
 
 
 def path_bytes(path: Path, beside: tuple[str, ...]) -> int:
-    """Return the size of a file and of those that belong to it."""
+    """Return the size of a file and its companions."""
     return sum(each.stat().st_size for each in (path, *(path.with_suffix(suffix) for suffix in beside)))
 
 
 def in_pytorch(
     runtime: str, networks: Mapping[str, nn.Module], example: Tensor, *, channels_last: bool = False
 ) -> list[Entrant]:
-    """Bring networks to the device of `example`, and compile them for its shape if that is asked for.
+    """Move networks to the device of `example`, and compile them for its shape if requested.
 
     Raises:
         AdjoinedError: the networks cannot be compiled.
@@ -91,7 +91,7 @@ def in_pytorch(
         modules = {name: module.to(memory_format=torch.channels_last) for name, module in modules.items()}
     if runtime == "eager":
         return [Entrant(name, "fp32", module) for name, module in modules.items()]
-    torch.compiler.reset()  # another batch size would be compiled for shapes of any size
+    torch.compiler.reset()  # a second batch size would be compiled with dynamic shapes
     compiled = {name: torch.compile(module, dynamic=False) for name, module in modules.items()}
     with torch.inference_mode():
         for call in compiled.values():

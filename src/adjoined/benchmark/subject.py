@@ -1,4 +1,4 @@
-"""What is measured: the networks of a run, or those that a model would become."""
+"""The networks to measure: those of a run, or those planned from a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adjoined.slicing import measure_cost
 File = tuple[str, str, str]
 """Runtime, network, precision."""
 VECTOR = 8
-"""Channels that vector units, and the layouts of convolution libraries, take at a time, or a multiple of it."""
+"""Granularity of channels in vector units and in the layouts of convolution libraries."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Subject:
     Args:
         name: the run folder, or the name of the model.
         networks: name -> module in evaluation mode, on the CPU; the base network first.
-        alpha: of each small network.
+        alpha: alpha of each small network.
         example: an input, float32 (1, C, H, W).
         file_bytes: name -> size of its weights as safetensors.
-        published: parameters and MACs of the base as its library publishes them, where it does.
-        files: files that were exported before; a runtime without one has it made for the measurement.
+        published: parameters and MACs of the base as published by its library, if they are.
+        files: files exported earlier; missing ones are created for the measurement.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Subject:
     files: Mapping[File, Path] = field(default_factory=dict)
 
     def batch(self, size: int) -> Tensor:
-        """Return random images, float32 (size, C, H, W), the same ones every time."""
+        """Return random images, float32 (size, C, H, W), always the same ones."""
         return torch.randn(size, *self.example.shape[1:], generator=torch.Generator().manual_seed(0))
 
     def figures(self, batch_sizes: list[int]) -> list[NetworkFigures]:
-        """Count what can be counted without running anything."""
+        """Return all counts that need no measurement."""
         found = []
         for name, module in self.networks.items():
             cost = measure_cost(module, self.example)
@@ -71,8 +71,7 @@ class Subject:
 def odd_layers(module: nn.Module) -> list[str]:
     """Return the convolutions and linear layers whose channels do not fill vector units, by name.
 
-    The channels of the images and the classes are not the network's to choose, so the inputs of the first layer and the
-    outputs of the last do not count.
+    The inputs of the first layer and the outputs of the last do not count: images and classes fix them.
 
     Example:
         >>> odd_layers(nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 16, 1), nn.Conv2d(16, 10, 1)))

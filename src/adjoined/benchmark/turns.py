@@ -1,4 +1,4 @@
-"""Latency: how long one call of each network takes, measured side by side."""
+"""Latency: the time of one call of each network, measured in interleaved calls."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 
 TURNS = 12
-"""How often each network has its turn: a slow spell of the machine then falls on all of them."""
+"""Turns of each network: interleaving spreads a slow phase of the machine over all of them."""
 LEAST_TURNS = 5
-"""The same where the calls are so slow that the time would not do for more."""
+"""Turns if the calls are too slow for more."""
 
 Call = Callable[[Tensor], object]
 Times = list[list[float]]
@@ -33,17 +33,17 @@ class Latency:
     calls: int
     batch_size: int
     threads: int
-    """Threads inside one operator."""
+    """Threads per operator."""
     device: str
 
     @property
     def iqr_ms(self) -> float:
-        """Inter-quartile range, ms: how much the calls differ."""
+        """Inter-quartile range, ms: the spread of the calls."""
         return self.upper_quartile_ms - self.lower_quartile_ms
 
     @classmethod
     def of(cls, times: Times, example: Tensor, threads: int) -> Latency:
-        """Sum up what `take_turns` has measured of one network."""
+        """Summarise the measurements of one network by `take_turns`."""
         calls = [1000 * seconds for turn in times for seconds in turn]
         lower, middle, upper = quantiles(calls, n=4, method="inclusive")
         return cls(middle, lower, upper, len(calls), example.shape[0], threads, str(example.device))
@@ -52,15 +52,15 @@ class Latency:
 def latency(
     modules: Mapping[str, nn.Module], example: Tensor, *, seconds: float = 2.0, threads: int | None = None
 ) -> dict[str, Latency]:
-    """Measure the time of one call of each module, taking turns on the same input.
+    """Measure the time of one call of each module, in interleaved calls on the same input.
 
-    The modules run in eval mode under `torch.inference_mode`, and get their own mode back.
+    The modules run in eval mode under `torch.inference_mode`; their modes are restored afterwards.
 
     Args:
         modules: name -> module; all on the device of `example`.
-        example: the input, (N, ...); N is the batch size that is timed.
-        seconds: time to spend in all, s; each module has at least 5 counted calls, however slow.
-        threads: threads of PyTorch for the measurement; None leaves the number as it is.
+        example: the input, (N, ...), where N is the batch size.
+        seconds: total time to spend, s; each module has at least 5 counted calls, however slow.
+        threads: PyTorch's threads during the measurement; None leaves the number unchanged.
 
     Returns:
         Name -> its `Latency`, in the order of `modules`.
@@ -83,16 +83,16 @@ def latency(
 
 
 def take_turns(calls: Mapping[str, Call], example: Tensor, *, seconds: float) -> dict[str, Times]:
-    """Time calls on one input, in turns, under `torch.inference_mode`.
+    """Time interleaved calls on one input, under `torch.inference_mode`.
 
-    Each turn begins with a call that is not counted: it brings the weights back into the caches, where they are in a
-    service that runs one network. There are 12 turns, and down to 5 where the calls are too slow for the time. On a GPU
-    the time is that between two CUDA events around the call.
+    Each turn begins with an uncounted call that brings the weights back into the caches, where they would be in a
+    service that runs one network. There are 12 turns, or as few as 5 if the calls are slow. On a GPU the time is
+    measured between two CUDA events around the call.
 
     Args:
-        calls: name -> what to call with `example`.
-        example: the input, (N, ...), on the device where the calls compute.
-        seconds: time to spend in all, s.
+        calls: name -> function to call with `example`.
+        example: the input, (N, ...), on the device of the calls.
+        seconds: total time to spend, s.
 
     Returns:
         Name -> seconds of its counted calls, turn by turn.
@@ -119,7 +119,7 @@ def take_turns(calls: Mapping[str, Call], example: Tensor, *, seconds: float) ->
 
 
 def ratios(base: Times, small: Times) -> list[float]:
-    """Return for every turn how many times the median call of `small` goes into that of `base`.
+    """Return for every turn the ratio of the median call of `base` to that of `small`.
 
     Example:
         >>> ratios([[4.0, 6.0], [9.0]], [[1.0], [2.0, 4.0, 3.0]])
@@ -129,7 +129,7 @@ def ratios(base: Times, small: Times) -> list[float]:
 
 
 def _take_turn(call: Call, example: Tensor, seconds: float) -> list[float]:
-    """Call for `seconds`, at least twice; return the time of all calls but the first, s."""
+    """Call for `seconds`, at least twice; return the times of all calls except the first, s."""
     once = _time_on_gpu if example.is_cuda else _time_on_cpu
     times = []
     start = time.perf_counter()
@@ -157,7 +157,7 @@ def _time_on_gpu(call: Call, example: Tensor) -> float:
 
 @contextmanager
 def threads_of_torch(number: int | None) -> Iterator[int]:
-    """Set the number of PyTorch's threads for a while, and say how many there are; None leaves it as it is."""
+    """Set PyTorch's number of threads within the block and yield it; None leaves it unchanged."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)
@@ -169,7 +169,7 @@ def threads_of_torch(number: int | None) -> Iterator[int]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode for a while; each of its parts gets its own mode back."""
+    """Put a module into eval mode within the block; the mode of each of its submodules is restored afterwards."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
