@@ -1,4 +1,4 @@
-"""One file for each command of the command line: an options class and `main(argv)`.
+"""One file per command of the command line: an options class and `main(argv)`.
 
 To add a command, write its file here and add its line to the table in `adjoined.cli`.
 """

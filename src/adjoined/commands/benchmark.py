@@ -1,4 +1,4 @@
-"""`adjoined benchmark RUN` or `MODEL`: what base and small network cost, in every runtime that is there."""
+"""`adjoined benchmark RUN` or `MODEL`: the cost of base and small networks in every installed runtime."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from adjoined.benchmark.subject import Subject
 
 PURPOSE = (
-    "Measure what base and small network cost, side by side: parameters, MACs, file, memory, and the time of a call in "
-    "PyTorch, compiled, and in every runtime that is installed. Of a run, or of a model without training it."
+    "Measure base and small networks side by side, of a run or of an untrained model: parameters, MACs, file size, "
+    "memory, and latency in eager and compiled PyTorch and in every installed runtime."
 )
 
 
@@ -32,28 +32,28 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
     """What to measure."""
 
     subject: str
-    """A run folder, or a model as for `adjoined plan`, to which the flags of the model then belong."""
+    """A run folder, or a model as for `adjoined plan`; the model flags apply only to a model."""
     batch_sizes: list[int] = field(default_factory=lambda: [1, 64])
-    """Images in a call."""
+    """Images per call."""
     runtimes: list[str] = field(default_factory=lambda: list(RUNTIMES))
-    """Where to run the networks: eager, compiled, torch-export, onnx, openvino, executorch."""
+    """Runtimes: eager, compiled, torch-export, onnx, openvino, executorch."""
     devices: list[str] = field(default_factory=list)
-    """cpu, cuda; none: the CPU, and a GPU where there is one. On a GPU only PyTorch is measured."""
+    """cpu, cuda; none: the CPU, and a GPU if there is one. On a GPU only PyTorch is measured."""
     threads: int | None = None
-    """Threads inside one operator, in all runtimes; none: as many as PyTorch takes."""
+    """Threads per operator, in all runtimes; none: PyTorch's default."""
     int8: bool = False
-    """Measure int8 even where `adjoined export --int8` has left no such file; it is calibrated on random images."""
+    """Measure int8 even without a file from `adjoined export --int8`; it is then calibrated on random images."""
     channels_last: bool = False
-    """Hold networks and images channels-last (NHWC) in PyTorch's own runtimes, where that mostly is faster."""
+    """Use channels-last (NHWC) networks and images in PyTorch's own runtimes, which is usually faster there."""
     huge_pages: bool = False
-    """Let PyTorch take huge pages (its THP_MEM_ALLOC_ENABLE=1, on Linux), which large batches on a CPU gain by."""
+    """Let PyTorch use huge pages (THP_MEM_ALLOC_ENABLE=1, on Linux), which speeds up large batches on a CPU."""
     seconds: float = 60.0
-    """Time for all calls together, s; slow networks take longer, exporting and compiling come on top."""
+    """Time for all calls together, s; slow networks take longer, and exporting and compiling take extra time."""
     out: str | None = None
-    """File for the figures, Markdown if it ends in .md and JSON else; of a run, benchmark.json in its folder."""
+    """Output file, Markdown if it ends in .md and JSON otherwise; default for a run: benchmark.json in its folder."""
 
     def __post_init__(self) -> None:
-        """Check what only this command knows of."""
+        """Check the options that only this command has."""
         for runtime in self.runtimes:
             if runtime not in RUNTIMES:
                 near = get_close_matches(runtime, RUNTIMES, n=1)
@@ -66,7 +66,7 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
                 )
         for flag, values in (("--batch-sizes", self.batch_sizes), ("--runtimes", self.runtimes)):
             if not values:
-                raise AdjoinedError("there is nothing to measure", where=flag, expected="at least one value")
+                raise AdjoinedError("nothing to measure", where=flag, expected="at least one value")
         for flag, value in (
             ("--batch-sizes", min(self.batch_sizes)),
             ("--threads", 1 if self.threads is None else self.threads),
@@ -78,10 +78,10 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, print and keep."""
+    """Measure, print and save."""
     options, asked = parse("benchmark", argv, BenchmarkOptions, ModelOptions, purpose=PURPOSE)
     if options.huge_pages:
-        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # PyTorch, not imported yet, looks once, before its first tensor
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # PyTorch, not imported yet, reads it once, before its first tensor
     from adjoined.benchmark.measure import run_benchmark
     from adjoined.benchmark.result import NAME
     from adjoined.commands.device import check_device
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         print(json_text(found.to_json()))
     else:
-        show(*benchmark_tables(found), *([f"kept in {out}"] if out else []))
+        show(*benchmark_tables(found), *([f"saved to {out}"] if out else []))
 
 
 def _devices() -> list[str]:
@@ -132,7 +132,7 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
 
     if asked != ModelOptions():
         raise AdjoinedError(
-            "the flags of a model do not fit a run, whose networks are finished",
+            "model flags do not apply to a run, whose networks are finished",
             where=options.subject,
             fix="Leave out --alpha, --compress, --keep, --round-to, --input-size, --channels, --classes, "
             "--model-options.",
@@ -150,8 +150,10 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
 
 
 def _exported(folder: Path, largest: int) -> dict[tuple[str, str, str], Path]:
-    """Return the files that `adjoined export` has left and that take what the networks take: runtime, network,
-    precision -> file. Files of torch.export are left out: opening one may run code that is in it."""
+    """Return exported files that take the same images as the networks: runtime, network, precision -> file.
+
+    Files of torch.export are left out: opening one may run code that it contains.
+    """
     from adjoined.export.record import read_exports
 
     refuse_link(folder)
@@ -171,7 +173,7 @@ def _of_model(spec: str, asked: ModelOptions) -> Subject:
     from adjoined.runs.networks import weights_bytes
 
     if "/" in spec and not is_code(spec):
-        raise AdjoinedError("there is no such run folder", where=spec, expected="a run folder, or the name of a model")
+        raise AdjoinedError("no such run folder", where=spec, expected="a run folder, or the name of a model")
     model, example, plans = asked.build(spec)
     smalls = dict(zip(small_names(len(plans)), (plan.apply(model) for plan in plans), strict=True))
     networks = {name: module.eval() for name, module in {"base": model, **smalls}.items()}
@@ -188,7 +190,7 @@ def _of_model(spec: str, asked: ModelOptions) -> Subject:
 
 
 def _keep(found: Benchmark, out: Path) -> None:
-    """Write the figures: of a run as JSON and as Markdown beside it."""
+    """Write the results; for a run, as JSON and as Markdown beside it."""
     from adjoined.benchmark.result import NAME
     from adjoined.files import write_whole
     from adjoined.report.benchmark import benchmark_tables

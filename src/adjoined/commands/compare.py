@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from adjoined.comparison.variants import Variant
 
 PURPOSE = (
-    "Train by several methods, one run after another or --jobs at a time, under the same settings; the same command "
-    "goes on where it was. Settings come as for `adjoined train`: defaults, recipe, --config FILE.yaml, flags. A "
-    "method may be followed by settings of its own: --methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true"
+    "Train with several methods under the same settings, one run after another or --jobs at a time. Rerun the command "
+    "to continue a stopped comparison. Settings work as for `adjoined train`: defaults, recipe, --config FILE.yaml, "
+    "flags. A method may have its own settings: --methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true"
 )
 METHODS = ["standard", "scratch", "distillation", "slimmable", "adjoint"]
 SECONDS = 2.0
-"""Time for each network's latency, s."""
+"""Seconds to spend on each network's latency."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +35,27 @@ class Comparison(FromRecipe):
     """The comparison."""
 
     methods: list[str] = field(default_factory=lambda: list(METHODS))
-    """What to compare, with standard first: training costs are given as multiples of its own."""
+    """Methods to compare, standard first: training costs are given as multiples of standard's."""
     seeds: int = 3
-    """Runs of each: with --seed, and the numbers after it."""
+    """Runs per method, with seeds counted up from --seed."""
     out: str | None = None
     """Folder for the runs, tables and plots; none: runs/compare-DATA-MODEL."""
     jobs: int = 1
-    """Runs at a time, each in a process of its own: on a GPU of its own where there are several, else with its share of
-    the cores."""
+    """Parallel runs, each in its own process: on its own GPU if there are several, otherwise with its share of the
+    cores."""
     unequal: bool = False
-    """Allow methods with settings of their own that are not theirs alone, such as --methods standard:lr=0.05."""
+    """Allow methods to differ in shared settings, such as --methods standard:lr=0.05."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train what has not been trained yet, and show the table."""
+    """Train the unfinished runs and show the table."""
     told = typed(argv, Comparison, Settings)
     asked, settings = parse(
         "compare", argv, Comparison, Settings, purpose=PURPOSE, defaults=recipe_defaults(told), config=True
     )
     check_code_is_named(told, settings)
     if "method" in told:
-        raise AdjoinedError("a comparison has several methods", where="--method", fix="Name them with --methods.")
+        raise AdjoinedError("a comparison needs several methods", where="--method", fix="Name them with --methods.")
     if asked.seeds < 1:
         raise AdjoinedError("nothing to do", where="--seeds", expected="at least 1", got=asked.seeds)
     if asked.jobs < 1:
@@ -81,17 +81,17 @@ def main(argv: Sequence[str]) -> None:
     say_what_was_lost(streams, f"the tables are in {study.folder}")
     if failures:
         variant, number, error = failures[0]
-        told = f"{len(failures)} of {len(list(study.runs()))} runs failed and are not in the table"
+        told = f"{len(failures)} of {len(list(study.runs()))} runs failed and are missing from the table"
         raise AdjoinedError(
             f"{told}; the first: {str(error).rstrip('.')}",
             where=f"{variant.label}, seed {variant.run_settings(number).seed}",
-            fix="The same command tries them again.",
+            fix="Rerun the command to try them again.",
         )
     if damaged:
         raise AdjoinedError(
-            f"{len(damaged)} of the networks could not be loaded, as said above",
+            f"{len(damaged)} of the networks could not be loaded; see above",
             where=study.folder,
-            fix="Restore the files, or delete those runs: the same command trains them again.",
+            fix="Restore the files, or delete those runs and rerun the command to train them again.",
         )
 
 
@@ -100,7 +100,7 @@ def _folder(settings: Settings) -> Path:
 
 
 def _check_libraries(variants: Sequence[Variant]) -> None:
-    """Report a missing library now, not after hours of other runs."""
+    """Report a missing library early, not after hours of other runs."""
     from adjoined.methods import METHODS as known
 
     for variant in variants:
@@ -108,7 +108,7 @@ def _check_libraries(variants: Sequence[Variant]) -> None:
 
 
 def _conclude(study: Study, console: Console) -> list[AdjoinedError]:
-    """Show the table and keep it, and return what is wrong with networks that are not in it."""
+    """Show and save the table; return the errors about networks missing from it."""
     from adjoined.comparison.plots import MISSING, draw_plots
     from adjoined.comparison.rows import comparison_table, gather, write_tables
     from adjoined.report.console import show

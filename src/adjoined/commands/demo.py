@@ -1,4 +1,4 @@
-"""`adjoined demo RUN`: a local page where one drops an image and sees what both networks make of it."""
+"""`adjoined demo RUN`: a local page that classifies a dropped image with both networks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
 
 PURPOSE = (
-    "Open a page on this machine, and on no other, where both networks of a run classify the image that is dropped, "
-    "with their times and sizes. Stop it with Ctrl-C."
+    "Serve a page, reachable only from this machine, where both networks of a run classify an image that you drop, "
+    "with their latencies and sizes. Stop it with Ctrl-C."
 )
 
 
@@ -20,16 +20,16 @@ class DemoOptions(OwnCode, OfRun):
     """What to show, and where."""
 
     port: int = 7860
-    """Port of the page on 127.0.0.1; 0 takes any that is free."""
+    """Port on 127.0.0.1; 0 chooses a free one."""
 
     def __post_init__(self) -> None:
-        """Check what only this command knows of."""
+        """Check the options that only this command has."""
         if not 0 <= self.port < 65536:
             raise AdjoinedError("out of range", where="--port", expected="0 to 65535", got=self.port)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Open the page, and wait."""
+    """Serve the page until interrupted."""
     (options,) = parse("demo", argv, DemoOptions, purpose=PURPOSE)
     from adjoined import demo
     from adjoined.runs.finished import open_run

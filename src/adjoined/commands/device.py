@@ -1,4 +1,4 @@
-"""The device that a command is to compute on."""
+"""The device that a command computes on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from adjoined.errors import AdjoinedError
 
 
 def check_device(device: str) -> None:
-    """Raise AdjoinedError if nothing can be computed on `device`."""
+    """Raise AdjoinedError if `device` cannot be used."""
     import torch
 
     try:

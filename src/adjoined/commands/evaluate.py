@@ -1,4 +1,4 @@
-"""`adjoined evaluate RUN`: how good both networks of a run are, on its own validation images or on others."""
+"""`adjoined evaluate RUN`: accuracy of both networks of a run, on its own validation images or on others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adjoined.training.evaluate import Scores
 
 PURPOSE = (
-    "Measure both networks of a run: on its own validation images, which gives the run's own figures, or on others."
+    "Evaluate both networks of a run: on its own validation images, which reproduces the run's figures, or on others."
 )
 
 
@@ -26,16 +26,16 @@ class EvaluateOptions(AsJson, ChosenWeights, Workers, OfData, OwnCode, OfRun):
     """What to measure."""
 
     data: str | None = None
-    """Other images of the same classes: a data set, or folder:PATH (val/ in it, if there is one, else all images);
-    the run's own images, if they have moved; none: those that the run was validated on."""
+    """Other images of the same classes: a data set, or folder:PATH (its val/ if there is one, otherwise all images);
+    or the new place of the run's own images; none: the run's validation images."""
     all: bool = False
-    """Measure all images where the data are the run's own, those it was trained on among them."""
+    """Evaluate on all of the run's images, including those it was trained on."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda, mps; the figures of a run are repeated to the last bit on the device it had."""
+    """Device: cpu, cuda, mps; the run's own kind of device reproduces its figures bit for bit."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and print."""
+    """Evaluate and print."""
     (options,) = parse("evaluate", argv, EvaluateOptions, purpose=PURPOSE)
     from adjoined.commands.device import check_device
     from adjoined.report.console import show
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     check_device(options.device)
     run = open_run(options.run, options.model, weights=options.weights)
     images, own = _open(run, options)
-    images.check()  # now, and not after half of them have been measured
+    images.check()  # now, not after half of them have been evaluated
     measured = {
         network.label: evaluate(network.module, images.val_loader(), run.info.num_classes, options.device)
         for network in run.networks
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _open(run: FinishedRun, options: EvaluateOptions) -> tuple[ImageData, bool]:
-    """Open the images to measure, and tell whether they are those that the run was validated on."""
+    """Open the images, and return whether they are the run's validation images."""
     from adjoined.runs.finished import are_own, open_images, open_other_images, own_data
 
     where = {"data_root": options.data_root, "workers": options.workers}
@@ -77,7 +77,7 @@ def _open(run: FinishedRun, options: EvaluateOptions) -> tuple[ImageData, bool]:
 
 
 def _recorded(run: FinishedRun) -> dict[str, dict[str, Any]]:
-    """Return what the run has measured itself: label -> top1, top5, loss."""
+    """Return the figures that the run recorded: label -> top1, top5, loss."""
     return {
         network.label: {what: getattr(network.result, what) for what in ("top1", "top5", "loss")}
         for network in run.networks
@@ -101,12 +101,12 @@ def _table(
 
 
 def _notes(images: ImageData) -> list[str]:
-    """Say of which classes there are images, and what was left out."""
+    """Return notes on classes without images and on images that were left out."""
     present = len(images.val.labels.unique())
     classes = (
-        "" if present == images.info.num_classes else f"Of {images.info.num_classes} classes {present} have images."
+        "" if present == images.info.num_classes else f"{present} of {images.info.num_classes} classes have images."
     )
-    skipped = f"Damaged, and left out: {len(images.skipped)} ({images.skipped[0]} …)." if images.skipped else ""
+    skipped = f"Damaged images left out: {len(images.skipped)} ({images.skipped[0]} …)." if images.skipped else ""
     left_out = f"Not read: {images.left_out}." if images.left_out else ""
     return [note for note in (classes, skipped, left_out) if note]
 
@@ -117,6 +117,6 @@ def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
     if not recorded:
         return ()
     if all(scores.top1 == recorded[name]["top1"] for name, scores in measured.items()):
-        return ("These are the accuracies that the run has recorded.",)
+        return ("These are the accuracies that the run recorded.",)
     told = ", ".join(f"{name} {units.percent(scores['top1'])}" for name, scores in recorded.items())
-    return (f"The run has recorded {told}: the device or the versions of the libraries are not the same.",)
+    return (f"The run recorded {told}: the device or the versions of the libraries differ.",)

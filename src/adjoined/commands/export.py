@@ -1,4 +1,4 @@
-"""`adjoined export RUN`: the networks of a run as files of other runtimes, each compared with PyTorch."""
+"""`adjoined export RUN`: the networks of a run as files for other runtimes, each compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from adjoined.runs.finished import FinishedNetwork, FinishedRun
 
 PURPOSE = (
-    "Write the networks of a run as files of other runtimes; each is run there and compared with PyTorch on validation "
-    "images before it gets its name."
+    "Export the networks of a run to files for other runtimes; each file is run there and compared with PyTorch on "
+    "validation images before it is kept."
 )
 
 
@@ -30,39 +30,39 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
     to: tuple[str, ...] = ("onnx",)
     """Targets: onnx, openvino, executorch, torch-export."""
     which: tuple[str, ...] = ()
-    """Networks: base, small (all small ones of a family), small-1 and so on; none: all."""
+    """Networks: base, small (in a family, all small ones), small-1 and so on; none: all."""
     int8: bool = False
-    """Write each network in int8 as well, calibrated on training images."""
+    """Also export each network in int8, calibrated on training images."""
     with_preprocessing: Literal["none", "uint8", "unit"] = "none"
-    """Put the normalisation into the file, which then takes images of uint8, or float32 of 0 to 1 (unit)."""
+    """Include the normalisation in the file, which then takes images as uint8, or as float32 in 0 to 1 (unit)."""
     out: str | None = None
     """Folder for the files; none: export in the run folder."""
     images: int = 256
-    """Validation images to compare on, spread over the set; fewer where there are no more."""
+    """Most validation images to compare on, spread over the set."""
     calibration: int = 256
-    """Training images to calibrate int8 on, spread over the set."""
+    """Training images for int8 calibration, spread over the set."""
     max_drop: float = 0.05
-    """Share of the validation images, in [0, 1], by which top-1 accuracy may fall in int8."""
+    """Largest drop of top-1 accuracy allowed in int8, in [0, 1]."""
     largest_batch: int = 1
-    """Images that a file of ExecuTorch reserves memory for; the other targets take batches of any size."""
+    """Batch size for which an ExecuTorch file reserves memory; other targets take any batch size."""
     data: str | None = None
-    """Where the run's images lie now, if they have moved: folder:PATH."""
+    """The new place of the run's images, if they have moved: folder:PATH."""
 
     def __post_init__(self) -> None:
-        """Check what only this command knows of."""
+        """Check the options that only this command has."""
         for name in ("images", "calibration", "largest_batch"):
             if getattr(self, name) < 1:
                 raise AdjoinedError(
                     "out of range", where=f"--{name.replace('_', '-')}", expected="at least 1", got=getattr(self, name)
                 )
         if not 0 <= self.max_drop <= 1:
-            raise AdjoinedError("out of range", where="--max-drop", expected="a share in [0, 1]", got=self.max_drop)
+            raise AdjoinedError("out of range", where="--max-drop", expected="a number in [0, 1]", got=self.max_drop)
         if not self.to:
-            raise AdjoinedError("names no target", where="--to", expected="one or more, such as onnx,openvino")
+            raise AdjoinedError("no target is given", where="--to", expected="one or more, such as onnx,openvino")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Export, compare, and tell."""
+    """Export, compare and report."""
     (options,) = parse("export", argv, ExportOptions, purpose=PURPOSE)
     from adjoined.export import find_target
     from adjoined.export.of_run import Exporter
@@ -107,7 +107,7 @@ def _chosen(run: FinishedRun, which: Sequence[str]) -> list[FinishedNetwork]:
     for name in which:
         if not any(_means(name, each) for each in names):
             raise AdjoinedError(
-                "there is no such network in the run", where=f"--which {name}", expected=f"one of {', '.join(names)}"
+                "the run has no such network", where=f"--which {name}", expected=f"one of {', '.join(names)}"
             )
     return [network for network in run.networks if not which or any(_means(name, network.name) for name in which)]
 
@@ -133,5 +133,5 @@ def _table(folder: Path, entries: list[dict[str, Any]], images: int) -> Table:
     notes = [f"Each file was run in its own runtime and compared with PyTorch on {compared} validation images."]
     if int8:
         whole = next(each["accuracy_images"] for each in entries if each["int8"])
-        notes.append(f"Accuracies: {whole} validation images.")
+        notes.append(f"Accuracies: on {whole} validation images.")
     return Table(tuple(columns), tuple(rows), title=f"{folder}", notes=tuple(notes))

@@ -1,8 +1,8 @@
 """Flags from typed dataclasses: argparse splits the line and writes the help, msgspec reads the values.
 
-`--input-size` and `--input_size` are one flag; a list is written `--alpha 2,4,8`, a mapping of names to texts
-`--widths 'layer3=1/2,head=24 channels'`; a switch is `--ema` or `--no-ema`.
-The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the file stands on the line.
+`--input-size` and `--input_size` are the same flag; a list is written `--alpha 2,4,8`, a mapping from names to texts
+`--widths 'layer3=1/2,head=24 channels'`, and a switch `--ema` or `--no-ema`.
+The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the file appears on the command line.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def parse(
     Args:
         command: its name, for the usage line.
         argv: the arguments after the name of the command.
-        options: dataclasses without common fields; those without default are positional arguments, the others flags.
-            A positional list takes the rest of the line.
+        options: dataclasses without common fields; fields without a default are positional arguments, the others
+            are flags. A positional list takes the rest of the line.
         purpose: a sentence or two for `--help`.
-        defaults: values that replace defaults of the classes (a recipe).
+        defaults: values that replace defaults of the classes (those of a recipe).
         config: whether `--config FILE.yaml` and `--print-config` exist.
 
     Returns:
@@ -69,7 +69,7 @@ def parse(
 
 
 def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str, Any]:
-    """Return what a line says, by the name of the field, before any value is read: texts, and the last one wins.
+    """Return the unparsed values on a command line by field; the last of several values wins.
 
     Args:
         argv: the arguments after the name of the command.
@@ -77,8 +77,8 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         config: whether `--config` and `--print-config` exist.
 
     Returns:
-        Field -> text, "true" or "false" for a switch; under "words" a list of what is not a flag, under "config" a
-        list of files, under "help" and "print_config" True, where they are on the line.
+        Field -> text, "true" or "false" for a switch; if present, "words" lists the arguments that are not flags,
+        "config" lists files, and "help" and "print_config" are True.
 
     Raises:
         AdjoinedError: an unknown flag, or a flag without its value.
@@ -107,30 +107,30 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
             scout.add_argument(_flag(name), dest=name)
     try:
         told, rest = scout.parse_known_args(_spelled(argv, switches))
-    except argparse.ArgumentError as error:  # with no types declared, this is the only thing that can be wrong
+    except argparse.ArgumentError as error:  # without declared types, nothing else can be wrong
         raise AdjoinedError("a value is missing", where=error.argument_name or "") from error
     end = rest.index("--") if "--" in rest else len(rest)
     if unknown := next((word for word in rest[:end] if word.startswith("--")), None):
         flag = unknown.partition("=")[0]
         near = get_close_matches(flag, map(_flag, known), n=1)
-        fix = f"Did you mean {near[0]}?" if near else "`--help` has all flags."
+        fix = f"Did you mean {near[0]}?" if near else "`--help` lists all flags."
         raise AdjoinedError("unknown flag or argument", where=flag, fix=fix)
     return {**vars(told), "words": [*rest[:end], *rest[end + 1 :]]}
 
 
 @contextmanager
 def input_set_by(flags: str) -> Iterator[None]:
-    """Where a model does not run on its input, say which flags shape the input."""
+    """If a model does not run on its input, name the flags that shape the input."""
     try:
         yield
     except DoesNotRunError as error:
         facts = {"where": error.where, "expected": error.expected, "got": error.got}
-        fix = f"Look at {flags}: the model may need larger images or other channels."
+        fix = f"Check {flags}: the model may need larger images or a different number of channels."
         raise AdjoinedError(error.what, **facts, fix=fix) from error
 
 
 class _Scout(argparse.ArgumentParser):
-    """A parser that raises what is wrong instead of ending the process."""
+    """A parser that raises errors instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
         raise AdjoinedError(message)
@@ -166,7 +166,7 @@ def _spelled(argv: Sequence[str], switches: set[str]) -> list[str]:
 
 
 def _from_file(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a file of settings, each brought to the type of its field."""
+    """Return the values of a settings file, each converted to the type of its field."""
     from adjoined.schema import read_mapping
 
     values = read_mapping(Path(path))
@@ -179,7 +179,7 @@ def _from_file(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _positional(words: list[str], wanted: Sequence[str], hints: Mapping[str, Any], see_help: str) -> dict[str, Any]:
-    """Return the values of the positional arguments; a list, which comes last, takes all that is left."""
+    """Return the values of the positional arguments; a list, which comes last, takes all remaining ones."""
     if missing := wanted[len(words) :]:
         raise AdjoinedError("an argument is missing", where=missing[0].upper(), fix=see_help)
     if wanted and item_type(hints[wanted[-1]]):
@@ -191,7 +191,7 @@ def _positional(words: list[str], wanted: Sequence[str], hints: Mapping[str, Any
 
 
 def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
-    """Return the value that a text stands for."""
+    """Return the value of a text."""
     import yaml
 
     if type(None) in get_args(hint) and text in ("none", "null"):
@@ -202,13 +202,13 @@ def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
     elif _is_list(hint, text) and not text.startswith("["):
         told = [part.strip() for part in text.split(",") if part.strip()]
     elif text.startswith(("[", "{")):
-        with suppress(yaml.YAMLError):  # what is expected there is said below
+        with suppress(yaml.YAMLError):  # the conversion below reports what is expected
             told = yaml.safe_load(text)
     return _fitting(told, hint, where=flag, fix=fix)
 
 
 def _fitting(value: object, hint: Any, *, where: str, fix: str = "") -> Any:
-    """Return a value as the type of its field."""
+    """Return a value converted to the type of its field."""
     from adjoined.schema import conform
 
     try:
@@ -216,11 +216,11 @@ def _fitting(value: object, hint: Any, *, where: str, fix: str = "") -> Any:
     except AdjoinedError as error:
         near = get_close_matches(str(value), map(str, choices(hint)), n=1)
         fix = f"Did you mean {near[0]}?" if near else fix
-        raise AdjoinedError("not a fitting value", where=where, expected=in_words(hint), got=value, fix=fix) from error
+        raise AdjoinedError("invalid value", where=where, expected=in_words(hint), got=value, fix=fix) from error
 
 
 def _is_list(hint: Any, text: str) -> bool:
-    """Tell whether a text stands for a list; where a single value may stand as well, it is one if it has a comma."""
+    """Return whether a text is a list; where a single value is allowed too, a list has a comma."""
     if is_union(hint):
         return "," in text and any(item_type(each) for each in get_args(hint))
     return bool(item_type(hint))
@@ -241,7 +241,7 @@ def _mapping(flag: str, text: str) -> dict[str, str]:
 def _parser(
     command: str, options: Sequence[type], purpose: str, config: bool, values: Mapping[str, Any]
 ) -> argparse.ArgumentParser:
-    """Return a parser for its help: flags, types, defaults, and the line that stands below each field."""
+    """Return a parser for its help: flags, types, defaults, and the docstring of each field."""
     from docstring_parser import parse_from_object
 
     hints = _hints(options)
@@ -249,14 +249,14 @@ def _parser(
     shown = [name.upper() + (" ..." if item_type(hints[name]) else "") for name in positional]
     usage = " ".join(["adjoined", command, *shown, "[flags]"])
     parser = argparse.ArgumentParser(usage=usage, description=purpose, formatter_class=_Help, add_help=False)
-    parser.add_argument("-h", "--help", action="store_true", help="Show this and end.")
+    parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     if config:
         parser.add_argument("--config", metavar="FILE", help="YAML file with values for any of the flags below.")
-        parser.add_argument("--print-config", action="store_true", help="Print the values that come out, and end.")
+        parser.add_argument("--print-config", action="store_true", help="Print the resulting values and exit.")
     groups: dict[type, Any] = {}
     for option, home, field in _with_homes(options):
         name, about = field.name, parse_from_object(home)
-        group = home if len(about.params) > 1 else option  # a flag that several commands share is no group by itself
+        group = home if len(about.params) > 1 else option  # a single shared flag does not get its own group
         if group not in groups:
             title = parse_from_object(group).short_description or ""
             groups[group] = parser.add_argument_group(title.rstrip("."))
@@ -274,7 +274,7 @@ def _parser(
 
 
 def _with_homes(options: Sequence[type]) -> Iterator[tuple[type, type, Field[Any]]]:
-    """Yield each field with the options class that has it and the one of its bases that declares it."""
+    """Yield each field with its options class and the base class that declares it."""
     for option in options:
         for field in fields(option):
             home = next(each for each in option.__mro__ if field.name in vars(each).get("__annotations__", {}))
@@ -282,7 +282,7 @@ def _with_homes(options: Sequence[type]) -> Iterator[tuple[type, type, Field[Any
 
 
 def _shown(hint: Any) -> str:
-    """Return what stands for the value of a flag in its help."""
+    """Return the placeholder for the value of a flag in its help."""
     if hint == dict[str, str]:
         return "NAME=VALUE,..."
     if is_union(hint):
@@ -293,7 +293,7 @@ def _shown(hint: Any) -> str:
 
 
 def _written(value: Any) -> str:
-    """Return the note on a default, as it would be typed; nothing for a flag that is empty by default."""
+    """Return the note on a default, written as on the command line; "" for a flag that is empty by default."""
     if value in (None, {}, [], (), "", False):
         return ""
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,4 +1,4 @@
-"""Types of options, taken apart and said in words."""
+"""Types of options: their parts, and descriptions in words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORDS: dict[Any, str] = {
 
 
 def in_words(hint: Any) -> str:
-    """Return what a type is called in an error.
+    """Return the description of a type for error messages.
 
     Example:
         >>> in_words(float | list[float] | None), in_words(Literal["sgd", "adamw"])
@@ -43,7 +43,7 @@ def item_type(hint: Any) -> Any:
 
 
 def is_union(hint: Any) -> bool:
-    """Tell whether a type is a choice of several.
+    """Return whether a type is a choice of several.
 
     Example:
         >>> is_union(int | None), is_union(Literal[1, 2])

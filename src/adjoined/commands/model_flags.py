@@ -1,4 +1,4 @@
-"""The flags of a model that is not trained yet: its input, its classes, and what its small networks are like."""
+"""The flags of an untrained model: its input, its classes and its small networks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ModelOptions(SmallSettings):
     channels: int | None = None
     """Channels of the images; none: the model's own."""
     classes: int | None = None
-    """Classes that the model tells apart; none: the model's own."""
+    """Number of classes; none: the model's own."""
     model_options: dict[str, Any] = field(default_factory=dict)
-    """More arguments for the model's constructor, as a YAML mapping."""
+    """Additional arguments for the model's constructor, as a YAML mapping."""
 
     def __post_init__(self) -> None:
-        """Check what is not checked where it is used, as alpha and keep are."""
+        """Check the flags that are not checked where they are used."""
         for name in ("input_size", "channels", "classes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 flag = f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""Options that several commands have, each with its help; a command's own options class takes those it needs."""
+"""Options that several commands share, each with its help; a command's options class inherits those it needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OwnCode:
     """A model of your own."""
 
     model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION of a run of your own code; no code runs because a file names it."""
+    """FILE.py:FUNCTION or package.module:FUNCTION, for a run of your own code: no code runs because a file names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class ChosenWeights:
     """Which weights."""
 
     weights: Literal["last", "best", "final"] = "final"
-    """Networks of the last checkpoint, of the epoch with the best small network, or the finished ones; last and best
-    also of a run that was stopped."""
+    """The finished networks, those of the last checkpoint, or those of the epoch with the best small network; last and
+    best also work for a stopped run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class AsJson:
 
 @dataclass(frozen=True, kw_only=True)
 class FromRecipe:
-    """Where the settings begin."""
+    """The starting point of the settings."""
 
     recipe: str | None = None
-    """Named settings to begin with."""
+    """Named settings to start from."""

@@ -1,4 +1,4 @@
-"""The results of a run: every figure of its networks, as a table and as files in the run folder."""
+"""The results of a run: the figures of its networks, as a table and as files in the run folder."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ LAG = 0.01
 def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
     """Return sizes, accuracies and latency of all networks, the base network first.
 
-    The accuracies are those that the run has measured of the files; the latency at batch 1 is measured now, on the
-    CPU, the networks taking turns.
+    The run measured the accuracies, on the saved files; the latency at batch 1 is measured now, on the CPU, in
+    interleaved calls.
 
     Args:
         run: the finished run.
-        seconds: time for the latency, s.
+        seconds: seconds to spend on the latency.
     """
     modules = {network.name: network.module for network in run.networks}
     return figures_from(run, latency(modules, run.example(), seconds=seconds))
 
 
 def kept_or_measured(run: FinishedRun) -> list[Figures]:
-    """Return the figures that a run has kept, or measure them where the latency is missing: training does not time."""
+    """Return the recorded figures of a run, or measure them if the latency is missing: training does not time."""
     kept = kept_figures(run.folder)
     return kept if kept and all(each.latency for each in kept) else measure(run)
 
@@ -40,14 +40,14 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     notes = [f"Accuracies: {result.images} images of {run.info.name} ({result.val_name}), with {which}."]
     for network in result.networks:
         if network.nonzero is not None:
-            left = f"{network.nonzero} of {network.parameters} parameters are not zero"
-            notes.append(f"{network.name}: {left}; the zeros are stored and computed like any number.")
+            left = f"{network.nonzero} of {network.parameters} parameters are nonzero"
+            notes.append(f"{network.name}: {left}; zeros are stored and computed like any other number.")
     if result.statistics:
         notes.append(f"Running statistics: measured on {result.statistics} training images after the last step.")
     for network in result.networks:
         if network.running is not None and abs(network.top1 - network.running) > LAG:
-            lagging = f"{100 * network.running:.1f} % with the averages that the training kept"
-            notes.append(f"{network.name}: {lagging}; its norms follow slowly (momentum of batch norms).")
+            lagging = f"{100 * network.running:.1f} % with the moving averages of training"
+            notes.append(f"{network.name}: {lagging}; its batch norms have a small momentum and lag behind the weights.")
     if len(result.stages) > 1:
         each = ", ".join(f"{stage.name} {stage.epochs} in {stage.seconds:.0f} s" for stage in result.stages)
         notes.append(f"Epochs by stage: {each}.")
@@ -56,7 +56,7 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
 
 
 def paths(run: FinishedRun) -> str:
-    """Return where the networks lie, and the line that loads one."""
+    """Return the paths of the networks, and the line that loads one."""
     width = max(len(network.name) for network in run.networks)
     lines = [f"{network.name.ljust(width)}  {network.result.path}" for network in run.networks]
     code = _code(run)
@@ -66,7 +66,7 @@ def paths(run: FinishedRun) -> str:
 
 
 def keep(run: FinishedRun, figures: list[Figures], table: Table) -> None:
-    """Write result.json, now with the latency, and result.md into the run folder, each whole or not at all."""
+    """Write result.json, now with the latency, and result.md into the run folder, each atomically."""
     keep_figures(run, figures)
     write_whole(
         run.folder / "result.md", lambda file: file.write(f"{table.markdown()}\n```\n{paths(run)}\n```\n".encode())

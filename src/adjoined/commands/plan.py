@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adjoined.report.figures import Figures
     from adjoined.slicing import Cost, SlicePlan
 
-PURPOSE = "Plan the small networks of a model: channels, parameters and MACs of each layer in base and small network."
+PURPOSE = "Plan the small networks of a model: channels, parameters and MACs of each layer, beside the base network's."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,11 @@ class PlanOptions(AsJson):
     model: str
     """A built-in name, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
     all: bool = False
-    """One row for each layer instead of one for each group of equal blocks."""
+    """One row per layer instead of one per group of equal blocks."""
     check: bool = False
-    """Compare each small network with the base network, its dropped channels at zero, in float64 on random input."""
+    """Compare each small network with the base network with its dropped channels zeroed, in float64 on random input."""
     out: str | None = None
-    """File to save the slice plan in, as JSON."""
+    """File for the slice plan, as JSON."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""`adjoined predict RUN IMAGE ...`: what both networks of a run see in images or folders, and how long they take."""
+"""`adjoined predict RUN IMAGE ...`: predictions of both networks of a run for images or folders, and their latency."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from adjoined.runs.finished import FinishedRun
 
 CALLS = 3
-"""Timed calls for each image and network; the median is told."""
+"""Timed calls per image and network; the median is reported."""
 
-PURPOSE = "Classify images with both networks of a run, side by side; those of a folder in a line each."
+PURPOSE = "Classify images with both networks of a run, side by side; images in a folder take one line each."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,16 @@ class PredictOptions(AsJson, ChosenWeights, OwnCode, OfRun):
     images: list[str] = field()
     """Image files, or folders: all images in them, one line each."""
     top: int = 5
-    """Classes to show of an image file, the likeliest first."""
+    """Number of classes to show for an image file, the most probable first."""
 
     def __post_init__(self) -> None:
-        """Check what only this command knows of."""
+        """Check the options that only this command has."""
         if self.top < 1:
             raise AdjoinedError("out of range", where="--top", expected="at least 1", got=self.top)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Classify and print, image by image; one that cannot be read is named, and the others still count."""
+    """Classify and print, image by image; unreadable images are reported, and the others are still classified."""
     (options,) = parse("predict", argv, PredictOptions, purpose=PURPOSE)
     import torch
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _paths(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Yield every image file, and whether it was named itself; say what is left out of folders."""
+    """Yield every image file, and whether the user named it; report what is left out of folders."""
     from adjoined.data.scanning import LeftOut, images_below
 
     for path in given:
@@ -93,7 +93,7 @@ def _paths(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
         if left_out.counts:
             print(f"adjoined: {path}: not read: {left_out}", file=sys.stderr)
         if not inside:
-            raise AdjoinedError("there are no images in the folder", where=path)
+            raise AdjoinedError("no images in the folder", where=path)
         yield from ((each, False) for each in inside)
 
 
@@ -112,10 +112,10 @@ def _line(path: str, seen: Sequence[dict[str, Any]]) -> str:
 
 
 def _look(run: FinishedRun, x: torch.Tensor, top: int, *, calls: int) -> list[dict[str, Any]]:
-    """Return for each network its likeliest classes, their probabilities, and the time of a call, ms."""
+    """Return each network's most probable classes, their probabilities, and the time of a call, ms."""
     seen = []
     for network in run.networks:
-        logits, times = network.module(x), []  # a first call is slow, and not timed
+        logits, times = network.module(x), []  # the first call is slow and is not timed
         for _ in range(calls):
             begin = time.perf_counter()
             network.module(x)

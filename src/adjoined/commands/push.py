@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PURPOSE = (
     "Share the finished networks of a run: weights, settings, result, exports if there are any, and a model card. "
-    "Folders and names of your machine stay at home."
+    "Paths and names of your machine are not shared."
 )
 
 
@@ -29,15 +29,15 @@ class PushOptions(OwnCode, OfRun):
     """What to share, and where."""
 
     to: str | None = None
-    """hub:OWNER/NAME; or a new folder, to look at what would be pushed or to hand it on by other means."""
+    """hub:OWNER/NAME; or a new folder, to inspect what would be pushed or to share it by other means."""
     private: bool = False
-    """Make a new repository on the hub private."""
+    """Make a newly created repository private."""
     license: str = ""
-    """Licence of the networks, for the card: mit, apache-2.0, cc-by-4.0, ..."""
+    """Licence of the networks, named in the card: mit, apache-2.0, cc-by-4.0, ..."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Gather the files, upload them, and say how they are loaded."""
+    """Gather the files, upload them, and show how to load them."""
     (options,) = parse("push", argv, PushOptions, purpose=PURPOSE)
     from adjoined.files import written_beside
     from adjoined.report.console import show
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     if to_hub:
         split(options.to)
     elif Path(options.to).exists():
-        raise AdjoinedError("there is something already", where=options.to, fix="Choose a new folder.")
+        raise AdjoinedError("the folder exists already", where=options.to, fix="Choose a new folder.")
     run = open_run(options.run, options.model)
     if to_hub:
         with TemporaryDirectory() as folder:
@@ -67,13 +67,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> None:
-    """Write everything that is shared of a run into a folder: enough for every command that takes a run.
+    """Write the shared files of a run into a folder: enough for every command that takes a run.
 
     Args:
         run: the finished run.
         folder: an empty folder.
-        place: what the card tells `adjoined.load` to take.
-        license: for the card; "" leaves it out.
+        place: the argument of `adjoined.load` in the card.
+        license: licence named in the card; "" leaves it out.
     """
     from adjoined.commands.outcome import kept_or_measured
     from adjoined.report.card import Card
@@ -110,7 +110,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
 
 
 def _copy_exports(of: RunFolder, to: RunFolder) -> None:
-    """Copy the exported files that the record tells of, and no others."""
+    """Copy the exported files that the record lists, and no others."""
     from adjoined.export.record import NAME as EXPORTS
     from adjoined.export.record import read_exports
     from adjoined.export.targets import TARGETS
@@ -127,7 +127,7 @@ def _copy_exports(of: RunFolder, to: RunFolder) -> None:
 
 
 def _anywhere(settings: Settings) -> Settings:
-    """Leave out of the settings where on this machine things are."""
+    """Remove this machine's paths from the settings."""
     from adjoined.settings import Settings
 
     return replace(
@@ -148,7 +148,7 @@ def _described_anywhere(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_path(name: str) -> str:
-    """Leave out the folders of `folder:/home/ann/pets` and `/home/ann/net.py:make`; other names stay as they are.
+    """Remove the folders from `folder:/home/ann/pets` and `/home/ann/net.py:make`; other names are unchanged.
 
     Example:
         >>> [_without_path(name) for name in ("folder:/home/ann/pets", "/home/ann/net.py:make", "timm:resnet18")]

@@ -1,4 +1,4 @@
-"""`adjoined report RUN`: one HTML page about a run, or about several side by side."""
+"""`adjoined report RUN`: one HTML page about one run or several."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from adjoined.runs.finished import FinishedRun
 
 PURPOSE = (
-    "Write one HTML page about a run, to open from the disk or to send: both networks side by side, learning curves, "
-    "where they disagree, confusion, calibration, settings. Of several runs: a comparison."
+    "Write a self-contained HTML page about a run: both networks side by side, learning curves, disagreements, "
+    "confusion, calibration, settings. For several runs, it compares them."
 )
 
 
@@ -30,21 +30,20 @@ class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
     run: list[str]
     """The run folder, or several to compare."""
     out: str | None = None
-    """The file; none: report.html in the run folder, or comparison.html here."""
+    """Output file; none: report.html in the run folder, or comparison.html in the current folder."""
     images: int = 10_000
-    """Validation images to look at, of large data sets an even share of every class; 0: none, and the page leaves out
-    what needs them."""
+    """Validation images to classify at most, the same share of every class; 0 omits the sections that need images."""
     data: str | None = None
-    """Where the run's images lie now, if they have moved: folder:PATH."""
+    """The new place of the run's images, if they have moved: folder:PATH."""
     device: str = "cpu"
-    """Where to compute: cpu, cuda, mps."""
+    """Device: cpu, cuda, mps."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     (options,) = parse("report", argv, ReportOptions, purpose=PURPOSE)
     if options.images < 0:
-        raise AdjoinedError("the number is too small", where="--images", expected="at least 0", got=options.images)
+        raise AdjoinedError("out of range", where="--images", expected="at least 0", got=options.images)
     from adjoined.runs.folder import name_for
 
     own = name_for("report.html", options.weights)
@@ -90,7 +89,7 @@ def _comparison(options: ReportOptions, out: Path) -> str:
 
 
 def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | None]:
-    """Read a run and, if it has such networks, load them; figures that it has not kept are measured."""
+    """Read a run, load its networks if it has them, and measure figures that it has not recorded."""
     from dataclasses import replace
 
     from adjoined.report.page import read_story
@@ -104,7 +103,7 @@ def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | 
     run = open_run(folder, options.model, weights=options.weights)
     if final:
         return replace(story, figures=tuple(kept_or_measured(run))), run
-    # Exports and timings in the folder are those of the finished networks.
+    # Exports and timings in the folder belong to the finished networks.
     return replace(story, result=run.result, figures=tuple(measure(run)), benchmark=None, exports=()), run
 
 
@@ -129,10 +128,10 @@ def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:
 
 
 def _check_out(out: Path) -> None:
-    """Say at once, and not after minutes, that the page could not be written."""
+    """Report at once, not after minutes, that the page cannot be written."""
     if out.is_dir():
         raise AdjoinedError("is a folder", where=out, expected="a file such as report.html", fix="Name a file in it.")
     if not out.parent.is_dir():
-        raise AdjoinedError("there is no such folder", where=out.parent, fix="Make it, or choose another --out.")
+        raise AdjoinedError("no such folder", where=out.parent, fix="Create it, or choose another --out.")
     if not os.access(out.parent, os.W_OK):
         raise AdjoinedError("cannot be written to", where=out.parent, fix="Choose another --out.")

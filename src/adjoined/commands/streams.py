@@ -1,4 +1,4 @@
-"""Standard output and standard error where they cannot be written to, or not in every letter."""
+"""Standard output and standard error that are closed or cannot encode every character."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from adjoined.printable import PLAIN_ERRORS
 
 
 def open_streams() -> None:
-    """Replace streams that the shell has closed (`>&-`), for which Python has None, by ones that take everything.
+    """Replace streams that the shell has closed (`>&-`), for which Python has None, by ones that discard output.
 
-    What a stream's encoding lacks, such as α in ASCII, is written in plain letters instead of failing.
+    Characters that a stream's encoding lacks, such as α in ASCII, are escaped instead of raising an error.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -22,7 +22,7 @@ def open_streams() -> None:
 
 
 def drop_output() -> None:
-    """If standard output cannot be written to, keep Python's own flush at exit from complaining about it again."""
+    """If standard output is not writable, keep Python's flush at exit from reporting it again."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`adjoined train`: a base and a small network in one run; `adjoined train --resume RUN` goes on with it."""
+"""`adjoined train`: a base and a small network in one run; `adjoined train --resume RUN` resumes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adjoined.training.output import Unstoppable
 
 PURPOSE = (
-    "Train a base and a small network in one run. Later ones win: the defaults, the recipe, --config FILE.yaml, flags. "
+    "Train a base and a small network in one run. Precedence, lowest first: defaults, recipe, --config FILE, flags. "
     f"Recipes: {', '.join(RECIPES)}; `adjoined train --recipe NAME --help` shows the values of one."
 )
 
@@ -37,14 +37,14 @@ class Run(FromRecipe):
     run: str | None = None
     """Folder for the run, new or empty; none: runs/DATA-MODEL-TIME."""
     resume: str | None = None
-    """Folder of a stopped run to continue, with its own settings."""
+    """Folder of a stopped run to resume, with its own settings."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train, or go on training, and show the results."""
+    """Start or resume training, and show the results."""
     from adjoined.training.processes import end_with_parent
 
-    end_with_parent()  # at once: the process that started this one may be killed while libraries are loaded
+    end_with_parent()  # first: the process that started this one may be killed while libraries are loaded
     told = typed(argv, Run, Settings)
     run, settings = parse("train", argv, Run, Settings, purpose=PURPOSE, defaults=_defaults(told), config=True)
     check_code_is_named(told, settings)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:
-    """Where standard output could not be written, say so on standard error, and keep Python from failing at its end."""
+    """If standard output could not be written, report it on standard error, and keep Python from failing at exit."""
     if error := next((each.error for each in streams if each.error), None):
         with suppress(OSError, ValueError):
             print(f"adjoined: the output could not be written ({error}); {instead}", file=sys.stderr)
@@ -71,11 +71,11 @@ def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:
 
 
 def _defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of the recipe, or of the run to go on with."""
+    """Return the settings of the recipe, or of the run to resume."""
     if resumed := told.get("resume"):
         if told.keys() & {"recipe", "run"}:
             raise AdjoinedError(
-                "a run goes on in its own folder, with its own settings",
+                "a run resumes in its own folder, with its own settings",
                 where=f"--resume {resumed}",
                 fix="Leave out --recipe and --run.",
             )
@@ -86,10 +86,10 @@ def _defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def recipe_defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of the recipe that a line names, by flag or in a file; nothing where it names none.
+    """Return the settings of the recipe named on the command line, by flag or in a file; empty if there is none.
 
     Args:
-        told: the line, as `typed` returns it.
+        told: the command line, as `typed` returns it.
     """
     from adjoined.schema import read_mapping
 
@@ -99,12 +99,12 @@ def recipe_defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_code_is_named(told: Mapping[str, Any], settings: Settings) -> None:
-    """Let no code run because a file of settings names it; `told` is the line, as `typed` returns it."""
+    """Refuse to run code because a settings file names it; `told` is the command line, as `typed` returns it."""
     from adjoined.models import is_code
 
     if is_code(settings.model) and "model" not in told:
         raise AdjoinedError(
-            "the settings name your own code as the model, and no code runs because a file names it",
+            "the settings file names code as the model, and no code runs because a file names it",
             where=settings.model,
             fix=f"If you trust it, add --model {settings.model} to the command.",
         )
@@ -114,7 +114,7 @@ def _recipe(name: str) -> Settings:
     """Return the settings of a recipe.
 
     Raises:
-        AdjoinedError: there is no such recipe.
+        AdjoinedError: the recipe is unknown.
     """
     if name not in RECIPES:
         near = get_close_matches(name, RECIPES, n=1)
@@ -126,7 +126,7 @@ def _recipe(name: str) -> Settings:
 
 
 def _new_folder(settings: Settings) -> Path:
-    """Return runs/DATA-MODEL-TIME, the same in all processes that this one starts."""
+    """Return runs/DATA-MODEL-TIME, the same path in all processes that this one starts."""
     started = os.environ.get("ADJOINED_STARTED") if os.environ.get("LOCAL_RANK", "0") != "0" else None
     started = started or f"{datetime.now():%Y%m%d-%H%M%S}"
     os.environ["ADJOINED_STARTED"] = started
@@ -137,7 +137,7 @@ def _new_folder(settings: Settings) -> Path:
 
 
 def _announce(job: Job) -> None:
-    """Print what is going to be trained."""
+    """Print what will be trained."""
     from adjoined.report.console import show
     from adjoined.report.figures import Figures, result_table
     from adjoined.report.plan import layers, plan_table
@@ -157,13 +157,13 @@ def _announce(job: Job) -> None:
 
 
 def _conclude(folder: Path, settings: Settings) -> None:
-    """Print the results of the run, and keep them in its folder."""
+    """Print the results of the run and save them in its folder."""
     from adjoined.commands.outcome import keep, kept_or_measured, outcome_table, paths
     from adjoined.models import is_code
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run
 
-    # The user named the code in this command (or resumes the run that names it): it has already run.
+    # The user named the code in this command (or resumed the run that names it): it has already run.
     run = open_run(folder, settings.model if is_code(settings.model) else None)
     figures = kept_or_measured(run)
     table = outcome_table(run, figures)
