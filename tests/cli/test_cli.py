@@ -162,11 +162,11 @@ def test_the_rest_of_a_line_after_two_hyphens_is_no_flag():
         ("plan resnet20 --alpha", "--alpha: a value is missing"),
         (
             "plan resnet20 --alpha wide",
-            "--alpha: not a fitting value (expected a number or a list of numbers, got wide)",
+            "--alpha: invalid value (expected a number or a list of numbers, got wide)",
         ),
-        ("plan resnet20 --classes many", "--classes: not a fitting value (expected a whole number or none, got many)"),
-        ("plan resnet20 --model-options wide", "--model-options: not a fitting value (expected a mapping, got wide)"),
-        ("train --lr fast", "--lr: not a fitting value"),
+        ("plan resnet20 --classes many", "--classes: invalid value (expected a whole number or none, got many)"),
+        ("plan resnet20 --model-options wide", "--model-options: invalid value (expected a mapping, got wide)"),
+        ("train --lr fast", "--lr: invalid value"),
         (
             "train --optimizer sdg",
             "--optimizer: unknown optimizer (expected a name of timm.optim, such as sgd, got sdg)",

@@ -70,7 +70,7 @@ def test_a_run_keeps_its_figures_in_its_folder(run: Path, capsys: pytest.Capture
     assert main(["benchmark", str(run), "--runtimes", "eager", "--batch-sizes", "2", *QUICK]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100
-    assert "activations at once, batch 2" in printed
+    assert "peak activation memory, batch 2" in printed
     assert "a call with 2 images on cpu, 1 thread" in printed
     told = read_benchmark(run / "benchmark.json").to_json()
     assert [network["name"] for network in told["networks"]] == ["base", "small"]
@@ -226,11 +226,11 @@ def test_a_run_of_own_code_wants_the_code_again(tmp_path: Path, capsys: pytest.C
         (["resnet20", "--runtimes", "onxx"], "unknown runtime (expected some of eager, compiled, torch-export, onnx"),
         (["resnet20", "--runtimes", "onxx"], "Did you mean onnx?"),
         (["resnet20", "--batch-sizes", "0"], "--batch-sizes: out of range (expected at least 1, got 0)"),
-        (["resnet20", "--batch-sizes", "[]"], "--batch-sizes: there is nothing to measure"),
+        (["resnet20", "--batch-sizes", "[]"], "--batch-sizes: nothing to measure"),
         (["resnet20", "--seconds", "0"], "--seconds: out of range"),
         (["resnet20", "--threads", "0"], "--threads: out of range"),
         (["resnett20"], "unknown model"),
-        (["runs/nowhere"], "runs/nowhere: there is no such run folder"),
+        (["runs/nowhere"], "runs/nowhere: no such run folder"),
         (["resnet20", "--devices", "gpu"], "--device: the device cannot be used"),
         (["resnet20", "--input-size", "32", "--out", "nowhere/x.json"], "nowhere/x.json: cannot be written"),
     ],
@@ -244,7 +244,7 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_what_is_no_run_and_flags_that_are_no_run_s(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert "the flags of a model do not fit a run" in fails(capsys, "benchmark", run, "--alpha", 2)
+    assert "model flags do not apply to a run" in fails(capsys, "benchmark", run, "--alpha", 2)
     assert "there is no run in this folder" in fails(capsys, "benchmark", tmp_path)
     (run / "small.safetensors").write_bytes(b"damaged")
     assert "the weights are not those" in fails(capsys, "benchmark", run, *QUICK)

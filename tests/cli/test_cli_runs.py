@@ -142,7 +142,7 @@ def test_evaluate_gives_what_the_run_has_recorded(run: Path, capsys: pytest.Capt
             what: recorded[what] for what in ("top1", "top5", "loss", "images")
         }
     assert main(["evaluate", str(run)]) == 0
-    assert "These are the accuracies that the run has recorded." in capsys.readouterr().out
+    assert "These are the accuracies that the run recorded." in capsys.readouterr().out
 
 
 def test_evaluate_says_when_the_figures_are_others(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -150,7 +150,7 @@ def test_evaluate_says_when_the_figures_are_others(run: Path, capsys: pytest.Cap
     record["result"]["networks"][1]["top1"] = 0.987
     (run / "run.json").write_text(json.dumps(record))
     assert main(["evaluate", str(run)]) == 0
-    assert "The run has recorded" in (out := capsys.readouterr().out)
+    assert "The run recorded" in (out := capsys.readouterr().out)
     assert "small 98.70 %" in out
 
 

@@ -98,7 +98,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path, capsys):
     assert main(argv) == 2
     said = capsys.readouterr()
     assert "failed: " in said.out
-    assert "adjoint:small_ce=1e39, seed 0: 1 of 3 runs failed and are not in the table" in said.err
+    assert "adjoint:small_ce=1e39, seed 0: 1 of 3 runs failed and are missing from the table" in said.err
     assert {row["method"] for row in lines(out / "runs.csv")} == {"standard", "adjoint"}
 
 
@@ -178,7 +178,7 @@ def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_pa
         ([*ARGV, "--methods", "standart", "--out", str(tmp_path)], "Did you mean standard?"),
         ([*ARGV, "--method", "adjoint", "--out", str(tmp_path)], "Name them with --methods"),
         ([*ARGV, "--methods", "adjoint:dropout_rate=0.5", "--out", str(tmp_path)], "does not read this setting"),
-        ([*ARGV, "--out", str(finished / "runs")], "something else than a comparison"),
+        ([*ARGV, "--out", str(finished / "runs")], "something other than a comparison"),
     ]:
         capsys.readouterr()
         assert main(argv) == 2
@@ -204,7 +204,7 @@ def test_the_outlook_tells_what_is_done_and_what_is_to_come(finished):
     study = Study(finished, settings, variants, seeds=2)
     told = study.outlook((variants[4], 0))
     assert told.startswith("\nrun 9 of 10: scratch, seed 0; about 0:00:")
-    assert "done: standard (2), distillation (2), adjoint (2), adjoint:kl_detach=true (2); to come: scratch" in told
+    assert "done: standard (2), distillation (2), adjoint (2), adjoint:kl_detach=true (2); remaining: scratch" in told
 
 
 @pytest.mark.parametrize("recipe", [None, "cifar", "paper-cifar100-resnet50"])

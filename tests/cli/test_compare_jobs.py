@@ -57,7 +57,7 @@ def test_runs_side_by_side_end_as_they_do_one_after_another(tmp_path: Path, caps
     # The student's teacher is the standard run, so that adjoint begins before distillation.
     begun = [line.split(": ")[1].split(",")[0] for line in told.splitlines() if line.startswith("run ")]
     assert begun == ["standard", "adjoint", "distillation"]
-    assert "run 2 of 3: adjoint, seed 0; at work: standard; to come: distillation" in told
+    assert "run 2 of 3: adjoint, seed 0; in progress: standard; remaining: distillation" in told
     assert not (tmp_path / "two/runs/distillation-seed0/stages/teacher/checkpoints").exists()
     assert "epoch 1/1" in (tmp_path / "two/logs/adjoint-seed0.txt").read_text()
 
@@ -87,8 +87,8 @@ def net(num_classes, in_channels):
     assert main(line) == 2
     said = capsys.readouterr()
     assert "failed: out/runs/" in said.out
-    assert "has ended with exit code -9" in said.out
-    assert "1 of 2 runs failed and are not in the table" in said.err
+    assert "ended with exit code -9" in said.out
+    assert "1 of 2 runs failed and are missing from the table" in said.err
     assert len(said.err.splitlines()) == 1
     assert len(set(methods_in(tmp_path / "out"))) == 1
     assert main(line) == 0  # it is tried again
@@ -98,8 +98,8 @@ def net(num_classes, in_channels):
     line = compare(Path("another"), "standard,adjoint:small_ce=1e39", "--model", "own.py:net", "--jobs", 2)
     assert main(line) == 2
     said = capsys.readouterr()
-    assert "adjoint:small_ce=1e39, seed 0: 1 of 2 runs failed and are not in the table; the first: " in said.err
-    assert "has ended with exit code" not in said.err  # it has said itself what went wrong
+    assert "adjoint:small_ce=1e39, seed 0: 1 of 2 runs failed and are missing from the table; the first: " in said.err
+    assert "ended with exit code" not in said.err  # it has said itself what went wrong
     assert set(methods_in(tmp_path / "another")) == {"standard"}
 
 
@@ -120,7 +120,7 @@ def test_a_comparison_that_is_stopped_or_killed_leaves_no_process_behind(tmp_pat
             process.kill()
         _, err = process.communicate(timeout=60)
     if by is signal.SIGINT:
-        assert err.strip().endswith("stopped; the same command goes on where it was")
+        assert err.strip().endswith("stopped; rerun the command to continue")
         assert process.returncode == 130
     assert is_gone(process.pid)
     for name in ("standard", "adjoint"):

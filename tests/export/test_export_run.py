@@ -138,7 +138,7 @@ def test_int8_that_costs_too_much_accuracy_is_not_kept(
     exporter = Exporter(open_images(run), tmp_path)
     # Images without any contrast say nothing of the range of activations: all of them are cut off.
     monkeypatch.setattr(exporter, "_calibration", lambda: torch.full((16, 1, 8, 8), -1e-3))
-    with pytest.raises(AdjoinedError, match="int8 costs too much accuracy, and the file was not kept"):
+    with pytest.raises(AdjoinedError, match="int8 costs too much accuracy; the file was not kept"):
         exporter.export(run.networks[0].module, "base", find_target("onnx"), int8=True)
     assert not list(tmp_path.iterdir())
 
@@ -199,7 +199,9 @@ def test_mistakes_are_one_line_and_leave_nothing(
     where = [run.folder, "--out", out]
     assert "Did you mean openvino?" in fails(capsys, "export", *where, "--to", "openvin")
     assert "expected one of base, small" in fails(capsys, "export", *where, "--which", "small-2")
-    assert "torch.export has no int8 here" in fails(capsys, "export", *where, "--to", "onnx,torch-export", "--int8")
+    assert "int8 export to torch.export is not supported" in fails(
+        capsys, "export", *where, "--to", "onnx,torch-export", "--int8"
+    )
     assert "--images: out of range" in fails(capsys, "export", *where, "--images", "0")
     assert "--max-drop: out of range" in fails(capsys, "export", *where, "--max-drop", "5")
     assert "there is no run in this folder" in fails(capsys, "export", tmp_path)

@@ -98,7 +98,7 @@ def _without_a_row(told: Any) -> None:
             lambda told: told["rows"][0].update(median_ms="<b>1</b>"),
             "`str` - at `$.rows[0].latency.median_ms`",
         ),
-        (lambda told: told["rows"][0].update(runtime="abacus"), "there is no runtime 'abacus'"),
+        (lambda told: told["rows"][0].update(runtime="abacus"), "unknown runtime 'abacus'"),
         (lambda told: told["networks"].clear(), "it has no networks"),
         (lambda told: told.update(version=2), "written by a newer version"),
         (lambda told: told["environment"].pop("versions"), "missing required field `versions`"),

@@ -179,7 +179,7 @@ def test_a_run_in_progress_has_a_page_with_what_there_is(trained: Path, tmp_path
     (run / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))
     page = page_of(run, out=tmp_path / "stopped.html")
     assert page.written("h2") == ["Learning curves", "The regularising penalty", "Settings and versions"]
-    assert "This run has not come to its end" in page.written("strong")
+    assert "This run is unfinished" in page.written("strong")
     (run / "metrics.csv").unlink()
     page = page_of(run, out=tmp_path / "begun.html")
     assert page.written("h2") == ["Settings and versions"]
@@ -194,8 +194,8 @@ def test_without_images_the_page_says_what_the_folder_says(trained: Path, tmp_pa
 
 def test_a_part_of_the_images_is_an_even_share_of_every_class(trained: Path, tmp_path: Path):
     page = page_of(trained, "--images", 12, out=tmp_path / "page.html")
-    assert "Answers to 12 images, beside the base network's" in page.written("caption")
-    assert "12 of 30 validation images were looked at, the same share of every class." in page.written("p")
+    assert "Predictions on 12 images, against the base network's" in page.written("caption")
+    assert "Based on 12 of 30 validation images, the same share of every class." in page.written("p")
 
 
 def test_a_record_of_exports_is_shown_as_far_as_it_goes(trained: Path, tmp_path: Path):
@@ -292,7 +292,7 @@ def test_mistakes_take_one_line_and_leave_nothing(
     (tmp_path / "empty").mkdir()
     assert "there is no run in this folder" in fails(capsys, "report", tmp_path / "empty")
     assert "there is no run in this folder" in fails(capsys, "report", trained, tmp_path / "empty")
-    assert "there is no such folder" in fails(capsys, "report", trained, "--out", tmp_path / "none" / "page.html")
+    assert "no such folder" in fails(capsys, "report", trained, "--out", tmp_path / "none" / "page.html")
     assert "is a folder" in fails(capsys, "report", trained, "--out", tmp_path / "empty")
     assert "--images" in fails(capsys, "report", trained, "--images", -1)
     assert "the device cannot be used" in fails(capsys, "report", trained, "--device", "nonsense")
@@ -317,7 +317,7 @@ def test_missing_images_are_said_and_can_be_done_without(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     settings = (run / "settings.yaml").read_text()
     (run / "settings.yaml").write_text(re.sub(r"(?m)^data: .*$", "data: folder:/nowhere/at/all", settings))
-    assert "there is no such folder" in fails(capsys, "report", run)
+    assert "no such folder" in fails(capsys, "report", run)
     assert not (run / "report.html").exists()
     assert main(["report", str(run), "--images", "0"]) == 0
     assert (run / "report.html").is_file()

@@ -141,7 +141,7 @@ def test_the_card_tells_what_the_run_is(run: Path, tmp_path: Path, capsys: pytes
         assert metric["value"] == pytest.approx(wanted["top1"], abs=1e-6)
         assert f"{wanted['top1']:.2%}".replace("%", " %") in body
     assert f"adjoined.load('{tmp_path / 'shared'}', 'small')" in body
-    assert "Loading runs no code" in body
+    assert "Loading never runs code" in body
     assert "2 epochs, batches of 32, sgd" in body
     assert "Classes: 0, 1, 2" in body
     for name in ("base.safetensors", "small.json", "settings.yaml"):
@@ -162,7 +162,7 @@ def test_nothing_of_this_machine_is_told(tmp_path: Path):
             assert platform.node() not in path.read_text(), path
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "'small', model='net.py:make')" in card
-    assert "built by code of the author's" in card
+    assert "author's own code builds the model" in card
     with pytest.raises(AdjoinedError, match="no code is run because a file names it"):
         adjoined.load(tmp_path / "shared")
     assert same_classes(
@@ -182,7 +182,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(run: Path, tmp_path: Pa
     assert "hub:digits: is no name on a hub (expected hub:OWNER/NAME" in fails(
         capsys, "push", run, "--to", "hub:digits"
     )
-    assert "there is something already" in fails(capsys, "push", run, "--to", tmp_path)
+    assert "the folder exists already" in fails(capsys, "push", run, "--to", tmp_path)
     assert "there is no run in this folder" in fails(capsys, "push", tmp_path, "--to", tmp_path / "new")
     assert "cannot be written" in fails(capsys, "push", run, "--to", tmp_path / "nowhere" / "new")
     (run / "small.safetensors").write_bytes(b"damaged")
