@@ -62,7 +62,7 @@ class LeftOut:
 
 
 def as_text(name: str) -> str:
-    """Return a file's name as text, bytes of it that are not UTF-8 as escapes.
+    r"""Return a file's name as text, bytes of it that are not UTF-8 as escapes.
 
     Example:
         >>> as_text("caf\udce9")
