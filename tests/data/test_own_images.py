@@ -161,10 +161,12 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(photos):
     assert "class eel" in refusal(lambda: opened(photos, bad_images="skip"))
 
 
-def test_the_images_are_told_in_a_line(photos):
-    line = opened(photos, val_fraction=0.3, limit=5).in_words()
-    assert "3 classes; 15 images to train on (--limit 5 a class), 9 to measure on" in line
-    assert "--val-fraction 0.3, --split-seed 0" in line
+def test_the_images_are_said_in_three_lines(photos):
+    classes, train, val = opened(photos, val_fraction=0.3, limit=5).in_words().splitlines()
+    assert "3 classes" in classes
+    assert train == "15 images to train on (--limit 5 a class)"
+    assert val.startswith("9 images to measure on")
+    assert "--val-fraction 0.3, --split-seed 0" in val
 
 
 # What networks are measured on

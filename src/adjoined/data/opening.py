@@ -100,13 +100,12 @@ class ImageData:
     def in_words(self) -> str:
         """Say in a few lines which images these are, what chose them, and what was left out."""
         settings, info = self.settings, self.info
-        split = f"{len(self.val)} to measure on ({self.val_name}"
-        own_split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed})"
-        split += own_split if self.splits else ")"
         limit = "" if settings.limit is None else f" (--limit {settings.limit} a class)"
+        split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed}" if self.splits else ""
         lines = [
-            f"{as_text(settings.name)}: {info.num_classes} classes; "
-            f"{len(self.train)} images to train on{limit}, {split}; {info.image_size} px (--image-size)"
+            f"{as_text(settings.name)}: {info.num_classes} classes, {info.image_size} px (--image-size)",
+            f"{len(self.train)} images to train on{limit}",
+            f"{len(self.val)} images to measure on ({self.val_name}{split})",
         ]
         if self.skipped:
             lines.append(f"damaged, and left out: {len(self.skipped)} ({', '.join(self.skipped[:3])})")
