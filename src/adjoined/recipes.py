@@ -118,6 +118,8 @@ def finetune() -> Settings:
     return Settings(
         model="torchvision:resnet50",
         pretrained=True,
+        method="transfer",
+        alpha=2.0,
         data="imagenette",
         image_size=224,
         epochs=40,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ PURPOSE = (
 )
 
 
+PRINT = ("--print-config", "--print_config")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run(FromRecipe):
     """The run."""
@@ -46,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
     end_with_parent()  # first: the process that started this one may be killed while libraries are loaded
     told = typed(argv, Run, Settings)
-    run, settings = parse("train", argv, Run, Settings, purpose=PURPOSE, defaults=_defaults(told), config=True)
+    run, settings, chosen = _read(argv, told)
     check_code_is_named(told, settings)
     folder = Path(run.resume or run.run or _new_folder(settings))
 
@@ -55,11 +59,31 @@ def main(argv: Sequence[str]) -> None:
 
     with unstoppable() as streams:
         with input_set_by("--image-size"):
-            train(settings, folder, resume=run.resume is not None, announce=_announce)
+            train(settings, folder, resume=run.resume is not None, announce=partial(_announce, chosen))
         if is_main():
             _conclude(folder, settings)
     if is_main():
         say_what_was_lost(streams, f"the run is complete: {folder}")
+
+
+def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, list[str]]:
+    """Return the run, its settings, and a line for each of them that was chosen by what is trained.
+
+    Settings are chosen where no recipe is named and model or data are not those of the default recipe.
+    """
+    from adjoined.choices import choose
+
+    read = partial(parse, "train", purpose=PURPOSE, config=True)
+    defaults = _defaults(told)
+    run, settings = read([word for word in argv if word not in PRINT], Run, Settings, defaults=defaults)
+    usual = Settings()
+    if run.resume or run.recipe or (settings.model == usual.model and settings.data == usual.data):
+        return (*read(argv, Run, Settings, defaults=defaults), []) if "print_config" in told else (run, settings, [])
+    from adjoined.data import open_data
+
+    choices = choose(len(open_data(settings.data_settings()).train), pretrained=settings.pretrained)
+    run, settings = read(argv, Run, Settings, defaults={each.name: each.value for each in choices})
+    return run, settings, [each.line() for each in choices if getattr(settings, each.name) == each.value]
 
 
 def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:
@@ -136,8 +160,8 @@ def _new_folder(settings: Settings) -> Path:
     return Path("runs", "-".join([*parts, started]))
 
 
-def _announce(job: Job) -> None:
-    """Print what will be trained."""
+def _announce(chosen: Sequence[str], job: Job) -> None:
+    """Print what will be trained, and what was chosen for it."""
     from adjoined.report.console import show
     from adjoined.report.figures import Figures, result_table
     from adjoined.report.plan import layers, plan_table
@@ -149,6 +173,8 @@ def _announce(job: Job) -> None:
     base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(["base", *plans], costs, strict=True))
     title = f"{job.settings.model} on {job.images.info.name}, {job.images.info.image_size} px"
     show(job.images.in_words(), "")
+    if chosen:
+        show("\n".join(["Chosen by what is trained:", *(f"  {line}" for line in chosen)]), "")
     if plans:
         show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls))
     else:

@@ -1,0 +1,69 @@
+"""What is chosen for a training where neither a recipe nor a flag says it: by what is trained, and on how much."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+STEPS = 64
+"""Steps that an epoch should have, for batches of 8 to 128 images: few images need many steps to be learned from."""
+MANY = 20_000
+"""Training images from which on a small network of a quarter of the width has enough to learn from."""
+
+
+class Choice(NamedTuple):
+    """The value of one setting, and why."""
+
+    name: str
+    value: Any
+    why: str
+
+    def line(self) -> str:
+        """Return a line for the terminal, with the flag that changes it.
+
+        Example:
+            >>> Choice("batch_size", 16, "600 training images").line()
+            '--batch-size 16: 600 training images'
+        """
+        value = self.value if isinstance(self.value, str) else f"{self.value:g}"
+        return f"--{self.name.replace('_', '-')} {value}: {self.why}"
+
+
+def choose(images: int, *, pretrained: bool) -> list[Choice]:
+    """Return the settings to begin with, where the default recipe, made for handwritten digits, does not fit.
+
+    Args:
+        images: training images.
+        pretrained: whether the base starts from trained weights.
+
+    Example:
+        >>> {each.name: each.value for each in choose(600, pretrained=False)}["batch_size"]
+        8
+        >>> {each.name: each.value for each in choose(1000, pretrained=True)}["method"]
+        'transfer'
+    """
+    few = f"{images} training images"
+    start = "pretrained weights" if pretrained else "from random weights"
+    if pretrained:
+        own = [
+            Choice("method", "transfer", "the small network inherits from the pretrained base"),
+            Choice("epochs", 10, start),
+            Choice("batch_size", 32, start),
+            Choice("lr", 5e-4, f"adamw, {start}"),
+            Choice("augment", "light", start),
+        ]
+    else:
+        batch = min((2**power for power in range(3, 8)), key=lambda size: abs(images / size - STEPS))
+        own = [
+            Choice("method", "adjoint+", "the best for both networks in short comparisons"),
+            Choice("batch_size", batch, few),
+            Choice("lr", 3e-3, f"adamw, {start}, batches of {batch}"),
+            Choice("grad_clip", 1.0, start),
+            Choice("augment", "light" if images < MANY else "standard", few),
+        ]
+    return [
+        *own,
+        Choice("alpha", 4.0 if images >= MANY and not pretrained else 2.0, few),
+        Choice("optimizer", "adamw", "one rate fits more networks than with sgd"),
+        Choice("weight_decay", 0.05, "adamw"),
+        Choice("label_smoothing", 0.1, few),
+    ]

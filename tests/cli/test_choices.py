@@ -1,0 +1,64 @@
+"""What `adjoined train` chooses by itself for a model and photos that no recipe was made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adjoined.choices import choose
+from adjoined.cli import main
+from adjoined.recipes import RECIPES
+from adjoined.settings import Settings
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> str:
+    """Three classes of 20 photos each, told apart by their colour."""
+    draw = np.random.default_rng(0)
+    for number, name in enumerate("abc"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for photo in range(20):
+            pixels = draw.integers(0, 80, (40, 40, 3), dtype=np.uint8)
+            pixels[..., number] += 150
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{photo}.png")
+    return f"folder:{tmp_path}/photos"
+
+
+@pytest.mark.parametrize("images", [1, 600, 5_000, 1_000_000])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_every_choice_is_a_setting_that_fits_and_says_its_flag(images: int, pretrained: bool):
+    choices = choose(images, pretrained=pretrained)
+    settings = Settings(pretrained=pretrained, **{each.name: each.value for each in choices})
+    assert len({each.name for each in choices}) == len(choices)
+    assert settings.batch_size <= 128
+    for each in choices:
+        assert each.line().startswith(f"--{each.name.replace('_', '-')} ")
+
+
+def test_choices_are_shown_flags_win_and_one_epoch_is_not_refused(photos: str, tmp_path: Path, capsys):
+    line = ["train", "--model", "timm:resnet10t", "--data", photos, "--image-size", "32", "--epochs", "1"]
+    assert main([*line, "--alpha", "4", "--accelerator", "cpu", "--run", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "--optimizer adamw: " in shown
+    assert "--batch-size 8: 48 training images" in shown
+    assert "--alpha" not in shown
+    settings = Settings.from_yaml(tmp_path / "run" / "settings.yaml")
+    assert (settings.optimizer, settings.alpha, settings.method) == ("adamw", 4.0, "adjoint+")
+
+
+@pytest.mark.parametrize("extra", [[], ["--recipe", "cifar"]])
+def test_nothing_is_chosen_for_a_recipe(extra: list[str], capsys):
+    assert main(["train", *extra, "--print-config"]) == 0
+    assert "optimizer: sgd" in capsys.readouterr().out
+
+
+def test_pretrained_runs_are_told_to_inherit(photos: str, capsys):
+    line = ["train", "--model", "timm:resnet10t", "--pretrained", "--data", photos, "--lr", "0.5", "--print-config"]
+    assert main(line) == 0
+    printed = capsys.readouterr().out
+    assert "method: transfer" in printed
+    assert "lr: 0.5" in printed
+    assert RECIPES["finetune"]().method == "transfer"
