@@ -67,9 +67,9 @@ def _fill(record: dict[str, Any], found: dict[str, Any], subject: Subject, alpha
     found["left"] = round(small_cost.parameters / cost.parameters, 4)
     found["macs_left"] = round(small_cost.macs / cost.macs, 4) if cost.macs else None
     found["wide"] = [
-        {"group": g.name, "width": g.width, "kind": g.reason.kind.value, "reason": g.reason.text}
+        {"group": g.name, "width": g.width, "kind": g.why.kind.value, "reason": g.why.text}
         for g in plan.groups
-        if g.reason is not None and g.reason.kind is not Kind.OUTPUT
+        if g.why is not None and g.why.kind is not Kind.OUTPUT
     ]
     found["unaligned"] = list(plan.unaligned)
 

@@ -116,7 +116,7 @@ def check_random(seed: int) -> SlicePlan:
 def test_sliced_equals_masked_for_random_networks(tens: int):
     for seed in range(10 * tens, 10 * tens + 10):
         plan = check_random(seed)
-        kinds = {group.reason.kind for group in plan.groups if group.reason}
+        kinds = {group.why.kind for group in plan.groups if group.why}
         assert kinds <= {Kind.OUTPUT, Kind.TOO_FEW, Kind.TIED}, seed
 
 

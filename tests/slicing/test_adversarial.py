@@ -27,8 +27,8 @@ def test_narrow_and_right_or_wide_for_a_reason(cls: type[nn.Module]):
     model, example = build(cls)
     plan = make_plan(model, example, alpha=4, round_to=1)
     share, reason = WIDE.get(cls, (SHARE, ""))
-    wide = [group for group in plan.groups if group.reason not in (None, OUTPUT)]
-    assert all(reason and re.search(reason, str(group.reason)) for group in wide[:1]), wide
+    wide = [group for group in plan.groups if group.why not in (None, OUTPUT)]
+    assert all(reason and re.search(reason, group.reason) for group in wide[:1]), wide
     assert bool(wide) == (cls in WIDE), wide
     assert bool(plan.unaligned) == (cls in UNALIGNED)
     small = plan.apply(model)

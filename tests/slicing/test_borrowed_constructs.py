@@ -74,7 +74,7 @@ class OfFused(nn.Module):
 
 
 def wide(plan: SlicePlan) -> list[str]:
-    return [group.name for group in plan.groups if group.reason and group.reason.kind is not Kind.OUTPUT]
+    return [group.name for group in plan.groups if group.why and group.why.kind is not Kind.OUTPUT]
 
 
 def test_numbers_that_a_class_derived_from_a_layer_keeps_are_corrected():

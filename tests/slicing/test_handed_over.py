@@ -170,7 +170,7 @@ def test_a_layer_that_takes_no_narrower_tensors_stays_wide_with_a_reason(kind: s
     assert net.plan.small_shape("3.weight")[0] == 32
     wide = [group for group in net.plan.groups if "1" in group.modules and group.reason]
     assert wide
-    assert all(group.reason and group.reason.remedy for group in wide)
+    assert all(group.why and group.why.remedy for group in wide)
     with torch.no_grad():
         assert torch.equal(net(X)[1], net.extract()(X))
 

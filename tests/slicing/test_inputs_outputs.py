@@ -257,7 +257,7 @@ def test_a_forward_that_writes_into_its_input_list_leaves_that_of_the_caller_alo
     assert torch.equal(p, expected)
     assert torch.equal(q, net.small(given))
     assert torch.allclose(q, net.extract()([X, OTHER]), atol=1e-6)
-    assert [str(g.reason) for g in net.plan.groups if g.kept == g.width] == ["model output"]
+    assert [g.reason for g in net.plan.groups if g.kept == g.width] == ["model output"]
     assert cost.macs == measure_cost(model, ([X, OTHER],)).macs
     changed = [X, OTHER]
     model(changed)  # the model itself does write: without copies the second network would start from these

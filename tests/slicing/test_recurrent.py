@@ -36,7 +36,7 @@ EACH: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 def narrow_and_right(model: nn.Module, x: Tensor, share: float) -> SlicePlan:
     plan = make_plan(model, x, alpha=2, round_to=1)
-    assert {group.reason and group.reason.kind for group in plan.groups} == {None, Kind.OUTPUT}
+    assert {group.why and group.why.kind for group in plan.groups} == {None, Kind.OUTPUT}
     assert parameters(plan.apply(model)) < share * parameters(model)
     checked = check_plan(model, x, plan)
     assert checked.how == "masked base"

@@ -46,7 +46,7 @@ def check(name: str, model: nn.Module, size: int) -> None:
         assert (group.kept == group.width) == bool(group.reason), group
         assert group.modules
         assert all(model.get_submodule(each) is not None for each in group.modules), group
-        assert group.reason is None or group.reason.kind is Kind.OUTPUT or name in LEFT_MORE, group
+        assert group.why is None or group.why.kind is Kind.OUTPUT or name in LEFT_MORE, group
 
 
 @pytest.mark.parametrize("name", FAST)

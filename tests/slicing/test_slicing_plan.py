@@ -35,7 +35,7 @@ def chain(*widths: int) -> nn.Sequential:
 
 
 def kept(plan: SlicePlan) -> list[int]:
-    return [group.kept for group in plan.groups if str(group.reason) != "model output"]
+    return [group.kept for group in plan.groups if group.reason != "model output"]
 
 
 # ---- widths --------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_kept_modules_stay_as_they_are(keep: Any):
     for tensor in plan.tensors:
         assert not any(tensor.startswith(f"{name}.") for name in matched)
     assert plan.tensors  # the others narrow
-    reasons = {str(group.reason or "") for group in plan.groups}
+    reasons = {group.reason for group in plan.groups}
     assert f"kept by keep={patterns[0]!r}" in reasons
     assert reasons <= {"", "model output"} | {f"kept by keep={pattern!r}" for pattern in patterns}
 
@@ -164,6 +164,13 @@ def test_file_is_plain_readable_json(tmp_path: Path):
     assert {"name", "modules", "width", "kept", "reason"} == set(data["groups"][0])
 
 
+def test_reason_of_a_group_is_text_beside_the_typed_one():
+    plan = plan_of(residual(), keep=["stem"])
+    assert {group.why is None for group in plan.groups} == {True, False}
+    for group in (*plan.groups, *SlicePlan.from_json(plan.to_json()).groups):
+        assert group.reason == str(group.why or "")
+
+
 def test_plan_of_format_1_whose_reasons_are_plain_strings_is_read():
     plan = plan_of(residual(), keep=["stem"])
     data = plan.to_json()
@@ -172,8 +179,8 @@ def test_plan_of_format_1_whose_reasons_are_plain_strings_is_read():
         "groups": [g | {"reason": (g["reason"] or {"text": ""})["text"]} for g in data["groups"]],
     }
     loaded = SlicePlan.from_json(json.loads(json.dumps(old)))
-    assert [str(group.reason) for group in loaded.groups] == [str(group.reason) for group in plan.groups]
-    assert {group.reason.kind for group in loaded.groups if group.reason} == {Kind.OTHER}
+    assert [group.reason for group in loaded.groups] == [group.reason for group in plan.groups]
+    assert {group.why.kind for group in loaded.groups if group.why} == {Kind.OTHER}
     assert (loaded.tensors, str(loaded)) == (plan.tensors, str(plan))
 
 

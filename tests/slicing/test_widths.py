@@ -130,7 +130,7 @@ def test_they_are_recorded():
     again = SlicePlan.from_json(plan.to_json())
     assert again == plan
     assert again.widths == {"0": "1/2", "2": "48 channels"}
-    reasons = {group.name: str(group.reason) for group in plan.groups}
+    reasons = {group.name: group.reason for group in plan.groups}
     assert reasons["2"] == "widths='2' asks for all of its channels"
 
 

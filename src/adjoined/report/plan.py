@@ -186,8 +186,8 @@ def _arrow(widths: tuple[int, ...]) -> str:
 def _why_full(plan: SlicePlan) -> tuple[str, ...]:
     by_reason: dict[Reason, list[str]] = {}
     for group in plan.groups:
-        if group.reason is not None and group.width > 1:
-            by_reason.setdefault(group.reason, []).append(f"{group.name} ({group.width})")
+        if group.why is not None and group.width > 1:
+            by_reason.setdefault(group.why, []).append(f"{group.name} ({group.width})")
     return tuple(
         f"At full width, {reason}: {_some(names)}. {reason.remedy}".rstrip() for reason, names in by_reason.items()
     )

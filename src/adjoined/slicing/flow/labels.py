@@ -44,7 +44,7 @@ class OutOfStep(Exception):
         self.labels = tuple({label for label in labels if label})
 
     @property
-    def reason(self) -> Reason:
+    def why(self) -> Reason:
         """Why the channels concerned stay at full width, if nothing helps."""
         return Reason(self.kind, str(self))
 

@@ -67,8 +67,8 @@ class _Ordering:
             if all(depth == {len(plans)} for depth in found):
                 continue  # at full width in every network
             scores = importance.of(group, traced.labels, grouping.roots)
-            if group.reason is not None:
-                self._leave([number], group.reason.text)
+            if group.why is not None:
+                self._leave([number], group.why.text)
             elif any(len(depth) > 1 for depth in found):
                 self._leave([number], "the small network keeps its channels in part")
             elif not scores:

@@ -37,19 +37,29 @@ class ChannelGroup:
     """Channels of the base network."""
     kept: int
     """Channels of the small network: the first ones."""
-    reason: Reason | None = None
-    """Why the group stays at full width; None where it is narrowed."""
+    why: Reason | None = None
+    """Why the group stays at full width, with the kind that code may decide by; None where it is narrowed."""
+
+    @property
+    def reason(self) -> str:
+        """Why the group stays at full width, as text; "" where it is narrowed."""
+        return "" if self.why is None else self.why.text
 
     def to_json(self) -> dict[str, Any]:
         """Return the group as plain data for JSON."""
-        reason = None if self.reason is None else self.reason.to_json()
-        return asdict(self) | {"modules": list(self.modules), "reason": reason}
+        return {
+            "name": self.name,
+            "modules": list(self.modules),
+            "width": self.width,
+            "kept": self.kept,
+            "reason": None if self.why is None else self.why.to_json(),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ChannelGroup:
         """Read what `to_json` returned, once `check_data` has seen it."""
-        modules, reason = tuple(data["modules"]), Reason.from_json(data.get("reason"))
-        return cls(data["name"], modules, data["width"], data["kept"], reason)
+        why = Reason.from_json(data.get("reason"))
+        return cls(data["name"], tuple(data["modules"]), data["width"], data["kept"], why)
 
 
 @dataclass(frozen=True)
@@ -255,13 +265,13 @@ class SlicePlan:
     def __str__(self) -> str:
         """The groups as a table in plain text, and what can be done about those at full width."""
         rows = [("channel group", "layers", "base", "small", "")]
-        rows += [(g.name, str(len(g.modules)), str(g.width), str(g.kept), str(g.reason or "")) for g in self.groups]
+        rows += [(g.name, str(len(g.modules)), str(g.width), str(g.kept), g.reason) for g in self.groups]
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
             f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in rows
         ]
         head = f"slice plan: alpha {self.alpha:g}, widths in multiples of {self.round_to}"
-        reasons = dict.fromkeys(group.reason for group in self.groups if group.reason is not None)
+        reasons = dict.fromkeys(group.why for group in self.groups if group.why is not None)
         notes = [f"{reason}: {reason.remedy}" for reason in reasons if reason.remedy]
         notes += [f"not reordered, {reason}: {name}" for name, reason in self.unordered.items()]
         for part, of in self.unreached.items():

@@ -37,11 +37,11 @@ class Failure:
     @property
     def message(self) -> str:
         """What went wrong, and where."""
-        return self.reason.text
+        return self.why.text
 
     @property
-    def reason(self) -> Reason:
+    def why(self) -> Reason:
         """Why the channels concerned stay at full width, if nothing helps."""
         if isinstance(self.error, OutOfStep):
-            return self.error.reason
+            return self.error.why
         return Reason(Kind.DOES_NOT_RUN, f"{type(self.error).__name__}: {self.error} in '{self.module}'")

@@ -27,7 +27,7 @@ class RequiredWidth(NamedTuple):
 
     roots: int
     """How many of its roots are kept."""
-    reason: Reason
+    why: Reason
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Group:
     Attributes:
         roots: one root label for every channel (or bundle of channels that go together), in order.
         places: (tensor name, dimension) -> how many of its indices belong to one root.
-        reason: why it has to stay at full width; None if it may be narrowed.
+        why: the reason why it has to stay at full width; None if it may be narrowed.
         kept: how many of the roots the small network has.
         required: the width that the model's code requires of it, if it does.
         step: the number of channels kept is a multiple of this, as code divides it by that.
@@ -48,7 +48,7 @@ class Group:
 
     roots: array[int]
     places: dict[tuple[str, int], int]
-    reason: Reason | None = None
+    why: Reason | None = None
     kept: int = 0
     required: RequiredWidth | None = None
     step: int = 1
@@ -99,22 +99,22 @@ class Grouping:
                 in_tensors = {place: count for place, count in places.items() if place[0] in real}
                 alike[signature] = Group(array("q"), in_tensors or dict(places))
                 if sum(places.values()) == 1 and in_tensors:
-                    alike[signature].reason = NOT_CHANNELS
+                    alike[signature].why = NOT_CHANNELS
             group = alike[signature]
             group.roots.append(root)
             self._of_root[root] = group
-            group.reason = group.reason or reason_of(root)
+            group.why = group.why or reason_of(root)
         self.groups = list(alike.values())
         self._couple(trace)
-        self._pinned = [group.reason for group in self.groups]
+        self._pinned = [group.why for group in self.groups]
         for site, labels in trace.findings.whole_heads.items():  # a table may have one place only for each head
             for group in {id(g): g for g in map(self.of, labels)}.values():
                 group.unit = math.gcd(group.unit, trace.findings.head_width[site])
 
     def reset(self) -> None:
         """Forget what was decided about the groups for one small network: widths, and what repairs have pinned."""
-        for group, reason in zip(self.groups, self._pinned, strict=True):
-            group.reason, group.kept, group.required, group.requested = reason, 0, None, ()
+        for group, why in zip(self.groups, self._pinned, strict=True):
+            group.why, group.kept, group.required, group.requested = why, 0, None, ()
 
     def _couple(self, trace: Trace) -> None:
         """Let code divide as it did: what it folds into rows (heads) keeps as many channels in each row.

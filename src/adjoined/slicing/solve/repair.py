@@ -117,10 +117,10 @@ class Repairs:
             folds = {fold for group in groups.values() for fold in group.folds}
             sizes = {len(group.roots) for group in groups.values()}
             groups |= {id(g): g for g in self.grouping.groups if g.folds & folds and len(g.roots) in sizes}
-        if not groups or rest or any(g.reason or not 0 < channels <= len(g.roots) for g in groups.values()):
+        if not groups or rest or any(g.why or not 0 < channels <= len(g.roots) for g in groups.values()):
             return False
         for group in groups.values():
-            group.required = RequiredWidth(channels, error.reason)
+            group.required = RequiredWidth(channels, error.why)
         return True
 
     def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
@@ -137,9 +137,9 @@ class Repairs:
                     continue
                 for group in {id(g): g for g in map(self.grouping.of, labels)}.values():
                     more = missing // group.bundle
-                    if id(group) not in tried and not group.reason and 0 < more <= len(group.roots) - group.kept:
+                    if id(group) not in tried and not group.why and 0 < more <= len(group.roots) - group.kept:
                         tried.add(id(group))
-                        group.required = RequiredWidth(group.kept + more, error.reason)
+                        group.required = RequiredWidth(group.kept + more, error.why)
                         yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
@@ -148,9 +148,9 @@ class Repairs:
         if len(groups) != 1:
             return False
         (group,) = groups.values()
-        if group.reason or not group.kept * group.bundle < error.arriving <= group.width:
+        if group.why or not group.kept * group.bundle < error.arriving <= group.width:
             return False
-        group.required = RequiredWidth(-(-error.arriving // group.bundle), error.reason)
+        group.required = RequiredWidth(-(-error.arriving // group.bundle), error.why)
         return True
 
     # ---- what is left: channel identity, full width ------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Repairs:
         cuts = {piece[0] for piece in pieces} - self.trace.unaligned
         if cuts and self.may_unalign:
             raise Unaligned(self._and_alike(cuts))
-        if not self._widen(failure.labels, failure.module, failure.reason):
+        if not self._widen(failure.labels, failure.module, failure.why):
             raise OutOfStep(failure.message)
         self.log.append(f"kept wide after: {failure.message}")
 
@@ -176,11 +176,11 @@ class Repairs:
     def _widen(self, labels: tuple[int, ...], module: str, reason: Reason) -> bool:
         """Keep the groups concerned at full width; if there are none, those of the module, its parents, the model."""
         self._widened[module] += 1
-        groups = {id(g): g for g in map(self.grouping.of, labels) if not g.reason}
+        groups = {id(g): g for g in map(self.grouping.of, labels) if not g.why}
         for level, name in enumerate(and_parents(module)):
             if groups and self._widened[module] <= PATIENCE * (level + 1):
                 break
-            groups |= {id(g): g for g in self.grouping.inside(name) if not g.reason}
+            groups |= {id(g): g for g in self.grouping.inside(name) if not g.why}
         for group in groups.values():
-            group.reason = reason
+            group.why = reason
         return bool(groups)

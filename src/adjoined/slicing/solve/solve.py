@@ -70,7 +70,7 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
             unaligned |= found.cuts
         except OutOfStep as error:
             if not unaligned:
-                return _at_full_width(traced, grouping, request, alpha, error.reason)
+                return _at_full_width(traced, grouping, request, alpha, error.why)
             unaligned, may_unalign = frozenset(), False
 
 
@@ -82,7 +82,7 @@ def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: f
     """
     grouping.reset()
     for group in grouping.groups:
-        group.reason = group.reason or Reason(why.kind, f"no narrower network runs: {why}")
+        group.why = group.why or Reason(why.kind, f"no narrower network runs: {why}")
     try:
         return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request, alpha)
     except OutOfStep as error:
@@ -229,7 +229,7 @@ def _why_not_narrowed(group: Group) -> Reason | None:
     if group.kept < len(group.roots):
         return None
     if group.required is not None:
-        return group.required.reason
+        return group.required.why
     if group.requested and group.requested[0].alpha == 1:
         return Reason(Kind.REQUESTED, f"widths={group.requested[0].pattern!r} asks for all of its channels")
     if len(group.roots) == 1:
@@ -238,15 +238,16 @@ def _why_not_narrowed(group: Group) -> Reason | None:
 
 
 def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
-    """Return the groups in the words of the plan; pieces of one layer that behave alike are added up."""
-    rows: dict[object, ChannelGroup] = {}
+    """Return the groups as the plan lists them; pieces of one layer that behave alike are added up."""
+    found: dict[object, ChannelGroup] = {}
     for group in groups:
-        if group.reason is not None and group.reason.kind in (Kind.NOT_CHANNELS, Kind.INSIDE_GROUPS):
-            continue  # nobody's choice: kernel positions, and the few channels that each group of a convolution reads
+        if group.why is not None and group.why.kind in (Kind.NOT_CHANNELS, Kind.INSIDE_GROUPS):
+            continue  # these cannot be chosen: kernel positions, and the channels inside a convolution's groups
         modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.places))
-        reason = group.reason or _why_not_narrowed(group)
-        row = ChannelGroup(group.name, modules, group.width, group.kept * group.bundle, reason)
-        key = (tuple(sorted(group.places)), group.reason)
-        known = rows.get(key)
-        rows[key] = replace(row, width=known.width + row.width, kept=known.kept + row.kept) if known else row
-    return tuple(rows.values())
+        why = group.why or _why_not_narrowed(group)
+        described = ChannelGroup(group.name, modules, group.width, group.kept * group.bundle, why)
+        key = (tuple(sorted(group.places)), group.why)
+        if (known := found.get(key)) is not None:
+            described = replace(described, width=known.width + described.width, kept=known.kept + described.kept)
+        found[key] = described
+    return tuple(found.values())

@@ -52,8 +52,8 @@ def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
     for group in groups:
         for tensor, _ in group.places:
             owner = next((m for m in _ancestors(tensor) if m in modules), None)
-            if owner is not None and group.reason is None:
-                group.reason = Reason(Kind.KEPT, f"kept by keep={modules[owner]!r}")
+            if owner is not None and group.why is None:
+                group.why = Reason(Kind.KEPT, f"kept by keep={modules[owner]!r}")
 
 
 def hand_out(groups: Sequence[Group], requested: Mapping[tuple[str, int], RequestedWidth]) -> None:
@@ -65,7 +65,7 @@ def hand_out(groups: Sequence[Group], requested: Mapping[tuple[str, int], Reques
     for group in groups:
         group.requested = tuple(requested[place] for place in group.places if place in requested)
         for other in group.requested[1:]:
-            if group.reason is None:
+            if group.why is None:
                 check_agree(group.requested[0], other, group.name)
 
 
@@ -73,8 +73,8 @@ def check_answered(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
     """Raise AdjoinedError if a pattern has no effect: all groups that it names stay at full width for a reason."""
     for pattern, text in widths.items():
         named = [group for group in groups if any(width.pattern == pattern for width in group.requested)]
-        if all(group.reason or len(group.roots) == 1 for group in named):
-            why = next((f"'{group.name}': {group.reason}" for group in named if group.reason), "")
+        if all(group.why or len(group.roots) == 1 for group in named):
+            why = next((f"'{group.name}': {group.why}" for group in named if group.why), "")
             raise AdjoinedError(
                 "the width cannot be given: all these channels stay at full width",
                 where=f"widths[{pattern!r}]",
@@ -86,7 +86,7 @@ def check_answered(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
 
 def widest_choice(groups: Sequence[Group]) -> Group | None:
     """Return the widest of the groups that alpha narrows, or would if the user did not keep them; None without any."""
-    choices = (g for g in groups if (g.reason.kind is Kind.KEPT if g.reason else not g.requested))
+    choices = (g for g in groups if (g.why.kind is Kind.KEPT if g.why else not g.requested))
     return max(choices, key=lambda g: g.width, default=None)
 
 
@@ -108,7 +108,7 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
     for group in groups:
         count = len(group.roots)
         own = group.requested[0].alpha if group.requested else alpha
-        if group.reason is not None:
+        if group.why is not None:
             group.kept = count
         elif group.required is not None:
             group.kept = group.required.roots
