@@ -195,11 +195,11 @@ def prune(model: nn.Module, example: Tensor, photos: Photos, settings: Settings,
             mine.grad = theirs.grad if mine.shape == theirs.shape else theirs.grad[asked]
 
     def with_gradients(module: Any) -> Any:
-        twin = copy.deepcopy(module)
+        copied = copy.deepcopy(module)
         if isinstance(module, nn.Module):
-            for mine, theirs in zip(twin.parameters(), module.parameters(), strict=True):
+            for mine, theirs in zip(copied.parameters(), module.parameters(), strict=True):
                 mine.grad = theirs.grad
-        return twin
+        return copied
 
     importance = GroupTaylorImportance() if kind == "taylor" else GroupMagnitudeImportance(p=2)
     own, channels.copy = channels.copy, types.SimpleNamespace(deepcopy=with_gradients)  # pyright: ignore

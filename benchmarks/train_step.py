@@ -29,10 +29,10 @@ from adjoined.models import build, resolve
 from adjoined.slicing import measure_cost
 
 
-def masked_twin(model: nn.Module, plan: adjoined.SlicePlan) -> nn.Module:
+def masked_base(model: nn.Module, plan: adjoined.SlicePlan) -> nn.Module:
     """Return the paper's small network: full width, weights times a mask, channels zeroed after each norm."""
-    twin = copy.deepcopy(model)
-    for name, module in twin.named_modules():
+    full = copy.deepcopy(model)
+    for name, module in full.named_modules():
         weight = module._parameters.get("weight")
         if weight is None:
             continue
@@ -47,7 +47,7 @@ def masked_twin(model: nn.Module, plan: adjoined.SlicePlan) -> nn.Module:
             module.register_forward_pre_hook(partial(_bind_masked, model.get_submodule(name), mask))
         elif isinstance(module, nn.BatchNorm2d):
             module.register_forward_hook(partial(_zero_channels, mask.view(1, -1, 1, 1)))
-    return twin
+    return full
 
 
 def _bind_masked(shared: nn.Module, mask: Tensor, module: nn.Module, _inputs: Any) -> None:
@@ -62,7 +62,7 @@ def variants(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> dict[str, 
     """Return one training step of every variant, without the optimizer, which is alike in all of them."""
     net = adjoined.adjoin(model, x[:1], alpha=alpha)
     small = net.extract()
-    masked = masked_twin(model, net.plan)
+    masked = masked_base(model, net.plan)
     for module in (net, small, masked):
         module.train()
 

@@ -54,7 +54,7 @@ _CSS = """
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemoNetwork:
     """One network on the page."""
 
     name: str
@@ -68,14 +68,14 @@ class Shown:
 class Answer:
     """What one network says to one image."""
 
-    network: Shown
+    network: DemoNetwork
     guesses: dict[str, float]
     """Class -> probability in [0, 1], the likeliest first."""
     milliseconds: float
     """Median time of a call."""
 
 
-def look(networks: Sequence[Shown], info: DataInfo, image: PIL.Image.Image) -> list[Answer]:
+def look(networks: Sequence[DemoNetwork], info: DataInfo, image: PIL.Image.Image) -> list[Answer]:
     """Classify an image with every network, in turns.
 
     Args:
@@ -102,7 +102,7 @@ def look(networks: Sequence[Shown], info: DataInfo, image: PIL.Image.Image) -> l
     return answers
 
 
-def page(networks: Sequence[Shown], info: DataInfo, title: str) -> FastAPI:
+def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str) -> FastAPI:
     """Return the page as a web application.
 
     Args:

@@ -64,7 +64,7 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
     try:
         with _Record(base.eval(), plan) as recorded:
             inputs.run(base)
-        with _Fit(small.eval(), recorded.wanted) as fitted:
+        with _Fit(small.eval(), recorded.targets) as fitted:
             inputs.run(small)
     finally:
         for hook in hooks:
@@ -74,13 +74,13 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
     return fitted.count
 
 
-class _Wanted(NamedTuple):
-    """What a layer of the small network is to give."""
+class _Target(NamedTuple):
+    """The outputs that a layer of the small network is fitted to."""
 
     values: Tensor
     """(rows, outputs kept)."""
-    places: Tensor | None
-    """Where in each image they stand, (N, positions) of the flattened outputs; None for linear layers."""
+    positions: Tensor | None
+    """Their positions in each image, (N, positions) of the flattened outputs; None for linear layers."""
 
 
 class _Layers(TorchFunctionMode):
@@ -108,36 +108,36 @@ class _Record(_Layers):
         super().__init__(network)
         self._plan = plan
         self._generator = torch.Generator().manual_seed(0)
-        self.wanted: dict[str, _Wanted] = {}
+        self.targets: dict[str, _Target] = {}
 
     def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
         out = run()
-        if name not in self.wanted:
-            kept, places = self._plan.indices(name)[0], None
+        if name not in self.targets:
+            kept, positions = self._plan.indices(name)[0], None
             channels = 1 if call.convolution else out.ndim - 1
             values = _kept(out, kept, channels)
             if call.convolution:
                 count = out.shape[2] * out.shape[3]
                 chosen = [torch.randperm(count, generator=self._generator)[:POSITIONS] for _ in range(len(out))]
-                places = torch.stack(chosen).to(out.device)
-                values = _at(values.flatten(2), places)
-            self.wanted[name] = _Wanted(values.reshape(-1, values.shape[-1]), places)
+                positions = torch.stack(chosen).to(out.device)
+                values = _at(values.flatten(2), positions)
+            self.targets[name] = _Target(values.reshape(-1, values.shape[-1]), positions)
         return out
 
 
 class _Fit(_Layers):
     """Fit every layer of the small network before it runs."""
 
-    def __init__(self, network: nn.Module, wanted: dict[str, _Wanted]) -> None:
+    def __init__(self, network: nn.Module, targets: dict[str, _Target]) -> None:
         super().__init__(network)
-        self._wanted = wanted
+        self._targets = targets
         self.count = 0
 
     def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
-        wanted = self._wanted.pop(name, None)
-        if wanted is not None and wanted.values.shape[1] == len(call.weight):
-            rows = _patches(call, wanted.places) if wanted.places is not None else call.input
-            _solve(rows.reshape(-1, rows.shape[-1]), wanted.values, call)
+        target = self._targets.pop(name, None)
+        if target is not None and target.values.shape[1] == len(call.weight):
+            rows = _patches(call, target.positions) if target.positions is not None else call.input
+            _solve(rows.reshape(-1, rows.shape[-1]), target.values, call)
             self.count += 1
         return run()
 
@@ -172,13 +172,13 @@ def _kept(tensor: Tensor, kept: Index | None, dim: int) -> Tensor:
     return tensor if kept is None else tensor.index_select(dim, kept.tensor(tensor.device))
 
 
-def _at(values: Tensor, places: Tensor) -> Tensor:
-    """Return values (N, C, positions) at places (N, k), as (N, k, C)."""
-    return values.gather(2, places[:, None].expand(-1, values.shape[1], -1)).transpose(1, 2)
+def _at(values: Tensor, positions: Tensor) -> Tensor:
+    """Return values (N, C, positions) at positions (N, k), as (N, k, C)."""
+    return values.gather(2, positions[:, None].expand(-1, values.shape[1], -1)).transpose(1, 2)
 
 
-def _patches(call: _Call, places: Tensor) -> Tensor:
-    """Return what a convolution reads for its outputs at some places: (N, k, C · kernel height · kernel width)."""
+def _patches(call: _Call, positions: Tensor) -> Tensor:
+    """Return what a convolution reads for its outputs at some positions: (N, k, C · kernel height · kernel width)."""
     (height, width), stride, dilation = call.weight.shape[2:], _pair(call.stride), _pair(call.dilation)
     spare = [d * (k - 1) for d, k in zip(dilation, (height, width), strict=True)]
     if call.padding == "same":
@@ -187,7 +187,7 @@ def _patches(call: _Call, places: Tensor) -> Tensor:
         pads = [(each, each) for each in ((0, 0) if call.padding == "valid" else _pair(call.padding))]
     x = F.pad(call.input, (*pads[1], *pads[0]))
     columns = (x.shape[3] - spare[1] - 1) // stride[1] + 1
-    rows, cols = places // columns * stride[0], places % columns * stride[1]
+    rows, cols = positions // columns * stride[0], positions % columns * stride[1]
     offsets = [(i * dilation[0], j * dilation[1]) for i in range(height) for j in range(width)]
     flat = x.flatten(2)
     read = [_at(flat, (rows + i) * x.shape[3] + cols + j) for i, j in offsets]

@@ -210,11 +210,11 @@ class AdjoinedNetwork(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdjoinedNetwork:
         """Return a copy; activations that a forward has kept in attributes are copied without their history."""
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
         with WithoutHistory():
-            twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return twin
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def extra_repr(self) -> str:
         """Show the factors of the small networks, and private weights that are frozen while the base's are trained."""
@@ -245,7 +245,7 @@ def adjoin(
     private_head: bool = False,
     private: Iterable[str] = (),
 ) -> AdjoinedNetwork:
-    """Join a model with a small twin (or a family of them) on shared weights.
+    """Join a model with a small network (or a family of them) on shared weights.
 
     Args:
         model: the base network: any module with convolutions. It is used, not copied; out of `nn.DataParallel`,

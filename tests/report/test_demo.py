@@ -47,8 +47,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shown(run: Path) -> list[demo.Shown]:
-    return [demo.Shown(each.label, each.module, each.result.parameters, 1) for each in open_run(run).networks]
+def shown(run: Path) -> list[demo.DemoNetwork]:
+    return [demo.DemoNetwork(each.label, each.module, each.result.parameters, 1) for each in open_run(run).networks]
 
 
 # ---- without the page ------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_milliseconds_are_those_of_the_function_that_measures_candidates():
 
 
 def test_milliseconds_without_a_runtime():
-    with pytest.raises(AdjoinedError, match="nothing measures them"):
+    with pytest.raises(AdjoinedError, match="needs a function that measures them"):
         make_plan(chain(), X, budget="3 ms")
 
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     demo.require()
     run = open_run(options.run, options.model)
     networks = [
-        demo.Shown(each.label, each.module, each.result.parameters, each.result.path.stat().st_size)
+        demo.DemoNetwork(each.label, each.module, each.result.parameters, each.result.path.stat().st_size)
         for each in run.networks
     ]
     app = demo.page(networks, run.info, run.folder.resolve().name)

@@ -32,11 +32,11 @@ class WeightPruning(FineTuned):
 
     def prune(self, trained: nn.Module, example: Tensor) -> Built:
         """Return the trained network with its small weights held at zero."""
-        return self.built(Masked(trained, smallest(trained, share_of_zeros(self.settings, trained, example))))
+        return self.built(PrunedNetwork(trained, smallest(trained, share_of_zeros(self.settings, trained, example))))
 
     def finish(self, built: Built) -> dict[str, Finished]:
         """Return the network with its zeros in place."""
-        assert isinstance(built.network, Masked)
+        assert isinstance(built.network, PrunedNetwork)
         return {self.name: Finished(built.network.plain(), sparse=True)}
 
 
@@ -65,11 +65,11 @@ class LotteryTicket(Alone):
         settings = self.settings
         kept = 1 - share_of_zeros(settings, model, example)
         share = 1 - kept ** (self.round / settings.lottery_rounds)
-        return self.built(Masked(model, smallest(earlier[self.before()[-1].name], share)))
+        return self.built(PrunedNetwork(model, smallest(earlier[self.before()[-1].name], share)))
 
     def finish(self, built: Built) -> dict[str, Finished]:
         """Return the network with its zeros in place."""
-        assert isinstance(built.network, Masked)
+        assert isinstance(built.network, PrunedNetwork)
         return {self.name: Finished(built.network.plain(), sparse=True)}
 
     @property
@@ -112,7 +112,7 @@ def smallest(trained: nn.Module, share: float) -> dict[str, Tensor]:
     }
 
 
-class Masked(nn.Module):
+class PrunedNetwork(nn.Module):
     """A network whose weights are multiplied by masks in every call: no gradient reaches what is zero.
 
     Args:

@@ -27,7 +27,7 @@ from adjoined.training.finite import NotFinite
 from adjoined.training.history import History
 from adjoined.training.job import Job, model_recipe
 from adjoined.training.measuring import measure_finished
-from adjoined.training.stages import Earlier
+from adjoined.training.stages import StageResults
 
 NUMBERS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Precision -> the number format of the weights, where it is not float32."""
@@ -43,7 +43,7 @@ class Ending:
         earlier: what the stages before left; those of their networks that the run delivers are copied.
     """
 
-    def __init__(self, run: RunFolder, job: Job, earlier: Earlier) -> None:
+    def __init__(self, run: RunFolder, job: Job, earlier: StageResults) -> None:
         self.run, self.job, self.earlier = run, job, earlier
         # A copy from before the training: a forward pass may leave tensors in a model that can no longer be copied.
         network = copy.deepcopy(job.built.network).to("cpu", NUMBERS.get(job.settings.precision))

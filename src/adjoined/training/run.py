@@ -28,7 +28,7 @@ from adjoined.training.loaders import RunData
 from adjoined.training.module import TrainingModule
 from adjoined.training.output import unstoppable
 from adjoined.training.processes import end_with_parent, is_main
-from adjoined.training.stages import Earlier, check_stages, run_stages
+from adjoined.training.stages import StageResults, check_stages, run_stages
 from adjoined.training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run_training(
         files = WholeCheckpointIO()
         trainer = _trainer(settings, run, _callbacks(settings, run, history, console), files)
         whole = part_of or run
-        earlier = Earlier()
+        earlier = StageResults()
         known_data = run.known_data()
         skipped = known_data.skipped if known_data else None
         if known_data:

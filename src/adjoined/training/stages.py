@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Earlier:
-    """What the stages before a training left."""
+class StageResults:
+    """The results of the stages before a training."""
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Name of the stage -> the network that it hands on."""
@@ -46,7 +46,7 @@ def run_stages(
     train: Callable[[Settings, Path], RunResult],
     known: Iterable[Path],
     console: Console,
-) -> Earlier:
+) -> StageResults:
     """Finish every stage that comes before these settings' own training, and return what they left.
 
     Args:
@@ -60,7 +60,7 @@ def run_stages(
     Raises:
         AdjoinedError: a run that is given as a stage is not finished, or its images differ from this run's.
     """
-    earlier = Earlier()
+    earlier = StageResults()
     stages = METHODS[settings.method](settings).before()
     for number, stage in enumerate(stages, start=1):
         run = RunFolder(folder / stage.name)
@@ -149,7 +149,7 @@ def _copy(source: Path, target: Path) -> None:
         of.copy_networks(RunFolder(part), [network.name for network in result.networks])
 
 
-def _take_in(earlier: Earlier, stage: Stage, run: RunFolder, settings: Settings) -> None:
+def _take_in(earlier: StageResults, stage: Stage, run: RunFolder, settings: Settings) -> None:
     result = run.read_result()
     assert result is not None
     code = settings.model if models.is_code(settings.model) else None  # the user named it in this command

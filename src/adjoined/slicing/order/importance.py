@@ -1,4 +1,4 @@
-"""How much every channel of a group matters, by its weights, or by how the loss depends on them."""
+"""The importance of every channel of a group, by its weights or by how the loss depends on them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.modules import filters, named_tensors, owner_of
+from adjoined.slicing.flow.labels import Axis
+from adjoined.slicing.model.modules import filters, full_name, named_tensors, owner_of
 from adjoined.slicing.solve.groups import Group
 
 ORDERS = ("l1", "l2", "bn", "taylor")
-"""What channels can be ordered by: a norm of the filters that write them, the scale of their batch norms, or the change
-of the loss without them, to first order."""
-
-Place = tuple[str, int]
-"""(tensor name, dimension)."""
+"""Channels are ordered by a norm of the filters that write them, by the scale of their batch norms, or by the change of
+the loss without them, to first order."""
 
 
 def check_order(order: str) -> str:
@@ -45,14 +43,14 @@ class Importance:
     Args:
         model: the model, in eval mode, with its weights.
         order: "l1" or "l2": the norm of a filter over all its weights; "bn": the absolute scale of a batch norm. Groups
-            that no batch norm with a scale normalises are ordered by "l1" then; groups that no known layer writes, by
-            all weights that their channels stand in. "taylor": the absolute sum of weight times gradient over all that
-            a channel has in a tensor, added up over the tensors, by the gradients that the parameters hold.
+            that no batch norm with a scale normalises are then ordered by "l1"; groups that no known layer writes, by
+            all weights that have their channels. "taylor": the absolute sum of weight times gradient over a channel's
+            slice of a tensor, summed over the tensors, with the gradients that the parameters hold.
 
     Raises:
         AdjoinedError: "bn" for a model that has no batch norm with a scale, "taylor" for one without gradients.
 
-    Source: of "taylor", Molchanov et al., "Importance estimation for neural network pruning", arXiv 1906.10771.
+    Source of "taylor": Molchanov et al., "Importance estimation for neural network pruning", arXiv 1906.10771.
     """
 
     def __init__(self, model: nn.Module, order: str) -> None:
@@ -75,7 +73,9 @@ class Importance:
             )
 
     def of(self, group: Group, labels: Mapping[str, Sequence[Tensor | None]], roots: Sequence[int]) -> list[float]:
-        """Return the importance of every root of a group; [] if no layer tells. But for "taylor", layers have mean 1.
+        """Return the importance of every root of a group; [] if no layer tells.
+
+        The mean over the group is 1 in each layer, except for "taylor".
 
         Args:
             group: the channel group.
@@ -84,25 +84,25 @@ class Importance:
         """
         if self._by_loss is not None:
             total: dict[int, float] = defaultdict(float)
-            for place in group.places:
-                vector = labels[place[0]][place[1]] if place in self._by_loss else None
+            for axis in group.axes:
+                vector = labels[axis.tensor][axis.dim] if axis in self._by_loss else None
                 if vector is not None:
-                    for label, value in zip(vector.tolist(), self._by_loss[place].tolist(), strict=True):
+                    for label, value in zip(vector.tolist(), self._by_loss[axis].tolist(), strict=True):
                         total[roots[label]] += value
             return [total[root] for root in group.roots] if any(total.values()) else []
         for known in (self._by_scale, self._by_filter, self._by_weight(group)):
-            found = [self._in_one_place(group, known[p], labels[p[0]][p[1]], roots) for p in group.places if p in known]
+            found = [self._in_layer(group, known[a], labels[a.tensor][a.dim], roots) for a in group.axes if a in known]
             layers = [layer for layer in found if layer]
             if layers:
                 return [sum(of_one) for of_one in zip(*layers, strict=True)]
         return []
 
-    def _by_weight(self, group: Group) -> dict[Place, Tensor]:
-        """Return the norms of all weights with channels of a group: raw matrices do not say what they write."""
-        weights = {(name, dim): self._tensors[name] for name, dim in group.places if self._tensors[name].ndim > 1}
-        return {place: _norms(weight, place[1], self._power) for place, weight in weights.items()}
+    def _by_weight(self, group: Group) -> dict[Axis, Tensor]:
+        """Return the norms of all weights with channels of a group: raw matrices do not tell what they write."""
+        weights = {axis: self._tensors[axis.tensor] for axis in group.axes if self._tensors[axis.tensor].ndim > 1}
+        return {axis: _norms(weight, axis.dim, self._power) for axis, weight in weights.items()}
 
-    def _in_one_place(
+    def _in_layer(
         self, group: Group, values: Tensor, vector: Tensor | None, roots: Sequence[int]
     ) -> list[float] | None:
         if vector is None:
@@ -116,15 +116,15 @@ class Importance:
         return [total[root] / mean for root in group.roots]
 
 
-def _filter_norms(model: nn.Module, power: int) -> dict[Place, Tensor]:
+def _filter_norms(model: nn.Module, power: int) -> dict[Axis, Tensor]:
     tensors, norms = named_tensors(model), {}
     for name, dim in filters(model).items():
         module = model.get_submodule(owner_of(name))
-        # Parametrised and weight-normalised layers compute their filters; their norms are those that count.
+        # Parametrised and weight-normalised layers compute their filters, so the stored tensors do not tell the norms.
         computed = getattr(module, "weight", None) if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) else None
         filter_ = computed if isinstance(computed, Tensor) else tensors[name]
         if filter_.shape == tensors[name].shape:
-            norms[name, dim] = _norms(filter_, dim, power)
+            norms[Axis(name, dim)] = _norms(filter_, dim, power)
     return norms
 
 
@@ -133,21 +133,21 @@ def _norms(weight: Tensor, dim: int, power: int) -> Tensor:
     return torch.linalg.vector_norm(weight.detach().movedim(dim, 0).flatten(1), power, dim=1)
 
 
-def _first_order(tensors: Mapping[str, Tensor]) -> dict[Place, Tensor]:
+def _first_order(tensors: Mapping[str, Tensor]) -> dict[Axis, Tensor]:
     """Return |sum of weight times gradient| for every index of every dimension of all parameters."""
     products = {name: tensor.detach() * tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
     return {
-        (name, dim): product.movedim(dim, 0).reshape(product.shape[dim], -1).sum(1).abs()
+        Axis(name, dim): product.movedim(dim, 0).reshape(product.shape[dim], -1).sum(1).abs()
         for name, product in products.items()
         for dim in range(product.ndim)
     }
 
 
-def _scales(model: nn.Module) -> dict[Place, Tensor]:
-    """Return the scales of all batch norms, by torch or by others, frozen or not."""
+def _scales(model: nn.Module) -> dict[Axis, Tensor]:
+    """Return the scales of all batch norms, torch's own and others, frozen or not."""
     found = {}
     for prefix, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if "batchnorm" in type(module).__name__.lower() and isinstance(weight, Tensor) and weight.ndim == 1:
-            found[f"{prefix}.weight" if prefix else "weight", 0] = weight.detach().abs()
+            found[Axis(full_name(prefix, "weight"), 0)] = weight.detach().abs()
     return found

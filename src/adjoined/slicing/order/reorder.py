@@ -1,9 +1,9 @@
 """Reorder the channels of every group, so that the first ones, which the small network keeps, matter most.
 
-A channel group is reordered by permuting every tensor dimension that its channels stand in, all in the same way. Where
-that is a symmetry of the network, the base's function stays what it was. It is proved before anything is changed: the
-label flow runs over the reordered labels, where no two channels may meet that did not meet before; and a copy in
-float64 runs before and after. What fails stays in its order.
+A channel group is reordered by permuting every tensor dimension with its channels in the same way. Where that is a
+symmetry of the network, the base computes the same function. Two checks run before anything is changed: a label flow
+over the reordered labels, in which no two channels may meet that did not meet before; and a copy in float64, which must
+give the same outputs. A group that fails keeps its order.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from adjoined.slicing.flow.labels import Axis
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import named_tensors, owner_of
-from adjoined.slicing.order.importance import Importance, Place, check_order
+from adjoined.slicing.order.importance import Importance, check_order
 from adjoined.slicing.order.symmetry import Gathers, Probe, out_of_step, permute
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.groups import Grouping
@@ -49,18 +50,18 @@ def reorder_channels(traces: Traces, plans: Sequence[SlicePlan], order: str) -> 
 
 
 class _Ordering:
-    """The new order of every group that gets one, and of the others the reason why not.
+    """The new order of every group that gets one, and why the others do not.
 
     Attributes:
-        sources: number of a group -> root label -> root label of the channel that comes to its places.
-        unordered: name of a group that stays in its order -> reason.
+        sources: number of a group -> root label -> root label of the channel that moves to its positions.
+        unordered: name of a group that keeps its order -> reason.
     """
 
     def __init__(self, traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan], importance: Importance) -> None:
         self._traced, self._grouping = traced, grouping
         self.sources: dict[int, dict[int, int]] = {}
         self.unordered: dict[str, str] = {}
-        self._where: dict[Place, dict[int, list[int]]] = {}
+        self._where: dict[Axis, dict[int, list[int]]] = {}
         depths = _depths(traced, grouping, plans)
         for number, group in enumerate(grouping.groups):
             found = [depths[root] for root in group.roots]
@@ -74,18 +75,18 @@ class _Ordering:
             elif not scores:
                 self._leave([number], "no layer tells by its weights how much they matter")
             else:
-                places = sorted(range(len(found)), key=lambda i: -max(found[i]))
+                positions = sorted(range(len(found)), key=lambda i: -max(found[i]))
                 best = sorted(range(len(found)), key=lambda i: -scores[i])
-                pairs = ((group.roots[to], group.roots[source]) for to, source in zip(places, best, strict=True))
+                pairs = ((group.roots[to], group.roots[source]) for to, source in zip(positions, best, strict=True))
                 self.sources[number] = {to: source for to, source in pairs if to != source}
 
     def gathers(self, numbers: Iterable[int] | None = None) -> Gathers:
-        """Return the new order of all tensors, or as it is where only some groups are reordered."""
-        found: dict[Place, list[int]] = {}
+        """Return the new order of all tensors, with all groups reordered or only some."""
+        found: dict[Axis, list[int]] = {}
         for number in self.sources if numbers is None else numbers:
-            for place in self._grouping.groups[number].places:
-                where = self._places(place)
-                index = found.setdefault(place, list(range(sum(map(len, where.values())))))
+            for axis in self._grouping.groups[number].axes:
+                where = self._positions(axis)
+                index = found.setdefault(axis, list(range(sum(map(len, where.values())))))
                 for to, source in self.sources[number].items():
                     for i, j in zip(where[to], where[source], strict=True):
                         index[i] = j
@@ -95,21 +96,21 @@ class _Ordering:
         return gathers
 
     def check_memory(self, tensors: Mapping[str, Tensor]) -> None:
-        """Leave groups alone that have memory in common with others, or a tensor that would need several orders."""
+        """Leave groups alone whose memory several tensors share, or whose tensors would need several orders."""
         names: dict[int, list[str]] = defaultdict(list)
         for name, tensor in tensors.items():
             names[id(tensor)].append(name)
         overlapping = _overlapping({of_one[0]: tensors[of_one[0]] for of_one in names.values()})
         self._leave(self._in(overlapping), "they stand in memory that several tensors share")
         gathers, torn = self.gathers(), set[str]()
-        for of_one in names.values():  # tied tensors lose their tie where the trace has run on the meta device
+        for of_one in names.values():  # on the meta device, the trace labels tied tensors separately
             separate = {id(self._traced.labels[name]): name for name in of_one}.values()
             if any(not _equal(gathers.get(name), gathers.get(of_one[0])) for name in separate):
                 torn |= set(of_one)
         self._leave(self._in(torn), "a weight that several layers share would need several orders")
 
     def check_labels(self) -> None:
-        """Leave groups alone whose channels would meet others than they do now."""
+        """Leave groups alone whose channels would meet other channels than they do now."""
         while self.sources:
             moved = {root for number in self.sources for root in self._grouping.groups[number].roots}
             error = out_of_step(
@@ -122,7 +123,7 @@ class _Ordering:
             self._leave(concerned or list(self.sources), str(error))
 
     def check_outputs(self, probe: Probe) -> None:
-        """Leave groups alone without which the outputs stay what they are."""
+        """Leave groups alone whose reordering changes the outputs."""
         if not self.sources:
             return
         probe.start(self._traced.train_inputs)
@@ -141,26 +142,26 @@ class _Ordering:
 
     def _in(self, names: set[str]) -> list[int]:
         """Return the groups that have channels in these tensors."""
-        return [n for n in self.sources if any(t in names for t, _ in self._grouping.groups[n].places)]
+        return [n for n in self.sources if any(t in names for t, _ in self._grouping.groups[n].axes)]
 
     def _leave(self, numbers: Iterable[int], reason: str) -> None:
         for number in list(numbers):
             self.sources.pop(number, None)
             self.unordered.setdefault(self._grouping.groups[number].name, reason)
 
-    def _places(self, place: Place) -> dict[int, list[int]]:
+    def _positions(self, axis: Axis) -> dict[int, list[int]]:
         """Return root -> the indices of its channels along one dimension of a tensor, ascending."""
-        if place not in self._where:
-            vector = self._traced.labels[place[0]][place[1]]
+        if axis not in self._where:
+            vector = self._traced.labels[axis.tensor][axis.dim]
             where: dict[int, list[int]] = defaultdict(list)
             for index, label in enumerate([] if vector is None else vector.tolist()):
                 where[self._grouping.roots[label]].append(index)
-            self._where[place] = where
-        return self._where[place]
+            self._where[axis] = where
+        return self._where[axis]
 
 
 def _depths(traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan]) -> dict[int, set[int]]:
-    """Return for every root how many of the small networks keep its channels: one number, unless they are torn."""
+    """Return for every root how many small networks keep its channels: one number, unless they keep a part of them."""
     found: dict[int, set[int]] = defaultdict(set)
     for name, vectors in traced.labels.items():
         kept = [plan.indices(name) for plan in plans]
@@ -176,7 +177,7 @@ def _depths(traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan]) -> di
 
 
 def _slices_inside(plan: SlicePlan, module: str, groups: int, size: int) -> bool:
-    """Tell how the plan narrows a grouped convolution: inside its groups, or by whole groups."""
+    """Tell whether the plan narrows a grouped convolution inside its groups, rather than by whole groups."""
     weights = [indices for name, indices in plan.tensors.items() if owner_of(name) == module and len(indices) > 2]
     return any(indices[1] is not None for indices in weights)
 

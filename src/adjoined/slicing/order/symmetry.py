@@ -20,14 +20,14 @@ from adjoined.slicing.model.modules import duplicate, named_tensors
 from adjoined.slicing.solve.groups import Grouping
 
 Gathers = Mapping[str, Sequence[Tensor | None]]
-"""Tensor name -> for every dimension the indices that its places are filled from (int64 vector), or None."""
+"""Tensor name -> for every dimension the index that each position is filled from (int64 vector), or None."""
 
 FLOAT64_TOLERANCE, OTHER_TOLERANCE = 1e-9, 1e-3
-"""Largest difference of outputs, as a share of the largest output. Channels in a wrong place are far above both."""
+"""Largest difference of outputs, as a share of the largest output. Wrong channels differ by far more."""
 
 
 def permute(tensors: Mapping[str, Tensor], gathers: Gathers) -> None:
-    """Reorder tensors in place, and their gradients; a tensor with several names once."""
+    """Reorder tensors and their gradients in place, each tensor once whatever its names."""
     done: set[int] = set()
     with torch.no_grad():
         for name, indices in gathers.items():
@@ -42,7 +42,7 @@ def permute(tensors: Mapping[str, Tensor], gathers: Gathers) -> None:
 
 
 def inverse(gathers: Gathers) -> Gathers:
-    """Return what undoes a reordering."""
+    """Return the reordering that undoes another."""
     return {name: [None if i is None else torch.argsort(i) for i in each] for name, each in gathers.items()}
 
 
@@ -50,7 +50,7 @@ def inverse(gathers: Gathers) -> Gathers:
 
 
 class _PermutedFlow(LabelFlow):
-    """The second run on a reordered network: cuts have the same channels as before, in any order."""
+    """The run on a reordered network: pieces of cuts must have the same channels as before, in any order."""
 
     def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
         """Compare the channels of every piece with those of the first run."""
@@ -76,10 +76,11 @@ class _PermutedFlow(LabelFlow):
 
 
 def out_of_step(traced: Trace, grouping: Grouping, gathers: Gathers, moved: Sequence[bool]) -> OutOfStep | None:
-    """Run the label flow over reordered labels; return what meets there and did not before, or None.
+    """Run the label flow over reordered labels; return the error where channels meet that did not before, or None.
 
     Args:
-        traced, grouping: the first run, and its groups.
+        traced: the first run.
+        grouping: its groups.
         gathers: the new order.
         moved: for every label whether its group is reordered.
     """
@@ -105,11 +106,10 @@ def out_of_step(traced: Trace, grouping: Grouping, gathers: Gathers, moved: Sequ
 
 
 class Probe:
-    """A copy of a model in float64. With other weights than the model's, it shows what reordering would do.
+    """A copy of a model in float64, with random weights, that shows whether a reordering changes the outputs.
 
-    Other weights, because the model's may hide a mistake until they are trained: a norm that starts at scale 0 silences
-    its branch, and statistics of 0 and 1 look alike in any order. What is a symmetry for weights drawn at random is one
-    for all weights.
+    The model's own weights may hide a mistake until they are trained: a norm that starts at scale 0 silences its
+    branch, and statistics of 0 and 1 are the same in any order. A symmetry for random weights is one for all weights.
 
     Attributes:
         model: the copy, in eval mode; it has the model's weights until `start`.
@@ -123,10 +123,10 @@ class Probe:
         self._tolerance = FLOAT64_TOLERANCE
 
     def start(self, train_inputs: Inputs | None) -> None:
-        """Change the weights and run; in train mode too, on as many samples as `train_inputs` has, if it is given.
+        """Draw weights and run in eval mode, and in train mode on as many samples as `train_inputs` has, if given.
 
         Raises:
-            AdjoinedError: the model does not run, or not to finite numbers.
+            AdjoinedError: the model does not run, or its outputs are not finite.
         """
         failure: object = "its outputs are not finite"
         for double, change in ((True, True), (True, False), (False, True), (False, False)):
@@ -144,19 +144,19 @@ class Probe:
                 _draw_weights(self.model)
             try:
                 self._expected = self._run()
-            except Exception as error:  # whatever the model's own code raises, on numbers of another format say
+            except Exception as error:  # whatever the model's own code raises, such as on float64
                 failure = f"{type(error).__name__}: {error}"
                 continue
             if all(bool(out.isfinite().all()) for out in self._expected):
                 return
         raise AdjoinedError(
-            f"the model cannot be run to see that reordering leaves its function alone: {failure}",
+            f"reordering cannot be checked, since a copy of the model does not run: {failure}",
             where=type(self._original).__name__,
             fix="Leave out `order`, or pass an example input and weights with which its outputs are finite.",
         )
 
     def same(self, gathers: Gathers) -> bool:
-        """Tell whether the outputs stay what they were when the copy is reordered."""
+        """Tell whether the outputs stay the same when the copy is reordered."""
         tensors = named_tensors(self.model)
         permute(tensors, gathers)
         try:
@@ -173,7 +173,7 @@ class Probe:
         for inputs, train in self._runs:
             with _repeatable(), _NoDropout():
                 outputs += [out.detach().clone() for out in tensor_leaves(_call(self.model.train(train), inputs))]
-        with torch.no_grad():  # statistics have moved
+        with torch.no_grad():  # the run in train mode has moved statistics
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(before[name])
         self.model.eval()
@@ -204,7 +204,7 @@ def _varied(inputs: Inputs) -> Inputs:
 
 
 def _draw_weights(model: nn.Module) -> None:
-    """Change all weights and statistics at random, such that signals neither die away nor explode."""
+    """Draw all weights and statistics at random, so that signals neither vanish nor explode."""
     generator = torch.Generator().manual_seed(0)
     seen: set[int] = set()
     with torch.no_grad():
@@ -229,14 +229,14 @@ def _draw_weights(model: nn.Module) -> None:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """Let everything that draws random numbers draw the same ones; the random state is left as it was."""
+    """Let all random numbers be the same in each run, and restore the random state."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
         yield
 
 
 class _NoDropout(TorchFunctionMode):
-    """Leave out dropout: which of the channels it drops depends on their order."""
+    """Skips dropout, which drops other channels in another order."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "dropout" in getattr(func, "__name__", ""):

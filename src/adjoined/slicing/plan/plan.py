@@ -64,27 +64,28 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """What a small network is made of.
+    """The indices of the base's tensors that make up a small network.
 
-    Print it to read it; `save` and `load` keep it as JSON; `apply` makes the small network from any copy of the model.
+    `print` shows it as a table; `save` and `load` store it as JSON; `apply` makes the small network from any copy of
+    the model.
 
     Attributes:
-        alpha: the factor asked for (or found, where a compression was asked for).
+        alpha: the factor requested, or found for a requested size.
         round_to: widths are multiples of this, where the base allows it.
         keep: names and patterns of modules kept at full width.
-        widths: names and patterns of modules -> width that was asked for, "1/2" or "24 channels".
+        widths: names and patterns of modules -> requested width, "1/2" or "24 channels".
         tensors: tensor name -> kept indices for each dimension (None: all of them), narrowed tensors only.
         shapes: tensor name -> shape in the base network, all tensors.
         conv_groups: module name -> its `groups` (or `num_groups`) in the small network, where it changes.
-        attributes: "module.attribute" -> value in the small network, for numbers that modules keep themselves.
+        attributes: "module.attribute" -> value in the small network, for sizes that modules store themselves.
         groups: the channel groups, widest reach first.
         crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
-        unaligned: modules behind whose channel shuffles widths agree but channels are no longer the base's.
-        unreached: part that did not run on the example input, a module or a parameter -> the module whose channels it
-            follows, or "": then it is at full width, and small networks refuse to run it.
-        order: what the base network's channels were ordered by when this plan was first put to use ("l1", "l2", "bn"),
-            or "". It is a note: a plan picks indices, it never reorders.
-        unordered: name of a group that stayed in its order all the same -> reason.
+        unaligned: modules with channel shuffles behind which widths agree but channels are no longer the base's.
+        unreached: module or parameter that did not run on the example input -> the module whose channels it follows, or
+            "": then it is at full width, and small networks refuse to run it.
+        order: how the base network's channels were ordered when this plan was first used ("l1", "l2", "bn"), or "". It
+            is only a note: a plan never reorders channels.
+        unordered: name of a group that kept its order all the same -> reason.
         base_cost, cost: parameters, bytes and MACs (for one sample of the example input's size) of the base and of the
             small network; None in a plan of format 1, or one that was not made by tracing. Two plans are equal whatever
             the size of the input was.
@@ -128,8 +129,8 @@ class SlicePlan:
             A module of the model's own classes with narrow tensors of its own; nothing of the model is shared.
 
         Raises:
-            AdjoinedError: the model has other tensors than the plan was made for; `DoesNotFit`, if a module's own code
-                does not take narrower ones.
+            AdjoinedError: the model's tensors are not those that the plan was made for; `DoesNotFit` if a module's own
+                code does not accept narrower ones.
 
         Example:
             >>> from adjoined.slicing import make_plan
@@ -140,10 +141,10 @@ class SlicePlan:
         """
         tensors = named_tensors(model)
         self.check_fits(model)
-        # deepcopy takes what the memo holds instead of copying it: no full-width copy, and tied tensors stay tied.
+        # deepcopy returns what the memo holds, so nothing is copied at full width, and tied tensors stay tied.
         memo: dict[int, Any] = {}
         for module in model.modules():
-            if isinstance(module, torch.jit.ScriptModule):  # cannot be resized, and copies its tensors by itself
+            if isinstance(module, torch.jit.ScriptModule):  # it cannot be resized, and copies its own tensors
                 memo[id(module)] = copy.deepcopy(module)
         for name, tensor in tensors.items():
             if id(tensor) not in memo:
@@ -175,7 +176,7 @@ class SlicePlan:
         """Raise AdjoinedError if the model's tensors are not those that the plan was made for."""
         found = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
         learned = dict(model.named_parameters(remove_duplicate=False)).keys()
-        # A forward may make buffers, or give them other shapes; what it only keeps there is not sliced.
+        # A forward may create buffers or change their shapes; only sliced buffers have to match.
         fixed = {name for name in found if name in learned} | self.tensors.keys()
         fixed |= {name for name in self.shapes if name not in found}
         wrong = [name for name in fixed if found.get(name) != self.shapes.get(name)]
@@ -263,7 +264,7 @@ class SlicePlan:
         return cls.from_json(read_json(Path(path), "a slice plan", links=True), where=path)
 
     def __str__(self) -> str:
-        """The groups as a table in plain text, and what can be done about those at full width."""
+        """The groups as a plain-text table, and remedies for those at full width."""
         rows = [("channel group", "layers", "base", "small", "")]
         rows += [(g.name, str(len(g.modules)), str(g.width), str(g.kept), g.reason) for g in self.groups]
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
@@ -281,18 +282,18 @@ class SlicePlan:
 
 
 def _replaces(value: object, old: object) -> bool:
-    """Tell whether a value of a file is of the kind of the number, or numbers, that it replaces in a module."""
+    """Tell whether a value from a file has the type of the integer, or integers, that it replaces in a module."""
     if isinstance(value, list):
         return isinstance(old, list | tuple) and len(value) == len(old)
     return type(value) is int and isinstance(old, int) and not isinstance(old, bool)
 
 
 class DoesNotFit(AdjoinedError):
-    """A module whose own code does not take narrower tensors, such as a parametrization of a fixed size."""
+    """A module whose own code does not accept narrower tensors, such as a parametrization of a fixed size."""
 
     def __init__(self, module: str, kind: str, error: Exception) -> None:
         super().__init__(
-            f"this module does not take narrower tensors: {type(error).__name__}: {error}",
+            f"this module does not accept narrower tensors: {type(error).__name__}: {error}",
             where=f"'{module}' ({kind})",
             fix="Name it in `keep`, or make a new plan, which keeps it at full width.",
         )
@@ -305,7 +306,7 @@ class DoesNotFit(AdjoinedError):
 
 @contextmanager
 def _naming(name: str, module: nn.Module) -> Iterator[None]:
-    """Say which module it is that raises an error."""
+    """Name the module whose code raises an error."""
     try:
         yield
     except Exception as error:  # whatever the module's own code raises

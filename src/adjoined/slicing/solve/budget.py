@@ -1,4 +1,4 @@
-"""What a small network may cost: "1 MB", "50 MMACs", "300 k parameters", "3 ms"."""
+"""Budgets of small networks: "1 MB", "50 MMACs", "300 k parameters", "3 ms"."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.cost import Cost
 
 Quantity = Literal["parameters", "parameters without the last layer", "bytes", "MACs", "ms"]
-"""What can be limited. Bytes are those of float32 weights, MACs are for one sample of the example input's size."""
+"""Quantities that can be limited: bytes of float32 weights; MACs for one sample of the example input's size."""
 
-EXAMPLES = "a budget such as '1 MB', '50 MMACs', '300 k parameters' or '3 ms', several by commas"
+EXAMPLES = "a budget such as '1 MB', '50 MMACs', '300 k parameters' or '3 ms', or several separated by commas"
 
 _AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+(?:\s+[a-z]+)?)", re.IGNORECASE)
 _PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -27,12 +27,12 @@ _UNITS: dict[str, Quantity] = {
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a small network may have of one quantity.
+    """The largest allowed amount of one quantity.
 
     Attributes:
-        quantity: what is limited.
+        quantity: the limited quantity.
         most: the number of parameters, bytes, MACs or milliseconds, inclusive.
-        text: as the user wrote it.
+        text: the limit as the user wrote it.
     """
 
     quantity: Quantity
@@ -40,10 +40,10 @@ class Limit:
     text: str
 
     def of(self, cost: Cost) -> float:
-        """Return how much of the quantity a network has.
+        """Return a network's amount of the quantity.
 
         Raises:
-            ValueError: it cannot be counted: milliseconds.
+            ValueError: the quantity is milliseconds, which cannot be counted.
         """
         if self.quantity == "ms":
             raise ValueError("milliseconds are measured, not counted")
@@ -109,7 +109,7 @@ def _limit(text: str) -> Limit:
 
 
 def _unit(word: str) -> tuple[float, Quantity] | None:
-    """Return what a unit is worth, and of which quantity; None for one that is unknown.
+    """Return the factor and the quantity of a unit; None for an unknown one.
 
     Example:
         >>> _unit("MMACs"), _unit("kB"), _unit("ms")

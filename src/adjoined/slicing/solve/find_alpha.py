@@ -28,25 +28,25 @@ class OverBudget(AdjoinedError):
 
 
 def find_alpha(traces: Traces, request: Request, latency: Latency | None = None) -> SlicePlan:
-    """Return the plan of the largest small network that has what `compress` or `budget` ask for.
+    """Return the plan of the largest small network within `compress` or `budget`.
 
-    Widths change at finitely many alphas, and these are bisected, on one trace. So parameters, bytes and MACs are
-    exact: the next larger network does not fit. Milliseconds are measured on a few candidates.
+    Widths change at finitely many alphas, which are bisected on one trace. So the result is exact for parameters, bytes
+    and MACs: the next larger network does not fit. Milliseconds are measured on a few candidates.
 
     Args:
-        traces: the model, with the traces that are there already.
-        request: what is asked for; its alpha is ignored.
-        latency: measures a candidate, where the budget has milliseconds.
+        traces: the model, with its traces so far.
+        request: the request, whose alpha is ignored.
+        latency: measures a candidate; needed for a budget in milliseconds.
 
     Raises:
         OverBudget: the smallest network is too large; the message says how large it is.
-        AdjoinedError: nothing measures the milliseconds that are asked for; or as in `solve`.
+        AdjoinedError: the budget is in milliseconds and `latency` is missing; or as in `solve`.
     """
     limits = request.limits
     timed = next((limit for limit in limits if limit.quantity == "ms"), None)
     if timed is not None and latency is None:
         raise AdjoinedError(
-            "milliseconds are measured, and nothing measures them",
+            "a budget in milliseconds needs a function that measures them",
             where=f"budget={timed.text!r}",
             fix="In Python, pass `latency`, a function of the small network that returns milliseconds.",
         )
@@ -124,7 +124,7 @@ class _Search:
             if high == last:
                 text = f"{min(found.values()):.3g} ms (alpha {self.alphas[min(found, key=lambda n: found[n])]:g})"
                 raise OverBudget(
-                    "no small network of this model is so fast",
+                    "no small network of this model is fast enough",
                     where=f"budget={limit.text!r}",
                     expected=f"at least {text}",
                     fix="Keep fewer modules at full width, or lower round_to.",
@@ -140,11 +140,11 @@ class _Search:
         return next((number for number, each in enumerate(self.alphas) if each >= alpha), len(self.alphas) - 1)
 
     def _between(self, low: int, high: int) -> int:
-        """Return the number of the alpha near the geometric mean of two that are no neighbours."""
+        """Return the number of the alpha closest to the geometric mean of two that are not neighbours."""
         return min(max(self._nearest(math.sqrt(self.alphas[low] * self.alphas[high])), low + 1), high - 1)
 
     def _over(self, limits: list[Limit]) -> OverBudget:
-        """Return the error for limits that no small network keeps, with the nearest that can be reached."""
+        """Return the error for limits that no small network meets, with the nearest that can be reached."""
         plan = self.plan(len(self.alphas) - 1)
         assert plan.cost is not None
         assert plan.base_cost is not None
@@ -152,7 +152,7 @@ class _Search:
         if self.request.compress is not None:
             reached = plan.base_cost.parameters_without_last / plan.cost.parameters_without_last
             return OverBudget(
-                "the network cannot be made so much smaller by narrowing",
+                "narrowing cannot make the network that much smaller",
                 where=f"compress={self.request.compress:g}",
                 expected=f"at most {reached:.4g} (alpha {plan.alpha:g})",
                 fix=fix,

@@ -1,4 +1,4 @@
-"""Channel groups: channels that can stand in for each other, of which the small network keeps the first."""
+"""Channel groups: sets of interchangeable channels, of which the small network keeps the first ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adjoined.slicing.flow.labels import distinct, sets_of, squeeze_equal, varying
+from adjoined.slicing.flow.labels import Axis, distinct, sets_of, squeeze_equal, varying
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import NOT_CHANNELS, Trace
 from adjoined.slicing.plan.reasons import Reason
@@ -23,7 +23,7 @@ Piece = tuple[Site, int, int]
 
 
 class RequiredWidth(NamedTuple):
-    """A width that the model's code requires of a group, whatever alpha says."""
+    """The width that a group needs for the model's code to run, whatever alpha is."""
 
     roots: int
     """How many of its roots are kept."""
@@ -32,22 +32,22 @@ class RequiredWidth(NamedTuple):
 
 @dataclass
 class Group:
-    """One channel group while the widths are being decided.
+    """One channel group, whose width is being chosen.
 
     Attributes:
         roots: one root label for every channel (or bundle of channels that go together), in order.
-        places: (tensor name, dimension) -> how many of its indices belong to one root.
-        why: the reason why it has to stay at full width; None if it may be narrowed.
+        axes: dimension of a tensor with these channels -> how many of its indices belong to one root.
+        why: why it stays at full width; None if it may be narrowed.
         kept: how many of the roots the small network has.
-        required: the width that the model's code requires of it, if it does.
-        step: the number of channels kept is a multiple of this, as code divides it by that.
-        unit: channels that one root stands for where widths are rounded: those of all rows (heads).
+        required: the width that the model's code needs, if any.
+        step: the number of channels kept is a multiple of this, because the model's code divides by it.
+        unit: how many channels one root counts as when widths are rounded: those of all rows (heads).
         folds: views that fold these channels into rows.
-        requested: what `widths` asks for; they agree.
+        requested: the widths that `widths` asks for, which agree.
     """
 
     roots: array[int]
-    places: dict[tuple[str, int], int]
+    axes: dict[Axis, int]
     why: Reason | None = None
     kept: int = 0
     required: RequiredWidth | None = None
@@ -59,11 +59,11 @@ class Group:
     @property
     def bundle(self) -> int:
         """Channels per root: more than 1 where a grouped convolution ties the channels of a group together."""
-        return min(self.places.values())
+        return min(self.axes.values())
 
     def is_near(self, module: str) -> bool:
         """Tell whether a tensor of this module, or of a module in it, has these channels."""
-        return not module or any(name.startswith(f"{module}.") for name, _ in self.places)
+        return not module or any(name.startswith(f"{module}.") for name, _ in self.axes)
 
     @property
     def width(self) -> int:
@@ -73,13 +73,13 @@ class Group:
     @property
     def name(self) -> str:
         """The first module that has these channels at its output; "" if only the model's own parameters have them."""
-        modules = [tensor.rpartition(".")[0] for tensor, _ in self.places]
-        writers = [tensor.rpartition(".")[0] for tensor, dim in self.places if dim == 0]
+        modules = [tensor.rpartition(".")[0] for tensor, _ in self.axes]
+        writers = [tensor.rpartition(".")[0] for tensor, dim in self.axes if dim == 0]
         return next((module for module in (*writers, *modules) if module), "")
 
 
 class Grouping:
-    """All channel groups of a trace, and the way from a label to its group."""
+    """All channel groups of a trace, and the group of each label."""
 
     def __init__(self, trace: Trace) -> None:
         self._findings, self._labels = trace.findings, trace.labels
@@ -87,18 +87,18 @@ class Grouping:
         self._table = torch.frombuffer(self.roots, dtype=torch.int64)
         reason_of = trace.ties.reasons()
         real = set(trace.labels)
-        owners = trace.ties.axes
+        axis_of = trace.ties.axes
         self.pieces = _pieces(trace, self.roots)
         alike: dict[object, Group] = {}
         self._of_root: list[Group | None] = [None] * len(self.roots)
         for root, members in sets_of(self.roots):
-            places = Counter[tuple[str, int]](owners[label] for label in members)
-            signature = (tuple(sorted(places.items())), frozenset(self.pieces.get(root, ())))
+            axes = Counter[Axis](axis_of[label] for label in members)
+            signature = (tuple(sorted(axes.items())), frozenset(self.pieces.get(root, ())))
             if signature not in alike:
-                # Labels given anew behind a cut stand in no tensor; without any other place they still are channels.
-                in_tensors = {place: count for place, count in places.items() if place[0] in real}
-                alike[signature] = Group(array("q"), in_tensors or dict(places))
-                if sum(places.values()) == 1 and in_tensors:
+                # Fresh labels behind an unaligned cut belong to no tensor, but even alone they are channels.
+                in_tensors = {axis: count for axis, count in axes.items() if axis.tensor in real}
+                alike[signature] = Group(array("q"), in_tensors or dict(axes))
+                if sum(axes.values()) == 1 and in_tensors:
                     alike[signature].why = NOT_CHANNELS
             group = alike[signature]
             group.roots.append(root)
@@ -107,26 +107,26 @@ class Grouping:
         self.groups = list(alike.values())
         self._couple(trace)
         self._pinned = [group.why for group in self.groups]
-        for site, labels in trace.findings.whole_heads.items():  # a table may have one place only for each head
+        for site, labels in trace.findings.whole_heads.items():  # a table may hold one entry for each head
             for group in {id(g): g for g in map(self.of, labels)}.values():
                 group.unit = math.gcd(group.unit, trace.findings.head_width[site])
 
     def reset(self) -> None:
-        """Forget what was decided about the groups for one small network: widths, and what repairs have pinned."""
+        """Undo all decisions made for one small network: widths, and groups that repairs pinned to full width."""
         for group, why in zip(self.groups, self._pinned, strict=True):
             group.why, group.kept, group.required, group.requested = why, 0, None, ()
 
     def _couple(self, trace: Trace) -> None:
-        """Let code divide as it did: what it folds into rows (heads) keeps as many channels in each row.
+        """Keep the same number of channels in each row (head) of a fold, so that code can divide by the rows.
 
-        Code mostly takes the width of a row from another tensor's: `x.shape[-1] // heads`. So every group that is as
-        wide as what was folded, in the modules around, keeps a multiple of the number of rows.
+        Code often computes the width of a row from another tensor: `x.shape[-1] // heads`. So every group near the
+        fold that has the width of what was folded keeps a multiple of the number of rows.
         """
         for cut, slot in trace.findings.folds:
             tied = squeeze_equal(self._table[slot])
             *row_dims, last = varying(slot)
             if not row_dims or tied.shape[last] == 1:
-                continue  # what lies side by side belongs to one channel, as in a pixel shuffle
+                continue  # neighbouring elements belong to one channel, as in a pixel shuffle
             sizes = [slot.shape[d] for d in row_dims]
             for group in {id(g): g for g in map(self.of, distinct(tied))}.values():
                 group.unit = math.gcd(group.unit, sizes[-1])
@@ -145,7 +145,7 @@ class Grouping:
         return group
 
     def inside(self, module: str) -> Iterator[Group]:
-        """Return the groups of the tensors of a module and of the modules in it; some more than once."""
+        """Yield the groups of the tensors of a module and of the modules in it, some more than once."""
         for tensor, vectors in self._labels.items():
             if not module or tensor.startswith(f"{module}."):
                 for vector in vectors:
@@ -155,8 +155,8 @@ class Grouping:
     def tied_groups(self) -> set[str]:
         """Return the modules whose groups of channels (of a convolution, or heads) are all tied to each other.
 
-        None of these can be dropped whole then; inside the groups they may still be narrowed. A sum over the groups
-        ties them, as in split attention, or a table that all heads read.
+        These cannot be dropped whole, but may be narrowed inside. What ties them is a sum over the groups, as in split
+        attention, or a table that all heads read.
         """
         of = self._findings.conv_groups
         choices = [(module, of[module].tolist()) for module in self._findings.whole_by_choice]
@@ -179,10 +179,10 @@ class Grouping:
 
 
 def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
-    """Return the pieces of cuts, and the rows of folds, that the channels of every set go through.
+    """Return the pieces of cuts, and the rows of folds, that the channels of every set go into.
 
-    Of a fold into rows (heads, shuffled groups) every row has to keep the same number of channels; where the rows
-    turned out to be tied to each other, they do so anyway.
+    Every row of a fold (heads, shuffled groups) has to keep the same number of channels. Rows that are tied to each
+    other do so anyway.
     """
     found: dict[int, set[Piece]] = defaultdict(set)
     for label, pieces in trace.findings.cuts.items():
@@ -192,7 +192,7 @@ def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
         tied = squeeze_equal(table[slot])
         for dim in varying(tied)[:-1]:
             for row in range(tied.shape[dim]):
-                piece = (cut, dim, row)  # one for all, not one for each
+                piece = (cut, dim, row)  # one object that all sets share
                 for root in distinct(tied.select(dim, row)):
                     found[root].add(piece)
     return dict(found)

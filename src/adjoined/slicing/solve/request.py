@@ -1,4 +1,4 @@
-"""What a small network should be like: the request, and the checks of everything in it."""
+"""The request for small networks, and the checks of its values."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _CHANNELS = re.compile(r"\s*(\d+)\s+channels?\s*")
 
 @dataclass(frozen=True)
 class Request:
-    """What the small networks of a model should be like.
+    """The settings by which small networks are made.
 
-    All values are checked, and the same whether they come from Python, a YAML file or the command line.
+    All values are checked, wherever they come from: Python, a YAML file or the command line.
 
     Attributes:
         alpha: every layer keeps about 1/alpha of its channels; at least 1. Several values ask for a family.
@@ -40,7 +40,7 @@ class Request:
             "300 k parameters", "3 ms"; several texts, or several in one, separated by commas. `alpha` is ignored then.
 
     Raises:
-        AdjoinedError: a value cannot be what it is meant to be.
+        AdjoinedError: a value is invalid.
 
     Example:
         >>> Request(alpha=(2, 4), keep="stem").alphas
@@ -55,7 +55,7 @@ class Request:
     budget: str | Iterable[str] | None = None
 
     def __post_init__(self) -> None:
-        """Check all values, and turn those that may be written in several ways into one."""
+        """Check all values and bring them into one form."""
         several = isinstance(self.alpha, Iterable) and not isinstance(self.alpha, str)
         alphas = tuple(map(check_alpha, self.alpha)) if several else check_alpha(self.alpha)  # pyright: ignore
         if alphas == ():
@@ -80,7 +80,7 @@ class Request:
 
     @classmethod
     def of(cls, settings: object) -> Request:
-        """Return the request that an object states in attributes of these names, such as the settings of a run."""
+        """Return the request that an object holds in attributes of these names, such as the settings of a run."""
         return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
 
     @property
@@ -90,12 +90,12 @@ class Request:
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        """What the small network may cost."""
+        """The limits of the small network's cost."""
         return () if self.budget is None else read_budget(self.budget)
 
     @property
     def chooses_alpha(self) -> bool:
-        """Whether alpha follows from the size that is asked for."""
+        """Whether alpha is chosen to reach a size."""
         return self.compress is not None or self.budget is not None
 
 
@@ -118,7 +118,7 @@ def check_compress(compress: float) -> float:
 
 @dataclass(frozen=True)
 class RequestedWidth:
-    """A width that a pattern asks for at one place: 1/alpha of the channels that are written there."""
+    """A width that a pattern asks for: 1/alpha of the channels that a filter writes."""
 
     pattern: str
     text: str
@@ -128,7 +128,7 @@ class RequestedWidth:
 def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
     """Return patterns and widths.
 
-    Plain numbers are not taken: 4 may be a divisor to one reader and a number of channels to another.
+    Plain numbers are refused: 4 may mean a divisor to one reader and a number of channels to another.
 
     Raises:
         AdjoinedError: a width is written in another way.
@@ -149,14 +149,14 @@ def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
             number: Any = text
             fix = ""
             if isinstance(number, (int, float)) and not isinstance(number, bool) and number >= 1:
-                fix = f"Write '1/{number:g}' for that part of the channels, '{number:g} channels' for that many."
+                fix = f"Write '1/{number:g}' for a share of the channels, '{number:g} channels' for a number of them."
             where = f"widths[{pattern!r}]"
             raise AdjoinedError("not a width", where=where, expected=NOTATION, got=repr(text), fix=fix)
     return dict(widths)
 
 
 def _alpha(text: str, width: int) -> float:
-    """Return what a width of `width` channels is divided by; 0 for a text that is not a width."""
+    """Return the factor by which a text narrows `width` channels; 0 for a text that is not a width."""
     if match := _SHARE.fullmatch(text):
         part, whole = float(match[1]), float(match[2])
         return whole / part if 0 < part <= whole else 0.0
@@ -165,28 +165,28 @@ def _alpha(text: str, width: int) -> float:
 
 
 def requested_widths(model: nn.Module, widths: Mapping[str, str]) -> dict[tuple[str, int], RequestedWidth]:
-    """Return the width that is asked for at every filter, (tensor name, dimension), that patterns name.
+    """Return the width that is asked for at each filter that patterns name: (tensor name, dimension) -> width.
 
     A pattern means the channels that a module, or the modules in it, write; see `filters`.
 
     Raises:
-        AdjoinedError: a pattern names no module, or none that writes channels; two ask different things of one module;
-            a module does not have that many channels.
+        AdjoinedError: a pattern names no module, or none that writes channels; two patterns ask for different widths of
+            one module; a module has fewer channels.
     """
-    places, tensors = filters(model), named_tensors(model)
+    dims, tensors = filters(model), named_tensors(model)
     found: dict[tuple[str, int], RequestedWidth] = {}
     for pattern, text in widths.items():
         modules = matching_modules(model, (pattern,), setting="widths")
-        named = [name for name in places if any(f"{owner_of(name)}.".startswith(f"{each}.") for each in modules)]
+        named = [name for name in dims if any(f"{owner_of(name)}.".startswith(f"{each}.") for each in modules)]
         if not named:
-            near = [owner_of(name) for name in places][:5]
+            near = [owner_of(name) for name in dims][:5]
             raise AdjoinedError(
-                "these modules write no channels: a width is asked for where channels come from",
+                "these modules write no channels: ask for a width where channels are written",
                 where=f"widths[{pattern!r}]",
                 expected=f"convolutions or linear layers such as {', '.join(map(repr, near))}",
             )
         for name in named:
-            dim, width = places[name], tensors[name].shape[places[name]]
+            dim, width = dims[name], tensors[name].shape[dims[name]]
             alpha = _alpha(text, width)
             if alpha < 1:
                 raise AdjoinedError(
@@ -201,10 +201,10 @@ def requested_widths(model: nn.Module, widths: Mapping[str, str]) -> dict[tuple[
 
 
 def check_agree(one: RequestedWidth, other: RequestedWidth, name: str) -> None:
-    """Raise AdjoinedError if two widths differ that are asked for the channels of the group `name`."""
+    """Raise AdjoinedError if two different widths are requested for the channels of the group `name`."""
     if abs(one.alpha - other.alpha) > 1e-9 * one.alpha:
         raise AdjoinedError(
-            "two widths are asked for channels that are kept or dropped together",
+            "two widths are requested for channels that are kept or dropped together",
             where=f"widths, channel group '{name}'",
             expected="one width",
             got=f"{one.text!r} for {one.pattern!r} and {other.text!r} for {other.pattern!r}",

@@ -35,12 +35,12 @@ ROUNDS = 200
 def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
     """Return the plan of one small network.
 
-    It always ends: where no repair helps, the model stays as wide as it is, and the plan says why.
+    It always returns one: where no repair helps, the model stays as wide as it is, and the plan says why.
 
     Args:
-        traces: the model, with the traces that are there already.
-        request: what is asked for, but for its alpha.
-        alpha: what widths are divided by.
+        traces: the model, with its traces so far.
+        request: the request, whose alpha is ignored.
+        alpha: the factor that divides widths.
 
     Raises:
         AdjoinedError: the model does not run on the example input, or the request does not fit the model.
@@ -89,16 +89,16 @@ def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: f
         raise AdjoinedError(
             f"not even the network at full width runs again: {error}",
             where=type(traced.model).__name__,
-            fix="Its forward has to do the same for the same input shapes.",
+            fix="Its forward has to run the same operators for the same input shapes.",
         ) from error
 
 
 def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Request, alpha: float) -> SlicePlan:
-    """Repair the plan until the small network runs, in eval mode and where it was traced so in train mode too.
+    """Repair the plan until the small network runs in every mode that was traced.
 
     Raises:
-        Unaligned: the model has to be traced anew, with channel identity given up somewhere.
-        OutOfStep: nothing helped.
+        Unaligned: the model has to be traced again, with channel identity given up somewhere.
+        OutOfStep: no repair helped.
     """
     for _ in range(ROUNDS):
         set_widths(grouping.groups, alpha, request.round_to)
@@ -135,7 +135,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
 
 
 def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> None:
-    """Run the small network under the labels that it has left.
+    """Run the small network under the labels that it keeps.
 
     Raises:
         OutOfStep: two groups meet, or the outputs have other shapes than the base network's.
@@ -162,7 +162,7 @@ def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> N
 
 
 def _check_path(flow: LabelFlow, traced: Trace) -> None:
-    """Raise AdjoinedError if values have sent the small network along another path than the base."""
+    """Raise AdjoinedError if values sent the small network along another path than the base."""
     if flow.values.read_in is not None:
         for here, there in zip(flow.path, traced.path, strict=False):
             if here != there:
@@ -178,7 +178,7 @@ def _cost(network: nn.Module, traced: Trace, macs: int) -> Cost:
 
 
 def _sizes_by_input(traced: Trace, is_kept: Tensor) -> dict[str, Any]:
-    """Return the numbers of channels that norms without tensors keep, where they change, as `SlicePlan.attributes`."""
+    """Return the sizes stored in norms without tensors, where they change, as in `SlicePlan.attributes`."""
     values: dict[str, Any] = {}
     for (module, name, element), labels in traced.findings.by_input.items():
         count = int((is_kept[labels] | (labels == 0)).sum())
@@ -194,7 +194,7 @@ def _sizes_by_input(traced: Trace, is_kept: Tensor) -> dict[str, Any]:
 def _draft(
     traced: Trace, grouping: Grouping, repairs: Repairs, is_kept: Tensor, request: Request, alpha: float
 ) -> SlicePlan:
-    """Write down the plan as the groups' widths and the repairs say now."""
+    """Return the plan with the current widths of the groups and the current repairs."""
     tensors: dict[str, tuple[Index | None, ...]] = {}
     for name, vectors in traced.labels.items():
         indices: list[Index | None] = []
@@ -243,10 +243,10 @@ def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
     for group in groups:
         if group.why is not None and group.why.kind in (Kind.NOT_CHANNELS, Kind.INSIDE_GROUPS):
             continue  # these cannot be chosen: kernel positions, and the channels inside a convolution's groups
-        modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.places))
+        modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.axes))
         why = group.why or _why_not_narrowed(group)
         described = ChannelGroup(group.name, modules, group.width, group.kept * group.bundle, why)
-        key = (tuple(sorted(group.places)), group.why)
+        key = (tuple(sorted(group.axes)), group.why)
         if (known := found.get(key)) is not None:
             described = replace(described, width=known.width + described.width, kept=known.kept + described.kept)
         found[key] = described

@@ -1,4 +1,4 @@
-"""The traces of one model, shared by everything that is derived from them: plans, their costs, the channels' order."""
+"""The traces of one model, shared by everything derived from them: plans, costs, the order of channels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.solve.groups import Grouping
 
 MOST = 3
-"""Traces of one model that are kept: they are large, and more than one is rarely needed."""
+"""Traces kept for one model: they are large, and more than one is rarely needed."""
 
 
 @dataclass
 class _Known:
-    """A trace, with what it depends on beside the model."""
+    """A trace, with the choices that it depends on."""
 
     trace: Trace
     grouping: Grouping
@@ -32,7 +32,7 @@ class Traces:
     Attributes:
         model: the model; it is neither run nor changed.
         inputs: the example input.
-        tied: modules whose groups turned out to be tied to each other, so that none can be dropped whole.
+        tied: modules whose groups are tied to each other, so that none can be dropped whole.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -58,23 +58,23 @@ class Traces:
                 return known.trace, known.grouping
         choices: dict[tuple[str, int, int], bool] = {}
 
-        def noting(*question: str | int) -> bool:
+        def recording(*question: str | int) -> bool:
             return choices.setdefault(question, choose(*question))  # pyright: ignore[reportArgumentType]
 
         del self._known[: -MOST + 1]
-        traced = trace(self.model, self.inputs, choose_groups=noting, unaligned=unaligned)
+        traced = trace(self.model, self.inputs, choose_groups=recording, unaligned=unaligned)
         self._known.append(_Known(traced, Grouping(traced), choices, unaligned))
         return traced, self._known[-1].grouping
 
     @property
     def latest(self) -> tuple[Trace, Grouping]:
-        """The trace that was asked for last; any one at the beginning."""
+        """The trace returned last; a new one if there is none."""
         if not self._known:
             self.get(lambda *_: False)
         return self._known[-1].trace, self._known[-1].grouping
 
     def counts(self) -> set[int]:
-        """Return all numbers of channels, or of bundles of them, that alpha divides in the traces so far."""
+        """Return all numbers of channels, or of bundles of channels, that alpha divides in the traces so far."""
         found: set[int] = set()
         for known in self._known:
             found |= {len(group.roots) for group in known.grouping.groups}

@@ -1,4 +1,4 @@
-"""How many channels of every group the small network keeps."""
+"""The width of every group in the small network."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def kept_of(channels: int, bundle: int, alpha: float, round_to: int) -> int:
 
 
 def slices_inside(groups: int, size: int, alpha: float, round_to: int) -> bool:
-    """Tell how a grouped convolution keeps fewer channels: by slicing inside its groups, or by dropping whole groups.
-
-    Where both keep equally many, whole groups are dropped.
+    """Tell whether slicing inside the groups of a convolution keeps fewer channels than dropping whole groups.
 
     Example:
         >>> slices_inside(32, 4, 4, 8)  # 8 whole groups of 4 = 32 channels; inside: 1 -> 8, all 4 of 32 groups = 128
@@ -48,35 +46,35 @@ def slices_inside(groups: int, size: int, alpha: float, round_to: int) -> bool:
 
 
 def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
-    """Keep every group at full width that a tensor of one of these modules, or of a module in it, has indices in."""
+    """Pin every group with channels in one of these modules, or in a module inside one, to full width."""
     for group in groups:
-        for tensor, _ in group.places:
+        for tensor, _ in group.axes:
             owner = next((m for m in _ancestors(tensor) if m in modules), None)
             if owner is not None and group.why is None:
                 group.why = Reason(Kind.KEPT, f"kept by keep={modules[owner]!r}")
 
 
 def hand_out(groups: Sequence[Group], requested: Mapping[tuple[str, int], RequestedWidth]) -> None:
-    """Give every group the widths that are requested for it.
+    """Assign the requested widths to the groups.
 
     Raises:
         AdjoinedError: two patterns ask for different widths of one group.
     """
     for group in groups:
-        group.requested = tuple(requested[place] for place in group.places if place in requested)
+        group.requested = tuple(requested[axis] for axis in group.axes if axis in requested)
         for other in group.requested[1:]:
             if group.why is None:
                 check_agree(group.requested[0], other, group.name)
 
 
 def check_answered(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
-    """Raise AdjoinedError if a pattern has no effect: all groups that it names stay at full width for a reason."""
+    """Raise AdjoinedError if a pattern has no effect because all groups that it names stay at full width."""
     for pattern, text in widths.items():
         named = [group for group in groups if any(width.pattern == pattern for width in group.requested)]
         if all(group.why or len(group.roots) == 1 for group in named):
             why = next((f"'{group.name}': {group.why}" for group in named if group.why), "")
             raise AdjoinedError(
-                "the width cannot be given: all these channels stay at full width",
+                "the width has no effect: all these channels stay at full width",
                 where=f"widths[{pattern!r}]",
                 got=repr(text),
                 expected="modules whose channels can be dropped one by one" + (f" ({why})" if why else ""),
@@ -91,14 +89,14 @@ def widest_choice(groups: Sequence[Group]) -> Group | None:
 
 
 def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
-    """Set how many roots each group keeps.
+    """Set the number of roots that each group keeps.
 
     Raises:
         AlphaTooLarge: alpha exceeds the width of every group, so that no layer has a whole channel left.
     """
     widest = widest_choice(groups)
     if widest is not None and alpha > widest.width:
-        name = next(iter(widest.places))[0].rpartition(".")[0]
+        name = next(iter(widest.axes))[0].rpartition(".")[0]
         raise AlphaTooLarge(
             "alpha leaves less than one channel of every layer",
             where=f"alpha={alpha:g}",
