@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -45,9 +46,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
     torch.manual_seed(0)
-    config = ResNetConfig(
-        num_channels=1, embedding_size=64, hidden_sizes=[64, 128], depths=[1, 1], layer_type="basic", num_labels=10
-    )
+    widths: dict[str, Any] = {"embedding_size": 64, "hidden_sizes": [64, 128], "depths": [1, 1]}
+    config = ResNetConfig(num_channels=1, layer_type="basic", id2label=dict(enumerate("0123456789")), **widths)
     folder = tempfile.mkdtemp()
     args = TrainingArguments(
         folder,

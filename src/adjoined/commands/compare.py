@@ -43,6 +43,9 @@ class Comparison(FromRecipe):
     jobs: int = 1
     """Parallel runs, each in its own process: on its own GPU if there are several, otherwise with its share of the
     cores."""
+    minutes: float | None = None
+    """Time for this piece, minutes: the run in progress stops at the end of an epoch, and the same command continues.
+    None: until all runs are finished."""
     unequal: bool = False
     """Allow methods to differ in shared settings, such as --methods standard:lr=0.05."""
 
@@ -60,6 +63,10 @@ def main(argv: Sequence[str]) -> None:
         raise AdjoinedError("nothing to do", where="--seeds", expected="at least 1", got=asked.seeds)
     if asked.jobs < 1:
         raise AdjoinedError("out of range", where="--jobs", expected="at least 1", got=asked.jobs)
+    if asked.minutes is not None and (asked.minutes <= 0 or asked.jobs > 1):
+        raise AdjoinedError(
+            "out of range", where="--minutes", expected="a number above 0, together with --jobs 1", got=asked.minutes
+        )
 
     from rich.console import Console
 
@@ -74,8 +81,14 @@ def main(argv: Sequence[str]) -> None:
     _check_libraries(variants)
     console = Console()
     with unstoppable() as streams:
-        failures = study.train(console) if asked.jobs == 1 else train_side_by_side(study, asked.jobs, console)
-        damaged = _conclude(study, console)
+        if asked.jobs == 1:
+            failures = study.train(console, minutes=asked.minutes)
+        else:
+            failures = train_side_by_side(study, asked.jobs, console)
+        done = [study.result(*run) is not None for run in study.runs()]
+        if not all(done) and not failures:
+            console.print(f"\n{sum(done)} of {len(done)} runs are done; rerun the command to continue", highlight=False)
+        damaged = _conclude(study, console) if any(done) else []
         for error in damaged:
             console.print(f"left out: {error}", highlight=False, soft_wrap=True, markup=False)
     say_what_was_lost(streams, f"the tables are in {study.folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -95,12 +96,12 @@ class Study:
                 fix="Compare under the same settings, or choose another --out.",
             )
 
-    def train(self, console: Console, train: Callable[[Settings, Path], RunResult] | None = None) -> list[Failure]:
+    def train(self, console: Console, *, minutes: float | None = None) -> list[Failure]:
         """Do all unfinished runs; a started run is resumed, and one that fails is skipped.
 
         Args:
             console: where to show progress.
-            train: starts or resumes a run; `adjoined.training.train` by default.
+            minutes: time for this piece: a run stops at the end of an epoch, and the next call continues. None: all.
 
         Returns:
             The failed runs, and why they failed; if one method diverges, the others may still succeed.
@@ -110,14 +111,22 @@ class Study:
                 works in the folder.
             KeyboardInterrupt: it was stopped; the message says how to continue.
         """
+        from adjoined.training.deadline import OutOfTime
+
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        train = self._trainer(console, deadline)
         with self.opened():
             failures: list[Failure] = []
             for variant, number in self.runs():
+                if deadline is not None and time.monotonic() > deadline:
+                    break
                 if self.result(variant, number) is None:
                     say(console, self.outlook((variant, number)))
                     settings, folder = variant.run_settings(number), self.path(variant, number)
                     try:
-                        (train or self._trainer(console))(settings, folder)
+                        train(settings, folder)
+                    except OutOfTime:
+                        break
                     except KeyboardInterrupt:
                         raise KeyboardInterrupt("stopped; rerun the command to continue") from None
                     except AdjoinedError as error:
@@ -143,10 +152,11 @@ class Study:
             write_json(self.folder / RECORD, {"format": FORMAT, **told, "settings": asdict(self.settings)})
             yield
 
-    def _trainer(self, console: Console) -> Callable[[Settings, Path], RunResult]:
+    def _trainer(self, console: Console, deadline: float | None) -> Callable[[Settings, Path], RunResult]:
         from adjoined.training import train
 
-        return partial(train, resume=True, console=console, known=[self.path(*each) for each in self.runs()])
+        known = [self.path(*each) for each in self.runs()]
+        return partial(train, resume=True, console=console, known=known, deadline=deadline)
 
     def outlook(self, run: Run, at_work: Sequence[Run] = ()) -> str:
         """Return a progress line for a run that starts: what is done, what remains, and an estimate of the time.

@@ -26,6 +26,7 @@ def train(
     console: Console | None = None,
     announce: Callable[[Job], None] | None = None,
     known: Iterable[str | os.PathLike[str]] = (),
+    deadline: float | None = None,
 ) -> RunResult:
     """Train the networks of a run and leave them in its folder.
 
@@ -41,6 +42,8 @@ def train(
         announce: is called once, before the first step of the method's own training, with what is going to be trained.
         known: folders of runs. Where a method of several stages (see `adjoined.methods`) begins with a training that
             one of them has finished, under the same settings, that is copied instead of done again.
+        deadline: on the clock of `time.monotonic`, seconds: the run stops at the end of the epoch in which it passes,
+            and can be resumed. None: it runs to its end.
 
     Returns:
         Both networks' files, sizes and accuracies.
@@ -48,7 +51,7 @@ def train(
     Raises:
         AdjoinedError: a setting does not fit model or data, the folder is in use, of another run, or cannot be
             written to, or the loss is no longer finite. What was written before stays.
-        KeyboardInterrupt: the run was stopped, by Ctrl-C or SIGTERM; its text says how to go on.
+        KeyboardInterrupt: the run was stopped, by Ctrl-C, SIGTERM or its deadline; its text says how to go on.
 
     Example:
         >>> from adjoined.recipes import digits
@@ -58,4 +61,6 @@ def train(
     """
     from adjoined.training.run import run_training  # Lightning is heavy
 
-    return run_training(settings, run_folder, resume=resume, console=console, announce=announce, known=known)
+    return run_training(
+        settings, run_folder, resume=resume, console=console, announce=announce, known=known, deadline=deadline
+    )

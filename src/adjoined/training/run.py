@@ -18,6 +18,7 @@ from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
 from adjoined.settings import Settings
 from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_checkpoint
+from adjoined.training.deadline import Deadline
 from adjoined.training.display import Display
 from adjoined.training.ema import MovingAverage
 from adjoined.training.failures import explained, quiet
@@ -44,6 +45,7 @@ def run_training(
     announce: Callable[[Job], None] | None,
     known: Iterable[str | os.PathLike[str]] = (),
     part_of: RunFolder | None = None,
+    deadline: float | None = None,
 ) -> RunResult:
     """Do what `adjoined.training.train` says; as a stage of another run, `part_of`, find the stages before in it."""
     if console is None:
@@ -61,7 +63,8 @@ def run_training(
     with run.opened(settings, resume=resume) if is_main() else nullcontext(), quiet(), unstoppable(console):
         history = History(run.metrics)
         files = WholeCheckpointIO()
-        trainer = _trainer(settings, run, _callbacks(settings, run, history, console), files)
+        limit = Deadline(deadline)
+        trainer = _trainer(settings, run, [*_callbacks(settings, run, history, console), limit], files)
         whole = part_of or run
         earlier = StageResults()
         known_data = run.known_data()
@@ -76,7 +79,14 @@ def run_training(
 
             def train_stage(settings: Settings, folder: Path) -> RunResult:
                 return run_training(
-                    settings, folder, resume=True, console=console, announce=None, known=known, part_of=whole
+                    settings,
+                    folder,
+                    resume=True,
+                    console=console,
+                    announce=None,
+                    known=known,
+                    part_of=whole,
+                    deadline=deadline,
                 )
 
             # A run of before, whose images have changed since, may have been trained on what is measured now.
@@ -108,6 +118,7 @@ def run_training(
         data = RunData(job.settings, job.images, job.method.views)
         with explained(whole, run, settings, trainer, data):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            limit.check(trainer)
             result = ending.finish(trainer.strategy.root_device) if ending else None
         result = trainer.strategy.broadcast(result)
         assert result is not None
