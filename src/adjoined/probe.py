@@ -10,7 +10,7 @@ from adjoined.slicing import last_linear
 
 BATCH = 64
 """Images per forward pass."""
-DECAY = 1e-3
+DECAY = 1e-2
 """Weight of the L2 penalty, against the mean cross-entropy, on standardised features."""
 STEPS = 50
 

@@ -30,10 +30,11 @@ class Transfer(Joint):
     base's logits, too; nothing of its loss reaches the base.
     """
 
-    samples = 512
+    samples = 768
     small_rate = 2.0
-    fitted = 256
-    """Images of the samples that small networks are fitted on."""
+    judged = 256
+    """Images of the samples that tell what channels matter: others than those that the head was fitted on, of which the
+    loss is next to nothing. Small networks are fitted on as many."""
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return base and small networks; each has weights of its own."""
@@ -56,17 +57,17 @@ class Transfer(Joint):
         network = built.network
         assert isinstance(network, AdjoinedNetwork)
         base, example = network.base, x[:1]
-        training = base.training
-        fit_head(base.eval(), x, y)
+        training, judged = base.training, min(self.judged, len(x) // 3)
+        fit_head(base.eval(), x[judged:], y[judged:])
         base.zero_grad()
-        for images, classes in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            (F.cross_entropy(base(images), classes, reduction="sum") / len(x)).backward()
+        for images, classes in zip(x[:judged].split(BATCH), y[:judged].split(BATCH), strict=True):
+            (F.cross_entropy(base(images), classes, reduction="sum") / judged).backward()
         reorder(base, example, network.plans, ORDER)
         base.zero_grad()
         base.train(training)
         for skeleton, plan in zip(network.smalls, network.plans, strict=True):
             small = plan.apply(base)
-            inherit(base, small, plan, x[: self.fitted])
+            inherit(base, small, plan, x[:judged])
             found = small.state_dict()
             skeleton.load_state_dict({name: found[name] for name in skeleton.state_dict()})
 
