@@ -35,9 +35,9 @@ def check_optimizer(name: str) -> None:
     """
     from difflib import get_close_matches
 
-    from timm.optim import get_optimizer_info, list_optimizers
+    from timm.optim import get_optimizer_info, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 
-    known = list_optimizers()
+    known = [str(each) for each in list_optimizers()]
     if name.removeprefix("lookahead_") not in known:
         near = get_close_matches(name, known, n=3)
         raise AdjoinedError(
@@ -61,7 +61,7 @@ def make_optimizer(settings: Settings, network: nn.Module, *, small_rate: float 
     Raises:
         AdjoinedError: there is no such optimizer, or it needs a package that is not installed.
     """
-    from timm.optim import create_optimizer_v2, get_optimizer_info
+    from timm.optim import create_optimizer_v2, get_optimizer_info  # pyright: ignore[reportPrivateImportUsage]
 
     check_optimizer(settings.optimizer)
     info = get_optimizer_info(settings.optimizer.removeprefix("lookahead_"))
