@@ -51,7 +51,7 @@ class AdjointTerms(NamedTuple):
     ce: Tensor
     """CE(p, y), cross-entropy of the base network, nats."""
     kl: Tensor
-    """KL(p ‖ q), or what `temperature` makes of it, nats; with several small networks the sum."""
+    """KL(p ‖ q) at the given `temperature`, nats; for several small networks their sum."""
 
 
 def adjoint_terms(
@@ -64,9 +64,9 @@ def adjoint_terms(
     detach: bool = False,
     temperature: float = 1.0,
 ) -> AdjointTerms:
-    """Return cross-entropy and KL of the adjoint loss apart, for logging or for a loss of one's own.
+    """Return the cross-entropy and the KL term of the adjoint loss separately, for logging or for a custom loss.
 
-    Arguments and errors as in `adjoint_loss`.
+    Arguments and errors are those of `adjoint_loss`.
 
     Example:
         >>> p = torch.tensor([[0.0, 0.0]])
@@ -101,8 +101,8 @@ def adjoint_loss(
 ) -> Tensor:
     """Return CE(p, y) + λ(t) · KL(p ‖ q), the loss that trains base and small network together.
 
-    The gradient flows into p through the KL term as well: that pull towards q is the regularisation of the base
-    network that the paper proves.
+    The gradient flows into p through the KL term, too. This pull towards q regularises the base network, as the paper
+    proves.
 
     Args:
         p: logits of the base network, (N, C, ...), any float dtype; the loss is computed in float32, or in float64 for
@@ -113,8 +113,8 @@ def adjoint_loss(
         label_smoothing: share of the target spread evenly over the classes, in the cross-entropy only.
         ignore_index: a class index that counts in neither term (unlabelled pixels).
         detach: stop the gradient of the KL term at p (plain distillation from a moving teacher); an ablation.
-        temperature: T of an ablation: T² times the KL of both logits divided by T.
-        small_ce: weight of CE(q, y), a cross-entropy of the small network's own; 0 is the paper's loss. With
+        temperature: T, an ablation: the KL term becomes T² KL(p/T ‖ q/T), with the logits divided by T.
+        small_ce: weight of CE(q, y), the small network's own cross-entropy; 0 is the paper's loss. With
             `detach=True, temperature=4, small_ce=1`, and `adjoin(..., private_head=True)`, the loss is that of
             `adjoined train --method adjoint+`.
 
@@ -122,7 +122,7 @@ def adjoint_loss(
         A scalar in nats, float32 or float64, the mean over samples (and positions).
 
     Raises:
-        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, or `p` and `q` are no logits of one shape.
+        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, or `p` and `q` are not logits of one shape.
 
     Source: arXiv 2006.05624, "adjoint loss"; the authors' 1e-6 inside the logarithm is replaced by log-softmax.
 
@@ -156,9 +156,9 @@ def adjoint_loss(
 def sum_cross_entropy(
     family: Sequence[Tensor], y: Tensor, *, label_smoothing: float = 0.0, ignore_index: int = -100
 ) -> Tensor:
-    """Return the cross-entropies of several networks' logits, added up: a scalar, nats, float32 or float64.
+    """Return the sum of the cross-entropies of several networks' logits: a scalar, nats, float32 or float64.
 
-    Arguments as in `adjoint_loss`; where every target is ignored it is 0, while torch's own mean is NaN.
+    Arguments are those of `adjoint_loss`. Where every target is ignored the sum is 0; torch's own mean is NaN there.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0]])
@@ -175,7 +175,7 @@ def sum_cross_entropy(
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Return logits in float32, where they are not in float64: half precision has too few digits for a loss.
+    """Return logits in float32, or in float64 if they are: half precision has too few digits for a loss.
 
     Example:
         >>> [at_least_float32(torch.zeros(2, dtype=dtype)).dtype for dtype in (torch.bfloat16, torch.float64)]
@@ -185,7 +185,7 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _family(q: Any) -> list[Any]:
-    """Return the small networks' logits as a list, or whatever else was handed in, for the checks to name."""
+    """Return the small networks' logits as a list; anything else is wrapped, for the checks to report."""
     return list(q) if isinstance(q, (list, tuple)) else [q]
 
 
@@ -199,10 +199,10 @@ def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None) -> Tensor:
 def _kl_by_class(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return q − p + p log(p / q), whose sum over the classes is the KL divergence, since q and p both sum to 1.
 
-    Every term is >= 0, in floating point too, where the sum of p log(p / q) loses its digits and its sign near q = p.
+    Every term is >= 0 even in floating point, where the sum of p log(p / q) loses digits and its sign near q = p.
     """
     p, log_ratio = log_p.exp(), log_q - log_p
-    near = log_ratio.clamp(-1, 1)  # so that expm1 cannot overflow, and send NaN gradients, where it is not used
+    near = log_ratio.clamp(-1, 1)  # expm1 must not overflow where `where` discards it: the gradient would be NaN
     return torch.where(log_ratio.abs() <= 1, p * (torch.expm1(near) - near), log_q.exp() - p - p * log_ratio)
 
 

@@ -37,25 +37,24 @@ from adjoined.statistics import measure_statistics
 class AdjoinedNetwork(nn.Module):
     """A base network and one or several small networks on shared weights, called together.
 
-    Small networks have their own normalisation layers and buffers, and the layers that are named private; every other
-    tensor of theirs is a slice of the base's, made anew in each call, so an optimizer, an average or a checkpoint sees
-    each shared weight once.
+    Each small network has its own normalisation layers, buffers and private layers. All its other tensors are slices of
+    the base's, taken anew in each call, so an optimizer, an average or a checkpoint sees each shared weight once.
 
     Args:
         base: the base network; it is used, not copied, and holds the shared weights.
         plans: a slice plan for every small network.
-        private_norms: small networks have scale and shift of their own in every norm; if not, they are shared slices
-            too, as an ablation. Running statistics are private in any case.
-        private: names or patterns (as for file names) of further modules whose weights small networks have for
-            themselves; they begin as slices.
+        private_norms: give small networks their own scale and shift in every norm; False shares them as slices, an
+            ablation. Running statistics are always private.
+        private: names or patterns (as for file names) of further modules whose weights are private to each small
+            network; they begin as slices.
 
-    Private weights begin as trained or frozen as the base's are. From then on `net.requires_grad_(True)` unfreezes all
-    networks, `net.base.requires_grad_(True)` no private weight.
+    Private weights are frozen at first where the base's are. Later, `net.requires_grad_(True)` unfreezes all networks,
+    and `net.base.requires_grad_(True)` the shared weights only.
 
     Attributes:
         base: the base network.
         plans: the slice plans; `plan` is the first.
-        smalls: the small networks' modules, which hold their private tensors only; get a usable one from `extract`.
+        smalls: the small networks' modules, which hold private tensors only; `extract` returns a usable network.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
@@ -103,12 +102,12 @@ class AdjoinedNetwork(nn.Module):
 
     @property
     def group_matcher(self) -> Callable[..., Any]:
-        """How timm numbers layers by depth: as the base does, each small network's tensors with those of the same name.
+        """The depth of each layer for timm: the base's own, and the same for small networks' tensors of equal names.
 
-        `timm.optim.param_groups_layer_decay` and `timm.optim.create_optimizer_v2` look for it.
+        `timm.optim.param_groups_layer_decay` and `timm.optim.create_optimizer_v2` use it.
 
         Raises:
-            AttributeError: the base, not a model of timm, has none.
+            AttributeError: the base is not a timm model, and has no `group_matcher`.
         """
         matcher: Callable[..., Any] = self.base.group_matcher  # pyright: ignore[reportAssignmentType]
 
@@ -120,17 +119,17 @@ class AdjoinedNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run all networks on the same input.
 
-        What a forward changes in place reaches no other network: small networks get copies. The base gets the tensors
-        themselves, so the caller sees what it does to them, as with the base alone; lists and dicts are never changed.
+        Small networks get copies of the input, so in-place changes by one network do not reach another. The base gets
+        the caller's own tensors, as if it were called alone, in copies of lists and dicts.
 
         Args:
-            args, kwargs: what the model takes, such as a float tensor (N, C, H, W).
+            args, kwargs: the model's arguments, such as a float tensor (N, C, H, W).
 
         Returns:
-            The base network's output, then every small network's: `p, q`, or `p, q1, q2, ...`. Each is what the model
+            The base network's output, then each small network's: `p, q`, or `p, q1, q2, ...`. Each is what the model
             returns, such as logits (N, classes).
         """
-        # The base gets the caller's own tensors, as if it were called alone; copies are made before it can change them.
+        # Copied first: the base may change its input in place.
         own = [apart((args, kwargs)) for _ in self.smalls]
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
         outputs = [self.base(*args, **kwargs)]
@@ -143,32 +142,32 @@ class AdjoinedNetwork(nn.Module):
         """Run one small network alone, on slices of the weights as they are now.
 
         Args:
-            args, kwargs: what the model takes.
+            args, kwargs: the model's arguments.
             which: number of the small network, from 0.
         """
         return self._runners[which].run([each[which] for each in self._weights.slices()], args, kwargs)
 
     @torch.inference_mode(False)
     def extract(self, which: int = 0) -> nn.Module:
-        """Return a small network as a plain module: physically narrow, with tensors of its own, nothing of adjoined.
+        """Return a small network as a plain, physically narrow module with its own tensors, independent of adjoined.
 
         Args:
             which: number of the small network, from 0.
 
         Returns:
-            A module of the model's own classes, on this network's device; its parts are in the mode (train or eval) in
-        which the small network's are.
+            A module of the model's own classes, on this network's device; each part is in the small network's mode
+            (train or eval).
         """
         module = self.plans[which].apply(self.base)
-        shared = {full_name(*place) for each in self._weights.shared for place in each.places}
+        shared = {full_name(*owner) for each in self._weights.shared for owner in each.owners}
         own = self.smalls[which].state_dict()
         with torch.no_grad():
             for name, tensor in module.state_dict().items():
-                if name not in own or name in shared:  # it is bound while another thread runs the network
+                if name not in own or name in shared:  # shared slices are bound while another thread runs the network
                     continue
                 if tensor.shape == own[name].shape:
                     tensor.copy_(own[name])
-                else:  # a buffer in which the forward keeps what it likes
+                else:  # a buffer that the forward resizes
                     part, _, buffer = name.rpartition(".")
                     module.get_submodule(part)._buffers[buffer] = own[name].clone()
         hand_on_kept(self.smalls[which], module)
@@ -177,21 +176,21 @@ class AdjoinedNetwork(nn.Module):
         return module
 
     def measure_statistics(self, batches: Iterable[Any]) -> int:
-        """Measure the running statistics of every small network's batch norms anew, on weights as they are now.
+        """Measure the running statistics of every small network's batch norms again, with the current weights.
 
-        In training they follow as moving averages, behind weights that the base network moves, too. After it, and
-        before `extract`, this gives each small network the statistics of the network that it has become: means over
-        all batches, with everything but batch norms in eval mode. The base network's own are left alone.
+        During training they are moving averages and lag behind the weights, which the base network changes, too. Call
+        this after training, before `extract`: it replaces them by means over all batches, with everything but batch
+        norms in eval mode. The base network's statistics stay as they are.
 
         Args:
-            batches: training images, about 1,000 or more; such as a data loader. Each batch is a tensor (N, C, H, W), a
+            batches: training images, about 1,000 or more, such as a data loader. Each batch is a tensor (N, C, H, W), a
                 tuple or list that begins with it, as loaders return, or a dict of keyword arguments.
 
         Returns:
-            How many images were used; 0 where no small network has running statistics.
+            The number of images used; 0 where no small network has running statistics.
 
         Raises:
-            AdjoinedError: there is no batch, or one of a single value per channel. The statistics are as before then.
+            AdjoinedError: there is no batch, or one with a single value per channel; the statistics are unchanged.
 
         Example:
             >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 5, 6))
@@ -203,13 +202,13 @@ class AdjoinedNetwork(nn.Module):
         return measure_statistics(list(self.smalls), runs, batches)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to copy or store, without slices that are kept for a backward pass."""
+        """Return the state to copy or store, without slices kept for a backward pass."""
         for runner in self._runners:
             runner.forget()
         return vars(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdjoinedNetwork:
-        """Return a copy; activations that a forward has kept in attributes are copied without their history."""
+        """Return a copy; activations that a forward has stored in attributes are copied without their history."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         with WithoutHistory():
@@ -217,7 +216,7 @@ class AdjoinedNetwork(nn.Module):
         return copied
 
     def extra_repr(self) -> str:
-        """Show the factors of the small networks, and private weights that are frozen while the base's are trained."""
+        """Show the alphas, and how many private weights are frozen where the base's are trained."""
         trained = {name for name, parameter in self.base.named_parameters() if parameter.requires_grad}
         private = [pair for small in self.smalls for pair in small.named_parameters()]
         frozen = sum(name in trained and not parameter.requires_grad for name, parameter in private)
@@ -248,10 +247,10 @@ def adjoin(
     """Join a model with a small network (or a family of them) on shared weights.
 
     Args:
-        model: the base network: any module with convolutions. It is used, not copied; out of `nn.DataParallel`,
-            `torch.compile` and averages of weights it is taken.
-        example_input: what the model is called with: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
-            arguments, or a dict of keyword arguments. Values do not matter, shapes do.
+        model: the base network: any module with convolutions. It is used, not copied. `nn.DataParallel`,
+            `torch.compile` and averages of weights are unwrapped.
+        example_input: an input of the model: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
+            arguments, or a dict of keyword arguments. Its values do not matter, its shapes do.
         alpha: every layer of the small network keeps about 1/alpha of its channels, so inner convolutions have about
             1/alpha² of the parameters; at least 1, fractions allowed. Several values make a family: `net(x)` then
             returns p, q1, q2, ...
@@ -260,30 +259,30 @@ def adjoin(
         compress: choose alpha so that the small network has this many times fewer parameters, without the last linear
             layer on either side; instead of `alpha`.
         widths: names or patterns of modules -> width of the channels that these modules write, in place of 1/alpha: a
-            share such as {"layer3.*": "1/2"}, or a number such as {"layer4": "96 channels"}. `round_to` holds for them;
-            `compress` and `budget` leave them alone.
+            share such as {"layer3.*": "1/2"}, or a number such as {"layer4": "96 channels"}. `round_to` applies to
+            them; `compress` and `budget` do not change them.
         budget: choose alpha so that the small network is the largest that costs no more: "1 MB" (float32 weights),
             "50 MMACs" (for one sample of the example input's size), "300 k parameters", "3 ms"; several texts, or
             several in one, separated by commas; instead of `alpha`.
-        latency: what measures "3 ms": a function of the small network as a plain module that returns milliseconds,
-            measured on the device that it is for.
-        request: `alpha` to `budget` in one object, which takes their place.
+        latency: measures "3 ms": a function that takes the small network as a plain module and returns milliseconds,
+            on the device where it will run.
+        request: the settings from `alpha` to `budget` in one object, which replaces them.
         order: reorder the model's channels first, in place and without changing its function, so that the small network
             starts from the most important ones: "l1", "l2" (norm of the filters that write a channel), "bn" (scale of
-            its batch norms) or "taylor" (the loss without it, to first order: call `backward()` first);
-            `adjoined.slicing.reorder` tells more. For pretrained weights; before an optimizer's first step. Not when
-            going on with weights that were adjoined before: those are in their order already.
-        plan: use this slice plan (or one for each small network) instead of making one; the settings above are unused,
-            but for `order`.
-        check: compare every small network with the base network, its dropped channels at zero, in float64 on random
-            input (see `adjoined.slicing.check_plan`). It takes about as long as running both.
-        private_norms: small networks have scale and shift of their own in every norm; False is an ablation.
-        private_head: small networks have weights of their own in the layer that comes last, too: the last linear one to
-            run, or the last convolution where there is none. They begin as slices. It costs a small network nothing at
-            inference; in training it is one narrow layer more.
-        private: names or patterns (as for file names) of further modules whose weights small networks have for
-            themselves, beginning as slices. With ("*",) nothing is shared after the start: the base trains as it would
-            alone, and a small network adds its own parameters.
+            its batch norms) or "taylor" (the change of the loss without it, to first order; call `backward()` first).
+            See `adjoined.slicing.reorder`. It is for pretrained weights, before an optimizer's first step; weights that
+            were trained in a joint network have their order already.
+        plan: use this slice plan (or one for each small network) instead of making one; of the settings above, only
+            `order` applies then.
+        check: compare every small network with the masked base, in float64 on random input (see
+            `adjoined.slicing.check_plan`). It takes about as long as running both.
+        private_norms: give small networks their own scale and shift in every norm; False is an ablation.
+        private_head: give small networks their own weights in the last layer, too: the last linear layer to run, or the
+            last convolution where there is none. They begin as slices. Inference costs the same; training has one more
+            narrow layer.
+        private: names or patterns (as for file names) of further modules whose weights are private to each small
+            network; they begin as slices. With ("*",) nothing is shared after the start: the base trains as it would
+            alone, and each small network adds its own parameters.
 
     Returns:
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.
@@ -323,7 +322,7 @@ def adjoin(
 
 
 def _at_any_network(pattern: Any) -> Any:
-    """Return a pattern of names in a model as one of names in a joint network; timm writes (pattern, suffix) as well.
+    """Return a pattern of tensor names as one for the joint network's names; timm also uses (pattern, suffix).
 
     Example:
         >>> re.match(_at_any_network(r"^blocks\\.(\\d+)"), "smalls.0.blocks.7.bn.weight").groups()

@@ -1,4 +1,4 @@
-"""The quadratic penalty that the KL term of the adjoint loss is, near q = p (docs/theory.md, section 1).
+"""The quadratic penalty: the KL term of the adjoint loss near q = p (docs/theory.md, section 1).
 
 Shape legend: N samples, C classes, ... positions (none for classification, H, W for segmentation).
 """
@@ -16,20 +16,21 @@ def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
     """Return the mean of ½ (z_p − z_q)ᵀ F (z_p − z_q), the second-order part of KL(p ‖ q) around the base network.
 
     F = diag(p) − p pᵀ is the Fisher information of the softmax at the logits z_p. It is never built: the quadratic
-    form is the variance of the logit difference over the classes, drawn with the probabilities p. Logged beside the
-    KL term it says how far the theory holds: the two agree to 20 % where the logit differences of a sample spread over
-    at most half a nat. Where the base is certain and the small network is not, the penalty is near 0 and the KL term
-    is not (last line of the example).
+    form is the variance of the logit difference over the classes, which have the probabilities p. Logged beside the KL
+    term, it shows how far the theory holds: the two agree to 20 % where the logit differences of a sample span at most
+    half a nat. Where the base is certain and the small network is not, the penalty is near 0 and the KL term is not
+    (last line of the example).
 
     Args:
-        p: logits z_p of the base network, (N, C, ...), any float dtype; computed in float32, or in float64 for such.
+        p: logits z_p of the base network, (N, C, ...), any float dtype; the penalty is computed in float32, or in
+            float64 for logits in float64.
         q: logits z_q of the small network, shaped like `p`.
 
     Returns:
         A scalar >= 0 in nats, the mean over samples and positions, differentiable in both arguments.
 
     Raises:
-        AdjoinedError: `p` and `q` are no logits of one shape.
+        AdjoinedError: `p` and `q` are not logits of one shape.
 
     Source: second-order expansion of the KL divergence in an exponential family; the derivation is in docs/theory.md.
 

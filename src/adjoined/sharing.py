@@ -1,4 +1,4 @@
-"""Shared weights: which they are, and their slices for the small networks, by one autograd node for each weight."""
+"""Shared weights and their slices for the small networks, with one autograd node for each weight."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Indices = tuple[Index | None, ...]
 
 
 class Shared(NamedTuple):
-    """One shared weight: where it lives, and what the small networks have of it."""
+    """One shared weight: the modules that use it, and the small networks' slices of it."""
 
-    places: tuple[tuple[str, str], ...]
-    """(module name, parameter name) of every place where it is used: more than one for tied weights."""
+    owners: tuple[tuple[str, str], ...]
+    """(module name, parameter name) wherever it is used: more than one for tied weights."""
     slices: tuple[Indices, ...]
     """Kept indices for each dimension, one entry for every small network."""
 
 
 class SharedWeights:
-    """Every weight that the networks share, tied weights once.
+    """All weights that the networks share, tied weights once.
 
     Args:
         base: the base network, which holds the weights.
@@ -36,41 +36,41 @@ class SharedWeights:
 
     def __init__(self, base: nn.Module, plans: Sequence[SlicePlan], private: set[str]) -> None:
         self.base = base
-        places: dict[int, list[tuple[str, str]]] = {}
+        owners: dict[int, list[tuple[str, str]]] = {}
         for where, module in base.named_modules():
             for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
                 if parameter is not None and full_name(where, name) not in private:
-                    places.setdefault(id(parameter), []).append((where, name))
+                    owners.setdefault(id(parameter), []).append((where, name))
         self.shared = [
             Shared(tuple(of_one), tuple(plan.indices(full_name(*of_one[0])) for plan in plans))
-            for of_one in places.values()
+            for of_one in owners.values()
         ]
 
     def slices_of(self, shared: Shared) -> tuple[Tensor, ...]:
-        """Return what every small network has of a weight, as the weight is now."""
-        module, name = shared.places[0]
+        """Return every small network's slice of a weight, with its current values."""
+        module, name = shared.owners[0]
         weight = self.base.get_submodule(module)._parameters[name]
         assert weight is not None
         return share(weight, shared.slices)
 
     def slices(self) -> list[tuple[Tensor, ...]]:
-        """Return what every small network has of every weight, in the order of `shared`."""
+        """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
 
 
 def share(weight: Tensor, slices: Sequence[Indices]) -> tuple[Tensor, ...]:
     """Return the slice of a weight for every small network.
 
-    The backward of plain slices makes a gradient of full size for each small network, and one for each piece where
-    indices are not consecutive. Here all of them are added into one, at their places.
+    The backward pass of plain slicing allocates a gradient of full size for each small network, and for each piece
+    where indices are not consecutive. Here all gradients are added into one tensor.
 
     Args:
         weight: a parameter of the base network.
         slices: kept indices for each dimension, one entry for every small network.
 
     Returns:
-        A tensor for every small network: the weight itself where it has all of it, a view where the indices are
-        consecutive, else a copy.
+        A tensor for every small network: the weight itself if it is not sliced, a view if the indices are consecutive,
+        else a copy.
     """
     if all(index is None for indices in slices for index in indices):
         return (weight,) * len(slices)

@@ -1,4 +1,4 @@
-"""A small network's module: the model's own classes, without the weights that it shares, which each call binds anew."""
+"""A small network's module: the model's own classes without the shared weights, which each call binds."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from adjoined.sharing import Shared, SharedWeights
 from adjoined.slicing import SlicePlan, duplicate, full_name
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
-"""Switches of model libraries for activation checkpointing. It runs modules again during the backward pass, when a
-small network's slices are no longer bound; and a small network has few activations to save."""
+"""Switches of model libraries for activation checkpointing, which are turned off in small networks: it runs modules
+again in the backward pass, when slices are no longer bound, and a small network has few activations to save."""
 
 ATTEMPTS = 20
-"""To copy a module while another thread runs it, and adds attributes to it."""
+"""Attempts to copy a module while another thread runs it and adds attributes to it."""
 
 
 def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Module:
-    """Return the module of the small network of this number, without the weights that it shares."""
+    """Return the module of the n-th small network, without the weights that it shares."""
     small = plan.apply(weights.base)
     borrowed: list[str] = []
     for name, module in weights.base.named_modules():
@@ -33,9 +33,9 @@ def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Mo
             setattr(small.get_submodule(parent), attribute, _Borrowed(module))
     lenders: dict[str, _Lender] = {}
     for shared in weights.shared:
-        for where, name in shared.places:
+        for where, name in shared.owners:
             small.get_submodule(where)._parameters[name] = None
-            lenders.setdefault(where, _Lender(weights, number)).places.append((name, shared))
+            lenders.setdefault(where, _Lender(weights, number)).parameters.append((name, shared))
     for where, lender in lenders.items():
         small.get_submodule(where).register_forward_pre_hook(lender.lend)
         small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
@@ -52,12 +52,12 @@ def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Mo
 class Runner:
     """Runs a skeleton on slices of the shared weights, for any number of calls at the same time.
 
-    A call binds its slices to the module, so a module serves one call at a time. The first takes the skeleton itself;
-    calls of other threads that come before it has ended take copies, which hold the same private tensors. There is no
-    lock: taking and giving back are single operations on lists.
+    A call binds its slices to the module, so a module serves one call at a time. The first call takes the skeleton
+    itself; calls of other threads meanwhile take copies, which hold the same private tensors. No lock is needed: taking
+    a module and giving it back are single list operations.
 
     Activation checkpointing runs code again in the backward pass, when the slices are no longer bound. Where a model's
-    code speaks of it, a training call leaves them behind as plain attributes, which are not parameters.
+    code mentions it, a training call leaves the slices behind as plain attributes, which are not parameters.
 
     Args:
         module: the skeleton.
@@ -67,10 +67,10 @@ class Runner:
     def __init__(self, module: nn.Module, weights: SharedWeights) -> None:
         self._module, self._weights = module, weights
         self._idle, self._copies = [module], list[_Copy]()
-        self._checkpoints, self._left = _speaks_of_checkpoints(module), False
+        self._checkpoints, self._left = _mentions_checkpoints(module), False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the copies: they are made anew where they are needed."""
+        """Leave out the copies, which are made again where they are needed."""
         return vars(self) | {"_idle": [self._module], "_copies": [], "_left": False}
 
     def run(self, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -79,7 +79,7 @@ class Runner:
             if self._left:
                 self.forget()
             both = zip(slices, self._weights.shared, strict=True)
-            bound = {full_name(*place): value for value, shared in both for place in shared.places}
+            bound = {full_name(*owner): value for value, shared in both for owner in shared.owners}
             return torch.func.functional_call(self._module, bound, args, kwargs, tie_weights=False)
         try:
             module = self._idle.pop()
@@ -96,26 +96,26 @@ class Runner:
 
     def _call(self, module: nn.Module, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         parts = dict(module.named_modules())
-        places = [(parts[where], name) for each in self._weights.shared for where, name in each.places]
-        bound = [value for value, each in zip(slices, self._weights.shared, strict=True) for _ in each.places]
-        kept = [vars(part).pop(name, None) for part, name in places] if self._checkpoints else []
+        parameters = [(parts[where], name) for each in self._weights.shared for where, name in each.owners]
+        bound = [value for value, each in zip(slices, self._weights.shared, strict=True) for _ in each.owners]
+        kept = [vars(part).pop(name, None) for part, name in parameters] if self._checkpoints else []
         try:
-            for (part, name), value in zip(places, bound, strict=True):
+            for (part, name), value in zip(parameters, bound, strict=True):
                 part._parameters[name] = value  # pyright: ignore[reportArgumentType]
             return module(*args, **kwargs)
         finally:
-            for part, name in places:
+            for part, name in parameters:
                 part._parameters[name] = None
             if self._checkpoints:
-                for (part, name), value in zip(places, bound if torch.is_grad_enabled() else kept, strict=True):
+                for (part, name), value in zip(parameters, bound if torch.is_grad_enabled() else kept, strict=True):
                     if value is not None:
                         vars(part)[name] = value
                         self._left = True
 
     def forget(self) -> None:
-        """Drop the slices that are kept for a backward pass."""
+        """Drop the slices kept for a backward pass."""
         parts = dict(self._module.named_modules())
-        for where, name in [place for each in self._weights.shared for place in each.places]:
+        for where, name in [owner for each in self._weights.shared for owner in each.owners]:
             vars(parts[where]).pop(name, None)
         self._left = False
 
@@ -130,8 +130,8 @@ class Runner:
         return _Copy(self._module, self._weights)
 
 
-def _speaks_of_checkpoints(model: nn.Module) -> bool:
-    """Tell whether a class of a model's modules has code with a name such as `checkpoint` or `checkpoint_seq`."""
+def _mentions_checkpoints(model: nn.Module) -> bool:
+    """Tell whether the code of a model's modules uses a name such as `checkpoint` or `checkpoint_seq`."""
     for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
         if not kind.__module__.startswith(("torch.nn.", "builtins", "adjoined.")):
             codes = [each.__code__ for each in vars(kind).values() if isinstance(each, FunctionType)]
@@ -157,11 +157,11 @@ class _Copy:
             try:
                 self.module = duplicate(skeleton, dict(memo))
                 break
-            except RuntimeError:  # a dict of attributes has grown meanwhile
+            except RuntimeError:  # another thread added an attribute meanwhile
                 if attempt == ATTEMPTS - 1:
                     raise
         self._stamp = _stamp(skeleton)
-        shared = {place for each in weights.shared for place in each.places}
+        shared = {owner for each in weights.shared for owner in each.owners}
         self._private, self._numbers = [], []
         for (name, mine), its in zip(self.module.named_modules(), skeleton.modules(), strict=True):
             self._private += [
@@ -171,7 +171,7 @@ class _Copy:
         self.follow(skeleton)
 
     def follow(self, skeleton: nn.Module) -> bool:
-        """Become what the skeleton is now: its mode, settings and private tensors; False if it has other parts."""
+        """Take over the skeleton's current mode, settings and private tensors; return False if its parts changed."""
         if _stamp(skeleton) != self._stamp:
             return False
         for mine, its, name in self._private:
@@ -185,12 +185,12 @@ _NUMBERS = (int, float, str, type(None))
 
 
 def _stamp(module: nn.Module) -> list[Any]:
-    """Return what changes when a module gets other parts or hooks."""
+    """Return a value that changes when a module gets other parts or hooks."""
     return [(id(each), *each._forward_hooks, None, *each._forward_pre_hooks) for each in module.modules()]
 
 
 class _Refusal:
-    """Refuses to run a part of a small network that was not followed: its channels are those of the base."""
+    """Refuses to run a part of a small network whose channels are unknown, so that it has the base's width."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -204,33 +204,33 @@ class _Refusal:
 
 
 class _Lender:
-    """Lends a module of a small network its slices where nobody has bound them.
+    """Binds the slices of a module of a small network where no call has bound them.
 
-    Activation checkpointing runs modules again in the backward pass, when the call that bound them is over.
+    Activation checkpointing runs modules again in the backward pass, after the call that bound them.
     """
 
     def __init__(self, weights: SharedWeights, number: int) -> None:
         self.weights, self.number = weights, number
-        self.places: list[tuple[str, Shared]] = []
+        self.parameters: list[tuple[str, Shared]] = []
         self.lent: list[str] = []
 
     def lend(self, module: nn.Module, _args: object) -> None:
-        """Bind what is missing before the module runs."""
-        for name, shared in self.places:
+        """Bind the missing slices before the module runs."""
+        for name, shared in self.parameters:
             if module._parameters[name] is None:
                 module._parameters[name] = self.weights.slices_of(shared)[self.number]  # pyright: ignore[reportArgumentType]
                 self.lent.append(name)
 
     def take_back(self, module: nn.Module, _args: object, _out: object) -> None:
-        """Unbind it again."""
+        """Unbind them again."""
         while self.lent:
             module._parameters[self.lent.pop()] = None
 
 
 class _Borrowed(nn.Module):
-    """A module of the base network that small networks call as it is: TorchScript's, which cannot be made narrow.
+    """A TorchScript module of the base network, which cannot be narrowed: small networks call the base's own.
 
-    It is not registered, so its tensors belong to the base alone.
+    It is not registered as a submodule, so its tensors belong to the base alone.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, measured anew: the last step of a training that has moved weights under them."""
+"""Running statistics of batch norms, measured again at the end of a training."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from adjoined.slicing import Inputs
 def measure_statistics(
     networks: Sequence[nn.Module], runs: Sequence[Callable[..., Any]], batches: Iterable[Any]
 ) -> int:
-    """Replace the running statistics of several networks' norms by means over batches, each weighing the same.
+    """Replace the running statistics of several networks' norms by means over batches, all with the same weight.
 
     Args:
-        networks: the modules that hold the norms; the tensors that they share with others need not be in them.
-        runs: what runs each of them on a batch.
+        networks: the modules that hold the norms; tensors that they share with others need not be in them.
+        runs: functions that run each of them on a batch.
         batches: as in `AdjoinedNetwork.measure_statistics`.
 
     Returns:
         The number of images used.
 
     Raises:
-        AdjoinedError: there is no batch, or one on which a norm cannot be measured; all statistics are as before then.
+        AdjoinedError: there is no batch, or one on which a norm cannot be measured; all statistics are unchanged then.
 
     Source: `torch.optim.swa_utils.update_bn`, for networks that are not called as `network(batch)`.
     """
@@ -61,9 +61,9 @@ def measure_statistics(
 
 @contextmanager
 def _measuring(networks: Sequence[nn.Module], norms: Sequence[_NormBase]) -> Iterator[None]:
-    """Reset the norms and let them alone be in train mode; afterwards modes and momentum are as before.
+    """Reset the norms and put them alone in train mode; restore modes and momentum afterwards.
 
-    Where something is raised, the statistics are as before, too.
+    After an exception, the statistics are restored, too.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     before = [(norm, norm.momentum, [(buffer, buffer.clone()) for buffer in norm.buffers()]) for norm in norms]
@@ -87,7 +87,7 @@ def _measuring(networks: Sequence[nn.Module], norms: Sequence[_NormBase]) -> Ite
 
 
 def _inputs_of(batch: Any) -> Inputs:
-    """Return what a network is called with for a batch of a data loader."""
+    """Return the network's inputs in a batch of a data loader."""
     if isinstance(batch, (list, tuple)) and batch:
         batch = batch[0]
     return Inputs.of(batch)

@@ -103,12 +103,12 @@ def test_a_network_with_neither_is_refused():
             return (x * self.scale).mean((2, 3))
 
     assert adjoin(Scaled(), X).plan.alpha == 4
-    with pytest.raises(AdjoinedError, match="Scaled: no last layer is found"):
+    with pytest.raises(AdjoinedError, match="Scaled: no last layer was found"):
         adjoin(Scaled(), X, private_head=True)
 
 
 def test_a_model_that_is_one_layer_is_refused():
-    with pytest.raises(AdjoinedError, match="Conv2d: no last layer is found"):
+    with pytest.raises(AdjoinedError, match="Conv2d: no last layer was found"):
         adjoin(nn.Conv2d(3, 16, 3), X, private_head=True)
 
 

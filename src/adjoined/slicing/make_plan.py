@@ -1,4 +1,4 @@
-"""The public ways in: from a model to slice plans, and to the order of its channels."""
+"""The public functions that turn a model into slice plans and order its channels."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from adjoined.slicing.solve.traces import Traces
 
 
 class Slicer:
-    """A model and what is derived from its trace, which all of it shares: plans, the channels' order, the last layer.
+    """A model and everything derived from its trace, which is made once: plans, the channels' order, the last layer.
 
     Args:
         model: any module with convolutions; it is neither run nor changed (a copy is), except by `reorder`.
-        example_input: what the model is called with: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
+        example_input: an input of the model: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
             arguments, or a dict of keyword arguments.
 
     Raises:
-        AdjoinedError: it is not a model, or has no weights to narrow.
+        AdjoinedError: `model` is not a model, or has no weights to narrow.
 
     Example:
         >>> net, x = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1)), torch.zeros(1, 3, 8, 8)
@@ -44,14 +44,14 @@ class Slicer:
         self._traces = Traces(model, Inputs.of(example_input))
 
     def plans(self, request: Request, *, latency: Latency | None = None) -> list[SlicePlan]:
-        """Return the plan of every small network that is asked for.
+        """Return the plan of every requested small network.
 
         Args:
-            request: what the small networks should be like.
-            latency: measures a candidate in milliseconds, where the budget has some.
+            request: the settings of the small networks.
+            latency: measures a candidate in milliseconds; needed for a budget in milliseconds.
 
         Raises:
-            AdjoinedError: the model does not run on the example input, or cannot be what is asked for.
+            AdjoinedError: the model does not run on the example input, or cannot meet the request.
         """
         if request.chooses_alpha:
             return [find_alpha(self._traces, request, latency)]
@@ -87,14 +87,13 @@ def make_plan(
     Args:
         model, example_input: as for `Slicer`.
         alpha, keep, round_to, compress, widths, budget: as for `Request`.
-        latency: measures a candidate in milliseconds, where the budget has some.
+        latency: measures a candidate in milliseconds; needed for a budget in milliseconds.
 
     Returns:
         The plan of one small network that runs, with a reason for every group at full width.
 
     Raises:
-        AdjoinedError: a setting that cannot be, one that the model cannot meet, or a model that does not run on the
-            example input.
+        AdjoinedError: a setting is invalid or cannot be met, or the model does not run on the example input.
 
     Example:
         >>> import torch
@@ -119,24 +118,25 @@ def reorder(
 ) -> list[SlicePlan]:
     """Reorder a model's channels in place, so that the small networks keep the most important ones.
 
-    The model's function stays the same. Parameters and buffers stay the objects they are, so an optimizer that was made
-    before goes on; the momentum of one that has taken steps would belong to the old order.
+    The model's function stays the same. Parameters and buffers remain the same objects, so an existing optimizer
+    remains valid; but once it has taken steps, its momentum belongs to the old order.
 
     Args:
-        model: the base network, with the weights that importance is to be read from.
-        example_input: what the model is called with, as for `make_plan`.
+        model: the base network; importance is computed from its weights.
+        example_input: an input of the model, as for `make_plan`.
         plans: the slice plan of the small network, or of every network of a family. They stay valid.
-        order: "l1" or "l2": the norm of the filters that write a channel, summed over the layers that do, each layer
-            divided by its mean over the group; "bn": the absolute scale of its batch norms in the same way, and "l1"
-            for groups without; "taylor": what the loss changes without the channel, to first order, by the gradients
-            that the parameters hold after `backward()` on a few batches. Channels that go together (groups of a
+        order: "l1" or "l2": the norm of the filters that write a channel, divided by the layer's mean over the group,
+            summed over the layers; "bn": the same with the absolute scale of the batch norms, and "l1" for groups
+            without them; "taylor": the change of the loss without the channel, to first order, from the gradients that
+            the parameters hold after `backward()` on a few batches. Channels that are kept together (groups of a
             convolution, heads) are ordered as one.
 
     Returns:
-        The plans with the order written down, and for every group that stays in its order the reason.
+        The plans with the order recorded, and the reason for every group that keeps its order.
 
     Raises:
-        AdjoinedError: no such order, no batch norm for "bn", a plan of another model, or the model does not run.
+        AdjoinedError: the order is unknown, "bn" has no batch norm, a plan is of another model, or the model does not
+            run.
 
     Example:
         >>> net, x = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 1, 2, 2)

@@ -1,1 +1,1 @@
-"""What is known of a model before it runs: its modules and tensors, the example input, its cost, likely mistakes."""
+"""Facts about a model before it is traced: modules and tensors, the example input, cost, likely mistakes."""

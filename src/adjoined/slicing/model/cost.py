@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds (MACs)."""
+"""The cost of a network: parameters and multiply-adds (MACs)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cost:
     """Size and work of a network or a layer."""
 
     parameters: int
-    """Trainable numbers, shared ones once; buffers such as running statistics do not count."""
+    """Number of parameters, shared ones counted once; buffers such as running statistics do not count."""
     parameters_without_last: int
     """The same without the last linear layer, as the paper counts."""
     macs: int
@@ -42,11 +42,11 @@ def measure_cost(model: nn.Module, example_input: Any) -> Cost:
         example_input: as for `make_plan`; MACs are divided by the size of its first dimension.
 
     Returns:
-        The cost for one sample. "MACs" counts a multiplication with its addition once; papers often call that FLOPs.
+        The cost for one sample. A MAC is a multiplication and an addition; papers often call it a FLOP.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(), nn.Linear(8 * 4, 10))
-        >>> measure_cost(net, torch.zeros(1, 3, 4, 4))  # 8 * 27 weights on 2 x 2 places; 32 * 10 + 10
+        >>> measure_cost(net, torch.zeros(1, 3, 4, 4))  # 8 * 27 weights at 2 x 2 positions; 32 * 10 + 10
         Cost(parameters=546, parameters_without_last=216, macs=1184)
     """
     return cost_by_module(model, example_input)[""]
@@ -55,7 +55,7 @@ def measure_cost(model: nn.Module, example_input: Any) -> Cost:
 def cost_by_module(model: nn.Module, example_input: Any) -> dict[str, Cost]:
     """Count parameters and MACs of every module by its name; "" is the whole network.
 
-    Arguments as in `measure_cost`. A module's cost includes its children's, whoever calls them.
+    Arguments are those of `measure_cost`. A module's cost includes its children's, whoever calls them.
     """
     inputs = Inputs.of(example_input)
     run = _run(model, inputs)
@@ -85,7 +85,7 @@ def last_layer(model: nn.Module, example_input: Any) -> str:
 
 
 def last_linear_of(model: nn.Module, finished: Sequence[str]) -> str | None:
-    """Return the last linear layer of a run, of which the names of modules are given as they finished, or None."""
+    """Return the last linear layer of a run from the names of modules in the order they finished; None without any."""
     return _last(model, finished, nn.Linear)
 
 
@@ -98,7 +98,7 @@ def last_layer_of(model: nn.Module, finished: Sequence[str]) -> str:
     name = last_linear_of(model, finished) or _last(model, finished, nn.modules.conv._ConvNd)
     if not name:
         raise AdjoinedError(
-            "no last layer is found",
+            "no last layer was found",
             where=type(model).__name__,
             expected="a model that runs a linear layer or a convolution among its modules",
             fix="Leave out the private head.",
@@ -126,7 +126,7 @@ def _run_it(model: nn.Module, inputs: Inputs) -> _Run:
             module.register_forward_hook(lambda *_: run.finished.append(run.running.pop()))
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of it, whose work is not known
+        torch.backends.mha.set_fastpath_enabled(False)  # its fused operator's work is unknown
         with torch.no_grad(), run:
             inputs.run(model.eval())
     finally:
@@ -150,7 +150,7 @@ class _Run(TorchDispatchMode):
         self.flops: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator, or the operators that it is made of, and count."""
+        """Run an operator, or the operators that it decomposes into, and count their work."""
         kwargs = kwargs or {}
         count = flop_registry.get(func._overloadpacket)
         if count is None:

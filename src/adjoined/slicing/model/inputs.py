@@ -1,4 +1,4 @@
-"""Example inputs: what a model is called with while its channels are traced."""
+"""Example inputs: the arguments with which a model is traced."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Inputs:
         return Inputs(tree_map(change, self.args), tree_map(change, self.kwargs))
 
     def apart(self) -> Inputs:
-        """Return inputs with the same values that share nothing a forward can change."""
+        """Return a copy that shares nothing that a forward can change."""
         return Inputs(*apart((self.args, self.kwargs)))
 
     def run(self, model: Callable[..., Any]) -> Any:
-        """Call a model with a copy of these inputs: whatever its forward changes in place, they stay as they are."""
+        """Call a model with a copy of these inputs, which its forward may change in place."""
         own = self.apart()
         return model(*own.args, **own.kwargs)
 
@@ -75,11 +75,11 @@ class Inputs:
 
 
 def apart(given: Any) -> Any:
-    """Return a copy of what a model is called with, so that one forward's changes in place do not reach another's.
+    """Return a copy of a model's arguments, so that in-place changes by one forward do not reach another.
 
     A forward may scale its input in place, write its own tensors into a list, or set fields of an object. Tensors are
-    cloned (gradients flow through), containers and objects are copied with all that they hold. A tensor that occurs
-    twice is cloned once. Modules and what cannot be copied (generators, open files) are passed on as they are.
+    cloned (gradients flow through); containers and objects are copied with everything in them. A tensor that occurs
+    twice is cloned once. Modules, and objects that cannot be copied (generators, open files), are passed on unchanged.
 
     Example:
         >>> x = torch.zeros(2)
@@ -124,7 +124,7 @@ _WITHOUT_STATE = (
 
 
 def _held_by(holder: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Return the tensors that an object holds, at any depth: in its attributes, its items, or its elements."""
+    """Yield the tensors that an object holds at any depth, in its attributes, items or elements."""
     if id(holder) in seen or isinstance(holder, (nn.Module, type, *_WITHOUT_STATE)):
         return
     seen.add(id(holder))
@@ -140,7 +140,7 @@ def _held_by(holder: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def tensor_leaves(out: Any) -> list[Tensor]:
-    """Return all tensors in a model's output, whatever holds them; attributes of unknown objects count too."""
+    """Return all tensors in a model's output, in any containers, including attributes of unknown objects."""
     leaves: list[Tensor] = []
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):

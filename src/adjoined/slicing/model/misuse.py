@@ -1,4 +1,4 @@
-"""What is wrong with a call: from what a model raises, or does, on the example input to one line."""
+"""Errors for likely mistakes in a call: a one-line message for what a model raises on the example input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PASS = "Pass the example input that model(...) takes: a tensor, a tuple of argum
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise AdjoinedError if no layer of a model reads and writes channels, or if one is not made yet."""
+    """Raise AdjoinedError if a model has no layer that reads and writes channels, or an uninitialized one."""
     lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
         raise AdjoinedError(
@@ -27,7 +27,7 @@ def check_weights(model: nn.Module) -> None:
         )
     if not any(parameter.ndim > 1 for parameter in model.parameters()):
         raise AdjoinedError(
-            "nothing to narrow: this is no CNN",
+            "nothing to narrow: this is not a CNN",
             where=type(model).__name__,
             expected="a model with convolutions (or linear layers)",
             got=f"{sum(1 for _ in model.parameters())} parameters, none of them a weight of such a layer",
@@ -35,22 +35,22 @@ def check_weights(model: nn.Module) -> None:
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Raise AdjoinedError if a weight was made in inference mode, which autograd never records."""
+    """Raise AdjoinedError if a weight was created in inference mode, which autograd never records."""
     weights = ((name, parameter) for name, parameter in model.named_parameters() if not is_lazy(parameter))
     name = next((name for name, parameter in weights if parameter.is_inference()), None)
     if name is not None:
         raise AdjoinedError(
-            "a weight that was made in inference mode, so that it cannot be trained",
+            "a weight that was created in inference mode, so it cannot be trained",
             where=name,
             fix="Build or load the model outside of torch.inference_mode().",
         )
 
 
 def check_arguments(model: nn.Module, inputs: Inputs) -> None:
-    """Raise AdjoinedError if the model's forward does not take these arguments, or asks for others."""
+    """Raise AdjoinedError if the model's forward does not accept these arguments, or requires others."""
     try:
         signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):  # a scripted forward has none to look at
+    except (TypeError, ValueError):  # a scripted forward has no signature
         return
     try:
         signature.bind(*inputs.args, **inputs.kwargs)
@@ -96,13 +96,13 @@ def does_not_run(model: nn.Module, error: Exception, module: str, args: Sequence
 
 
 def _taken_by(layer: nn.Module) -> str:
-    """Return the dtype and the shape of what a layer takes; "" where it is no layer of torch's own."""
+    """Return the dtype and shape that a layer accepts; "" for a layer that is not torch's own."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or is_lazy(weight):
         return ""
     if isinstance(layer, nn.modules.conv._ConvNd):
-        places = ", ".join("DHW"[-len(layer.kernel_size) :])
-        return f"{_dtype(weight)} (N, {layer.in_channels}, {places})"
+        spatial = ", ".join("DHW"[-len(layer.kernel_size) :])
+        return f"{_dtype(weight)} (N, {layer.in_channels}, {spatial})"
     if isinstance(layer, nn.Linear):
         return f"{_dtype(weight)} (..., {layer.in_features})"
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -115,12 +115,12 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def another_path(model: nn.Module, reader: str | None, modules: Sequence[str]) -> AdjoinedError:
-    """Return the error for a forward that values send along another path.
+    """Return the error for a forward whose path depends on values.
 
     Args:
         model: the model.
         reader: name of the module whose code reads a value; "" for the model itself.
-        modules: those that ran in one of the networks only, or never.
+        modules: modules that ran in only one of the networks, or never.
     """
     more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
     return AdjoinedError(

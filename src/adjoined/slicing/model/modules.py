@@ -118,14 +118,14 @@ def owner_of(tensor: str) -> str:
 
 
 def set_sizes(module: nn.Module, groups: int | None) -> None:
-    """Bring the sizes that a module of torch keeps as numbers in line with its tensors.
+    """Update the sizes that one of torch's modules stores to those of its tensors.
 
     Args:
         module: a module whose parameters and buffers were replaced by narrower ones.
-        groups: its number of groups now, or None where it has not changed.
+        groups: its new number of groups, or None where it has not changed.
     """
     weight = module._parameters.get("weight")
-    sized: Any = module  # normalisations other than torch's keep their sizes under the same names
+    sized: Any = module  # norms other than torch's store their sizes under the same names
     if isinstance(module, nn.modules.conv._ConvNd):
         kernel = module.weight  # a parametrised convolution computes it
         module.groups = groups or module.groups

@@ -1,7 +1,7 @@
-"""Whether a copy of a model stands alone: some copies still run, or change, the model that they were copied from.
+"""Checks that a copy of a model is independent: some copies still run, or change, the original model.
 
-`copy.deepcopy` follows modules, bound methods and `functools.partial`. It does not look into functions: a lambda, or a
-function defined inside another one, that speaks of the model goes on speaking of the original.
+`copy.deepcopy` follows modules, bound methods and `functools.partial`, but not functions: a lambda, or a function
+defined inside another one, still refers to the original model in a copy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.modules import full_name, named_tensors
 
-ALONE = "a model whose copies stand alone, as small networks are copies"
+ALONE = "a model whose copies are independent of it, since small networks are copies"
 FIX = (
     "Make it a method of its class, or bind it: module.forward = types.MethodType(function, module); for a hook, "
     "functools.partial(module.method, ...)."
@@ -22,10 +22,10 @@ FIX = (
 
 
 class Original:
-    """A model of which a copy is run: its tensors by identity, and what its modules keep beside them.
+    """The model whose copy is run: its tensors by identity, and the other attributes of its modules.
 
     Args:
-        model: the model that was handed over.
+        model: the user's model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,25 +37,25 @@ class Original:
         }
 
     def check_not_read(self, tensors: Iterable[Tensor], module: str) -> None:
-        """Raise AdjoinedError if one of the tensors that a copy's operator is given belongs to the original.
+        """Raise AdjoinedError if an operator of the copy gets a tensor of the original.
 
         Args:
-            tensors: what the operator is given.
+            tensors: the operator's operands.
             module: name of the copy's module that runs; "" for the model itself.
         """
         name = next((name for tensor in tensors if (name := self._names.get(id(tensor)))), None)
         if name is not None:
             reader = repr(module) if module else "its own forward"
             raise AdjoinedError(
-                f"a copy of the model still runs the original: {reader} reads {name!r} of the model that was handed "
-                "over, because a function holds on to it",
+                f"a copy of the model still runs the original: {reader} reads {name!r} of the original model, "
+                "because a function refers to it",
                 where=type(self._model).__name__,
                 expected=ALONE,
                 fix=FIX,
             )
 
     def undo(self) -> list[str]:
-        """Put back what a run has changed, or added, in the modules' attributes; return the names of these."""
+        """Undo what a run changed or added in the modules' attributes; return the names of these attributes."""
         changed: list[str] = []
         for name, module in [each for each in self._model.named_modules() if each[0] in self._kept]:
             kept = self._kept[name]
@@ -71,7 +71,7 @@ class Original:
         if changed:
             raise AdjoinedError(
                 f"a copy of the model writes into the original: '{changed[0]}' changes when the copy runs, "
-                "because a hook or another function holds on to the model",
+                "because a hook or another function refers to it",
                 where=type(self._model).__name__,
                 expected=ALONE,
                 fix=FIX,
@@ -79,13 +79,13 @@ class Original:
 
 
 class _Kept:
-    """An attribute of a module, and what was in it."""
+    """An attribute of a module, and its contents."""
 
     def __init__(self, held: Any) -> None:
         self.held, self.inside = held, _inside(held)
 
     def undo(self, module: nn.Module, attribute: str) -> bool:
-        """Put back what was there; tell whether that was necessary."""
+        """Restore the attribute; tell whether that was necessary."""
         held = vars(module).get(attribute)
         if held is self.held and _ids(_inside(held)) == _ids(self.inside):
             return False

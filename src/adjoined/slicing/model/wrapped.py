@@ -1,4 +1,4 @@
-"""Models that come in a wrapper: taken out where that is safe, refused with what to do where it is not."""
+"""Wrapped models: unwrapped where that is safe, refused with advice where it is not."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WRAP = "Call adjoin on the plain model, and wrap the joint network that it retur
 
 
 def unwrap(model: Any) -> nn.Module:
-    """Return the plain model in what a user hands over.
+    """Return the plain model inside the user's model.
 
-    `nn.DataParallel`, a compiled model and an average of weights call the model inside as it is: it is taken out.
+    `nn.DataParallel`, a compiled model and an average of weights run the model inside unchanged, so it is unwrapped.
 
     Raises:
-        AdjoinedError: not a module; or one that cannot be narrowed as it is: scripted, traced or exported, sharded over
+        AdjoinedError: not a module, or one that cannot be narrowed: scripted, traced or exported, sharded over
             processes, or made by `adjoin`.
     """
     while isinstance(model, (nn.DataParallel, AveragedModel)) or _is_compiled(model):
@@ -37,7 +37,7 @@ def unwrap(model: Any) -> nn.Module:
     for name, part in model.named_modules():
         inside = f"'{name}' is " if name else ""
         if any(kind.__module__ == "adjoined.network" for kind in type(part).__mro__):
-            fix = "Call adjoin on `net.base`, or on `net.extract()` for a smaller one of the small network."
+            fix = "Call adjoin on `net.base`, or on `net.extract()` for a small network of the small network."
             raise _refused(model, f"{inside}a joint network already", fix)
         if isinstance(part, nn.parallel.DistributedDataParallel):
             raise _refused(model, f"{inside}wrapped for several processes", WRAP)

@@ -1,4 +1,4 @@
-"""Whether plain data are a slice plan: every type, every index and every shape, before anything is made of them."""
+"""Validation of a slice plan read from a file: every type, index and shape, before anything is built from it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from adjoined.errors import AdjoinedError
 from adjoined.plain import check, entry, named, texts, value, whole
 
 COUNTS = ("parameters", "parameters_without_last", "macs")
-"""What a cost holds."""
+"""The entries of a cost."""
 
 LARGEST = 1 << 40
-"""Elements of a tensor that a plan may speak of."""
+"""The most elements of a tensor in a plan."""
 
 
 def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]:
-    """Return the data of a slice plan; entries that this version does not know are passed over.
+    """Return the data of a slice plan; unknown entries are ignored.
 
     Args:
-        data: what a JSON file holds.
-        newest: the newest format that is known; those from 1 on are read.
+        data: the contents of a JSON file.
+        newest: the newest known format; all from 1 on are read.
         where: the file, for the error.
 
     Raises:
@@ -35,7 +35,7 @@ def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]
             where=where,
             expected=f"a JSON object with format {newest}",
             got=str(found)[:40],
-            fix="Update adjoined." if newer else "Make it anew with `adjoined plan`.",
+            fix="Update adjoined." if newer else "Make a new plan with `adjoined plan`.",
         )
     check(entry(data, "alpha", float, where) >= 1, f"{where}, alpha", "a number of at least 1", data["alpha"])
     whole(data, "round_to", where, least=1)
@@ -83,7 +83,7 @@ def _check_group(group: dict[str, Any], where: str) -> None:
 
 
 def _check_index(index: Any, size: int, where: str) -> None:
-    """Check that an index is None, the number of the first ones, or ascending ranges, and lies within a dimension."""
+    """Check that an index is None, a number of first indices, or ascending ranges, and lies within a dimension."""
     if index is None:
         return
     pairs = index if isinstance(index, list) else [[0, index]]

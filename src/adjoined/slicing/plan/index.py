@@ -18,7 +18,7 @@ class Index:
 
     @classmethod
     def of(cls, indices: Iterable[int]) -> Index:
-        """Make it of ascending indices.
+        """Return the index of ascending integers.
 
         Example:
             >>> Index.of([0, 1, 2, 8, 9])
@@ -34,7 +34,7 @@ class Index:
 
     @classmethod
     def where(cls, chosen: Tensor) -> Index:
-        """Make it of the places at which a vector of truth values is true.
+        """Return the index of the positions at which a bool vector is true.
 
         Example:
             >>> Index.where(torch.tensor([True, True, False, True]))
@@ -82,7 +82,7 @@ def take(tensor: Tensor, indices: Sequence[Index | None]) -> Tensor:
 
 
 def add_at(total: Tensor, indices: Sequence[Index | None], part: Tensor) -> None:
-    """Add `part` in place to the slice of `total` that `take` returns; nothing of full size is made."""
+    """Add `part` in place to the slice of `total` that `take` returns, without a temporary of full size."""
     for d, index in enumerate(indices):
         if index is not None:
             if len(index.ranges) == 1:

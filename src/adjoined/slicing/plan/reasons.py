@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Kind(StrEnum):
-    """The kinds of reasons. Code decides by these; the text of a reason is for people."""
+    """Kinds of reasons. Code decides by the kind; the text of a reason is for people."""
 
     OUTPUT = "output"
     """The model returns these channels."""
@@ -19,7 +19,7 @@ class Kind(StrEnum):
     NOT_CHANNELS = "not channels"
     """No convolution and no matrix product uses them as channels, such as kernel positions."""
     PLACES = "places"
-    """They count places, or whole kernels: a layer runs along them or adds them up, but they are not channels."""
+    """They count positions or whole kernels: a layer runs along them or sums over them, but they are not channels."""
     INSIDE_GROUPS = "inside groups"
     """Each group of a grouped convolution reads them, and whole groups are dropped instead."""
     TOO_FEW = "too few"
@@ -29,13 +29,13 @@ class Kind(StrEnum):
     TWO_AT_ONCE = "two at once"
     """Each element belongs to two channels."""
     FIXED_WIDTH = "fixed width"
-    """They meet something whose width does not follow."""
+    """They meet a tensor whose width is fixed."""
     FIXED_PADDING = "fixed padding"
     """Code pads them with a fixed number of channels."""
     FIXED_SIZE = "fixed size"
     """Code asks an operator for a fixed number of channels."""
     BY_VALUE = "by value"
-    """Values decide which of them are meant."""
+    """Values decide which of them are used."""
     NEIGHBOURS = "neighbours"
     """An operator looks at them side by side."""
     NO_RULE = "no rule"
@@ -47,7 +47,7 @@ class Kind(StrEnum):
     DOES_NOT_RUN = "does not run"
     """No narrower form of the network ran."""
     OTHER = "other"
-    """Written by a version that did not note kinds."""
+    """Read from a plan of a version without kinds."""
 
 
 REMEDIES = {
@@ -64,7 +64,7 @@ REMEDIES = {
     Kind.UNREAD: "Nothing reads them in this forward pass: another example input may reach them.",
     Kind.DOES_NOT_RUN: "No narrower form ran: report the model, or name the module in `keep` if that is intended.",
 }
-"""What a user can do about each kind; nothing about the others."""
+"""What a user can do about each kind; the other kinds need nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Reason:
     """Why a channel group stays at full width.
 
     Attributes:
-        kind: what code may decide by.
-        text: the same for people, with names and numbers.
+        kind: for code to decide by.
+        text: for people, with names and numbers.
 
     Example:
         >>> reason = Reason(Kind.NO_RULE, "no rule for the operator sort, in 'head' (sort)")
@@ -87,7 +87,7 @@ class Reason:
 
     @property
     def remedy(self) -> str:
-        """What a user can do about it, as a sentence; "" where nothing is to be done."""
+        """What a user can do about it, as a sentence; "" where nothing needs doing."""
         return REMEDIES.get(self.kind, "")
 
     def __str__(self) -> str:
@@ -106,5 +106,5 @@ class Reason:
         """
         if data is None or isinstance(data, str):
             return cls(Kind.OTHER, data) if data else None
-        kinds = {kind.value: kind for kind in Kind}  # a newer version may know others
+        kinds = {kind.value: kind for kind in Kind}  # a newer version may have others
         return cls(kinds.get(data["kind"], Kind.OTHER), data["text"])
