@@ -38,7 +38,7 @@ class AdjoinedNetwork(nn.Module):
     """A base network and one or several small networks on shared weights, called together.
 
     Each small network has its own normalisation layers, buffers and private layers. All its other tensors are slices of
-    the base's, taken anew in each call, so an optimizer, an average or a checkpoint sees each shared weight once.
+    the base's, taken again in each call, so an optimizer, an average or a checkpoint sees each shared weight once.
 
     Args:
         base: the base network; it is used, not copied, and holds the shared weights.

@@ -20,7 +20,7 @@ Latency = Callable[[nn.Module], float]
 """The small network as a plain module in eval mode -> milliseconds that it takes for the example input."""
 
 CLOSE = 1.02
-"""Ratio of two alphas between which measured times are not told apart."""
+"""Alphas closer than this ratio are not measured separately."""
 
 
 class OverBudget(AdjoinedError):

@@ -24,7 +24,7 @@ PATIENCE = 4
 
 
 class Unaligned(Exception):
-    """Channel identity has to be given up at these cuts; the model is traced anew."""
+    """Channel identity has to be given up at these cuts; the model is traced again."""
 
     def __init__(self, cuts: set[Site]) -> None:
         super().__init__(f"{len(cuts)} cuts")

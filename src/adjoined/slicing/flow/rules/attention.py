@@ -15,14 +15,14 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 
 @rule("scaled_dot_product_attention", statistic=Statistic.SCALE)
 def composite(state: State, call: Call) -> None:
-    """No operator by itself: torch makes one of the below of it, or several; its scale is looked at before."""
+    """Torch replaces this operator by others, which have rules; `State.attention_scale` handles its scale."""
 
 
 def keeps_whole_heads(state: State, slot: Slot, heads: int, features: int) -> bool:
     """Tell whether a product between tensors with heads keeps whole heads; the first run decides.
 
-    As with grouped convolutions, the way that keeps fewer channels is taken, and whole heads where both keep as many:
-    they leave the scale 1/√d as it is.
+    As with grouped convolutions, it chooses what keeps fewer channels. Where both keep as many, whole heads are kept,
+    because then the scale 1/√d does not change.
     """
     if not state.strict:
         first = slot.movedim((heads, features), (0, 1)).reshape(slot.shape[heads], slot.shape[features], -1)[:, 0, 0]
@@ -78,7 +78,7 @@ def attention(state: State, call: Call) -> None:
 
 
 def _tie_bias(state: State, call: Call, by_head: Sequence[Slot], heads: int) -> None:
-    """A bias or mask on the weights of the attention: one for each head, or alike for all."""
+    """A bias or mask on the weights of the attention: one for each head, or the same for all."""
     for name in ("attn_mask", "attn_bias"):
         bias = call[name]
         if not isinstance(bias, Tensor):

@@ -23,7 +23,7 @@ def concatenate(state: State, call: Call) -> None:
 
 @rule("stack")
 def stack(state: State, call: Call) -> None:
-    """The same along a new dimension, in which every part has size 1."""
+    """Like concatenation along a new dimension, in which every part has size 1."""
     dim = (call["dim"] or 0) % call.out.ndim
     slots = [[slot.unsqueeze(dim) for slot in state.slots(t)] for t in call["tensors"]]
     _join(state, slots, [1] * len(slots), dim, call.out)

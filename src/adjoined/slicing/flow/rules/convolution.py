@@ -19,9 +19,9 @@ INSIDE_GROUPS = Reason(
 
 @rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
 def convolution(state: State, call: Call) -> None:
-    """Tie the input's channels to the weight's, the bias to the output's; grouped convolutions in their own way."""
+    """Tie the input's channels to the weight's, the bias to the output's; grouped convolutions have other rules."""
     x, weight, out = call["input"], call["weight"], call.out
-    if x.ndim < weight.ndim:  # unbatched input (C, ...): nobody's training step, and no dimension 1 to speak of
+    if x.ndim < weight.ndim:  # unbatched input (C, ...) has no dimension 1, and no training step uses it
         return _give_up(state, call)
     transposed = bool(call["transposed"])
     reads, writes = (0, 1) if transposed else (1, 0)
@@ -62,7 +62,7 @@ def _grouped(
     channels, all groups stay and each is sliced inside.
     """
     if channels is not None and weight_in is None and out is None and groups == channels.numel():
-        return channels.view(-1, 1).expand(groups, weight.shape[0] // groups).reshape(-1)  # kernels of no layer: a blur
+        return channels.view(-1, 1).expand(groups, weight.shape[0] // groups).reshape(-1)  # a fixed kernel: a blur
     if channels is None or out is None:
         for labels in (channels, out, weight_in):
             if labels is not None:
@@ -74,7 +74,7 @@ def _grouped(
     if not state.strict:
         batch = size > 1 and _are_images(rows)
         inside = batch or (size > 1 and weight_in is not None and state.choose_groups(state.module, groups, size))
-    if inside:  # one channel is left of each group where the weight has no labels
+    if inside:  # where the weight has no labels, each group has one channel left
         state.findings.sliced_inside.add(state.module)
         per_group = state.collapse(channels.view(groups, -1), (1,)).reshape(-1)
         if weight_in is not None:
@@ -88,7 +88,7 @@ def _grouped(
 
 
 def _are_images(rows: Slot) -> bool:
-    """Tell whether the groups (groups, channels of each) are the images of a batch: each image has a kernel."""
+    """Tell whether the groups (groups, channels of each) are the images of a batch, each with its own kernel."""
     return rows.shape[0] > 1 and bool((rows == rows[:1]).all())
 
 
@@ -114,7 +114,7 @@ def _grouped_transposed(
 
 
 def _whole_groups(state: State, groups: int, channels: Tensor, out: Tensor) -> Tensor:
-    """Tie all channels of a group, input and output, to each other, and note the groups."""
+    """Tie all channels of a group, input and output, to each other, and record the groups."""
     read = state.collapse(channels.view(groups, -1), (0,))
     written = state.collapse(out.view(groups, -1), (0,))
     state.tie(read, written)
@@ -124,7 +124,7 @@ def _whole_groups(state: State, groups: int, channels: Tensor, out: Tensor) -> T
 
 
 def _along_space(state: State, x: Tensor, weight: Tensor, out: Tensor) -> list[Slot]:
-    """Return the input's slots along other dimensions than the channels, where the operator leaves them alone."""
+    """Return the input's slots along dimensions that the operator leaves alone, without the channels."""
     kept = []
     for number, slot in enumerate(state.slots(x)):
         dims = varying(slot)
@@ -148,7 +148,7 @@ def _give_up(state: State, call: Call) -> None:
 
 @rule("deform_conv2d")
 def deformable(state: State, call: Call) -> None:
-    """torchvision's: an ordinary convolution whose kernel moves by offsets, which stay as many as they are."""
+    """torchvision's deformable convolution: a convolution whose kernel moves by offsets of a fixed number."""
     for tensor in (call["offset"], call["mask"]):
         for slot in state.slots(tensor):
             state.pin(slot, Reason(Kind.BY_VALUE, "places and weights of a deformable kernel"))
@@ -163,7 +163,7 @@ def deformable(state: State, call: Call) -> None:
 
 @rule("im2col")
 def patches(state: State, call: Call) -> None:
-    """F.unfold: channels (N, C, H, W) become rows (N, C·kh·kw, L), each channel repeated for every kernel place."""
+    """F.unfold: channels (N, C, H, W) become rows (N, C·kh·kw, L), each channel repeated for every kernel position."""
     x, out = call["self"], call.out
     channels = state.vector(state.slots(x), x.ndim - 3)
     if channels is None:
@@ -175,7 +175,7 @@ def patches(state: State, call: Call) -> None:
 
 @rule("col2im")
 def fold(state: State, call: Call) -> None:
-    """F.fold: rows (N, C·kh·kw, L) are added up to channels (N, C, H, W); the rows of one channel go together."""
+    """F.fold: rows (N, C·kh·kw, L) are summed to channels (N, C, H, W); the rows of one channel are tied."""
     x, out = call["self"], call.out
     rows = state.vector([slot for slot in state.slots(x) if x.ndim - 2 in varying(slot)], x.ndim - 2)
     if rows is None:

@@ -1,4 +1,4 @@
-"""Matrix products: the inner dimensions are tied, rows and columns go on."""
+"""Matrix products: the inner dimensions are tied, rows and columns keep their labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def product_and_sum(state: State, call: Call) -> None:
 
 @rule("mv", "addmv", statistic=Statistic.SUM)
 def product_with_vector(state: State, call: Call) -> None:
-    """(n, k) by (k): the rows go on."""
+    """(n, k) by (k): the rows keep their labels."""
     matrix, vector = call["mat"] if call.name == "addmv" else call["self"], call["vec"]
     inner = [slot for slot in state.slots(matrix) if 1 in varying(slot)]
     read, weight = state.vector(inner, 1), state.vector(state.slots(vector), 0)
@@ -88,14 +88,14 @@ def _product(
         written = [[s for s, _ in spans if d in varying(s)] for spans, d in ((spans_a, a.ndim - 2), (spans_b, column))]
         _note_channels(state, _Factor(a, read, written[0]), _Factor(b, weight_in, written[1]))
     for slot, dims in spans_a:
-        if varying(slot) and inner_a not in dims:  # alike in every head of an attention
+        if varying(slot) and inner_a not in dims:  # the same in every head of an attention
             carried.append(state.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
-    for slot, dims in spans_b:  # labels along the batch alone go on, where the other factor brings none
+    for slot, dims in spans_b:  # labels along the batch alone are kept where the other factor has none
         if b.ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
             carried.append(slot)
     of_heads = [slot for slot in carried if varying(slot) == (0,)]
     values = _both(spans_b, 0, column) if b.ndim == 3 and of_heads else []
-    if values:  # the weights of an attention have a label for each head: so have the values, and what comes of them
+    if values:  # attention weights have a label for each head, and so have the values and the result
         heads_of(state, [*of_heads, *values], 0)
         return state.carry(out, [slot for slot in carried if varying(slot) != (0,)] + values)
     across = [slot for slot, dims in spans_b if column in dims and column in varying(slot)]
@@ -110,7 +110,7 @@ def _product(
 
 
 class _Factor(NamedTuple):
-    """A factor of a product: the labels that it is summed over, and its slots along the dimension that goes on."""
+    """A factor of a product: the labels that it is summed over, and its slots along the remaining dimension."""
 
     tensor: Tensor
     read: Tensor | None
@@ -118,11 +118,11 @@ class _Factor(NamedTuple):
 
 
 def _note_channels(state: State, a: _Factor, b: _Factor) -> None:
-    """Note which dimensions of a product with a weight are channels, and which are places.
+    """Record which dimensions of a product with a weight are channels, and which are positions.
 
-    A weight meets a tensor that follows from the input. Along labels that both have it sums over channels, and writes
-    channels. Where the tensor's channels lie along another dimension, it sums over places, and writes places, unless it
-    is that of a linear layer, which makes features of whatever it reads.
+    The other factor depends on the input. Where both have labels along the inner dimension, the product sums over
+    channels and writes channels. Where the other factor's channels lie along another dimension, it sums over positions
+    and writes positions, unless the weight is a linear layer's, which turns whatever it reads into features.
     """
     if state.in_linear:
         if not state.is_buffer(a.tensor):  # a table of coordinates has no channels

@@ -1,4 +1,4 @@
-"""Data movement: the very same operator runs on the labels."""
+"""Data movement: the same operator runs on the labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CUTS = (
     "repeat_interleave", "slice_copy", "rot90", moves=True,
 )  # fmt: skip
 def move(state: State, call: Call) -> None:
-    """Run the operator on every slot; note where a labelled dimension is cut or folded."""
+    """Run the operator on every slot; record where a labelled dimension is cut or folded."""
     source, outputs = call.tensors[0], call.outputs
     cut = state.cut
     others = call.tensors[1:]
@@ -55,7 +55,9 @@ def move(state: State, call: Call) -> None:
             _note_fold(state, cut, slot, results[0])
         elif call.name in CUTS:
             state.check_cut(cut, number, results)
-            if len(results) > 1 or results[0].numel() != slot.numel():  # pieces are no substitutes for each other
+            if (
+                len(results) > 1 or results[0].numel() != slot.numel()
+            ):  # channels of different pieces are not interchangeable
                 state.note_pieces(cut, 0, results)
     for out, slots in zip(outputs, moved, strict=True):
         state.carry(out, slots)
@@ -63,14 +65,14 @@ def move(state: State, call: Call) -> None:
 
 @rule("transpose_", "t_", "unsqueeze_", "swapdims_", "swapaxes_")
 def move_in_place(state: State, call: Call) -> None:
-    """The tensor itself has new dimensions; its slots have still the old ones."""
+    """The tensor's dimensions have changed in place; its slots still have the old ones."""
     numbers = [value for name, value in call.args.items() if name != "self"]
     name = call.name.rstrip("_")
     state.carry(call.out, [getattr(slot, name)(*numbers) for slot in state.slots(call["self"])])
 
 
 def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
-    """Return what the operator makes of the labels, or None if it does not take them."""
+    """Return the operator's results on the labels; None if it does not accept them."""
     if call.name in RESHAPES:
         return [reshaped(slot, source.shape, call.out.shape)]
     labels = slot.expand(source.shape)
@@ -87,7 +89,7 @@ def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
 
 
 def _picked_by_value(state: State, call: Call) -> set[int]:
-    """Return the dimensions of which values that follow from the input pick elements: other ones in every run."""
+    """Return the dimensions along which values that depend on the input pick elements."""
     if call.name == "index_select":
         return {call["dim"] % call["self"].ndim} if state.values.computed(call["index"]) else set()
     picked: set[int] = set()
@@ -103,6 +105,6 @@ def _picked_by_value(state: State, call: Call) -> set[int]:
 
 
 def _note_fold(state: State, cut: Site, before: Slot, after: Slot) -> None:
-    """Note a view that folds a labelled dimension into several."""
+    """Record a view that folds a labelled dimension into several."""
     if not state.strict and len(varying(after)) > len(varying(before)):
         state.findings.folds.append((cut, after))

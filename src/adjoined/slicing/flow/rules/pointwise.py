@@ -20,7 +20,7 @@ def pointwise(state: State, call: Call) -> None:
 
 
 def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> None:
-    """Tie operands that broadcast to the shape of `out`, and carry the union of their slots on.
+    """Tie operands that broadcast to the shape of `out`, and give the result the union of their slots.
 
     Where one operand has labels along a dimension and another has a size of its own there without labels, that
     dimension is of fixed width.
@@ -43,7 +43,7 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
 
 
 def left_padded(slot: Slot, ndim: int) -> Slot:
-    """Return a slot with as many dimensions, new ones of size 1 on the left."""
+    """Return a slot with this many dimensions, adding ones of size 1 on the left."""
     return slot.reshape([1] * (ndim - slot.ndim) + list(slot.shape))
 
 
@@ -55,7 +55,7 @@ def left_padded(slot: Slot, ndim: int) -> Slot:
 )  # fmt: skip
 @rule("cumsum", statistic=Statistic.ALONG)
 def same(state: State, call: Call) -> None:
-    """Operators that change neither the shape nor where each element is."""
+    """Operators that change neither the shape nor the position of any element."""
     source = call.tensors[0]
     for out in call.outputs:
         if out.shape == source.shape:
@@ -64,7 +64,7 @@ def same(state: State, call: Call) -> None:
 
 @rule("as_strided", "as_strided_")
 def restrided(state: State, call: Call) -> None:
-    """Another memory format of the same elements leaves them in their places; anything else is out of sight."""
+    """A change of memory format keeps the positions of elements; what any other call does is unknown."""
     x, out = call["self"], call.out
     if out.shape == x.shape and call["storage_offset"] in (None, x.storage_offset()):
         state.carry(out, state.slots(x))
@@ -89,7 +89,7 @@ def gated(state: State, call: Call) -> None:
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", statistic=Statistic.ALONG)
 def softmax(state: State, call: Call) -> None:
-    """Places stay; over a labelled dimension it is a statistic across channels."""
+    """Positions stay; over a labelled dimension it is a statistic across channels."""
     x = call["self"]
     dim = call["dim"] % x.ndim
     if any(dim in varying(slot) for slot in state.slots(x)):

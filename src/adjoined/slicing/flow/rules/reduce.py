@@ -1,4 +1,4 @@
-"""Reductions: the labels along the reduced dimensions go away."""
+"""Reductions: the labels along the reduced dimensions end."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def _in_pieces(state: State, slot: Slot, reduced: set[int]) -> bool:
 
 
 def _repeats(slot: Slot, dim: int) -> bool:
-    """Tell whether some label stands at two places along a dimension."""
+    """Tell whether some label occurs twice along a dimension."""
     line = slot.movedim(dim, 0).flatten(1)[:, 0]
     return len(torch.unique(line)) < len(line)

@@ -15,7 +15,7 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 
 @rule("sort", "topk", "kthvalue", "mode", "median", "nanmedian", "argsort", "msort", "cummax", "cummin")
 def ordered(state: State, call: Call) -> None:
-    """Along places every channel is sorted by itself; along channels their order depends on values: full width."""
+    """Along positions, each channel is sorted on its own; along channels, values decide their order: full width."""
     x = call.tensors[0]
     dim = call["dim"]
     dims = range(x.ndim) if dim is None and call.name in ("median", "nanmedian") else [-1 if dim is None else dim]
@@ -61,7 +61,7 @@ def gather(state: State, call: Call) -> None:
 
 @rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
 def scatter(state: State, call: Call) -> None:
-    """self[i][index[i][j]] = src[i][j]: along places channels stay; along channels they go where the indices say."""
+    """self[i][index[i][j]] = src[i][j]: along positions, channels stay; along channels, they move to the indices."""
     x, index, dim = call["self"], call["index"], call["dim"] % max(call["self"].ndim, 1)
     src = call["src"] if isinstance(call["src"], Tensor) else None
     sources = [slot for tensor in (src, index) if tensor is not None for slot in state.slots(tensor)]
@@ -104,7 +104,7 @@ def put_rows(state: State, call: Call) -> None:
 
 @rule("index_fill", "index_fill_", "masked_fill", "masked_fill_")
 def filled(state: State, call: Call) -> None:
-    """Some elements get one value: places stay; a mask is tied to what it covers."""
+    """Some elements get one value; positions stay, and a mask is tied to what it covers."""
     masks = [call["mask"]] if isinstance(call["mask"], Tensor) else []
     for slot in state.slots(call["index"]):
         state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
@@ -112,7 +112,7 @@ def filled(state: State, call: Call) -> None:
 
 
 def _constant(state: State, index: Tensor) -> bool:
-    """Whether an index is the same in both networks: computed from no channel. Its values are needed."""
+    """Tell whether an index is the same in both networks, as it depends on no channel; its values are needed then."""
     for slot in state.slots(index):
         state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
     if state.slots(index) or state.values.computed(index):
@@ -123,7 +123,7 @@ def _constant(state: State, index: Tensor) -> bool:
 
 
 def _first(state: State, tensor: Tensor, dim: int) -> Slot:
-    """The labels of a tensor along a dimension, zeros where it has none."""
+    """Return the labels of a tensor along a dimension, zeros where it has none."""
     found = [slot for slot in state.slots(tensor) if dim in varying(slot)]
     return found[0] if found else torch.zeros([1] * tensor.ndim, dtype=LABEL)
 

@@ -1,4 +1,4 @@
-"""Pooling, resampling and padding: channels stay, places change."""
+"""Pooling, resampling and padding: channels stay, positions change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adjoined.slicing.plan.reasons import Kind, Reason
     "replication_pad2d", "replication_pad3d", "grid_sampler_2d", "grid_sampler_3d", "fractional_max_pool2d",
 )  # fmt: skip
 def resample(state: State, call: Call) -> None:
-    """Slots along dimensions that keep their size go on; a labelled dimension that is resampled stays wide."""
+    """Slots along dimensions that keep their size stay; a labelled dimension that is resampled is pinned."""
     x = call.tensors[0]
     pooled = range(x.ndim - _pooled_dims(call.name), x.ndim)
     for out in call.outputs:
@@ -36,13 +36,13 @@ def resample(state: State, call: Call) -> None:
 
 
 def _pooled_dims(name: str) -> int:
-    """Return over how many dimensions an operator takes neighbours together, even where their number stays the same."""
+    """Return the number of dimensions over which an operator combines neighbours, even if their sizes stay."""
     return int(name.partition("pool")[2][:1]) if "pool" in name else 0
 
 
 @rule("max_unpool2d", "max_unpool3d")
 def unpool(state: State, call: Call) -> None:
-    """Values go back to the places where they came from; the places have the channels' labels, too."""
+    """Values return to the positions that they came from; these positions have the channels' labels, too."""
     x, *others = call.tensors
     slots = [slot for slot in state.slots(x) if varying(slot) == (1,)]
     for tensor in (x, *others):

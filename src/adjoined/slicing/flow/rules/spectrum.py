@@ -11,7 +11,7 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
 def fourier(state: State, call: Call) -> None:
-    """Transformed along places, channels stay; along channels, each frequency is made of all of them: full width."""
+    """Along positions, channels stay; along channels, each frequency depends on all of them: full width."""
     x, out = call["self"], call.out
     dims = {d % x.ndim for d in call["dim"]}
     carried = []

@@ -1,4 +1,4 @@
-"""Writes into tensors: what is written brings its labels along."""
+"""Writes into tensors: the target gets the labels of what is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 
 @rule("copy_")
 def copy(state: State, call: Call) -> None:
-    """The target takes over the labels of what is copied; a parameter or buffer keeps its own, tied to those."""
+    """The target gets the labels of what is copied; a parameter or buffer keeps its own, tied to them."""
     target, source = call["self"], call["src"]
     if state.slots(source) and not state.is_stored(target):
         state.carry(target, [left_padded(slot, target.ndim) for slot in state.slots(source)])
@@ -27,7 +27,7 @@ def copy(state: State, call: Call) -> None:
 
 @rule("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter")
 def scatter_part(state: State, call: Call) -> None:
-    """The same out of place."""
+    """Like `copy_`, out of place."""
     positional = [value for name, value in call.args.items() if name not in ("self", "src")]
 
     def put(base: Tensor, part: Tensor) -> Tensor:
