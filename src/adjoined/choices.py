@@ -28,12 +28,13 @@ class Choice(NamedTuple):
         return f"--{self.name.replace('_', '-')} {value}: {self.why}"
 
 
-def choose(images: int, *, pretrained: bool) -> list[Choice]:
+def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Choice]:
     """Return the settings to begin with, where the default recipe, made for handwritten digits, does not fit.
 
     Args:
         images: training images.
         pretrained: whether the base starts from trained weights.
+        batch_norm: whether the base has batch norms, which let it learn at higher rates.
 
     Example:
         >>> {each.name: each.value for each in choose(600, pretrained=False)}["batch_size"]
@@ -56,7 +57,7 @@ def choose(images: int, *, pretrained: bool) -> list[Choice]:
         own = [
             Choice("method", "adjoint+", "the best for both networks in short comparisons"),
             Choice("batch_size", batch, few),
-            Choice("lr", 3e-3, f"adamw, {start}, batches of {batch}"),
+            Choice("lr", 3e-3 if batch_norm else 1e-3, f"adamw, {'with' if batch_norm else 'no'} batch norms"),
             Choice("grad_clip", 1.0, start),
             Choice("augment", "light" if images < MANY else "standard", few),
         ]

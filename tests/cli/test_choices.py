@@ -55,6 +55,16 @@ def test_nothing_is_chosen_for_a_recipe(extra: list[str], capsys):
     assert "optimizer: sgd" in capsys.readouterr().out
 
 
+def test_networks_without_batch_norms_learn_at_a_lower_rate(photos: str, capsys):
+    rates = []
+    for model in ("resnet10t", "convnext_atto"):
+        assert (
+            main(["train", "--model", f"timm:{model}", "--data", photos, "--image-size", "32", "--print-config"]) == 0
+        )
+        rates.append(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("lr: ")))
+    assert rates == ["lr: 0.003", "lr: 0.001"]
+
+
 def test_pretrained_runs_are_told_to_inherit(photos: str, capsys):
     line = ["train", "--model", "timm:resnet10t", "--pretrained", "--data", photos, "--lr", "0.5", "--print-config"]
     assert main(line) == 0

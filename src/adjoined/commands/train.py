@@ -22,6 +22,7 @@ from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
+    from adjoined.choices import Choice
     from adjoined.training.job import Job
     from adjoined.training.output import Unstoppable
 
@@ -71,19 +72,32 @@ def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, 
 
     Settings are chosen where no recipe is named and model or data are not those of the default recipe.
     """
-    from adjoined.choices import choose
-
     read = partial(parse, "train", purpose=PURPOSE, config=True)
     defaults = _defaults(told)
     run, settings = read([word for word in argv if word not in PRINT], Run, Settings, defaults=defaults)
     usual = Settings()
     if run.resume or run.recipe or (settings.model == usual.model and settings.data == usual.data):
         return (*read(argv, Run, Settings, defaults=defaults), []) if "print_config" in told else (run, settings, [])
-    from adjoined.data import open_data
-
-    choices = choose(len(open_data(settings.data_settings()).train), pretrained=settings.pretrained)
+    check_code_is_named(told, settings)
+    choices = _choices(settings)
     run, settings = read(argv, Run, Settings, defaults={each.name: each.value for each in choices})
     return run, settings, [each.line() for each in choices if getattr(settings, each.name) == each.value]
+
+
+def _choices(settings: Settings) -> list[Choice]:
+    """Return what is chosen for the images and the model of these settings."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from adjoined import models
+    from adjoined.choices import choose
+    from adjoined.data import open_data
+    from adjoined.training.job import model_recipe
+
+    images = open_data(settings.data_settings())
+    recipe = model_recipe(settings, images)
+    model = models.build(recipe.pop("spec"), **recipe)
+    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
+    return choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed)
 
 
 def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:
