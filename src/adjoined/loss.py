@@ -25,7 +25,7 @@ def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
         schedule: "paper"; as an ablation, "constant" for λ(t) = 1.
 
     Raises:
-        AdjoinedError: `progress` is outside [0, 1], or there is no such schedule.
+        AdjoinedError: `progress` is outside [0, 1], or the schedule is unknown.
 
     Source: Nath, Kushagra, Yang, "Better together", arXiv 2006.05624, the regularisation function.
 

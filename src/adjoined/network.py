@@ -289,7 +289,7 @@ def adjoin(
 
     Raises:
         AdjoinedError: bad settings, an unknown name in `keep`, a plan of another model, a model that does not run or
-            whose copies do not stand alone, or a small network that fails the check.
+            whose copies are not independent of it, or a small network that fails the check.
 
     Source: Nath, Kushagra, Yang, "Better together: ResNet-50 accuracy with 13x fewer parameters and at 3x speed",
     arXiv 2006.05624. The paper masks a full-width network; here the small network is physically small from the start.

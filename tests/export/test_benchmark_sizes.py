@@ -9,7 +9,7 @@ from torch import nn
 from adjoined.benchmark.environment import Environment, environment
 from adjoined.benchmark.explain import explain
 from adjoined.benchmark.memory import measure_activations
-from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
+from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
 from adjoined.benchmark.subject import odd_layers
 from adjoined.benchmark.turns import Latency, ratios
 from adjoined.models.libraries import torchvision_published
@@ -106,9 +106,9 @@ BASE = NetworkFigures("base", 1000, 900, 16_000, 4000, {"1": 64, "8": 512}, 4000
 SMALL = replace(BASE, name="small", macs=1000, moved_bytes=1000)
 
 
-def timed(base: float, small: float, batch: int, runtime: str = "eager") -> tuple[list[Row], list[Speedup]]:
+def timed(base: float, small: float, batch: int, runtime: str = "eager") -> tuple[list[Timing], list[Speedup]]:
     rows = [
-        Row(runtime, "fp32", name, Latency(ms, ms, ms, 12, batch, 2, "cpu"))
+        Timing(runtime, "fp32", name, Latency(ms, ms, ms, 12, batch, 2, "cpu"))
         for name, ms in (("base", base), ("small", small))
     ]
     ratio = base / small
@@ -116,7 +116,7 @@ def timed(base: float, small: float, batch: int, runtime: str = "eager") -> tupl
 
 
 def reasons(
-    small: NetworkFigures, *measured: tuple[list[Row], list[Speedup]], malloc: dict[str, str] | None = None
+    small: NetworkFigures, *measured: tuple[list[Timing], list[Speedup]], malloc: dict[str, str] | None = None
 ) -> str:
     told: Environment = {**environment(), "malloc": malloc or {}}
     rows = [each for part in measured for each in part[0]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from adjoined.benchmark import IN_PYTORCH, RUNTIMES
 from adjoined.benchmark.environment import Environment
-from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
+from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
 from adjoined.benchmark.turns import Latency
 from adjoined.report.units import count, milliseconds, size
 
@@ -51,7 +51,7 @@ def is_noisy(latency: Latency) -> bool:
     return latency.iqr_ms > NOISY * latency.median_ms
 
 
-def _noise(rows: Sequence[Row]) -> list[str]:
+def _noise(rows: Sequence[Timing]) -> list[str]:
     noisy = [row for row in rows if is_noisy(row.latency)]
     if not noisy:
         return []
@@ -75,7 +75,7 @@ def _place(each: Speedup) -> str:
     return f"{RUNTIMES[each.runtime]}{' on a GPU' if each.device != 'cpu' else ''} at batch {each.batch_size}"
 
 
-def _fixed_costs(rows: Sequence[Row], behind: Sequence[Speedup], small: NetworkFigures) -> list[str]:
+def _fixed_costs(rows: Sequence[Timing], behind: Sequence[Speedup], small: NetworkFigures) -> list[str]:
     """Compare a call with one image to the time per image in the largest batch: the excess is a fixed cost."""
     sentences = []
     for place in behind:

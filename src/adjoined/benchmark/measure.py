@@ -13,7 +13,7 @@ from torch import Tensor
 from adjoined.benchmark import IN_PYTORCH, ON_GPU, RUNTIMES
 from adjoined.benchmark.environment import environment
 from adjoined.benchmark.explain import explain
-from adjoined.benchmark.result import Benchmark, Missing, Row, Speedup
+from adjoined.benchmark.result import Benchmark, Missing, Speedup, Timing
 from adjoined.benchmark.runtimes import Entrant, Exported, in_pytorch
 from adjoined.benchmark.subject import Subject
 from adjoined.benchmark.turns import Latency, Times, ratios, take_turns, threads_of_torch
@@ -61,7 +61,7 @@ def run_benchmark(
     tell("counting parameters, MACs and memory")
     networks = subject.figures(list(batch_sizes))
     macs = {network.name: network.macs for network in networks}
-    rows: list[Row] = []
+    rows: list[Timing] = []
     speedups: list[Speedup] = []
     missing: list[Missing] = []
     with TemporaryDirectory() as folder, threads_of_torch(threads) as used:
@@ -85,7 +85,7 @@ def run_benchmark(
                 continue
             results = list(zip(entrants, times.values(), strict=True))
             rows += [
-                Row(runtime, each.precision, each.network, Latency.of(spent, images, used), each.file_bytes)
+                Timing(runtime, each.precision, each.network, Latency.of(spent, images, used), each.file_bytes)
                 for each, spent in results
             ]
             speedups += _compare(runtime, results, images, macs)

@@ -71,7 +71,7 @@ class NetworkFigures:
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """Time of one network in one runtime."""
 
     runtime: str
@@ -126,7 +126,7 @@ class Benchmark:
     networks: list[NetworkFigures]
     published: dict[str, int] | None
     environment: Environment
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Timing] = field(default_factory=list)
     speedups: list[Speedup] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     explanations: list[str] = field(default_factory=list)

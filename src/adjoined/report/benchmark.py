@@ -12,7 +12,7 @@ from adjoined.report import units
 from adjoined.report.table import Table
 
 if TYPE_CHECKING:
-    from adjoined.benchmark.result import Benchmark, NetworkFigures, Row, Speedup
+    from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
 
 COLUMNS = ("", "base", "IQR", "img/s", "small", "IQR", "img/s", "ratio", "MACs")
 
@@ -118,6 +118,6 @@ def _title(runtime: str, precision: str) -> str:
     return RUNTIMES[runtime] + (f" {precision}" if precision != "fp32" else "")
 
 
-def _cells(row: Row, decimals: int) -> tuple[str, str, str]:
+def _cells(row: Timing, decimals: int) -> tuple[str, str, str]:
     median, spread = (units.milliseconds(each, decimals) for each in (row.latency.median_ms, row.latency.iqr_ms))
     return median, spread, units.rate(row.images_per_second)

@@ -62,7 +62,7 @@ def plan_table(
         title: line above the table.
         full: one row per leaf module instead of one per group of equal blocks.
     """
-    rows = [Row((layer.name,), (layer,)) for layer in all_layers] if full else _short(all_layers)
+    rows = [LayerRow((layer.name,), (layer,)) for layer in all_layers] if full else _short(all_layers)
     # A line has room for four columns of figures; a family shows parameters there, and MACs only in the totals.
     family = len(plans) > 1
     heads = [f"α={plan.alpha:.3g}" for plan in plans] if family else ["small"]
@@ -75,7 +75,7 @@ def plan_table(
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerRow:
     """Layers that share a row: leaf modules of one block, or of several equal blocks."""
 
     names: Sequence[str]
@@ -115,7 +115,7 @@ class Row:
         return tuple(map(sum, zip(*(getattr(layer, what) for layer in self.members), strict=True)))
 
 
-def _short(all_layers: Sequence[Layer]) -> list[Row]:
+def _short(all_layers: Sequence[Layer]) -> list[LayerRow]:
     """Cut the module tree as deep as the rows allow, keeping runs of equal blocks together."""
     rows = _cut(all_layers, 1)
     deepest = max((layer.name.count(".") + 1 for layer in all_layers), default=1)
@@ -127,21 +127,21 @@ def _short(all_layers: Sequence[Layer]) -> list[Row]:
     return rows
 
 
-def _cut(all_layers: Sequence[Layer], depth: int) -> list[Row]:
+def _cut(all_layers: Sequence[Layer], depth: int) -> list[LayerRow]:
     def block(layer: Layer) -> str:
         return ".".join(layer.name.split(".")[:depth])
 
-    rows: list[Row] = []
+    rows: list[LayerRow] = []
     for name, members in groupby(all_layers, key=block):
-        row = Row((name,), tuple(members))
+        row = LayerRow((name,), tuple(members))
         if rows and (_is_norm_of(row, rows[-1]) or _repeats(row, rows[-1])):
-            row = Row((*rows[-1].names, name), (*rows[-1].members, *row.members))
+            row = LayerRow((*rows[-1].names, name), (*rows[-1].members, *row.members))
             rows.pop()
         rows.append(row)
     return rows
 
 
-def _is_norm_of(row: Row, before: Row) -> bool:
+def _is_norm_of(row: LayerRow, before: LayerRow) -> bool:
     """Whether the row is a leaf without MACs (a norm) that follows a leaf of the same parent."""
     leaf, *more = row.members
     *_, ahead = before.members
@@ -154,7 +154,7 @@ def _is_norm_of(row: Row, before: Row) -> bool:
     )
 
 
-def _repeats(row: Row, before: Row) -> bool:
+def _repeats(row: LayerRow, before: LayerRow) -> bool:
     """Whether the row is another block like the ones before."""
     if len(before.names) > 1 and not before.equal:
         return False

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import make_folder, open_regular, write_whole
-from adjoined.training.history import History, Row, of_networks
+from adjoined.training.history import EpochFigures, History, of_networks
 
 FORMAT = 1
 MARK = "adjoined"
@@ -162,7 +162,7 @@ class Checkpoints(Checkpoint):
         self.best = state_dict["best"]
 
 
-def quality(row: Row) -> float:
+def quality(row: EpochFigures) -> float:
     """Return the mean top-1 accuracy of the small networks, or that of the base where it is alone.
 
     Example:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from adjoined.report.console import say
-from adjoined.training.history import History, Row, of_networks
+from adjoined.training.history import EpochFigures, History, of_networks
 from adjoined.training.module import TrainingModule
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _bar(console: Console) -> Any:
     return Progress(*columns, console=console, refresh_per_second=4, speed_estimate_period=120)
 
 
-def network_figures(row: Row) -> list[str]:
+def network_figures(row: EpochFigures) -> list[str]:
     """Return accuracy and loss of every network in validation.
 
     Example:
@@ -176,6 +176,6 @@ def speed(pace: Pace) -> list[str]:
     return [f"{pace.images_per_second:.0f} images/s", *waiting]
 
 
-def weight(terms: Row) -> list[str]:
+def weight(terms: EpochFigures) -> list[str]:
     """Return λ, where the method has one."""
     return [f"λ {terms['lambda']:.2f}"] if "lambda" in terms else []

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from adjoined.files import write_whole
 from adjoined.training.module import TrainingModule
 
-Row = dict[str, float]
+EpochFigures = dict[str, float]
 
 
-def of_networks(row: Row, what: str) -> dict[str, float]:
+def of_networks(row: EpochFigures, what: str) -> dict[str, float]:
     """Return a figure of the validation for every network.
 
     Example:
@@ -37,7 +37,7 @@ class History(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[Row] = []
+        self.rows: list[EpochFigures] = []
         self._began = 0.0
         self._lr = 0.0
 
@@ -65,7 +65,7 @@ class History(Callback):
         self.rows = [dict(row) for row in state_dict["rows"]]
 
 
-def as_csv(rows: list[Row]) -> bytes:
+def as_csv(rows: list[EpochFigures]) -> bytes:
     """Return rows as the content of metrics.csv."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()

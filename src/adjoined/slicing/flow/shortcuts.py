@@ -16,7 +16,7 @@ def run_operator(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _fits(x: Tensor, *per_channel: Tensor | None) -> bool:
-    """Tell whether a batch norm accepts its input, of which there are no values."""
+    """Tell whether a batch norm accepts its input, which is on the meta device."""
     shape = (x.shape[1],) if x.ndim > 1 else ()
     return (
         x.is_meta and x.is_floating_point() and all(p is None or (p.is_meta and p.shape == shape) for p in per_channel)

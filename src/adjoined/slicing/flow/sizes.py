@@ -1,7 +1,7 @@
 """The sizes that a model's own code hands to an operator, such as the shape of a view, and the channels they count.
 
-The first run notes every such size with the labels of the channels that it counts. In the second run, on the small
-network, the code has to ask for as many as are left of them. An attribute of a module (`num_heads`, `head_dim`) that
+The first run records every such size with the labels of the channels that it counts. In the second run, on the small
+network, the code has to ask for the number that is left of them. A module's attribute (`num_heads`, `head_dim`) that
 still describes the base network shows here, at the operator that gets it.
 
 Integers have three names in this package: a *size* is what code hands to an operator, an *attribute* is what a module

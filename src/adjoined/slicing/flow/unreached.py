@@ -1,4 +1,4 @@
-"""Parts that the example input does not reach: which channels they use, as far as the model's structure tells."""
+"""Parts that the example input does not reach: which channels they use, as far as its structure shows."""
 
 from __future__ import annotations
 

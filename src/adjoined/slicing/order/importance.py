@@ -22,7 +22,7 @@ def check_order(order: str) -> str:
     """Return the order.
 
     Raises:
-        AdjoinedError: there is no such order.
+        AdjoinedError: the order is unknown.
     """
     if order not in ORDERS:
         raise AdjoinedError(

@@ -55,9 +55,7 @@ def move(state: State, call: Call) -> None:
             _note_fold(state, cut, slot, results[0])
         elif call.name in CUTS:
             state.check_cut(cut, number, results)
-            if (
-                len(results) > 1 or results[0].numel() != slot.numel()
-            ):  # channels of different pieces are not interchangeable
+            if len(results) > 1 or results[0].numel() != slot.numel():  # else nothing is cut off
                 state.note_pieces(cut, 0, results)
     for out, slots in zip(outputs, moved, strict=True):
         state.carry(out, slots)
