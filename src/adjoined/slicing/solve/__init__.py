@@ -1,1 +1,1 @@
-"""From a trace to a plan that runs: what was asked for, channel groups, widths, repairs."""
+"""From a trace to a plan that runs: the request, channel groups, widths, repairs."""

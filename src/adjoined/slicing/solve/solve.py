@@ -26,7 +26,7 @@ from adjoined.slicing.solve.groups import Group, Grouping
 from adjoined.slicing.solve.repair import Repairs, Unaligned
 from adjoined.slicing.solve.request import Request, requested_widths
 from adjoined.slicing.solve.traces import Traces
-from adjoined.slicing.solve.widths import check_answered, hand_out, pin_kept, set_widths, slices_inside
+from adjoined.slicing.solve.widths import assign_widths, check_effective, pin_kept, set_widths, slices_inside
 
 ROUNDS = 200
 """The most repairs of one trace; each corrects or widens something, so small models never get here."""
@@ -62,7 +62,7 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
             traces.tied |= tied
             continue
         pin_kept(grouping.groups, kept_modules)
-        hand_out(grouping.groups, requested)
+        assign_widths(grouping.groups, requested)
         repairs = Repairs(traced, grouping, may_unalign)
         try:
             return _settle(traced, grouping, repairs, request, alpha)
@@ -125,7 +125,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
             del flow, small  # before the next ones are made
         else:
             _check_path(flow, traced)
-            check_answered(grouping.groups, request.widths or {})
+            check_effective(grouping.groups, request.widths or {})
             return replace(
                 plan,
                 base_cost=_cost(traced.model, traced, traced.macs),

@@ -54,7 +54,7 @@ def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
                 group.why = Reason(Kind.KEPT, f"kept by keep={modules[owner]!r}")
 
 
-def hand_out(groups: Sequence[Group], requested: Mapping[tuple[str, int], RequestedWidth]) -> None:
+def assign_widths(groups: Sequence[Group], requested: Mapping[tuple[str, int], RequestedWidth]) -> None:
     """Assign the requested widths to the groups.
 
     Raises:
@@ -67,7 +67,7 @@ def hand_out(groups: Sequence[Group], requested: Mapping[tuple[str, int], Reques
                 check_agree(group.requested[0], other, group.name)
 
 
-def check_answered(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
+def check_effective(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
     """Raise AdjoinedError if a pattern has no effect because all groups that it names stay at full width."""
     for pattern, text in widths.items():
         named = [group for group in groups if any(width.pattern == pattern for width in group.requested)]
