@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 STEPS = 64
 """Steps that an epoch should have, for batches of 8 to 128 images: few images need many steps to be learned from."""
-MANY = 20_000
-"""Training images from which on a small network of a quarter of the width has enough to learn from."""
+FEW, MANY = 2_000, 20_000
+"""Training images below which the small network is 1/1.5 as wide as the base, and from which on 1/4."""
 
 
 class Choice(NamedTuple):
@@ -61,9 +61,10 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Ch
             Choice("grad_clip", 1.0, start),
             Choice("augment", "light" if images < MANY else "standard", few),
         ]
+    alpha = 2.0 if pretrained else 1.5 if images < FEW else 4.0 if images >= MANY else 2.0
     return [
         *own,
-        Choice("alpha", 4.0 if images >= MANY and not pretrained else 2.0, few),
+        Choice("alpha", alpha, few),
         Choice("optimizer", "adamw", "one rate fits more networks than with sgd"),
         Choice("weight_decay", 0.05, "adamw"),
         Choice("label_smoothing", 0.1, few),
