@@ -32,6 +32,7 @@ class Slicer:
         AdjoinedError: `model` is not a model, or has no weights to narrow.
 
     Example:
+        >>> import torch
         >>> net, x = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1)), torch.zeros(1, 3, 8, 8)
         >>> slicer = Slicer(net, x)
         >>> [plan.cost.parameters for plan in slicer.plans(Request(alpha=(2, 4)))], slicer.last_layer()
@@ -139,6 +140,7 @@ def reorder(
             run.
 
     Example:
+        >>> import torch
         >>> net, x = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 1, 2, 2)
         >>> _ = net[0].weight.data.copy_(torch.tensor([1.0, -4.0, 2.0, 3.0]).view(4, 1, 1, 1))
         >>> (plan,) = reorder(net, x, make_plan(net, x, alpha=2, round_to=1))
