@@ -119,7 +119,7 @@ def test_a_damaged_or_foreign_download_is_refused(run: Path, hub: Hub):
     assert main(["push", str(run), "--to", "hub:ann/digits"]) == 0
     files = hub.repositories["ann/digits"]
     files["small.safetensors"] = files["small.safetensors"][:-1] + b"x"
-    with pytest.raises(AdjoinedError, match="the weights are not those that the run has written"):
+    with pytest.raises(AdjoinedError, match="the weights are not those that the run wrote"):
         adjoined.load("hub:ann/digits")
 
 
@@ -179,7 +179,7 @@ def same_classes(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 def test_mistakes_are_told_in_one_line_and_leave_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "--to: a place is missing" in fails(capsys, "push", run)
-    assert "hub:digits: is no name on a hub (expected hub:OWNER/NAME" in fails(
+    assert "hub:digits: not a name on a hub (expected hub:OWNER/NAME" in fails(
         capsys, "push", run, "--to", "hub:digits"
     )
     assert "the folder exists already" in fails(capsys, "push", run, "--to", tmp_path)
@@ -192,14 +192,14 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(run: Path, tmp_path: Pa
 
 def test_what_a_hub_refuses_is_told_in_one_line(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
     push = ("push", run, "--to", "hub:ann/digits")
-    for status, told in ((403, "the hub gives no permission"), (401, "the hub does not know you")):
+    for status, told in ((403, "the hub denies permission"), (401, "you are not logged in to the hub")):
         hub.closed_to["ann/digits"] = status
         assert told in fails(capsys, *push)
     hub.closed_to.clear()
-    with pytest.raises(AdjoinedError, match=r"hub:ann/nothing: there is no such run on the hub, or it is not yours"):
+    with pytest.raises(AdjoinedError, match=r"hub:ann/nothing: no such run on the hub, or you have no access"):
         adjoined.load("hub:ann/nothing")
     hub.repositories["ann/empty"] = {"README.md": b"# nothing"}
-    with pytest.raises(AdjoinedError, match="there is no such finished network"):
+    with pytest.raises(AdjoinedError, match="no such finished network"):
         adjoined.load("hub:ann/empty")
     assert "a run is pushed to a name, not to a revision" in fails(capsys, *push[:3], "hub:ann/digits@v1")
 

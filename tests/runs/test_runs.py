@@ -102,7 +102,7 @@ def test_a_finished_run_is_not_trained_over(finished):
 
 def test_a_stopped_run_is_not_trained_over(tmp_path):
     (tmp_path / "settings.yaml").write_text(TINY.to_yaml())
-    with pytest.raises(AdjoinedError, match=r"not come to its end.*--resume"):
+    with pytest.raises(AdjoinedError, match=r"an unfinished run.*--resume"):
         train(TINY, tmp_path, console=QUIET)
 
 
@@ -199,7 +199,7 @@ def test_a_foreign_record_is_refused(copy):
 
 
 def test_no_code_runs_because_a_file_names_it(of_code, capsys):
-    with pytest.raises(AdjoinedError, match=r"no code is run because a file names it.*Hand it in"):
+    with pytest.raises(AdjoinedError, match=r"no code is run because a file names it.*Pass it"):
         load(of_code.folder)
     assert "user code runs" not in capsys.readouterr().out
 

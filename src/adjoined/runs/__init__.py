@@ -1,4 +1,4 @@
-"""What a run leaves: its folder, and the finished networks in it."""
+"""Run folders and the finished networks in them."""
 
 from adjoined.runs.folder import RunFolder
 from adjoined.runs.networks import load, read_description

@@ -1,4 +1,4 @@
-"""Networks built because a file says so: no more memory is taken than the file's tensors account for."""
+"""A memory limit for building the network that a file describes: what the file's tensors account for."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adjoined.errors import AdjoinedError
 
 SLACK = 64 << 20
-"""Bytes for what a network holds beside its saved tensors, such as tables of positions."""
+"""Allowance in bytes for unsaved tensors of a network, such as position tables."""
 TIMES = 4
-"""How often a network may make its tensors: some libraries replace layers that they have just made."""
+"""How often a network may create its tensors: some libraries replace layers that they have just created."""
 
 
 class Ceiling(TorchDispatchMode):
-    """Refuse to make tensors, in the block, that a network of this size does not need.
+    """Within the block, refuse to allocate more tensors than a network of this size needs.
 
     Args:
         bytes: size of the network's saved tensors.
         where: the file that names the network, for the error.
 
     Raises:
-        AdjoinedError: more would be taken; before it is.
+        AdjoinedError: an allocation would exceed the limit; raised before it happens.
     """
 
     def __init__(self, bytes: int, where: object) -> None:
@@ -35,7 +35,7 @@ class Ceiling(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Count what a call makes out of nothing."""
+        """Count the tensors that a call allocates."""
         kwargs = dict(kwargs or {})
         new = not any(isinstance(each, Tensor) for each in args)
         if new and any(argument.name == "device" for argument in func._schema.arguments):
@@ -47,6 +47,6 @@ class Ceiling(TorchDispatchMode):
                     where=self.where,
                     expected=f"at most {self.most} bytes",
                     got=self.taken,
-                    fix="The file is damaged, or is not what it says.",
+                    fix="The file is damaged or wrong.",
                 )
         return func(*args, **kwargs)

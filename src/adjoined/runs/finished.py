@@ -22,19 +22,19 @@ from adjoined.runs.result import NetworkResult, RunResult
 
 @dataclass(frozen=True)
 class FinishedNetwork:
-    """One network of a run, ready to be used."""
+    """One network of a run, ready for use."""
 
     name: str
     module: nn.Module
-    """In evaluation mode, on the CPU."""
+    """The network, in evaluation mode, on the CPU."""
     description: dict[str, Any]
-    """The JSON beside its weights."""
+    """The contents of the JSON beside its weights."""
     result: NetworkResult
-    """What the run measured of it."""
+    """The run's measurements of it."""
 
     @property
     def label(self) -> str:
-        """Its name in a table: with alpha where there are several small networks."""
+        """Its name in a table, with alpha if there are several small networks."""
         plan = self.description["plan"]
         return f"{self.name} (α={plan['alpha']:.3g})" if plan and self.name != "small" else self.name
 
@@ -50,11 +50,11 @@ class FinishedRun:
 
     @property
     def info(self) -> DataInfo:
-        """The data that the networks were trained on, and how images are prepared for them."""
+        """The training data, and how images are prepared for the networks."""
         return DataInfo.from_json(self.networks[0].description["data"])
 
     def example(self) -> torch.Tensor:
-        """Return an input as the networks take it, float32 (1, C, H, W)."""
+        """Return an example input, float32 (1, C, H, W)."""
         return torch.zeros(1, self.info.channels, self.info.image_size, self.info.image_size)
 
 
@@ -63,12 +63,12 @@ def open_run(folder: str | Path, model: str | None = None, *, weights: str = "fi
 
     Args:
         folder: the run folder, or `hub:OWNER/NAME` for a run that was pushed to a hub.
-        model: FILE.py:FUNCTION or package.module:FUNCTION, for a run of the user's own code; no code runs because a
+        model: FILE.py:FUNCTION or package.module:FUNCTION, for a run of the user's own code: no code runs because a
             file names it.
-        weights: which: "final", "last" or "best", as for `adjoined.load`; the last two of a run that was stopped, too.
+        weights: "final", "last" or "best", as for `adjoined.load`; the last two also work for a stopped run.
 
     Raises:
-        AdjoinedError: there is no such run, it has no such networks, a file is damaged, or `model` is needed.
+        AdjoinedError: the run or its networks do not exist, a file is damaged, or `model` is needed.
     """
     run = RunFolder(located(folder))
     run.read_settings()
@@ -84,12 +84,12 @@ def open_run(folder: str | Path, model: str | None = None, *, weights: str = "fi
 
 
 def with_networks(folder: Path, holder: Path, result: RunResult, model: str | None) -> FinishedRun:
-    """Load the networks that a result tells of.
+    """Load the networks listed in a result.
 
     Args:
         folder: the run folder.
-        holder: the folder that holds the networks; mostly the same.
-        result: of the run.
+        holder: the folder that holds the networks; usually the same.
+        result: the result of the run.
         model: as for `open_run`.
     """
     networks = []
@@ -107,7 +107,7 @@ def open_images(
 
     Args:
         run: the finished run.
-        data: folder:PATH, where they lie now if they have moved; none: where they lay.
+        data: folder:PATH, the new place of the images if they have moved; none: the original place.
         data_root: folder that holds the data sets; none: the run's.
         workers: processes that load images; 0 loads them in this process.
 
@@ -130,7 +130,7 @@ def open_images(
 
 
 def open_other_images(run: FinishedRun, data: str, *, data_root: str | None = None, workers: int = 0) -> ImageData:
-    """Open other images of a run's classes, prepared as the run's: all that are not said to be for training.
+    """Open other images of a run's classes, prepared like the run's: all that are not marked as training images.
 
     Args:
         run: the finished run.
@@ -153,7 +153,7 @@ def own_data(run: FinishedRun) -> str:
 
 
 def are_own(run: FinishedRun, data: str, data_root: str | None = None) -> bool:
-    """Tell whether a data set, or folder:PATH, is the one that a run was trained and validated on, moved or not."""
+    """Return whether a data set, or folder:PATH, is the one of the run, moved or not."""
     folder = RunFolder(run.folder)
     own = folder.read_settings().data_settings()
     known = folder.known_data()
@@ -175,11 +175,11 @@ def _check_classes(own: DataInfo, found: DataInfo, name: str) -> None:
     for what in ("class_names", "channels"):
         if getattr(own, what) != getattr(found, what):
             raise AdjoinedError(
-                f"the images have other {what.replace('_', ' ')} than those the networks were trained on",
+                f"the {what.replace('_', ' ')} of the images differ from those the networks were trained on",
                 where=f"data {name}",
                 expected=_brief(getattr(own, what)),
                 got=_brief(getattr(found, what)),
-                fix="Take images of the same classes, with the same names.",
+                fix="Use images of the same classes, with the same names.",
             )
 
 

@@ -1,4 +1,4 @@
-"""The run folder: what lies where in it, and who may write to it."""
+"""The run folder: the paths of its files, and the lock on it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adjoined.versions import versions
 
 FORMAT = 1
 WEIGHTS = ("last", "best", "final")
-"""Which networks of a run can be used."""
+"""The choices of a run's networks."""
 _PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy")
 
 
@@ -39,7 +39,7 @@ class Sitting(TypedDict):
 
 
 class Record(TypedDict):
-    """What run.json holds."""
+    """The contents of run.json."""
 
     seed: int
     versions: dict[str, str]
@@ -58,14 +58,14 @@ class RunFolder:
     Attributes:
         settings: settings.yaml, all settings, resolved.
         record: run.json, versions, seed, commands, times.
-        data: data.json, which images the run was begun with.
+        data: data.json, the record of the images that the run started with.
         data_files: data-files.txt.gz, the list of their files.
-        metrics: metrics.csv, one row an epoch.
+        metrics: metrics.csv, one row per epoch.
         tensorboard: the folder of TensorBoard's files.
-        checkpoints: the folder of last.ckpt, to go on from, and of the networks of the last and the best epoch.
-        stages: the folder of the trainings that come before, each a run of its own.
+        checkpoints: the folder of last.ckpt, for resuming, and of the networks of the last and the best epoch.
+        stages: the folder of the earlier training stages, each a separate run.
         exports: the folder of exported files.
-        worth_keeping: whether a new run has something to go on from; a start that fails before leaves no folder.
+        worth_keeping: whether a new run can be resumed already; if its start fails earlier, the folder is removed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -87,15 +87,15 @@ class RunFolder:
         return self.path / f"{name}.safetensors"
 
     def description(self, name: str) -> Path:
-        """Return the JSON that tells how to build a finished network."""
+        """Return the path of the JSON that describes how to build a finished network."""
         return self.path / f"{name}.json"
 
     def holding(self, weights: str) -> Path:
-        """Return the folder that holds the networks as they were at some time.
+        """Return the folder that holds the networks of a certain time.
 
         Args:
-            weights: "final", the finished ones; "last", those of the last checkpoint of a run that was stopped; "best",
-                those of the epoch in which the small networks were best in validation.
+            weights: "final", the finished ones; "last", those of the last checkpoint of a stopped run; "best", those
+                of the epoch with the best validation accuracy of the small networks.
 
         Raises:
             AdjoinedError: the run has none of these.
@@ -110,7 +110,7 @@ class RunFolder:
             there = [each for each in WEIGHTS[:-1] if (self.checkpoints / each / self.record.name).is_file()]
             there += ["final"] if self.finished else []
             raise AdjoinedError(
-                f"the run has left no networks of its {weights} epoch",
+                f"the run has no networks of its {weights} epoch",
                 where=self.path,
                 expected=f"weights {' or '.join(there)}" if there else "a run with a finished epoch",
             )
@@ -124,7 +124,7 @@ class RunFolder:
         """Return the settings of the run.
 
         Args:
-            all_known: refuse settings of a newer version, because the run is to go on by them.
+            all_known: refuse settings of a newer version, because the run will be resumed with them.
 
         Raises:
             AdjoinedError: there is no run in this folder, or its settings cannot be read.
@@ -133,12 +133,12 @@ class RunFolder:
             raise AdjoinedError(
                 "there is no run in this folder",
                 where=self.path,
-                expected="a folder with settings.yaml, as `adjoined train` leaves it",
+                expected="a folder with settings.yaml, written by `adjoined train`",
             )
         return Settings.from_run(self.settings, all_known=all_known)
 
     def read_record(self) -> dict[str, Any]:
-        """Return what is known of the run: the entries of `Record`, and those of newer versions.
+        """Return the record of the run: the entries of `Record`, and those of newer versions.
 
         Raises:
             AdjoinedError: run.json is missing, damaged, or of another program or version.
@@ -155,14 +155,14 @@ class RunFolder:
         return None if result is None else RunResult.from_json(result, self.path)
 
     def copy_networks(self, target: RunFolder, names: Iterable[str]) -> None:
-        """Copy finished networks and the metrics into another folder, which exists; links are refused.
+        """Copy finished networks and the metrics into another, existing folder; links are refused.
 
         Args:
-            target: where to.
-            names: the networks.
+            target: the other folder.
+            names: names of the networks.
 
         Raises:
-            AdjoinedError: a file is missing, a link, or cannot be written.
+            AdjoinedError: a file is missing, is a link, or cannot be written.
         """
         for name in names:
             copy_file(self.weights(name), target.weights(name))
@@ -174,15 +174,15 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run is finished."""
         return self.record.is_file() and self.read_record()["finished"] is not None
 
     @contextmanager
     def opened(self, settings: Settings, *, resume: bool) -> Iterator[None]:
-        """Hold the folder for a run with these settings, new or resumed; `begin` makes it the run's.
+        """Lock the folder for a new or resumed run with these settings; `begin` turns it into a run folder.
 
         Raises:
-            AdjoinedError: the folder is in use, of another run, of something else, or cannot be written to.
+            AdjoinedError: the folder is in use, belongs to another run, holds something else, or is not writable.
         """
         made = [each for each in (self.path, *self.path.parents) if not each.exists()]
         make_folder(self.path, links=True)
@@ -201,8 +201,8 @@ class RunFolder:
                 raise
 
     def _withdraw(self, made: list[Path]) -> None:
-        """Take away what a start that failed has written, and the folders that were made for it."""
-        with suppress(OSError):  # another run may have come into a parent meanwhile
+        """Remove what a failed start has written, and the folders created for it."""
+        with suppress(OSError):  # another run may have started in a parent folder meanwhile
             if self.settings.is_file():
                 for each in self.path.iterdir():
                     shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
@@ -211,7 +211,7 @@ class RunFolder:
                 each.rmdir()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Record that the run has come to its end, and with what."""
+        """Record that the run is finished, and its result."""
         write_json(self.record, {**self.read_record(), "finished": _now(), "result": result})
 
     def _check(self, settings: Settings, resume: bool) -> None:
@@ -219,7 +219,7 @@ class RunFolder:
             foreign = [each.name for each in self.path.iterdir() if each.name != LOCK and each.suffix != ".part"]
             if foreign:
                 raise AdjoinedError(
-                    "the folder holds something else than a run",
+                    "the folder holds something other than a run",
                     where=self.path,
                     expected="an empty folder or a new one",
                     got=min(foreign),
@@ -229,14 +229,14 @@ class RunFolder:
         if not resume:
             done = self.finished
             raise AdjoinedError(
-                "the folder holds a finished run" if done else "the folder holds a run that has not come to its end",
+                "the folder holds a finished run" if done else "the folder holds an unfinished run",
                 where=self.path,
-                fix="Choose another folder." if done else f"Go on with --resume {self.path}, or choose another folder.",
+                fix="Choose another folder." if done else f"Use --resume {self.path}, or choose another folder.",
             )
         changes(self.read_settings(all_known=True), settings, self.path)
 
     def begin(self, settings: Settings) -> None:
-        """Write down the settings, and that a sitting begins; the folder is a run's from here on."""
+        """Record the settings and the start of a session; from here on the folder belongs to a run."""
         changed = changes(self.read_settings(all_known=True), settings, self.path) if self.settings.is_file() else {}
         text = settings.to_yaml()
         write_whole(self.settings, lambda file: file.write(text.encode()))
@@ -253,7 +253,7 @@ class RunFolder:
                 "finished": None,
                 "result": None,
             }
-        # Arguments may hold bytes that are not text, such as the name of a folder from an old archive.
+        # Arguments may hold bytes that do not decode, such as the name of a folder from an old archive.
         command = [os.fsencode(each).decode(errors="backslashreplace") for each in sys.argv]
         sitting = {"started": _now(), "command": command, "host": platform.node()}
         if changed:
@@ -261,7 +261,7 @@ class RunFolder:
         write_json(self.record, {**record, "sittings": [*record["sittings"], sitting]})
 
     def known_data(self) -> DataRecord | None:
-        """Return which images the run was begun with; None for a new run, and for those of an earlier version.
+        """Return the record of the images that the run started with; None for a new run or one of an old version.
 
         Raises:
             AdjoinedError: the record is damaged, or of another program or version.
@@ -269,24 +269,24 @@ class RunFolder:
         return DataRecord.read(self.data) if self.data.is_file() else None
 
     def may_have_begun_with(self, data: ImageData) -> bool:
-        """Tell whether the run was begun with these images, or does not know (one of an earlier version)."""
+        """Return whether the run started with these images, or has no record of them (runs of old versions)."""
         known = self.known_data()
         return known is None or known.fits(data)
 
     def check_data(self, data: ImageData) -> None:
-        """Raise AdjoinedError if the run was begun with other images than these, and say what has changed."""
+        """Raise AdjoinedError, listing the changes, if the run started with other images."""
         known = self.known_data()
         if known is not None:
             known.check(data, self.data_files)
 
     def keep_data(self, data: ImageData) -> None:
-        """Record which images the run is begun with, unless that is known."""
+        """Record the images that the run starts with, unless that is recorded already."""
         if not self.data.is_file():
             DataRecord.of(data).write(self.data, self.data_files, data)
 
 
 def name_for(name: str, weights: str) -> str:
-    """Return the name of what is made of a run's networks, so that those of another epoch do not replace it.
+    """Return the name of an output file for certain weights, so that outputs for other weights are not replaced.
 
     Example:
         >>> name_for("report.html", "final"), name_for("report.html", "best")
@@ -301,7 +301,7 @@ def _now() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Return commit and cleanliness of the repository that the command was given in, if it was."""
+    """Return the commit and cleanliness of the repository in the current folder, if there is one."""
     try:
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}

@@ -1,6 +1,6 @@
-"""Runs on a hub, by huggingface_hub: `hub:OWNER/NAME`, or `hub:OWNER/NAME@REVISION` for one state of it.
+"""Runs on a hub, by huggingface_hub: `hub:OWNER/NAME`, or `hub:OWNER/NAME@REVISION` for one revision.
 
-What is fetched are weights, JSON and YAML; no code comes with it, and none would be run.
+Only weights, JSON and YAML are fetched; no code is fetched or run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from adjoined.errors import AdjoinedError
 
 PREFIX = "hub:"
 RUN = ("*.safetensors", "*.json", "settings.yaml", "metrics.csv")
-"""What a run needs; exports stay where they are."""
+"""The files that a run needs; exports are not fetched."""
 
 
 def is_hub(place: str | os.PathLike[str]) -> bool:
-    """Return whether this names a run on a hub, and not a folder.
+    """Return whether this names a run on a hub rather than a folder.
 
     Example:
         >>> is_hub("hub:ann/digits"), is_hub("runs/digits")
@@ -29,15 +29,15 @@ def is_hub(place: str | os.PathLike[str]) -> bool:
 
 
 def located(place: str | os.PathLike[str], files: Sequence[str] = RUN) -> Path:
-    """Return the folder of a run; from a hub, its files are fetched first, unless they are in the cache already.
+    """Return the folder of a run; the files of a run on a hub are fetched first, unless they are cached.
 
     Args:
         place: a folder, or `hub:OWNER/NAME`, or `hub:OWNER/NAME@REVISION`.
-        files: patterns of the files that are needed.
+        files: patterns of the needed files.
 
     Raises:
-        AdjoinedError: there is no such run on the hub, it may not be read, the hub cannot be reached and nothing is in
-            the cache, or huggingface_hub is not installed.
+        AdjoinedError: the run does not exist on the hub or may not be read, the hub cannot be reached and the run is
+            not cached, or huggingface_hub is not installed.
     """
     if not is_hub(place):
         return Path(place)
@@ -50,19 +50,19 @@ def located(place: str | os.PathLike[str], files: Sequence[str] = RUN) -> Path:
 
 
 def upload(folder: Path, place: str, *, private: bool, message: str) -> str:
-    """Upload a folder's files in one commit; the repository is made if there is none.
+    """Upload a folder's files in one commit; the repository is created if it does not exist.
 
     Args:
-        folder: what it is to hold; files of the same names are replaced.
+        folder: folder of the files; existing files of the same names are replaced.
         place: `hub:OWNER/NAME`.
-        private: whether a new repository is seen by its owner alone.
-        message: of the commit.
+        private: whether a new repository is private.
+        message: commit message.
 
     Returns:
         The address of the repository.
 
     Raises:
-        AdjoinedError: there is no right to write, the hub cannot be reached, or huggingface_hub is not installed.
+        AdjoinedError: writing is not permitted, the hub cannot be reached, or huggingface_hub is not installed.
     """
     name, revision = split(place)
     if revision:
@@ -80,7 +80,7 @@ def split(place: str) -> tuple[str, str | None]:
     """Return the name and the revision of a run on a hub.
 
     Raises:
-        AdjoinedError: it has no such form.
+        AdjoinedError: the name is malformed.
 
     Example:
         >>> split("hub:ann/digits@v2"), split("hub:ann/digits")
@@ -89,7 +89,7 @@ def split(place: str) -> tuple[str, str | None]:
     name, at, revision = place.removeprefix(PREFIX).partition("@")
     owner, slash, rest = name.partition("/")
     if not (owner and slash and rest) or "/" in rest or (at and not revision):
-        raise AdjoinedError("is no name on a hub", where=place, expected="hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+        raise AdjoinedError("not a name on a hub", where=place, expected="hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
     return name, revision or None
 
 
@@ -106,26 +106,26 @@ def _api(place: object) -> Any:
 
 
 def _explained(error: Exception, where: str) -> AdjoinedError:
-    """Turn what huggingface_hub raises, over many lines, into one line of ours."""
+    """Turn a many-line exception of huggingface_hub into a one-line AdjoinedError."""
     from huggingface_hub import errors
 
-    log_in = "Log in with `hf auth login`, as somebody who may, or look at the name."
+    log_in = "Log in with `hf auth login` to an account with access, or check the name."
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.HFValidationError):
-        return AdjoinedError("is no name on a hub", where=where, expected="letters, digits, '-', '_' and '.'")
+        return AdjoinedError("not a name on a hub", where=where, expected="letters, digits, '-', '_' and '.'")
     if isinstance(error, errors.RevisionNotFoundError):
         return AdjoinedError("the run on the hub has no such revision", where=where)
     if isinstance(error, errors.GatedRepoError) or status == 403:
-        return AdjoinedError("the hub gives no permission", where=where, fix=log_in)
+        return AdjoinedError("the hub denies permission", where=where, fix=log_in)
     if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
-        return AdjoinedError("there is no such run on the hub, or it is not yours to see", where=where, fix=log_in)
+        return AdjoinedError("no such run on the hub, or you have no access to it", where=where, fix=log_in)
     if status == 401:
-        return AdjoinedError("the hub does not know you", where=where, fix=log_in)
+        return AdjoinedError("you are not logged in to the hub", where=where, fix=log_in)
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return AdjoinedError(
             "the hub cannot be reached, and the run is not in the cache",
             where=where,
-            fix="Look at the network (HF_HUB_OFFLINE switches it off), and try again.",
+            fix="Check the network connection (and that HF_HUB_OFFLINE is not set), and try again.",
         )
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return AdjoinedError(f"the hub fails: {type(error).__name__}: {reason[:200]}", where=where, fix="Try again later.")

@@ -1,4 +1,4 @@
-"""A lock on a folder that dies with its process."""
+"""A lock on a folder that is released when its process ends."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _held: set[Path] = set()
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone.
+    """Lock a folder for this process.
 
-    The kernel frees the lock when the process ends, however it ends. It is a record lock (`lockf`), which belongs to
-    the process: data workers that outlive a killed parent by some seconds do not keep it.
+    The kernel releases the lock when the process ends, however it ends. It is a record lock (`lockf`), which belongs to
+    the process: data workers that outlive a killed parent by a few seconds do not keep it.
 
     Raises:
-        AdjoinedError: another process, or another run in this one, holds the folder.
+        AdjoinedError: another process, or another run in this process, holds the lock.
     """
     import fcntl
 
     path = (folder / NAME).resolve()
-    if path in _held:  # a record lock does not hold off its own process
+    if path in _held:  # a record lock does not exclude its own process
         raise _in_use(folder)
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,6 +1,6 @@
-"""Finished networks on the disk: weights in safetensors, and a JSON that is enough to build the module again.
+"""Finished networks on disk: weights in safetensors, and a JSON that is enough to rebuild the module.
 
-No name in a file is ever imported: a network of user code is only rebuilt from a model that the caller hands in.
+No name in a file is ever imported: a network of user code is rebuilt only from a model that the caller passes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from adjoined.slicing import SlicePlan
 
 FORMAT = 1
 LARGEST_HEADER = 16 << 20
-"""Bytes of the header of a weights file."""
+"""Largest header of a weights file, bytes."""
 MOST_SMALLER = 4096
-"""How many times smaller a small network's file may be than the base network."""
+"""Largest allowed ratio of the base network's size to a small network's file."""
 Model = nn.Module | str | Callable[[], nn.Module]
 
 
@@ -42,14 +42,14 @@ def load(
     Args:
         folder: the run folder, or `hub:OWNER/NAME` (`hub:OWNER/NAME@REVISION`) for a run that was pushed to a hub.
         which: the network: "base"; "small", or "small-1", "small-2" … of a family; "sparse".
-        model: the base model, where the run trained one of the user's own code: a module (it is used, not copied), a
-            function that returns one, or what `--model` was given. Models of adjoined, timm and torchvision need none.
-        weights: "final", those of a finished run; "last" or "best", those of the last checkpoint, or of the epoch in
-            which the small networks were best in validation, also of a run that was stopped.
+        model: the base model, if the run trained the user's own code: a module (it is used, not copied), a function
+            that returns one, or the value of `--model`. Models of adjoined, timm and torchvision do not need it.
+        weights: "final", those of a finished run; "last" or "best", those of the last checkpoint or of the epoch with
+            the best validation accuracy of the small networks, which also work for a stopped run.
 
     Raises:
-        AdjoinedError: there is no such network, a file is damaged, foreign or newer, `model` is missing or
-            another, or the hub cannot be read (see `adjoined.runs.hub.located`).
+        AdjoinedError: the network does not exist, a file is damaged, foreign or newer, `model` is missing or wrong, or
+            the hub cannot be read (see `adjoined.runs.hub.located`).
 
     Example:
         >>> small = load("runs/digits", "small")  # doctest: +SKIP
@@ -67,26 +67,26 @@ def load(
 
 
 def read_description(folder: str | os.PathLike[str], which: str) -> dict[str, Any]:
-    """Return what the JSON beside the weights says: model, data, slice plan, accuracy.
+    """Return the contents of the JSON beside the weights: model, data, slice plan, accuracy.
 
     Raises:
-        AdjoinedError: there is no such network, or the file is damaged, foreign or newer.
+        AdjoinedError: the network does not exist, or the file is damaged, foreign or newer.
     """
     run = RunFolder(folder)
     path = run.description(check_name(which, "which"))
     if not path.is_file():
         there = sorted(each.stem for each in run.path.glob("*.safetensors")) if run.path.is_dir() else []
         raise AdjoinedError(
-            "there is no such finished network",
+            "no such finished network",
             where=path,
             expected=f"one of {', '.join(there)}" if there else "a run folder with finished networks",
-            fix="" if there else f"Train first; a run that was stopped goes on with --resume {run.path}.",
+            fix="" if there else f"Train first; resume a stopped run with --resume {run.path}.",
         )
     return _checked(read_json(path, "the description of a network"), path)
 
 
 def _checked(data: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Return the description if all that is used of it has its type; entries of newer versions are passed over."""
+    """Return the description if all used entries have the right type; entries of newer versions are ignored."""
     if data.get("format") != "adjoined-network":
         got = f"format {str(data.get('format'))[:40]}"
         raise AdjoinedError("not the description of a network", where=where, got=got)
@@ -116,14 +116,14 @@ def _checked(data: dict[str, Any], where: Path) -> dict[str, Any]:
 def rebuild(
     description: Mapping[str, Any], *, where: object, model: Model | None = None, tensor_bytes: int | None = None
 ) -> nn.Module:
-    """Build the module that a description tells of, with any weights.
+    """Build the module of a description, with arbitrary weights.
 
     Args:
         description: as `read_description` returns it.
-        where: its file, for errors.
+        where: its file, named in errors.
         model: as in `load`.
-        tensor_bytes: size of the saved tensors, where the description may be somebody else's: a network that needs far
-            more is not built.
+        tensor_bytes: size of the saved tensors, if the description is untrusted: a network that needs far more is not
+            built.
     """
     from adjoined import models
 
@@ -139,10 +139,10 @@ def rebuild(
     else:
         if models.is_code(told["spec"]):
             raise AdjoinedError(
-                "the network is built by code that is not adjoined's, and no code is run because a file names it",
+                "user code builds this network, and no code is run because a file names it",
                 where=where,
                 got=told["spec"],
-                fix=f"Hand it in: load(..., model={told['spec']!r}), or a module, or a function that returns one.",
+                fix=f"Pass it: load(..., model={told['spec']!r}), or a module, or a function that returns one.",
             )
         with nullcontext() if tensor_bytes is None else Ceiling(_base_bytes(plan, tensor_bytes, where), where):
             module = _build_as_told(told["spec"], size, told["options"], where)
@@ -150,7 +150,7 @@ def rebuild(
 
 
 def _base_bytes(plan: SlicePlan | None, small_bytes: int, where: object) -> int:
-    """Return how many bytes the base network's tensors may have, if a small network's file is what it says."""
+    """Return the base network's plausible size in bytes, given a small network's file."""
     if plan is None:
         return small_bytes
     told = 8 * sum(prod(shape) for shape in plan.shapes.values())
@@ -165,9 +165,9 @@ def _build_as_told(spec: str, size: Mapping[str, Any], options: Mapping[str, Any
         return models.build(spec, **size, options=options)
     except AdjoinedError:
         raise
-    except Exception as error:  # options of a damaged file reach code that expects other ones
+    except Exception as error:  # options of a damaged file reach code that does not expect them
         raise AdjoinedError(
-            f"the network cannot be built as the file says: {type(error).__name__}: {str(error)[:200]}", where=where
+            f"the network cannot be built from the file: {type(error).__name__}: {str(error)[:200]}", where=where
         ) from error
 
 
@@ -184,10 +184,10 @@ def weights_bytes(module: nn.Module) -> int:
 
 
 def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
-    """Fill a module from a file of `save_weights`.
+    """Load a file of `save_weights` into a module.
 
     Raises:
-        AdjoinedError: the file is missing, damaged, or of another network.
+        AdjoinedError: the file is missing, is damaged, or belongs to another network.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
@@ -202,7 +202,7 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
                 where=f"{path}, {name}",
                 expected=wanted.get(name, "no such tensor"),
                 got=found.get(name, "no such tensor"),
-                fix="Hand in the model that the run was trained with.",
+                fix="Pass the model that the run was trained with.",
             )
     content = read_bytes(path, "weights", largest=size)
     if hashlib.sha256(content).hexdigest() != sha256:
@@ -215,10 +215,10 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
 
 
 def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Return the shapes in a file of safetensors, and its size in bytes; none of the tensors is read.
+    """Return the shapes in a safetensors file and its size in bytes, without reading the tensors.
 
     Raises:
-        AdjoinedError: the file is missing, or not as long as its own header says.
+        AdjoinedError: the file is missing, or its length contradicts its header.
     """
     with open_regular(path, "weights in safetensors") as file:
         size = os.fstat(file.fileno()).st_size
@@ -234,7 +234,7 @@ def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
         shape = [value(each, int, where) for each in entry(tensor, "shape", list, where)]
         offsets = [value(each, int, where) for each in entry(tensor, "data_offsets", list, where)]
         check(len(offsets) == 2 and 0 <= offsets[0] <= offsets[1], where, "two offsets", offsets)
-        # An element takes half a byte at least: what is declared lies in the file.
+        # An element takes at least half a byte, so this bounds the shapes by the file's size.
         fits = min(shape, default=0) >= 0 and prod(shape) <= 2 * (offsets[1] - offsets[0])
         check(fits, where, "a shape that fits its bytes", shape)
         end, shapes[name] = max(end, offsets[1]), tuple(shape)
@@ -245,7 +245,7 @@ def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
 
 def _other_weights(path: Path, expected: str, got: str) -> AdjoinedError:
     return AdjoinedError(
-        "the weights are not those that the run has written",
+        "the weights are not those that the run wrote",
         where=path,
         expected=expected,
         got=got,
@@ -266,7 +266,7 @@ def _as_safetensors(module: nn.Module) -> bytes:
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return every tensor of the state once, under the first of its names (tied weights have several)."""
+    """Return every tensor of the state once, under its first name (tied weights have several)."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):

@@ -15,34 +15,34 @@ class NetworkResult:
     """A finished network."""
 
     name: str
-    """One of those in `adjoined.names`; sparse for one of full size whose small weights are zero."""
+    """A name from `adjoined.names`; "sparse" for a network of full size with its smallest weights set to zero."""
     parameters: int
-    """Its parameters, all of them."""
+    """Number of parameters."""
     loss: float
     """Mean cross-entropy over the validation images, nats."""
     top1: float
-    """Share of the validation images whose likeliest class is right, in [0, 1]."""
+    """Top-1 accuracy on the validation images, in [0, 1]."""
     top5: float | None
-    """The same for the five likeliest classes; None where there are five classes or fewer."""
+    """Top-5 accuracy, in [0, 1]; None if there are five classes or fewer."""
     nonzero: int | None = None
-    """Parameters that are not zero, where the method sets single ones to zero."""
+    """Nonzero parameters, if the method prunes single weights."""
     running: float | None = None
     """Top-1 at the end of the last epoch, with the running statistics of the training; None where it is not known."""
     path: Path = Path()
-    """Its weights, NAME.safetensors in the run folder; the JSON beside them tells how to build it. No file holds it."""
+    """Its weights, NAME.safetensors in the run folder, beside a JSON to build it from. Not saved in the result."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one training of a run has cost."""
+    """The cost of one training stage of a run."""
 
     name: str
-    """The stage, or the method for a run's own training."""
+    """Name of the stage, or the method for a run's own training."""
     epochs: int
     macs: int | None
-    """Multiply-adds of all forward and backward passes in training; None for a run of a version that did not count."""
+    """Multiply-adds of all forward and backward passes in training; None for runs of versions that did not count."""
     seconds: float
-    """Time that the epochs took, training and validation, over all sittings."""
+    """Time of all epochs, training and validation, over all sessions, s."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,25 @@ class RunResult:
     networks: tuple[NetworkResult, ...]
     """The base network first."""
     epochs: int
-    """Epochs trained, all stages together."""
+    """Epochs trained, over all stages."""
     seconds: float
-    """Time that the epochs took, training and validation, over all sittings and stages."""
+    """Time of all epochs, training and validation, over all sessions and stages, s."""
     images: int
     """Validation images."""
     val_name: str
-    """What they are: a test set, or a split held out."""
+    """Description of these images: a test set, or a held-out split."""
     weights: str
-    """Which weights were finished: "last" (those after the last step) or "ema" (their moving average)."""
+    """Which weights the networks have: "last" (those after the last step) or "ema" (their moving average)."""
     stages: tuple[StageCost, ...] = ()
-    """What every training has cost, the run's own last."""
+    """The cost of every training stage, the run's own training last."""
     statistics: int = 0
     """Training images that the running statistics of the finished networks were measured on; 0: they have none."""
     folder: Path = Path()
-    """The run folder. No file holds it."""
+    """The run folder. Not saved in the result."""
 
     @property
     def macs(self) -> int | None:
-        """Multiply-adds of all trainings together; None where one was not counted."""
+        """Multiply-adds of all training stages; None if one was not counted."""
         counted = [stage.macs for stage in self.stages if stage.macs is not None]
         return sum(counted) if self.stages and len(counted) == len(self.stages) else None
 
@@ -82,7 +82,7 @@ class RunResult:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], folder: Path) -> RunResult:
-        """Read what `to_json` has written, for a run in this folder; where the networks lie follows from their names.
+        """Read data written by `to_json`, for a run in this folder; the networks' paths follow from their names.
 
         Raises:
             AdjoinedError: an entry is missing or has no usable value.

@@ -8,16 +8,16 @@ from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 
 SHOWN_ONLY = frozenset({"log_every", "checkpoint_every", "eval_batch_size"})
-"""How often something is shown or kept, and how much is measured at once: the trained weights are the same."""
+"""Settings of display, storage and evaluation, which do not change the trained weights."""
 REMEDIES = frozenset({"lr", "finetune_lr", "grad_clip", "precision"})
-"""What helps a run whose loss is no longer finite; from the last checkpoint on it is trained differently."""
+"""Settings that help a run with a non-finite loss; from the last checkpoint on they change the training."""
 
 
 def changes(stored: Settings, asked: Settings, where: object) -> dict[str, Any]:
-    """Return the settings of a run that are to change, as name -> {"from": ..., "to": ...}.
+    """Return the changed settings of a resumed run, as name -> {"from": ..., "to": ...}.
 
     Raises:
-        AdjoinedError: other settings differ as well, in what they compute.
+        AdjoinedError: settings differ that may not change.
 
     Example:
         >>> changes(Settings(lr=0.1), Settings(lr=0.01), "runs/digits")
