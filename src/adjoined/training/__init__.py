@@ -28,10 +28,10 @@ def train(
     known: Iterable[str | os.PathLike[str]] = (),
     deadline: float | None = None,
 ) -> RunResult:
-    """Train the networks of a run and leave them in its folder.
+    """Train the networks of a run and save them in its folder.
 
     The global random generators of torch, NumPy and Python are seeded. On several devices every process returns the
-    same result; `adjoined.training.is_main()` tells which of them is to speak.
+    same result; `adjoined.training.is_main()` tells which of them should print.
 
     Args:
         settings: what to train on what, and how.

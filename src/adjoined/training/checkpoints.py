@@ -1,4 +1,4 @@
-"""Checkpoints that are never half written, and when they are written."""
+"""Checkpoints that are written atomically, and when they are written."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from adjoined.training.history import EpochFigures, History, of_networks
 FORMAT = 1
 MARK = "adjoined"
 LARGEST_PICKLE = 64 << 20
-"""Bytes of the pickle that describes the tensors of a checkpoint; the tensors lie beside it."""
-# Fewer than `weights_only` allows: among its names are some that allocate as much as they are told.
+"""Largest pickle of a checkpoint, bytes; it describes the tensors, which are stored beside it."""
+# Fewer names than `weights_only` allows: some of its names allocate as much as the file asks for.
 _KNOWN = re.compile(
     r"collections (OrderedDict|Counter)|torch Size|torch\.?\w* \w+Storage|torch (\w*float|u?int|complex)\w*|torch bool"
     r"|torch._utils (_rebuild_tensor_v2|_rebuild_parameter)"
@@ -35,23 +35,23 @@ _KNOWN = re.compile(
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints beside, flush, rename; read tensors and plain values only, never code.
+    """Write checkpoints to a temporary file and rename it; read only tensors and plain values, never code.
 
-    A path without the suffix .ckpt is a folder for the networks of the checkpoint, which `keep` writes.
+    A path without the suffix .ckpt is a folder for the networks of the checkpoint, written by `keep`.
     """
 
     keep: Callable[[Path, Mapping[str, Any]], object]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint atomically."""
         path = Path(path)
-        if not path.parent.parent.is_dir():  # a run folder that was taken away stays away
+        if not path.parent.parent.is_dir():  # do not recreate a run folder that was deleted
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path.parent.parent))
         make_folder(path.parent)
         if path.suffix != ".ckpt":
             self.keep(path, checkpoint)
             return
-        # torch.save turns a full disk, and Ctrl-C, into an error of its own; written by Python they stay what they are.
+        # torch.save would turn a full disk or Ctrl-C into other exceptions; Python's own writer preserves them.
         content = BytesIO()
         torch.save({**checkpoint, MARK: FORMAT}, content)
         write_whole(path, lambda file: file.write(content.getbuffer()))
@@ -62,7 +62,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint of a run.
 
         Raises:
-            AdjoinedError: it is missing, damaged, or of another program or version.
+            AdjoinedError: it is missing, is damaged, or comes from another program or version.
         """
         return read_checkpoint(Path(path))
 
@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         AdjoinedError: it is missing, damaged, or of another program or version.
     """
-    advice = "Delete it to start again from the beginning, or put a good copy there."
+    advice = "Delete it to start from the beginning, or restore a good copy."
     with open_regular(path, "a checkpoint") as file:
         try:
             _check_archive(file)
@@ -82,7 +82,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except (
             Exception
-        ) as error:  # zipfile and torch raise whatever comes: struct.error, IndexError, NotImplementedError
+        ) as error:  # zipfile and torch raise almost anything: struct.error, IndexError, NotImplementedError
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise AdjoinedError(
                 f"the checkpoint is damaged or not a checkpoint: {reason[:120]}", where=path, fix=advice
@@ -104,9 +104,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(file: IO[bytes]) -> None:
-    """Raise ValueError unless a file is a zip as `save_checkpoint` writes it; nothing is unpickled here.
+    """Raise ValueError unless a file is a zip in the format of `save_checkpoint`; nothing is unpickled here.
 
-    Nothing in it is compressed, and its pickle names tensors alone.
+    Nothing in it may be compressed, and its pickle may name only tensors.
     """
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -119,20 +119,20 @@ def _check_archive(file: IO[bytes]) -> None:
         content = archive.read(pickle)
     for code, argument, _ in pickletools.genops(content):
         if code.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise ValueError("it names code in a way that torch.save does not")
+            raise ValueError("it names code in a way that torch.save never does")
         if code.name == "GLOBAL" and not _KNOWN.fullmatch(str(argument)):
             raise ValueError(f"it names {str(argument)[:80]!r}, which is not a tensor")
 
 
 class Checkpoints(Checkpoint):
-    """At the end of an epoch, keep a checkpoint to go on from, and the networks of the last and of the best epoch.
+    """At the end of an epoch, save a checkpoint for resuming and the networks of the last and the best epoch.
 
-    Lightning calls it after all other callbacks, as it is a `Checkpoint`: theirs is what goes into the file.
+    Being a `Checkpoint`, it is called after all other callbacks, so the file includes their state.
 
     Args:
-        folder: where they are written: last.ckpt, last/, best/.
-        history: the rows of the epochs, which tell how good each network is.
-        every: epochs between two last.ckpt.
+        folder: folder of last.ckpt, last/ and best/.
+        history: the rows of the epochs, with each network's accuracy.
+        every: epochs between two writes of last.ckpt.
     """
 
     def __init__(self, folder: Path, history: History, every: int) -> None:
@@ -140,14 +140,14 @@ class Checkpoints(Checkpoint):
         self.best = -1.0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what has to be written."""
-        # The best first: a process killed in between repeats the epoch from last.ckpt and writes the same again.
+        """Write the files that are due."""
+        # The best epoch first: a process killed in between repeats the epoch from last.ckpt and writes the same again.
         found = quality(self.history.rows[-1])
         if found > self.best:
             self.best = found
             trainer.save_checkpoint(self.folder / "best")
         epoch = trainer.current_epoch + 1
-        if epoch == trainer.max_epochs:  # the networks are finished next
+        if epoch == trainer.max_epochs:  # the finished networks follow
             trainer.save_checkpoint(self.folder / "last.ckpt")
         elif epoch % self.every == 0:
             trainer.save_checkpoint(self.folder / "last.ckpt")
@@ -158,7 +158,7 @@ class Checkpoints(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best accuracy of the checkpoint."""
+        """Restore the best accuracy from the checkpoint."""
         self.best = state_dict["best"]
 
 

@@ -1,4 +1,4 @@
-"""What a training costs, counted in multiply-adds."""
+"""The cost of training, in multiply-adds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from adjoined.training.job import Job
 
 
 def training_macs(job: Job) -> int | None:
-    """Return the multiply-adds of a whole training: forward and backward passes of all its images, all epochs.
+    """Return the multiply-adds of a whole training: forward and backward passes of all images in all epochs.
 
-    Validation, the optimizer, and the stages before do not count. None where the network cannot be run on two images
-    by itself; that is not a reason to end a run.
+    Validation, the optimizer and earlier stages do not count. None if the network cannot be run separately on two
+    images; that should not end a run.
 
     Args:
-        job: what is trained.
+        job: the training job.
     """
     images = job.images
     size = min(job.settings.batch_size, len(images.train))
@@ -34,11 +34,11 @@ def training_macs(job: Job) -> int | None:
 def step_macs(method: Method, network: nn.Module, example: torch.Tensor) -> int:
     """Return the multiply-adds of a training step, forward and backward, divided by its images.
 
-    The operators are counted as they run: convolutions and matrix products, by the formulas of torch's flop counter.
+    Convolutions and matrix products are counted as they run, by the formulas of torch's flop counter.
 
     Args:
-        method: gives the loss.
-        network: what it trains; neither run nor changed (a copy on the meta device is).
+        method: the method, which gives the loss.
+        network: the module that it trains; it is neither run nor changed (a copy runs on the meta device).
         example: an input, float32 (1, C, H, W).
 
     Example:
@@ -50,13 +50,13 @@ def step_macs(method: Method, network: nn.Module, example: torch.Tensor) -> int:
     """
     try:
         return _count(method, network, example, "meta")
-    except Exception:  # data-dependent code, or a module that does not know the meta device
+    except Exception:  # data-dependent code, or a module that does not support the meta device
         with torch.random.fork_rng(devices=[]):
             return _count(method, network, example, "cpu")
 
 
 def _count(method: Method, network: nn.Module, example: torch.Tensor, device: str) -> int:
-    images = 2  # BatchNorm in training wants more than one
+    images = 2  # BatchNorm in training needs more than one
     x = example.to(device).repeat(images, 1, 1, 1)
     if method.views > 1:
         x = x.unsqueeze(1).repeat(1, method.views, 1, 1, 1)

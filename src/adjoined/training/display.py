@@ -1,4 +1,4 @@
-"""What is shown of a run while it trains: a line for every epoch, and in a terminal a bar that moves every step."""
+"""The progress display of a run: one line per epoch and, in a terminal, a live progress bar."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WORTH_TELLING = 0.05
-"""Share of the time spent waiting for images from which on it is shown."""
+"""Fraction of time spent waiting for images above which it is shown."""
 
 
 @dataclass
 class Pace:
-    """How fast the steps of an epoch are.
+    """The speed of the steps in an epoch.
 
     Example:
         >>> pace = Pace(now=0.0)
@@ -39,7 +39,7 @@ class Pace:
     images: int = 0
 
     def batch_came(self, now: float) -> None:
-        """Count the time since the last step as time in which images were waited for."""
+        """Count the time since the last step as waiting for images."""
         self.waited += now - self.now
         self._pass(now)
 
@@ -55,7 +55,7 @@ class Pace:
 
     @property
     def waiting(self) -> float:
-        """Share of the time in which images were waited for."""
+        """Fraction of the time spent waiting for images."""
         return self.waited / self.seconds if self.seconds else 0.0
 
     def _pass(self, now: float) -> None:
@@ -64,10 +64,10 @@ class Pace:
 
 
 class Display(Callback):
-    """Print a line after every epoch; in a terminal keep a bar below, with steps, speed and the time left.
+    """Print a line after every epoch; in a terminal, show a bar below with steps, speed and remaining time.
 
     Args:
-        console: where to.
+        console: the console to write to.
         history: the rows of the epochs.
     """
 
@@ -76,7 +76,7 @@ class Display(Callback):
         self._bar: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and open the bar where the run stands."""
+        """Start the clock, and open the bar at the current epoch."""
         assert isinstance(pl_module, TrainingModule)
         self._began, self._first, self._pace = time.monotonic(), trainer.current_epoch, Pace()
         if trainer.is_global_zero and self.console.is_terminal:
@@ -90,7 +90,7 @@ class Display(Callback):
         self._pace = Pace()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """Count the time that the images took to come."""
+        """Count the time spent waiting for the images."""
         self._pace.batch_came(time.monotonic())
 
     def on_train_batch_end(
@@ -111,7 +111,7 @@ class Display(Callback):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the terminal is left as it was."""
+        """Close the bar, so that the terminal is restored."""
         self._close()
 
     def _line(self, trainer: Trainer) -> str:
@@ -164,7 +164,7 @@ def network_figures(row: EpochFigures) -> list[str]:
 
 
 def speed(pace: Pace) -> list[str]:
-    """Return images per second and, where it matters, how long they were waited for.
+    """Return images per second and, if significant, the fraction of time spent waiting for them.
 
     Example:
         >>> speed(Pace(seconds=2.0, waited=0.5, images=512)), speed(Pace())

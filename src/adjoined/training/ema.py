@@ -12,11 +12,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class MovingAverage(WeightAveraging):
     """Average parameters and buffers over the steps; validation and the finished networks use the average.
 
-    The average follows closely at first, min(decay, (1 + n) / (10 + n)) after n steps, so that a short run is not
-    left with the random weights that it began with.
+    After n steps the decay is min(decay, (1 + n) / (10 + n)): the average follows closely at first, so that a short
+    run does not keep its random initial weights.
 
     Args:
-        decay: share of the average that a step leaves, in (0, 1).
+        decay: fraction of the average kept in each step, in (0, 1).
     """
 
     def __init__(self, decay: float) -> None:

@@ -1,4 +1,4 @@
-"""How good a finished network is."""
+"""Loss and accuracy of a finished network."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from adjoined.training.meters import scores
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies are shares in [0, 1]."""
+    """Loss and accuracies in [0, 1]."""
 
     images: int
     loss: float
     """Mean cross-entropy, nats."""
     top1: float
     top5: float | None
-    """None where there are five classes or fewer."""
+    """None if there are five classes or fewer."""
 
 
 @torch.no_grad()
 def evaluate(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, device: torch.device | str = "cpu"
 ) -> Scores:
-    """Measure a network on images, in float32, one batch after the other.
+    """Evaluate a network on images, in float32, batch by batch.
 
-    Batches of the same size on the same kind of device give the same figures to the last bit.
+    The same batch size on the same kind of device gives bitwise identical figures.
 
     Args:
-        network: a plain module, images float32 (N, C, H, W) to logits (N, K); it is left in evaluation mode, on
-            `device`.
+        network: a plain module that maps images float32 (N, C, H, W) to logits (N, K); it is left in evaluation mode,
+            on `device`.
         batches: images and class indices, int64 (N,).
         num_classes: K.
-        device: where to compute.
+        device: device of the computation.
     """
     network.to(device).eval()
     meter = scores(num_classes, alone=True).to(device)

@@ -1,4 +1,4 @@
-"""What stops a run, said in one line that tells how to go on."""
+"""Failures of a run, reported in one line that says how to resume."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from adjoined.training.finite import NotFinite
 from adjoined.training.loaders import RunData
 
 SAFE_RATE = 0.01
-"""Learning rate above which the remedy for a run that diverged does not go."""
+"""Highest learning rate suggested for a run that diverged."""
 
 
 @contextmanager
 def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Trainer, data: RunData) -> Iterator[None]:
-    """Say in one line what stopped a training, and how to go on.
+    """Turn whatever stops the training in the block into a one-line error that says how to resume.
 
     Args:
-        run: the run, as a user resumes it.
-        stage: the folder of this training; the run's own, or that of a stage of it.
-        settings: of this training.
-        trainer: trains.
+        run: the run that a user would resume.
+        stage: the folder of this training: the run's own, or that of one of its stages.
+        settings: settings of this training.
+        trainer: Lightning's trainer.
         data: the images.
 
     Raises:
         AdjoinedError: the loss diverged, the disk is full, memory is short, a process was killed …
-        KeyboardInterrupt: Ctrl-C or SIGTERM; its text says how to go on.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the message says how to resume.
     """
     handler = signal.getsignal(signal.SIGINT)
     go_on = resume_command(run, settings)
@@ -50,7 +50,7 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
             if trainer.global_step:
                 run.worth_keeping = stage.worth_keeping = True
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit and stops listening to it; SIGTERM into one that looks like success.
+        # Lightning turns Ctrl-C into an exit and then ignores it, and SIGTERM into an exit that looks like success.
         if not isinstance(error.__context__, KeyboardInterrupt) and not isinstance(error, SIGTERMException):
             raise
         signal.signal(signal.SIGINT, handler)
@@ -60,7 +60,7 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
         raise _remedied(error, stage, settings, go_on) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise AdjoinedError(
-            "there is not enough memory",
+            "out of memory",
             where="--batch-size",
             got=settings.batch_size,
             fix="Use a smaller batch with --accumulate, or --precision bf16-mixed.",
@@ -68,7 +68,7 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
     except (RuntimeError, ConnectionError, EOFError) as error:
         if (code := data.killed_worker()) is not None:
             raise AdjoinedError(
-                f"a process that loads images was ended by {how(code)}",
+                f"a data worker was ended by {how(code)}",
                 where=f"--workers {settings.workers}",
                 fix=f"If memory is short, use fewer --workers or a smaller --batch-size. Go on with: {go_on}",
             ) from error
@@ -84,7 +84,7 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
 
 
 def resume_command(run: RunFolder, settings: Settings, *flags: str) -> str:
-    """Return the command that goes on with a run.
+    """Return the command that resumes a run.
 
     Example:
         >>> resume_command(RunFolder("my runs/1"), Settings(), "--lr", "0.01")
@@ -105,9 +105,9 @@ def how(code: int) -> str:
 
 
 def _remedied(error: NotFinite, stage: RunFolder, settings: Settings, go_on: str) -> NotFinite:
-    """Return the error with the command that goes on from the last good checkpoint at a lower learning rate."""
+    """Return the error with the command to resume from the last good checkpoint at a lower learning rate."""
     rate = min(settings.lr / 10, SAFE_RATE)
-    start = "Go on from the last good checkpoint" if stage.last.exists() else "Start again"
+    start = "Resume from the last good checkpoint" if stage.last.exists() else "Start again"
     clip = f"--grad-clip (it is {settings.grad_clip:g})" if settings.grad_clip else "--grad-clip 1"
     also = clip if settings.precision == "32-true" else f"{clip} or --precision 32-true"
     return NotFinite(
@@ -119,14 +119,14 @@ def _remedied(error: NotFinite, stage: RunFolder, settings: Settings, go_on: str
 
 
 def _ended_process(trainer: Trainer) -> int | None:
-    """Return the exit code of a process that this one has started for another device, if one has failed."""
+    """Return the exit code of a failed process that this one started for another device, if there is one."""
     procs = getattr(trainer.strategy.launcher, "procs", ())
     return next((code for each in procs if (code := each.poll())), None)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's advice to itself: it is about settings that are chosen here."""
+    """Suppress Lightning's advice: it concerns settings that are chosen here on purpose."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels: list[Any] = [each.level for each in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The end of a run: networks out of the last checkpoint, saved, loaded again, measured."""
+"""The end of a run: networks taken from the last checkpoint, saved, reloaded and evaluated."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from adjoined.training.measuring import measure_finished
 from adjoined.training.stages import StageResults
 
 NUMBERS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
-"""Precision -> the number format of the weights, where it is not float32."""
+"""Precision -> dtype of the weights, if it is not float32."""
 Measure = Callable[[str, nn.Module], Scores]
 
 
 class Ending:
-    """What a run leaves of its networks; made before the first step, so that the end can be tried.
+    """Writes the finished networks of a run; created before the first step, so that the end can be rehearsed.
 
     Args:
-        run: its folder.
-        job: what is trained.
-        earlier: what the stages before left; those of their networks that the run delivers are copied.
+        run: the run folder.
+        job: the training job.
+        earlier: the results of earlier stages; those of their networks that the run delivers are copied.
     """
 
     def __init__(self, run: RunFolder, job: Job, earlier: StageResults) -> None:
         self.run, self.job, self.earlier = run, job, earlier
-        # A copy from before the training: a forward pass may leave tensors in a model that can no longer be copied.
+        # A copy from before the training: a forward pass may leave tensors in a model that cannot be copied.
         network = copy.deepcopy(job.built.network).to("cpu", NUMBERS.get(job.settings.precision))
         self._built = replace(job.built, network=network)
         self._macs = training_macs(job)
 
     def rehearse(self) -> None:
-        """Write everything that the end will write into a temporary folder, before hours of work.
+        """Write all final files to a temporary folder, to detect failures before hours of training.
 
         Raises:
-            AdjoinedError: something cannot be written, or a network cannot be built again.
+            AdjoinedError: something cannot be written, or a network cannot be rebuilt.
         """
         with scratch_folder(self.run.path) as folder:
             scratch = RunFolder(folder)
@@ -77,11 +77,11 @@ class Ending:
                 ) from error
 
     def keep(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Leave the networks of a checkpoint in a folder, to be used while the run goes on or after it was stopped.
+        """Save the networks of a checkpoint in a folder, for use during the run or after it was stopped.
 
         Args:
-            path: the folder; one that is there is replaced, whole or not at all.
-            checkpoint: as Lightning makes it, with the history of the run.
+            path: the folder; an existing one is replaced atomically.
+            checkpoint: a checkpoint of Lightning, with the history of the run.
         """
         rows = checkpoint["callbacks"][History.__qualname__]["rows"]
         images = len(self.job.images.val)
@@ -98,18 +98,18 @@ class Ending:
             write_json(RunFolder(folder).record, {**self.run.read_record(), "result": result.to_json()})
 
     def finish(self, device: torch.device) -> RunResult:
-        """Leave every network of the run as a file of its own, with the accuracy that this very file has.
+        """Save every network of the run in a separate file, with the accuracy measured on that file.
 
-        The networks are those of the last step, or their moving average where the run keeps one; not the best of all
-        epochs, which would be chosen on the images that they are then measured with.
+        The networks are those of the last step, or their moving average if the run keeps one; not the best of all
+        epochs, which would be selected on the evaluation images.
 
         Args:
-            device: where to measure, accuracies and running statistics.
+            device: device for measuring accuracies and running statistics.
 
         Raises:
-            NotFinite: a network gives no finite loss.
+            NotFinite: the loss of a network is not finite.
         """
-        # From the file, not from this process: the training may have taken place in others.
+        # From the file, not from this process: the training may have run in other processes.
         last = read_checkpoint(self.run.last)
         images = self.job.images
 
@@ -121,7 +121,7 @@ class Ending:
         result = self._write(self.run, _of_network(last), measure, seconds, device)
         running = [replace(each, running=rows[-1].get(f"val_{each.name}_top1")) for each in result.networks]
         result = replace(result, networks=tuple(running))
-        # The figures first: with its record the run is finished, and nothing more is written.
+        # The figures first: once the record is written, the run is finished.
         finished = with_networks(self.run.path, self.run.path, result, self._code)
         keep_figures(finished, figures_from(finished))
         self.run.finish(result.to_json())
@@ -137,7 +137,7 @@ class Ending:
         device: torch.device | None = None,
         epochs: int | None = None,
     ) -> RunResult:
-        """Write the networks of a state of the training into a folder, and return what is to be recorded of them."""
+        """Write the networks of a training state into a folder, and return their records."""
         job, images = self.job, self.job.images
         networks = [_carry(run, each) for each in self.earlier.carried]
         cost = self._cost(job.settings.epochs if epochs is None else epochs, seconds)
@@ -148,12 +148,12 @@ class Ending:
         for name, finished in built.items():
             description = self._describe(name, finished)
             description["sha256"] = save_weights(finished.module, run.weights(name))
-            # What is measured is the file, not what is in memory: it is the file that has to keep the promise.
+            # The file is evaluated, not the network in memory: the file is what users get.
             again = rebuild(description, where=run.description(name), model=self._code)
             load_weights(again, run.weights(name), description["sha256"])
             measured = measure(name, again)
             if not torch.tensor(measured.loss).isfinite():
-                raise NotFinite("the finished network gives no finite loss", where=run.weights(name), got=measured.loss)
+                raise NotFinite("the finished network's loss is not finite", where=run.weights(name), got=measured.loss)
             parameters = sum(each.numel() for each in again.parameters())
             metrics = {**asdict(measured), "measured_on": images.val_name, "device": device.type if device else "cpu"}
             save_description(run.description(name), {**description, "parameters": parameters, "metrics": metrics})
@@ -189,7 +189,7 @@ class Ending:
 
     @property
     def _code(self) -> str | None:
-        # The settings come from the user, not from a file of the run: their code may be run.
+        # The settings come from the user, not from a file of the run, so their code may be run.
         return self.job.settings.model if models.is_code(self.job.settings.model) else None
 
     @property
@@ -201,14 +201,14 @@ class Ending:
         return StageCost(self.job.settings.method, epochs, macs, round(seconds, 3))
 
     def _run_once(self, _: str, module: nn.Module) -> Scores:
-        """Run a network on one image; what comes out of untrained weights does not matter."""
+        """Run a network on one image; the output of untrained weights does not matter."""
         with torch.no_grad():
             module.eval()(self.job.example)
         return Scores(images=1, loss=0.0, top1=0.0, top5=None)
 
 
 def _of_network(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state of the network that was trained, out of that of the module that trains it."""
+    """Extract the state of the trained network from that of the LightningModule."""
     return {name.removeprefix("network."): each for name, each in checkpoint["state_dict"].items()}
 
 

@@ -1,4 +1,4 @@
-"""What is to be finite: a run whose numbers are not stops before a good checkpoint is replaced."""
+"""Checks for finite numbers: a run stops before a non-finite checkpoint replaces a good one."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 
 HOLDS_WEIGHTS = ("state_dict", "current_model_state", "optimizer_states")
-"""Entries of a checkpoint that training goes on from: weights and buffers, their average, the optimizer's state."""
+"""Checkpoint entries needed for resuming: weights and buffers, their average, the optimizer's state."""
 
 
 class NotFinite(AdjoinedError):
-    """A loss, a weight or a state of the training is NaN or infinite; the last checkpoint is good."""
+    """A loss, a weight or a training state is NaN or infinite; the last checkpoint is good."""
 
 
 def infinite_buffers(module: nn.Module) -> set[str]:
-    """Return the buffers that are not finite before any training, such as an attention mask of minus infinities."""
+    """Return the buffers that are non-finite before training, such as an attention mask of minus infinities."""
     return {name for name, buffer in module.named_buffers() if not _finite(buffer)}
 
 
 def not_finite_in(checkpoint: Mapping[str, Any], allowed: Iterable[str] = ()) -> str:
-    """Return the name of the first number or tensor in a checkpoint that is not finite, or "".
+    """Return the name of the first non-finite number or tensor in a checkpoint, or "".
 
     Args:
-        checkpoint: as Lightning makes it; its entries `HOLDS_WEIGHTS` are looked at.
-        allowed: names of tensors that may be infinite.
+        checkpoint: a checkpoint of Lightning; its entries `HOLDS_WEIGHTS` are checked.
+        allowed: names of tensors that may be non-finite.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Modules that are not trained: their weights stay, and so do the running statistics of norms in them."""
+"""Frozen modules: their weights and the running statistics of their norms do not change."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from adjoined.slicing import matching_modules
 
 
 def freeze(network: nn.Module, model: nn.Module, patterns: Collection[str]) -> None:
-    """Take the base's parameters in some modules out of training.
+    """Freeze the base's parameters in some modules.
 
-    Weights that a small network shares are frozen with them; its norms, and what else it has for itself, are trained.
+    Weights that a small network shares are frozen with them; its norms and other private tensors are trained.
 
     Args:
-        network: what a method trains; the base is this network, or its `base`.
-        model: the base network, whose modules are named.
-        patterns: names or patterns (as for file names).
+        network: the module that the method trains; the base is this module or its `base`.
+        model: the base network, whose modules the patterns match.
+        patterns: names or glob patterns.
 
     Raises:
         AdjoinedError: a pattern matches no module.
@@ -30,7 +30,7 @@ def freeze(network: nn.Module, model: nn.Module, patterns: Collection[str]) -> N
 
 
 def hold_frozen(network: nn.Module) -> None:
-    """Put the modules of which no parameter is trained into evaluation mode, so that their statistics stay."""
+    """Put modules without trainable parameters into evaluation mode, so that their statistics do not change."""
     for module in network.modules():
         parameters = list(module.parameters())
         if parameters and not any(each.requires_grad for each in parameters):

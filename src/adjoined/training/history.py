@@ -1,4 +1,4 @@
-"""The history of a run: one row an epoch, in metrics.csv and in TensorBoard."""
+"""The history of a run: one row per epoch, in metrics.csv and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def of_networks(row: EpochFigures, what: str) -> dict[str, float]:
 
 
 class History(Callback):
-    """Close every epoch with a row; the rows travel in the checkpoint, so that a resumed run has no gaps or doubles.
+    """Add a row after every epoch; checkpoints hold the rows, so a resumed run has no gaps or duplicates.
 
     Args:
-        path: the CSV file; it is rewritten as a whole after every epoch.
+        path: the CSV file; it is rewritten after every epoch.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class History(Callback):
         self._began, self._lr = time.monotonic(), pl_module.lr
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the row, and write all of them: before any callback's `on_train_epoch_end`, whatever their order."""
+        """Add the row and write all rows, before any callback's `on_train_epoch_end`, whatever their order."""
         assert isinstance(pl_module, TrainingModule)
         means = pl_module.close_epoch()
         seconds = round(time.monotonic() - self._began, 3)
@@ -61,7 +61,7 @@ class History(Callback):
         return {"rows": [dict(row) for row in self.rows]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the rows of the checkpoint."""
+        """Restore the rows from the checkpoint."""
         self.rows = [dict(row) for row in state_dict["rows"]]
 
 

@@ -1,4 +1,4 @@
-"""What is going to be trained: data, method and network, made from the settings."""
+"""A training job: data, method and network, built from the settings."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a run needs before its first step."""
+    """Everything that a run needs before its first step."""
 
     settings: Settings
-    """What this training goes by: the settings of the run, as the method adapts them."""
+    """The settings of this training: those of the run, adapted by the method."""
     images: ImageData
     method: Method
     built: Built
-    """What is trained, as the method has built it."""
+    """The module to train, as the method built it."""
     model: nn.Module
-    """The base network as the settings name it."""
+    """The base network named in the settings."""
     example: torch.Tensor
-    """An input, float32 (1, C, H, W)."""
+    """An example input, float32 (1, C, H, W)."""
 
     @property
     def network(self) -> nn.Module:
-        """What is trained, as one module."""
+        """The module to train."""
         return self.built.network
 
 
@@ -51,12 +51,12 @@ def make_job(
 
     Args:
         settings: the settings of the run.
-        processes: how many processes share a batch.
-        earlier: the networks of the stages before, for a method that has some.
-        skipped: the damaged images that are left out, where that is known.
+        processes: number of processes that share a batch.
+        earlier: the networks of earlier stages, if the method has some.
+        skipped: the damaged images to leave out, if known.
 
     Raises:
-        AdjoinedError: data are missing or damaged, the model is unknown, or they do not fit together.
+        AdjoinedError: the data are missing or damaged, the model is unknown, or they do not fit together.
     """
     from adjoined import models
     from adjoined.data import open_data
@@ -80,11 +80,11 @@ def make_job(
 
 
 def prepare(job: Job, device: torch.device) -> None:
-    """Let the method change the weights before the first step, on training images: see `Method.prepare`.
+    """Let the method adapt the weights to training images before the first step: see `Method.prepare`.
 
     Args:
-        job: what is going to be trained; its network comes back to the CPU.
-        device: where to compute.
+        job: the training job; its network is returned to the CPU.
+        device: device of the computation.
     """
     loader = job.images.train_loader(seed=job.settings.seed)
     wanted = -(-job.method.samples // job.images.settings.batch_size)
@@ -96,7 +96,7 @@ def prepare(job: Job, device: torch.device) -> None:
 
 
 def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:
-    """Return what it takes to build the base network again, as plain data."""
+    """Return plain data from which the base network can be rebuilt."""
     from adjoined import models
 
     return {
@@ -109,7 +109,7 @@ def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:
 
 
 def _check_logits(model: nn.Module, example: torch.Tensor, num_classes: int, settings: Settings) -> None:
-    """Run the model once: what it cannot do with these images is said before anything is trained."""
+    """Run the model once, to report misfits with these images before any training."""
     place = f"model {settings.model!r} on {tuple(example.shape)}"
     training = model.training
     try:
@@ -119,7 +119,7 @@ def _check_logits(model: nn.Module, example: torch.Tensor, num_classes: int, set
         raise AdjoinedError(
             f"the model does not run on these images: {type(error).__name__}: {error}",
             where=place,
-            fix="Look at --image-size and --model-options.",
+            fix="Check --image-size and --model-options.",
         ) from error
     model.train(training)
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -1,4 +1,4 @@
-"""The data of a run, as Lightning takes it."""
+"""The data of a run, as a LightningDataModule."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class RunData(LightningDataModule):
-    """This process's share of the images, in an order that depends on seed and epoch alone.
+    """This process's share of the images, in an order that depends only on seed and epoch.
 
     Args:
         settings: the settings of the run.
         images: the data set.
-        views: how often each training image is varied.
+        views: number of augmented views of each training image.
     """
 
     def __init__(self, settings: Settings, images: ImageData, views: int = 1) -> None:
@@ -47,7 +47,7 @@ class RunData(LightningDataModule):
             self._loaders.append(self._train)
 
     def killed_worker(self) -> int | None:
-        """Return the exit code of a process that loads images, if one was ended from outside."""
+        """Return the exit code of a data worker, if one was killed."""
         return next((code for each in self._loaders if (code := each.killed_worker()) is not None), None)
 
     @property
@@ -56,11 +56,11 @@ class RunData(LightningDataModule):
         return ceil(len(self._train) / self.settings.accumulate) * self.settings.epochs
 
     def train_dataloader(self) -> Any:
-        """Return the training images; Lightning tells their sampler the epoch."""
+        """Return the training images; Lightning sets their sampler's epoch."""
         return self._train
 
     def val_dataloader(self) -> DataLoader:
-        """Return the images that accuracy is measured on."""
+        """Return the validation images."""
         assert self.trainer is not None
         loader = self.images.val_loader(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
         self._loaders.append(loader)

@@ -1,4 +1,4 @@
-"""The last step of a run: running statistics of finished networks, measured on the weights that they ended with."""
+"""The last step of a run: measuring the running statistics of the finished networks with their final weights."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from adjoined.data import ImageData
 
 IMAGES = 4096
-"""Training images that statistics are measured on, at most."""
+"""Most training images used to measure statistics."""
 
 
 def measure_finished(
     finished: Mapping[str, Finished], settings: Settings, images: ImageData, device: torch.device
 ) -> int:
-    """Measure the running statistics of finished networks on training images, varied as in training.
+    """Measure the running statistics of finished networks on training images, augmented as in training.
 
-    In training they are moving averages. In a short run, or with the small momentum of many ImageNet models, these lag
-    behind the weights. A base of which modules are frozen keeps its statistics.
+    Training keeps moving averages. In a short run, or with the small momentum of many ImageNet models, these lag
+    behind the weights. A base with frozen modules keeps its statistics.
 
     Args:
-        finished: the networks, in place.
-        settings: those of the run; the images are drawn by its seed.
-        images: the run's.
-        device: where to compute; the networks come back to the CPU.
+        finished: the networks, changed in place.
+        settings: settings of the run; its seed determines the images.
+        images: the images of the run.
+        device: device of the computation; the networks are returned to the CPU.
 
     Returns:
-        The number of images used; 0 where no network has running statistics.
+        The number of images used; 0 if no network has running statistics.
     """
     modules = [each.module.to(device) for each in finished.values() if not (settings.freeze and each.plan is None)]
     dtype = next((each.dtype for module in modules for each in module.parameters()), torch.float32)
@@ -50,6 +50,6 @@ def _some(settings: Settings, images: ImageData, dtype: torch.dtype) -> Iterator
     loader = images.train_loader(seed=settings.seed)
     sampler = loader.sampler
     assert isinstance(sampler, EpochSampler)
-    sampler.set_epoch(settings.epochs)  # the training has not seen this one
+    sampler.set_epoch(settings.epochs)  # an epoch that training has not seen
     batches = islice(iter(loader), max(IMAGES // images.settings.batch_size, 1))
     return (x.to(dtype) for x, _ in batches)

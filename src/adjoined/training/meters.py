@@ -1,4 +1,4 @@
-"""What is measured of a network, and the means over an epoch."""
+"""Metrics of a network, and their means over an epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 TOP5_FROM = 6
-"""Top-5 accuracy says something from this many classes on."""
+"""Fewest classes for which top-5 accuracy is meaningful."""
 
 
 class Mean(Metric):
@@ -27,7 +27,7 @@ class Mean(Metric):
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, value: Tensor | float, images: int) -> None:
-        """Take in the mean over some images, and how many they are."""
+        """Add the mean over some images, and their number."""
         self.total += value * images
         self.images += images
 
@@ -40,16 +40,16 @@ class MeanCrossEntropy(Mean):
     """Mean cross-entropy over all images seen, nats."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take in logits (N, K) and class indices (N,)."""
+        """Add logits (N, K) and class indices (N,)."""
         super().update(F.cross_entropy(preds.float(), target), len(target))
 
 
 def scores(num_classes: int, *, alone: bool = False) -> MetricCollection:
-    """Return loss, top-1 and, where there are classes enough, top-5; accuracies are shares in [0, 1].
+    """Return loss, top-1 and, with enough classes, top-5 metrics; accuracies are in [0, 1].
 
     Args:
         num_classes: K.
-        alone: count what this process sees only, also where several train together.
+        alone: count only this process's images, even if several processes train together.
     """
     each: dict[str, Metric | MetricCollection] = {
         "loss": MeanCrossEntropy(sync_on_compute=not alone),
@@ -61,17 +61,17 @@ def scores(num_classes: int, *, alone: bool = False) -> MetricCollection:
 
 
 def accuracy(num_classes: int, *, top: int = 1, alone: bool = False) -> MulticlassAccuracy:
-    """Return the share of images with the right class among the `top` likeliest."""
+    """Return the top-k accuracy for k = `top`."""
     return MulticlassAccuracy(num_classes, top_k=top, average="micro", validate_args=False, sync_on_compute=not alone)
 
 
 class EpochMeters:
-    """All means of an epoch, over all devices: terms of the loss, accuracies in training and in validation.
+    """All means of an epoch over all devices: loss terms, and accuracies in training and validation.
 
     Args:
         networks: names of the networks.
         num_classes: K.
-        device: where the figures come from.
+        device: device of the figures.
     """
 
     def __init__(self, networks: Iterable[str], num_classes: int, device: torch.device) -> None:
@@ -82,20 +82,20 @@ class EpochMeters:
         self.val_scores = {name: scores(num_classes).to(device) for name in names}
 
     def add_terms(self, terms: Mapping[str, Tensor | float], images: int) -> None:
-        """Take in scalars of a batch, weighted by its images; a term may be missing from some batches."""
+        """Add scalars of a batch, weighted by its images; a term may be missing from some batches."""
         for name, value in terms.items():
             if name not in self.terms:
                 self.terms[name] = Mean().to(self.device)
             self.terms[name].update(value, images)
 
     def add_train(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
-        """Take in logits of a training batch; of mixed labels (N, K) the larger share counts."""
+        """Add logits of a training batch; of mixed labels (N, K), the larger share counts."""
         target = y.argmax(dim=1) if y.is_floating_point() else y
         for name, each in logits.items():
             self.train_top1[name].update(each.detach(), target)
 
     def add_val(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
-        """Take in logits of a validation batch."""
+        """Add logits of a validation batch."""
         for name, each in logits.items():
             self.val_scores[name].update(each, y)
 

@@ -29,15 +29,15 @@ HIGHEST_RATE = "adjoined_lr"
 
 
 class TrainingModule(LightningModule):
-    """A network and the method that trains it.
+    """The LightningModule of a network and the method that trains it.
 
-    Every epoch is a function of the checkpoint before it, the seed and its number alone: the order of the images and
-    their augmentation come from the loaders, all other randomness from generators that are seeded at its start.
+    Every epoch is a function of the previous checkpoint, the seed and its number: the loaders determine the order of
+    the images and their augmentation, and all other generators are seeded at the start of the epoch.
 
     Args:
         settings: the settings of the run.
-        method: gives loss and logits.
-        built: what the method has built.
+        method: the method, which computes loss and logits.
+        built: the result of the method's `build`.
         num_classes: K.
     """
 
@@ -64,7 +64,7 @@ class TrainingModule(LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the optimizer steps done, in [0, 1]."""
+        """Fraction of the optimizer steps done, in [0, 1]."""
         return self.global_step / self.steps
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -74,13 +74,13 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Start to count; compile, where asked for: in place, so that the names of the weights stay."""
+        """Start counting; compile in place if requested, which keeps the names of the weights."""
         self.meters = EpochMeters(self.names, self.num_classes, self.device)
         if self.settings.compile:
             self.network.compile()
 
     def on_train_epoch_start(self) -> None:
-        """Seed every generator from the seed, the epoch and the process; hold what is frozen in evaluation mode."""
+        """Seed every generator from the seed, the epoch and the process; keep frozen modules in evaluation mode."""
         if self.settings.freeze:
             hold_frozen(self.network)
         parts = (self.settings.seed, self.current_epoch, self.global_rank)
@@ -90,17 +90,17 @@ class TrainingModule(LightningModule):
         random.seed(python_seed)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Mix training images, and bring images to the memory layout asked for."""
+        """Mix training images, and convert images to the requested memory format."""
         x, y = batch
         if self.trainer.training:
             x = self._at_low_resolution(x)
             if self.mix is not None:
                 x, y = self.mix(x, y)
-        channels_last = self.settings.channels_last and x.ndim == 4  # several views of an image have no such layout
+        channels_last = self.settings.channels_last and x.ndim == 4  # several views of an image have no such format
         return (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
 
     def _at_low_resolution(self, x: Tensor) -> Tensor:
-        """Scale training images down as far as the settings ask for at this point of the run."""
+        """Scale training images down as the settings require at this point of the run."""
         sizes = sorted((share, int(size)) for size, share in self.settings.low_resolution.items())
         size = next((size for share, size in sizes if self.progress < share), x.shape[-1])
         if size >= x.shape[-1]:
@@ -110,13 +110,13 @@ class TrainingModule(LightningModule):
         return smaller if x.ndim == 4 else smaller.unflatten(0, x.shape[:-3])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of the method; keep count."""
+        """Return the loss of the method and update the metrics."""
         x, y = batch
         measured = batch_idx % self.settings.log_every == 0
         step = self._step(x, y, measured)
         loss = step.loss.detach()
-        # Elsewhere the device would be waited for at every step; there a loss is looked at when it is shown anyway. Of
-        # several processes none may stop alone: the gradients make all of them NaN, and the epoch's mean shows it.
+        # On other devices this check would synchronise every step, so the loss is checked only when it is shown. With
+        # several processes, none may stop alone: the gradients make all of them NaN, and the epoch's mean shows it.
         if self.trainer.world_size == 1 and (measured or loss.device.type == "cpu"):
             self._check_loss(loss, x)
         terms = {"loss": loss, **step.terms}
@@ -127,17 +127,17 @@ class TrainingModule(LightningModule):
         return step.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count what every network gets right."""
+        """Update the validation metrics of every network."""
         x, y = batch
         self.meters.add_val(self.method.logits(self.network, x), y)
 
     def close_epoch(self) -> dict[str, float]:
-        """Return the means of the epoch that has ended; every process must call it.
+        """Return the means of the finished epoch; every process must call it.
 
-        Terms that are only for the eye are left out where they are not finite.
+        Non-finite terms that are only displayed are left out.
 
         Raises:
-            NotFinite: the loss of the training, or of a network in validation, is not finite.
+            NotFinite: the training loss, or a network's validation loss, is not finite.
         """
         row = self.meters.close()
         for name, value in row.items():
@@ -147,11 +147,11 @@ class TrainingModule(LightningModule):
                     if name == "loss"
                     else f"validation loss of {name.removeprefix('val_').removesuffix('_loss')}"
                 )
-                raise self._not_finite(f"the {what} is no longer a finite number", value)
+                raise self._not_finite(f"the {what} is no longer finite", value)
         return {name: value for name, value in row.items() if isfinite(value)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that training could not go on from; on every process, or they would wait for each other.
+        """Refuse a checkpoint that training could not resume from; on every process, to avoid a deadlock.
 
         Raises:
             NotFinite: a weight, a running statistic or the optimizer's state is not finite.
@@ -160,10 +160,10 @@ class TrainingModule(LightningModule):
         found = not_finite_in(checkpoint, self._infinite)
         if not self.trainer.strategy.reduce_boolean_decision(not found, all=True):
             name = found or "a tensor of another process"
-            raise self._not_finite("the weights are no longer finite numbers", name.removeprefix("network."))
+            raise self._not_finite("the weights are no longer finite", name.removeprefix("network."))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on at the learning rate of the settings, where the run was resumed with another one."""
+        """Apply the learning rate of the settings if the run was resumed with a different one."""
         before = checkpoint.get(HIGHEST_RATE, self.settings.lr)
         if before != self.settings.lr:
             scale_rates(checkpoint, self.settings.lr / before)
@@ -192,9 +192,7 @@ class TrainingModule(LightningModule):
 
     def _check_loss(self, loss: Tensor, x: Tensor) -> None:
         if not isfinite(value := float(loss)):
-            what = (
-                "the loss is no longer a finite number" if x.isfinite().all() else "the images are not finite numbers"
-            )
+            what = "the loss is no longer finite" if x.isfinite().all() else "the images are not finite"
             raise self._not_finite(what, value, step=self.global_step + 1)
 
     def _not_finite(self, what: str, got: object, *, step: int | None = None) -> NotFinite:

@@ -1,4 +1,4 @@
-"""Why a norm cannot be trained: one value per channel."""
+"""Finds norms that cannot be trained because they get one value per channel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TAKES_STATISTICS = (F.batch_norm, F.instance_norm, F.group_norm)
 
 
 def one_value_per_channel(step: Callable[[], object]) -> tuple[int, ...] | None:
-    """Run a step that has failed once more, and return the shape of a norm's input with one value per channel, if any.
+    """Rerun a failed step, and return the shape of a norm's input with one value per channel, if there is one.
 
     Args:
         step: a forward pass in training mode.

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate over the run: timm's and torch's own, put together from the settings."""
+"""Optimizer and learning-rate schedule, from timm and torch, configured by the settings."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 
 SECOND_BETA = 0.999
-"""The second beta of optimizers that have two; their first is the momentum."""
+"""The second beta of optimizers with two; the first is the momentum."""
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 _SCHEDULE_RATES = ("base_lrs", "_last_lr")
 TENSORS_PER_LAYER = 12
-"""Tensors that count as one layer in models that do not say what their layers are, as in timm."""
+"""Tensors per layer in models that do not define their layers, as in timm."""
 
 
 def check_optimizer(name: str) -> None:
-    """Say before any training that there is no such optimizer.
+    """Check the name of an optimizer before training.
 
     Args:
-        name: a name of `timm.optim.list_optimizers()`, which has torch's too.
+        name: a name in `timm.optim.list_optimizers()`, which includes torch's.
 
     Raises:
         AdjoinedError: timm does not know the name, or the optimizer needs second derivatives.
@@ -51,15 +51,15 @@ def check_optimizer(name: str) -> None:
 
 
 def make_optimizer(settings: Settings, network: nn.Module, *, small_rate: float = 1.0) -> Optimizer:
-    """Return the optimizer over all parameters of the network that are trained, each once.
+    """Return the optimizer of all trainable parameters of the network, each once.
 
     Args:
         settings: the settings of the run.
-        network: what is trained.
+        network: the module to train.
         small_rate: as in `parameter_groups`.
 
     Raises:
-        AdjoinedError: there is no such optimizer, or it needs a package that is not installed.
+        AdjoinedError: the optimizer is unknown, or it needs a package that is not installed.
     """
     from timm.optim import create_optimizer_v2, get_optimizer_info  # pyright: ignore[reportPrivateImportUsage]
 
@@ -84,15 +84,15 @@ def make_optimizer(settings: Settings, network: nn.Module, *, small_rate: float 
 
 
 def parameter_groups(settings: Settings, network: nn.Module, *, small_rate: float = 1.0) -> list[dict[str, Any]]:
-    """Return groups of all trained parameters: weights of convolutions and linear layers apart from vectors.
+    """Return all trainable parameters in groups: weights of convolutions and linear layers, and vectors.
 
-    Vectors are biases and the scales and shifts of norms. With `layer_decay` every layer has groups and a rate of its
-    own: `lr` times the decay to the power of the layers behind it.
+    Vectors are biases and the scales and shifts of norms. With `layer_decay` every layer has separate groups, with the
+    learning rate `lr` times the decay to the power of the number of later layers.
 
     Args:
         settings: the settings of the run.
         network: what is trained.
-        small_rate: factor on the learning rate of what small networks have for themselves.
+        small_rate: factor on the learning rate of the small networks' private parameters.
 
     Returns:
         Dicts of params, weight_decay and lr.
@@ -118,8 +118,8 @@ def parameter_groups(settings: Settings, network: nn.Module, *, small_rate: floa
 def layer_numbers(network: nn.Module) -> dict[str, int]:
     """Return parameter name -> number of its layer, from 0 at the input.
 
-    Models of timm say what their layers are. Of others each 12 tensors, in the order in which the model has them, count
-    as one layer. A small network's tensors belong to the layers of the base's tensors of the same names.
+    timm's models define their layers. In other models, every 12 consecutive tensors count as one layer. A small
+    network's tensors belong to the layers of the base's tensors of the same names.
     """
     from timm.models import group_parameters
 
@@ -133,11 +133,11 @@ def layer_numbers(network: nn.Module) -> dict[str, int]:
 
 
 def make_schedule(settings: Settings, optimizer: Optimizer, steps: int) -> LRScheduler:
-    """Return the schedule of the learning rate, to be advanced after every optimizer step.
+    """Return the learning-rate schedule, to be stepped after every optimizer step.
 
     Args:
-        settings: the settings of the run; a warm-up longer than the run is cut to its length.
-        optimizer: its optimizer.
+        settings: the settings of the run; a warm-up longer than the run is cut to the run's length.
+        optimizer: the run's optimizer.
         steps: optimizer steps in the whole run.
     """
     steps = max(steps, 3)
@@ -149,13 +149,13 @@ def make_schedule(settings: Settings, optimizer: Optimizer, steps: int) -> LRSch
     cosine = CosineAnnealingLR(optimizer, T_max=steps - warmup)
     if warmup == 0:
         return cosine
-    # The first step is already one of the ramp: 1/warmup of the highest rate, not none at all.
+    # The ramp starts at 1/warmup of the highest rate rather than at 0.
     ramp = LinearLR(optimizer, start_factor=1 / warmup, total_iters=max(warmup - 1, 1))
     return SequentialLR(optimizer, [ramp, cosine], milestones=[warmup])
 
 
 def scale_rates(checkpoint: dict[str, Any], factor: float) -> None:
-    """Multiply every learning rate in a checkpoint's optimizers and schedules, in place: schedules are linear in it.
+    """Multiply every learning rate in a checkpoint's optimizers and schedules in place: schedules are linear in it.
 
     Example:
         >>> checkpoint = {"optimizer_states": [{"param_groups": [{"lr": 0.5}]}], "lr_schedulers": [{"base_lrs": [1.0]}]}

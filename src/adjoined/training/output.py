@@ -1,4 +1,4 @@
-"""Output that cannot be written never stops a run: a reader who has gone, a log on a full disk."""
+"""Failing output never stops a run: a closed pipe, or a log on a full disk."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Unstoppable:
-    """A text stream that passes over what it cannot write.
+    """A text stream that drops what it cannot write.
 
     Args:
-        stream: where to write.
+        stream: the stream to write to.
 
     Attributes:
         error: the first error, or None.
@@ -27,7 +27,7 @@ class Unstoppable:
         self.error: Exception | None = None
 
     def write(self, text: str) -> int:
-        """Write a text, if that can be done; characters that the stream does not have are written as escapes."""
+        """Write a text if possible; characters that the stream cannot encode are escaped."""
         try:
             try:
                 self._stream.write(text)
@@ -44,14 +44,14 @@ class Unstoppable:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand on what is buffered, if that can be done."""
+        """Flush the buffer if possible."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
             self.error = self.error or error
 
     def isatty(self) -> bool:
-        """Tell whether somebody looks on."""
+        """Return whether the stream is a terminal."""
         try:
             return self._stream.isatty()
         except ValueError:
@@ -63,10 +63,10 @@ class Unstoppable:
 
 @contextmanager
 def unstoppable(console: Console | None = None) -> Iterator[list[Unstoppable]]:
-    """Let no output stop what is done meanwhile: standard output, standard error, a console with a stream of its own.
+    """Keep failing output from stopping the block: standard output, standard error, and a console's own stream.
 
     Args:
-        console: writes to another stream than standard output.
+        console: a console that writes to a stream other than standard output.
 
     Yields:
         The streams; `error` of each says whether something was lost.
@@ -78,7 +78,7 @@ def unstoppable(console: Console | None = None) -> Iterator[list[Unstoppable]]:
     wrapped = {id(each._stream): each for each in streams}
 
     def thread_ended(args: threading.ExceptHookArgs) -> None:
-        if not issubclass(args.exc_type, OSError):  # TensorBoard and the live bar write in threads of their own
+        if not issubclass(args.exc_type, OSError):  # TensorBoard and the live bar write in separate threads
             hook(args)
 
     threading.excepthook = thread_ended

@@ -1,4 +1,4 @@
-"""Which process this is, where several train together; and that none outlives the one that started it."""
+"""The role of this process when several train together, and its end when its parent ends."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import threading
 import time
 
 MAIN = "ADJOINED_MAIN_PROCESS"
-"""Environment variable: the process that starts those of the other devices of its machine."""
+"""Environment variable: id of the process that starts those of its machine's other devices."""
 LOOK = 1.0
-"""Time between two looks at the parent, s."""
+"""Interval of polling the parent, s."""
 _PR_SET_PDEATHSIG = 1
 
 _watching = False
 
 
 def is_main() -> bool:
-    """Tell whether this is the process that writes and speaks, where several train together."""
+    """Return whether this is the process that writes and prints when several train together."""
     from lightning.pytorch.utilities import rank_zero_only
 
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def end_with_parent() -> None:
-    """In a process of a further device: end when the process that started it ends, in whatever way that happens.
+    """In the process of a further device: end when the process that started it ends, however that happens.
 
-    Otherwise it may wait for a killed one until its collective call times out, after half an hour. On Linux the kernel
-    sees to it, also where this process is inside a library; everywhere a thread looks at the parent.
+    Otherwise it might wait for a killed process until its collective call times out, after half an hour. On Linux the
+    kernel ensures this even inside a library call; on all systems a thread polls the parent.
     """
     global _watching
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.environ[MAIN] = str(os.getpid())  # handed on to the processes that this one will start
+        os.environ[MAIN] = str(os.getpid())  # inherited by the processes that this one starts
         return
     if _watching:
         return

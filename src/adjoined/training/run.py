@@ -47,7 +47,7 @@ def run_training(
     part_of: RunFolder | None = None,
     deadline: float | None = None,
 ) -> RunResult:
-    """Do what `adjoined.training.train` says; as a stage of another run, `part_of`, find the stages before in it."""
+    """Implement `adjoined.training.train`; a stage of another run, `part_of`, finds earlier stages there."""
     if console is None:
         from rich.console import Console
 
@@ -59,7 +59,7 @@ def run_training(
         if is_main():
             say(console, f"{run.path}: the run is finished, nothing to do")
         return done
-    # Only one process of several may write to the folder.
+    # Only one of several processes may write to the folder.
     with run.opened(settings, resume=resume) if is_main() else nullcontext(), quiet(), unstoppable(console):
         history = History(run.metrics)
         files = WholeCheckpointIO()
@@ -89,14 +89,14 @@ def run_training(
                     deadline=deadline,
                 )
 
-            # A run of before, whose images have changed since, may have been trained on what is measured now.
+            # An earlier run whose images have changed since may have been trained on today's validation images.
             known = [path for path in map(Path, known) if RunFolder(path).may_have_begun_with(images)]
             earlier = run_stages(settings, whole.stages, train=train_stage, known=known, console=console)
             job = make_job(settings, earlier=earlier.modules, skipped=skipped)
         else:
             job = make_job(settings, trainer.world_size, skipped=skipped)
             run.check_data(job.images)
-            if is_main():  # not before: a slip in the name of the data leaves the folder free for the next attempt
+            if is_main():  # not earlier: a typo in the name of the data leaves the folder free for the next attempt
                 run.begin(settings)
                 run.keep_data(job.images)
         trainer.fit_loop.max_epochs = job.settings.epochs
@@ -156,8 +156,8 @@ def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback], file
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            benchmark=True,  # images of one size: let cuDNN find its fastest kernels
-            # A user's model may keep tensors between calls; made in inference mode they could not be trained with.
+            benchmark=True,  # all images have one size: let cuDNN find its fastest kernels
+            # A user's model may keep tensors between calls; inference tensors could not be used in training.
             inference_mode=False,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
@@ -178,5 +178,5 @@ def _check_fits(path: Path, module: LightningModule) -> None:
                 where=f"{path}, {name}",
                 expected=wanted.get(name, "no such tensor"),
                 got=found.get(name, "no such tensor"),
-                fix="Put the checkpoint of this run there, or delete it to start again from the beginning.",
+                fix="Restore the checkpoint of this run, or delete it to start from the beginning.",
             )

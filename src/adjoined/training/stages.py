@@ -1,6 +1,6 @@
-"""The trainings that come before a method's own, each a run in a folder of the run: `RUN/stages/NAME`.
+"""The training stages before a method's own training, each a run in `RUN/stages/NAME`.
 
-A stage is finished or not, like every run; a run that was killed goes on in the stage where it was.
+A stage can be unfinished, like every run; a killed run resumes in the stage where it stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StageResults:
     """The results of the stages before a training."""
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    """Name of the stage -> the network that it hands on."""
+    """Name of the stage -> the network that it passes on."""
     carried: list[NetworkResult] = field(default_factory=list)
     """Networks that the whole run delivers; their paths are those in the stage's folder."""
     costs: list[StageCost] = field(default_factory=list)
@@ -51,14 +51,14 @@ def run_stages(
 
     Args:
         settings: the settings of the run.
-        folder: where the stages lie, a folder each.
-        train: trains a stage from its settings in its folder, or goes on with it.
-        known: folders of runs; a finished one with the settings of a stage is copied instead of done again, since it
-            would end the same.
-        console: where to say which stage begins.
+        folder: parent of the stages' folders.
+        train: starts or resumes the training of a stage in its folder.
+        known: folders of runs; a finished one with the settings of a stage is copied instead of trained again, since
+            the outcome would be the same.
+        console: where to report which stage starts.
 
     Raises:
-        AdjoinedError: a run that is given as a stage is not finished, or its images differ from this run's.
+        AdjoinedError: a run given as a stage is unfinished, or its images differ from this run's.
     """
     earlier = StageResults()
     stages = METHODS[settings.method](settings).before()
@@ -79,15 +79,15 @@ def run_stages(
 
 
 def check_stages(settings: Settings, processes: int, skipped: Collection[str] | None) -> ImageData | None:
-    """Check whether the stages before a run's own training can be run.
+    """Check that the stages before a run's own training can be run.
 
     Args:
         settings: the settings of the run.
-        processes: how many processes share a batch.
-        skipped: the damaged images that are left out, where that is known.
+        processes: number of processes that share a batch.
+        skipped: the damaged images to leave out, if known.
 
     Returns:
-        The images of all stages; None where these settings have no stages.
+        The images of all stages; None if these settings have no stages.
 
     Raises:
         AdjoinedError: something is missing or does not fit; nothing has been written.
@@ -118,7 +118,7 @@ def _check_given(folder: Path, network: str, info: DataInfo) -> None:
     for what in ("class_names", "channels", "image_size", "mean", "std"):
         if getattr(theirs, what) != getattr(info, what):
             raise AdjoinedError(
-                f"the run was trained on other images or classes ({what})",
+                f"the run was trained on different images or classes ({what})",
                 where=f"--teacher {folder}",
                 expected=str(getattr(info, what))[:80],
                 got=str(getattr(theirs, what))[:80],
@@ -135,13 +135,13 @@ def _equal_run(settings: Settings, known: Iterable[Path]) -> Path | None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a finished run, whole or not at all; of what lies in its folder, the files of a run alone."""
+    """Copy a finished run atomically; only the files of a run are copied from its folder."""
     of = RunFolder(source)
     result = of.read_result()
     assert result is not None
     make_folder(target.parent)
     refuse_link(target)
-    shutil.rmtree(target, ignore_errors=True)  # it holds nothing but a lock: it is not a run yet
+    shutil.rmtree(target, ignore_errors=True)  # it holds only a lock: it is not a run yet
     with written_beside(target) as (part,):
         part.mkdir()
         copy_file(of.settings, RunFolder(part).settings)
@@ -159,6 +159,6 @@ def _take_in(earlier: StageResults, stage: Stage, run: RunFolder, settings: Sett
 
 
 def own_cost(result: RunResult) -> StageCost:
-    """Return the cost of a run's own training, without the stages before it."""
+    """Return the cost of a run's own training, without its earlier stages."""
     last: Sequence[StageCost] = result.stages[-1:]
     return last[0] if last else StageCost("train", result.epochs, None, result.seconds)

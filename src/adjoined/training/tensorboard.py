@@ -1,4 +1,4 @@
-"""TensorBoard: a point every few steps, and one an epoch."""
+"""TensorBoard: a point every few steps and every epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TensorBoard(Callback):
     """Write the scalars of measured steps and of epochs.
 
     Args:
-        folder: where the event files go.
+        folder: folder of the event files.
         history: the rows of the epochs.
     """
 
@@ -28,7 +28,7 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a file; points of a stopped run from after its checkpoint are withdrawn."""
+        """Open a file; points that a stopped run wrote after its checkpoint are removed."""
         from torch.utils.tensorboard import SummaryWriter
 
         if trainer.is_global_zero:
@@ -72,7 +72,7 @@ class TensorBoard(Callback):
 
     @contextmanager
     def _passed_over(self) -> Iterator[None]:
-        """Where the files cannot be written, go on without them: a log never stops a run."""
+        """If the files cannot be written, continue without them: a log never stops a run."""
         try:
             yield
         except OSError as error:
