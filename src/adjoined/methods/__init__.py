@@ -1,4 +1,4 @@
-"""How networks are trained: one short file per method, or per family of methods.
+"""Training methods: one short file per method or family of methods.
 
 A new method is a class that fills in `Method`, its name in `adjoined.method_settings.METHODS`, and a line in `METHODS`.
 """
@@ -43,11 +43,11 @@ METHODS: dict[str, type[Method]] = {
     "weight-pruning": WeightPruning,
     "lottery-ticket": LotteryTicket,
 }
-"""Name, as `--method` takes it -> class."""
+"""Name in `--method` -> class."""
 
 
 def ends_the_same(run: Settings, stage: Settings) -> bool:
-    """Tell whether a run of some settings ends as a stage of other settings would, so that it can take its place.
+    """Return whether a run with some settings has the outcome of a stage with others, so that it can replace it.
 
     Example:
         >>> from adjoined.settings import Settings

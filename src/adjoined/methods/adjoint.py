@@ -16,29 +16,29 @@ from adjoined.penalty import quadratic_penalty
 
 @dataclass(frozen=True)
 class Mix:
-    """What the adjoint loss is made of; the defaults are the paper's."""
+    """The parts of the adjoint loss; the defaults are the paper's."""
 
     schedule: Literal["paper", "constant"] = "paper"
-    """λ over the run."""
+    """Schedule of λ over the run."""
     detach: bool = False
     """Whether the KL term trains the small network only."""
     temperature: float = 1.0
-    """Of the KL term."""
+    """Temperature of the KL term."""
     small_ce: float = 0.0
     """Weight of the small network's own cross-entropy."""
 
 
 class Adjoint(Joint):
-    """Train both networks in one pass, the small one towards the base, the base towards what both can do."""
+    """Train both networks in one pass: the small one imitates the base, which is regularised towards it."""
 
     @property
     def mix(self) -> Mix:
-        """The loss that the settings ask for."""
+        """The loss that the settings define."""
         settings = self.settings
         return Mix(settings.kl_schedule, settings.kl_detach, settings.temperature or 1.0, settings.small_ce)
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
-        """Return the adjoint loss; λ depends on the share of the training done alone."""
+        """Return the adjoint loss; λ depends only on the fraction of training done."""
         mix, smoothing = self.mix, self.settings.label_smoothing
         p, *family = network(x)
         ce, kl = adjoint_terms(p, family, y, label_smoothing=smoothing, detach=mix.detach, temperature=mix.temperature)
@@ -55,16 +55,16 @@ class Adjoint(Joint):
 
 
 class AdjointPlus(Adjoint):
-    """The adjoint method with the loss that was best for both networks in short comparisons, and nothing to tune.
+    """The adjoint method with the loss that was best for both networks in short comparisons, without settings.
 
-    The small network has a last layer of its own, so that the base's serves the base alone. The KL term, at temperature
-    4, trains the small network only (detached), beside a cross-entropy of the small network's own; λ rises as in the
+    The small network has a private last layer, so that the base's serves only the base. The KL term, at temperature 4,
+    trains only the small network (detached), together with the small network's own cross-entropy; λ rises as in the
     paper. benchmarks/results/README.md has the comparisons.
     """
 
     @property
     def private_head(self) -> bool:
-        """True: that is part of the method."""
+        """True: the private head is part of the method."""
         return True
 
     @property

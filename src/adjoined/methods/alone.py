@@ -1,4 +1,4 @@
-"""What methods that train one plain network with cross-entropy have in common."""
+"""The base class of methods that train one plain network with cross-entropy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from adjoined.slicing import SlicePlan
 
 
 class Alone(Method):
-    """One plain network, under one name; a subclass has `build`."""
+    """Trains one plain network; a subclass defines `build`."""
 
     name = "base"
     """Name of the network."""
 
     def built(self, network: nn.Module, plan: SlicePlan | None = None) -> Built:
-        """Return a network as `build` has to; `plan` says how it is cut out of the base network, if it is."""
+        """Wrap a network as the result of `build`; `plan` says how it was cut out of the base network, if it was."""
         return Built(network, {self.name: plan})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:

@@ -1,4 +1,4 @@
-"""What a training method defines; everything else about a run is the same for all methods."""
+"""The interface of a training method; everything else about a run is the same for all methods."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What one forward pass in training returns."""
+    """The result of one forward pass in training."""
 
     loss: Tensor
     """The scalar to minimise."""
     logits: dict[str, Tensor]
     """Network name -> logits (N, C)."""
     terms: dict[str, Tensor | float]
-    """Name -> scalar to log, such as the parts of the loss; the same names at every measured step."""
+    """Name -> scalar to log, such as a term of the loss; the same names at every measured step."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a method trains: one module, and the networks in it."""
+    """The result of `Method.build`: the module to train, and the networks in it."""
 
     network: nn.Module
-    """What is trained, as one module."""
+    """The module to train."""
     plans: Mapping[str, SlicePlan | None]
-    """Name of each network in it, the base network first -> how it is cut out of the base network; None: it is not."""
+    """Name of each network, the base first -> how it is cut out of the base network; None if it is not."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished network: a plain module, with nothing of adjoined in it."""
+    """A finished network: a plain module without classes of adjoined."""
 
     module: nn.Module
     plan: SlicePlan | None = None
-    """How it was cut out of the base network; None for one that has the base network's shapes."""
+    """How it was cut out of the base network; None if it has the base network's shapes."""
     sparse: bool = False
-    """Whether the method has set single weights to zero."""
+    """Whether the method pruned single weights."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A training before the method's own: a run by itself, in a folder of the run."""
+    """A training stage before the method's own: a separate run in a subfolder of the run."""
 
     name: str
     settings: Settings
-    """All of them; `settings.method` says how this stage trains."""
+    """All settings of the stage; `settings.method` is its method."""
     network: str = "base"
-    """Which of its finished networks the later stages get."""
+    """Name of the finished network that later stages get."""
     carried: bool = False
     """Whether that network is part of the result of the whole run."""
     given: str | None = None
@@ -65,35 +65,35 @@ class Stage:
 
 
 class Method(ABC):
-    """Builds what is trained, gives its loss, and names the finished networks.
+    """Builds the module to train, computes its loss, and names the finished networks.
 
-    A method holds no tensors: everything that is learned is in the network that it builds. Checkpoints, averages of the
-    weights and several devices therefore need to know nothing about methods.
+    A method holds no tensors: everything learned is in the network that it builds. Checkpoints, weight averaging and
+    multi-device training therefore need not know about methods.
 
     Args:
         settings: the settings of the run.
     """
 
     ignores: ClassVar[frozenset[str]] = frozenset()
-    """Settings that the method takes, although they make no difference to what it computes."""
+    """Settings that the method accepts although they do not affect its result."""
     views: ClassVar[int] = 1
     """Augmented views of each training image; above 1, x is (N, views, C, H, W)."""
     samples: ClassVar[int] = 0
-    """Training images that `prepare` gets; 0: it is not called."""
+    """Number of training images passed to `prepare`; 0: it is not called."""
     small_rate: ClassVar[float] = 1.0
-    """Factor on the learning rate of what small networks have for themselves."""
+    """Factor on the learning rate of the small networks' private parameters."""
     from_pretrained: ClassVar[bool] = True
-    """Whether the model that `build` gets has pretrained weights, where the settings ask for them."""
+    """Whether the model passed to `build` has pretrained weights, if the settings request them."""
     extra: ClassVar[str] = ""
-    """The extra of adjoined with a library that the method needs."""
+    """The extra of adjoined that installs a library that the method needs."""
     library: ClassVar[str] = ""
-    """That library, as it is imported."""
+    """The import name of that library."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
     def check(self) -> None:
-        """Check before any training that nothing is missing.
+        """Check the method's requirements before any training.
 
         Raises:
             AdjoinedError: a library is not installed, or a setting does not fit the method.
@@ -106,9 +106,9 @@ class Method(ABC):
             )
 
     def before(self) -> tuple[Stage, ...]:
-        """Return the stages before, in order.
+        """Return the earlier stages, in order.
 
-        If a stage needs others before it, its own `before` is the beginning of this list.
+        If a stage needs others before it, this list starts with the stage's own `before`.
         """
         return ()
 
@@ -117,7 +117,7 @@ class Method(ABC):
 
         Args:
             model: the base network, as for `build`.
-            example: an input as the model takes it.
+            example: an example input of the model.
         """
         return self.settings
 
@@ -126,22 +126,22 @@ class Method(ABC):
         """Return the network to train, with the slice plans of its parts.
 
         Args:
-            model: the base network as it is before any training, used, not copied.
-            example: an input as the model takes it, float32 (1, C, H, W).
-            earlier: the finished networks of the stages before, by name of the stage.
+            model: the untrained base network; it is used, not copied.
+            example: an example input of the model, float32 (1, C, H, W).
+            earlier: the finished networks of earlier stages, by name of the stage.
 
         Raises:
             AdjoinedError: the model cannot be trained by this method with these settings.
         """
 
     def prepare(self, built: Built, x: Tensor, y: Tensor) -> None:
-        """Change the weights before the first step, by what they do with some training images.
+        """Adapt the weights to some training images before the first step.
 
-        A run that is resumed finds the outcome in its checkpoint; the networks keep their shapes and plans.
+        A resumed run finds the result in its checkpoint; the networks keep their shapes and plans.
 
         Args:
-            built: what `build` returned, in training mode.
-            x: images, varied as in training, float (N, C, H, W), on the device of the network.
+            built: the result of `build`, in training mode.
+            x: images, augmented as in training, float (N, C, H, W), on the device of the network.
             y: class indices, int64 (N,).
         """
         return
@@ -151,34 +151,34 @@ class Method(ABC):
         """Return loss and logits of a batch.
 
         Args:
-            network: the one that `build` returned, in training mode.
+            network: the network that `build` returned, in training mode.
             x: images, float (N, C, H, W).
             y: class indices, int64 (N,), or class probabilities, float (N, K).
-            progress: share of the optimizer steps done, in [0, 1).
-            measure: whether to compute terms that are only shown as well.
+            progress: fraction of the optimizer steps done, in [0, 1).
+            measure: whether to compute display-only terms as well.
 
         Returns:
-            Logits under the names that the plans of `build` have, in their order.
+            Logits by network, with the names and in the order of the plans of `build`.
         """
 
     @abstractmethod
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Return the logits of every network trained, float (N, K); the network is in evaluation mode."""
+        """Return the logits of every trained network, float (N, K); the network is in evaluation mode."""
 
     @abstractmethod
     def finish(self, built: Built) -> dict[str, Finished]:
-        """Return every network trained as a plain module with tensors of its own, the base network first.
+        """Return every trained network as a plain module with its own tensors, the base network first.
 
         Args:
-            built: what `build` returned, trained, in evaluation mode.
+            built: the trained result of `build`, in evaluation mode.
         """
 
 
 def the_small_plan(settings: Settings, model: nn.Module, example: Tensor) -> SlicePlan:
-    """Return the slice plan of the one small network that the settings ask for.
+    """Return the slice plan of the single small network that the settings define.
 
     Raises:
-        AdjoinedError: they ask for a family.
+        AdjoinedError: the settings define a family.
     """
     request = Request.of(settings)
     if len(request.alphas) > 1:

@@ -1,4 +1,4 @@
-"""Channel pruning by Torch-Pruning, as a slice plan: what is kept of each tensor of the trained network."""
+"""Channel pruning by Torch-Pruning, as a slice plan: the indices kept of each tensor of the trained network."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from adjoined.settings import Settings
 from adjoined.slicing import Index, SlicePlan, last_linear, matching_modules, measure_cost, named_tensors
 
 HALVINGS = 10
-"""Steps of the search for the share of channels: to 1/1024, finer than one channel of the widest layers."""
+"""Bisection steps for the pruning ratio: to 1/1024, finer than one channel of the widest layers."""
 
 
 def channels_kept(
     trained: nn.Module, example: Tensor, importance: Any, settings: Settings, *, over_all_layers: bool
 ) -> SlicePlan:
-    """Return what is left of a network that is pruned to the size of the small network of the same settings.
+    """Prune a network to the size of the small network of the same settings, and return the slice plan.
 
     Args:
         trained: the network; it is not changed.
-        example: an input as it takes it, float32 (1, C, H, W).
+        example: an example input, float32 (1, C, H, W).
         importance: a torch_pruning importance.
-        settings: `alpha`, `compress`, `keep` and `round_to` give the small network, `prune_to` what is compared.
-        over_all_layers: rank the channels of all layers together; else every layer loses the same share.
+        settings: `alpha`, `compress`, `keep` and `round_to` define the small network, `prune_to` the compared size.
+        over_all_layers: rank the channels of all layers together; otherwise every layer loses the same fraction.
 
     Returns:
         A slice plan with the kept indices of every tensor; no more parameters (or MACs) than the small network has.
 
     Raises:
-        AdjoinedError: the network cannot be pruned so far.
+        AdjoinedError: the network cannot be pruned that far.
     """
     small = measure_cost(the_small_plan(settings, trained, example).apply(trained), example)
     budget = getattr(small, settings.prune_to)
@@ -48,7 +48,7 @@ def channels_kept(
             low = share
     if best is None:
         raise AdjoinedError(
-            "the network cannot be pruned so far",
+            "the network cannot be pruned that far",
             where=f"--method {settings.method}",
             expected=f"at most {budget} {settings.prune_to}, as in the small network of these settings",
             fix="Use a smaller --alpha, or a smaller --round-to.",
@@ -59,18 +59,18 @@ def channels_kept(
 def _prune(
     trained: nn.Module, example: Tensor, importance: Any, share: float, settings: Settings, over_all_layers: bool
 ) -> tuple[nn.Module, Any]:
-    """Return a pruned copy, and what Torch-Pruning has taken out of it, in order."""
+    """Return a pruned copy, and Torch-Pruning's pruning steps, in order."""
     import torch_pruning
 
     class Pruner(torch_pruning.BasePruner):
-        """One that rounds widths up, as slice plans do; rounded down to nothing, a layer would stay as it is."""
+        """Rounds widths up, as slice plans do; a width rounded down to zero would leave a layer as it is."""
 
         def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
             kept = max(-(-(current_channels - n_pruned) // round_to), 1) * round_to
             return current_channels - min(kept, current_channels)
 
     pruned = copy.deepcopy(trained).eval()
-    with warnings.catch_warnings(action="ignore"):  # advice about parameters outside of layers, which are left alone
+    with warnings.catch_warnings(action="ignore"):  # advice about parameters outside layers, which are not pruned
         pruner = Pruner(
             pruned,
             example,
@@ -79,7 +79,7 @@ def _prune(
             pruning_ratio=share,
             ignored_layers=_ignored(pruned, example, settings.keep),
             round_to=settings.round_to,
-            in_channel_groups={},  # its default is one dict for all pruners of a process
+            in_channel_groups={},  # the default dict is shared by all pruners of a process
             out_channel_groups={},
         )
         pruner.step()
@@ -87,7 +87,7 @@ def _prune(
 
 
 def _as_plan(trained: nn.Module, example: Tensor, pruned: nn.Module, history: Any, settings: Settings) -> SlicePlan:
-    """Prune a copy whose tensors hold the number of each of their elements alike, and read off what is left."""
+    """Prune a copy whose tensors hold the indices of their elements, and read off which ones are left."""
     import torch_pruning
 
     numbered = copy.deepcopy(trained).eval().double()
@@ -101,7 +101,7 @@ def _as_plan(trained: nn.Module, example: Tensor, pruned: nn.Module, history: An
     ours, theirs = plan.apply(trained).state_dict(), pruned.state_dict()
     if any(not torch.equal(ours[name], theirs[name]) for name in theirs):
         raise AdjoinedError(
-            "what Torch-Pruning leaves of this network is not a choice of its channels",
+            "Torch-Pruning's result is not a selection of this network's channels",
             where=f"--method {settings.method}",
             got=type(trained).__name__,
         )

@@ -17,7 +17,7 @@ CE_WEIGHT, KL_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0
 
 
 class Distillation(Alone):
-    """Train the small architecture with 0.1 CE(q, y) + 0.9 T² KL(p ‖ q) at temperature T = 4, p the teacher's.
+    """Train the small architecture with 0.1 CE(q, y) + 0.9 T² KL(p ‖ q) at temperature T = 4, where p is the teacher's.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network", arXiv 1503.02531; the weights are those of
     RepDistiller (Tian et al., arXiv 1910.10699) for its baseline KD.
@@ -27,7 +27,7 @@ class Distillation(Alone):
     from_pretrained = False
 
     def before(self) -> tuple[Stage, ...]:
-        """Return the training of the teacher; its base network is the run's."""
+        """Return the training of the teacher, whose base network is the run's."""
         return (Stage(TEACHER, self.settings.for_method("standard"), carried=True, given=self.settings.teacher),)
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
@@ -56,14 +56,14 @@ class Distillation(Alone):
 
 
 class Lesson(nn.Module):
-    """A student in training beside a teacher that stays as it is, in evaluation mode."""
+    """A student in training with a frozen teacher in evaluation mode."""
 
     def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
         super().__init__()
         self.teacher, self.student = teacher.eval().requires_grad_(False), student
 
     def train(self, mode: bool = True) -> Lesson:
-        """Set the mode of the student alone."""
+        """Set the mode of the student only."""
         super().train(mode)
         self.teacher.eval()
         return self

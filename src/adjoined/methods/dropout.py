@@ -18,16 +18,16 @@ from adjoined.slicing import last_linear
 class Dropout(Alone):
     """Train the base network with cross-entropy and dropout before its last linear layer.
 
-    Source: Srivastava et al., "Dropout", JMLR 2014; the place is that of Wide ResNets' and EfficientNets' classifiers,
-    which every model with a linear classifier has.
+    Source: Srivastava et al., "Dropout", JMLR 2014, placed as in the classifiers of Wide ResNets and EfficientNets,
+    which works for every model with a linear classifier.
     """
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
-        """Return the model, with dropout hooked in."""
+        """Return the model with a dropout hook."""
         name = last_linear(model, example)
         if name is None:
             raise AdjoinedError(
-                "the model has no linear layer to drop inputs of", where="--method dropout", got=type(model).__name__
+                "the model has no linear layer for dropout", where="--method dropout", got=type(model).__name__
             )
         model.get_submodule(name).register_forward_pre_hook(_Drop(self.settings.dropout_rate))
         return self.built(model)

@@ -1,4 +1,4 @@
-"""Filter pruning: take the filters with the smallest L1 norms out of a trained network, and train on."""
+"""Filter pruning: remove the filters with the smallest L1 norms from a trained network, and continue training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from adjoined.methods.finetune import FineTuned
 
 
 class FilterPruning(FineTuned):
-    """Prune the same share of every layer's filters, those of the smallest L1 norm, to the small network's size.
+    """Prune the same fraction of every layer's filters, by smallest L1 norm, to the small network's size.
 
-    Source: Li et al., "Pruning filters for efficient ConvNets", arXiv 1608.08710; channels that depend on each other
-    are found by Torch-Pruning (Fang et al., arXiv 2301.12900) and ranked by the first layer that writes them.
+    Source: Li et al., "Pruning filters for efficient ConvNets", arXiv 1608.08710; Torch-Pruning (Fang et al., arXiv
+    2301.12900) finds coupled channels, which are ranked by the first layer that writes them.
     """
 
     extra, library = "pruning", "torch_pruning"

@@ -1,4 +1,4 @@
-"""What methods that train the base network, prune it, and train what is left have in common."""
+"""The base class of methods that train the base network, prune it, and fine-tune the result."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BASE = "base"
 
 
 class FineTuned(Alone):
-    """Prune the trained base network, and train on with cross-entropy; a subclass has `prune`.
+    """Prunes the trained base network and continues training with cross-entropy; a subclass defines `prune`.
 
-    Epochs and learning rate after pruning are by default those before it, the schedule from its beginning: the
-    learning-rate rewinding of Renda et al., arXiv 2003.02389, the strongest of the simple ways.
+    By default the epochs and the learning-rate schedule after pruning repeat those before it: the learning-rate
+    rewinding of Renda et al., arXiv 2003.02389, the strongest of the simple ways.
     """
 
     name = "small"
@@ -41,4 +41,4 @@ class FineTuned(Alone):
 
     @abstractmethod
     def prune(self, trained: nn.Module, example: Tensor) -> Built:
-        """Return what is left of the trained network; it may be changed."""
+        """Return the pruned network; `trained` may be changed."""

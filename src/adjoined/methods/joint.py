@@ -1,4 +1,4 @@
-"""What methods that train base and small networks on shared weights have in common."""
+"""The base class of methods that train base and small networks on shared weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Joint(Method):
-    """Base and small networks on shared weights; a subclass has the loss."""
+    """Trains base and small networks on shared weights; a subclass defines the loss."""
 
     @property
     def private_head(self) -> bool:
-        """Whether the small network has a last layer of its own."""
+        """Whether the small network has a private last layer."""
         return self.settings.private_head
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
@@ -48,7 +48,7 @@ class Joint(Method):
 
 
 def named(each: Sequence[T]) -> dict[str, T]:
-    """Return what belongs to base and small networks by their names.
+    """Return values of base and small networks by the networks' names.
 
     Example:
         >>> named([0, 1]), named([0, 1, 2])

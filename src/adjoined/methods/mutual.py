@@ -1,4 +1,4 @@
-"""Deep mutual learning: base and small network with weights of their own teach each other."""
+"""Deep mutual learning: base and small network, with separate weights, teach each other."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Mutual(Method):
     """
 
     def check(self) -> None:
-        """Refuse pretrained weights, which only one of the two could have."""
+        """Refuse pretrained weights, which only one of the two networks could have."""
         super().check()
         if self.settings.pretrained:
             raise AdjoinedError(
-                "the small network has no pretrained weights to begin with", where="--method mutual, --pretrained"
+                "the small network has no pretrained weights to start from", where="--method mutual, --pretrained"
             )
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
@@ -33,7 +33,7 @@ class Mutual(Method):
         return Built(both, {"base": None, "small": plan})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
-        """Return CE(p, y) + KL(q ‖ p) + CE(q, y) + KL(p ‖ q), the first of each KL without gradient."""
+        """Return CE(p, y) + KL(q ‖ p) + CE(q, y) + KL(p ‖ q), with the first argument of each KL detached."""
         logits = self.logits(network, x)
         p, q = logits["base"], logits["small"]
         smoothing = self.settings.label_smoothing
@@ -44,7 +44,7 @@ class Mutual(Method):
         return Step(small.ce + base.ce + kl, logits, {**terms})
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Return the logits of both."""
+        """Return the logits of both networks."""
         return {name: network.get_submodule(name)(x) for name in ("base", "small")}
 
     def finish(self, built: Built) -> dict[str, Finished]:

@@ -24,15 +24,15 @@ class Scratch(Alone):
     from_pretrained = False
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
-        """Return the small architecture with weights of its own."""
+        """Return the small architecture with its own weights."""
         plan = the_small_plan(self.settings, model, example)
         return self.built(fresh_small(model, plan), plan)
 
 
 class ScratchCompute(Scratch):
-    """Train the small architecture alone for as many epochs as cost what the base network's training costs.
+    """Train the small architecture alone, for as many epochs as cost the same as the base network's training.
 
-    Source: arXiv 1810.05270, Scratch-B; that paper stops at twice the epochs, here the count of MACs alone decides.
+    Source: arXiv 1810.05270, Scratch-B; the paper stops at twice the epochs, but here only the MACs decide.
     """
 
     def adapt(self, model: nn.Module, example: Tensor) -> Settings:
@@ -45,15 +45,15 @@ class ScratchCompute(Scratch):
 
 
 def fresh_small(model: nn.Module, plan: SlicePlan) -> nn.Module:
-    """Return a small network with random weights of its own, by the rule that the model was initialised by.
+    """Return a small network with its own random weights, drawn from the model's initialisation.
 
-    Weights with two dimensions or more are drawn without replacement from the model's weights of the same tensor, and
-    scaled up by the square root of the ratio of channels, so that outputs of a narrower layer vary as much: exact for
-    weights that are independent and scaled by fan-in or fan-out, as torch, torchvision and timm draw them. The draw
-    depends on torch's global generator.
+    Weights with two or more dimensions are drawn without replacement from the same tensor of the model, and scaled up
+    by the square root of the ratio of channels, which preserves the variance of the outputs: exactly so for
+    independent weights scaled by fan-in or fan-out, as in torch, torchvision and timm. The draw uses torch's global
+    generator.
 
     Args:
-        model: the base network, not trained yet.
+        model: the untrained base network.
         plan: its slice plan.
 
     Example:

@@ -10,11 +10,11 @@ from adjoined.methods.standard import Standard
 
 
 class Siamese(Standard):
-    """Train the base network to answer alike for two variations of each image.
+    """Train the base network to give similar outputs for two augmented views of each image.
 
     The loss is the paper's, CE(p₁, y) + λ(t) · KL(p₁ ‖ p₂), with the second branch at full width: p₁ and p₂ are the
-    same network's answers to two variations, in one batch. The branches are those of Bertinetto et al.,
-    "Fully-convolutional Siamese networks", arXiv 1606.09549; the loss is not theirs, which compares places in a video.
+    same network's outputs for two views, in one batch. The branches follow Bertinetto et al., "Fully-convolutional
+    Siamese networks", arXiv 1606.09549; the loss does not, as theirs compares positions in a video.
     """
 
     views = 2

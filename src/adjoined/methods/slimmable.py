@@ -10,9 +10,9 @@ from adjoined.methods.joint import Joint, named
 
 
 class Slimmable(Joint):
-    """Train base and small networks with cross-entropy on each.
+    """Train base and small networks with a cross-entropy each.
 
-    Source: Yu et al., "Slimmable neural networks", arXiv 1812.08928. Norms are private, which they call switchable.
+    Source: Yu et al., "Slimmable neural networks", arXiv 1812.08928. Norms are private ("switchable").
     """
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
@@ -25,15 +25,15 @@ class Slimmable(Joint):
 
 
 class SlimmableDistill(Joint):
-    """Train the base network with cross-entropy and every small one towards the base's present probabilities.
+    """Train the base network with cross-entropy and every small one to match the base's current probabilities.
 
-    Source: Yu and Huang, "Universally slimmable networks", arXiv 1903.05134, in-place distillation. Its widths are
-    those of `--alpha` (no random ones), its norms private. A cross-entropy with soft targets differs from the KL term
-    by the base's entropy, which has no gradient here.
+    Source: Yu and Huang, "Universally slimmable networks", arXiv 1903.05134, in-place distillation. Here the widths
+    come from `--alpha` (none are random), and norms are private. A cross-entropy with soft targets differs from the KL
+    term by the base's entropy, which has no gradient here.
     """
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
-        """Return CE(p, y) + KL(p ‖ q), with no gradient into p from the second."""
+        """Return CE(p, y) + KL(p ‖ q), with p detached in the KL term."""
         p, *family = network(x)
         ce, kl = adjoint_terms(p, family, y, label_smoothing=self.settings.label_smoothing, detach=True)
         return Step(ce + kl, named([p, *family]), {"ce": ce.detach(), "kl": kl.detach()})

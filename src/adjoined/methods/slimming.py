@@ -1,4 +1,4 @@
-"""Network slimming: train with an L1 norm on BatchNorm's scales, take out the channels with the smallest, train on."""
+"""Network slimming: train with an L1 penalty on BatchNorm scales, prune the smallest channels, and fine-tune."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SparseScales(Standard):
 
 
 class Slimming(FineTuned):
-    """Prune the channels with the smallest scales, over all layers, to the small network's size, and train on.
+    """Prune the channels with the smallest scales, over all layers, to the small network's size, and fine-tune.
 
     Source: Liu et al., "Learning efficient convolutional networks through network slimming", arXiv 1708.06519; the
     ranking is Torch-Pruning's, the mean scale of the channels that can only be pruned together.
@@ -37,11 +37,11 @@ class Slimming(FineTuned):
     extra, library = "pruning", "torch_pruning"
 
     def before(self) -> tuple[Stage, ...]:
-        """Return the training with the L1 norm."""
+        """Return the training with the L1 penalty."""
         return (Stage(BASE, self.settings.for_method("sparse-scales"), carried=True),)
 
     def prune(self, trained: nn.Module, example: Tensor) -> Built:
-        """Return the network without the channels."""
+        """Return the pruned network."""
         from torch_pruning.pruner.importance import BNScaleImportance
 
         importance = BNScaleImportance(group_reduction="mean", normalizer=None)  # pyright: ignore[reportArgumentType]

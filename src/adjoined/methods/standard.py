@@ -1,4 +1,4 @@
-"""Plain training of the base network alone: what every other method is compared with."""
+"""Plain training of the base network alone: the reference for every other method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning from pretrained weights: the small network inherits from the base, and learns beside it."""
+"""Fine-tuning from pretrained weights: the small network inherits from the base and learns beside it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from adjoined.probe import fit_head
 from adjoined.slicing import reorder
 
 BATCH = 32
-"""Images at a time for gradients, before the first step."""
+"""Batch size for gradients before the first step."""
 ORDER = "taylor"
 
 
 class Transfer(Joint):
-    """Fine-tune the base as it would be alone, and a small network of its own weights beside it.
+    """Fine-tune the base exactly as it would be alone, with a small network of separate weights beside it.
 
-    Before the first step, on a few hundred training images: the head is fitted to the pretrained features, where it is
-    new; the channels are ordered by what the loss changes without them; each small network's layers are fitted to the
-    base's activations (`adjoined.inherit`). From then on both learn from the labels, and the small network from the
-    base's logits, too; nothing of its loss reaches the base.
+    Before the first step, a few hundred training images are used to fit a new head to the pretrained features, to
+    order the channels by the change of the loss without them, and to fit each small network's layers to the base's
+    activations (`adjoined.inherit`). Then both networks learn from the labels, and the small one also from the base's
+    logits; no gradient of its loss reaches the base.
     """
 
     samples = 768
@@ -37,7 +37,7 @@ class Transfer(Joint):
     loss is next to nothing. Small networks are fitted on as many."""
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
-        """Return base and small networks; each has weights of its own."""
+        """Return base and small networks, each with its own weights."""
         settings = self.settings
         network = adjoin(
             model,
@@ -72,7 +72,7 @@ class Transfer(Joint):
             skeleton.load_state_dict({name: found[name] for name in skeleton.state_dict()})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
-        """Return CE(p, y) + CE(q, y) + T² KL(p ‖ q), the last with p as it is."""
+        """Return CE(p, y) + CE(q, y) + T² KL(p ‖ q), with p detached in the KL term."""
         p, *family = network(x)
         smoothing = self.settings.label_smoothing
         temperature = self.settings.temperature or 2.0

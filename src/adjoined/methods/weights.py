@@ -1,4 +1,4 @@
-"""Pruning single weights: a network of full size whose small weights are zero, and stay zero."""
+"""Pruning single weights: a network of full size whose smallest weights are set to zero and stay zero."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SPARSE = "sparse"
 
 
 class WeightPruning(FineTuned):
-    """Set the smallest weights of the trained base network to zero, over all layers, and train the others on.
+    """Set the smallest weights of the trained base network, over all layers, to zero, and fine-tune the others.
 
     Source: Han et al., "Learning both weights and connections", arXiv 1506.02626, in one round, with one threshold for
-    all layers (torch.nn.utils.prune.global_unstructured). The network keeps its shapes: it is no faster on usual
+    all layers (torch.nn.utils.prune.global_unstructured). The network keeps its shapes, so it is not faster on common
     hardware.
     """
 
@@ -41,12 +41,12 @@ class WeightPruning(FineTuned):
 
 
 class LotteryTicket(Alone):
-    """Train, set the smallest weights to zero, put the others back to where they began, and train again, in rounds.
+    """Train, set the smallest weights to zero, reset the others to their initial values, and repeat in rounds.
 
-    After round k of n the share 1 − (1 − s)^(k/n) of the weights is zero, s the sparsity asked for.
+    After round k of n, a fraction 1 − (1 − s)^(k/n) of the weights is zero, where s is the requested sparsity.
 
-    Source: Frankle and Carbin, "The lottery ticket hypothesis", arXiv 1803.03635, iterative pruning with resetting to
-    the first weights; one threshold for all layers.
+    Source: Frankle and Carbin, "The lottery ticket hypothesis", arXiv 1803.03635, iterative pruning with resetting;
+    one threshold for all layers.
     """
 
     name = SPARSE
@@ -61,7 +61,7 @@ class LotteryTicket(Alone):
         return (Stage(BASE, settings.for_method("standard"), carried=True), *rounds)
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
-        """Return the model as it began, without the weights that were small at the end of the round before."""
+        """Return the initial model without the weights that were smallest at the end of the previous round."""
         settings = self.settings
         kept = 1 - share_of_zeros(settings, model, example)
         share = 1 - kept ** (self.round / settings.lottery_rounds)
@@ -79,7 +79,7 @@ class LotteryTicket(Alone):
 
 
 def share_of_zeros(settings: Settings, model: nn.Module, example: Tensor) -> float:
-    """Return the share of convolutions' and linear layers' weights to set to zero."""
+    """Return the fraction of convolutions' and linear layers' weights to set to zero."""
     if settings.sparsity is not None:
         return settings.sparsity
     small = measure_cost(the_small_plan(settings, model, example).apply(model), example).parameters
@@ -97,11 +97,11 @@ def share_of_zeros(settings: Settings, model: nn.Module, example: Tensor) -> flo
 
 
 def smallest(trained: nn.Module, share: float) -> dict[str, Tensor]:
-    """Return what to keep, 0 or 1 for every weight of convolutions and linear layers, by name of the module.
+    """Return masks, 0 or 1 for every weight of convolutions and linear layers, by name of the module.
 
     Args:
-        trained: the network whose weights are ranked by their magnitude, all layers together; it is not changed.
-        share: how many of the weights are to be zero.
+        trained: the network, whose weights of all layers are ranked together by magnitude; it is not changed.
+        share: fraction of the weights to set to zero.
     """
     ranked = copy.deepcopy(trained)
     prune.global_unstructured(_prunable(ranked), prune.L1Unstructured, amount=share)
@@ -116,7 +116,7 @@ class PrunedNetwork(nn.Module):
     """A network whose weights are multiplied by masks in every call: no gradient reaches what is zero.
 
     Args:
-        network: it is used, not copied.
+        network: the network; it is used, not copied.
         masks: name of a module -> 0 or 1 for every element of its weight.
     """
 
