@@ -1,4 +1,4 @@
-"""Labelled images for training and evaluation: known data sets, and folders of your own."""
+"""Labelled images for training and evaluation: known data sets, and your own folders."""
 
 from adjoined.data.info import DataInfo
 from adjoined.data.measuring import open_to_measure

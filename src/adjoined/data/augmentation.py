@@ -1,4 +1,4 @@
-"""How training images are varied: torchvision's transforms on uint8 (C, H, W), drawn from torch's global generator."""
+"""Augmentation of training images: torchvision's transforms on uint8 (C, H, W), using torch's global generator."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from adjoined.data.settings import Augmentation
 
 
 def photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
-    """Return the variation for photos of any size: random crops of random scale, and flips.
+    """Return the augmentation for photos of any size: random resized crops and flips.
 
-    `standard` is the one of Szegedy et al., arXiv 1409.4842, that ImageNet is trained with; `light` keeps at least a
-    third of the image; `strong` adds TrivialAugment (Müller and Hutter, arXiv 2103.10158) and random erasing
+    `standard` is that of Szegedy et al., arXiv 1409.4842, which is common for ImageNet; `light` keeps at least a third
+    of the image; `strong` adds TrivialAugment (Müller and Hutter, arXiv 2103.10158) and random erasing
     (Zhong et al., arXiv 1708.04896).
     """
     from torchvision.transforms import v2
@@ -28,9 +28,9 @@ def photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
 
 
 def small_image_transform(info: DataInfo, strength: Augmentation, *, size: int, shift: int | None = None) -> Transform:
-    """Return the variation for small images of one size, `size` pixels: shifts by an eighth or `shift`, and flips.
+    """Return the augmentation for small images of `size` pixels: shifts by up to an eighth or `shift`, and flips.
 
-    `standard` is the one of Lee et al., arXiv 1409.5185, that CIFAR is trained with; `light` only flips; `strong`
+    `standard` is that of Lee et al., arXiv 1409.5185, which is common for CIFAR; `light` only flips; `strong`
     adds RandAugment (Cubuk et al., arXiv 1909.13719) and random erasing.
     """
     from torchvision.transforms import v2
@@ -46,7 +46,7 @@ def small_image_transform(info: DataInfo, strength: Augmentation, *, size: int, 
 
 
 def digit_transform(info: DataInfo, strength: Augmentation, *, size: int) -> Transform:
-    """Return the variation for written digits, `size` pixels high: small turns, shifts and scales, but no flips."""
+    """Return the augmentation for digits of `size` pixels: small rotations, shifts and scalings, but no flips."""
     from torchvision.transforms import v2
 
     turn, shift, scale = {  # degrees, share of the size, factor
@@ -67,14 +67,14 @@ def digit_transform(info: DataInfo, strength: Augmentation, *, size: int) -> Tra
 def _erasing(info: DataInfo, *, probability: float) -> Transform:
     from torchvision.transforms import v2
 
-    mean: Any = [255 * mean for mean in info.mean]  # a value per channel works, though its type says float
+    mean: Any = [255 * mean for mean in info.mean]  # one value per channel works, although the type hint is float
     return v2.RandomErasing(probability, value=mean)
 
 
 def _resized(steps: list[Transform], info: DataInfo, size: int) -> Transform:
     from torchvision.transforms import v2
 
-    # The small image is varied before it is enlarged: that costs less, and the small pixels hold all there is.
+    # Augmenting the small image before enlarging it is cheaper and loses nothing.
     if size != info.image_size:
         steps = [*steps, evaluation_transform(info)]
     return v2.Compose(steps) if steps else v2.Identity()

@@ -1,4 +1,4 @@
-"""Whether image files are whole: all of them are opened once before hours of work, most without being decoded."""
+"""Integrity check of image files: all are opened once before a long run, most without being decoded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _THREADS = 8  # they wait for the disk together
-_RANGE_IN_THE_VALUES = ("I", "F")  # modes in which only the values say what white is
-_OFFSETS, _COUNTS = (273, 324), (279, 325)  # TIFF tags: where the strips or tiles lie, and how many bytes they have
+_RANGE_IN_THE_VALUES = ("I", "F")  # modes in which only the values tell what white is
+_OFFSETS, _COUNTS = (273, 324), (279, 325)  # TIFF tags: offsets of the strips or tiles, and their byte counts
 
 _found: dict[tuple[str, str, int], tuple[AdjoinedError | None, ...]] = {}  # the stages of a run have the same images
 
@@ -29,12 +29,12 @@ def check_images(parts: Sequence[Images], resize: int) -> None:
     """Open every image file once.
 
     Args:
-        parts: the images; those in memory are passed over.
-        resize: the shorter side that they are resized to, pixels.
+        parts: the images; those in memory are skipped.
+        resize: the shorter side after resizing, pixels.
 
     Raises:
-        AdjoinedError: an image is damaged or cut off, not an image, or has too many pixels; it names the first, and
-            counts the others.
+        AdjoinedError: a file is damaged or truncated, is not an image, or has too many pixels; the error names the
+            first and counts the others.
     """
     faults = [fault for part in parts if isinstance(part, FileImages) for fault in _faults(part, resize) if fault]
     if faults:
@@ -45,12 +45,12 @@ def check_images(parts: Sequence[Images], resize: int) -> None:
             where=first.where,
             expected=first.expected,
             got=first.got,
-            fix="Replace such files or take them away, or leave them out with --bad-images skip.",
+            fix="Replace or remove such files, or leave them out with --bad-images skip.",
         )
 
 
 def whole_ones(images: Images, resize: int, known: Collection[str] | None = None) -> tuple[Images, tuple[str, ...]]:
-    """Return the images that can be read, and the names of those left out: the `known` ones, else those found bad."""
+    """Return the readable images, and the names of those left out: the `known` ones, or else those found bad."""
     if not isinstance(images, FileImages):
         return images, ()
     names = [as_text(images.name(index)) for index in range(len(images.labels))]
@@ -85,7 +85,7 @@ def _fault(path: str, resize: int) -> AdjoinedError | None:
 
 
 def _ends_where_it_should(image: Image, path: str) -> bool:
-    """Tell whether a file surely is not cut off; if it may be, or looks unusual, it has to be decoded."""
+    """Return whether a file is certainly not truncated; if it may be, or looks unusual, it must be decoded."""
     size = os.path.getsize(path)
     if image.format in ("JPEG", "MPO"):
         with open(path, "rb") as file:

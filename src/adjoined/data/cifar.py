@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: 60,000 colour images of 32x32 pixels, in the Python version of their authors' files.
+"""CIFAR-10 and CIFAR-100: 60,000 colour images of 32x32 pixels, in the authors' Python format.
 
 Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 """
@@ -104,12 +104,12 @@ def _read(path: Path, *keys: str) -> dict[str, Any]:
     try:
         entry = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         return {key: entry[key] for key in keys}
-    except Exception as error:  # damaged pickles raise nearly anything
+    except Exception as error:  # damaged pickles raise almost anything
         raise damaged(path, error) from error
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that builds containers, strings, numbers and numpy arrays, and never calls anything else."""
+    """An unpickler that builds only containers, strings, numbers and numpy arrays, and calls nothing else."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         import numpy as np
@@ -121,6 +121,6 @@ class _ArraysOnly(pickle.Unpickler):
                 return np.ndarray
             case "numpy", "dtype":
                 return lambda code, *_: np.dtype(code)  # the files' further arguments are deprecated
-            case "_codecs", "encode":  # how Python 3 writes bytes for Python 2
+            case "_codecs", "encode":  # Python 3's encoding of bytes for Python 2
                 return lambda text, _: text.encode("latin1")
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is code that no CIFAR file needs")

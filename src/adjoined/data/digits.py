@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of 8x8 pixels that scikit-learn carries."""
+"""The 1,797 handwritten digits of 8x8 pixels from scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adjoined.data.source import Source
 
 
 def open_digits(root: Path) -> Source:
-    """Return the digits, grey; they come with scikit-learn, so `root` is not looked at.
+    """Return the digits, in grey; they come with scikit-learn, so `root` is ignored.
 
     Source: Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998 (its test part).
     """

@@ -23,7 +23,7 @@ _CLASSES = (
 
 
 def open_fashion_mnist(root: Path) -> Source:
-    """Return Fashion-MNIST from idx files, packed (.gz) or not, as torchvision or Debian lay them.
+    """Return Fashion-MNIST from idx files, compressed (.gz) or not, in the layout of torchvision or Debian.
 
     Raises:
         AdjoinedError: the files are missing or damaged.
@@ -70,5 +70,5 @@ def _read_idx(folder: Path, name: str) -> Tensor:
         raise damaged(path, error) from error
     start = 4 + 4 * dimensions
     if (zero, kind) != (0, 8) or len(content) - start != math.prod(shape) or not math.prod(shape):
-        raise damaged(path, f"not an idx file of bytes of its own length, {len(content)} bytes")
+        raise damaged(path, f"not an idx file of bytes, or of the wrong length: {len(content)} bytes")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)

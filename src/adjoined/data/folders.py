@@ -1,4 +1,4 @@
-"""Photos in folders, one folder per class: ImageNet, Imagenette, and anybody's own."""
+"""Photos in folders, one folder per class: ImageNet, Imagenette, and the user's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adjoined.data.source import Source, find
 from adjoined.errors import AdjoinedError
 
 TRAIN = ("train", "training")
-"""What the folder of the training images may be called, in capitals or not."""
+"""Names of the folder of training images, in any case."""
 _VAL = ("val", "valid", "validation", "test", "testing")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENETTE = {
@@ -34,7 +34,7 @@ _IMAGENETTE = {
 
 def open_imagenet(root: Path) -> Source:
     """Return ImageNet from `root`/{train,val}/<class>/, or `root`/imagenet/...; errors as for `open_folder`."""
-    how = "Unpack the photos of ILSVRC2012 into one folder per class, which image-net.org gives to registered users."
+    how = "Get the photos of ILSVRC2012 from image-net.org (registration needed) and unpack one folder per class."
     return open_folder(find("imagenet", [root, root / "imagenet"], ("train", "val"), how=how))
 
 
@@ -46,28 +46,28 @@ def open_imagenette(root: Path) -> Source:
 
 
 def open_folder(folder: Path, *, channels: int = 3) -> Source:
-    """Return the photos of `folder`: {train,val}/<class>/, or <class>/, of which a share is to be held out.
+    """Return the photos of `folder`: {train,val}/<class>/, or <class>/, of which a fraction will be held out.
 
-    `val/` may also be called `valid/`, `validation/` or `test/`; of several the first in this order is taken. What is
-    not an image by its extension, hidden, or not a regular file is left out and counted.
+    `val/` may also be called `valid/`, `validation/` or `test/`; the first of these that exists is used. Files that
+    are hidden, are not regular, or do not have the extension of an image are left out and counted.
 
     Args:
-        folder: where the photos lie.
+        folder: folder of the photos.
         channels: 1 to read them as grey, 3 as RGB.
 
     Raises:
-        AdjoinedError: the folder is missing or cannot be read; it has one of train/ and val/; a class is empty; there
-            are fewer than two classes, or other ones in val/ than in train/.
+        AdjoinedError: the folder is missing or cannot be read; it has only one of train/ and val/; a class is empty;
+            there are fewer than two classes; or those of train/ and val/ differ.
     """
     left_out = LeftOut()
     layout = _layout(folder, left_out)
     if (layout.train is None) != (layout.val is None):
         only = layout.train or layout.val
         raise AdjoinedError(
-            f"there is {only}/ alone",
+            f"there is only {only}/",
             where=f"data folder {folder.absolute()}",
             expected="both train/ and val/ (or valid/, validation/, test/), or neither",
-            fix=f"Name folder:{folder / str(only)} to have a share of it held out.",
+            fix=f"Use folder:{folder / str(only)} to hold out a fraction of it.",
         )
     train_classes = subfolders(folder / (layout.train or ""), left_out)
     val_classes = subfolders(folder / layout.val, left_out) if layout.val else train_classes
@@ -79,7 +79,7 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
             f"{layout.train}/ and {layout.val}/ have different classes",
             where=f"data folder {folder.absolute()}",
             expected="the same class folders in both",
-            got="; ".join(f"{name} alone has {', '.join(classes)}" for name, classes in only.items() if classes),
+            got="; ".join(f"only {name} has {', '.join(classes)}" for name, classes in only.items() if classes),
         )
     if len(train_classes) < 2:
         raise AdjoinedError(
@@ -109,21 +109,21 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
 
 
 def open_all_photos(folder: Path, *, channels: int) -> Source:
-    """Return all photos of `folder` as validation images: those in val/ if it has one, else those of its classes.
+    """Return all photos of `folder` as validation images: those in val/ if it has one, or else those of its classes.
 
-    Any number of classes will do, and empty ones are left out.
+    Any number of classes is allowed, and empty ones are left out.
 
     Raises:
-        AdjoinedError: the folder is missing or cannot be read; it has train/ alone; there are no images.
+        AdjoinedError: the folder is missing or cannot be read; it has only train/; or there are no images.
     """
     left_out = LeftOut()
     layout = _layout(folder, left_out)
     if layout.train and not layout.val:
         raise AdjoinedError(
-            f"there is {layout.train}/ alone",
+            f"there is only {layout.train}/",
             where=f"data folder {folder.absolute()}",
             expected="a val/ (or valid/, validation/, test/) beside it, or class folders",
-            fix=f"Name folder:{folder / layout.train} if its images are meant.",
+            fix=f"Use folder:{folder / layout.train} to evaluate on its images.",
         )
     inside = layout.val or ""
     classes = subfolders(folder / inside, left_out)
@@ -131,7 +131,7 @@ def open_all_photos(folder: Path, *, channels: int) -> Source:
     filled = images.labels.unique()
     if not len(images.labels):
         raise AdjoinedError(
-            "there are no images in class folders",
+            "no images in class folders",
             where=f"data folder {(folder / inside).absolute()}",
             expected="a folder of images for each class",
             got=str(left_out) or "nothing",
@@ -155,18 +155,18 @@ def open_all_photos(folder: Path, *, channels: int) -> Source:
 
 class _Layout(NamedTuple):
     train: str | None
-    """Folder of the training images; None: the class folders lie in the folder itself."""
+    """Folder of the training images; None: the class folders are in the folder itself."""
     val: str | None
 
 
 def _layout(folder: Path, left_out: LeftOut) -> _Layout:
-    """Find train/ and val/. A class may be called train, too: folders that hold images themselves are classes."""
+    """Find train/ and val/. A class may also be called train: folders that directly hold images are classes."""
     if not folder.is_dir():
         raise AdjoinedError(
-            "there is no such folder",
+            "no such folder",
             where=f"data folder {folder.absolute()}",
             expected="a folder with train/ and val/, or with one folder per class",
-            fix="If it has moved, name its new place: --data folder:PATH.",
+            fix="If it has moved, give its new place: --data folder:PATH.",
         )
     try:
         beside = LeftOut()
@@ -184,7 +184,7 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
         return _Layout(train, val)
     if named and folders == named:
         raise AdjoinedError(
-            "images lie outside of class folders",
+            "there are images outside the class folders",
             where=f"data folder {folder.absolute() / named[0]}",
             expected="a folder of images for each class in it",
         )
@@ -192,7 +192,7 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
 
 
 def _first(folders: list[str], names: tuple[str, ...]) -> str | None:
-    """Return the folder whose name comes first among `names`, in capitals or not."""
+    """Return the folder whose name comes first among `names`, ignoring case."""
     return min(
         (each for each in folders if each.lower() in names), key=lambda each: names.index(each.lower()), default=None
     )
@@ -210,13 +210,13 @@ def _all_classes_filled(folder: Path, inside: str, classes: list[str], left_out:
             where=f"data folder {(folder / inside / empty).absolute()}",
             expected=f"files {' '.join(sorted(EXTENSIONS))}",
             got=str(here),
-            fix="Put images in, or take the folder away.",
+            fix="Add images, or remove the folder.",
         )
     return images
 
 
 def _readable(classes: list[str]) -> tuple[str, ...]:
-    """Return the words for ImageNet's class folders, which are named by numbers; other names as text."""
+    """Return readable names for ImageNet's class folders, which are named by WordNet ids; other names unchanged."""
     if all(name in _IMAGENETTE for name in classes):
         return tuple(_IMAGENETTE[name] for name in classes)
     if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):

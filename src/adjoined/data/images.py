@@ -1,4 +1,4 @@
-"""Where the images lie, in memory or in files, and the data set and loader that feed them in batches.
+"""Images in memory or in files, and the data set and loader that serve them in batches.
 
 Shape legend: N images, C channels, H and W height and width in pixels.
 """
@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Images(Protocol):
-    """Labelled images, none of them varied or resized."""
+    """Labelled images, before augmentation and resizing."""
 
     labels: Tensor
     """int64 (N,)."""
@@ -48,7 +48,7 @@ class Images(Protocol):
         ...
 
     def identity(self) -> str:
-        """Return a digest that other images, or others in number or order, do not have."""
+        """Return a digest that changes with the images, their number or their order."""
         ...
 
 
@@ -83,20 +83,20 @@ class MemoryImages:
 
 
 class FileImages:
-    """Images in files, read when asked for.
+    """Images in files, read on demand.
 
     Args:
-        folder: where they lie.
+        folder: folder of the files.
         names: their paths below `folder`.
         labels: int64 (N,).
         channels: 1 to read them as grey, 3 as RGB.
-        sizes: of the files, bytes.
+        sizes: sizes of the files, bytes.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], labels: Tensor, channels: int, sizes: Sequence[int]) -> None:
         import numpy as np
 
-        # One block of bytes: a list of a million strings is copied, page by page, into every worker that touches it.
+        # One block of bytes: a list of a million strings would be copied into every worker that reads it.
         self.folder, self.labels, self.channels = folder, labels, channels
         self.names = np.array([os.fsencode(name) for name in names], dtype=None if names else "S1")
         self.sizes = np.array(sizes, dtype=np.int64)
@@ -135,15 +135,15 @@ class FileImages:
 
 
 class ImageDataset(Dataset[Batch]):
-    """Labelled images, varied and normalised; `dataset[index, seed]` is a pure function of both numbers.
+    """Labelled images, augmented and normalised; `dataset[index, seed]` is a pure function of both numbers.
 
     Args:
         images: the source.
-        transform: uint8 (C, H, W) to uint8 (C, image_size, image_size), drawing from torch's global generator, which
-            is set to each image's seed and given back as it was.
-        mean: per channel, of values in [0, 1].
-        std: per channel, of values in [0, 1].
-        views: how often each image is varied; above 1, `dataset[index, seed]` holds float32 (views, C, H, W).
+        transform: maps uint8 (C, H, W) to uint8 (C, image_size, image_size), drawing from torch's global generator,
+            which is seeded for each image and restored afterwards.
+        mean: mean per channel, of values in [0, 1].
+        std: standard deviation per channel, of values in [0, 1].
+        views: number of augmented views of each image; above 1, `dataset[index, seed]` holds float32 (views, C, H, W).
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class ImageDataset(Dataset[Batch]):
         self.images, self.transform, self.mean, self.std, self.views = images, transform, mean, std, views
 
     def varied(self, views: int) -> ImageDataset:
-        """Return the same images, each varied several times; the first variation is the one that it has here."""
+        """Return the same images with several augmented views each; the first view is the one that they have here."""
         return ImageDataset(self.images, self.transform, self.mean, self.std, views)
 
     @property
@@ -164,15 +164,15 @@ class ImageDataset(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Batch:
-        """Return one image, float32 (C, H, W), and its label, int64 (); of `index` alone under seed 0."""
+        """Return one image, float32 (C, H, W), and its label, int64 (); a plain `index` uses seed 0."""
         images, labels = self._batch([key if isinstance(key, tuple) else (key, 0)])
         return images[0], labels[0]
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | AdjoinedError:
         """Return a whole batch, float32 (N, C, H, W) and int64 (N,), of pairs (index, seed).
 
-        In a worker process an AdjoinedError is returned, for `ImageLoader` to raise: once raised there, torch would
-        wrap it in the worker's traceback.
+        A worker process returns an AdjoinedError for `ImageLoader` to raise: if raised in the worker, torch would wrap
+        it in the worker's traceback.
         """
         try:
             return self._batch(keys)
@@ -182,7 +182,7 @@ class ImageDataset(Dataset[Batch]):
             return error
 
     def _batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        generator = torch.default_generator  # not torch.manual_seed, which would seed accelerators as well
+        generator = torch.default_generator  # not torch.manual_seed, which would also seed accelerators
         before = generator.get_state()
         try:
             pixels = []
@@ -201,14 +201,14 @@ class ImageDataset(Dataset[Batch]):
 
 
 class ImageLoader(DataLoader[Batch]):
-    """A DataLoader of whole batches of an ImageDataset; its workers' AdjoinedErrors arrive in one line, as they were.
+    """A DataLoader of whole batches of an ImageDataset; it raises its workers' AdjoinedErrors unchanged.
 
     Args:
         dataset: the images.
         sampler: yields pairs (index, seed).
         batch_size: images per batch.
-        workers: processes that read; they are kept from epoch to epoch.
-        drop_last: leave out a last batch that is not full.
+        workers: processes that read images; they persist from epoch to epoch.
+        drop_last: drop an incomplete last batch.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class ImageLoader(DataLoader[Batch]):
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
-            generator=torch.Generator(),  # else it draws its workers' base seed from the global generator
+            generator=torch.Generator(),  # otherwise it draws its workers' base seed from the global generator
             persistent_workers=workers > 0,
         )
         self._processes: tuple[BaseProcess, ...] = ()
@@ -235,13 +235,13 @@ class ImageLoader(DataLoader[Batch]):
                 try:
                     raise batch
                 finally:
-                    del batch  # else error and frame hold each other, and torch's workers take 5 s to be shut down
+                    del batch  # otherwise error and frame form a cycle, and torch's workers take 5 s to shut down
             yield batch
 
     def killed_worker(self) -> int | None:
-        """Return the exit code of a worker that was ended from outside, as the kernel does when memory is short.
+        """Return the exit code of a worker that was killed, as the kernel does when memory is short.
 
-        torch tells of it by a RuntimeError wherever the main process happens to be.
+        torch reports it by a RuntimeError at an arbitrary point in the main process.
         """
         codes = (each.exitcode for each in self._processes)
         return next((code for code in codes if code not in (None, 0, -SIGTERM)), None)

@@ -1,4 +1,4 @@
-"""What a network must know of the data that it was trained on: enough to prepare any image for it."""
+"""The facts about the training data that are needed to prepare any image for a network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from adjoined.errors import AdjoinedError
 from adjoined.plain import entry, texts, value, whole
 
 LARGEST_IMAGE = 4096
-"""Pixels of a side, for images that a file says a network takes."""
+"""Largest image side in pixels that a file may declare."""
 
 
 @dataclass(frozen=True)
 class DataInfo:
     """The classes of a data set, and how its images are prepared for evaluation.
 
-    An image is scaled until its shorter side has `resize` pixels, cut to `image_size` x `image_size` in the middle,
+    An image is resized so that its shorter side has `resize` pixels, center-cropped to `image_size` x `image_size`,
     divided by 255, and normalised to (value - mean) / std.
 
     Args:
@@ -25,10 +25,10 @@ class DataInfo:
         num_classes: number of classes.
         class_names: their names, in the order of the labels.
         channels: 1 (grey) or 3 (RGB).
-        image_size: height and width that the network sees, pixels.
-        resize: the shorter side before the central cut, pixels; `image_size` where nothing is cut off.
-        mean: per channel, of values in [0, 1].
-        std: per channel, of values in [0, 1].
+        image_size: height and width of the network's input, pixels.
+        resize: the shorter side before the center crop, pixels; `image_size` if nothing is cropped.
+        mean: mean per channel, of values in [0, 1].
+        std: standard deviation per channel, of values in [0, 1].
 
     Example:
         >>> info = DataInfo("folder:pets", 2, ("cat", "dog"), 1, image_size=8, resize=8, mean=(0.5,), std=(0.25,))
@@ -46,12 +46,12 @@ class DataInfo:
     std: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as values that JSON has."""
+        """Return the fields as JSON-compatible values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: object = "description of the data") -> DataInfo:
-        """Return the DataInfo that `to_json` wrote; entries that this version does not know are passed over.
+        """Return the DataInfo that `to_json` wrote; unknown entries are ignored.
 
         Raises:
             AdjoinedError: an entry is missing or has no usable value.

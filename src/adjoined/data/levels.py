@@ -1,4 +1,4 @@
-"""A PIL image of any mode as a viewer shows it: upright, grey or RGB, 8 bits a value, transparent parts on white."""
+"""Convert PIL images of any mode to what a viewer shows: upright, 8-bit grey or RGB, transparency on white."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-_ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
+_ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO, _SIGNED = 258, 262, 339, 0, 2  # TIFF tags and two of their values
 _COLOUR = ("P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
@@ -18,11 +18,11 @@ _COLOUR = ("P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 def plain(image: Image) -> Image:
     """Return the image as a viewer shows it.
 
-    It stands as its EXIF orientation says. 16-bit grey is scaled to 8 bits; so are floating-point values in [0, 1], and
-    32-bit integers whose largest value shows that they hold 16-bit grey. Transparent parts are laid on white.
+    It is rotated by its EXIF orientation. 16-bit grey is scaled to 8 bits, and so are floating-point values in [0, 1]
+    and 32-bit integers whose largest value shows that they hold 16-bit grey. Transparent parts are blended with white.
 
     Args:
-        image: of any mode and size; of several frames, the current one.
+        image: an image of any mode and size; of several frames, the current one is used.
 
     Returns:
         A PIL image of mode L or RGB; `image` itself if it is one already.
@@ -35,7 +35,7 @@ def plain(image: Image) -> Image:
         >>> plain(Image.new("LA", (1, 1), (0, 51))).getpixel((0, 0))  # black, 51/255 opaque
         204
     """
-    tags = getattr(image, "tag_v2", {})  # before the image is turned: the copy has no tags
+    tags = getattr(image, "tag_v2", {})  # before the image is rotated: the copy has no tags
     image = _upright(image)
     if image.mode[0] in "IF":
         return _eight_bits(image, tags)
@@ -54,7 +54,7 @@ def _upright(image: Image) -> Image:
     try:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # a tag that cannot be read turns nothing, as in viewers
+    except Exception:  # an unreadable tag is ignored, as in viewers
         return image
 
 
@@ -85,13 +85,13 @@ def _eight_bits(image: Image, tags: Any) -> Image:
 
 
 def _white(image: Image, values: np.ndarray, tags: Any) -> float:
-    """Return the value that stands for white, and make sure that no value is outside 0 to white."""
+    """Return the value of white, and check that all values are between 0 and white."""
     bits, signed = (tags.get(tag, (None,))[0] for tag in (_BITS, _SAMPLE_FORMAT))
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
         white, known = 1.0, "floating-point values from 0 to 1"
     elif image.mode == "I" and image.format != "PPM":
-        # 32-bit integers. Nothing in the file says what white is: 16-bit grey is taken for it, unless it may be 8-bit.
+        # 32-bit integers. Nothing in the file tells what white is: 16-bit grey is assumed, unless it may be 8-bit.
         white, known = 65535.0, "8- or 16-bit values, or 32-bit integers from 0 to more than 255, at most 65535"
         if 0 < high <= 255 or (bits == 16 and signed == _SIGNED):
             high = float("nan")
@@ -103,6 +103,6 @@ def _white(image: Image, values: np.ndarray, tags: Any) -> float:
             where="image",
             expected=known,
             got=f"{float(values.min()):g} to {float(values.max()):g}, mode {image.mode}",
-            fix="Save it with 8 or 16 bits a value.",
+            fix="Save it with 8 or 16 bits per value.",
         )
     return white

@@ -1,4 +1,4 @@
-"""Images to measure networks on that were trained on others: all of them, with the labels that the networks have."""
+"""Other images to evaluate trained networks on, with the networks' labels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from adjoined.errors import AdjoinedError
 
 
 def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Sequence[str] = ()) -> ImageData:
-    """Open images for networks that were trained on others: all that are not said to be for training.
+    """Open evaluation images for networks that were trained on others: all that are not marked as training images.
 
-    That is a data set's test images, or its val/ folder; where it has no such part, all its images. Classes are matched
-    by name, and some may be missing. Split, limit and augmentation have no part in it.
+    These are a data set's test images or its val/ folder or, without such a part, all its images. Classes are matched
+    by name, and some may be missing. Split, limit and augmentation do not apply.
 
     Args:
-        settings: which images; of the rest `root`, `eval_batch_size`, `workers` and `bad_images` are read.
-        info: the data that the networks were trained on; the images are prepared as those.
-        class_folders: names of the folders of these classes, where they lay in folders.
+        settings: the choice of images; of the others, only `root`, `eval_batch_size`, `workers` and `bad_images` apply.
+        info: the data that the networks were trained on; the images are prepared like those.
+        class_folders: names of the folders of these classes, if they were in folders.
 
     Returns:
-        The images as validation images, with the labels of `info`; there are no training images.
+        The images as validation images, with the labels of `info`, and no training images.
 
     Raises:
         AdjoinedError: as `open_data`; or a class is not among those of `info`.
@@ -40,7 +40,7 @@ def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Seque
     source = open_source(settings) if folder is None else open_all_photos(folder, channels=info.channels)
     if source.channels != info.channels:
         raise AdjoinedError(
-            "the images have other channels than those the networks were trained on",
+            "the channels of the images differ from those the networks were trained on",
             where=f"data {settings.name}",
             expected=info.channels,
             got=source.channels,
@@ -63,25 +63,25 @@ def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Seque
 
 
 def _matched(source: Source, info: DataInfo, class_folders: Sequence[str], where: str) -> Tensor:
-    """Return the label that each class of a source has among those of `info`, int64 (classes,)."""
+    """Return the label in `info` of each class of a source, int64 (classes,)."""
     if source.class_names == info.class_names:
         return torch.arange(len(info.class_names))
-    # Of ImageNet's classes two are called crane: their folders tell them apart.
+    # Two of ImageNet's classes are called crane: only their folders distinguish them.
     known = {name: label for label, name in enumerate(info.class_names) if info.class_names.count(name) == 1}
     folders = {name: label for label, name in enumerate(class_folders)}
     places = source.class_folders or source.class_names
     pairs = zip(places, source.class_names, strict=True)
     found = [folders.get(as_text(place), known.get(name)) for place, name in pairs]
-    # A class without images is of no consequence, whatever its name.
+    # A class without images does not matter, whatever its name.
     present = set((source.val if source.val is not None else source.train).labels.unique().tolist())
     strange = [name for label, name in enumerate(source.class_names) if found[label] is None and label in present]
     if strange:
         raise AdjoinedError(
-            "the images have other class names than those the networks were trained on",
+            "the class names of the images differ from those the networks were trained on",
             where=where,
             expected=_brief(info.class_names),
             got=_brief(strange),
-            fix="Name the folders as the classes are called, or take those of other classes away.",
+            fix="Name the folders like the classes, and remove those of other classes.",
         )
     return torch.tensor([-1 if label is None else label for label in found])
 

@@ -1,6 +1,6 @@
-"""Training images that stay on the device and are varied there, a batch at a time.
+"""Training images that stay on the device and are augmented there, batch by batch.
 
-For small images the work of reading, varying and moving them one by one costs more than the training step itself.
+For small images, reading, augmenting and copying them one by one costs more than the training step itself.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from adjoined.errors import AdjoinedError
 
 
 class DeviceLoader:
-    """Batches of images that lie on a device, each shifted and flipped at random.
+    """Batches of images on a device, each randomly shifted and flipped.
 
-    An image's first epoch draws whether it is flipped; after that it alternates, so both of its sides are seen equally
-    often. The batches are a pure function of (seed, epoch, rank, world size), whatever the device.
+    Whether an image is flipped is random in the first epoch and then alternates, so that both versions are seen
+    equally often. The batches are a pure function of (seed, epoch, rank, world size) on every device.
 
     Args:
         dataset: the training images, in memory: uint8 (N, C, H, W).
-        sampler: gives the order of an epoch; Lightning tells it the epoch.
-        batch_size: images per batch; a last batch that is not full is left out, unless it is the only one.
-        device: where the images are kept.
+        sampler: gives the order of an epoch; Lightning sets its epoch.
+        batch_size: images per batch; an incomplete last batch is dropped, unless it is the only one.
+        device: device of the images.
         flip: whether images are flipped.
         shift: the largest shift along each axis, pixels; the border is mirrored.
-        views: how often each image is varied; above 1, x is (N, views, C, H, W).
+        views: number of augmented views of each image; above 1, x is (N, views, C, H, W).
 
     Raises:
         AdjoinedError: the images are not in memory, or smaller than the shift.
@@ -51,7 +51,7 @@ class DeviceLoader:
         images = dataset.images
         if not isinstance(images, MemoryImages):
             raise AdjoinedError(
-                "these images are read from files, so they cannot stay on the device",
+                "images that are read from files cannot stay on the device",
                 where="--data-on-device",
                 expected="a data set that is held in memory: cifar10, cifar100, fashion-mnist",
             )
@@ -68,7 +68,7 @@ class DeviceLoader:
         padded = F.pad(pixels.float(), [shift] * 4, mode="reflect") if shift else pixels
         self.pixels = padded.to(torch.uint8).permute(0, 2, 3, 1).contiguous().to(device)  # (N, H, W, C)
         self.labels = images.labels.to(device)
-        # One multiplication and one addition normalise: (v / 255 - mean) / std.
+        # Normalise with one multiplication and one addition: (v / 255 - mean) / std.
         mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
         self.factor, self.offset = (1 / (255 * std)).to(device), (-mean / std).to(device)
 

@@ -40,12 +40,12 @@ class ImageData:
 
     Args:
         info: its classes, and how its images are prepared.
-        train: the training images, varied: `train[index, seed]`.
-        val: the images that accuracy is measured on.
-        val_name: what these are, for tables: "test set", "held-out split, seed 0".
-        settings: what it was opened with.
-        class_folders: the folders of the classes, where the images lie in a folder for each.
-        left_out: what else lies beside the images, and how much of it; "" if there is nothing.
+        train: the augmented training images: `train[index, seed]`.
+        val: the validation images.
+        val_name: their description in tables: "test set", "held-out split, seed 0".
+        settings: the settings that it was opened with.
+        class_folders: the folders of the classes, if every class has a folder.
+        left_out: kinds and counts of other files beside the images; "" if there are none.
         skipped: names of the damaged files that were left out.
     """
 
@@ -55,9 +55,9 @@ class ImageData:
     val_name: str
     settings: DataSettings
     shifted: bool = False
-    """Whether training images are varied by shifts and flips alone."""
+    """Whether the augmentation consists only of shifts and flips."""
     splits: bool = False
-    """Whether the images to measure on are a share of the others, held out."""
+    """Whether the validation images are a held-out part of the training images."""
     class_folders: tuple[str, ...] = ()
     left_out: str = ""
     skipped: tuple[str, ...] = ()
@@ -65,14 +65,14 @@ class ImageData:
     def device_loader(
         self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1, views: int = 1
     ) -> DeviceLoader:
-        """Return a loader of training batches that lie on a device and are varied there.
+        """Return a loader of training batches that stay on a device and are augmented there.
 
         Args:
-            device: where.
+            device: the device.
             seed, rank, world_size, views: as in `train_loader`.
 
         Raises:
-            AdjoinedError: the images are not in memory, or are varied in other ways than shifts and flips.
+            AdjoinedError: the images are not in memory, or are augmented by more than shifts and flips.
         """
         self.check_on_device()
         augment, shift = self.settings.augment, self.settings.shift
@@ -88,17 +88,17 @@ class ImageData:
         )
 
     def check_on_device(self) -> None:
-        """Raise AdjoinedError if training images are varied in other ways than shifts and flips."""
+        """Raise AdjoinedError if training images are augmented by more than shifts and flips."""
         if not self.shifted:
             raise AdjoinedError(
-                "the images of this data set cannot be varied a batch at a time",
+                "the images of this data set cannot be augmented batch by batch",
                 where="--data-on-device",
                 expected="cifar10, cifar100 or fashion-mnist",
                 got=self.settings.name,
             )
 
     def in_words(self) -> str:
-        """Say in a few lines which images these are, what chose them, and what was left out."""
+        """Return a few lines on the images: their number, the settings that select them, and what was left out."""
         settings, info = self.settings, self.info
         limit = "" if settings.limit is None else f" (--limit {settings.limit} a class)"
         split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed}" if self.splits else ""
@@ -108,7 +108,7 @@ class ImageData:
             f"{len(self.val)} images to measure on ({self.val_name}{split})",
         ]
         if self.skipped:
-            lines.append(f"damaged, and left out: {len(self.skipped)} ({', '.join(self.skipped[:3])})")
+            lines.append(f"damaged images left out: {len(self.skipped)} ({', '.join(self.skipped[:3])})")
         if self.left_out:
             lines.append(f"not read: {self.left_out}")
         return "\n".join(lines)
@@ -123,15 +123,15 @@ class ImageData:
         """Return a loader of training batches, float32 (N, C, H, W) and int64 (N,).
 
         Its batches are a pure function of (seed, epoch, rank, world_size), whatever the number of workers, and torch's
-        global generator is left as it was. `loader.sampler.set_epoch(e)` chooses the epoch.
+        global generator is not changed. `loader.sampler.set_epoch(e)` sets the epoch.
 
         Args:
-            seed: seed of the order and of the variation.
-            rank: number of this process.
+            seed: seed of the order and of the augmentation.
+            rank: rank of this process.
             world_size: number of processes; they share each epoch, padded to equal length.
-            drop_last: leave out a last batch that is not full, unless it is the only one.
-            views: how often each image is varied; above 1, images are float32 (N, views, C, H, W), the first of them
-                as they are otherwise.
+            drop_last: drop an incomplete last batch, unless it is the only one.
+            views: number of augmented views of each image; above 1, images are float32 (N, views, C, H, W), and the
+                first view is the one that a single view would be.
         """
         sampler = EpochSampler(len(self.train), seed=seed, rank=rank, world_size=world_size)
         size = self.settings.batch_size
@@ -145,10 +145,10 @@ class ImageData:
         )
 
     def val_loader(self, *, rank: int = 0, world_size: int = 1) -> ImageLoader:
-        """Return a loader of all evaluation batches, in order; on several processes padded to equal length.
+        """Return a loader of all validation batches, in order; with several processes, padded to equal length.
 
         A single process sees every image once. Of w processes, up to w - 1 see one of the first images again, since
-        processes with unequal numbers of batches would wait for each other.
+        processes with unequal numbers of batches would deadlock.
         """
         sampler = EpochSampler(len(self.val), seed=0, rank=rank, world_size=world_size, shuffle=False)
         size, workers = self.settings.eval_batch_size, self.settings.workers
@@ -156,11 +156,11 @@ class ImageData:
 
 
 def open_data(settings: DataSettings, *, skipped: Collection[str] | None = None) -> ImageData:
-    """Open the data set that `settings` names; nothing is downloaded.
+    """Open the data set named in `settings`; nothing is downloaded.
 
     Args:
-        settings: which images, and how they are prepared and fed.
-        skipped: names of the damaged files, where they are known, so that no file is opened to find them.
+        settings: the choice of images, their preparation and loading.
+        skipped: names of the damaged files, if known, so that no file is opened to find them.
 
     Raises:
         AdjoinedError: a setting is out of range; the data set is unknown, missing or damaged; a class is empty.
@@ -204,7 +204,7 @@ def _variation(source: Source, info: DataInfo, settings: DataSettings) -> Transf
         return source.vary(info, settings.augment)
     if not source.shifted:
         raise AdjoinedError(
-            "the images of this data set are not varied by shifts",
+            "the augmentation of this data set has no shifts",
             where="--shift",
             expected="cifar10, cifar100 or fashion-mnist",
             got=settings.name,
@@ -213,7 +213,7 @@ def _variation(source: Source, info: DataInfo, settings: DataSettings) -> Transf
 
 
 def open_source(settings: DataSettings) -> Source:
-    """Return the labelled images of the data set that `settings` names; errors as for `open_data`."""
+    """Return the labelled images of the data set named in `settings`; errors as for `open_data`."""
     folder = folder_of(settings.name)
     if folder is not None:
         return open_folder(folder)
@@ -232,7 +232,7 @@ def _info(settings: DataSettings, source: Source) -> DataInfo:
     size = settings.image_size or source.size or PHOTO_SIZE
     folder = folder_of(settings.name)
     return DataInfo(
-        name=settings.name if folder is None else f"folder:{folder.absolute().name}",  # a path says who and where
+        name=settings.name if folder is None else f"folder:{folder.absolute().name}",  # a full path would be private
         num_classes=len(source.class_names),
         class_names=source.class_names,
         channels=source.channels,
@@ -246,7 +246,7 @@ def _info(settings: DataSettings, source: Source) -> DataInfo:
 def skip_damaged(
     source: Source, settings: DataSettings, resize: int, known: Collection[str] | None = None
 ) -> tuple[str, ...]:
-    """Take the damaged files out of a source, and return their names."""
+    """Remove the damaged files from a source, and return their names."""
     bad: tuple[str, ...] = ()
     for part in ("train", "val"):
         images = getattr(source, part)
@@ -270,10 +270,10 @@ def _hold_out(source: Source, settings: DataSettings) -> tuple[Images, Images]:
     rarest = labels.bincount(minlength=len(source.class_names)).min(dim=0)
     if rarest.values < 2:
         raise AdjoinedError(
-            "no image can be held out of a class that has one alone",
+            "no image can be held out of a class with only one",
             where=f"class {source.class_names[int(rarest.indices)]} of data set {settings.name}",
             expected="at least 2 images",
-            fix="Add images, or take the class away.",
+            fix="Add images, or remove the class.",
         )
     held_out = choose_per_class(
         labels, lambda n: min(max(1, round(settings.val_fraction * n)), n - 1), settings.split_seed

@@ -1,4 +1,4 @@
-"""From an image file to what a network sees; the same steps in evaluation and for a single image.
+"""From an image file to the network's input; the same steps in evaluation and for a single image.
 
 Shape legend: N images, C channels, H and W height and width in pixels.
 """
@@ -28,20 +28,20 @@ Transform = Callable[[Tensor], Tensor]
 
 
 LARGEST_IMAGE = 2**26
-"""Pixels of an image, as it is decoded and as it is resized: a file of a hundred bytes can ask for gigabytes."""
+"""Most pixels of an image, decoded or resized: a file of a hundred bytes can ask for gigabytes."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""What is read. Pillow knows more, among them PostScript, for which it starts another program."""
+"""Supported formats. Pillow knows more, such as PostScript, for which it starts another program."""
 
 
 def load_image(path: str | Path) -> Image:
-    """Read an image file whole, as a viewer shows it.
+    """Read and decode an image file as a viewer shows it.
 
     Returns:
-        A PIL image of mode L or RGB, upright, its transparent parts laid on white; of several frames the first.
+        A PIL image of mode L or RGB, upright, with transparent parts on white; of several frames, the first.
 
     Raises:
-        AdjoinedError: the file is missing, is not an image, is cut off or damaged, has too many pixels, or its values
-            have no known range.
+        AdjoinedError: the file is missing, is not an image, is truncated or damaged, has too many pixels, or its
+            values have no known range.
     """
     with quiet(), opened_image(path) as image:
         image.load()
@@ -50,7 +50,7 @@ def load_image(path: str | Path) -> Image:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings, such as those of damaged tags in good photos; not for several threads at once."""
+    """Silence Pillow's warnings, such as those about damaged tags in good photos; not thread-safe."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -58,7 +58,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def opened_image(path: str | Path) -> Iterator[Image]:
-    """Open an image file and read its header, under `quiet`; what goes wrong in the block is said of the file.
+    """Open an image file and read its header, under `quiet`; errors in the block are attributed to the file.
 
     Yields:
         A PIL image that is not yet decoded.
@@ -70,14 +70,14 @@ def opened_image(path: str | Path) -> Iterator[Image]:
 
     Image.init()
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise AdjoinedError("not a regular file")
         with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
             check_pixels(*image.size)
             _scale_transparent_colour(image)
             yield image
     except FileNotFoundError:
-        raise AdjoinedError("there is no such image", where=path) from None
+        raise AdjoinedError("no such image", where=path) from None
     except AdjoinedError as error:
         raise error.at(path) from error
     except Image.DecompressionBombError as error:
@@ -89,7 +89,7 @@ def opened_image(path: str | Path) -> Iterator[Image]:
             f"the image cannot be read: {reason}",
             where=path,
             expected="a whole JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF or PPM file",
-            fix="Replace the file, or take it out of the data.",
+            fix="Replace the file, or remove it from the data.",
         ) from error
 
 
@@ -102,8 +102,8 @@ def check_pixels(width: int, height: int, resize: int | None = None) -> None:
             f"the image is too long: with {resize} pixels on its shorter side it would have too many pixels",
             where="image",
             expected=f"at most {LARGEST_IMAGE} pixels",
-            got=f"{width} x {height} before",
-            fix="Cut it, or take it out of the data.",
+            got=f"{width} x {height} before resizing",
+            fix="Crop it, or remove it from the data.",
         )
 
 
@@ -113,12 +113,12 @@ def _too_many_pixels(got: str) -> AdjoinedError:
         where="image",
         expected=f"at most {LARGEST_IMAGE}",
         got=got,
-        fix="Make it smaller first, or take it out of the data.",
+        fix="Downscale it, or remove it from the data.",
     )
 
 
 def _scale_transparent_colour(image: Image) -> None:
-    """Bring a PNG's transparent colour to 8 bits, as Pillow does with the pixels alone."""
+    """Convert a PNG's transparent colour to 8 bits: Pillow converts only the pixels."""
     key = image.info.get("transparency")
     tiles = getattr(image, "tile", None)
     rawmode = tiles[0].args if tiles else None
@@ -140,9 +140,9 @@ def to_tensor(image: Image, channels: int) -> Tensor:
 
 
 def evaluation_transform(info: DataInfo) -> Transform:
-    """Return the resize and central crop of `info`: uint8 (C, H, W) to uint8 (C, image_size, image_size).
+    """Return the resize and center crop of `info`: uint8 (C, H, W) to uint8 (C, image_size, image_size).
 
-    The transform raises AdjoinedError for an image so long that resizing it would make too many pixels.
+    The transform raises AdjoinedError for an image so elongated that resizing it would give too many pixels.
     """
     from torchvision.transforms import v2
 
@@ -167,7 +167,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def preprocess(info: DataInfo, image: Image) -> Tensor:
-    """Prepare one image as the evaluation of a data set does, to the bit.
+    """Prepare one image exactly as in the evaluation of a data set, bit for bit.
 
     Args:
         info: the data that the network was trained on.

@@ -1,4 +1,4 @@
-"""Which images a run was begun with, so that it goes on with the same ones or says what has changed."""
+"""The record of the images that a run started with, so that it resumes with the same ones or reports changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adjoined.versions import versions
 
 FORMAT = 1
 _KIND = "the record of a run's images"
-_PACKAGES = ("pillow", "torchvision", "numpy")  # what decodes and varies the images
+_PACKAGES = ("pillow", "torchvision", "numpy")  # they decode and augment the images
 _LONGEST_LINE = 1 << 16  # bytes
 _SHOWN = 3
 _Files = dict[str, tuple[str, int]]  # name -> part (train or val), bytes
@@ -33,23 +33,23 @@ class Part:
 
     images: int
     sha256: str
-    """Of files: of their names and sizes, in order; of images in memory: of pixels and labels."""
+    """Digest of the files' names and sizes, in order, or of pixels and labels in memory."""
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What a run's settings resolved to when it began."""
+    """The images that a run's settings selected when it started."""
 
     name: str
     class_names: tuple[str, ...]
     class_folders: tuple[str, ...]
-    """Where the images lie in a folder for each class: the folders' names."""
+    """Names of the class folders, if every class has a folder."""
     train: Part
     val: Part
     skipped: tuple[str, ...]
     """Damaged files that were left out."""
     versions: dict[str, str]
-    """Package -> version, of those that decode and vary the images."""
+    """Package -> version, for packages that decode and augment the images."""
 
     @classmethod
     def of(cls, data: ImageData) -> DataRecord:
@@ -69,45 +69,44 @@ class DataRecord:
         return conform(cls, read_versioned(path, _KIND, format="adjoined-data", version=FORMAT), where=path)
 
     def write(self, path: Path, files: Path, data: ImageData) -> None:
-        """Write the record, and beside it the list of the images' files; what is in memory has none."""
+        """Write the record, and beside it the list of the images' files, if they are in files."""
         if isinstance(data.train.images, FileImages):
             lines = "".join(f"{part}\t{size}\t{name}\n" for name, (part, size) in _listed(data).items())
             write_whole(files, lambda file: file.write(gzip.compress(lines.encode(), mtime=0)))
         write_json(path, {"format": "adjoined-data", "version": FORMAT, **asdict(self)})
 
     def fits(self, data: ImageData) -> bool:
-        """Tell whether these are the same images, with the same labels and the same split."""
+        """Return whether these are the same images, with the same labels and the same split."""
         other = DataRecord.of(data)
         return (self.class_names, self.train, self.val) == (other.class_names, other.train, other.val)
 
     def check(self, data: ImageData, files: Path) -> None:
-        """Raise AdjoinedError if these are not the same images, and say what has changed.
+        """Raise AdjoinedError, listing the changes, if these are not the same images.
 
         Args:
-            data: the images as they are now.
+            data: the current images.
             files: the list of files beside the record.
         """
         if self.fits(data):
             return
         raise AdjoinedError(
-            f"the images are not those that the run began with: {self._difference(data, files)}",
+            f"the images are not those that the run started with: {self._difference(data, files)}",
             where=f"data {data.settings.name}",
             expected=f"{self.train.images} images to train on, {self.val.images} to validate on",
             got=f"{len(data.train)} and {len(data.val)}",
-            fix="Put them back as they were, or name the folder that has them (--data folder:PATH). "
-            "For other images begin a new run.",
+            fix="Restore them, or give their folder (--data folder:PATH). For other images start a new run.",
         )
 
     def found(self, settings: DataSettings) -> DataSettings:
-        """Return the settings with the folder where the images lie now: if it has moved, one of `root` that holds them.
+        """Return the settings with the current folder of the images: if it has moved, search `root`.
 
-        Looked at are `root` itself and the folders in it.
+        `root` itself and the folders in it are checked.
         """
         folder, root = folder_of(settings.name), Path(settings.root)
         if folder is None or folder.is_dir() or not root.is_dir() or not self.class_folders:
             return settings
         for place in (root, *sorted(each for each in root.iterdir() if each.is_dir())):
-            # A glance at one class spares the search through all that lies there.
+            # Checking one class avoids scanning everything in the folder.
             if not any((place / part / self.class_folders[0]).is_dir() for part in ("", *TRAIN)):
                 continue
             moved = replace(settings, name=f"folder:{place.absolute()}")
@@ -139,12 +138,12 @@ class DataRecord:
 
 
 def _changes(before: _Files, now: _Files) -> list[str]:
-    """Say how many files are new, gone, renamed, changed, or on the other side of the split, and name some."""
+    """Return counts and examples of files that are new, gone, renamed, changed, or on the other side of the split."""
     gone, added = ([name for name in ones if name not in others] for ones, others in ((before, now), (now, before)))
     by_size: dict[int, list[str]] = {}
     for name in reversed(gone):
         by_size.setdefault(before[name][1], []).append(name)
-    # A file of the same size that has turned up elsewhere is taken for the one that is gone.
+    # A new file of the same size counts as the missing one, renamed.
     renamed = {name: by_size[now[name][1]].pop() for name in added if by_size.get(now[name][1])}
     taken = set(renamed.values())
     both = [name for name in now if name in before]

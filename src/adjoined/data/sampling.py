@@ -1,4 +1,4 @@
-"""Which image comes when, and which seed it is varied under: pure functions of numbers, never of a global state."""
+"""The order of images and their augmentation seeds: pure functions of numbers, never of global state."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yield (index, seed of this image in this epoch), a pure function of (seed, epoch), the same on every rank.
+    """Yield (index, seed of this image in this epoch), from a permutation that depends only on (seed, epoch).
 
-    Rank r of w takes every w-th item of one permutation, so the ranks together see every image once an epoch. The
-    permutation is continued from its beginning until all ranks have equally many.
+    Rank r of w takes every w-th item of the permutation, so the ranks together see every image once per epoch. The
+    permutation is padded from its start until all ranks have equally many items.
 
     Args:
         length: number of images.
-        seed: seed of the order and of the variation.
+        seed: seed of the order and of the augmentation.
         rank: r.
         world_size: w.
-        shuffle: permute anew in each epoch; else the images come in their order.
+        shuffle: draw a new permutation in each epoch; otherwise keep the order.
 
     Example:
         >>> sampler = EpochSampler(3, seed=0, rank=1, world_size=2, shuffle=False)
@@ -33,7 +33,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, that the next iteration gives."""
+        """Set the epoch of the next iteration, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """Return a generator whose stream depends on all the numbers, in their order; related numbers give unrelated ones.
+    """Return a generator seeded by all the numbers and their order; similar numbers give independent streams.
 
     Example:
         >>> draws = [torch.randint(1000, (1,), generator=seeded(*pair)).item() for pair in ((0, 1), (1, 0), (0, 1))]
@@ -67,7 +67,7 @@ def choose_per_class(labels: Tensor, count: Callable[[int], int], seed: int) -> 
 
     Args:
         labels: int64 (N,).
-        count: of a class with n images, how many to choose.
+        count: number of images to choose from a class with n images.
         seed: seed of the choice.
 
     Returns:

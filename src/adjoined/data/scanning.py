@@ -1,4 +1,4 @@
-"""Which files of a folder are images of which class, and what is left out: a count and an example for each reason."""
+"""Find the images of each class in a folder; files left out are counted, with an example for each reason."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ EXTENSIONS = frozenset(
 )
 _ELSEWHERE = "links to folders read elsewhere"
 _SHOWN = 6
-_Identity = tuple[int, int]  # device and inode: the same folder, whatever link leads to it
+_Identity = tuple[int, int]  # device and inode: they identify a folder behind any link
 
 
 @dataclass
 class LeftOut:
-    """What lies in a folder of images and is not read."""
+    """Files in a folder of images that are not read."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        """Count something that is left out."""
+        """Count a file that is left out."""
         self.counts[reason] += count
         self.examples.setdefault(reason, example)
 
     def merge(self, other: LeftOut) -> None:
-        """Count what another has counted, too."""
+        """Add the counts of another record."""
         self.counts.update(other.counts)
         self.examples = other.examples | self.examples
 
@@ -72,12 +72,12 @@ def as_text(name: str) -> str:
 
 
 def class_name(folder: str) -> str:
-    """Return the name of a class as text, in one Unicode form: disks and archives differ in theirs."""
+    """Return the name of a class as text in one Unicode form, since file systems and archives differ."""
     return unicodedata.normalize("NFC", as_text(folder))
 
 
 def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
-    """Return the names of the folders in a folder; hidden ones, files, and links to a folder above are left out."""
+    """Return the names of the subfolders of a folder, without hidden ones and links to a parent folder."""
     found = []
     above = _with_parents(folder)
     for entry in _entries(folder):
@@ -93,21 +93,21 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Tell whether an image lies in a folder itself, not in a folder below it."""
+    """Return whether a folder directly contains an image."""
     return any(_is_image(entry.name) for entry in _entries(folder))
 
 
 def scan(root: Path, inside: str, classes: Sequence[str], left_out: LeftOut, *, channels: int = 3) -> FileImages:
-    """Return all images of some classes, in the order of the classes and then of the files' names.
+    """Return all images of some classes, ordered by class and then by file name.
 
-    Every folder is looked at once for a class, so that links in circles end; a link to another class, or to a folder
-    above, is not followed.
+    Every folder is visited once per class, so cyclic links are harmless; links to another class or to a parent folder
+    are not followed.
 
     Args:
         root: the folder of the data set.
         inside: the folder below it that holds the classes: "", "train" …
         classes: names of the class folders; a class's label is its place among them.
-        left_out: is told what is not an image.
+        left_out: collects what is not an image.
         channels: as in FileImages.
 
     Raises:
@@ -132,7 +132,7 @@ def scan(root: Path, inside: str, classes: Sequence[str], left_out: LeftOut, *, 
 
 
 def images_below(folder: Path, left_out: LeftOut) -> list[str]:
-    """Return the paths of all images in a folder and those below it, in order.
+    """Return the paths of all images in a folder and its subfolders, in order.
 
     Raises:
         AdjoinedError: a folder cannot be read.

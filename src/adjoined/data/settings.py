@@ -1,4 +1,4 @@
-"""What a user chooses about the data."""
+"""The user's settings of the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BadImages = Literal["stop", "skip"]
 
 
 def folder_of(name: str) -> Path | None:
-    """Return the folder that folder:PATH names; None for the name of a known data set.
+    """Return the folder of folder:PATH; None for the name of a known data set.
 
     Example:
         >>> str(folder_of("folder:photos")), folder_of("cifar10")
@@ -25,24 +25,24 @@ def folder_of(name: str) -> Path | None:
 
 @dataclass
 class DataSettings:
-    """Which images are trained on, and how they are fed.
+    """The choice of images, and how they are loaded.
 
     Args:
         name: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet, or folder:PATH (PATH holds train/ and
             val/, each with a folder per class, or the class folders themselves, which are then split).
         root: folder that holds the data set; digits and folder:PATH do without it. Nothing is downloaded.
-        image_size: height and width that the network sees, pixels. Default: the images' own, 224 for photos.
+        image_size: height and width of the network's input, pixels. Default: the images' own, 224 for photos.
         batch_size: images per training step and process.
         eval_batch_size: images per evaluation step and process.
-        workers: processes that read images, per process that trains; 0 reads in the training process itself.
-        augment: how training images are varied: none; light (flips, small crops); standard (the usual crops and
-            flips); strong (standard, random colour and shape changes, random erasing).
+        workers: processes that read images, per training process; 0 reads in the training process itself.
+        augment: augmentation of training images: none; light (flips, small crops); standard (the usual crops and
+            flips); strong (standard plus random colour and shape changes and random erasing).
         shift: largest random shift of small images, pixels. Default: an eighth of their size.
-        val_fraction: share of the images held out, where the data set has no test images of its own.
+        val_fraction: fraction of the images to hold out if the data set has no test images.
         split_seed: seed of that split and of `limit`.
         limit: training images per class, for studies of small data. Default: all.
-        bad_images: what happens to files that are damaged, not images, or too large: stop says which before anything
-            is trained; skip leaves them out, before the split, and counts them.
+        bad_images: treatment of files that are damaged, not images, or too large: stop reports them before any
+            training; skip leaves them out, before the split, and counts them.
     """
 
     name: str = "digits"
@@ -65,10 +65,10 @@ def check(settings: DataSettings) -> None:
     for name, least in lowest.items():
         value = getattr(settings, name)
         if value is not None and value < least:
-            raise AdjoinedError("the number is too small", where=name, expected=f"at least {least}", got=value)
+            raise AdjoinedError("out of range", where=name, expected=f"at least {least}", got=value)
     if not 0 < settings.val_fraction < 1:
         raise AdjoinedError(
-            "the share is out of range",
+            "out of range",
             where="val_fraction",
             expected="a number between 0 and 1, such as 0.2",
             got=settings.val_fraction,

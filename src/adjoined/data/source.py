@@ -1,4 +1,4 @@
-"""What every data set is brought to, and the error for one that is not there."""
+"""The common form of all data sets, and the error for a missing one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from adjoined.data.scanning import LeftOut
 from adjoined.errors import AdjoinedError
 
 PHOTO_SIZE = 224
-"""Pixels; what photos are cut to unless a user says otherwise."""
+"""Default size of photos after cropping, pixels."""
 
 PHOTO_RATIO = 0.875
-"""Share of the shorter side that is kept when a photo is evaluated: 224 of 256 pixels."""
+"""Fraction of the shorter side kept when a photo is evaluated: 224 of 256 pixels."""
 
 
 @dataclass
 class Source:
-    """The labelled images of a data set, and what is known about them."""
+    """The labelled images of a data set and their properties."""
 
     train: Images
     val: Images | None
-    """None: a share of `train` is to be held out."""
+    """None: a fraction of `train` will be held out."""
     val_name: str
     class_names: tuple[str, ...]
     channels: int
@@ -33,11 +33,11 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     vary: Callable[..., Transform]
-    """Makes the variation of training images out of (info, augmentation); takes a `shift`, too, where `shifted`."""
+    """Builds the augmentation from (info, augmentation); if `shifted`, it also takes a `shift`."""
     shifted: bool = False
-    """Whether the images are small ones that are varied by shifts and flips."""
+    """Whether the images are small and augmented by shifts and flips."""
     class_folders: tuple[str, ...] = ()
-    """Where the images lie in a folder for each class: the folders' names, in the order of the classes."""
+    """Names of the class folders, in the order of the classes, if every class has a folder."""
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
@@ -45,21 +45,21 @@ def find(name: str, candidates: Iterable[Path], files: Iterable[str], *, how: st
     """Return the first folder of `candidates` that holds all `files` (plain, or with `.gz`).
 
     Raises:
-        AdjoinedError: there is none; it says where was looked, what for, and `how` to get it.
+        AdjoinedError: there is none; the error lists the folders, the files, and `how` to get them.
     """
     candidates, files = list(candidates), list(files)
     for folder in candidates:
         if all((folder / file).exists() or (folder / f"{file}.gz").exists() for file in files):
             return folder
     raise AdjoinedError(
-        "the data are not there",
+        "the data are missing",
         where=f"data set {name}",
         expected=f"{', '.join(files)} in {' or '.join(str(folder.absolute()) for folder in candidates)}",
-        fix=f"{how} Or name the folder where it is (--data-root, DataSettings.root).",
+        fix=f"{how} Or give its folder (--data-root, DataSettings.root).",
     )
 
 
 def damaged(path: Path, error: object) -> AdjoinedError:
     """Return the error for a file of a data set that cannot be read."""
     reason = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
-    return AdjoinedError(f"the file is damaged: {reason}", where=path, fix="Fetch it again.")
+    return AdjoinedError(f"the file is damaged: {reason}", where=path, fix="Download it again.")
