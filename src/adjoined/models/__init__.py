@@ -1,4 +1,4 @@
-"""Networks by name: our own, torchvision's, timm's, and functions of your own code."""
+"""Networks by name: built-in ones, torchvision's, timm's, and functions in your own code."""
 
 from adjoined.models.building import build
 from adjoined.models.specs import available, is_code, resolve

@@ -26,25 +26,25 @@ def build(
     pretrained: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Build the network that `spec` names, for images of this kind.
+    """Build the network named by `spec` for images of this kind.
 
-    GoogLeNet and Inception of torchvision come without their auxiliary heads. Random weights are drawn from torch's
-    global generator. The name of a function runs that function: see `is_code`.
+    torchvision's GoogLeNet and Inception are built without their auxiliary heads. Random weights come from torch's
+    global generator. If `spec` names a function, the function is run: see `is_code`.
 
     Args:
         spec: a name in the grammar of `adjoined.models.specs`: `resnet20`, `timm:NAME`, `FILE.py:FUNCTION`, ...
         num_classes: number of logits.
         in_channels: channels of the images; pretrained weights of the first convolution are summed or repeated.
         image_size: height and width of the images, in pixels, for networks whose shape depends on it.
-        pretrained: start from the weights that the library offers (fetched by it, once); the last layer is fresh if
-            the number of classes differs from theirs.
+        pretrained: start from the library's pretrained weights, which it downloads once; the last layer is new if the
+            number of classes differs.
         options: further arguments for the network, such as `{"width": 2}` for resnet20.
 
     Returns:
         A module in train mode, on the CPU, in float32: images (N, in_channels, H, W) to logits (N, num_classes).
 
     Raises:
-        AdjoinedError: the model or an option is unknown, a function of the user's fails, weights cannot be had.
+        AdjoinedError: the model or an option is unknown, the user's function fails, or weights are not available.
 
     Example:
         >>> network = build("resnet20", num_classes=100, options={"width": 2})
@@ -71,23 +71,23 @@ def build(
         )
     except AdjoinedError:
         raise
-    except Exception as error:  # the libraries raise whatever comes: TypeError, AssertionError, URLError, ...
-        asked = ["options"] * bool(options) + ["pretrained weights, which may have to be fetched"] * pretrained
+    except Exception as error:  # the libraries raise almost anything: TypeError, AssertionError, URLError, ...
+        asked = ["options"] * bool(options) + ["pretrained weights, which may have to be downloaded"] * pretrained
         raise AdjoinedError(
-            f"{source} does not build the network: {type(error).__name__}: {error}",
+            f"{source} cannot build the network: {type(error).__name__}: {error}",
             where=f"model {spec!r}",
-            fix=f"Look at its {' and its '.join(asked)}." if asked else "",
+            fix=f"Check its {' and its '.join(asked)}." if asked else "",
         ) from error
 
 
 def _check(num_classes: int, in_channels: int, options: Mapping[str, Any]) -> None:
     for flag, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1:
-            raise AdjoinedError("the number is too small", where=flag, expected="at least 1", got=value)
+            raise AdjoinedError("out of range", where=flag, expected="at least 1", got=value)
     for option in options:
         if option in _OWN_FLAGS:
             raise AdjoinedError(
-                "this follows from the data and from `pretrained`, not from the options",
+                "the data and `pretrained` determine this, not the options",
                 where=f"option {option}",
                 fix="Leave it out.",
             )
@@ -100,9 +100,9 @@ def _build_own(
     assert builder is not None, f"resolve let {name} through"
     if pretrained:
         raise AdjoinedError(
-            "there are no pretrained weights for this network",
+            "this network has no pretrained weights",
             where=f"model adjoined:{name}",
-            fix="Leave `pretrained` out, or take a network of timm or torchvision.",
+            fix="Leave `pretrained` out, or use a network of timm or torchvision.",
         )
     known = set(inspect.signature(builder).parameters) - set(_OWN_FLAGS)
     for option in options:
@@ -115,6 +115,4 @@ def _build_own(
     try:
         return builder(num_classes=num_classes, in_channels=in_channels, **options)
     except (TypeError, ValueError) as error:
-        raise AdjoinedError(
-            f"an option has no usable value: {error}", where=f"model adjoined:{name}", got=options
-        ) from error
+        raise AdjoinedError(f"invalid option: {error}", where=f"model adjoined:{name}", got=options) from error

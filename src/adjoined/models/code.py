@@ -1,4 +1,4 @@
-"""Networks that a function of the user's code returns."""
+"""Networks built by functions in the user's code."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from adjoined.errors import AdjoinedError
 
 
 def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, options: Mapping) -> nn.Module:
-    """Call the function that `spec` names and return its network.
+    """Call the function named by `spec` and return its network.
 
     Args:
         spec: `FILE.py:FUNCTION` or `package.module:FUNCTION`.
-        offered: num_classes, in_channels, image_size; passed on as far as the function names them. A function that
-            takes **kwargs gets num_classes through them, and no other of these.
-        pretrained: passed on if True; the function must name it then.
-        options: all passed on.
+        offered: num_classes, in_channels, image_size; each is passed if the function has such a parameter. A function
+            with **kwargs always gets num_classes, but not the others.
+        pretrained: passed if True; the function must then have such a parameter.
+        options: further arguments, all passed.
 
     Raises:
-        AdjoinedError: file, module or function are missing; an argument is not taken; the function raised, or
-            returned no torch.nn.Module.
+        AdjoinedError: file, module or function are missing; an argument is not accepted; the function raised, or did
+            not return a torch.nn.Module.
     """
     place, _, function_name = spec.rpartition(":")
     folder = Path(place).parent if place.endswith(".py") else Path.cwd()
-    with _importable(folder):  # kept during the call, too: functions may import on their own
+    with _importable(folder):  # during the call as well: functions may import other modules
         function = _load_function(spec, place, function_name)
         arguments = _arguments(spec, function, offered, pretrained=pretrained, options=options)
         try:
@@ -51,7 +51,7 @@ def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, 
             ) from error
     if not isinstance(model, nn.Module):
         raise AdjoinedError(
-            "the function returned no network",
+            "the function did not return a network",
             where=f"model {spec!r}",
             expected="a torch.nn.Module",
             got=type(model).__name__,
@@ -83,7 +83,7 @@ def _load_function(spec: str, place: str, name: str) -> Callable[..., object]:
 
 
 def _load_file(path: Path) -> ModuleType:
-    # The name holds path and content, so that building twice gives the same classes, and an edited file new ones.
+    # The name includes path and content, so building twice gives the same classes, and an edited file gives new ones.
     digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
     name = f"{path.stem}_{digest}"
     if name in sys.modules:
@@ -109,7 +109,7 @@ def _arguments(
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     if pretrained and "pretrained" not in named:
         raise AdjoinedError(
-            "the function cannot give pretrained weights",
+            "the function does not offer pretrained weights",
             where=f"model {spec!r}",
             expected="a parameter `pretrained`",
             got=f"parameters {', '.join(named) or 'none'}",
@@ -129,13 +129,13 @@ def _arguments(
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Let imports find what lies in this folder, as for a script in it."""
+    """Make the modules in this folder importable, as for a script in it."""
     entry = str(folder)
     sys.path.insert(0, entry)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # the user's code may have taken it away itself
+        with contextlib.suppress(ValueError):  # the user's code may have removed it itself
             sys.path.remove(entry)
 
 

@@ -12,7 +12,7 @@ from adjoined.models.layers import conv3x3, initialise
 
 
 class ConvNorm(nn.Module):
-    """3x3 convolution, halving by the maximum where asked for, norm, SiLU: (N, C, H, W) to (N, width, H, W) or half."""
+    """3x3 convolution, optional 2x2 max pool, norm, SiLU: (N, C, H, W) to (N, width, H, W), or half the size."""
 
     def __init__(self, inputs: int, width: int, *, halve: bool = False) -> None:
         super().__init__()
@@ -22,13 +22,13 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the activations."""
         x = self.conv(x)
-        if self.halve:  # before the norm, which then has a quarter to do
+        if self.halve:  # before the norm, which then has a quarter of the work
             x = F.max_pool2d(x, 2)
         return F.silu(self.norm(x))
 
 
 class Stage(nn.Module):
-    """Widen and halve, then a residual pair: (N, C, H, W) to (N, width, H / 2, W / 2)."""
+    """A widening and halving convolution, then a residual pair: (N, C, H, W) to (N, width, H / 2, W / 2)."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -36,16 +36,16 @@ class Stage(nn.Module):
         self.residual = ConvNorm(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x + residual(x) behind the entering convolution."""
+        """Return x + residual(x), where x is the output of the first convolution."""
         x = self.enter(x)
         return x + self.residual(x)
 
 
 class FastResNet(nn.Module):
-    """A wide, shallow residual network in the form of today's CIFAR speed records.
+    """A wide, shallow residual network in the style of current CIFAR speed records.
 
-    Images (N, C, H, W) to logits (N, K): a stem, three stages of width, 4 · width and 8 · width channels, the maximum
-    over all positions, and a last layer whose logits are scaled down.
+    Images (N, C, H, W) to logits (N, K): a stem, three stages of width, 4 · width and 8 · width channels, a global max
+    pool, and a last layer whose logits are scaled down.
 
     Args:
         width: channels of the stem and the first stage.

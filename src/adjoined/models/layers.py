@@ -1,4 +1,4 @@
-"""What the residual networks share: their convolutions and their initialisation."""
+"""Convolutions and initialisation shared by the residual networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 3x3 convolution that keeps height and width at stride 1; no bias, a normalisation follows it."""
+    """Return a 3x3 convolution that preserves height and width at stride 1; no bias, since a norm follows it."""
     return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
 
 

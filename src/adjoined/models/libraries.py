@@ -12,7 +12,7 @@ from torch import nn
 
 from adjoined.errors import AdjoinedError
 
-# What these would load is chosen by `pretrained` alone: options may come from a file that somebody else wrote.
+# Only `pretrained` may choose what these load: options may come from an untrusted file.
 _FORBIDDEN = {
     "torchvision": {"weights", "weights_backbone", "progress"},
     "timm": {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "in_chans"},
@@ -28,9 +28,9 @@ def torchvision_names() -> list[str]:
 
 
 def torchvision_published(name: str, image_size: int) -> dict[str, int] | None:
-    """Return what torchvision publishes of a network with 1000 classes: `parameters`, and `macs` for images of a size.
+    """Return torchvision's published `parameters` and, for this image size, `macs` of a network with 1000 classes.
 
-    None where it publishes no weights that are used at this size. Nothing is fetched.
+    None if it publishes no weights for this size. Nothing is downloaded.
 
     Example:
         >>> torchvision_published("resnet50", 224)
@@ -46,7 +46,7 @@ def torchvision_published(name: str, image_size: int) -> dict[str, int] | None:
 
 @cache
 def timm_names() -> list[str]:
-    """Return the names of timm's networks, without the tags of their weights."""
+    """Return the names of timm's networks, without weight tags."""
     import timm
 
     return timm.list_models()
@@ -54,7 +54,7 @@ def timm_names() -> list[str]:
 
 @cache
 def timm_knows(name: str) -> bool:
-    """Return whether timm lists this network, with or without a tag of weights (`resnet50.a1_in1k`)."""
+    """Return whether timm lists this network, with or without a weight tag (`resnet50.a1_in1k`)."""
     import timm
 
     return name in (timm.list_models(pretrained=True) if "." in name else timm_names())
@@ -65,8 +65,8 @@ def build_torchvision(
 ) -> nn.Module:
     """Build torchvision's network `name`; arguments and errors as in `adjoined.models.build`.
 
-    GoogLeNet and Inception come without their auxiliary heads, and renormalise RGB images as their weights expect,
-    pretrained or not, so that a network is rebuilt alike for weights of any origin.
+    GoogLeNet and Inception come without their auxiliary heads, and renormalise RGB images as their pretrained weights
+    expect, even without them, so that a network is rebuilt identically for weights of any origin.
     """
     from torchvision import models
 
@@ -74,7 +74,7 @@ def build_torchvision(
     known: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         known["transform_input"] = in_channels == 3
-        if not pretrained:  # with weights, torchvision sets both itself and suffers no other value
+        if not pretrained:  # with weights, torchvision sets both itself and accepts no other value
             known |= {"aux_logits": False, "init_weights": True}
     if image_size is not None and name.startswith("vit_"):
         known["image_size"] = image_size
@@ -97,7 +97,7 @@ def build_timm(
 
     _refuse_forbidden("timm", options)
     config = timm.get_pretrained_cfg(name)
-    # Only networks with a fixed input size know the argument img_size; the others refuse it.
+    # Only networks with a fixed input size accept the argument img_size.
     fixed = image_size is not None and config is not None and config.fixed_input_size
     size = {"img_size": image_size} if fixed else {}
     return timm.create_model(
@@ -108,9 +108,9 @@ def build_timm(
 def _refuse_forbidden(library: str, options: Mapping) -> None:
     for option in sorted(_FORBIDDEN[library] & set(options)):
         raise AdjoinedError(
-            "this is not an option of the network's shape",
+            "this option is not supported",
             where=f"option {option}",
-            fix="Weights come from the library's own collection, by `pretrained`; channels from the data.",
+            fix="Use `pretrained` for the library's weights; the data determine the channels.",
         )
 
 
@@ -121,17 +121,17 @@ def _drop_auxiliary_heads(model: nn.Module) -> None:
 
 
 def _fit_head(model: nn.Module, num_classes: int) -> None:
-    """Replace the last layer, if it has not `num_classes` outputs, by a fresh one."""
+    """Replace the last layer by a new one if it does not have `num_classes` outputs."""
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     name, head = layers[-1]
     if isinstance(head, nn.Linear) and head.out_features != num_classes:
         _replace(model, name, nn.Linear(head.in_features, num_classes, bias=head.bias is not None))
-    elif isinstance(head, nn.Conv2d) and head.out_channels != num_classes:  # squeezenet classifies by a convolution
+    elif isinstance(head, nn.Conv2d) and head.out_channels != num_classes:  # squeezenet's classifier is a convolution
         _replace(model, name, _convolution_like(head, head.in_channels, num_classes))
 
 
 def _fit_stem(model: nn.Module, in_channels: int, *, pretrained: bool) -> None:
-    """Replace the first convolution by one for `in_channels`, at the same variance of its outputs."""
+    """Replace the first convolution by one for `in_channels`, preserving the variance of its outputs."""
     from timm.models import adapt_input_conv
 
     name, stem = next((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d))

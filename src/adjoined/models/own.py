@@ -1,4 +1,4 @@
-"""The networks of this library by name."""
+"""The built-in networks by name."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _USUAL_WIDE = ((16, 1), (16, 2), (16, 4), (16, 8), (22, 8), (28, 2), (28, 10), (
 
 
 def names() -> list[str]:
-    """Return the names of our networks; of the wide ResNets, of which there is no end, the usual ones."""
+    """Return the names of the built-in networks; of the wide ResNets, of any depth and width, the usual ones."""
     return [*_BUILDERS, *(f"wide_resnet{depth}_{factor}" for depth, factor in _USUAL_WIDE)]
 
 
 def find(name: str) -> Callable[..., nn.Module] | None:
-    """Return the function that builds our network of this name, None if there is none.
+    """Return the function that builds the built-in network of this name, or None.
 
-    Every `wide_resnet{depth}_{k}` is known whose depth is 6n + 4; torchvision's wide_resnet50_2 is none of them.
+    Every `wide_resnet{depth}_{k}` of depth 6n + 4 is known; torchvision's wide_resnet50_2 is not one of them.
     """
     wide = re.fullmatch(r"wide_resnet(\d+)_(\d+)", name)
     if not wide:

@@ -46,7 +46,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions beside a shortcut: (N, C, H, W) to (N, 4 width, H / stride, W / stride).
 
-    The stride lies in the 3x3 convolution, which loses less than in the first 1x1 one.
+    The 3x3 convolution has the stride, which loses less accuracy than in the first 1x1 convolution.
 
     Source: arXiv 1512.03385, figure 5, right.
     """
@@ -80,8 +80,8 @@ class ResNet(nn.Module):
 
     Args:
         block: BasicBlock or Bottleneck.
-        depths: number of blocks of each stage; every stage but the first halves height and width.
-        widths: channels inside the blocks of each stage; the stem has as many as the first stage.
+        depths: number of blocks in each stage; every stage except the first halves height and width.
+        widths: channels inside the blocks of each stage; the stem has as many channels as the first stage.
         num_classes: K.
         in_channels: C.
         zero_init: start every residual branch at zero (gamma of its last normalisation), as in Goyal et al.,
@@ -203,7 +203,7 @@ def _scaled(widths: Sequence[int], factor: float) -> list[int]:
     scaled = [round(factor * width) for width in widths]
     if min(scaled) < 1:
         raise AdjoinedError(
-            "the width leaves no channels",
+            "the width is too small",
             where="option width",
             expected=f"a factor that leaves at least one of the {widths[0]} channels of the first stage",
             got=factor,

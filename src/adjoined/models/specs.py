@@ -1,8 +1,8 @@
-"""The grammar of model names. Nothing here builds a network or runs anybody's code.
+"""The grammar of model names. Nothing here builds a network or runs user code.
 
-resnet56                     ours if we have it, else torchvision's, else timm's
+resnet56                     the built-in network of this name, or else torchvision's, or else timm's
 adjoined:NAME  torchvision:NAME  timm:NAME
-FILE.py:FUNCTION  package.module:FUNCTION     a function of the user's that returns a torch.nn.Module
+FILE.py:FUNCTION  package.module:FUNCTION     a function in the user's code that returns a torch.nn.Module
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LIBRARIES: dict[str, Callable[[], list[str]]] = {
 
 
 def is_code(spec: str) -> bool:
-    """Return whether building this model imports a file or package of the user's, so runs code that it names.
+    """Return whether building this model imports a file or package of the user and so runs user code.
 
     Example:
         >>> is_code("net.py:make"), is_code("package.module:make"), is_code("timm:resnet18"), is_code("resnet18")
@@ -34,10 +34,10 @@ def is_code(spec: str) -> bool:
 
 
 def resolve(spec: str) -> str:
-    """Return the canonical form of a model's name, which means the same model wherever it is read.
+    """Return the canonical form of a model's name, which means the same model everywhere.
 
-    No user code is imported: of `FILE.py:FUNCTION` only the file's presence is checked, of `package.module:FUNCTION`
-    nothing.
+    No user code is imported: for `FILE.py:FUNCTION` only the file's existence is checked, for
+    `package.module:FUNCTION` nothing.
 
     Args:
         spec: a name in the grammar of this module.
@@ -46,7 +46,8 @@ def resolve(spec: str) -> str:
         `LIBRARY:NAME`, or `/absolute/FILE.py:FUNCTION`, or `package.module:FUNCTION`.
 
     Raises:
-        AdjoinedError: no library knows the name, with the nearest names; the file is missing; the form is wrong.
+        AdjoinedError: no library knows the name (the error lists similar ones), the file is missing, or the name is
+            malformed.
 
     Example:
         >>> resolve("resnet20"), resolve("resnet50")
@@ -57,7 +58,7 @@ def resolve(spec: str) -> str:
     library, _, name = spec.partition(":") if ":" in spec else ("", "", spec)
     if (library and library not in _LIBRARIES) or spec.endswith(".py"):
         raise AdjoinedError(
-            "no such form of a model's name",
+            "malformed model name",
             where=f"model {spec!r}",
             expected="NAME, timm:NAME, torchvision:NAME, adjoined:NAME, FILE.py:FUNCTION or package.module:FUNCTION",
         )
@@ -69,7 +70,7 @@ def resolve(spec: str) -> str:
 
 
 def available(prefix: str = "") -> list[str]:
-    """Return the canonical names of all models of the libraries, of which the full or the bare name has this prefix.
+    """Return the canonical names of all library models whose full or bare name has this prefix.
 
     Example:
         >>> available("resnet110")
@@ -101,18 +102,18 @@ def _resolve_code(spec: str) -> str:
             "the file of the model is missing",
             where=f"model {spec!r}",
             expected=f"a Python file {path}",
-            fix="Write the path as seen from the current folder, or a full one.",
+            fix="Give a path relative to the current folder, or an absolute one.",
         )
     return f"{path}:{function}"
 
 
 def _unknown(spec: str, name: str, searched: list[str]) -> AdjoinedError:
-    # One library's name beside another's may be the same; dict keeps the first, in the order of the search.
+    # Two libraries may share a name; dict keeps the first, in search order.
     names = {each: f"{library}:{each}" for library in reversed(searched) for each in _LIBRARIES[library]()}
     near = [names[each] for each in difflib.get_close_matches(name, names, n=4, cutoff=0.5)]
     return AdjoinedError(
         "unknown model",
         where=f"model {spec!r}",
         expected=f"a name of {', '.join(searched)}" + (f", such as {', '.join(near)}" if near else ""),
-        fix="For a model of your own write FILE.py:FUNCTION.",
+        fix="For your own model write FILE.py:FUNCTION.",
     )

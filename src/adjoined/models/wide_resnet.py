@@ -1,4 +1,4 @@
-"""Wide residual networks, which normalise and activate before each convolution.
+"""Wide residual networks, with norm and activation before each convolution.
 
 Shape legend: N samples, C channels, H and W height and width in pixels, K classes.
 """
@@ -12,9 +12,9 @@ from adjoined.models.layers import conv1x1, conv3x3, initialise
 
 
 class PreActivationBlock(nn.Module):
-    """Norm, ReLU, 3x3 convolution, twice, beside a shortcut: (N, C, H, W) to (N, width, H / stride, W / stride).
+    """Twice norm, ReLU and 3x3 convolution, beside a shortcut: (N, C, H, W) to (N, width, H / stride, W / stride).
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the activated input.
+    If the shape changes, the shortcut is a 1x1 convolution of the activated input.
 
     Source: He et al., "Identity mappings in deep residual networks", arXiv 1603.05027, figure 4e.
     """
