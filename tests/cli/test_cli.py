@@ -282,7 +282,7 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
         ("resnet20 --out x.json --alpha 2,4", "--out: needs one alpha"),
         ("resnet20 --out nowhere/x.json", "nowhere/x.json"),
         ("resnet20 --input-size 0", "--input-size: out of range"),
-        ("torchvision:vgg11 --input-size 8", "Look at --input-size and --channels"),
+        ("torchvision:vgg11 --input-size 8", "Check --input-size and --channels"),
         ('resnet20 --model-options {"depth":9}', "option depth"),
     ],
 )

@@ -329,8 +329,8 @@ def test_other_classes_in_val_than_in_train_are_named(photos):
     for name in ("cat", "doggy"):
         (both / "val" / name).symlink_to(photos / "dog")
     line = refusal(name=f"folder:{both}")
-    assert "train/ alone has dog" in line
-    assert "val/ alone has doggy" in line
+    assert "only train/ has dog" in line
+    assert "only val/ has doggy" in line
 
 
 def test_a_class_too_small_to_split_is_named(photos):

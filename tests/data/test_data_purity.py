@@ -198,5 +198,5 @@ def test_what_is_no_image_is_refused(tmp_path, content):
 
 
 def test_a_missing_image_is_named(tmp_path):
-    with pytest.raises(AdjoinedError, match=r"none\.png: there is no such image"):
+    with pytest.raises(AdjoinedError, match=r"none\.png: no such image"):
         load_image(tmp_path / "none.png")

@@ -65,7 +65,7 @@ def test_a_class_may_be_called_train(tmp_path, photos):
 def test_images_in_train_without_class_folders_are_not_taken_for_a_class(tmp_path):
     for part in ("train", "test"):
         fill(tmp_path / part, 2)
-    assert "outside of class folders" in refusal(opened, tmp_path)
+    assert "outside the class folders" in refusal(opened, tmp_path)
 
 
 def test_what_is_left_out_is_counted_by_its_kind(photos):
@@ -149,7 +149,7 @@ def test_damaged_files_are_left_out_before_the_split_if_wanted(photos):
     assert sorted(data.skipped) == ["cat/3.png", "eel/3.png"]
     assert len(data.train) + len(data.val) == 28
     data.check()
-    assert "damaged, and left out: 2 (cat/3.png, eel/3.png)" in data.in_words()
+    assert "damaged images left out: 2 (cat/3.png, eel/3.png)" in data.in_words()
     fill(photos / "cat", 4)  # the file is there again, but a run that began without it goes on without it
     known = open_data(data.settings, skipped=data.skipped)
     assert DataRecord.of(data).fits(known)
@@ -196,7 +196,7 @@ def test_of_train_and_val_only_val_is_measured(tmp_path, photos):
     trained = opened(photos)
     fill(tmp_path / "new" / "train" / "cat", 5)
     settings = replace(trained.settings, name=f"folder:{tmp_path / 'new'}")
-    assert "train/ alone" in refusal(open_to_measure, settings, trained.info)
+    assert "only train/" in refusal(open_to_measure, settings, trained.info)
     fill(tmp_path / "new" / "val" / "dog", 3)
     assert open_to_measure(settings, trained.info).val.labels.tolist() == [1, 1, 1]
 

@@ -96,7 +96,7 @@ def test_what_is_kept_stays_at_full_width():
 
 def test_a_budget_that_cannot_be_met_is_refused(monkeypatch):
     monkeypatch.setattr("adjoined.methods.channels.HALVINGS", 1)  # half of the channels, and no more
-    with pytest.raises(AdjoinedError, match="cannot be pruned so far"):
+    with pytest.raises(AdjoinedError, match="cannot be pruned that far"):
         pruned("filter-pruning", trained(5), alpha=4.0)
 
 
