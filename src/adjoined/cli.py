@@ -1,6 +1,6 @@
-"""The command line: find the command, run it, say what went wrong in one line.
+"""The command line: find the command, run it, and report errors in one line.
 
-Nothing heavy is imported before the command is known, so that `adjoined --help` answers at once.
+Heavy imports wait until the command is known, so that `adjoined --help` is fast.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from adjoined.printable import printable
 COMMANDS = {
     "plan": "show the small networks of a model, without training",
     "train": "train a base and a small network in one run, or continue a run",
-    "compare": "train by several methods under equal settings, and show how they compare",
-    "evaluate": "measure both networks of a run on a data set",
+    "compare": "train with several methods under equal settings, and compare the results",
+    "evaluate": "evaluate both networks of a run on a data set",
     "predict": "classify images with both networks of a run",
-    "export": "write the networks of a run as files of other runtimes, checked against PyTorch",
+    "export": "export the networks of a run to other runtimes, checked against PyTorch",
     "benchmark": "measure size, memory and speed of both networks, in every runtime that is installed",
     "report": "write one HTML page about a run, or about several side by side",
     "demo": "open a local page where both networks classify the images you drop",
@@ -125,7 +125,7 @@ def _overview() -> str:
             "commands:",
             *(f"  {name.ljust(width)}  {purpose}" for name, purpose in COMMANDS.items()),
             "",
-            "`adjoined COMMAND --help` explains a command and all its flags; `adjoined --version` says which this is.",
+            "`adjoined COMMAND --help` explains a command and its flags; `adjoined --version` prints the version.",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""A local page where one drops an image and sees what both networks of a run make of it, by Gradio.
+"""A local page, made with Gradio, where both networks of a run classify a dropped image.
 
 The page is for one machine: it is bound to the loopback interface, and its browser may load nothing from elsewhere.
 """
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 OLDEST = 6
-"""First version of Gradio that the page is made for."""
+"""Oldest supported version of Gradio."""
 LARGEST_FILE = 20_000_000
-"""Bytes of an image file."""
+"""Largest image file, bytes."""
 CALLS = 11
-"""Timed calls of each network; the median is told."""
+"""Timed calls of each network; the median is shown."""
 GUESSES = 5
 SIDE = 160
 """Height of the images on the page, pixels."""
 
-# The browser itself is told to load nothing from elsewhere, whatever the page may ask for.
+# The browser itself is forbidden to load anything from elsewhere, whatever the page asks for.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
@@ -66,11 +66,11 @@ class DemoNetwork:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one network says to one image."""
+    """One network's predictions for one image."""
 
     network: DemoNetwork
     guesses: dict[str, float]
-    """Class -> probability in [0, 1], the likeliest first."""
+    """Class -> probability in [0, 1], the most probable first."""
     milliseconds: float
     """Median time of a call."""
 
@@ -81,7 +81,7 @@ def look(networks: Sequence[DemoNetwork], info: DataInfo, image: PIL.Image.Image
     Args:
         networks: the base network first.
         info: the classes, and how images are prepared.
-        image: of any mode and size.
+        image: an image of any mode and size.
     """
     x = preprocess(info, image)
     times: dict[str, list[float]] = {network.name: [] for network in networks}
@@ -91,7 +91,7 @@ def look(networks: Sequence[DemoNetwork], info: DataInfo, image: PIL.Image.Image
             for network in networks:
                 begin = time.perf_counter()
                 logits[network.name] = network.module(x)[0]
-                if number:  # a first call is slow
+                if number:  # the first call is slow
                     times[network.name].append(1000 * (time.perf_counter() - begin))
     answers = []
     for network in networks:
@@ -108,7 +108,7 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str) -> FastAPI
     Args:
         networks: the base network first.
         info: the classes, and how images are prepared.
-        title: of the run.
+        title: title of the run.
 
     Raises:
         AdjoinedError: Gradio is not installed.
@@ -171,8 +171,8 @@ def serve(app: FastAPI, port: int, started: Callable[[str], None]) -> None:
 
     Args:
         app: the page.
-        port: to listen on; 0 takes any that is free.
-        started: is called with the page's address once it can be opened.
+        port: port to listen on; 0 chooses a free one.
+        started: called with the page's address once it can be opened.
 
     Raises:
         AdjoinedError: the port is taken.
@@ -195,7 +195,7 @@ def serve(app: FastAPI, port: int, started: Callable[[str], None]) -> None:
 
 
 def require() -> None:
-    """Raise AdjoinedError, with the command that helps, if Gradio is not installed, or only an old one."""
+    """Raise AdjoinedError, with the command to install it, if Gradio is missing or too old."""
     found = versions("gradio").get("gradio", "none")
     if not found[0].isdigit() or int(found.partition(".")[0]) < OLDEST:
         raise AdjoinedError(
@@ -208,9 +208,9 @@ def require() -> None:
 
 
 def _confine(app: FastAPI) -> None:
-    """Refuse requests for other names than those of this machine, and forbid the browser to go elsewhere.
+    """Refuse requests for host names other than this machine's, and forbid the browser to load from elsewhere.
 
-    A page of somebody else's could otherwise have its own name lead to 127.0.0.1, and read what is shown here.
+    Otherwise a foreign page could resolve its own name to 127.0.0.1 and read this page (DNS rebinding).
     """
     from fastapi import Request, Response
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -226,7 +226,7 @@ def _confine(app: FastAPI) -> None:
 
 
 def open_image(path: Path) -> PIL.Image.Image:
-    """Read an image, once the size of the file has shown that it is not too large.
+    """Read an image after checking the size of its file.
 
     Raises:
         AdjoinedError: the file is too large, or `load_image` refuses it; it names the file without its folder.
@@ -241,7 +241,7 @@ def open_image(path: Path) -> PIL.Image.Image:
 
 
 def _as_seen(info: DataInfo, image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return the part of the image that the networks see, with their pixels, large enough to be looked at."""
+    """Return the crop of the image that the networks see, at their resolution, enlarged for display."""
     from PIL.Image import Resampling
     from torchvision.transforms.v2.functional import to_pil_image
 
@@ -253,7 +253,7 @@ def _as_seen(info: DataInfo, image: PIL.Image.Image) -> PIL.Image.Image:
 def _about(info: DataInfo) -> str:
     kind = "grey" if info.channels == 1 else "colour"
     return (
-        f"Drop an image: both networks classify it side by side, and what they see of it is shown. "
+        f"Drop an image: both networks classify it side by side, and the page shows the part that they see. "
         f"They were trained on {_plain(info.name)}, "
         f"{info.num_classes} classes, {kind} images of {info.image_size} x {info.image_size} pixels. "
         f"The image stays on this machine."

@@ -1,8 +1,8 @@
-"""How far a small network's output is from the base's, for every kind of output that CNNs have.
+"""Distances between a small network's output and the base's, for every kind of output that CNNs have.
 
-Each distance is a function of (p, q), the outputs of base and small network, and returns a scalar in float32 at least
-that is never negative. `pull` says which way its gradient flows: False, it trains the small network only; True, it also
-pulls the base towards what the small network can follow, which is the regularisation of the paper.
+Each distance is a function of (p, q), the outputs of base and small network, and returns a nonnegative scalar in at
+least float32. `pull` sets where its gradient flows: if False, it trains only the small network; if True, it also pulls
+the base towards what the small network can follow, which is the paper's regularisation.
 
 Shape legend: N samples, C classes, K independent labels or key points, H, W positions, A anchors or proposals, B bins.
 """
@@ -53,7 +53,7 @@ def class_kl(
 
 
 def label_kl(p: Tensor, q: Tensor, *, pull: bool = False, counted: Tensor | None = None) -> Tensor:
-    """Return the KL of independent labels: Bernoulli with probabilities σ(p) and σ(q), added up over labels.
+    """Return the KL of independent labels: Bernoulli with probabilities σ(p) and σ(q), summed over labels.
 
     Args:
         p: logits of the base network, float (N, K, ...), one for each label that may hold or not.
@@ -79,7 +79,7 @@ def label_kl(p: Tensor, q: Tensor, *, pull: bool = False, counted: Tensor | None
 def heatmap_kl(p: Tensor, q: Tensor, *, temperature: float = 1.0, pull: bool = False) -> Tensor:
     """Return the KL of heat maps read as distributions over positions, as the soft-argmax does.
 
-    Heat maps that are trained by squared error have `gaussian_kl` as their distance.
+    For heat maps trained with the squared error use `gaussian_kl`.
 
     Args:
         p: heat maps of the base network before the softmax, float (N, K, H, W) or (N, K, L).
@@ -149,14 +149,14 @@ def cosine_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
         1.0
     """
     p, q = _checked(p, q, pull)
-    # ½‖u − v‖² of unit vectors is 1 − cos, without the loss of digits near equality.
+    # ½‖u − v‖² of unit vectors is 1 − cos, without cancellation near equality.
     return ((F.normalize(p, dim=1) - F.normalize(q, dim=1)) ** 2).sum(dim=1).mean() / 2
 
 
 def relation_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
-    """Return how far the cosines between the samples of a batch differ: the mean squared difference over all pairs.
+    """Return the mean squared difference between the networks' cosine similarities, over all pairs of samples.
 
-    It is 0 where both networks arrange the batch alike, whatever their axes are.
+    It is 0 if both networks arrange the batch in the same way, up to a rotation of their axes.
 
     Args:
         p: embeddings by the base network, float (N, D).
@@ -197,7 +197,7 @@ def charbonnier(p: Tensor, q: Tensor, *, epsilon: float = 1e-3, pull: bool = Fal
 
 
 def confidence(scores: Tensor) -> Tensor:
-    """Return how sure a detector is that there is an object: the largest class probability of each anchor.
+    """Return a detector's confidence that there is an object: the largest class probability of each anchor.
 
     Args:
         scores: class logits of independent labels, float (N, A, C).
@@ -211,7 +211,7 @@ def confidence(scores: Tensor) -> Tensor:
 def score_kl(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
     """Return the Bernoulli KL of a detection head's class scores, each anchor weighted by the base's confidence.
 
-    Nearly all anchors show background; unweighted they would be all that the small network learns.
+    Nearly all anchors show background and would dominate without the weights.
 
     Args:
         p: class logits by the base network, float (N, A, C).
@@ -232,7 +232,7 @@ def score_kl(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
 
 
 def bins_kl(p: Tensor, q: Tensor, weights: Tensor, *, temperature: float = 1.0, pull: bool = False) -> Tensor:
-    """Return the KL of box sides that a head gives as distributions over bins.
+    """Return the KL of box sides that a head predicts as distributions over bins.
 
     Args:
         p: logits over bins by the base network, float (N, A, 4, B).
@@ -258,9 +258,9 @@ def bins_kl(p: Tensor, q: Tensor, weights: Tensor, *, temperature: float = 1.0, 
 
 
 def box_distance(p: Tensor, q: Tensor, weights: Tensor, *, pull: bool = False) -> Tensor:
-    """Return the L1 distance of boxes in units of the base's box, more for those that overlap less.
+    """Return the L1 distance of boxes in units of the base's box, weighted up where boxes overlap less.
 
-    Each box counts (2 − IoU) times: once where it fits, twice where it misses.
+    Each box has the weight 2 − IoU: 1 for a perfect match, 2 without overlap.
 
     Args:
         p: boxes by the base network, float (N, A, 4) as (x1, y1, x2, y2), pixels.
@@ -269,7 +269,7 @@ def box_distance(p: Tensor, q: Tensor, weights: Tensor, *, pull: bool = False) -
         pull: whether the gradient flows into `p`, too; never through the weights, sizes and overlaps.
 
     Returns:
-        The weighted mean over boxes of the mean over four sides, no unit.
+        The weighted mean over boxes of the mean over four sides, dimensionless.
 
     Example:
         >>> p = torch.tensor([[[0.0, 0.0, 10.0, 10.0]]])
@@ -293,7 +293,7 @@ def _bernoulli_kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean; 0 where all weights are."""
+    """Return the weighted mean; 0 if all weights are 0."""
     weights = _wide(weights.detach())
     return (values * weights).sum() / weights.sum().clamp(min=1e-12)
 
@@ -305,7 +305,7 @@ def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def _checked(p: Tensor, q: Tensor, pull: bool) -> tuple[Tensor, Tensor]:
-    """Return both outputs in float32 at least, p without gradient unless it is pulled."""
+    """Return both outputs in at least float32, with p detached unless it is pulled."""
     if not isinstance(p, Tensor) or not isinstance(q, Tensor) or p.shape != q.shape:
         raise _differ(p, q, "tensors of one shape")
     return _wide(p if pull else p.detach()), _wide(q)

@@ -1,21 +1,21 @@
-"""The one error that a user's mistake raises."""
+"""The error for every mistake that a user can make."""
 
 from __future__ import annotations
 
 from adjoined.printable import printable
 
 LONGEST = 600
-"""Characters of one fact in a message."""
+"""Most characters of one fact in a message."""
 
 
 class AdjoinedError(Exception):
-    """Say in one line what is wrong, where, what was expected, what was got, and what to do.
+    """An error that the user can correct: one line with the problem, place, expected and actual value, and the fix.
 
     Args:
-        what: the fault, as a short clause.
+        what: the problem, as a short clause.
         where: the layer, file or flag concerned.
-        expected: what would have been right.
-        got: what was there instead.
+        expected: what would have been valid.
+        got: what was found instead.
         fix: what the user can do about it, as a sentence.
 
     Example:
@@ -35,11 +35,11 @@ class AdjoinedError(Exception):
         super().__init__(" ".join(line.split()))
 
     def at(self, where: object) -> AdjoinedError:
-        """Return the same error, said of another place: a file, where the part that raised it knew none."""
+        """Return the same error with another place, such as a file that the code that raised it did not know."""
         return _rebuild(type(self), self.what, str(where), self.expected, self.got, self.fix)
 
     def __reduce__(self):
-        """Pickle by the parts, so that the error crosses from a data worker to its parent whole."""
+        """Pickle by parts, so that the error survives the way from a data worker to its parent."""
         return _rebuild, (type(self), self.what, self.where, self.expected, self.got, self.fix)
 
 
@@ -48,7 +48,7 @@ class DoesNotRunError(AdjoinedError):
 
 
 def _shown(fact: object) -> str:
-    """Return a fact on one line, its middle left out where it is very long: it may come from somebody's file."""
+    """Return a fact on one line, shortened in the middle if it is very long: it may come from an untrusted file."""
     text = printable(" ".join(str(fact).split()))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 

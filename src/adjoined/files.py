@@ -1,7 +1,7 @@
-"""Reading and writing files: what is read is bounded and regular, what is written appears whole or not at all.
+"""Reading and writing files: only regular files of limited size are read, and files are written atomically.
 
-A run folder may be somebody else's, so no link in it is followed. Files are written under a random name beside their
-own, made anew, flushed to the disk, and renamed.
+A run folder may be untrusted, so no link in it is followed. Files are written under a new random name in the same
+folder, flushed to disk, and renamed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import IO, Any
 from adjoined.errors import AdjoinedError
 
 LARGEST_TEXT = 8 << 20
-"""Bytes of a text file that is read, such as JSON."""
+"""Largest text file that is read, such as JSON, bytes."""
 DEEPEST = 32
-"""Levels of nesting in a file that is read."""
+"""Deepest nesting in a file that is read."""
 
 _FULL = (ENOSPC, EDQUOT, EFBIG)
 _PART = re.compile(r"\.adjoined-[0-9a-f]{16}\.part")
@@ -36,14 +36,14 @@ _HERE, _EXCHANGE = -100, 2
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one, never a part.
+    """Write a file atomically: a crash at any moment leaves either the old file or the new one.
 
     Args:
-        path: the file; its folder exists. A link of this name is replaced, not followed.
-        write: is called with the open binary file and writes the content to it.
+        path: the file; its folder must exist. A link of this name is replaced, not followed.
+        write: called with the open binary file; writes the content to it.
 
     Raises:
-        AdjoinedError: the disk is full or the folder cannot be written to; the old file stays.
+        AdjoinedError: the disk is full or the folder is not writable; the old file is kept.
 
     Example:
         >>> import tempfile
@@ -54,7 +54,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     beside = _name_beside(path)
     try:
-        # A name that nobody can guess, and a file that must not exist: no link is waiting there to be followed.
+        # An unguessable name and a file that must not exist yet: nobody can have placed a link there.
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         with open(handle, "wb") as file:
             write(file)
@@ -70,16 +70,16 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 @contextmanager
 def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """Let others write files, or a new folder, and give them their names once the block has come to its end.
+    """Let the block write files, or a new folder, to a temporary place; they are renamed when it finishes.
 
     Args:
-        paths: the files, all in one folder, which exists; the first is the one that names the others, and comes last.
+        paths: the files, all in one existing folder; the first, which refers to the others, is renamed last.
 
     Yields:
-        Where to write them: files of the same names in a folder beside, which goes away with all that is in it.
+        The temporary paths: files of the same names in a new folder, which is deleted at the end.
 
     Raises:
-        AdjoinedError: the disk is full or the folder cannot be written to; the old files stay.
+        AdjoinedError: the disk is full or the folder is not writable; the old files are kept.
 
     Example:
         >>> import tempfile
@@ -106,10 +106,10 @@ def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder in a folder, and take it away again with all that is in it.
+    """Create a temporary folder in a folder, and delete it with its contents at the end.
 
     Raises:
-        AdjoinedError: it cannot be made.
+        AdjoinedError: it cannot be created.
     """
     scratch = _name_beside(folder / "scratch")
     try:
@@ -124,16 +124,16 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder that takes the place of another one whole or not at all.
+    """Fill a new folder that replaces another one atomically.
 
     Args:
-        path: the folder; the one above it exists.
+        path: the folder; its parent must exist.
 
     Yields:
-        An empty folder beside, which gets the name once the block has come to its end; the old one goes away.
+        An empty folder, which is renamed to `path` when the block finishes; the old one is deleted.
 
     Raises:
-        AdjoinedError: the disk is full or the folder cannot be written to; the old one stays.
+        AdjoinedError: the disk is full or the folder is not writable; the old one is kept.
 
     Example:
         >>> import tempfile
@@ -161,7 +161,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change their names in one step, where the system can."""
+    """Swap the names of two folders atomically, if the system supports it."""
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "renameat2"):
         return False
@@ -169,7 +169,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def clear_parts(folder: Path) -> None:
-    """Remove what killed processes have left half written in a folder that this process holds for itself."""
+    """Remove incomplete files that killed processes left in a folder that this process has locked."""
     if not folder.is_dir():
         return
     for entry in os.scandir(folder):
@@ -181,14 +181,14 @@ def clear_parts(folder: Path) -> None:
 
 
 def make_folder(path: Path, *, links: bool = False) -> None:
-    """Make a folder, and those above it, unless it is there.
+    """Create a folder and its parents, unless it exists.
 
     Args:
         path: the folder.
-        links: whether it may be a link to a folder; the user's own may, one inside a run may not.
+        links: whether it may be a link to a folder: yes for a folder given by the user, no inside a run.
 
     Raises:
-        AdjoinedError: it cannot be made, or it is a link.
+        AdjoinedError: it cannot be created, or it is a link.
     """
     if not links:
         refuse_link(path)
@@ -204,14 +204,14 @@ def refuse_link(path: Path) -> None:
         raise AdjoinedError(
             "is a link, and links inside a run are not followed",
             where=path,
-            fix="Put the file or folder itself there; the run folder as a whole may be a link.",
+            fix="Replace it by the file or folder itself; the run folder as a whole may be a link.",
         )
 
 
 def check_writable(path: Path) -> None:
-    """Raise AdjoinedError if no file can be written at this path, without leaving anything there.
+    """Raise AdjoinedError if no file can be written at this path; nothing is left behind.
 
-    For a file that is only written after hours of work.
+    Useful for a file that is written only after hours of work.
     """
     try:
         with TemporaryFile(dir=path.parent):
@@ -223,17 +223,17 @@ def check_writable(path: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a regular file of a run, whole or not at all.
+    """Copy a regular file of a run atomically.
 
     Raises:
-        AdjoinedError: the source is missing, a link, or not a regular file; the target cannot be written.
+        AdjoinedError: the source is missing, is a link, or is not a regular file; or the target cannot be written.
     """
     with open_regular(source, "a file of a run") as file:
         write_whole(target, lambda copy: shutil.copyfileobj(file, copy, 1 << 20))
 
 
 def json_text(data: Any) -> str:
-    """Return plain data as indented JSON in ASCII, to be printed; NaN and infinity, which JSON lacks, become null.
+    """Return plain data as indented ASCII JSON for printing; NaN and infinity, which JSON lacks, become null.
 
     Example:
         >>> json_text({"loss": float("nan")})
@@ -251,7 +251,7 @@ def _without_nan(data: Any) -> Any:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write plain data as indented JSON, whole or not at all.
+    """Write plain data as indented JSON, atomically.
 
     Raises:
         AdjoinedError: the file cannot be written, a number is not finite, or a text is not valid Unicode.
@@ -268,14 +268,14 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, whole or not at all; errors as in `write_whole`."""
+    """Write text in UTF-8, atomically; errors as in `write_whole`."""
     content = text.encode()
     write_whole(path, lambda file: file.write(content))
 
 
 @contextmanager
 def open_regular(path: Path, kind: str, *, links: bool = False, largest: int | None = None) -> Iterator[IO[bytes]]:
-    """Open a regular file to read it; pipes, devices and folders are refused, and nothing waits for them.
+    """Open a regular file for reading; pipes, devices and folders are refused without blocking.
 
     Args:
         path: the file.
@@ -313,7 +313,7 @@ def read_bytes(path: Path, kind: str, *, links: bool = False, largest: int = LAR
     """Return the content of a regular file; arguments and errors as in `open_regular`."""
     with open_regular(path, kind, links=links, largest=largest) as file:
         try:
-            return file.read(largest)  # not more, even if somebody is writing to it
+            return file.read(largest)  # no more, even if another process is appending to it
         except OSError as error:
             raise AdjoinedError(f"cannot be read: {error.strerror}", where=path, expected=kind) from error
 
@@ -333,7 +333,7 @@ def read_json(path: Path, kind: str, *, links: bool = False) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, where: object, kind: str) -> dict[str, Any]:
-    """Return the JSON object that bytes hold; errors as in `read_json`."""
+    """Parse bytes as a JSON object; errors as in `read_json`."""
     try:
         text = content.decode()
         _check_depth(text)
@@ -348,16 +348,14 @@ def parse_json(content: bytes, where: object, kind: str) -> dict[str, Any]:
 
 
 def cannot_write(error: OSError, path: object) -> AdjoinedError:
-    """Turn an error of the operating system into one line that says what to do."""
+    """Turn an operating-system error into a one-line AdjoinedError with advice."""
     if error.errno in _FULL:
         return AdjoinedError(
             "the disk is full",
             where=path,
-            fix="Free some space and go on with --resume; what was written before stays.",
+            fix="Free some space and continue with --resume; files written earlier are kept.",
         )
-    return AdjoinedError(
-        f"cannot be written: {error.strerror or error}", where=path, fix="Choose a folder that you may write to."
-    )
+    return AdjoinedError(f"cannot be written: {error.strerror or error}", where=path, fix="Choose a writable folder.")
 
 
 def _name_beside(path: Path) -> Path:
@@ -365,7 +363,7 @@ def _name_beside(path: Path) -> Path:
 
 
 def _cached(path: Path) -> Path:
-    """Return where a link leads that huggingface_hub has put into its cache; no other link is followed.
+    """Return the target of a link in huggingface_hub's cache; no other link is followed.
 
     There, `snapshots/REVISION/NAME` links to `blobs/HASH`.
     """
@@ -378,7 +376,7 @@ def _cached(path: Path) -> Path:
 
 
 def _check_depth(text: str) -> None:
-    """Raise ValueError where brackets are nested deeper than anything that this library writes."""
+    """Raise ValueError if brackets are nested deeper than in any file that this library writes."""
     depth = 0
     for mark in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
@@ -401,7 +399,7 @@ def _finite(text: str) -> float:
 
 
 def _flush(path: Path) -> None:
-    # For a folder, too: a rename in it is only on the disk once the folder is.
+    # Also for a folder: a rename is durable only once the folder itself is flushed.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

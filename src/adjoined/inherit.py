@@ -1,8 +1,8 @@
-"""What a small network inherits from a trained base: weights that give the base's activations with fewer channels.
+"""Initialise a small network from a trained base: weights that reproduce the base's activations with fewer channels.
 
-A slice of trained weights leaves out what the dropped channels contributed. Here each layer of the small network, in
-the order of execution, gets the weights that come nearest to the base's outputs, given the inputs that the layers
-before it now give: linear least squares, in closed form.
+A slice of trained weights loses the contribution of the dropped channels. Here each layer of the small network, in the
+order of execution, gets the weights that best approximate the base's outputs, given the outputs of the layers before
+it: linear least squares, in closed form.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
             once, in eval mode.
 
     Returns:
-        How many layers were fitted.
+        Number of fitted layers.
 
     Source: the reconstruction of He et al., "Channel pruning for accelerating very deep neural networks",
     arXiv 1707.06168, for all layers and kernels.
@@ -102,7 +102,7 @@ class _Layers(TorchFunctionMode):
 
 
 class _Record(_Layers):
-    """Note what the layers of the base give at some positions."""
+    """Record the outputs of the base's layers at some positions."""
 
     def __init__(self, network: nn.Module, plan: SlicePlan) -> None:
         super().__init__(network)

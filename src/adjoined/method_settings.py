@@ -31,7 +31,7 @@ _PRUNED = ("filter-pruning", "slimming", "weight-pruning")
 
 
 def _for(default: Any, *methods: str) -> Any:
-    """Declare a setting that only some methods read; any other method refuses it."""
+    """Declare a setting that only some methods read; the others refuse it."""
     return field(default=default, metadata={"methods": methods})
 
 
@@ -42,7 +42,7 @@ class ModelSettings:
     model: str = "digits_resnet"
     """Base network: a built-in name, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
     model_options: dict[str, Any] = field(default_factory=dict)
-    """More arguments for the model's constructor, as a YAML mapping."""
+    """Additional arguments for the model's constructor, as a YAML mapping."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class SmallSettings:
     keep: list[str] = field(default_factory=list)
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8
-    """Widths of the small network are multiples of this, where the base network's allow it, channels."""
+    """Round the small network's widths to multiples of this, where the base network's allow it, channels."""
     widths: dict[str, str] = field(default_factory=dict)
     """Other widths than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'."""
     order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
@@ -78,38 +78,38 @@ class MethodSettings:
     method: str = "adjoint"
     """How the networks are trained; `docs/method.md` has the list."""
     private_head: bool = _for(False, *_SHARED)
-    """Give the small network a last layer of its own, a slice of the base's at first."""
+    """Give the small network a private last layer, initially a slice of the base's."""
     kl_schedule: Literal["paper", "constant"] = _for("paper", "adjoint")
-    """λ over the run: the paper's min(4t², 1), or 1 throughout."""
+    """Schedule of λ: the paper's min(4t², 1), or constantly 1."""
     kl_detach: bool = _for(False, "adjoint")
-    """Let the KL term train the small network only."""
+    """Let the KL term train only the small network."""
     small_ce: float = _for(0.0, "adjoint")
-    """Weight of a cross-entropy of the small network."""
+    """Weight of the small network's own cross-entropy."""
     temperature: float | None = _for(None, "adjoint", "distillation", "transfer")
     """Temperature of the KL term; none: 1 for adjoint, 4 for distillation, 2 for transfer."""
     dropout_rate: float = _for(0.3, "dropout")
-    """Share of the last linear layer's inputs that are dropped, in [0, 1)."""
+    """Dropout rate of the last linear layer's inputs, in [0, 1)."""
     teacher: str | None = _for(None, "distillation")
-    """Folder of a finished run whose base network teaches; none: a teacher is trained first."""
+    """Folder of a finished run whose base network is the teacher; none: a teacher is trained first."""
     prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning", "slimming")
-    """What pruning brings down to that of the small network that alpha gives."""
+    """The size that pruning reduces to that of the small network given by alpha."""
     slimming_l1: float = _for(1e-4, "slimming", "sparse-scales")
-    """Weight of the L1 norm of BatchNorm's scales, before pruning."""
+    """Weight of the L1 penalty on BatchNorm scales, before pruning."""
     sparsity: float | None = _for(None, "weight-pruning", "lottery-ticket")
     """Share of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network
     that alpha gives."""
     lottery_rounds: int = _for(5, "lottery-ticket")
-    """Rounds of training and pruning, each starting again from the first weights."""
+    """Rounds of training and pruning, each restarting from the initial weights."""
     lottery_round: int | None = _for(None, "lottery-ticket")
     """Stop after this round; none: after the last."""
     finetune_epochs: int | None = _for(None, *_PRUNED)
-    """Epochs after pruning; none: as many as before."""
+    """Epochs after pruning; none: the same number as before."""
     finetune_lr: float | None = _for(None, *_PRUNED)
     """Highest learning rate after pruning; none: as before."""
 
 
 SMALL_ONLY = frozenset(each.name for each in fields(SmallSettings))
-"""Settings that say what the small networks are like; a method that trains the base alone ignores them."""
+"""Settings of the small networks; a method that trains only the base ignores them."""
 
 METHODS_OF: dict[str, tuple[str, ...]] = {
     each.name: each.metadata["methods"]

@@ -1,8 +1,8 @@
-"""The adjoint objective for any task: what the base is trained for, and how the small networks follow it.
+"""The adjoint objective for any task: the base's task loss, and distances of the small networks from the base.
 
     loss = task(p) + Σ over small networks q: [ weight · task(q) + λ(t) · distance(p, q) ]
 
-`adjoint_loss` is the case of classification.
+`adjoint_loss` is the special case of classification.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def adjoint_objective(
     """Return the loss that trains base and small networks together on any task.
 
     Args:
-        outputs: what the joint network returned: p, q or p, q1, q2, ...; whatever the model returns.
-        task: the loss of one network's output, a scalar; it knows the targets.
+        outputs: the outputs of the joint network, p, q or p, q1, q2, ..., each of the model's own type.
+        task: maps one network's output to its loss, a scalar; it knows the targets.
         distance: (p, q) -> a scalar, at least 0; see `adjoined.distances`, and `by_name` for outputs with parts.
-        progress: t, the share of the training done, in [0, 1]; λ(t) = min(4t², 1).
+        progress: t, the fraction of training done, in [0, 1]; λ(t) = min(4t², 1).
         small_task: weight of the small networks' own task loss; 0 in the paper, 1 in `adjoint+`.
 
     Returns:
         A scalar.
 
     Raises:
-        AdjoinedError: there is no small network's output, or `progress` is outside [0, 1].
+        AdjoinedError: a small network's output is missing, or `progress` is outside [0, 1].
 
     Example:
         >>> from adjoined.distances import gaussian_kl
@@ -54,7 +54,7 @@ def adjoint_objective(
         raise AdjoinedError(
             "no output of a small network",
             where="outputs",
-            expected="what the joint network returned: p, q",
+            expected="the outputs of the joint network: p, q",
             got=type(outputs).__name__,
         )
     p, *smalls = outputs
@@ -67,12 +67,12 @@ def adjoint_objective(
 
 
 def by_name(**parts: Distance | tuple[float, Distance]) -> Distance:
-    """Return the distance of outputs with several parts: the sum of those of the parts named.
+    """Return the distance of outputs with several parts: the sum of the distances of the named parts.
 
     Args:
         **parts: path to a part -> its distance, or (weight, distance). A path is an entry of a dict, a field of a
-            dataclass or object, or a place in a list, and `__` goes a level down: `aux__0` is output["aux"][0]. Places
-            in a list at the first level are written `_0`.
+            dataclass or object, or an index of a list, and `__` goes down one level: `aux__0` is output["aux"][0].
+            Indices of a list at the top level are written `_0`.
 
     Example:
         >>> from adjoined.distances import class_kl, gaussian_kl
@@ -98,7 +98,7 @@ def part(output: Any, path: str) -> Any:
     """Return a part of an output by its path; see `by_name`.
 
     Raises:
-        AdjoinedError: the output has no such part; it names those that it has.
+        AdjoinedError: the output has no such part; the error lists its parts.
 
     Example:
         >>> part({"aux": [10, 20]}, "aux__1"), part([1, 2], "_0")

@@ -1,4 +1,4 @@
-"""Named settings. A recipe is a function; another one is a few lines that change one of these.
+"""Named settings. A recipe is a function; a new one takes a few lines that change an existing one.
 
 Example:
     >>> from dataclasses import replace
@@ -23,7 +23,7 @@ def digits() -> Settings:
 
 
 def cifar() -> Settings:
-    """Return ResNet-56 on CIFAR-100, as its authors train it, with a cosine."""
+    """Return ResNet-56 on CIFAR-100, trained as by its authors, but with a cosine schedule."""
     return Settings(
         model="resnet56",
         data="cifar100",
@@ -54,7 +54,7 @@ def cifar_resnet18() -> Settings:
 
 
 def cifar_fast() -> Settings:
-    """Return a residual network that reaches two thirds of CIFAR-100 in minutes on two CPU cores, all images used."""
+    """Return a residual network that reaches two thirds on CIFAR-100 within minutes on two CPU cores."""
     return Settings(
         model="fast_resnet32",
         data="cifar100",
@@ -114,7 +114,7 @@ def imagenet_resnet50() -> Settings:
 
 
 def finetune() -> Settings:
-    """Return ImageNet's ResNet-50, trained on with your own photos (`--data folder:PATH`)."""
+    """Return ImageNet's ResNet-50, fine-tuned on your own photos (`--data folder:PATH`)."""
     return Settings(
         model="torchvision:resnet50",
         pretrained=True,
@@ -136,7 +136,7 @@ def finetune() -> Settings:
 
 
 def paper_cifar100_resnet50() -> Settings:
-    """Return the paper's run on CIFAR-100, by its authors' code: one cycle, 4e-3, batches of 32, 100 epochs."""
+    """Return the paper's run on CIFAR-100, as in its authors' code: one cycle, 4e-3, batches of 32, 100 epochs."""
     return Settings(
         model="cifar_resnet50",
         data="cifar100",
@@ -154,7 +154,7 @@ def paper_cifar100_resnet50() -> Settings:
 
 
 def paper_imagenet_resnet50() -> Settings:
-    """Return the paper's run on ImageNet, by its authors' code: one cycle, 4e-3, batches of 256, 60 epochs."""
+    """Return the paper's run on ImageNet, as in its authors' code: one cycle, 4e-3, batches of 256, 60 epochs."""
     return Settings(
         model="torchvision:resnet50",
         data="imagenet",
@@ -185,4 +185,4 @@ RECIPES: dict[str, Callable[[], Settings]] = {
     "paper-cifar100-resnet50": paper_cifar100_resnet50,
     "paper-imagenet-resnet50": paper_imagenet_resnet50,
 }
-"""Name, as `--recipe` takes it -> function."""
+"""Name in `--recipe` -> function."""

@@ -1,4 +1,4 @@
-"""From the plain data of a file to a dataclass, checked once, by msgspec; and YAML as plain data."""
+"""Conversion of plain data to checked dataclasses, by msgspec; and YAML as plain data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from adjoined.files import DEEPEST, read_bytes, read_json
 
 T = TypeVar("T")
 LARGEST_YAML = 64 << 10
-"""Bytes of a YAML file that is read."""
+"""Largest YAML file that is read, bytes."""
 _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def conform(kind: type[T], data: object, *, where: object, texts: bool = False, fix: str = "") -> T:
-    """Return plain data as an object of a type; entries that the type does not know are passed over.
+    """Convert plain data to an object of a type; unknown entries are ignored.
 
     Args:
         kind: a dataclass, or any other type that msgspec reads.
         data: dicts, lists, texts, numbers.
         where: the file or entry, for the error.
-        texts: whether a text may stand for a number or a truth value, as on a command line.
+        texts: whether strings may be converted to numbers and booleans, as on a command line.
         fix: what the user can do about an error.
 
     Raises:
@@ -43,7 +43,7 @@ def conform(kind: type[T], data: object, *, where: object, texts: bool = False, 
 
 
 def _no_path(kind: type[T], _: object) -> T:
-    """Leave paths out: no file says where something lies; whoever reads it derives that."""
+    """Leave paths out: files hold no paths; readers derive them."""
     return kind()
 
 
@@ -54,11 +54,11 @@ def read_versioned(path: Path, kind: str, *, format: str, version: int, fix: str
         path: the file.
         kind: what it should be, for the error.
         format: what its entry `format` must be.
-        version: the version that is known; one more means that old programs cannot read the file.
-        fix: what the user can do about a file of something else or of an older version.
+        version: the supported version; it is incremented when old programs can no longer read the file.
+        fix: what the user can do about a file of another program or an older version.
 
     Raises:
-        AdjoinedError: the file cannot be read, is of something else, or of another major version.
+        AdjoinedError: the file cannot be read, or comes from another program or major version.
     """
     data = read_json(path, kind)
     check_version(data, where=path, format=format, version=version, fix=fix)
@@ -83,14 +83,14 @@ def check_version(data: Mapping[str, Any], *, where: object, format: str, versio
 def read_yaml(path: Path, *, links: bool = True) -> Any:
     """Read a YAML file as plain data: dicts, lists, texts, numbers, truth values, None.
 
-    Tags, anchors and aliases are refused, and so is a key that is given twice; dates are texts.
+    Tags, anchors, aliases and duplicate keys are refused; dates are strings.
 
     Args:
         path: the file.
         links: whether it may be a link; a file that the user names may, one inside a run may not.
 
     Raises:
-        AdjoinedError: the file cannot be read or is not such a YAML file; it says in which line.
+        AdjoinedError: the file cannot be read or is not such a YAML file; the error gives the line.
     """
     content = read_bytes(path, "a YAML file", links=links, largest=LARGEST_YAML)
     try:
@@ -119,7 +119,7 @@ def read_mapping(path: Path, *, links: bool = True) -> Mapping[str, Any]:
 
 
 class _Plain(_Safe):
-    """YAML whose scalars are those of JSON, and whose keys are given once."""
+    """YAML with JSON's scalars and without duplicate keys."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
@@ -146,7 +146,7 @@ for _tag, _pattern, _first in (
 
 
 def _check_events(text: str) -> None:
-    """Raise ValueError or YAMLError for what no settings need, before anything is made of it."""
+    """Raise ValueError or YAMLError for features that settings do not need, before anything is constructed."""
     depth = 0
     for event in yaml.parse(text, Loader=_Safe):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):

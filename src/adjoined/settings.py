@@ -1,4 +1,4 @@
-"""Everything a run can be told, in one flat dataclass: the flags of the command line and the keys of a YAML file."""
+"""All settings of a run in one flat dataclass: the flags of the command line and the keys of a YAML file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from adjoined.data import DataSettings
 
 PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
-"""Settings that say where a run is computed, not what: they may change when it is resumed."""
+"""Settings of where a run is computed, not what: they may change when it is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(MethodSettings, SmallSettings, ModelSettings):
     """The settings of one run.
 
-    Every figure has its unit in the line below it; zero switches off what can be switched off.
+    The line below each number gives its unit; zero disables optional features.
 
     Raises:
         AdjoinedError: a value is out of range, or two settings contradict each other; it names the flag.
@@ -41,11 +41,11 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     data_root: str = "data"
     """Folder that holds the data sets, one folder each."""
     image_size: int | None = None
-    """Height and width of the images that the networks see, pixels; none: the data set's own."""
+    """Height and width of the networks' input, pixels; none: the data set's own."""
     augment: Literal["none", "light", "standard", "strong"] = "standard"
-    """How far training images are changed at random."""
+    """Strength of the augmentation of training images."""
     val_fraction: float = 0.2
-    """Share of the images held out where a data set brings no split of its own, in (0, 1)."""
+    """Fraction of the images to hold out if a data set has no validation split, in (0, 1)."""
     split_seed: int = 0
     """Seed of that split."""
     limit: int | None = None
@@ -53,10 +53,10 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     shift: int | None = None
     """Largest random shift of small training images, pixels; none: an eighth of their size."""
     data_on_device: bool = False
-    """Keep the training images on the device and vary them there, a batch at a time: for small images in memory, whose
-    flips then alternate from epoch to epoch."""
+    """Keep the training images on the device and augment them there, batch by batch: for small images in memory. Flips
+    then alternate from epoch to epoch."""
     low_resolution: dict[str, float] = field(default_factory=dict)
-    """Train on smaller images at first: SIZE=SHARE,... is the size in pixels up to that share of the run (24=0.5)."""
+    """Train on smaller images at first: SIZE=FRACTION,... is the size in pixels up to that fraction of the run (24=0.5)."""
     bad_images: Literal["stop", "skip"] = "stop"
     """Image files that are damaged, not images or too large: stop before the first step, or skip and count them."""
     workers: int = 0
@@ -67,42 +67,42 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     batch_size: int = 64
     """Images per forward pass, all devices together."""
     eval_batch_size: int = 256
-    """Images per forward pass when measuring accuracy, per device."""
+    """Images per forward pass in evaluation, per device."""
     optimizer: str = "sgd"
-    """Optimizer: any name of timm.optim, which has torch's as well (sgd, adamw, lamb, lion, muon, lookahead_sgd)."""
+    """Optimizer: any name in timm.optim, which includes torch's (sgd, adamw, lamb, lion, muon, lookahead_sgd)."""
     lr: float = 0.1
     """Highest learning rate."""
     layer_decay: float = 1.0
-    """Every layer's learning rate is that of the layer behind it times this, in (0, 1]; 1: the same rate for all."""
+    """Ratio of a layer's learning rate to that of the next layer, in (0, 1]; 1: the same rate for all."""
     freeze: list[str] = field(default_factory=list)
-    """Modules of the base network that are not trained: names or patterns (conv_stem,blocks.0*)."""
+    """Modules of the base network to freeze: names or patterns (conv_stem,blocks.0*)."""
     momentum: float = 0.9
-    """Momentum of SGD, or the first beta of AdamW and its kin, in [0, 1)."""
+    """Momentum of SGD, or the first beta of AdamW and similar optimizers, in [0, 1)."""
     nesterov: bool = True
-    """Nesterov's form of the momentum (SGD only)."""
+    """Nesterov momentum (SGD only)."""
     weight_decay: float = 5e-4
     """Weight decay of convolutions and linear layers."""
     norm_weight_decay: float = 0.0
     """Weight decay of biases and normalisation layers."""
     schedule: Literal["cosine", "onecycle"] = "cosine"
-    """Learning rate over the run: cosine to zero after a linear warm-up, or one cycle."""
+    """Learning-rate schedule: cosine to zero after a linear warm-up, or one cycle."""
     warmup_epochs: float = 1.0
-    """Epochs in which the learning rate rises, at most the whole run; parts of an epoch are allowed."""
+    """Epochs of warm-up, at most the whole run; fractions are allowed."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes, in [0, 1)."""
+    """Label smoothing: fraction of the target that is spread over all classes, in [0, 1)."""
     mixup: float = 0.0
-    """Parameter of the Beta distribution that images are mixed with; 0: no mixup."""
+    """Parameter of mixup's Beta distribution; 0: no mixup."""
     grad_clip: float = 0.0
     """Largest norm of the gradient; 0: no clipping."""
     accumulate: int = 1
     """Batches per optimizer step."""
     ema: float = 0.0
-    """Decay per step of the moving average of the weights, in [0, 1); above 0 the average is what is finished."""
+    """Decay per step of the moving average of the weights, in [0, 1); above 0 the finished networks use the average."""
 
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
-    """Number format of the computation."""
+    """Numerical precision of the computation."""
     channels_last: bool = False
-    """Keep images and weights in NHWC memory layout."""
+    """Keep images and weights in the NHWC memory format."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     accelerator: str = "auto"
@@ -116,9 +116,9 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     seed: int = 0
     """Seed of weights, order of the images, augmentation and dropout."""
     checkpoint_every: int = 1
-    """Epochs between two checkpoints to resume from; the last epoch always leaves one."""
+    """Epochs between checkpoints for resuming; the last epoch always writes one."""
     log_every: int = 10
-    """Steps between two points in TensorBoard, two updates of the display, two measurements of the penalty."""
+    """Steps between points in TensorBoard, updates of the display, and measurements of the penalty."""
 
     def __post_init__(self) -> None:
         """Check every value, and those that depend on each other."""
@@ -127,7 +127,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         for name in ("checkpoint_every", "log_every"):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         if self.image_size is not None:
-            from adjoined.data.info import LARGEST_IMAGE  # it brings torch, which --help does without
+            from adjoined.data.info import LARGEST_IMAGE  # imports torch, which --help does not need
 
             self._require("image_size", self.image_size <= LARGEST_IMAGE, f"at most {LARGEST_IMAGE} pixels")
         for name in ("image_size", "limit", "finetune_epochs"):
@@ -182,10 +182,10 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         self._check_method()
 
     def data_settings(self, processes: int = 1) -> DataSettings:
-        """Return the part that concerns the data.
+        """Return the data settings.
 
         Args:
-            processes: how many processes share a batch.
+            processes: number of processes that share a batch.
 
         Raises:
             AdjoinedError: the batch cannot be shared evenly.
@@ -216,7 +216,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         )
 
     def anchored(self) -> Settings:
-        """Return the same settings with the places of the data as absolute paths, good from any folder."""
+        """Return the same settings with absolute data paths, valid from any folder."""
         from adjoined.data.settings import folder_of
 
         folder = folder_of(self.data)
@@ -224,7 +224,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         return replace(self, data=data, data_root=str(Path(self.data_root).expanduser().absolute()))
 
     def for_method(self, method: str, **changes: Any) -> Settings:
-        """Return the same settings for another method: what the method does not read is as by default.
+        """Return the same settings for another method; settings that it does not read get their defaults.
 
         Args:
             method: its name.
@@ -242,9 +242,9 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         return replace(self, method=method, **(unread | changes))
 
     def differences(self, other: Settings) -> list[str]:
-        """Return the names of the settings in which two runs differ in what they compute.
+        """Return the names of differing settings that affect the results of two runs.
 
-        A folder of images may lie elsewhere: what it holds is compared with the run's own record of its images.
+        A folder of images may have moved: its contents are compared with the run's record of its images.
         """
         from adjoined.data.settings import folder_of
 
@@ -261,7 +261,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Settings:
-        """Read settings from a YAML file; what it does not mention keeps its default. Nothing it names is imported.
+        """Read settings from a YAML file; missing ones keep their defaults. Nothing that it names is imported.
 
         Raises:
             AdjoinedError: the file is missing or not a YAML mapping, or a key or value is wrong.
@@ -272,11 +272,11 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
     @classmethod
     def from_run(cls, path: Path, *, all_known: bool = False) -> Settings:
-        """Read the settings.yaml of a run, which may be somebody else's and of a newer minor version.
+        """Read the settings.yaml of a run, which may be untrusted and of a newer minor version.
 
         Args:
             path: the file; it may not be a link.
-            all_known: refuse settings that this version does not know, because the run is to go on by them.
+            all_known: refuse settings that this version does not know, because the run will be resumed with them.
 
         Raises:
             AdjoinedError: as in `from_yaml`.
@@ -289,7 +289,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: object = "settings") -> Settings:
-        """Make settings from plain data, with every value brought to its type. Nothing they name is imported.
+        """Make settings from plain data, with every value converted to its type. Nothing they name is imported.
 
         Raises:
             AdjoinedError: a key is unknown or a value does not fit.

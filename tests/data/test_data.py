@@ -318,7 +318,7 @@ def test_one_class_alone_is_refused(photos):
 def test_one_part_alone_is_refused(photos, part):
     photos.rename(photos.parent / part)
     line = refusal(name=f"folder:{photos.parent}")
-    assert f"{part}/ alone" in line
+    assert f"only {part}/" in line
     assert f"folder:{photos.parent / part}" in line
 
 

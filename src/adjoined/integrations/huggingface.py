@@ -21,16 +21,16 @@ from adjoined.slicing import SlicePlan
 class AdjoinedTrainer(Trainer):
     """Train a model of transformers together with its small twin.
 
-    The loss is that of the base, as the trainer computes it, plus the same of every small network, plus
-    λ(t) · KL(p ‖ q) of the logits at temperature 4 without gradient to p. `evaluate` measures every network: the base
+    The loss is the trainer's own loss of the base and of every small network, plus
+    λ(t) · KL(p ‖ q) of the logits at temperature 4 with p detached. `evaluate` evaluates every network: the base
     as `eval_...`, the small one as `eval_small_...`. Checkpoints hold the joint network and resume as usual.
 
     Args:
         model: the base network; it is used, not copied.
         args: the training arguments.
         adjoin_settings: as for `adjoin`: alpha, keep, order, ... `private_head` is True by default.
-        example_input: what the model takes; None: {"pixel_values": float32 (1, C, 224, 224)}, with the image size and
-            channels of the model's config where it has them.
+        example_input: an input of the model; None: {"pixel_values": float32 (1, C, 224, 224)}, with the image size and
+            channels of the model's config if it has them.
         **options: as for `transformers.Trainer`.
 
     Raises:
@@ -55,7 +55,7 @@ class AdjoinedTrainer(Trainer):
 
     @property
     def base(self) -> nn.Module:
-        """The base network as it is now."""
+        """The base network in its current state."""
         return self.net.base
 
     def extract(self, which: int = 0) -> nn.Module:
@@ -77,7 +77,7 @@ class AdjoinedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the joint loss in training, and that of the network that is evaluated otherwise."""
+        """Return the joint loss in training, and otherwise the loss of the network that is evaluated."""
         self._tap.smalls = ()
         loss, outputs = self._loss_of(model, inputs, num_items_in_batch)
         if self._tap.smalls:
@@ -135,7 +135,7 @@ class _Tap(nn.Module):
 
 
 class _Given(nn.Module):
-    """A model whose output is known already."""
+    """A model whose output is already known."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class _Given(nn.Module):
 
 
 def narrow_config(small: nn.Module, plan: SlicePlan) -> Any:
-    """Return a config that describes a small network, or None where its family's config cannot.
+    """Return a config that describes a small network, or None if its family's config cannot.
 
     The widths in the base's config are replaced by the small network's; a model made from the result must have the
     small network's tensors, name for name and shape for shape. Uneven widths, as of `keep` and `widths`, have none.
@@ -171,7 +171,7 @@ def narrow_config(small: nn.Module, plan: SlicePlan) -> Any:
     try:
         with torch.device("meta"):
             again = type(small)(narrow)
-    except (RuntimeError, ValueError, TypeError, ZeroDivisionError):  # whatever a family makes of odd widths
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError):  # raised by families that reject odd widths
         return None
     shapes, wanted = ({name: each.shape for name, each in net.state_dict().items()} for net in (again, small))
     return narrow if shapes == wanted else None

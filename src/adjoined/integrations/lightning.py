@@ -19,29 +19,29 @@ from adjoined.network import AdjoinedNetwork, adjoin
 from adjoined.slicing import SlicePlan
 
 Outputs = tuple[Any, ...]
-"""What one call of the joint network returned: the base's output, then every small network's."""
+"""The outputs of one call of the joint network: the base's, then every small network's."""
 SmallLoss = Callable[[Any, Sequence[Any], Any, float], Tensor]
-"""(p, small outputs, batch, progress) -> the small networks' share of the loss, a scalar."""
+"""(p, small outputs, batch, progress) -> the small networks' terms of the loss, a scalar."""
 
 
 class Adjoined(Callback):
-    """Train the model of a LightningModule together with its small twin; the module itself stays as it is.
+    """Train the model of a LightningModule together with its small twin, without changes to the module.
 
     The callback joins the model before the optimizers are made, adds the small networks' terms to the loss that
     `training_step` returns, and logs both networks' metrics. `self.model(x)` in the module still returns the base
     network's output. Checkpoints keep the module's own parameter names, so `load_from_checkpoint` works without
-    adjoined; what belongs to the small networks is in the callback's state. While `fit` runs, `self.model` is a wrapper
+    adjoined; the callback's state holds the small networks' private tensors. During `fit`, `self.model` is a wrapper
     that passes attributes and items on to the model, so only `isinstance` sees a difference.
 
     Args:
         attribute: name of the attribute that holds the model, such as "model" or "net.backbone".
-        example_input: what the model takes, such as float32 (1, 3, 224, 224); None: the module's
+        example_input: an input of the model, such as float32 (1, 3, 224, 224); None: the module's
             `example_input_array`.
         small_loss: the small networks' terms, see `SmallLoss`. None: cross-entropy of every small network plus
             λ(t) · KL(p ‖ q) at temperature 4 without gradient to p, for batches (x, y) with class indices y.
-        metrics: name -> metric over (output, target) of a validation batch. None: top-1 accuracy, where y holds class
+        metrics: name -> metric over (output, target) of a validation batch. None: top-1 accuracy, if y holds class
             indices.
-        target: takes the target out of a batch. None: the second entry.
+        target: returns the target of a batch. None: the second entry.
         **settings: as for `adjoin`: alpha, keep, round_to, widths, order, ... `private_head` is True by default.
 
     Attributes:
@@ -50,8 +50,8 @@ class Adjoined(Callback):
         smalls: the trained small networks, plain modules, after `fit`.
 
     Raises:
-        AdjoinedError: the module has no such attribute, no example input is known, the module optimizes by hand, or
-            the length of the training is unknown.
+        AdjoinedError: the module has no such attribute, no example input is known, the module uses manual
+            optimization, or the length of the training is unknown.
 
     Example:
         >>> callback = Adjoined("model", alpha=4)  # Trainer(callbacks=[callback])
@@ -89,7 +89,7 @@ class Adjoined(Callback):
             AdjoinedError: `fit` has not finished.
         """
         if not self.smalls:
-            raise AdjoinedError("there is no small network yet", where="Adjoined.small", fix="Call trainer.fit first.")
+            raise AdjoinedError("no small network yet", where="Adjoined.small", fix="Call trainer.fit first.")
         return self.smalls[0]
 
     # ---- before and after --------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ class Adjoined(Callback):
             return
         if not pl_module.automatic_optimization:
             raise AdjoinedError(
-                "the module optimizes by hand, so its loss cannot be added to",
+                "the module uses manual optimization, so nothing can be added to its loss",
                 where=f"{type(pl_module).__name__}.automatic_optimization",
                 fix="Call adjoined.adjoin in the module, and add adjoined.adjoint_loss to its loss.",
             )
@@ -183,13 +183,13 @@ class Adjoined(Callback):
     # ---- metrics -----------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count."""
+        """Reset the metrics."""
         self._running = {}
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Count what every network gets right."""
+        """Update every network's metrics."""
         if self._tap is None:
             return
         for call in self._tap.take():
@@ -225,27 +225,27 @@ class Adjoined(Callback):
         return self._generate_state_key(attribute=self.attribute)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the plans and what the small networks have for themselves: plain values and tensors."""
+        """Return the plans and the small networks' private tensors, as plain values and tensors."""
         if self.net is None:
             return {}
         return {"plans": [plan.to_json() for plan in self.net.plans], "smalls": dict(self.net.smalls.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read what `state_dict` returned.
+        """Load the result of `state_dict`.
 
         Raises:
-            AdjoinedError: the checkpoint's small networks are sliced in another way.
+            AdjoinedError: the checkpoint's small networks are sliced differently.
         """
         if self.net is None or not state_dict:
             return
         saved = [SlicePlan.from_json(plan) for plan in state_dict["plans"]]
         if [plan.tensors for plan in saved] != [plan.tensors for plan in self.net.plans]:
             raise AdjoinedError(
-                "the checkpoint's small networks are not the ones that these settings give",
+                "the checkpoint's small networks do not match these settings",
                 where=f"Adjoined({self.attribute!r})",
                 expected=", ".join(f"alpha {plan.alpha:g}" for plan in saved),
                 got=", ".join(f"alpha {plan.alpha:g}" for plan in self.net.plans),
-                fix="Resume with the callback's settings of that run.",
+                fix="Resume with the same callback settings as that run.",
             )
         self.net.smalls.load_state_dict(state_dict["smalls"])
 
@@ -270,7 +270,7 @@ class _Tap(nn.Module):
         return outputs[0]
 
     def take(self) -> list[Outputs]:
-        """Return what the calls since the last time returned."""
+        """Return the outputs of all calls since the last time."""
         calls, self.calls = self.calls, []
         return calls
 
@@ -320,7 +320,7 @@ def classification_terms(p: Tensor, smalls: Sequence[Tensor], batch: Any, progre
     y = _second(batch)
     if not isinstance(p, Tensor) or not isinstance(y, Tensor):
         raise AdjoinedError(
-            "the small network's loss is not known for these outputs and targets",
+            "there is no default loss of the small network for these outputs and targets",
             where="Adjoined(small_loss=...)",
             expected="logits, and class indices or probabilities as the batch's second entry",
             got=f"{type(p).__name__} and {type(y).__name__}",
@@ -336,7 +336,7 @@ def _second(batch: Any) -> Any:
         if len(entries) > 1:
             return entries[1]
     raise AdjoinedError(
-        "the batch has no second entry to take as the target",
+        "the batch has no second entry to use as the target",
         where="Adjoined(target=..., small_loss=...)",
         expected="batches (x, y)",
         got=type(batch).__name__,
@@ -348,7 +348,7 @@ def _progress(trainer: Trainer) -> float:
     steps = trainer.estimated_stepping_batches
     if steps == float("inf"):
         raise AdjoinedError(
-            "the length of the training is not known, so λ(t) is not either",
+            "the length of the training is unknown, so λ(t) is undefined",
             where="Trainer(max_epochs=..., max_steps=...)",
             fix="Set one of them.",
         )

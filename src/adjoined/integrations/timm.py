@@ -1,7 +1,7 @@
-"""A training task for timm: its loops, its train.py among them, train both networks.
+"""A training task for timm: its training loops, including train.py, train both networks.
 
-From Python, hand `AdjoinedTask(model, ...)` to the loop. timm's own script runs unchanged, with the flags of `adjoin`
-before it:
+In Python, pass `AdjoinedTask(model, ...)` to the loop. timm's own script runs unchanged, with the flags of `adjoin`
+before its name:
 
     python -m adjoined.integrations.timm --alpha 4 train.py --data-dir DATA --model resnet18 --epochs 100
 """
@@ -30,15 +30,15 @@ from adjoined.slicing import SlicePlan
 
 
 class AdjoinedTask(ClassificationTask):
-    """Train a model together with its small twin; EMA, `compile` and `prepare_distributed` are timm's.
+    """Train a model together with its small twin; timm provides EMA, `compile` and `prepare_distributed`.
 
     The loss is criterion(p, y) + criterion(q, y) + λ(t) · KL(p ‖ q) at temperature 4, the KL without gradient to p. The
     loop validates and checkpoints the base network under the model's own parameter names; the slice plans and what the
     small networks have for themselves are the checkpoint's `task_state`.
 
     Args:
-        model: the base network, or a joint network made before.
-        criterion: loss of one network's logits, as timm's tasks take it; None: cross-entropy.
+        model: the base network, or an existing joint network.
+        criterion: loss of one network's logits, as in timm's tasks; None: cross-entropy.
         updates: optimizer steps of the whole training; λ(t) follows them. Without it, set `updates` before training.
         example_input: what the model takes; None: float32 (1, C, H, W) by the model's `pretrained_cfg`.
         device, dtype, verbose: as for timm's tasks.
@@ -71,7 +71,7 @@ class AdjoinedTask(ClassificationTask):
 
     @property
     def net(self) -> AdjoinedNetwork:
-        """The joint network, whatever wraps it."""
+        """The joint network, without wrappers."""
         net = unwrap_model(self.trainable_module)
         assert isinstance(net, AdjoinedNetwork)
         return net
@@ -88,7 +88,7 @@ class AdjoinedTask(ClassificationTask):
         """
         if not self.updates:
             raise AdjoinedError(
-                "the length of the training is not known, so λ(t) is not either",
+                "the length of the training is unknown, so λ(t) is undefined",
                 where="AdjoinedTask(updates=...)",
                 expected="the number of optimizer steps in the whole training",
             )
@@ -98,15 +98,15 @@ class AdjoinedTask(ClassificationTask):
         return {"loss": loss + kl_weight(min(self.done / self.updates, 1.0)) * kl, "output": p}
 
     def step_update(self, done: int) -> None:
-        """Note how many optimizer steps are done; call it once after each."""
+        """Count the optimizer steps; call it once after each."""
         self.done = done
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """Return the base network, which is what the loop validates and saves."""
+        """Return the base network, which the loop validates and saves."""
         return None if ema and not self.has_ema() else self._joint(ema).base
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """Return what a checkpoint has to hold beside the base network: plain values and tensors."""
+        """Return the state that a checkpoint needs beside the base network: plain values and tensors."""
         joint = self._joint(ema)
         plans = [plan.to_json() for plan in joint.plans]
         return {"plans": plans, "smalls": joint.smalls.state_dict(), "done": self.done}
@@ -114,13 +114,13 @@ class AdjoinedTask(ClassificationTask):
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
     ) -> None:
-        """Read what `get_task_state` returned."""
+        """Load the result of `get_task_state`."""
         if state is None:
             return
         joint = self._joint(ema)
         if [SlicePlan.from_json(plan).tensors for plan in state["plans"]] != [plan.tensors for plan in joint.plans]:
             raise AdjoinedError(
-                "the checkpoint's small networks are sliced in another way",
+                "the checkpoint's small networks are sliced differently",
                 where="AdjoinedTask",
                 fix="Resume with the settings of that training.",
             )
@@ -142,7 +142,7 @@ class AdjoinedTask(ClassificationTask):
     def compile_ema(
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module | None:
-        """Leave the average as it is: it is only evaluated."""
+        """Do not compile the average: it is only evaluated."""
         return self.get_eval_model(ema=True)
 
 
@@ -150,7 +150,7 @@ def finished(model: nn.Module, checkpoint: str | os.PathLike[str], *, ema: bool 
     """Return the networks that a checkpoint of timm's loop holds: the base, then every small network, in eval mode.
 
     Args:
-        model: the base network as it was made for the training; its weights are overwritten.
+        model: the base network, built as for the training; its weights are overwritten.
         checkpoint: a file that timm's `CheckpointSaver` wrote, such as model_best.pth.tar.
         ema: take the averaged weights.
 
@@ -179,7 +179,7 @@ def finished(model: nn.Module, checkpoint: str | os.PathLike[str], *, ema: bool 
 
 
 def _own_layers(smalls: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Return the modules that small networks have for themselves; the first one's names tell."""
+    """Return the names of the small networks' private modules, taken from the first small network."""
     names = {name.split(".", 1)[1].rpartition(".")[0] for name in smalls if name.startswith("0.")}
     return sorted(name for name in names if name and model.get_submodule(name)._parameters)
 
@@ -198,7 +198,7 @@ def _example_of(model: nn.Module) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run timm's train.py with `AdjoinedTask` in the place of its classification task."""
+    """Run timm's train.py with `AdjoinedTask` in place of its classification task."""
     parser = argparse.ArgumentParser(
         prog="python -m adjoined.integrations.timm",
         description="Run timm's train.py, training the model together with its small twin.",
@@ -210,16 +210,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
     options = parser.parse_args(argv)
     if not options.script.is_file():
-        parser.error(f"there is no file {options.script}")
+        parser.error(f"no such file: {options.script}")
     keep = tuple(filter(None, options.keep.split(",")))
     sys.argv = [str(options.script), *options.arguments]
     run_script(options.script, alpha=options.alpha, keep=keep, order=options.order)
 
 
 def run_script(script: Path, **settings: Any) -> None:
-    """Run a script of timm's in this process, with `AdjoinedTask` as its classification task.
+    """Run a timm script in this process, with `AdjoinedTask` as its classification task.
 
-    The script tells its scheduler how long the training is and how far it has come; the task learns it there.
+    The task gets the length and the progress of the training from the script's scheduler.
     """
     schedulers: Any = import_module("timm.scheduler")
     tasks: Any = import_module("timm.task")
