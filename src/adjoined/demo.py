@@ -76,7 +76,7 @@ class Answer:
 
 
 def look(networks: Sequence[DemoNetwork], info: DataInfo, image: PIL.Image.Image) -> list[Answer]:
-    """Classify an image with every network, in turns.
+    """Classify an image with every network, in interleaved calls.
 
     Args:
         networks: the base network first.

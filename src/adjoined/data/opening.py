@@ -100,7 +100,7 @@ class ImageData:
     def in_words(self) -> str:
         """Return a few lines on the images: their number, the settings that select them, and what was left out."""
         settings, info = self.settings, self.info
-        limit = "" if settings.limit is None else f" (--limit {settings.limit} a class)"
+        limit = "" if settings.limit is None else f" (--limit {settings.limit} per class)"
         split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed}" if self.splits else ""
         lines = [
             f"{as_text(settings.name)}: {info.num_classes} classes, {info.image_size} px (--image-size)",

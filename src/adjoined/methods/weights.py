@@ -113,7 +113,7 @@ def smallest(trained: nn.Module, share: float) -> dict[str, Tensor]:
 
 
 class PrunedNetwork(nn.Module):
-    """A network whose weights are multiplied by masks in every call: no gradient reaches what is zero.
+    """A network whose weights are multiplied by masks in every call, so masked weights get no gradient.
 
     Args:
         network: the network; it is used, not copied.

@@ -34,14 +34,14 @@ def train(
     same result; `adjoined.training.is_main()` tells which of them should print.
 
     Args:
-        settings: what to train on what, and how.
-        run_folder: the folder of the run, new or empty; with `resume`, the folder of the run to go on with.
-        resume: go on from the last checkpoint, to the same end as if the run had never been stopped; a run that is
-            finished is left as it is. Settings of `adjoined.settings.FREE_ON_RESUME` may differ from the run's.
-        console: where to show how it goes; standard output by default.
-        announce: is called once, before the first step of the method's own training, with what is going to be trained.
-        known: folders of runs. Where a method of several stages (see `adjoined.methods`) begins with a training that
-            one of them has finished, under the same settings, that is copied instead of done again.
+        settings: settings of model, data and training.
+        run_folder: the folder of the run, new or empty; with `resume`, the folder of the run to resume.
+        resume: continue from the last checkpoint, with the same outcome as an uninterrupted run; a finished run is
+            left unchanged. Settings in `adjoined.settings.FREE_ON_RESUME` may differ from the run's.
+        console: where to show progress; standard output by default.
+        announce: called once with the job, before the first step of the method's own training.
+        known: folders of runs. If one of them has finished an early stage of this method (see `adjoined.methods`)
+            under the same settings, that stage is copied instead of trained again.
         deadline: on the clock of `time.monotonic`, seconds: the run stops at the end of the epoch in which it passes,
             and can be resumed. None: it runs to its end.
 
@@ -49,8 +49,8 @@ def train(
         Both networks' files, sizes and accuracies.
 
     Raises:
-        AdjoinedError: a setting does not fit model or data, the folder is in use, of another run, or cannot be
-            written to, or the loss is no longer finite. What was written before stays.
+        AdjoinedError: a setting does not fit model or data; the folder is in use, belongs to another run or is not
+            writable; or the loss became non-finite. Files written earlier are kept.
         KeyboardInterrupt: the run was stopped, by Ctrl-C, SIGTERM or its deadline; its text says how to go on.
 
     Example:

@@ -163,7 +163,7 @@ class Checkpoints(Checkpoint):
 
 
 def quality(row: EpochFigures) -> float:
-    """Return the mean top-1 accuracy of the small networks, or that of the base where it is alone.
+    """Return the mean top-1 accuracy of the small networks, or the base's if there are none.
 
     Example:
         >>> quality({"val_base_top1": 0.9, "val_small-1_top1": 0.75, "val_small-2_top1": 0.25})

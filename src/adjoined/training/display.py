@@ -153,7 +153,7 @@ def _bar(console: Console) -> Any:
 
 
 def network_figures(row: EpochFigures) -> list[str]:
-    """Return accuracy and loss of every network in validation.
+    """Return the validation accuracy and loss of every network.
 
     Example:
         >>> network_figures({"val_base_top1": 0.985, "val_base_loss": 0.06})
@@ -177,5 +177,5 @@ def speed(pace: Pace) -> list[str]:
 
 
 def weight(terms: EpochFigures) -> list[str]:
-    """Return λ, where the method has one."""
+    """Return λ, if the method has one."""
     return [f"λ {terms['lambda']:.2f}"] if "lambda" in terms else []

@@ -18,7 +18,7 @@ EpochFigures = dict[str, float]
 
 
 def of_networks(row: EpochFigures, what: str) -> dict[str, float]:
-    """Return a figure of the validation for every network.
+    """Return a validation figure for every network.
 
     Example:
         >>> of_networks({"val_base_top1": 0.9, "val_base_loss": 0.3, "val_small_top1": 0.8}, "top1")

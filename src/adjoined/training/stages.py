@@ -47,7 +47,7 @@ def run_stages(
     known: Iterable[Path],
     console: Console,
 ) -> StageResults:
-    """Finish every stage that comes before these settings' own training, and return what they left.
+    """Finish every stage before these settings' own training, and return the results.
 
     Args:
         settings: the settings of the run.
