@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("all my work")
-    with pytest.raises(AdjoinedError, match=r"something else.*thesis\.tex"):
+    with pytest.raises(AdjoinedError, match=r"something other than a run.*thesis\.tex"):
         train(TINY, tmp_path, console=QUIET)
     assert [each.name for each in tmp_path.iterdir() if each.name != ".lock"] == ["thesis.tex"]
 
