@@ -21,6 +21,8 @@ from adjoined.slicing import Index, Inputs, SlicePlan, named_tensors
 
 POSITIONS = 64
 """Positions of each image at which a convolution's outputs are compared."""
+ENOUGH = 2
+"""Outputs to fit to for each input of a layer: with fewer, a fit learns its images by heart, and the slice stays."""
 RIDGE = 1e-2
 """Weight of staying near the slice, as a share of the mean square of the inputs."""
 
@@ -31,7 +33,8 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
 
     Convolutions (in two dimensions) and linear layers are fitted, with their biases; other weights stay slices. The
     scale of each batch norm is lowered by the share of its input's deviation that the narrow layers could not explain.
-    Layers that run several times are fitted at their first run.
+    Layers that run several times are fitted at their first run; those with too few outputs on these images for their
+    inputs, such as heads, stay slices.
 
     Args:
         base: the trained base network; it is not changed.
