@@ -131,7 +131,10 @@ def test_the_table_has_the_means_of_the_runs(finished):
         assert float(row["speedup"]) > 0
     assert float(by_label["distillation"]["training_macs"]) > float(by_label["adjoint"]["training_macs"]) > 1
     text = (finished / "table.md").read_text()
-    assert all(f"| {label} | 2 |" in text for label in by_label)
+    shown = {
+        line.split(" | ")[0].removeprefix("| ").replace("\\", "") for line in text.splitlines() if " | 2 | " in line
+    }
+    assert shown == set(by_label)
 
 
 def test_a_damaged_file_is_named_and_the_other_results_are_shown(finished, tmp_path, capsys):

@@ -29,9 +29,10 @@ def test_penalty_is_the_quadratic_form_of_the_full_fisher_matrix(shape: tuple[in
     p, q = 2 * normal(*shape), normal(*shape, seed=1)
     as_samples = [z.movedim(1, -1).reshape(-1, C) for z in (p, q)]
     penalty = quadratic_penalty(p, q)
-    assert (penalty.dtype, penalty.shape) == (torch.float32, ())
+    assert (penalty.dtype, penalty.shape) == (torch.float64, ())
     expected = half_form(as_samples[0], as_samples[0] - as_samples[1]).mean()
-    torch.testing.assert_close(penalty.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(penalty, expected, rtol=1e-9, atol=0)
+    assert quadratic_penalty(p.half(), q.half()).dtype == torch.float32
 
 
 def test_penalty_by_hand():
@@ -274,7 +275,7 @@ def test_joint_network_without_nonlinearity_has_the_closed_form():
         heard = first(x)[:, 8:]
         delta = heard @ last.weight[:, 8:].T
         torch.testing.assert_close(p - q, delta)
-        torch.testing.assert_close(quadratic_penalty(p, q), half_form(p, delta).mean().float())
+        torch.testing.assert_close(quadratic_penalty(p, q), half_form(p, delta).mean())
         (gradient,) = gradients(kl(p, q).mean(), last.weight)
         return gradient[:, :8], gradient[:, 8:], torch.einsum("ncd,nd,nj->cj", fisher(p), delta, heard) / N
 

@@ -177,6 +177,7 @@ def test_a_run_in_progress_has_a_page_with_what_there_is(trained: Path, tmp_path
     run = Path(shutil.copytree(trained, tmp_path / "stopped"))
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))
+    (run / "result.json").unlink()
     page = page_of(run, out=tmp_path / "stopped.html")
     assert page.written("h2") == ["Learning curves", "The regularising penalty", "Settings and versions"]
     assert "This run is unfinished" in page.written("strong")
@@ -213,10 +214,11 @@ def test_a_record_of_exports_is_shown_as_far_as_it_goes(trained: Path, tmp_path:
     assert "../" not in page.text
 
 
-def test_published_networks_stand_beside_a_run_on_the_same_images_only(trained: Path):
+def test_published_networks_stand_beside_a_run_on_the_same_images_only(trained: Path, tmp_path: Path):
     assert published(Settings(data="digits")) == published(Settings(data="imagenette")) == ()
     assert published(Settings(data="cifar100", image_size=64)) == ()
-    story = replace(read_story(trained), settings=Settings(data="cifar100", limit=5))
+    without = Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("result.json")))
+    story = replace(read_story(without), settings=Settings(data="cifar100", limit=5))
     page = Page(run_page(story))
     assert "Published networks, same test images" not in page.written("caption")  # the run has no figures to compare
     story = read_story(trained, measure_of(trained))
@@ -285,13 +287,23 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(family: Path, tmp_path: 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
+def test_a_run_that_cannot_be_read_is_named_and_left_out(
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
+):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "page.html"
+    assert main(["report", str(trained), str(tmp_path / "empty"), "--out", str(out)]) == 0
+    assert "left out" in (err := capsys.readouterr().err)
+    assert "there is no run in this folder" in err
+    assert "<html" in out.read_text()
+
+
 def test_mistakes_take_one_line_and_leave_nothing(
     capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     assert "there is no run in this folder" in fails(capsys, "report", tmp_path / "empty")
-    assert "there is no run in this folder" in fails(capsys, "report", trained, tmp_path / "empty")
     assert "no such folder" in fails(capsys, "report", trained, "--out", tmp_path / "none" / "page.html")
     assert "is a folder" in fails(capsys, "report", trained, "--out", tmp_path / "empty")
     assert "--images" in fails(capsys, "report", trained, "--images", -1)

@@ -18,6 +18,7 @@ def one_value_per_channel(step: Callable[[], object]) -> tuple[int, ...] | None:
         step: a forward pass in training mode.
 
     Example:
+        >>> import torch
         >>> norm = torch.nn.BatchNorm2d(3)
         >>> one_value_per_channel(lambda: norm(torch.zeros(1, 3, 1, 1)))
         (1, 3, 1, 1)
