@@ -172,7 +172,7 @@ class NoExample(Theirs):
     ("module", "attribute", "message"),
     [
         (Theirs, "modle", "no such model.*'model'"),
-        (ByHand, "model", "by hand"),
+        (ByHand, "model", "manual optimization"),
         (Elsewhere, "model", "did not call the model"),
         (NoExample, "model", "no example input"),
     ],

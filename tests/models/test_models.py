@@ -346,7 +346,7 @@ def test_building_twice_gives_one_class_and_an_edited_file_another(net):
         ("maek", {}, ["no such function", "make"]),
         ("WIDTH", {}, ["no such function"]),
         ("fails", {}, ["RuntimeError: no such luck", "line 18", "net.py"]),
-        ("no_network", {}, ["no network", "int"]),
+        ("no_network", {}, ["did not return a network", "int"]),
         ("make", {"options": {"extras": 1}}, ["option extras", "one of extra"]),
         ("make", {"pretrained": True}, ["pretrained"]),
         ("sized", {}, ["TypeError", "image_size"]),

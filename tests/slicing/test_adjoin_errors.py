@@ -197,7 +197,7 @@ def test_errors_leave_the_model_alone():
 @pytest.mark.parametrize("model", [nn.AvgPool2d(2), nn.BatchNorm2d(3), nn.Sequential()], ids=repr)
 def test_what_is_no_cnn(model: nn.Module):
     for call in (adjoin, make_plan):
-        error = fails(lambda call=call: call(model, X), "no CNN", "a model with convolutions (or linear layers)")
+        error = fails(lambda call=call: call(model, X), "not a CNN", "a model with convolutions (or linear layers)")
         assert error.where == type(model).__name__
 
 

@@ -67,7 +67,8 @@ class Trace:
 def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
     """Run a copy of the model under the label flow, on the meta device where that is possible.
 
-    It runs in eval mode first, then in train mode if some parameters were not used (auxiliary heads).
+    It runs in eval mode first, then in train mode if some parameters were not used (auxiliary heads), or if a layer's
+    weight was read by something else than the layer (layers that are fused for inference).
 
     Raises:
         AdjoinedError: the model does not run on the example input.
@@ -125,7 +126,8 @@ def _trace(
         raise does_not_run(model, error, flow.module, flow.called_with) from error
     train_inputs = None
     unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
-    if unused:
+    layers = kernel_names(model) | linear_names(model)
+    if unused or _any_beside_channels(ties, findings, labels, layers):
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
     before.undo()  # small networks are made from the model as it was before it ran
@@ -143,7 +145,7 @@ def _trace(
         raise another_path(model, flow.values.read_in, list(modules))
     unreached = follow_unreached(model, labels, ties, findings)
     _pin_places(ties, findings)
-    _pin_banks(ties, findings, labels, kernel_names(model) | linear_names(model))
+    _pin_banks(ties, findings, labels, layers)
     if flow.values.decide:
         _pin_unread(ties, findings)
     return Trace(
@@ -197,10 +199,24 @@ def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tup
     return None, []
 
 
+def _used_as_channels(ties: Ties, findings: Findings) -> set[int]:
+    """Return the roots of all labels that some operator used as channels."""
+    used = {ties.find(label) for label in findings.channels}
+    return used | {ties.find(label) for labels in findings.fresh.values() for label in labels.tolist()}
+
+
+def _any_beside_channels(
+    ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]
+) -> bool:
+    """Tell whether a layer's weight has labels that no operator used as channels so far."""
+    used = _used_as_channels(ties, findings)
+    vectors = (vector for name in layers for vector in labels.get(name, ()) if vector is not None)
+    return any(ties.find(label) not in used for vector in vectors for label in vector.tolist())
+
+
 def _pin_places(ties: Ties, findings: Findings) -> None:
     """Pin what no operator uses as channels to full width: kernel and other positions, time steps, rows of tables."""
-    used = {ties.find(label) for label in findings.channels}
-    used |= {ties.find(label) for labels in findings.fresh.values() for label in labels.tolist()}
+    used = _used_as_channels(ties, findings)
     for root, members in sets_of(ties.roots()):
         if root not in used:
             ties.pin(torch.tensor(members, dtype=LABEL), NOT_CHANNELS)
