@@ -120,10 +120,9 @@ def open_images(
     if known is not None:
         settings = known.found(settings)
     images = open_data(settings, skipped=known.skipped if known else None)
-    if known is None:  # a run of an earlier version
-        _check_classes(run.info, images.info, settings.name)
-    else:
+    if known is not None:
         known.check(images, folder.data_files)
+    _check_classes(run.info, images.info, settings.name)
     info = run.info
     alike = ImageDataset(images.val.images, evaluation_transform(info), info.mean, info.std)
     return replace(images, info=info, val=alike)
