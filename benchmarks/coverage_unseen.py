@@ -68,7 +68,7 @@ def _transformers_regnet() -> nn.Module:
 def _transformers_segformer() -> nn.Module:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    return SegformerForSemanticSegmentation(SegformerConfig(num_labels=5))
+    return SegformerForSemanticSegmentation(SegformerConfig(id2label=dict(enumerate("abcde"))))
 
 
 def _transformers_bit() -> nn.Module:

@@ -27,7 +27,7 @@ from adjoined.methods import METHODS
 from adjoined.recipes import cifar
 from adjoined.settings import Settings
 from adjoined.training.cost import training_macs
-from adjoined.training.job import make_job
+from adjoined.training.job import Job, make_job
 
 ALL = [
     *("standard", "dropout", "siamese", "scratch", "scratch-compute", "distillation", "mutual", "slimmable"),
@@ -118,7 +118,7 @@ def estimate(parts: list[Part], data_root: str, seeds: int, console: Console) ->
             for x, y in job.images.train_loader(seed=0):
                 x = x.contiguous(memory_format=torch.channels_last)
                 job.method.step(network.train(), x, y, progress=0.5, measure=False).loss.backward()
-            pace = (time.process_time() - began) / training_macs(job)
+            pace = (time.process_time() - began) / _macs(job)
             x, _ = next(iter(job.images.val_loader()))
             began = time.process_time()
             with torch.no_grad():
@@ -129,6 +129,12 @@ def estimate(parts: list[Part], data_root: str, seeds: int, console: Console) ->
         total += seconds
         console.print(f"{part.name}: {len(found) * seeds} runs, {timedelta(seconds=round(seconds))} of CPU time")
     console.print(f"together {timedelta(seconds=round(total))} of CPU time, {torch.get_num_threads()} threads")
+
+
+def _macs(job: Job) -> int:
+    macs = training_macs(job)
+    assert macs is not None  # the networks of this study have nothing that cannot be counted
+    return macs
 
 
 def _work(variant: Variant) -> tuple[int, int]:
@@ -143,7 +149,7 @@ def _work(variant: Variant) -> tuple[int, int]:
         stand_in = each.for_method("filter-pruning") if each.method == "slimming" else each
         names = [stage.name for stage in METHODS[stand_in.method](stand_in).before()]
         job = make_job(stand_in, earlier=dict.fromkeys(names, model))
-        macs, epochs = macs + training_macs(job), epochs + job.settings.epochs
+        macs, epochs = macs + _macs(job), epochs + job.settings.epochs
     return macs, epochs
 
 
