@@ -38,6 +38,9 @@ for step in range(4):
     losses.append(mean.item() / world)
 if rank == 0:
     torch.save({"losses": torch.tensor(losses), **net.extract().state_dict()}, sys.argv[1])
+if world > 1:
+    dist.barrier()
+    dist.destroy_process_group()  # gloo's threads, left alone, may abort a process that ends
 """
 
 ACCELERATE = """
@@ -68,6 +71,9 @@ for step in range(4):
 if accelerator.is_main_process:
     small = accelerator.unwrap_model(wrapped).extract()
     torch.save({"losses": torch.tensor(losses), **small.state_dict()}, sys.argv[1])
+accelerator.wait_for_everyone()
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
 """
 
 
