@@ -213,6 +213,14 @@ def test_a_weights_file_is_as_long_as_it_says(run, header):
         adjoined.load(run)
 
 
+def test_a_description_without_a_size_of_images_is_built_all_the_same(run):
+    """Most models do not ask for it."""
+    data = read_json(run / "small.json", "anything")
+    del data["model"]["image_size"]
+    write_json(run / "small.json", data)
+    assert adjoined.load(run)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
 def test_entries_of_a_newer_minor_version_are_passed_over(run):
     for name in ("run.json", "small.json", "base.json", "result.json", "plan.json"):
         if (run / name).exists():

@@ -128,7 +128,11 @@ def rebuild(
     from adjoined import models
 
     told, plan = description["model"], description["plan"]
-    size = {"num_classes": told["num_classes"], "in_channels": told["in_channels"], "image_size": told["image_size"]}
+    size = {
+        "num_classes": told["num_classes"],
+        "in_channels": told["in_channels"],
+        "image_size": told.get("image_size"),
+    }
     plan = None if plan is None else SlicePlan.from_json(plan, where=where)
     if isinstance(model, nn.Module):
         module = model
