@@ -48,7 +48,7 @@ def class_kl(
     if not temperature > 0:
         raise AdjoinedError("not a temperature", where="temperature", expected="a number above 0", got=temperature)
     log_p, log_q = F.log_softmax(p / temperature, dim=1), F.log_softmax(q / temperature, dim=1)
-    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+    kl = kl_by_class(log_p, log_q).sum(dim=1)
     return temperature**2 * _mean(kl, counted)
 
 
@@ -253,7 +253,7 @@ def bins_kl(p: Tensor, q: Tensor, weights: Tensor, *, temperature: float = 1.0, 
     """
     p, q = _checked(p, q, pull)
     log_p, log_q = F.log_softmax(p / temperature, dim=-1), F.log_softmax(q / temperature, dim=-1)
-    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1).mean(dim=-1)
+    kl = kl_by_class(log_p, log_q).sum(dim=-1).mean(dim=-1)
     return temperature**2 * _weighted(kl, weights)
 
 
@@ -285,6 +285,16 @@ def box_distance(p: Tensor, q: Tensor, weights: Tensor, *, pull: bool = False) -
         overlap = common / (areas[0] + areas[1] - common).clamp(min=1e-6)
     sides = (p - q).abs() / torch.cat([size, size], dim=-1)
     return _weighted(sides.mean(dim=-1) * (2 - overlap), weights)
+
+
+def kl_by_class(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return q − p + p log(p / q), whose sum over the classes is the KL divergence, since q and p both sum to 1.
+
+    Every term is >= 0 even in floating point, where the sum of p log(p / q) loses digits and its sign near q = p.
+    """
+    p, log_ratio = log_p.exp(), log_q - log_p
+    near = log_ratio.clamp(-1, 1)  # expm1 must not overflow where `where` discards it: the gradient would be NaN
+    return torch.where(log_ratio.abs() <= 1, p * (torch.expm1(near) - near), log_q.exp() - p - p * log_ratio)
 
 
 def _bernoulli_kl(p: Tensor, q: Tensor) -> Tensor:

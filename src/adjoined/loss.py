@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adjoined.distances import kl_by_class
 from adjoined.errors import AdjoinedError
 
 Schedule = Literal["paper", "constant"]
@@ -190,20 +191,10 @@ def _family(q: Any) -> list[Any]:
 
 
 def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None) -> Tensor:
-    kl = _kl_by_class(log_p, log_q).sum(dim=1)
+    kl = kl_by_class(log_p, log_q).sum(dim=1)
     if counted is None:
         return kl.sum() / max(kl.numel(), 1)
     return torch.where(counted, kl, 0.0).sum() / counted.sum().clamp(min=1)
-
-
-def _kl_by_class(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return q − p + p log(p / q), whose sum over the classes is the KL divergence, since q and p both sum to 1.
-
-    Every term is >= 0 even in floating point, where the sum of p log(p / q) loses digits and its sign near q = p.
-    """
-    p, log_ratio = log_p.exp(), log_q - log_p
-    near = log_ratio.clamp(-1, 1)  # expm1 must not overflow where `where` discards it: the gradient would be NaN
-    return torch.where(log_ratio.abs() <= 1, p * (torch.expm1(near) - near), log_q.exp() - p - p * log_ratio)
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

@@ -128,6 +128,13 @@ def test_a_rotation_of_all_embeddings_changes_no_relation():
     assert d.relation_distance(p, drawn(5, 7)(2)).item() > 0  # of another width
 
 
+def test_rounding_makes_no_kl_negative():
+    p = 10 * drawn(512, 100)(0).float()
+    for scale in (0.0, 1e-7, 1e-6, 1e-5):
+        q = p + scale * drawn(512, 100)(1).float()
+        assert all(d.class_kl(p[i : i + 1], q[i : i + 1]).item() >= 0 for i in range(0, 512, 16))
+
+
 def test_half_precision_is_computed_in_float32():
     p, q = drawn(4, 5)(0).half(), drawn(4, 5)(1).half()
     for distance in (d.class_kl, d.label_kl, d.gaussian_kl, d.cosine_distance, d.charbonnier):
