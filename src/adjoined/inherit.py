@@ -8,6 +8,7 @@ it: linear least squares, in closed form.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ class _Target(NamedTuple):
     """Their positions in each image, (N, positions) of the flattened outputs; None for linear layers."""
 
 
-class _Layers(TorchFunctionMode):
+class _Layers(TorchFunctionMode, ABC):
     """See every convolution and linear layer run, by the name of its weight."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -100,8 +101,9 @@ class _Layers(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return self.layer(name, call, lambda: func(*args, **(kwargs or {})))
 
+    @abstractmethod
     def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
-        raise NotImplementedError
+        """Return the output of a layer, which `run` computes."""
 
 
 class _Record(_Layers):
