@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
-    from adjoined.loss import adjoint_loss, adjoint_terms, kl_weight
+    from adjoined.loss import adjoint_loss, adjoint_terms
     from adjoined.network import AdjoinedNetwork, adjoin
-    from adjoined.objective import adjoint_objective
+    from adjoined.objective import adjoint_objective, kl_weight
     from adjoined.runs import load
     from adjoined.slicing import SlicePlan, make_plan
 
@@ -37,7 +37,7 @@ _HOMES = {
     "adjoint_loss": "loss",
     "adjoint_objective": "objective",
     "adjoint_terms": "loss",
-    "kl_weight": "loss",
+    "kl_weight": "objective",
     "load": "runs",
     "make_plan": "slicing",
 }

@@ -172,7 +172,7 @@ def relation_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
     """
     if p.ndim != 2 or q.ndim != 2 or len(p) != len(q):
         raise _differ(p, q, "(N, D) and (N, E)")
-    p, q = (F.normalize(_wide(each), dim=1) for each in (p if pull else p.detach(), q))
+    p, q = (F.normalize(at_least_float32(each), dim=1) for each in (p if pull else p.detach(), q))
     return ((p @ p.T - q @ q.T) ** 2).mean()
 
 
@@ -205,7 +205,7 @@ def confidence(scores: Tensor) -> Tensor:
     Returns:
         float (N, A) in (0, 1), without gradient; the weight of an anchor in the distances of a detection head.
     """
-    return _wide(scores.detach()).sigmoid().amax(dim=-1)
+    return at_least_float32(scores.detach()).sigmoid().amax(dim=-1)
 
 
 def score_kl(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
@@ -287,6 +287,16 @@ def box_distance(p: Tensor, q: Tensor, weights: Tensor, *, pull: bool = False) -
     return _weighted(sides.mean(dim=-1) * (2 - overlap), weights)
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits in float32, or in float64 if they are: half precision has too few digits for a loss.
+
+    Example:
+        >>> [at_least_float32(torch.zeros(2, dtype=dtype)).dtype for dtype in (torch.bfloat16, torch.float64)]
+        [torch.float32, torch.float64]
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def kl_by_class(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return q − p + p log(p / q), whose sum over the classes is the KL divergence, since q and p both sum to 1.
 
@@ -304,13 +314,13 @@ def _bernoulli_kl(p: Tensor, q: Tensor) -> Tensor:
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean; 0 if all weights are 0."""
-    weights = _wide(weights.detach())
+    weights = at_least_float32(weights.detach())
     return (values * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
     if counted is None:
-        return values.mean()
+        return values.sum() / max(values.numel(), 1)
     return torch.where(counted, values, torch.zeros_like(values)).sum() / counted.sum().clamp(min=1)
 
 
@@ -318,7 +328,7 @@ def _checked(p: Tensor, q: Tensor, pull: bool) -> tuple[Tensor, Tensor]:
     """Return both outputs in at least float32, with p detached unless it is pulled."""
     if not isinstance(p, Tensor) or not isinstance(q, Tensor) or p.shape != q.shape:
         raise _differ(p, q, "tensors of one shape")
-    return _wide(p if pull else p.detach()), _wide(q)
+    return at_least_float32(p if pull else p.detach()), at_least_float32(q)
 
 
 def _differ(p: Any, q: Any, expected: str) -> AdjoinedError:
@@ -326,7 +336,3 @@ def _differ(p: Any, q: Any, expected: str) -> AdjoinedError:
     return AdjoinedError(
         "the outputs of base and small network cannot be compared", where="p, q", expected=expected, got=got
     )
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

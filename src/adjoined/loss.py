@@ -1,4 +1,4 @@
-"""The loss of the paper: CE(p, y) + λ(t) · KL(p ‖ q).
+"""The loss of the paper, CE(p, y) + λ(t) · KL(p ‖ q): the adjoint objective for class logits.
 
 Shape legend: N samples, C classes, ... positions (none for classification, H, W for segmentation).
 """
@@ -6,44 +6,16 @@ Shape legend: N samples, C classes, ... positions (none for classification, H, W
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjoined.distances import kl_by_class
+from adjoined.distances import at_least_float32, class_kl
 from adjoined.errors import AdjoinedError
-
-Schedule = Literal["paper", "constant"]
-
-
-def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
-    """Return λ(t) = min(4t², 1), the weight of the KL term after a share t of the training.
-
-    Args:
-        progress: t, the share of the training done, in [0, 1] (optimizer steps done / steps in all).
-        schedule: "paper"; as an ablation, "constant" for λ(t) = 1.
-
-    Raises:
-        AdjoinedError: `progress` is outside [0, 1], or the schedule is unknown.
-
-    Source: Nath, Kushagra, Yang, "Better together", arXiv 2006.05624, the regularisation function.
-
-    Example:
-        >>> [kl_weight(t) for t in (0.0, 0.25, 0.5, 1.0)]
-        [0.0, 0.25, 1.0, 1.0]
-    """
-    _check_choice("schedule", schedule, Schedule)
-    if not 0 <= progress <= 1:
-        raise AdjoinedError(
-            "the share of training done is out of range",
-            where="progress",
-            expected="a number from 0 to 1",
-            got=progress,
-            fix="Pass step / total_steps.",
-        )
-    return 1.0 if schedule == "constant" else min(4 * progress**2, 1.0)
+from adjoined.objective import adjoint_objective, objective_terms
 
 
 class AdjointTerms(NamedTuple):
@@ -75,17 +47,8 @@ def adjoint_terms(
         >>> round(terms.ce.item(), 4), terms.kl.item()
         (0.6931, 0.0)
     """
-    family = _family(q)
-    _check_logits(p, family)
-    _check_targets(p, y, label_smoothing)
-    if not temperature > 0:
-        raise AdjoinedError("not a temperature", where="temperature", expected="a number above 0", got=temperature)
-    ce = sum_cross_entropy([p], y, label_smoothing=label_smoothing, ignore_index=ignore_index)
-    counted = None if y.is_floating_point() else y != ignore_index
-    log_p = F.log_softmax(at_least_float32(p.detach() if detach else p) / temperature, dim=1)
-    log_qs = [F.log_softmax(at_least_float32(q) / temperature, dim=1) for q in family]
-    kl = torch.stack([_mean_kl(log_p, log_q, counted) for log_q in log_qs]).sum()
-    return AdjointTerms(ce, temperature**2 * kl)
+    case = _case(p, q, y, label_smoothing, ignore_index, detach, temperature)
+    return AdjointTerms(*objective_terms(**case, small_task=False)[:2])
 
 
 def adjoint_loss(
@@ -138,20 +101,30 @@ def adjoint_loss(
     """
     if not small_ce >= 0:
         raise AdjoinedError("not a weight", where="small_ce", expected="a number of 0 or more", got=small_ce)
-    terms = adjoint_terms(
-        p,
-        q,
-        y,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-        detach=detach,
-        temperature=temperature,
-    )
-    loss = terms.ce + kl_weight(progress) * terms.kl
-    if not small_ce:
-        return loss
-    small = sum_cross_entropy(_family(q), y, label_smoothing=label_smoothing, ignore_index=ignore_index)
-    return loss + small_ce * small
+    case = _case(p, q, y, label_smoothing, ignore_index, detach, temperature)
+    return adjoint_objective(**case, progress=progress, small_task=small_ce)
+
+
+def _case(
+    p: Tensor,
+    q: Tensor | Sequence[Tensor],
+    y: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    detach: bool,
+    temperature: float,
+) -> dict[str, Any]:
+    """Return the objective's outputs, task and distance for classification."""
+    family = list(q) if isinstance(q, (list, tuple)) else [q]
+    _check_logits(p, family)
+    _check_targets(p, y, label_smoothing)
+    counted = None if y.is_floating_point() else y != ignore_index
+
+    def task(logits: Tensor) -> Tensor:
+        return sum_cross_entropy([logits], y, label_smoothing=label_smoothing, ignore_index=ignore_index)
+
+    distance = partial(class_kl, temperature=temperature, pull=not detach, counted=counted)
+    return {"outputs": [p, *family], "task": task, "distance": distance}
 
 
 def sum_cross_entropy(
@@ -173,33 +146,6 @@ def sum_cross_entropy(
     counted = (y != ignore_index).sum().clamp(min=1)
     options: dict[str, Any] = {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": "sum"}
     return torch.stack([F.cross_entropy(q, y, **options) for q in family]).sum() / counted
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Return logits in float32, or in float64 if they are: half precision has too few digits for a loss.
-
-    Example:
-        >>> [at_least_float32(torch.zeros(2, dtype=dtype)).dtype for dtype in (torch.bfloat16, torch.float64)]
-        [torch.float32, torch.float64]
-    """
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _family(q: Any) -> list[Any]:
-    """Return the small networks' logits as a list; anything else is wrapped, for the checks to report."""
-    return list(q) if isinstance(q, (list, tuple)) else [q]
-
-
-def _mean_kl(log_p: Tensor, log_q: Tensor, counted: Tensor | None) -> Tensor:
-    kl = kl_by_class(log_p, log_q).sum(dim=1)
-    if counted is None:
-        return kl.sum() / max(kl.numel(), 1)
-    return torch.where(counted, kl, 0.0).sum() / counted.sum().clamp(min=1)
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise AdjoinedError("no such choice", where=name, expected=f"one of {', '.join(get_args(choices))}", got=value)
 
 
 def _check_targets(p: Tensor, y: object, label_smoothing: float) -> None:

@@ -8,14 +8,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from adjoined.distances import Distance
 from adjoined.errors import AdjoinedError
-from adjoined.loss import kl_weight
+
+Schedule = Literal["paper", "constant"]
+
+
+def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
+    """Return λ(t) = min(4t², 1), the weight of the KL term after a share t of the training.
+
+    Args:
+        progress: t, the share of the training done, in [0, 1] (optimizer steps done / steps in all).
+        schedule: "paper"; as an ablation, "constant" for λ(t) = 1.
+
+    Raises:
+        AdjoinedError: `progress` is outside [0, 1], or the schedule is unknown.
+
+    Source: Nath, Kushagra, Yang, "Better together", arXiv 2006.05624, the regularisation function.
+
+    Example:
+        >>> [kl_weight(t) for t in (0.0, 0.25, 0.5, 1.0)]
+        [0.0, 0.25, 1.0, 1.0]
+    """
+    if schedule not in get_args(Schedule):
+        expected = f"one of {', '.join(get_args(Schedule))}"
+        raise AdjoinedError("no such choice", where="schedule", expected=expected, got=schedule)
+    if not 0 <= progress <= 1:
+        raise AdjoinedError(
+            "the share of training done is out of range",
+            where="progress",
+            expected="a number from 0 to 1",
+            got=progress,
+            fix="Pass step / total_steps.",
+        )
+    return 1.0 if schedule == "constant" else min(4 * progress**2, 1.0)
+
+
+class Terms(NamedTuple):
+    """The terms of the objective, unweighted scalars."""
+
+    task: Tensor
+    """Task loss of the base network."""
+    distance: Tensor
+    """Distance of the small networks from the base, summed over them."""
+    small_task: Tensor | None
+    """Task loss of the small networks, summed over them; None if it is not part of the objective."""
+
+
+def objective_terms(
+    outputs: Sequence[Any], *, task: Callable[[Any], Tensor], distance: Distance, small_task: bool = True
+) -> Terms:
+    """Return the terms of `adjoint_objective` separately, for logging or for a custom loss.
+
+    Arguments and errors are those of `adjoint_objective`.
+
+    Example:
+        >>> from adjoined.distances import gaussian_kl
+        >>> terms = objective_terms(torch.tensor([1.0, 3.0]).split(1), task=torch.sum, distance=gaussian_kl)
+        >>> [term.item() for term in terms]
+        [1.0, 2.0, 3.0]
+    """
+    if isinstance(outputs, Tensor) or len(outputs) < 2:
+        raise AdjoinedError(
+            "no output of a small network",
+            where="outputs",
+            expected="the outputs of the joint network: p, q",
+            got=type(outputs).__name__,
+        )
+    p, *smalls = outputs
+    apart = torch.stack([distance(p, q) for q in smalls]).sum()
+    return Terms(task(p), apart, torch.stack([task(q) for q in smalls]).sum() if small_task else None)
 
 
 def adjoint_objective(
@@ -50,20 +117,9 @@ def adjoint_objective(
         >>> loss.item()  # 1 + 1 + (1 - 3)² / 2
         4.0
     """
-    if isinstance(outputs, Tensor) or len(outputs) < 2:
-        raise AdjoinedError(
-            "no output of a small network",
-            where="outputs",
-            expected="the outputs of the joint network: p, q",
-            got=type(outputs).__name__,
-        )
-    p, *smalls = outputs
-    loss, weight = task(p), kl_weight(progress)
-    for q in smalls:
-        loss = loss + weight * distance(p, q)
-        if small_task:
-            loss = loss + small_task * task(q)
-    return loss
+    terms = objective_terms(outputs, task=task, distance=distance, small_task=small_task != 0)
+    loss = terms.task + kl_weight(progress) * terms.distance
+    return loss if terms.small_task is None else loss + small_task * terms.small_task
 
 
 def by_name(**parts: Distance | tuple[float, Distance]) -> Distance:

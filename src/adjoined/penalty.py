@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adjoined.distances import at_least_float32
 from adjoined.errors import AdjoinedError
-from adjoined.loss import at_least_float32
 
 
 def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:

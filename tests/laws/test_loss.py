@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adjoined.errors import AdjoinedError
-from adjoined.loss import adjoint_loss, adjoint_terms, kl_weight
+from adjoined.loss import adjoint_loss, adjoint_terms
+from adjoined.objective import kl_weight
 from adjoined.penalty import quadratic_penalty
 
 N, C = 16, 10

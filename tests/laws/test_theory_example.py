@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adjoined.loss import kl_weight
+from adjoined.objective import kl_weight
 from theory_oracle import fisher, half_form, hessian, kl, normal, order
 
 SIGNS = torch.tensor(list(itertools.product((1.0, -1.0), repeat=4)), dtype=torch.float64)

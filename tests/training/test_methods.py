@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.loss import adjoint_loss, adjoint_terms, kl_weight
+from adjoined.loss import adjoint_loss, adjoint_terms
 from adjoined.methods import METHODS, Step
 from adjoined.methods.scratch import fresh_small
 from adjoined.models import build
 from adjoined.network import adjoin
+from adjoined.objective import kl_weight
 from adjoined.settings import Settings
 from adjoined.slicing import make_plan, measure_cost
 from adjoined.training.cost import step_macs

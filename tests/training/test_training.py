@@ -16,8 +16,8 @@ from torch import nn
 
 from adjoined.cli import main
 from adjoined.errors import AdjoinedError
-from adjoined.loss import kl_weight
 from adjoined.models import build
+from adjoined.objective import kl_weight
 from adjoined.runs import load
 from adjoined.runs.finished import open_images, open_run
 from adjoined.settings import Settings

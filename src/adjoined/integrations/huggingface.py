@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from adjoined.errors import AdjoinedError
-from adjoined.loss import adjoint_terms, kl_weight
+from adjoined.loss import adjoint_terms
 from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.objective import kl_weight
 from adjoined.slicing import SlicePlan
 
 

@@ -14,8 +14,9 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from adjoined.errors import AdjoinedError
-from adjoined.loss import adjoint_terms, kl_weight, sum_cross_entropy
+from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.objective import kl_weight
 from adjoined.slicing import SlicePlan
 
 Outputs = tuple[Any, ...]

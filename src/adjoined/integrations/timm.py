@@ -24,8 +24,9 @@ from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.loss import adjoint_terms, kl_weight
+from adjoined.loss import adjoint_terms
 from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.objective import kl_weight
 from adjoined.slicing import SlicePlan
 
 

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from adjoined.loss import adjoint_terms, kl_weight, sum_cross_entropy
+from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.methods.base import Step
 from adjoined.methods.joint import Joint, named
+from adjoined.objective import kl_weight
 from adjoined.penalty import quadratic_penalty
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adjoined.loss import adjoint_terms, kl_weight
+from adjoined.loss import adjoint_terms
 from adjoined.methods.base import Step
 from adjoined.methods.standard import Standard
+from adjoined.objective import kl_weight
 
 
 class Siamese(Standard):
