@@ -9,6 +9,7 @@ function that reads it in use; what is made of the data (tables, plans as text, 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import io
 import json
@@ -51,7 +52,7 @@ WEIRD: tuple[Any, ...] = (
     "", "x", "\x00", "\x1b[31m", "\ud800", "../../etc/passwd", "/etc/passwd", "a" * 5000, "1e999", "null", "NaN",
     [], {}, [None], [[]], {"": {}}, {"a": [1]}, [1] * 1000, {"class_path": "os.system"}, "os:system", "hub:a/b",
 )  # fmt: skip
-"""What stands in the place of another value."""
+"""What stands in the place of another value; only ever a copy of it, as later mutations change lists in place."""
 NESTED = (b"[", b"{", b'{"a":', b"- ", b"&a ", b"*a", b"!!python/name:os.system ")
 
 
@@ -84,6 +85,11 @@ def mutated_bytes(content: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
+def weird(chance: random.Random) -> Any:
+    """Return a value that no reader expects, new each time."""
+    return copy.deepcopy(chance.choice(WEIRD))
+
+
 def places(data: Any) -> Iterator[tuple[Any, Any]]:
     """Yield every container in plain data with each of its keys or positions."""
     for key in list(data) if isinstance(data, dict) else range(len(data)):
@@ -98,7 +104,7 @@ def mutated_data(data: Any, chance: random.Random) -> Any:
     for _ in range(chance.choice((1, 1, 2, 3))):
         found = list(places(data))
         if not found:
-            return chance.choice(WEIRD)
+            return weird(chance)
         holder, key = chance.choice(found)
         kind = chance.randrange(7)
         if kind == 0:
@@ -118,7 +124,7 @@ def mutated_data(data: Any, chance: random.Random) -> Any:
             other, at = chance.choice(found)
             holder[key] = json.loads(json.dumps(other[at])) if at in other or isinstance(other, list) else None
         else:
-            holder[key] = chance.choice(WEIRD)
+            holder[key] = weird(chance)
     return data
 
 
@@ -253,11 +259,11 @@ class Tally:
 
 def prepared(run: Path, folder: Path) -> Path:
     """Copy a run, with a comparison's record beside it, so that every reader has its file."""
-    copy = Path(shutil.copytree(run, folder / "run"))
-    if not (copy / RECORD).exists():
-        with Study(copy, Settings(), (Variant("standard", Settings(method="standard")),), 1).opened():
+    made = Path(shutil.copytree(run, folder / "run"))
+    if not (made / RECORD).exists():
+        with Study(made, Settings(), (Variant("standard", Settings(method="standard")),), 1).opened():
             pass
-    return copy
+    return made
 
 
 def fuzz(run: Path, count: int, seed: int, *, traced: float = 0.05) -> dict[str, Tally]:
