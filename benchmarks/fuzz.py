@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import gzip
 import io
 import json
 import random
@@ -24,17 +25,21 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 import adjoined
 from adjoined.benchmark.result import read_benchmark
 from adjoined.comparison.study import RECORD, Study
 from adjoined.comparison.variants import Variant
+from adjoined.data import DataRecord, DataSettings, open_data
+from adjoined.data.preprocessing import load_image
 from adjoined.errors import AdjoinedError
 from adjoined.export.record import read_exports
 from adjoined.files import write_whole
@@ -53,6 +58,7 @@ WEIRD: tuple[Any, ...] = (
     [], {}, [None], [[]], {"": {}}, {"a": [1]}, [1] * 1000, {"class_path": "os.system"}, "os:system", "hub:a/b",
 )  # fmt: skip
 """What stands in the place of another value; only ever a copy of it, as later mutations change lists in place."""
+PHOTOS = "photos"
 NESTED = (b"[", b"{", b'{"a":', b"- ", b"&a ", b"*a", b"!!python/name:os.system ")
 
 
@@ -155,6 +161,15 @@ def mutated_csv(content: bytes, chance: random.Random) -> bytes:
     return "\n".join(",".join(row) for row in rows).encode("utf-8", "surrogatepass")
 
 
+def mutated_list(content: bytes, chance: random.Random) -> bytes:
+    """Return a compressed list with changed bytes, before or after it is compressed, or with very much in it."""
+    kind = chance.randrange(10)
+    if kind < 3:
+        return mutated_bytes(content, chance)
+    text = gzip.decompress(content)
+    return gzip.compress(text * 20_000 if kind == 9 else mutated_bytes(text, chance))
+
+
 def mutated_safetensors(content: bytes, chance: random.Random) -> bytes:
     """Return safetensors with a changed header or changed bytes."""
     if chance.random() < 0.4:
@@ -206,6 +221,12 @@ def _checkpoint(run: Path) -> object:
     return read_checkpoint(RunFolder(run).last)
 
 
+def _changed_images(run: Path) -> None:
+    data = open_data(DataSettings(name=f"folder:{run / PHOTOS}", image_size=16))
+    known = DataRecord.of(data)
+    replace(known, val=known.train).check(data, run / "data-files.txt.gz")  # they differ, so the list is read
+
+
 def _compare(run: Path) -> None:
     settings = Settings()
     Study(run, settings, (Variant("standard", settings.for_method("standard")),), 1).check(unequal=True)
@@ -236,6 +257,10 @@ READERS = (
         lambda run: [table.text() for table in export_tables(read_exports(run / "export"))],
         10,
     ),
+    Reader("data.json", "data.json", mutated_json, lambda run: RunFolder(run).known_data(), 10),
+    Reader("data-files.txt.gz", "data-files.txt.gz", mutated_list, _changed_images, 10),
+    Reader("photo", f"{PHOTOS}/dog/1.png", mutated_bytes, lambda run: load_image(run / PHOTOS / "dog/1.png"), 5),
+    Reader("photo, JPEG", f"{PHOTOS}/dog/2.jpg", mutated_bytes, lambda run: load_image(run / PHOTOS / "dog/2.jpg"), 5),
     Reader("comparison.json", RECORD, mutated_json, _compare, 5),
     Reader(
         "checkpoint", "checkpoints/last.ckpt", mutated_checkpoint, lambda run: read_checkpoint(RunFolder(run).last), 5
@@ -258,11 +283,18 @@ class Tally:
 
 
 def prepared(run: Path, folder: Path) -> Path:
-    """Copy a run, with a comparison's record beside it, so that every reader has its file."""
+    """Copy a run, with a comparison's record and photos beside it, so that every reader has its file."""
     made = Path(shutil.copytree(run, folder / "run"))
     if not (made / RECORD).exists():
         with Study(made, Settings(), (Variant("standard", Settings(method="standard")),), 1).opened():
             pass
+    for number, name in enumerate(("cat", "dog")):
+        (made / PHOTOS / name).mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
+        for index, suffix in enumerate(("png", "png", "jpg", "jpg")):
+            Image.fromarray(pixels[index]).save(made / PHOTOS / name / f"{index}.{suffix}")
+    data = open_data(DataSettings(name=f"folder:{made / PHOTOS}", image_size=16))
+    DataRecord.of(data).write(made / "data.json", made / "data-files.txt.gz", data)
     return made
 
 

@@ -158,7 +158,7 @@ class AdjoinedNetwork(nn.Module):
             A module of the model's own classes, on this network's device; each part is in the small network's mode
             (train or eval).
         """
-        module = self.plans[which].apply(self.base)
+        module = self.plans[which].cut(self.base)
         shared = {full_name(*owner) for each in self._weights.shared for owner in each.owners}
         own = self.smalls[which].state_dict()
         with torch.no_grad():
@@ -309,6 +309,7 @@ def adjoin(
         check_order(order)
     if plan is not None:
         plans: Any = plan if isinstance(plan, (list, tuple)) else (plan,)
+        slicer.check_copies()
     else:
         plans = slicer.plans(request or Request(alpha, keep, round_to, widths, compress, budget), latency=latency)
     if order is not None:

@@ -23,7 +23,7 @@ ATTEMPTS = 20
 
 def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Module:
     """Return the module of the n-th small network, without the weights that it shares."""
-    small = plan.apply(weights.base)
+    small = plan.cut(weights.base)
     borrowed: list[str] = []
     for name, module in weights.base.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in borrowed)

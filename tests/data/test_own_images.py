@@ -1,6 +1,9 @@
 """Folders of one's own: what is read and what is left out, whether it is whole, and whether it is what it was."""
 
+import gzip
+import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +249,41 @@ def test_what_has_changed_is_counted_and_named(photos, recorded):
     fill(photos / "dog", 10, seed=1)
     (photos / "eel" / "4.png").write_bytes((photos / "eel" / "4.png").read_bytes() + b"\0")
     assert "1 of another size (eel/4.png)" in recorded()
+
+
+@pytest.mark.parametrize(
+    ("size", "place"), [(500, 250), (65536, 40000), (400_000, 0), (400_000, 133_000), (400_000, -1)]
+)
+def test_contents_that_change_at_equal_name_and_size_are_told(photos, recorded, size, place):
+    file = photos / "cat" / "3.bmp"
+    content = bytearray(size)
+    file.write_bytes(content)
+    data, paths = opened(photos), (photos / "data.json", photos / "data-files.txt.gz")
+    DataRecord.of(data).write(*paths, data)
+    file.touch()
+    DataRecord.read(paths[0]).check(opened(photos), paths[1])
+    content[place] = 1
+    file.write_bytes(content)
+    line = refusal(DataRecord.read(paths[0]).check, opened(photos), paths[1])
+    assert "1 of the same size with other contents (cat/3.bmp)" in line
+
+
+def test_a_record_of_an_old_version_says_nothing_of_contents(photos, tmp_path):
+    data = opened(photos)
+    record, files = tmp_path / "data.json", tmp_path / "data-files.txt.gz"
+    DataRecord.of(data).write(record, files, data)
+    told = json.loads(record.read_bytes())
+    for part in ("train", "val"):
+        assert len(told[part].pop("contents")) == 64
+    record.write_text(json.dumps(told))
+    lines = gzip.decompress(files.read_bytes()).decode().splitlines()
+    old = [re.sub(r" [0-9a-f]{8}\t", "\t", line) for line in lines]
+    assert old[0] != lines[0]
+    files.write_bytes(gzip.compress("\n".join(old).encode()))
+    fill(photos / "dog", 10, suffix="png", seed=3)
+    DataRecord.read(record).check(opened(photos), files)
+    (photos / "dog" / "2.png").unlink()
+    assert "1 removed (dog/2.png)" in refusal(DataRecord.read(record).check, opened(photos), files)
 
 
 def test_a_renamed_class_and_another_split_are_told(photos, recorded):

@@ -4,16 +4,19 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from adjoined.errors import AdjoinedError
 from adjoined.runs.finished import are_own, open_images, open_other_images, open_run
 from adjoined.runs.folder import RunFolder
 from adjoined.training import train
+from adjoined.versions import versions
 from tiny_runs import QUIET, TINY
 
 
@@ -91,6 +94,26 @@ def test_a_run_goes_on_where_its_images_are_now_but_not_on_others(moved: tuple[P
     result = train(settings, run, resume=True, console=QUIET)
     assert result.images == 4
     assert RunFolder(run).read_settings().data == f"folder:{images}"
+
+
+def test_a_run_that_resumes_with_other_versions_says_so(moved: tuple[Path, Path]):
+    run, images = moved
+    unfinished(run)
+    record, data = (json.loads((run / name).read_bytes()) for name in ("run.json", "data.json"))
+    record["versions"].update(torch="1.0", gone="2.1")
+    del record["versions"]["pillow"]  # as in runs of old versions, where only the record of the images has it
+    data["versions"]["pillow"] = "3.1"
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "data.json").write_text(json.dumps(data))
+    now = {name: version for name, (_, version) in RunFolder(run).other_versions().items()}
+    assert now == {**versions("torch", "pillow"), "gone": "none"}
+    told = StringIO()
+    settings = replace(RunFolder(run).read_settings(), data=f"folder:{images}")
+    train(settings, run, resume=True, console=Console(file=told))
+    (line,) = [each for each in told.getvalue().splitlines() if "may differ" in each]
+    assert f"torch {now['torch']} (it started with 1.0)" in line
+    assert json.loads((run / "run.json").read_bytes())["sittings"][-1]["versions"] == now
+    assert not RunFolder(run.parent / "new").other_versions()
 
 
 def test_a_damaged_validation_image_stops_a_run_before_it_leaves_anything(photos: Path, tmp_path: Path):

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined import AdjoinedError, adjoin
+from adjoined import AdjoinedError, SlicePlan, adjoin, make_plan
+from adjoined.runs.networks import rebuild
+from adjoined.slicing import check_plan
 from zoo import conv, images, seeded
 
 X = images(2, 3, 8, 8)
@@ -95,6 +97,46 @@ def test_a_copy_that_runs_or_changes_the_original_is_refused(change: Callable[[P
     assert REFUSED[change] in str(caught.value)
     assert not model.kept
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def with_hook_that_only_looks(model: Plain) -> None:
+    model.body.register_forward_hook(lambda _m, _a, out: out * (2 if model.training else 1))
+
+
+@pytest.fixture(scope="module")
+def plan() -> SlicePlan:
+    return make_plan(seeded(Plain), X, alpha=2)
+
+
+@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
+def test_a_plan_made_before_is_refused_too(change: Callable[[Plain], None], plan: SlicePlan):
+    model = seeded(Plain)
+    change(model)
+    for use in (
+        lambda: adjoin(model, X, plan=plan),
+        lambda: plan.apply(model),
+        lambda: check_plan(model.double(), X.double(), plan),
+    )[: 2 if change is with_hook_that_writes else 3]:
+        with pytest.raises(AdjoinedError, match=r"a copy of the model.*types\.MethodType"):
+            use()
+
+
+def test_where_a_run_is_possible_it_decides_about_functions_that_refer_to_the_model(plan: SlicePlan):
+    model = seeded(Plain)
+    with_hook_that_only_looks(model)
+    net = adjoin(model, X, plan=plan)
+    assert net.extract().get_parameter("body.weight").shape == (24, 16, 3, 3)
+    with pytest.raises(AdjoinedError, match="a function of 'body' uses 'the model itself' of the original model"):
+        plan.apply(model)
+
+
+def test_a_saved_small_network_of_such_a_model_is_not_rebuilt(plan: SlicePlan):
+    model = seeded(Plain)
+    with_lambda(model)
+    told = {"model": {"num_classes": 5, "in_channels": 3}, "plan": plan.to_json()}
+    assert rebuild(told, where="small.json", model=seeded(Plain)).get_parameter("body.weight").shape == (24, 16, 3, 3)
+    with pytest.raises(AdjoinedError, match="still refers to the original"):
+        rebuild(told, where="small.json", model=model)
 
 
 def bound(model: Plain) -> None:

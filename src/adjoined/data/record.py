@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from adjoined.data.folders import TRAIN
 from adjoined.data.images import FileImages, Images
@@ -24,7 +25,18 @@ _KIND = "the record of a run's images"
 _PACKAGES = ("pillow", "torchvision", "numpy")  # they decode and augment the images
 _LONGEST_LINE = 1 << 16  # bytes
 _SHOWN = 3
-_Files = dict[str, tuple[str, int]]  # name -> part (train or val), bytes
+
+
+class _File(NamedTuple):
+    part: str
+    """train or val."""
+    size: int
+    """Bytes."""
+    checksum: str
+    """Of the contents, in hexadecimal; "" in a list of an old version."""
+
+
+_Files = dict[str, _File]  # by name
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,19 @@ class Part:
     images: int
     sha256: str
     """Digest of the files' names and sizes, in order, or of pixels and labels in memory."""
+    contents: str = ""
+    """Digest of the files' checksums, in order; "" in a record of an old version, and for images in memory."""
+
+    @classmethod
+    def of(cls, images: Images) -> Part:
+        """Return the record of one part."""
+        contents = hashlib.sha256(images.checksums().astype("<u4")) if isinstance(images, FileImages) else None
+        return cls(len(images.labels), images.identity(), contents.hexdigest() if contents else "")
+
+    def fits(self, other: Part) -> bool:
+        """Return whether these are the same images; an old record says nothing of the contents of files."""
+        contents = self.contents or other.contents, other.contents or self.contents
+        return (self.images, self.sha256, contents[0]) == (other.images, other.sha256, contents[1])
 
 
 @dataclass(frozen=True)
@@ -54,7 +79,7 @@ class DataRecord:
     @classmethod
     def of(cls, data: ImageData) -> DataRecord:
         """Return the record of opened images."""
-        train, val = (Part(len(each.labels), each.images.identity()) for each in (data.train, data.val))
+        train, val = Part.of(data.train.images), Part.of(data.val.images)
         folders = tuple(map(as_text, data.class_folders))
         skipped = tuple(map(as_text, data.skipped))
         return cls(data.info.name, data.info.class_names, folders, train, val, skipped, versions(*_PACKAGES))
@@ -71,14 +96,20 @@ class DataRecord:
     def write(self, path: Path, files: Path, data: ImageData) -> None:
         """Write the record, and beside it the list of the images' files, if they are in files."""
         if isinstance(data.train.images, FileImages):
-            lines = "".join(f"{part}\t{size}\t{name}\n" for name, (part, size) in _listed(data).items())
+            lines = "".join(
+                f"{each.part}\t{each.size} {each.checksum}\t{name}\n" for name, each in _listed(data).items()
+            )
             write_whole(files, lambda file: file.write(gzip.compress(lines.encode(), mtime=0)))
         write_json(path, {"format": "adjoined-data", "version": FORMAT, **asdict(self)})
 
     def fits(self, data: ImageData) -> bool:
         """Return whether these are the same images, with the same labels and the same split."""
-        other = DataRecord.of(data)
-        return (self.class_names, self.train, self.val) == (other.class_names, other.train, other.val)
+        if self.class_names != data.info.class_names:
+            return False
+        parts = (self.train, data.train), (self.val, data.val)
+        if any(known.sha256 != now.images.identity() for known, now in parts):  # without reading the files
+            return False
+        return all(known.fits(Part.of(now.images)) for known, now in parts)
 
     def check(self, data: ImageData, files: Path) -> None:
         """Raise AdjoinedError, listing the changes, if these are not the same images.
@@ -142,19 +173,24 @@ def _changes(before: _Files, now: _Files) -> list[str]:
     gone, added = ([name for name in ones if name not in others] for ones, others in ((before, now), (now, before)))
     by_size: dict[int, list[str]] = {}
     for name in reversed(gone):
-        by_size.setdefault(before[name][1], []).append(name)
+        by_size.setdefault(before[name].size, []).append(name)
     # A new file of the same size counts as the missing one, renamed.
-    renamed = {name: by_size[now[name][1]].pop() for name in added if by_size.get(now[name][1])}
+    renamed = {name: by_size[now[name].size].pop() for name in added if by_size.get(now[name].size)}
     taken = set(renamed.values())
     both = [name for name in now if name in before]
     told = (
         ("added", [name for name in added if name not in renamed]),
         ("removed", [name for name in gone if name not in taken]),
         ("renamed", list(renamed)),
-        ("of another size", [name for name in both if before[name][1] != now[name][1]]),
-        ("on the other side of the split", [name for name in both if before[name][0] != now[name][0]]),
+        ("of another size", [name for name in both if before[name].size != now[name].size]),
+        ("of the same size with other contents", [name for name in both if _rewritten(before[name], now[name])]),
+        ("on the other side of the split", [name for name in both if before[name].part != now[name].part]),
     )
     return [f"{len(names)} {what} ({_some(names)})" for what, names in told if names]
+
+
+def _rewritten(before: _File, now: _File) -> bool:
+    return before.size == now.size and before.checksum not in ("", now.checksum)
 
 
 def _some(names: list[str]) -> str:
@@ -164,14 +200,18 @@ def _some(names: list[str]) -> str:
 def _listed(data: ImageData) -> _Files:
     listed: _Files = {}
     for part, dataset in (("train", data.train), ("val", data.val)):
-        listed |= {name: (part, size) for name, size in _names(dataset.images)}
+        listed |= _files(dataset.images, part)
     return listed
 
 
-def _names(images: Images) -> Iterator[tuple[str, int]]:
-    if isinstance(images, FileImages):
-        for index, size in enumerate(images.sizes.tolist()):
-            yield as_text(images.name(index)).replace("\n", "\\n"), size
+def _files(images: Images, part: str) -> _Files:
+    if not isinstance(images, FileImages):
+        return {}
+    figures = zip(images.sizes.tolist(), images.checksums().tolist(), strict=True)
+    return {
+        as_text(images.name(index)).replace("\n", "\\n"): _File(part, size, f"{checksum:08x}")
+        for index, (size, checksum) in enumerate(figures)
+    }
 
 
 def _read_files(path: Path) -> _Files:
@@ -179,8 +219,9 @@ def _read_files(path: Path) -> _Files:
     try:
         with open_regular(path, _KIND) as packed, gzip.open(packed) as lines:
             while line := lines.readline(_LONGEST_LINE):
-                part, size, name = line.decode().rstrip("\n").split("\t", 2)
-                files[name] = part, int(size)
+                part, figures, name = line.decode().rstrip("\n").split("\t", 2)
+                size, _, checksum = figures.partition(" ")  # old versions wrote no checksum
+                files[name] = _File(part, int(size), checksum)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise AdjoinedError(f"the file is damaged: {error}", where=path, expected=_KIND) from error
     return files

@@ -27,7 +27,7 @@ from adjoined.versions import versions
 FORMAT = 1
 WEIGHTS = ("last", "best", "final")
 """The choices of a run's networks."""
-_PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy")
+_PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy", "pillow")
 
 
 class Sitting(TypedDict):
@@ -247,7 +247,7 @@ class RunFolder:
                 "format": "adjoined-run",
                 "version": FORMAT,
                 "seed": settings.seed,
-                "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
+                "versions": _versions(),
                 "git": _git_state(),
                 "sittings": [],
                 "finished": None,
@@ -258,7 +258,21 @@ class RunFolder:
         sitting = {"started": _now(), "command": command, "host": platform.node()}
         if changed:
             sitting["changed"] = changed
+        if installed := self.other_versions():
+            sitting["versions"] = {name: now for name, (_, now) in installed.items()}
         write_json(self.record, {**record, "sittings": [*record["sittings"], sitting]})
+
+    def other_versions(self) -> dict[str, tuple[str, str]]:
+        """Return the packages whose installed version is not the one that the run started with: (then, now).
+
+        Raises:
+            AdjoinedError: a record of the run is damaged, or of another program or version.
+        """
+        if not self.record.is_file():
+            return {}
+        known = self.known_data()
+        then, now = self.read_record()["versions"] | (known.versions if known else {}), _versions()
+        return {name: (then[name], now.get(name, "none")) for name in then if then[name] != now.get(name, "none")}
 
     def known_data(self) -> DataRecord | None:
         """Return the record of the images that the run started with; None for a new run or one of an old version.
@@ -294,6 +308,10 @@ def name_for(name: str, weights: str) -> str:
     """
     path = Path(name)
     return name if weights == "final" else f"{path.stem}-{weights}{path.suffix}"
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **versions(*_PACKAGES)}
 
 
 def _now() -> str:

@@ -11,6 +11,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.cost import last_layer_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.misuse import check_weights
+from adjoined.slicing.model.original import has_functions
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.reorder import reorder_channels
 from adjoined.slicing.plan.plan import SlicePlan
@@ -61,6 +62,11 @@ class Slicer:
     def reorder(self, plans: SlicePlan | Sequence[SlicePlan], order: str = "l1") -> list[SlicePlan]:
         """Reorder the model's channels in place; see `adjoined.slicing.reorder`."""
         return reorder_channels(self._traces, [plans] if isinstance(plans, SlicePlan) else list(plans), order)
+
+    def check_copies(self) -> None:
+        """Raise AdjoinedError if copies of the model still run it; a model without functions is not traced for that."""
+        if has_functions(self._traces.model):
+            self._traces.latest  # noqa: B018
 
     def last_layer(self) -> str:
         """Return the name of the last linear layer to run, or of the last convolution where there is none.

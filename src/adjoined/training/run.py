@@ -61,6 +61,9 @@ def run_training(
         return done
     # Only one of several processes may write to the folder.
     with run.opened(settings, resume=resume) if is_main() else nullcontext(), quiet(), unstoppable(console):
+        if is_main() and part_of is None and (other := run.other_versions()):
+            pairs = ", ".join(f"{name} {now} (it started with {then})" for name, (then, now) in other.items())
+            say(console, f"{run.path}: resumed with {pairs}; the results may differ from those of an uninterrupted run")
         history = History(run.metrics)
         files = WholeCheckpointIO()
         limit = Deadline(deadline)

@@ -6,7 +6,11 @@ defined inside another one, still refers to the original model in a copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dis
+import functools
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +23,87 @@ FIX = (
     "Make it a method of its class, or bind it: module.forward = types.MethodType(function, module); for a hook, "
     "functools.partial(module.method, ...)."
 )
+_NO_OBJECTS = (FunctionType, BuiltinFunctionType, ModuleType, type, str, int, float, type(None))
+_DEEPEST = 4
+"""How far references are followed: from a function to a helper function, its list, and the model in it."""
+
+
+def has_functions(model: nn.Module) -> bool:
+    """Tell whether a module holds functions that refer to objects; only a run shows whether these are the model's."""
+    return any(not isinstance(value, _NO_OBJECTS) for _, function in _functions(model) for value in _used_by(function))
+
+
+def check_copy(copied: nn.Module, model: nn.Module) -> None:
+    """Raise AdjoinedError if a function that a copy holds refers to the original: by a closure, default or global name.
+
+    It finds the usual cases without a run; `Original` finds all of them in one.
+
+    Args:
+        copied: a copy of the model, or a small network made from it.
+        model: the original.
+    """
+    names: dict[int, str] = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    for name, module in model.named_modules():
+        if next(module.parameters(), None) is not None:
+            names[id(module)] = name or "the model itself"
+    own = {id(each) for each in (*copied.modules(), *named_tensors(copied).values())}
+    for holder, function in _functions(copied):
+        for value in _referred(function):
+            if id(value) in names and id(value) not in own:
+                reader = repr(holder) if holder else "its own forward"
+                raise AdjoinedError(
+                    f"a copy of the model still refers to the original: a function of {reader} uses "
+                    f"{names[id(value)]!r} of the original model",
+                    where=type(model).__name__,
+                    expected=ALONE,
+                    fix=FIX,
+                )
+
+
+def _functions(model: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+    """Yield the functions that modules hold as attributes, in lists and dicts, or as hooks of the forward pass."""
+    for name, module in model.named_modules():
+        for attribute, held in vars(module).items():
+            if "backward" not in attribute and attribute != "_compiled_call_impl":  # a copy has none
+                yield from ((name, each) for each in (held, *_inside(held).values()) if isinstance(each, FunctionType))
+
+
+def _referred(function: FunctionType) -> Iterator[Any]:
+    """Yield what a function, and the functions that it refers to, may use: closures, defaults, globals."""
+    seen: set[int] = set()
+    left: list[tuple[Any, int]] = [(function, 0)]
+    while left:
+        value, depth = left.pop()
+        if id(value) in seen or depth > _DEEPEST:
+            continue
+        seen.add(id(value))
+        yield value
+        if isinstance(value, weakref.ref):
+            inside: Iterable[Any] = (value(),)
+        elif isinstance(value, MethodType):
+            inside = value.__self__, value.__func__
+        elif isinstance(value, functools.partial):
+            inside = value.func, *value.args, *value.keywords.values()
+        elif isinstance(value, FunctionType):
+            inside = _used_by(value)
+        else:
+            inside = tuple(value) if isinstance(value, tuple) else _inside(value).values()
+        left += [(each, depth + 1) for each in inside]
+
+
+def _used_by(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+        names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        yield from (function.__globals__[name] for name in names if name in function.__globals__)
 
 
 class Original:

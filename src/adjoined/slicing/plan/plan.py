@@ -17,6 +17,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.files import read_json, write_json
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.modules import duplicate, in_place_of, named_tensors, set_sizes
+from adjoined.slicing.model.original import check_copy
 from adjoined.slicing.plan.checked import check_data
 from adjoined.slicing.plan.index import Index, take
 from adjoined.slicing.plan.reasons import Reason
@@ -129,8 +130,9 @@ class SlicePlan:
             A module of the model's own classes with narrow tensors of its own; nothing of the model is shared.
 
         Raises:
-            AdjoinedError: the model's tensors are not those that the plan was made for; `DoesNotFit` if a module's own
-                code does not accept narrower ones.
+            AdjoinedError: the model's tensors are not those that the plan was made for, or a function that the model
+                holds would still use the model itself; `DoesNotFit` if a module's own code does not accept narrower
+                tensors.
 
         Example:
             >>> from adjoined.slicing import make_plan
@@ -139,6 +141,12 @@ class SlicePlan:
             >>> tuple(small[0].weight.shape), tuple(small[2].weight.shape)
             ((8, 3, 3, 3), (10, 8, 1, 1))
         """
+        small = self.cut(model)
+        check_copy(small, model)
+        return small
+
+    def cut(self, model: nn.Module) -> nn.Module:
+        """Return what `apply` returns, for a model whose copies have been run and are independent of it."""
         tensors = named_tensors(model)
         self.check_fits(model)
         # deepcopy returns what the memo holds, so nothing is copied at full width, and tied tensors stay tied.

@@ -116,7 +116,7 @@ class _Search:
         found: dict[int, float] = {}
 
         def fits(number: int) -> bool:
-            found[number] = latency(self.plan(number).apply(self.traces.model).eval())
+            found[number] = latency(self.plan(number).cut(self.traces.model).eval())
             return found[number] <= limit.most
 
         low, high, last = first, first, len(self.alphas) - 1

@@ -106,7 +106,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
         kept: list[bool] = is_kept.tolist()
         plan = _draft(traced, grouping, repairs, is_kept, request, alpha)
         try:
-            small = plan.apply(traced.model)
+            small = plan.cut(traced.model)
         except DoesNotFit as error:  # a module that cannot be narrowed
             repairs.repair(Failure(error.cause, error.module, steps=0), kept.__getitem__)
             continue

@@ -15,6 +15,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.operators import understood
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors
+from adjoined.slicing.model.original import Original
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.verify.liven import in_float64, liven, random_inputs
 from adjoined.slicing.verify.masked import MaskedBase, narrow
@@ -65,7 +66,8 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan, *, seed: i
         The error, at most 1e-8, and how far the comparison reaches: not beyond channel shuffles that do not align.
 
     Raises:
-        AdjoinedError: the networks differ (the error names the first module that does), or one does not run in float64.
+        AdjoinedError: the networks differ (the error names the first module that does), one does not run in float64, or
+            copies of the model still run it.
 
     Example:
         >>> from adjoined.slicing import make_plan
@@ -101,11 +103,13 @@ class _Pair:
     inputs: Inputs
     seed: int
     outputs_of_base: list[Tensor]
+    original: Original
+    """The user's model, which neither network may run."""
 
     def compare(self) -> Checked:
         """Compare the outputs, and every module where they differ."""
-        got = self._run_small()
         flow, expected = self._run_masked()
+        got = self._run_small()
         error = _worst(got, expected)
         if error <= TOLERANCE:
             return Checked(error, MASKED)
@@ -146,6 +150,7 @@ class _Pair:
     def _run_masked(self, steps: _Steps | None = None) -> tuple[MaskedBase, list[Tensor]]:
         base = duplicate(self.base)
         flow = MaskedBase(base, self.plan)
+        flow.original = self.original
 
         def kept(tensor: Tensor) -> Tensor | None:
             blocks = flow.blocks(tensor)
@@ -174,7 +179,7 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, livel
             where=type(model).__name__,
             fix="Leave out the check.",
         ) from error
-    return _Pair(base, plan.apply(base), plan, random, seed, outputs)
+    return _Pair(base, plan.cut(base), plan, random, seed, outputs, Original(model))
 
 
 @contextlib.contextmanager
