@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adjoined.benchmark.environment import environment
-from adjoined.files import write_json
+from adjoined.json_files import write_json
 
 
 def write(figures: dict[str, Any], out: Path | None) -> None:

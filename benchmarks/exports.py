@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from adjoined import AdjoinedError, make_plan
 from adjoined.benchmark.environment import command_line, environment
 from adjoined.export import TARGETS, write
-from adjoined.files import read_json, write_json
+from adjoined.json_files import read_json, write_json
 from adjoined.models import build, resolve
 from adjoined.report import units
 from adjoined.report.table import Table

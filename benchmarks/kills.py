@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from adjoined.benchmark.environment import environment
-from adjoined.files import write_json
+from adjoined.json_files import write_json
 from adjoined.settings import Settings
 
 COMMON = {

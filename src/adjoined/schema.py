@@ -11,7 +11,8 @@ import msgspec
 import yaml
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import DEEPEST, read_bytes, read_json
+from adjoined.files import read_bytes
+from adjoined.json_files import DEEPEST, read_json
 
 T = TypeVar("T")
 LARGEST_YAML = 64 << 10

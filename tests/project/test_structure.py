@@ -23,6 +23,7 @@ TORCH_ALONE = {
     "slicing",
     "errors",
     "files",
+    "json_files",
     "plain",
     "printable",
 }

@@ -15,7 +15,8 @@ import torch
 import adjoined
 from adjoined.cli import main
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_json, write_json, write_whole, written_beside
+from adjoined.files import write_whole, written_beside
+from adjoined.json_files import read_json, write_json
 from adjoined.runs import RunFolder
 from adjoined.runs.finished import open_run
 from adjoined.training import train

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adjoined.export.record import record
-from adjoined.files import write_json
+from adjoined.json_files import write_json
 from adjoined.training import train
 from tiny_runs import QUIET, TINY
 

@@ -105,7 +105,6 @@ def test_several_stages_train_on_one_device(tmp_path):
 # Run as a program: train, and be killed by SIGKILL when a file is about to be written for the n-th time.
 KILLED = """
 import os, signal, sys
-from adjoined import files
 from adjoined.settings import Settings
 from adjoined.training import train
 from rich.console import Console

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from adjoined import AdjoinedError, adjoin, load
+from adjoined.head import fit_head
 from adjoined.inherit import inherit
 from adjoined.methods import METHODS
 from adjoined.network import AdjoinedNetwork
-from adjoined.probe import fit_head
 from adjoined.settings import Settings
 from adjoined.slicing import make_plan
 from adjoined.training import train

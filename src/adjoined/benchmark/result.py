@@ -47,7 +47,7 @@ from adjoined.benchmark import RUNTIMES
 from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.turns import Latency
 from adjoined.errors import AdjoinedError
-from adjoined.files import write_json
+from adjoined.json_files import write_json
 from adjoined.schema import conform, read_versioned
 
 FORMAT = 1

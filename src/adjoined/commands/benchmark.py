@@ -15,7 +15,8 @@ from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.errors import AdjoinedError
-from adjoined.files import json_text, refuse_link
+from adjoined.files import refuse_link
+from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark

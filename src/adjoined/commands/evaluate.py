@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode, Workers
-from adjoined.files import json_text
+from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData

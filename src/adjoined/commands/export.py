@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode
 from adjoined.errors import AdjoinedError
-from adjoined.files import json_text
+from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     from adjoined.report.table import Table

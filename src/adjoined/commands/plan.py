@@ -11,7 +11,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson
 from adjoined.errors import AdjoinedError
-from adjoined.files import json_text
+from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfRun, OwnCode
 from adjoined.errors import AdjoinedError
-from adjoined.files import json_text
+from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from adjoined.commands.flags import parse
 from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
-from adjoined.files import copy_file, make_folder, refuse_link, write_json, write_text
+from adjoined.files import copy_file, make_folder, refuse_link, write_text
+from adjoined.json_files import write_json
 
 if TYPE_CHECKING:
     from adjoined.runs import RunFolder

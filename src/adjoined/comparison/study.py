@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from adjoined.comparison.variants import OWN, Variant
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write, read_json, write_json
+from adjoined.files import cannot_write
+from adjoined.json_files import read_json, write_json
 from adjoined.plain import entry
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult

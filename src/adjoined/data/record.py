@@ -16,7 +16,8 @@ from adjoined.data.opening import ImageData, open_data
 from adjoined.data.scanning import as_text
 from adjoined.data.settings import DataSettings, folder_of
 from adjoined.errors import AdjoinedError
-from adjoined.files import open_regular, write_json, write_whole
+from adjoined.files import open_regular, write_whole
+from adjoined.json_files import write_json
 from adjoined.schema import conform, read_versioned
 from adjoined.versions import versions
 

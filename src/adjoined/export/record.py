@@ -12,7 +12,7 @@ from typing import Any
 
 from adjoined.errors import AdjoinedError
 from adjoined.export.targets import TARGETS, Target
-from adjoined.files import write_json
+from adjoined.json_files import write_json
 from adjoined.names import check_name
 from adjoined.schema import conform, read_versioned
 

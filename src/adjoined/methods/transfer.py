@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adjoined.head import fit_head
 from adjoined.inherit import inherit
 from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.methods.base import Built, Step
 from adjoined.methods.joint import Joint, named
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.probe import fit_head
 from adjoined.slicing import reorder
 
 BATCH = 32

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adjoined.files import read_json, write_json
+from adjoined.json_files import read_json, write_json
 from adjoined.report.figures import Figures, figures_of
 from adjoined.slicing import measure_cost
 

@@ -15,7 +15,8 @@ from typing import Any, TypedDict
 
 from adjoined.data import DataRecord, ImageData
 from adjoined.errors import AdjoinedError
-from adjoined.files import clear_parts, copy_file, make_folder, refuse_link, write_json, write_whole
+from adjoined.files import clear_parts, copy_file, make_folder, refuse_link, write_whole
+from adjoined.json_files import write_json
 from adjoined.names import BASE
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked

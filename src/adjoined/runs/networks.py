@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from adjoined.data.info import LARGEST_IMAGE, DataInfo
 from adjoined.errors import AdjoinedError
-from adjoined.files import open_regular, parse_json, read_bytes, read_json, write_json, write_whole
+from adjoined.files import open_regular, read_bytes, write_whole
+from adjoined.json_files import parse_json, read_json, write_json
 from adjoined.names import check_name
 from adjoined.plain import check, entry, value, whole
 from adjoined.runs.ceiling import Ceiling

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from adjoined import models
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder, write_json
+from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder
+from adjoined.json_files import write_json
 from adjoined.methods import Finished
 from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost

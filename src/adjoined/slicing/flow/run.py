@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from adjoined.slicing.flow.call import Call
+from adjoined.slicing.flow.call import Call, tensors_in
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.memory import Memory
@@ -122,7 +122,7 @@ class LabelFlow(State, TorchDispatchMode):
         self.last_op = name = func._schema.name.split("::")[1]
         self.steps += 1
         self._count[self.module, family_of(name)] += 1
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = tensors_in((args, tuple(kwargs.values())))
         if self.original is not None:
             self.original.check_not_read(given, self.module)
         if self._memory:
@@ -147,22 +147,23 @@ class LabelFlow(State, TorchDispatchMode):
                 self.findings.readers[self._names[tensor]].add(name)
                 if name == "t":  # how linear layers read their weight
                     self._names[out] = self._names[tensor]
-        self.values.note(func, name, given, out, self.module)
+        results = tensors_in(out)
+        self.values.note(func, name, given, results, self.module)
         alike = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
         if labelled and name not in _CREATE and not (self._idle and name == "select"):
             call = Call(func, name, bound, out)
             read = self.slots(labelled[0])
-            written = [(t, self.slots(t)) for a, t in zip(func._schema.arguments, args, strict=False) if _changes(a, t)]
+            changed = [t for a, t in zip(_schema(func), args, strict=False) if a.changes and isinstance(t, Tensor)]
+            written = [(tensor, self.slots(tensor)) for tensor in changed]
             _operator(call).rule(self, call)
-            self._last = [slot for tensor in call.outputs for slot in self.slots(tensor)]
+            self._last = [slot for tensor in results for slot in self.slots(tensor)]
             self._remember(written)
-            self.note_sizes(call, self._written(read), [self._written(self.slots(leaf)) for leaf in call.outputs])
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                if alike:
-                    self._uniform[leaf] = True
-                else:  # an in-place operator may have changed it
-                    self._uniform.pop(leaf, None)
+            self.note_sizes(call, self._written(read), [self._written(self.slots(each)) for each in results])
+        for tensor in results:
+            if alike:
+                self._uniform[tensor] = True
+            else:  # an in-place operator may have changed it
+                self._uniform.pop(tensor, None)
         return out
 
     def _concerned(self, name: str, args: Any, labelled: Sequence[Tensor]) -> list[Slot]:
@@ -257,15 +258,26 @@ _CREATE = {
 }  # fmt: skip
 
 
+class _Argument(NamedTuple):
+    """An argument in an operator's schema."""
+
+    name: str
+    default: Any
+    changes: bool
+    """Whether the operator changes it in place."""
+
+
+@functools.cache
+def _schema(func: Any) -> list[_Argument]:
+    """Return the arguments of an operator; torch makes new objects of them every time they are read."""
+    arguments = [(a.name, a.default_value, a.alias_info) for a in func._schema.arguments]
+    return [_Argument(name, default, info is not None and info.is_write) for name, default, info in arguments]
+
+
 def _bound_to_names(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    schema = func._schema.arguments
+    schema = _schema(func)
     given = {a.name: value for a, value in zip(schema, args, strict=False)}
-    return {a.name: kwargs.get(a.name, a.default_value) for a in schema} | given
-
-
-def _changes(argument: Any, value: Any) -> bool:
-    """Tell whether an operator changes this argument in place."""
-    return isinstance(value, Tensor) and argument.alias_info is not None and argument.alias_info.is_write
+    return {a.name: kwargs.get(a.name, a.default) for a in schema} | given
 
 
 def _first_line(error: Exception) -> str:

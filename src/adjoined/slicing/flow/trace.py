@@ -17,6 +17,7 @@ from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
 from adjoined.slicing.flow.unreached import follow_unreached
+from adjoined.slicing.model.cost import Cost, cost_of_run
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import another_path, check_arguments, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
@@ -45,7 +46,7 @@ class Trace:
         shapes: tensor name -> its shape before the run.
         unreached: parts that did not run -> the module whose channels they follow, or "".
         finished: all modules in the order in which they finished in eval mode.
-        macs: multiply-adds of convolutions and matrix products for one sample, in eval mode.
+        cost: parameters, and multiply-adds for one sample in eval mode.
     """
 
     model: nn.Module
@@ -61,7 +62,7 @@ class Trace:
     unreached: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     finished: tuple[str, ...]
-    macs: int
+    cost: Cost
 
 
 def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
@@ -162,7 +163,7 @@ def _trace(
         unreached=unreached,
         shapes=sizes,
         finished=tuple(flow.finished),
-        macs=flow.flops // 2 // inputs.batch_size,
+        cost=cost_of_run(model, flow.finished, flow.flops // 2 // inputs.batch_size),
     )
 
 

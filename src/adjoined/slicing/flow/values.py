@@ -38,7 +38,7 @@ class Values:
         """Tell whether the tensor's elements depend on the values of the input."""
         return tensor in self._computed
 
-    def note(self, op: Any, name: str, given: Sequence[Tensor], out: Any, module: str) -> None:
+    def note(self, op: Any, name: str, given: Sequence[Tensor], results: Sequence[Tensor], module: str) -> None:
         """Pass on to an operator's results whether its operands depend on the values of the input."""
         if name.endswith("_like") or not any(tensor in self._computed for tensor in given):
             return
@@ -49,6 +49,5 @@ class Values:
             self.decide |= any(i.dtype in (torch.bool, torch.uint8) and self.computed(i) for i in given[1:])
         else:
             self.decide |= name == "nms" or torch.Tag.dynamic_output_shape in op.tags
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._computed[leaf] = True
+        for tensor in results:
+            self._computed[tensor] = True

@@ -84,6 +84,14 @@ def last_layer(model: nn.Module, example_input: Any) -> str:
     return last_layer_of(model, _run(model, Inputs.of(example_input)).finished)
 
 
+def cost_of_run(network: nn.Module, finished: Sequence[str], macs: int) -> Cost:
+    """Return a network's cost from a run: the names of modules in the order they finished, and the MACs counted."""
+    last = last_linear_of(network, finished)
+    total = sum(p.numel() for p in network.parameters())
+    head = 0 if last is None else sum(p.numel() for p in network.get_submodule(last).parameters())
+    return Cost(total, total - head, macs)
+
+
 def last_linear_of(model: nn.Module, finished: Sequence[str]) -> str | None:
     """Return the last linear layer of a run from the names of modules in the order they finished; None without any."""
     return _last(model, finished, nn.Linear)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -171,6 +172,9 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
             sized.num_features = kept.shape[0]
 
 
+_DICTS = (dict, OrderedDict)
+
+
 def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy that shares nothing with the model, not even what its forward stores.
 
@@ -183,6 +187,9 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         memo: as for `copy.deepcopy`: id -> what replaces that object in the copy.
     """
     memo = {} if memo is None else memo
+    for module in model.modules():
+        # A module has a dozen dicts of hooks, most of them empty; deepcopy takes most of its time for these.
+        memo.update({id(held): type(held)() for held in vars(module).values() if type(held) in _DICTS and not held})
     with WithoutHistory():
         copied = copy.deepcopy(model, memo)
         for module in copied.modules():

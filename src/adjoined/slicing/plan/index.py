@@ -40,6 +40,9 @@ class Index:
             >>> Index.where(torch.tensor([True, True, False, True]))
             Index(ranges=((0, 2), (3, 4)))
         """
+        count = int(chosen.count_nonzero())
+        if bool(chosen[:count].all()):  # most often, these are the first ones
+            return cls(((0, count),) if count else ())
         ends = torch.diff(chosen.to(torch.int8), prepend=torch.zeros(1, dtype=torch.int8), append=torch.zeros(1).char())
         starts, stops = ((ends == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
         return cls(tuple(zip(starts, stops, strict=True)))

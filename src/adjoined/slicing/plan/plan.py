@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_json, write_json
+from adjoined.json_files import read_json, write_json
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.modules import duplicate, in_place_of, named_tensors, set_sizes
 from adjoined.slicing.model.original import check_copy

@@ -165,16 +165,17 @@ class Grouping:
 
     def narrowed_labels(self) -> Tensor:
         """Return for every label whether its group is narrowed (bool vector), as the groups' `kept` say now."""
-        return self._having(root for group in self.groups if group.kept < len(group.roots) for root in group.roots)
+        return self._having(group.roots for group in self.groups if group.kept < len(group.roots))
 
     def kept_labels(self) -> Tensor:
         """Return for every label whether the small network has it (bool vector), as the groups' `kept` say now."""
-        return self._having(root for group in self.groups for root in group.roots[: group.kept])
+        return self._having(group.roots[: group.kept] for group in self.groups)
 
-    def _having(self, roots: Iterable[int]) -> Tensor:
+    def _having(self, roots: Iterable[array[int]]) -> Tensor:
         """Return for every label whether its root is among these."""
         among = torch.zeros(len(self.roots), dtype=torch.bool)
-        among[list(roots)] = True
+        for each in roots:
+            among[torch.frombuffer(each, dtype=torch.int64)] = True
         return among[self._table]
 
 

@@ -173,8 +173,10 @@ def requested_widths(model: nn.Module, widths: Mapping[str, str]) -> dict[tuple[
         AdjoinedError: a pattern names no module, or none that writes channels; two patterns ask for different widths of
             one module; a module has fewer channels.
     """
-    dims, tensors = filters(model), named_tensors(model)
     found: dict[tuple[str, int], RequestedWidth] = {}
+    if not widths:
+        return found
+    dims, tensors = filters(model), named_tensors(model)
     for pattern, text in widths.items():
         modules = matching_modules(model, (pattern,), setting="widths")
         named = [name for name in dims if any(f"{owner_of(name)}.".startswith(f"{each}.") for each in modules)]

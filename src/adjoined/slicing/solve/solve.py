@@ -14,7 +14,7 @@ from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, along
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.model.cost import Cost, last_linear_of
+from adjoined.slicing.model.cost import cost_of_run
 from adjoined.slicing.model.inputs import tensor_leaves
 from adjoined.slicing.model.misuse import another_path
 from adjoined.slicing.model.modules import full_name, matching_modules, named_tensors, owner_of
@@ -128,8 +128,8 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
             check_effective(grouping.groups, request.widths or {})
             return replace(
                 plan,
-                base_cost=_cost(traced.model, traced, traced.macs),
-                cost=_cost(small, traced, flow.flops // 2 // traced.inputs.batch_size),
+                base_cost=traced.cost,
+                cost=cost_of_run(small, traced.finished, flow.flops // 2 // traced.inputs.batch_size),
             )
     raise OutOfStep(f"{repairs.log[-1]} (no way out in {ROUNDS} attempts)")
 
@@ -167,14 +167,6 @@ def _check_path(flow: LabelFlow, traced: Trace) -> None:
         for here, there in zip(flow.path, traced.path, strict=False):
             if here != there:
                 raise another_path(traced.model, flow.values.read_in, [here, there])
-
-
-def _cost(network: nn.Module, traced: Trace, macs: int) -> Cost:
-    """Return what a network costs: the traced one, or the small one that was made of it."""
-    last = last_linear_of(network, traced.finished)
-    total = sum(p.numel() for p in network.parameters())
-    head = 0 if last is None else sum(p.numel() for p in network.get_submodule(last).parameters())
-    return Cost(total, total - head, macs)
 
 
 def _sizes_by_input(traced: Trace, is_kept: Tensor) -> dict[str, Any]:
