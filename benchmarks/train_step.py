@@ -3,9 +3,13 @@
 Every round times all variants in turn, so that a machine that slows down slows all of them down; the ratios are taken
 round by round and their median is reported with its quartiles.
 
+Beside each ratio stands its limit by multiply-adds, 1 + small / base. Memory is the peak of all tensors in a step, from
+torch's records of what it allocates and frees, so it does not depend on the machine.
+
 Usage:
     python benchmarks/train_step.py                                   # ResNet-50, 224 px, batch 8, alpha 4
     python benchmarks/train_step.py --model resnet18 --size 32 --batch 64 --rounds 20
+    python benchmarks/train_step.py --all                             # five models and alphas, without the masked form
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +28,19 @@ import torch
 import torch.nn.functional as F
 from environment import write
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import adjoined
 from adjoined.models import build, resolve
 from adjoined.slicing import measure_cost
+
+CASES = (
+    ("torchvision:resnet50", 4.0),
+    ("torchvision:resnet50", 8.0),
+    ("torchvision:densenet121", 4.0),
+    ("torchvision:mobilenet_v2", 4.0),
+    ("torchvision:convnext_tiny", 4.0),
+)
 
 
 def masked_base(model: nn.Module, plan: adjoined.SlicePlan) -> nn.Module:
@@ -58,16 +72,15 @@ def _zero_channels(mask: Tensor, _module: nn.Module, _inputs: Any, out: Tensor) 
     return out * mask
 
 
-def variants(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> dict[str, Callable[[], None]]:
+def variants(
+    model: nn.Module, net: adjoined.AdjoinedNetwork, x: Tensor, y: Tensor, masked: bool
+) -> dict[str, Callable[[], None]]:
     """Return one training step of every variant, without the optimizer, which is alike in all of them."""
-    net = adjoined.adjoin(model, x[:1], alpha=alpha)
     small = net.extract()
-    masked = masked_base(model, net.plan)
-    for module in (net, small, masked):
-        module.train()
+    modules = [net.train(), small.train()]
 
     def clear() -> None:
-        for module in (net, small, masked):
+        for module in modules:
             module.zero_grad(set_to_none=True)
 
     def base() -> None:
@@ -84,11 +97,63 @@ def variants(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> dict[str, 
         F.cross_entropy(model(x), y).backward()
         F.cross_entropy(small(x), y).backward()
 
-    def as_in_the_paper() -> None:
-        clear()
-        adjoined.adjoint_loss(model(x), masked(x), y, progress=1.0).backward()
+    steps: dict[str, Callable[[], None]] = {"base": base, "joint": joint, "apart": apart}
+    if masked:
+        full = masked_base(model, net.plan).train()
+        modules.append(full)
 
-    return {"base": base, "joint": joint, "apart": apart, "masked": as_in_the_paper}
+        def as_in_the_paper() -> None:
+            clear()
+            adjoined.adjoint_loss(model(x), full(x), y, progress=1.0).backward()
+
+        steps["masked"] = as_in_the_paper
+    return steps
+
+
+def peak_bytes(step: Callable[[], None]) -> int:
+    """Return the peak of what a step allocates beyond what is there before it, bytes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    records = [each for each in results.events() if each.name() == "[memory]"]
+    return max(accumulate(each.nbytes() for each in sorted(records, key=lambda each: each.start_ns())))
+
+
+def measure(model_name: str, alpha: float, args: argparse.Namespace, masked: bool) -> dict[str, Any]:
+    """Time all variants of one model in turns, and return their figures."""
+    torch.manual_seed(0)
+    model = build(resolve(model_name), num_classes=1000, image_size=args.size)
+    x = torch.randn(args.batch, 3, args.size, args.size)
+    y = torch.randint(0, 1000, (args.batch,))
+    net = adjoined.adjoin(model, x[:1], alpha=alpha)
+    macs = [measure_cost(each, x[:1]).macs for each in (model, net.extract())]
+    steps = variants(model, net, x, y, masked)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(args.rounds + 1):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    net.zero_grad(set_to_none=True)
+    peaks = {}
+    for name in ("base", "joint"):
+        peaks[name] = weights + peak_bytes(steps[name])
+        net.zero_grad(set_to_none=True)
+    ratios = {
+        name: [round(v, 3) for v in statistics.quantiles([a / b for a, b in zip(of, seconds["base"], strict=True)])]
+        for name, of in seconds.items()
+    }
+    return {
+        "model": model_name,
+        "alpha": alpha,
+        "least possible by MACs": round(1 + macs[1] / macs[0], 3),
+        "peak memory, joint / base": round(peaks["joint"] / peaks["base"], 3),
+        "figures": {
+            name: {"seconds": round(statistics.median(seconds[name]), 4), "ratio": ratios[name]} for name in steps
+        },
+    }
 
 
 def main() -> None:
@@ -97,45 +162,23 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="image side, pixels")
     parser.add_argument("--batch", type=int, default=8, help="images in a step")
     parser.add_argument("--alpha", type=float, default=4.0)
+    parser.add_argument(
+        "--all", action="store_true", help="the five models and alphas of CASES, without the masked form"
+    )
     parser.add_argument("--rounds", type=int, default=12, help="timed rounds after one warm-up round")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 for its own choice")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    model = build(resolve(args.model), num_classes=1000, image_size=args.size)
-    x = torch.randn(args.batch, 3, args.size, args.size)
-    y = torch.randint(0, 1000, (args.batch,))
-    steps = variants(model, x, y, args.alpha)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(args.rounds + 1):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if number:
-                seconds[name].append(time.perf_counter() - begin)
-    figures = {
-        name: {
-            "seconds": round(statistics.median(times), 4),
-            "ratio": [
-                round(v, 3) for v in statistics.quantiles([a / b for a, b in zip(times, seconds["base"], strict=True)])
-            ],
-        }
-        for name, times in seconds.items()
-    }
-    small = adjoined.adjoin(model, x[:1], alpha=args.alpha).extract()
-    macs = [measure_cost(each, x[:1]).macs for each in (model, small)]
-    write(
-        {
-            "rounds": args.rounds,
-            "seed": 0,
-            "least possible by MACs": round(1 + macs[1] / macs[0], 3),
-            "ratio": "quartiles of variant / base, round by round",
-            "figures": figures,
-        },
-        args.out,
-    )
+    cases = CASES if args.all else ((args.model, args.alpha),)
+    rows = [measure(model, alpha, args, masked=not args.all) for model, alpha in cases]
+    for row in rows:
+        joint, limit = row["figures"]["joint"]["ratio"][1], row["least possible by MACs"]
+        memory = row["peak memory, joint / base"]
+        print(f"{row['model']} α = {row['alpha']:g}: time {joint:.3f} (by MACs {limit:.3f}), memory {memory:.3f}")
+    ratio = "quartiles of variant / base, round by round"
+    write({"rounds": args.rounds, "seed": 0, "ratio": ratio, "cases": rows}, args.out)
 
 
 if __name__ == "__main__":

@@ -132,8 +132,12 @@ class AdjoinedNetwork(nn.Module):
         # Copied first: the base may change its input in place.
         own = [apart((args, kwargs)) for _ in self.smalls]
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
+        # Autograd runs the nodes that were made last first. Slices taken before the base runs hand on their gradients
+        # when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every
+        # weight waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
+        slices = None if _exchanges_gradients() else self._weights.slices()
         outputs = [self.base(*args, **kwargs)]
-        slices = self._weights.slices()
+        slices = self._weights.slices() if slices is None else slices
         for number, runner in enumerate(self._runners):
             outputs.append(runner.run([each[number] for each in slices], *own[number]))
         return tuple(outputs)
@@ -320,6 +324,12 @@ def adjoin(
         for each in net.plans:
             check_plan(model, example_input, each)
     return net
+
+
+def _exchanges_gradients() -> bool:
+    """Tell whether this process trains together with others."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _at_any_network(pattern: Any) -> Any:

@@ -48,14 +48,23 @@ class SharedWeights:
 
     def slices_of(self, shared: Shared) -> tuple[Tensor, ...]:
         """Return every small network's slice of a weight, with its current values."""
-        module, name = shared.owners[0]
-        weight = self.base.get_submodule(module)._parameters[name]
+        where, name = shared.owners[0]
+        weight = submodule(self.base, where)._parameters[name]
         assert weight is not None
         return share(weight, shared.slices)
 
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
+
+
+def submodule(root: nn.Module, where: str) -> nn.Module:
+    """Return `root.get_submodule(where)`; a training step does this for every weight, and dictionaries are faster."""
+    for name in where.split(".") if where else ():
+        child = root._modules[name]
+        assert child is not None
+        root = child
+    return root
 
 
 def share(weight: Tensor, slices: Sequence[Indices]) -> tuple[Tensor, ...]:
@@ -85,7 +94,7 @@ class _Share(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, slices: tuple[Indices, ...]) -> tuple[Tensor, ...]:
         ctx.slices, ctx.shape = slices, weight.shape
         ctx.set_materialize_grads(False)
-        return tuple(take(weight, indices).view_as(take(weight, indices)) for indices in slices)
+        return tuple(_taken(weight, indices) for indices in slices)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
@@ -100,4 +109,10 @@ class _Share(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         tangent = tangents[0]
-        return tuple(take(tangent, indices).view_as(take(tangent, indices)) for indices in ctx.slices)
+        return tuple(_taken(tangent, indices) for indices in ctx.slices)
+
+
+def _taken(tensor: Tensor, indices: Indices) -> Tensor:
+    """Return a slice as a tensor of its own, also where it is the whole: a node returns no input."""
+    part = take(tensor, indices)
+    return part.view_as(part)

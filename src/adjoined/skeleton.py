@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.sharing import Shared, SharedWeights
+from adjoined.sharing import Shared, SharedWeights, submodule
 from adjoined.slicing import SlicePlan, duplicate, full_name
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
@@ -95,8 +95,7 @@ class Runner:
             self._idle.append(module)
 
     def _call(self, module: nn.Module, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        parts = dict(module.named_modules())
-        parameters = [(parts[where], name) for each in self._weights.shared for where, name in each.owners]
+        parameters = [(submodule(module, where), name) for each in self._weights.shared for where, name in each.owners]
         bound = [value for value, each in zip(slices, self._weights.shared, strict=True) for _ in each.owners]
         kept = [vars(part).pop(name, None) for part, name in parameters] if self._checkpoints else []
         try:
@@ -114,9 +113,8 @@ class Runner:
 
     def forget(self) -> None:
         """Drop the slices kept for a backward pass."""
-        parts = dict(self._module.named_modules())
         for where, name in [owner for each in self._weights.shared for owner in each.owners]:
-            vars(parts[where]).pop(name, None)
+            vars(submodule(self._module, where)).pop(name, None)
         self._left = False
 
     def _take_copy(self) -> _Copy:
