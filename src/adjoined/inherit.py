@@ -23,8 +23,8 @@ from adjoined.slicing import Index, Inputs, SlicePlan, named_tensors
 POSITIONS = 64
 """Positions of each image at which a convolution's outputs are compared."""
 ENOUGH = 2
-"""Outputs to fit to for each input of a layer: with fewer, a fit learns its images by heart, and the slice stays."""
-RIDGE = 1e-2
+"""Rows to fit to for each input of a layer: with fewer, a fit learns its images by heart, and the slice stays."""
+RIDGE = 0.1
 """Weight of staying near the slice, as a share of the mean square of the inputs."""
 
 
@@ -141,9 +141,10 @@ class _Fit(_Layers):
     def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
         target = self._targets.pop(name, None)
         if target is not None and target.values.shape[1] == len(call.weight):
-            rows = _patches(call, target.positions) if target.positions is not None else call.input
-            _solve(rows.reshape(-1, rows.shape[-1]), target.values, call)
-            self.count += 1
+            if len(target.values) >= ENOUGH * call.weight[0].numel():
+                rows = _patches(call, target.positions) if target.positions is not None else call.input
+                _solve(rows.reshape(-1, rows.shape[-1]), target.values, call)
+                self.count += 1
         return run()
 
 

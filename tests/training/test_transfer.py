@@ -80,6 +80,18 @@ def test_at_full_width_nothing_changes():
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 
 
+def test_a_layer_with_more_inputs_than_the_images_can_tell_stays_a_slice():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4)).eval()
+    x = torch.randn(200, 3, 8, 8)
+    plan = make_plan(model, x[:1], alpha=2, round_to=1)
+    head = plan.apply(model).state_dict()["3.weight"]
+    for count, fitted in ((63, 1), (64, 2)):  # the small head has 32 inputs, and one row of them for each image
+        small = plan.apply(model)
+        assert inherit(model, small, plan, x[:count]) == fitted
+        assert torch.equal(small.state_dict()["3.weight"], head) == (fitted == 1)
+
+
 def test_a_trained_head_stays_and_a_new_one_is_fitted():
     torch.manual_seed(0)
     x = torch.randn(200, 1, 4, 4)
