@@ -1,8 +1,9 @@
 """The adjoint objective for any task: the base's task loss, and distances of the small networks from the base.
 
-    loss = task(p) + Σ over small networks q: [ weight · task(q) + λ(t) · distance(p, q) ]
+    loss = task(p) + λ(t) · Σ over small networks q: [ distance(p, q) + weight · task(q) ]
 
-`adjoint_loss` is the special case of classification.
+At t = 0 the base trains alone, and the small networks' demands on the shared weights grow with λ. `adjoint_loss` is the
+special case of classification.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Schedule = Literal["paper", "constant"]
 
 
 def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
-    """Return λ(t) = min(4t², 1), the weight of the KL term after a share t of the training.
+    """Return λ(t) = min(4t², 1), the weight of the small networks' terms after a share t of the training.
 
     Args:
         progress: t, the share of the training done, in [0, 1] (optimizer steps done / steps in all).
@@ -100,7 +101,7 @@ def adjoint_objective(
         task: maps one network's output to its loss, a scalar; it knows the targets.
         distance: (p, q) -> a scalar, at least 0; see `adjoined.distances`, and `by_name` for outputs with parts.
         progress: t, the fraction of training done, in [0, 1]; λ(t) = min(4t², 1).
-        small_task: weight of the small networks' own task loss; 0 in the paper, 1 in `adjoint+`.
+        small_task: weight of the small networks' own task loss, beside the distance; 0 in the paper, 1 in `adjoint+`.
 
     Returns:
         A scalar.
@@ -113,13 +114,15 @@ def adjoint_objective(
         >>> p, q, y = torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([2.0])
         >>> def task(output):
         ...     return (output - y).abs().mean()
-        >>> loss = adjoint_objective((p, q), task=task, distance=gaussian_kl, progress=1.0)
-        >>> loss.item()  # 1 + 1 + (1 - 3)² / 2
+        >>> for progress in (0.0, 0.25, 1.0):  # λ = 0, 1/4 and 1, of (1 - 3)² / 2 + |3 - 2|
+        ...     adjoint_objective((p, q), task=task, distance=gaussian_kl, progress=progress).item()
+        1.0
+        1.75
         4.0
     """
     terms = objective_terms(outputs, task=task, distance=distance, small_task=small_task != 0)
-    loss = terms.task + kl_weight(progress) * terms.distance
-    return loss if terms.small_task is None else loss + small_task * terms.small_task
+    of_small = terms.distance if terms.small_task is None else terms.distance + small_task * terms.small_task
+    return terms.task + kl_weight(progress) * of_small
 
 
 def by_name(**parts: Distance | tuple[float, Distance]) -> Distance:

@@ -83,8 +83,8 @@ def test_the_adjoint_loss_with_its_ablations(change):
     temperature = change.get("temperature", 1.0)
     weight = {"paper": 0.25, "constant": 1.0}[change.get("kl_schedule", "paper")]
     assert step.terms["lambda"] == weight
-    expected = F.cross_entropy(p, Y) + weight * temperature**2 * kl(p, q, temperature)
-    expected += change.get("small_ce", 0.0) * F.cross_entropy(q, Y)
+    of_small = temperature**2 * kl(p, q, temperature) + change.get("small_ce", 0.0) * F.cross_entropy(q, Y)
+    expected = F.cross_entropy(p, Y) + weight * of_small
     torch.testing.assert_close(step.loss, expected)
 
 

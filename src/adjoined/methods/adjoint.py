@@ -26,7 +26,7 @@ class Mix:
     temperature: float = 1.0
     """Temperature of the KL term."""
     small_ce: float = 0.0
-    """Weight of the small network's own cross-entropy."""
+    """Weight of the small network's own cross-entropy beside the KL term; λ multiplies both."""
 
 
 class Adjoint(Joint):
@@ -45,22 +45,22 @@ class Adjoint(Joint):
         ce, kl = adjoint_terms(p, family, y, label_smoothing=smoothing, detach=mix.detach, temperature=mix.temperature)
         weight = kl_weight(progress, mix.schedule)
         terms: dict[str, Tensor | float] = {"ce": ce.detach(), "kl": kl.detach(), "lambda": weight}
-        loss = ce + weight * kl
+        of_small = kl
         if mix.small_ce:
             small = sum_cross_entropy(family, y, label_smoothing=smoothing)
-            loss, terms = loss + mix.small_ce * small, {**terms, "small_ce": small.detach()}
+            of_small, terms = kl + mix.small_ce * small, {**terms, "small_ce": small.detach()}
         if measure:
             with torch.no_grad():
                 terms["penalty"] = torch.stack([quadratic_penalty(p.float(), q.float()) for q in family]).sum()
-        return Step(loss, named([p, *family]), terms)
+        return Step(ce + weight * of_small, named([p, *family]), terms)
 
 
 class AdjointPlus(Adjoint):
     """The adjoint method with the loss that was best for both networks in short comparisons, without settings.
 
     The small network has a private last layer, so that the base's serves only the base. The KL term, at temperature 4,
-    trains only the small network (detached), together with the small network's own cross-entropy; λ rises as in the
-    paper. benchmarks/results/README.md has the comparisons.
+    trains only the small network (detached), together with the small network's own cross-entropy. λ, as in the paper,
+    multiplies both, so the base begins alone. benchmarks/results/README.md has the comparisons.
     """
 
     @property
