@@ -86,6 +86,10 @@ class _Target(NamedTuple):
     positions: Tensor | None
     """Their positions in each image, (N, positions) of the flattened outputs; None for linear layers."""
 
+    def fits(self, weight: Tensor) -> bool:
+        """Return whether these are the outputs of a layer with this weight, and enough of them."""
+        return self.values.shape[1] == len(weight) and len(self.values) >= ENOUGH * weight[0].numel()
+
 
 class _Layers(TorchFunctionMode, ABC):
     """See every convolution and linear layer run, by the name of its weight."""
@@ -140,11 +144,10 @@ class _Fit(_Layers):
 
     def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
         target = self._targets.pop(name, None)
-        if target is not None and target.values.shape[1] == len(call.weight):
-            if len(target.values) >= ENOUGH * call.weight[0].numel():
-                rows = _patches(call, target.positions) if target.positions is not None else call.input
-                _solve(rows.reshape(-1, rows.shape[-1]), target.values, call)
-                self.count += 1
+        if target is not None and target.fits(call.weight):
+            rows = _patches(call, target.positions) if target.positions is not None else call.input
+            _solve(rows.reshape(-1, rows.shape[-1]), target.values, call)
+            self.count += 1
         return run()
 
 
