@@ -52,12 +52,15 @@ def class_kl(
     return temperature**2 * _mean(kl, counted)
 
 
-def label_kl(p: Tensor, q: Tensor, *, pull: bool = False, counted: Tensor | None = None) -> Tensor:
-    """Return the KL of independent labels: Bernoulli with probabilities σ(p) and σ(q), summed over labels.
+def label_kl(
+    p: Tensor, q: Tensor, *, temperature: float = 1.0, pull: bool = False, counted: Tensor | None = None
+) -> Tensor:
+    """Return the KL of independent labels: T² times that of Bernoullis with σ(p/T) and σ(q/T), summed over labels.
 
     Args:
         p: logits of the base network, float (N, K, ...), one for each label that may hold or not.
         q: logits of the small network, as `p`.
+        temperature: T, above 0; T² keeps the gradient's size.
         pull: whether the gradient flows into `p`, too.
         counted: bool, shaped like `p`, the labels that are known; None: all.
 
@@ -70,7 +73,7 @@ def label_kl(p: Tensor, q: Tensor, *, pull: bool = False, counted: Tensor | None
         0.3278
     """
     p, q = _checked(p, q, pull)
-    kl = _bernoulli_kl(p, q)
+    kl = temperature**2 * _bernoulli_kl(p / temperature, q / temperature)
     if counted is not None:
         kl = torch.where(counted, kl, torch.zeros_like(kl))
     return kl.sum(dim=1).mean()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from adjoined.errors import AdjoinedError
+from adjoined.kinds import kind_of, task_kind
 from adjoined.method_settings import METHODS, METHODS_OF, MethodSettings, ModelSettings, SmallSettings
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     """Start from the weights that timm or torchvision offer for the model."""
 
     data: str = "digits"
-    """Data set: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet, or folder:PATH."""
+    """Data set: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet; or folder:PATH (a folder of images per
+    class), segmentation:PATH (images/ and masks/), labels:FILE.csv (images with any number of labels)."""
     data_root: str = "data"
     """Folder that holds the data sets, one folder each."""
     image_size: int | None = None
@@ -161,6 +163,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             and all(size >= 4 and 0 < share <= 1 for size, share in resolutions),
             "sizes of at least 4 pixels, each with a share of the run in (0, 1], such as 20=0.15,24=0.5",
         )
+        self._check_task()
         if self.data_on_device and self.augment == "strong":
             self._require("augment", False, "none, light or standard together with --data-on-device")
         self._require("alpha", bool(self.alphas), "a number of at least 1, or several")
@@ -220,7 +223,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         from adjoined.data.settings import folder_of
 
         folder = folder_of(self.data)
-        data = self.data if folder is None else f"folder:{folder.absolute()}"
+        data = self.data if folder is None else f"{kind_of(self.data)}:{folder.absolute()}"
         return replace(self, data=data, data_root=str(Path(self.data_root).expanduser().absolute()))
 
     def for_method(self, method: str, **changes: Any) -> Settings:
@@ -249,7 +252,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         from adjoined.data.settings import folder_of
 
         mine, others = asdict(self), asdict(other)
-        if folder_of(self.data) and folder_of(other.data):
+        if folder_of(self.data) and folder_of(other.data) and kind_of(self.data) == kind_of(other.data):
             others["data"] = self.data
         return [name for name in mine if name not in PLACE_ONLY and mine[name] != others[name]]
 
@@ -303,6 +306,11 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
                 fix = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(hints)}."
                 raise AdjoinedError(f"unknown setting {name!r}", where=where, fix=fix)
         return cls(**{n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()})
+
+    def _check_task(self) -> None:
+        kind = task_kind(self.data)
+        self._require("mixup", not self.mixup or kind == "classification", f"0 for {kind}")
+        self._require("low_resolution", not self.low_resolution or kind != "segmentation", f"none for {kind}")
 
     def _check_method(self) -> None:
         if self.method not in METHODS:

@@ -34,6 +34,7 @@ def test_there_are_examples_and_each_says_how_to_run_it():
         "04_segmentation.py",
         "05_timm.py",
         "06_huggingface.py",
+        "detector.py",
     ]
     assert [path.name for path in EXAMPLES] == names
     for path in EXAMPLES:

@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
 
     demo.require()
     run = open_run(options.run, options.model)
+    run.require_classes("demo")
     networks = [
         demo.DemoNetwork(each.label, each.module, each.result.parameters, each.result.path.stat().st_size)
         for each in run.networks

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode, Workers
 from adjoined.json_files import json_text
+from adjoined.kinds import MEASURES, NAMES
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData
@@ -47,7 +48,9 @@ def main(argv: Sequence[str]) -> None:
     images, own = _open(run, options)
     images.check()  # now, not after half of them have been evaluated
     measured = {
-        network.label: evaluate(network.module, images.val_loader(), run.info.num_classes, options.device)
+        network.label: evaluate(
+            network.module, images.val_loader(), run.info.num_classes, options.device, task=run.info.task
+        )
         for network in run.networks
     }
     recorded = _recorded(run) if own else {}
@@ -77,11 +80,8 @@ def _open(run: FinishedRun, options: EvaluateOptions) -> tuple[ImageData, bool]:
 
 
 def _recorded(run: FinishedRun) -> dict[str, dict[str, Any]]:
-    """Return the figures that the run recorded: label -> top1, top5, loss."""
-    return {
-        network.label: {what: getattr(network.result, what) for what in ("top1", "top5", "loss")}
-        for network in run.networks
-    }
+    """Return the figures that the run recorded: label -> loss and measures."""
+    return {network.label: {"loss": network.result.loss, **network.result.measures()} for network in run.networks}
 
 
 def _table(
@@ -90,22 +90,22 @@ def _table(
     from adjoined.report import units
     from adjoined.report.table import Table
 
+    shown = MEASURES[images.info.task]
     rows = tuple(
-        (name, units.percent(scores.top1), units.percent(scores.top5), f"{scores.loss:.4f}")
+        (name, *(units.percent(getattr(scores, each)) for each in shown), f"{scores.loss:.4f}")
         for name, scores in measured.items()
     )
     count = next(iter(measured.values())).images
     title = f"{options.run} on {images.settings.name}: {count} images ({images.val_name})"
     notes = [*_notes(images), *_comparison(measured, recorded)]
-    return Table(("", "top-1 accuracy", "top-5 accuracy", "loss"), rows, title, tuple(notes))
+    return Table(("", *(NAMES[each] for each in shown), "loss"), rows, title, tuple(notes))
 
 
 def _notes(images: ImageData) -> list[str]:
     """Return notes on classes without images and on images that were left out."""
-    present = len(images.val.labels.unique())
-    classes = (
-        "" if present == images.info.num_classes else f"{present} of {images.info.num_classes} classes have images."
-    )
+    known, classes = images.info.num_classes, ""
+    if images.info.task == "classification" and (present := len(images.val.labels.unique())) < known:
+        classes = f"{present} of {known} classes have images."
     skipped = f"Damaged images left out: {len(images.skipped)} ({images.skipped[0]} …)." if images.skipped else ""
     left_out = f"Not read: {images.left_out}." if images.left_out else ""
     return [note for note in (classes, skipped, left_out) if note]
@@ -116,7 +116,7 @@ def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
 
     if not recorded:
         return ()
-    if all(scores.top1 == recorded[name]["top1"] for name, scores in measured.items()):
-        return ("These are the accuracies that the run recorded.",)
-    told = ", ".join(f"{name} {units.percent(scores['top1'])}" for name, scores in recorded.items())
+    if all(scores.main == recorded[name][scores.main_name] for name, scores in measured.items()):
+        return ("These are the figures that the run recorded.",)
+    told = ", ".join(f"{name} {units.percent(scores[measured[name].main_name])}" for name, scores in recorded.items())
     return (f"The run recorded {told}: the device or the versions of the libraries differ.",)

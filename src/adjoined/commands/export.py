@@ -46,7 +46,7 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
     largest_batch: int = 1
     """Batch size for which an ExecuTorch file reserves memory; other targets take any batch size."""
     data: str | None = None
-    """The new place of the run's images, if they have moved: folder:PATH."""
+    """The new place of the run's images, if they have moved: folder:PATH, segmentation:PATH or labels:FILE.csv."""
 
     def __post_init__(self) -> None:
         """Check the options that only this command has."""
@@ -76,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
         target.require()
         target.require(int8=options.int8)
     run = open_run(options.run, options.model, weights=options.weights)
+    if options.int8:  # it is checked by top-1 accuracy
+        run.require_classes("export --int8")
     networks = _chosen(run, options.which)
     out = Path(options.out) if options.out else run.folder / name_for("export", options.weights)
     if options.out is None:

@@ -10,7 +10,7 @@ from adjoined.report.table import Table
 from adjoined.runs.finished import FinishedRun
 
 LAG = 0.01
-"""Top-1 with running statistics and with measured ones may differ by this, without a word about it."""
+"""The main measure with running statistics and with measured ones may differ by this, without a word about it."""
 
 
 def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
@@ -45,7 +45,7 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     if result.statistics:
         notes.append(f"Running statistics: measured on {result.statistics} training images after the last step.")
     for network in result.networks:
-        if network.running is not None and abs(network.top1 - network.running) > LAG:
+        if network.running is not None and network.main is not None and abs(network.main - network.running) > LAG:
             lagging = f"{100 * network.running:.1f} % with the moving averages of training"
             notes.append(
                 f"{network.name}: {lagging}; its batch norms have a small momentum and lag behind the weights."

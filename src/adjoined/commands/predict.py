@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.runs.finished import open_run
 
     run = open_run(options.run, options.model, weights=options.weights)
+    run.require_classes("predict")
     paths = list(_paths(options.images))
     found: list[dict[str, Any]] = []
     failures: list[AdjoinedError] = []

@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     elif Path(options.to).exists():
         raise AdjoinedError("the folder exists already", where=options.to, fix="Choose a new folder.")
     run = open_run(options.run, options.model)
+    run.require_classes("push")
     if to_hub:
         with TemporaryDirectory() as folder:
             gather(run, Path(folder), options.to, options.license)

@@ -14,7 +14,7 @@ from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
-    from adjoined.report.page import Evidence, RunStory
+    from adjoined.report.page import Evidence, MaskCase, RunStory
     from adjoined.runs.finished import FinishedRun
 
 PURPOSE = (
@@ -34,7 +34,7 @@ class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
     images: int = 10_000
     """Validation images to classify at most, the same share of every class; 0 omits the sections that need images."""
     data: str | None = None
-    """The new place of the run's images, if they have moved: folder:PATH."""
+    """The new place of the run's images, if they have moved: folder:PATH, segmentation:PATH or labels:FILE.csv."""
     device: str = "cpu"
     """Device: cpu, cuda, mps."""
 
@@ -68,8 +68,10 @@ def _page(options: ReportOptions, out: Path) -> str:
         return run_page(story)
     from adjoined.commands.outcome import outcome_table
 
-    evidence = _look_at(run, options) if options.images else None
-    return run_page(story, evidence, outcome_table(run, list(story.figures)))
+    looking = run.info.task if options.images else ""
+    evidence = _look_at(run, options) if looking == "classification" else None
+    masks = _look_at_masks(run, options) if looking == "segmentation" else ()
+    return run_page(story, evidence, outcome_table(run, list(story.figures)), masks)
 
 
 def _comparison(options: ReportOptions, out: Path) -> str:
@@ -125,6 +127,17 @@ def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:
     notes = plan_table(all_layers, plans).notes if plans else ()
     found = look_at(modules, images, most=options.images, device=options.device)
     return replace(found, layers=tuple(all_layers), notes=notes)
+
+
+def _look_at_masks(run: FinishedRun, options: ReportOptions) -> list[MaskCase]:
+    from adjoined.commands.device import check_device
+    from adjoined.report.page.masks import compare_masks
+    from adjoined.runs.finished import open_images
+
+    check_device(options.device)
+    images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
+    modules = {network.label: network.module for network in run.networks}
+    return compare_masks(modules, images, most=options.images, device=options.device)
 
 
 def _check_out(out: Path) -> None:

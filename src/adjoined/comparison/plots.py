@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from adjoined.comparison.rows import Row
+from adjoined.comparison.rows import Row, measure_of
 from adjoined.comparison.study import Study
 from adjoined.files import write_whole
+from adjoined.kinds import NAMES
 from adjoined.report import units
 from adjoined.runs import RunFolder
 
@@ -27,7 +28,10 @@ AXES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
 
 def draw_plots(study: Study, rows: Sequence[Row]) -> list[Path]:
     """Write accuracy-parameters.png, accuracy-macs.png, accuracy-latency.png and curves.png into the study's folder."""
-    files = [_write(study, f"accuracy-{name}.png", _accuracy(rows, *axis)) for name, axis in AXES.items()]
+    files = [
+        _write(study, f"accuracy-{name}.png", _accuracy(rows, NAMES[measure_of(study)], *axis))
+        for name, axis in AXES.items()
+    ]
     return [*files, _write(study, "curves.png", _curves(study))]
 
 
@@ -67,25 +71,25 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return found
 
 
-def _accuracy(rows: Sequence[Row], label: str, value: Callable[[Row], float | None]) -> Any:
+def _accuracy(rows: Sequence[Row], measure: str, label: str, value: Callable[[Row], float | None]) -> Any:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, (axis,) = _figure(1)
-    points = [(row, cost, row.top1) for row in rows if (cost := value(row)) is not None and row.top1 is not None]
-    for place, (_, cost, top1) in enumerate(points):
-        error = None if top1.std is None else 100 * top1.std
-        axis.errorbar(cost, 100 * top1.mean, yerr=error, capsize=3, **(_style(place) | {"linestyle": "none"}))
-    front = pareto([(cost, 100 * top1.mean) for _, cost, top1 in points])
+    points = [(row, cost, row.main) for row in rows if (cost := value(row)) is not None and row.main is not None]
+    for place, (_, cost, main) in enumerate(points):
+        error = None if main.std is None else 100 * main.std
+        axis.errorbar(cost, 100 * main.mean, yerr=error, capsize=3, **(_style(place) | {"linestyle": "none"}))
+    front = pareto([(cost, 100 * main.mean) for _, cost, main in points])
     axis.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0, label="Pareto front")
     axis.margins(x=0.3, y=0.12)
-    axis.set(xscale="log", xlabel=label, ylabel="top-1 accuracy, %")
+    axis.set(xscale="log", xlabel=label, ylabel=f"{measure}, %")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}" if cost < 1000 else units.count(cost)))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend(fontsize=7)
     # Networks of similar size line up vertically: their names are moved apart, each with a line to its point.
     bottom, top = axis.get_ylim()
-    for column in _columns([(row.label, cost, 100 * top1.mean) for row, cost, top1 in points]):
+    for column in _columns([(row.label, cost, 100 * main.mean) for row, cost, main in points]):
         heights = spread([height for *_, height in column], gap=(top - bottom) / 32)
         for (name, cost, height), moved in zip(column, heights, strict=True):
             axis.annotate(
@@ -114,14 +118,16 @@ def _style(place: int) -> dict[str, Any]:
 
 def _curves(study: Study) -> Any:
     figure, axes = _figure(2)
+    measure = measure_of(study)
     for place, variant in enumerate(study.variants):
         rows = [_metrics(study.path(variant, n)) for n in range(study.seeds) if study.result(variant, n)]
         for axis, base in zip(axes, (True, False), strict=True):
-            names = sorted({k for run in rows for k in run[0] if k.startswith("val_") and k.endswith("_top1")})
+            names = sorted({k for run in rows for k in run[0] if k.startswith("val_") and k.endswith(f"_{measure}")})
             for name in [each for each in names if each.startswith("val_base") == base]:
                 epochs = min(len(run) for run in rows)
                 means = [100 * mean(float(run[epoch][name]) for run in rows) for epoch in range(epochs)]
-                network = "" if name in ("val_base_top1", "val_small_top1") else f" {name[4:-5]}"
+                network = name.removeprefix("val_").removesuffix(f"_{measure}")
+                network = "" if network in ("base", "small") else f" {network}"
                 axis.plot(
                     range(1, epochs + 1),
                     means,
@@ -131,7 +137,7 @@ def _curves(study: Study) -> Any:
                     **_style(place),
                 )
     for axis, title in zip(axes, ("base network", "smaller network"), strict=True):
-        axis.set(title=title, xlabel="epoch of the final training stage", ylabel="top-1 accuracy, %")
+        axis.set(title=title, xlabel="epoch of the final training stage", ylabel=f"{NAMES[measure]}, %")
         if axis.has_data():
             axis.legend(fontsize=6)
     return figure

@@ -14,6 +14,7 @@ from adjoined.comparison.study import Study, differing
 from adjoined.comparison.variants import Variant, train_command
 from adjoined.errors import AdjoinedError
 from adjoined.files import write_whole
+from adjoined.kinds import MAIN, MEASURES, heading, short_name, task_kind
 from adjoined.models import is_code
 from adjoined.report import units
 from adjoined.report.table import Table
@@ -57,9 +58,9 @@ class Row:
     network: str
     """The network whose sizes, MACs and latency are given: the small one, or base if there is no other."""
     base: Mean | None
-    """Top-1 accuracy of the base network."""
+    """Main measure of the base network, such as its top-1 accuracy."""
     small: Mean | None
-    """Top-1 accuracy of the small network."""
+    """Main measure of the small network."""
     parameters: int
     """Nonzero parameters of `network`."""
     macs: int
@@ -74,8 +75,8 @@ class Row:
     command: str
 
     @property
-    def top1(self) -> Mean | None:
-        """Accuracy of `network`."""
+    def main(self) -> Mean | None:
+        """Main measure of `network`."""
         return self.small or self.base
 
 
@@ -124,8 +125,8 @@ def gather(study: Study, *, seconds: float) -> tuple[tuple[Row, ...], list[Adjoi
                 Row(
                     label=variant.label if len(names) <= 2 else f"{variant.label} {name}",
                     network=name,
-                    base=_top1(results, "base"),
-                    small=None if name == "base" else _top1(results, name),
+                    base=_main(results, "base"),
+                    small=None if name == "base" else _main(results, name),
                     parameters=network.nonzero if network.nonzero is not None else cost.parameters,
                     macs=cost.macs,
                     training_macs=_relative(results, standard, "macs"),
@@ -142,8 +143,13 @@ def gather(study: Study, *, seconds: float) -> tuple[tuple[Row, ...], list[Adjoi
     return tuple(replace(row, speedup=each) for row, each in zip(rows, speedups, strict=True)), damaged
 
 
-def _top1(results: Sequence[RunResult], name: str) -> Mean | None:
-    return Mean.of([each.top1 for result in results for each in result.networks if each.name == name])
+def _main(results: Sequence[RunResult], name: str) -> Mean | None:
+    return Mean.of([each.main or 0.0 for result in results for each in result.networks if each.name == name])
+
+
+def measure_of(study: Study) -> str:
+    """Return the measure that the networks of a comparison are compared by (`adjoined.kinds`)."""
+    return MAIN[task_kind(study.settings.data)]
 
 
 def _relative(results: Sequence[RunResult], standard: Sequence[RunResult] | None, what: str) -> float | None:
@@ -156,11 +162,13 @@ def _relative(results: Sequence[RunResult], standard: Sequence[RunResult] | None
 
 def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     """Return the table: one row per contender (per small network of a family)."""
-    columns = ("method", "n", "base top-1", "small top-1", "parameters", "MACs", "cost", "time", "speed-up")
+    measure = measure_of(study)
+    short = short_name(measure)
+    columns = ("method", "n", f"base {short}", f"small {short}", "parameters", "MACs", "cost", "time", "speed-up")
     cells = tuple(
         (
             row.label,
-            str(row.top1.n if row.top1 else 0),
+            str(row.main.n if row.main else 0),
             str(row.base or units.ABSENT),
             str(row.small or units.ABSENT),
             units.count(row.parameters),
@@ -172,7 +180,7 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
         for row in rows
     )
     notes = [
-        "Top-1 accuracy, %: mean ± sample standard deviation over n seeds, after the last epoch. Parameters "
+        f"{heading(measure)}, %: mean ± sample standard deviation over n seeds, after the last epoch. Parameters "
         "(nonzero), MACs of one image and speed-up are those of the small network, or of the base if it is alone.",
         "Cost and time: MACs and seconds of training, over all stages, in multiples of `standard`; a stage that was "
         "copied from a run of this comparison counts as if it had been trained.",
@@ -195,7 +203,7 @@ def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:
     commands = "\n".join(dict.fromkeys(row.command for row in rows))
     text = f"{table.markdown()}\nCommands for the first seed (`--seed` sets the others):\n\n```sh\n{commands}\n```\n"
     write_whole(study.folder / "table.md", lambda file: file.write(text.encode()))
-    _write_csv(study, "table.csv", [_flat(row) for row in rows])
+    _write_csv(study, "table.csv", [_flat(row, measure_of(study)) for row in rows])
     lines = []
     for variant, number in study.runs():
         result = study.result(variant, number)
@@ -205,8 +213,7 @@ def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:
                     "method": variant.label,
                     "seed": variant.run_settings(number).seed,
                     "network": network.name,
-                    "top1": network.top1,
-                    "top5": network.top5,
+                    **{name: getattr(network, name) for name in MEASURES[task_kind(study.settings.data)]},
                     "loss": network.loss,
                     "parameters": network.parameters,
                     "nonzero": network.nonzero,
@@ -219,13 +226,13 @@ def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:
     _write_csv(study, "runs.csv", lines)
 
 
-def _flat(row: Row) -> dict[str, Any]:
+def _flat(row: Row, measure: str) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for field in fields(row):
         value = getattr(row, field.name)
         if field.name in ("base", "small"):
             for what in ("mean", "std", "n"):
-                cells[f"{field.name}_top1_{what}"] = None if value is None else getattr(value, what)
+                cells[f"{field.name}_{measure}_{what}"] = None if value is None else getattr(value, what)
         elif field.name == "latency":
             cells["latency_ms"] = None if value is None else value.median_ms
         else:

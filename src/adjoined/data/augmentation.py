@@ -27,6 +27,23 @@ def photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
     return v2.Compose(steps)
 
 
+def masked_photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
+    """Return the augmentation for photos with masks, which get the same crops and flips.
+
+    `standard` crops a quarter of the image or more; `light` keeps at least half of it; `strong` adds changes of
+    brightness, contrast, saturation and hue.
+    """
+    from torchvision.transforms import v2
+
+    if strength == "none":
+        return evaluation_transform(info)
+    scale = (0.5, 1.0) if strength == "light" else (0.25, 1.0)
+    steps: list[Transform] = [v2.RandomResizedCrop(info.image_size, scale), v2.RandomHorizontalFlip()]
+    if strength == "strong":
+        steps.append(v2.ColorJitter(0.4, 0.4, 0.4, 0.1))
+    return v2.Compose(steps)
+
+
 def small_image_transform(info: DataInfo, strength: Augmentation, *, size: int, shift: int | None = None) -> Transform:
     """Return the augmentation for small images of `size` pixels: shifts by up to an eighth or `shift`, and flips.
 

@@ -16,8 +16,9 @@ from adjoined.errors import AdjoinedError
 
 TRAIN = ("train", "training")
 """Names of the folder of training images, in any case."""
-_VAL = ("val", "valid", "validation", "test", "testing")
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VAL = ("val", "valid", "validation", "test", "testing")
+"""Names of the folder of validation images, in any case; the first that exists is used."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENETTE = {
     "n01440764": "tench",
     "n02102040": "English springer",
@@ -100,8 +101,8 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
         class_names=_readable(train_classes),
         channels=channels,
         size=None,
-        mean=_IMAGENET_MEAN[:channels],
-        std=_IMAGENET_STD[:channels],
+        mean=IMAGENET_MEAN[:channels],
+        std=IMAGENET_STD[:channels],
         vary=photo_transform,
         class_folders=tuple(train_classes),
         left_out=left_out,
@@ -145,8 +146,8 @@ def open_all_photos(folder: Path, *, channels: int) -> Source:
         class_names=_readable(classes),
         channels=channels,
         size=None,
-        mean=_IMAGENET_MEAN[:channels],
-        std=_IMAGENET_STD[:channels],
+        mean=IMAGENET_MEAN[:channels],
+        std=IMAGENET_STD[:channels],
         vary=photo_transform,
         class_folders=tuple(classes),
         left_out=left_out,
@@ -171,11 +172,11 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
     try:
         beside = LeftOut()
         folders = subfolders(folder, beside)
-        named = [name for name in folders if name.lower() in (*TRAIN, *_VAL)]
+        named = [name for name in folders if name.lower() in (*TRAIN, *VAL)]
         parts = [name for name in named if not holds_images(folder / name)]
     except OSError as error:
         raise AdjoinedError(f"cannot be read: {error.strerror}", where=error.filename or folder) from error
-    train, val = (_first(parts, names) for names in (TRAIN, _VAL))
+    train, val = (_first(parts, names) for names in (TRAIN, VAL))
     if (train and val) or (parts and folders == named):
         left_out.merge(beside)
         for name in folders:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from multiprocessing.process import BaseProcess
@@ -37,7 +37,7 @@ class Images(Protocol):
     """Labelled images, before augmentation and resizing."""
 
     labels: Tensor
-    """int64 (N,)."""
+    """Classes, int64 (N,); with several labels float, 0 or 1 (N, K); 0 where the targets are masks."""
 
     def pixels(self, index: int) -> Tensor:
         """Return one image, uint8 (C, H, W)."""
@@ -57,6 +57,10 @@ class Images(Protocol):
 
     def identity(self) -> str:
         """Return a digest that changes with the images, their number or their order; of files, the contents aside."""
+        ...
+
+    def check_targets(self) -> None:
+        """Raise AdjoinedError if a target in a file of its own is wrong."""
         ...
 
 
@@ -88,6 +92,9 @@ class MemoryImages:
         for part in (self.images, self.labels):
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
+
+    def check_targets(self) -> None:
+        """Do nothing: labels are known when images are opened."""
 
 
 class FileImages:
@@ -157,6 +164,9 @@ class FileImages:
                 self._checksums = np.fromiter(found, dtype=np.uint32, count=len(self.labels))
         return self._checksums
 
+    def check_targets(self) -> None:
+        """Do nothing: labels are known when images are opened."""
+
 
 def sampled_checksum(path: str) -> int:
     """Return a CRC-32 of a file of up to 64 KiB, or of four blocks of 16 KiB spread evenly from its start to its end.
@@ -197,7 +207,23 @@ class ImageDataset(Dataset[Batch]):
 
     def varied(self, views: int) -> ImageDataset:
         """Return the same images with several augmented views each; the first view is the one that they have here."""
-        return ImageDataset(self.images, self.transform, self.mean, self.std, views)
+        return type(self)(self.images, self.transform, self.mean, self.std, views)
+
+    def of(self, images: Images) -> ImageDataset:
+        """Return other images, prepared like these."""
+        return type(self)(images, self.transform, self.mean, self.std, self.views)
+
+    def one(self, index: int) -> Batch:
+        """Return one augmented image, uint8 (C, H, W), and its target."""
+        return self.augmented(index, self.images.pixels(index)), self.images.labels[index]
+
+    def augmented(self, index: int, *sample: Tensor) -> Any:
+        """Return an image, alone or with its mask, after the transform; errors name its place."""
+        transform: Callable[..., Any] = self.transform
+        try:
+            return transform(*sample)
+        except AdjoinedError as error:
+            raise error.at(self.images.place(index)) from error
 
     @property
     def labels(self) -> Tensor:
@@ -229,19 +255,17 @@ class ImageDataset(Dataset[Batch]):
         generator = torch.default_generator  # not torch.manual_seed, which would also seed accelerators
         before = generator.get_state()
         try:
-            pixels = []
+            pixels, targets = [], []
             for index, seed in keys:
                 generator.manual_seed(seed)
-                image = self.images.pixels(index)
-                try:
-                    pixels += [self.transform(image) for _ in range(self.views)]
-                except AdjoinedError as error:
-                    raise error.at(self.images.place(index)) from error
+                views = [self.one(index) for _ in range(self.views)]
+                pixels += [image for image, _ in views]
+                targets.append(views[0][1])
         finally:
             generator.set_state(before)
         images = normalise(torch.stack(pixels), self.mean, self.std)
         images = images if self.views == 1 else images.unflatten(0, (len(keys), self.views))
-        return images, self.labels[[index for index, _ in keys]]
+        return images, torch.stack(targets)
 
 
 class ImageLoader(DataLoader[Batch]):

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from adjoined.errors import AdjoinedError
-from adjoined.plain import entry, texts, value, whole
+from adjoined.kinds import MAIN
+from adjoined.plain import check, entry, texts, value, whole
 
 LARGEST_IMAGE = 4096
 """Largest image side in pixels that a file may declare."""
@@ -29,6 +30,7 @@ class DataInfo:
         resize: the shorter side before the center crop, pixels; `image_size` if nothing is cropped.
         mean: mean per channel, of values in [0, 1].
         std: standard deviation per channel, of values in [0, 1].
+        task: classification, segmentation or multilabel.
 
     Example:
         >>> info = DataInfo("folder:pets", 2, ("cat", "dog"), 1, image_size=8, resize=8, mean=(0.5,), std=(0.25,))
@@ -44,6 +46,7 @@ class DataInfo:
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: str = "classification"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON-compatible values."""
@@ -65,7 +68,9 @@ class DataInfo:
             resize=whole(values, "resize", where, least=1, most=2 * LARGEST_IMAGE),
             mean=tuple(value(each, float, f"{where}, mean") for each in entry(values, "mean", list, where)),
             std=tuple(value(each, float, f"{where}, std") for each in entry(values, "std", list, where)),
+            task=entry(values, "task", str, where) if "task" in values else "classification",
         )
+        check(info.task in MAIN, where, f"a task, one of {', '.join(MAIN)}", info.task)
         if not (
             info.num_classes == len(info.class_names)
             and info.channels in (1, 3)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from adjoined.data.folders import open_all_photos
-from adjoined.data.images import ImageDataset
 from adjoined.data.info import DataInfo
 from adjoined.data.opening import ImageData, open_source, skip_damaged
 from adjoined.data.preprocessing import evaluation_transform
@@ -16,6 +15,7 @@ from adjoined.data.scanning import as_text
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
+from adjoined.kinds import kind_of
 
 
 def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Sequence[str] = ()) -> ImageData:
@@ -37,7 +37,15 @@ def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Seque
     """
     check(settings)
     folder = folder_of(settings.name)
-    source = open_source(settings) if folder is None else open_all_photos(folder, channels=info.channels)
+    photos = folder if kind_of(settings.name) == "folder" else None
+    source = open_source(settings) if photos is None else open_all_photos(photos, channels=info.channels)
+    if source.task != info.task:
+        raise AdjoinedError(
+            "the images have other targets than those the networks were trained on",
+            where=f"data {settings.name}",
+            expected=f"data for {info.task}",
+            got=f"for {source.task}",
+        )
     if source.channels != info.channels:
         raise AdjoinedError(
             "the channels of the images differ from those the networks were trained on",
@@ -47,13 +55,16 @@ def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Seque
         )
     skipped = skip_damaged(source, settings, info.resize) if settings.bad_images == "skip" else ()
     images = source.val if source.val is not None else source.train
-    labels = _matched(source, info, class_folders, f"data {settings.name}")[images.labels]
+    if info.task == "classification":
+        images = images.relabelled(_matched(source, info, class_folders, f"data {settings.name}")[images.labels])
+    elif source.class_names != info.class_names:
+        raise _strange(info.class_names, source.class_names, f"data {settings.name}")
     none = source.train.subset(torch.zeros(len(source.train.labels), dtype=torch.bool))
     transform = evaluation_transform(info)
     return ImageData(
         info=info,
-        train=ImageDataset(none, transform, info.mean, info.std),
-        val=ImageDataset(images.relabelled(labels), transform, info.mean, info.std),
+        train=source.dataset(none, transform, info.mean, info.std),
+        val=source.dataset(images, transform, info.mean, info.std),
         val_name=source.val_name if source.val is not None else "all of them",
         settings=settings,
         class_folders=source.class_folders,
@@ -76,14 +87,18 @@ def _matched(source: Source, info: DataInfo, class_folders: Sequence[str], where
     present = set((source.val if source.val is not None else source.train).labels.unique().tolist())
     strange = [name for label, name in enumerate(source.class_names) if found[label] is None and label in present]
     if strange:
-        raise AdjoinedError(
-            "the class names of the images differ from those the networks were trained on",
-            where=where,
-            expected=_brief(info.class_names),
-            got=_brief(strange),
-            fix="Name the folders like the classes, and remove those of other classes.",
-        )
+        raise _strange(info.class_names, strange, where)
     return torch.tensor([-1 if label is None else label for label in found])
+
+
+def _strange(known: Sequence[str], found: Sequence[str], where: str) -> AdjoinedError:
+    return AdjoinedError(
+        "the class names of the images differ from those the networks were trained on",
+        where=where,
+        expected=_brief(known),
+        got=_brief(found),
+        fix="Name the folders like the classes, and remove those of other classes.",
+    )
 
 
 def _brief(names: Sequence[str]) -> str:

@@ -16,13 +16,16 @@ from adjoined.data.fashion_mnist import open_fashion_mnist
 from adjoined.data.folders import open_folder, open_imagenet, open_imagenette
 from adjoined.data.images import ImageDataset, ImageLoader, Images
 from adjoined.data.info import DataInfo
+from adjoined.data.labels import open_labels
 from adjoined.data.on_device import DeviceLoader
 from adjoined.data.preprocessing import Transform, evaluation_transform
 from adjoined.data.sampling import EpochSampler, choose_per_class
 from adjoined.data.scanning import as_text
+from adjoined.data.segmentation import open_segmentation
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
 from adjoined.errors import AdjoinedError
+from adjoined.kinds import OWN, kind_of
 
 _SETS: dict[str, Callable[[Path], Source]] = {
     "digits": open_digits,
@@ -31,6 +34,11 @@ _SETS: dict[str, Callable[[Path], Source]] = {
     "cifar100": open_cifar100,
     "imagenette": open_imagenette,
     "imagenet": open_imagenet,
+}
+_OWN: dict[str, Callable[[Path], Source]] = {
+    "folder": open_folder,
+    "segmentation": open_segmentation,
+    "labels": open_labels,
 }
 
 
@@ -100,7 +108,8 @@ class ImageData:
     def in_words(self) -> str:
         """Return a few lines on the images: their number, the settings that select them, and what was left out."""
         settings, info = self.settings, self.info
-        limit = "" if settings.limit is None else f" (--limit {settings.limit} per class)"
+        per_class = " per class" if info.task == "classification" else ""
+        limit = "" if settings.limit is None else f" (--limit {settings.limit}{per_class})"
         split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed}" if self.splits else ""
         lines = [
             f"{as_text(settings.name)}: {info.num_classes} classes, {info.image_size} px (--image-size)",
@@ -114,8 +123,10 @@ class ImageData:
         return "\n".join(lines)
 
     def check(self) -> None:
-        """Open every image file once; raise AdjoinedError if one is damaged, not an image, or too large."""
+        """Open every image and mask once; raise AdjoinedError if one is damaged, not an image, too large, or wrong."""
         check_images((self.train.images, self.val.images), self.info.resize)
+        for part in (self.train, self.val):
+            part.images.check_targets()
 
     def train_loader(
         self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True, views: int = 1
@@ -184,11 +195,11 @@ def open_data(settings: DataSettings, *, skipped: Collection[str] | None = None)
         val_name = f"{val_name}, seed {settings.split_seed}"
     limit = settings.limit
     if limit is not None:
-        train = train.subset(choose_per_class(train.labels, lambda n: min(n, limit), settings.split_seed))
+        train = train.subset(choose_per_class(source.strata(train), lambda n: min(n, limit), settings.split_seed))
     return ImageData(
         info=info,
-        train=ImageDataset(train, _variation(source, info, settings), info.mean, info.std),
-        val=ImageDataset(val, evaluation_transform(info), info.mean, info.std),
+        train=source.dataset(train, _variation(source, info, settings), info.mean, info.std),
+        val=source.dataset(val, evaluation_transform(info), info.mean, info.std),
         val_name=val_name,
         settings=settings,
         shifted=source.shifted,
@@ -214,16 +225,18 @@ def _variation(source: Source, info: DataInfo, settings: DataSettings) -> Transf
 
 def open_source(settings: DataSettings) -> Source:
     """Return the labelled images of the data set named in `settings`; errors as for `open_data`."""
-    folder = folder_of(settings.name)
-    if folder is not None:
-        return open_folder(folder)
+    kind, folder = kind_of(settings.name), folder_of(settings.name)
+    if kind is not None and folder is not None:
+        return _OWN[kind](folder)
     if settings.name not in _SETS:
         near = difflib.get_close_matches(settings.name, _SETS, n=1)
         raise AdjoinedError(
             "unknown data set",
             where=f"data set {settings.name!r}",
-            expected=f"one of {', '.join(_SETS)}, folder:PATH",
-            fix=f"Did you mean {near[0]}?" if near else "For a folder of images write folder:PATH.",
+            expected=f"one of {', '.join(_SETS)}, {', '.join(f'{kind}:PATH' for kind in OWN)}",
+            fix=f"Did you mean {near[0]}?"
+            if near
+            else "For your own images write folder:PATH, segmentation:PATH or labels:FILE.csv.",
         )
     return _SETS[settings.name](Path(settings.root).expanduser())
 
@@ -232,14 +245,16 @@ def _info(settings: DataSettings, source: Source) -> DataInfo:
     size = settings.image_size or source.size or PHOTO_SIZE
     folder = folder_of(settings.name)
     return DataInfo(
-        name=settings.name if folder is None else f"folder:{folder.absolute().name}",  # a full path would be private
+        # A full path would be private.
+        name=settings.name if folder is None else f"{kind_of(settings.name)}:{folder.absolute().name}",
         num_classes=len(source.class_names),
         class_names=source.class_names,
         channels=source.channels,
         image_size=size,
-        resize=size if source.size else round(size / PHOTO_RATIO),
+        resize=size if source.size or source.task == "segmentation" else round(size / PHOTO_RATIO),
         mean=source.mean,
         std=source.std,
+        task=source.task,
     )
 
 
@@ -254,7 +269,7 @@ def skip_damaged(
             whole, found = whole_ones(images, resize, known)
             setattr(source, part, whole)
             bad += found
-            counts = whole.labels.bincount(minlength=len(source.class_names))
+            counts = source.counts(whole)
             if found and (counts == 0).any():
                 name = source.class_names[int(counts.argmin())]
                 raise AdjoinedError(
@@ -266,8 +281,7 @@ def skip_damaged(
 
 
 def _hold_out(source: Source, settings: DataSettings) -> tuple[Images, Images]:
-    labels = source.train.labels
-    rarest = labels.bincount(minlength=len(source.class_names)).min(dim=0)
+    labels, rarest = source.strata(source.train), source.counts(source.train).min(dim=0)
     if rarest.values < 2:
         raise AdjoinedError(
             "no image can be held out of a class with only one",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -142,6 +142,8 @@ def to_tensor(image: Image, channels: int) -> Tensor:
 def evaluation_transform(info: DataInfo) -> Transform:
     """Return the resize and center crop of `info`: uint8 (C, H, W) to uint8 (C, image_size, image_size).
 
+    It also takes an image with its mask, as torchvision's Image and Mask.
+
     The transform raises AdjoinedError for an image so elongated that resizing it would give too many pixels.
     """
     from torchvision.transforms import v2
@@ -150,9 +152,10 @@ def evaluation_transform(info: DataInfo) -> Transform:
     return v2.Compose([check, v2.Resize(info.resize), v2.CenterCrop(info.image_size)])
 
 
-def _check_before_resize(image: Tensor, resize: int) -> Tensor:
-    check_pixels(image.shape[-1], image.shape[-2], resize)
-    return image
+def _check_before_resize(*sample: Tensor, resize: int) -> Any:
+    """Check an image, alone or with its mask."""
+    check_pixels(sample[0].shape[-1], sample[0].shape[-2], resize)
+    return sample if len(sample) > 1 else sample[0]
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

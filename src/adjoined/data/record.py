@@ -18,6 +18,7 @@ from adjoined.data.settings import DataSettings, folder_of
 from adjoined.errors import AdjoinedError
 from adjoined.files import open_regular, write_whole
 from adjoined.json_files import write_json
+from adjoined.kinds import kind_of
 from adjoined.schema import conform, read_versioned
 from adjoined.versions import versions
 
@@ -126,7 +127,8 @@ class DataRecord:
             where=f"data {data.settings.name}",
             expected=f"{self.train.images} images to train on, {self.val.images} to validate on",
             got=f"{len(data.train)} and {len(data.val)}",
-            fix="Restore them, or give their folder (--data folder:PATH). For other images start a new run.",
+            fix=f"Restore them, or give their place (--data {kind_of(self.name) or 'folder'}:PATH). "
+            "For other images start a new run.",
         )
 
     def found(self, settings: DataSettings) -> DataSettings:

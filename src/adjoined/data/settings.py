@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from adjoined.errors import AdjoinedError
+from adjoined.kinds import kind_of
 
 Augmentation = Literal["none", "light", "standard", "strong"]
 BadImages = Literal["stop", "skip"]
 
 
 def folder_of(name: str) -> Path | None:
-    """Return the folder of folder:PATH; None for the name of a known data set.
+    """Return the path of KIND:PATH; None for the name of a known data set.
 
     Example:
         >>> str(folder_of("folder:photos")), folder_of("cifar10")
         ('photos', None)
     """
-    kind, colon, path = name.partition(":")
-    return Path(path).expanduser() if kind == "folder" and colon else None
+    return Path(name.partition(":")[2]).expanduser() if kind_of(name) else None
 
 
 @dataclass
@@ -28,9 +28,10 @@ class DataSettings:
     """The choice of images, and how they are loaded.
 
     Args:
-        name: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet, or folder:PATH (PATH holds train/ and
-            val/, each with a folder per class, or the class folders themselves, which are then split).
-        root: folder that holds the data set; digits and folder:PATH do without it. Nothing is downloaded.
+        name: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet; or folder:PATH (PATH holds train/ and
+            val/, each with a folder per class, or the class folders themselves, which are then split);
+            segmentation:PATH (images/ and masks/); labels:FILE.csv (images with any number of labels).
+        root: folder that holds the data set; the user's own data do without it. Nothing is downloaded.
         image_size: height and width of the network's input, pixels. Default: the images' own, 224 for photos.
         batch_size: images per training step and process.
         eval_batch_size: images per evaluation step and process.

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adjoined.data.images import Images
+import torch
+from torch import Tensor
+
+from adjoined.data.images import ImageDataset, Images
 from adjoined.data.preprocessing import Transform
 from adjoined.data.scanning import LeftOut
 from adjoined.errors import AdjoinedError
@@ -39,6 +42,19 @@ class Source:
     class_folders: tuple[str, ...] = ()
     """Names of the class folders, in the order of the classes, if every class has a folder."""
     left_out: LeftOut = field(default_factory=LeftOut)
+    task: str = "classification"
+    """classification, segmentation or multilabel."""
+    dataset: type[ImageDataset] = ImageDataset
+    """The data set that serves the images with their targets."""
+
+    def strata(self, images: Images) -> Tensor:
+        """Return the classes that a split or a limit keeps in proportion, int64 (N,): all 0 where images have none."""
+        one_class = self.task == "classification"
+        return images.labels if one_class else torch.zeros(len(images.labels), dtype=torch.int64)
+
+    def counts(self, images: Images) -> Tensor:
+        """Return the number of images in each of these classes, int64."""
+        return self.strata(images).bincount(minlength=len(self.class_names) if self.task == "classification" else 1)
 
 
 def find(name: str, candidates: Iterable[Path], files: Iterable[str], *, how: str) -> Path:

@@ -8,11 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.methods.base import Step
 from adjoined.methods.joint import Joint, named
 from adjoined.objective import kl_weight
-from adjoined.penalty import quadratic_penalty
 
 
 @dataclass(frozen=True)
@@ -40,18 +38,18 @@ class Adjoint(Joint):
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the adjoint loss; λ depends only on the fraction of training done."""
-        mix, smoothing = self.mix, self.settings.label_smoothing
+        mix = self.mix
         p, *family = network(x)
-        ce, kl = adjoint_terms(p, family, y, label_smoothing=smoothing, detach=mix.detach, temperature=mix.temperature)
+        ce, kl = self.task.terms(p, family, y, detach=mix.detach, temperature=mix.temperature)
         weight = kl_weight(progress, mix.schedule)
         terms: dict[str, Tensor | float] = {"ce": ce.detach(), "kl": kl.detach(), "lambda": weight}
         of_small = kl
         if mix.small_ce:
-            small = sum_cross_entropy(family, y, label_smoothing=smoothing)
+            small = self.task.loss(family, y)
             of_small, terms = kl + mix.small_ce * small, {**terms, "small_ce": small.detach()}
         if measure:
             with torch.no_grad():
-                terms["penalty"] = torch.stack([quadratic_penalty(p.float(), q.float()) for q in family]).sum()
+                terms["penalty"] = torch.stack([self.task.penalty(p, q) for q in family]).sum()
         return Step(ce + weight * of_small, named([p, *family]), terms)
 
 

@@ -1,8 +1,7 @@
-"""The base class of methods that train one plain network with cross-entropy."""
+"""The base class of methods that train one plain network on its task alone."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined.methods.base import Built, Finished, Method, Step
@@ -20,14 +19,10 @@ class Alone(Method):
         return Built(network, {self.name: plan})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
-        """Return the cross-entropy."""
+        """Return the task's loss."""
         logits = network(x)
-        ce = self.cross_entropy(logits, y)
+        ce = self.task.loss([logits], y)
         return Step(ce, {self.name: logits}, {"ce": ce.detach()})
-
-    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return the mean cross-entropy, float32, nats."""
-        return F.cross_entropy(logits.float(), y, label_smoothing=self.settings.label_smoothing)
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Return the network's logits."""

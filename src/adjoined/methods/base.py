@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing import Request, SlicePlan, Slicer
+from adjoined.tasks import TASKS, task_of
 
 if TYPE_CHECKING:
     from adjoined.settings import Settings
@@ -23,7 +24,7 @@ class Step(NamedTuple):
     loss: Tensor
     """The scalar to minimise."""
     logits: dict[str, Tensor]
-    """Network name -> logits (N, C)."""
+    """Network name -> logits, of the task's shape."""
     terms: dict[str, Tensor | float]
     """Name -> scalar to log, such as a term of the loss; the same names at every measured step."""
 
@@ -89,8 +90,12 @@ class Method(ABC):
     library: ClassVar[str] = ""
     """The import name of that library."""
 
+    tasks: ClassVar[frozenset[str]] = frozenset(TASKS)
+    """Tasks that the method can train."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.task = task_of(settings)
 
     def check(self) -> None:
         """Check the method's requirements before any training.
@@ -98,6 +103,13 @@ class Method(ABC):
         Raises:
             AdjoinedError: a library is not installed, or a setting does not fit the method.
         """
+        if self.task.kind not in self.tasks:
+            raise AdjoinedError(
+                f"the method does not train {self.task.kind}",
+                where=f"--method {self.settings.method} with --data {self.settings.data}",
+                expected=f"data for {' or '.join(sorted(self.tasks))}",
+                fix="Use --method adjoint+.",
+            )
         if self.library and find_spec(self.library) is None:
             raise AdjoinedError(
                 f"the library {self.library} is not installed",
@@ -153,7 +165,7 @@ class Method(ABC):
         Args:
             network: the network that `build` returned, in training mode.
             x: images, float (N, C, H, W).
-            y: class indices, int64 (N,), or class probabilities, float (N, K).
+            y: the targets of the task: for classification class indices, int64 (N,), or probabilities, float (N, K).
             progress: fraction of the optimizer steps done, in [0, 1).
             measure: whether to compute display-only terms as well.
 
@@ -163,7 +175,7 @@ class Method(ABC):
 
     @abstractmethod
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Return the logits of every trained network, float (N, K); the network is in evaluation mode."""
+        """Return the outputs of every trained network, float (N, K) or (N, K, H, W); it is in evaluation mode."""
 
     @abstractmethod
     def finish(self, built: Built) -> dict[str, Finished]:

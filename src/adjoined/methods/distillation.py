@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from adjoined.loss import adjoint_terms
 from adjoined.methods.alone import Alone
 from adjoined.methods.base import Built, Finished, Stage, Step, the_small_plan
 from adjoined.methods.scratch import fresh_small
@@ -42,8 +41,8 @@ class Distillation(Alone):
             p = lesson.teacher(x)
         q = lesson.student(x)
         temperature = self.settings.temperature or TEMPERATURE
-        ce = self.cross_entropy(q, y)
-        kl = adjoint_terms(p, q, y, detach=True, temperature=temperature).kl
+        ce = self.task.loss([q], y)
+        kl = self.task.terms(p, q, y, detach=True, temperature=temperature).kl
         return Step(CE_WEIGHT * ce + KL_WEIGHT * kl, {self.name: q}, {"ce": ce.detach(), "kl": kl.detach()})
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:

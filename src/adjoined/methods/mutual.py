@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.loss import adjoint_terms
 from adjoined.methods.base import Built, Finished, Method, Step, the_small_plan
 from adjoined.methods.scratch import fresh_small
 
@@ -36,9 +35,7 @@ class Mutual(Method):
         """Return CE(p, y) + KL(q ‖ p) + CE(q, y) + KL(p ‖ q), with the first argument of each KL detached."""
         logits = self.logits(network, x)
         p, q = logits["base"], logits["small"]
-        smoothing = self.settings.label_smoothing
-        small = adjoint_terms(p, q, y, label_smoothing=smoothing, detach=True)
-        base = adjoint_terms(q, p, y, label_smoothing=smoothing, detach=True)
+        small, base = self.task.terms(p, q, y, detach=True), self.task.terms(q, p, y, detach=True)
         kl = small.kl + base.kl
         terms = {"ce": small.ce.detach(), "small_ce": base.ce.detach(), "kl": kl.detach()}
         return Step(small.ce + base.ce + kl, logits, {**terms})

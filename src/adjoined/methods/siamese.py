@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adjoined.loss import adjoint_terms
 from adjoined.methods.base import Step
 from adjoined.methods.standard import Standard
 from adjoined.objective import kl_weight
@@ -19,10 +18,11 @@ class Siamese(Standard):
     """
 
     views = 2
+    tasks = frozenset({"classification", "multilabel"})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the loss; x is (N, 2, C, H, W)."""
         p, other = network(x.flatten(0, 1)).unflatten(0, (len(x), 2)).unbind(1)
-        ce, kl = adjoint_terms(p, other, y, label_smoothing=self.settings.label_smoothing)
+        ce, kl = self.task.terms(p, other, y)
         weight = kl_weight(progress)
         return Step(ce + weight * kl, {self.name: p}, {"ce": ce.detach(), "kl": kl.detach(), "lambda": weight})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.methods.base import Step
 from adjoined.methods.joint import Joint, named
 
@@ -18,9 +17,7 @@ class Slimmable(Joint):
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the sum of the cross-entropies."""
         p, *family = network(x)
-        ce, small = (
-            sum_cross_entropy(each, y, label_smoothing=self.settings.label_smoothing) for each in ([p], family)
-        )
+        ce, small = self.task.loss([p], y), self.task.loss(family, y)
         return Step(ce + small, named([p, *family]), {"ce": ce.detach(), "small_ce": small.detach()})
 
 
@@ -35,5 +32,5 @@ class SlimmableDistill(Joint):
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return CE(p, y) + KL(p ‖ q), with p detached in the KL term."""
         p, *family = network(x)
-        ce, kl = adjoint_terms(p, family, y, label_smoothing=self.settings.label_smoothing, detach=True)
+        ce, kl = self.task.terms(p, family, y, detach=True)
         return Step(ce + kl, named([p, *family]), {"ce": ce.detach(), "kl": kl.detach()})

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from adjoined.head import fit_head
 from adjoined.inherit import inherit
-from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.methods.base import Built, Step
 from adjoined.methods.joint import Joint, named
 from adjoined.network import AdjoinedNetwork, adjoin
@@ -30,6 +29,7 @@ class Transfer(Joint):
     logits; no gradient of its loss reaches the base.
     """
 
+    tasks = frozenset({"classification"})
     samples = 768
     small_rate = 2.0
     judged = 256
@@ -74,10 +74,9 @@ class Transfer(Joint):
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return CE(p, y) + CE(q, y) + T² KL(p ‖ q), with p detached in the KL term."""
         p, *family = network(x)
-        smoothing = self.settings.label_smoothing
         temperature = self.settings.temperature or 2.0
-        ce, kl = adjoint_terms(p, family, y, label_smoothing=smoothing, detach=True, temperature=temperature)
-        small = sum_cross_entropy(family, y, label_smoothing=smoothing)
+        ce, kl = self.task.terms(p, family, y, detach=True, temperature=temperature)
+        small = self.task.loss(family, y)
         return Step(
             ce + small + kl,
             named([p, *family]),

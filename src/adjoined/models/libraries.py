@@ -27,6 +27,14 @@ def torchvision_names() -> list[str]:
     return models.list_models(module=models)
 
 
+@cache
+def torchvision_segmentation_names() -> list[str]:
+    """Return the names of torchvision's segmentation networks."""
+    from torchvision import models
+
+    return models.list_models(module=models.segmentation)
+
+
 def torchvision_published(name: str, image_size: int) -> dict[str, int] | None:
     """Return torchvision's published `parameters` and, for this image size, `macs` of a network with 1000 classes.
 
@@ -38,6 +46,8 @@ def torchvision_published(name: str, image_size: int) -> dict[str, int] | None:
     """
     from torchvision.models import get_model_weights
 
+    if name in torchvision_segmentation_names():  # published for images of any size
+        return None
     for weights in get_model_weights(name):
         if weights.transforms().crop_size[-1] == image_size:
             return {"parameters": weights.meta["num_params"], "macs": round(weights.meta["_ops"] * 1e9)}
@@ -65,8 +75,9 @@ def build_torchvision(
 ) -> nn.Module:
     """Build torchvision's network `name`; arguments and errors as in `adjoined.models.build`.
 
-    GoogLeNet and Inception come without their auxiliary heads, and renormalise RGB images as their pretrained weights
-    expect, even without them, so that a network is rebuilt identically for weights of any origin.
+    Segmentation networks return their logits, without the dict around them. GoogLeNet and Inception come without their
+    auxiliary heads, and renormalise RGB images as their pretrained weights expect, even without them, so that a network
+    is rebuilt identically for weights of any origin.
     """
     from torchvision import models
 
@@ -80,8 +91,12 @@ def build_torchvision(
         known["image_size"] = image_size
     if image_size is not None and name.startswith("maxvit"):
         known["input_size"] = (image_size, image_size)
+    if name in torchvision_segmentation_names():
+        known |= {"weights": "DEFAULT" if pretrained else None, "weights_backbone": None}
     model = models.get_model(name, **{**known, **options})
-    if pretrained:
+    if name in torchvision_segmentation_names():
+        _fit_segmentation(model, num_classes)
+    elif pretrained:
         _drop_auxiliary_heads(model)
         _fit_head(model, num_classes)
     if in_channels != 3:
@@ -112,6 +127,21 @@ def _refuse_forbidden(library: str, options: Mapping) -> None:
             where=f"option {option}",
             fix="Use `pretrained` for the library's weights; the data determine the channels.",
         )
+
+
+def _fit_segmentation(model: nn.Module, num_classes: int) -> None:
+    """Make a segmentation network of torchvision return its logits alone, for these classes."""
+    model.aux_classifier = None
+    model.register_forward_hook(_logits_alone)
+    published = 21  # classes of torchvision's weights
+    for name, layer in list(model.named_modules()):
+        last = isinstance(layer, nn.Conv2d) and name.startswith("classifier") and layer.out_channels == published
+        if isinstance(layer, nn.Conv2d) and last and num_classes != published:
+            _replace(model, name, _convolution_like(layer, layer.in_channels, num_classes))
+
+
+def _logits_alone(_module: nn.Module, _inputs: object, output: Any) -> Any:
+    return output["out"] if isinstance(output, dict) else output
 
 
 def _drop_auxiliary_heads(model: nn.Module) -> None:

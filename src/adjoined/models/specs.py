@@ -16,7 +16,7 @@ from adjoined.models import libraries, own
 
 _LIBRARIES: dict[str, Callable[[], list[str]]] = {
     "adjoined": own.names,
-    "torchvision": libraries.torchvision_names,
+    "torchvision": lambda: [*libraries.torchvision_names(), *libraries.torchvision_segmentation_names()],
     "timm": libraries.timm_names,
 }
 

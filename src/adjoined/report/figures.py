@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from adjoined.benchmark.turns import Latency
 from adjoined.errors import AdjoinedError
+from adjoined.kinds import NAMES, Measures
 from adjoined.report import units
 from adjoined.report.table import Table
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Sizes, accuracies and latency of one network; None means not measured."""
+class Figures(Measures):
+    """Sizes, quality and latency of one network; None means not measured."""
 
     name: str
     """"base", "small", or "small α=2" in a family."""
@@ -27,9 +29,6 @@ class Figures:
     macs: int
     """Multiply-accumulates for one sample."""
     file_bytes: int | None = None
-    top1: float | None = None
-    """Top-1 accuracy, in [0, 1]."""
-    top5: float | None = None
     latency: Latency | None = None
 
     @classmethod
@@ -39,13 +38,12 @@ class Figures:
         cost: Cost,
         *,
         file_bytes: int | None = None,
-        top1: float | None = None,
-        top5: float | None = None,
         latency: Latency | None = None,
+        **measures: float | None,
     ) -> Figures:
         """Gather the measurements of one network."""
         sizes = (cost.parameters, cost.parameters_without_last, cost.macs)
-        return cls(name, *sizes, file_bytes, top1, top5, latency)
+        return cls(name, *sizes, file_bytes, latency, **measures)
 
     @property
     def median_ms(self) -> float | None:
@@ -84,8 +82,7 @@ _LINES: tuple[tuple[str, Callable[[Figures], Value], Callable[[Value], str], Cal
     ("parameters without the last linear", lambda f: f.parameters_without_last, units.count, units.times),
     ("MACs", lambda f: f.macs, units.count, units.times),
     ("file", lambda f: f.file_bytes, units.size, units.times),
-    ("top-1 accuracy", lambda f: f.top1, units.percent, units.points),
-    ("top-5 accuracy", lambda f: f.top5, units.percent, units.points),
+    *((label, attrgetter(name), units.percent, units.points) for name, label in NAMES.items()),
     ("latency, batch 1", lambda f: f.median_ms, units.milliseconds, units.times),
 )
 

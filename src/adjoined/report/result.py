@@ -30,9 +30,8 @@ def figures_from(run: FinishedRun, times: Mapping[str, Latency | None] | None = 
             network.label,
             measure_cost(network.module, example),
             file_bytes=network.result.path.stat().st_size,
-            top1=network.result.top1,
-            top5=network.result.top5,
             latency=(times or {}).get(network.name),
+            **network.result.measures(),
         )
         for network in run.networks
     ]

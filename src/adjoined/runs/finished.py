@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from adjoined.data import DataInfo, DataSettings, ImageData, open_data, open_to_measure
-from adjoined.data.images import ImageDataset
 from adjoined.data.preprocessing import evaluation_transform
 from adjoined.data.settings import folder_of
 from adjoined.errors import AdjoinedError
@@ -52,6 +51,16 @@ class FinishedRun:
     def info(self) -> DataInfo:
         """The training data, and how images are prepared for the networks."""
         return DataInfo.from_json(self.networks[0].description["data"])
+
+    def require_classes(self, command: str) -> None:
+        """Raise AdjoinedError if the networks do not tell one class for each image."""
+        if self.info.task != "classification":
+            raise AdjoinedError(
+                f"`adjoined {command}` is for networks that tell one class for each image",
+                where=self.folder,
+                got=f"networks trained for {self.info.task}",
+                fix="Load them with adjoined.load.",
+            )
 
     def example(self) -> torch.Tensor:
         """Return an example input, float32 (1, C, H, W)."""
@@ -124,7 +133,7 @@ def open_images(
         known.check(images, folder.data_files)
     _check_classes(run.info, images.info, settings.name)
     info = run.info
-    alike = ImageDataset(images.val.images, evaluation_transform(info), info.mean, info.std)
+    alike = type(images.val)(images.val.images, evaluation_transform(info), info.mean, info.std)
     return replace(images, info=info, val=alike)
 
 
@@ -171,7 +180,7 @@ def _settings(folder: RunFolder, info: DataInfo, data: str | None, data_root: st
 
 
 def _check_classes(own: DataInfo, found: DataInfo, name: str) -> None:
-    for what in ("class_names", "channels"):
+    for what in ("task", "class_names", "channels"):
         if getattr(own, what) != getattr(found, what):
             raise AdjoinedError(
                 f"the {what.replace('_', ' ')} of the images differ from those the networks were trained on",

@@ -6,28 +6,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adjoined.kinds import Measures
 from adjoined.names import check_name
 from adjoined.plain import check
 
 
 @dataclass(frozen=True)
-class NetworkResult:
-    """A finished network."""
+class NetworkResult(Measures):
+    """A finished network, with its quality on the validation images."""
 
     name: str
     """A name from `adjoined.names`; "sparse" for a network of full size with its smallest weights set to zero."""
     parameters: int
     """Number of parameters."""
     loss: float
-    """Mean cross-entropy over the validation images, nats."""
-    top1: float
-    """Top-1 accuracy on the validation images, in [0, 1]."""
-    top5: float | None
-    """Top-5 accuracy, in [0, 1]; None if there are five classes or fewer."""
+    """Mean loss over the validation images, nats."""
     nonzero: int | None = None
     """Nonzero parameters, if the method prunes single weights."""
     running: float | None = None
-    """Top-1 at the end of the last epoch, with the running statistics of the training; None where it is not known."""
+    """The main measure at the end of the last epoch, with the running statistics of the training; None: not known."""
     path: Path = Path()
     """Its weights, NAME.safetensors in the run folder, beside a JSON to build it from. Not saved in the result."""
 

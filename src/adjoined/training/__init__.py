@@ -56,7 +56,7 @@ def train(
     Example:
         >>> from adjoined.recipes import digits
         >>> result = train(digits(), "runs/digits")  # doctest: +SKIP
-        >>> [f"{network.name} {network.top1:.1%}" for network in result.networks]  # doctest: +SKIP
+        >>> [f"{network.name} {network.main:.1%}" for network in result.networks]  # doctest: +SKIP
         ['base 98.9%', 'small 98.1%']
     """
     from adjoined.training.run import run_training  # Lightning is heavy

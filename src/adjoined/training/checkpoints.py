@@ -163,11 +163,11 @@ class Checkpoints(Checkpoint):
 
 
 def quality(row: EpochFigures) -> float:
-    """Return the mean top-1 accuracy of the small networks, or the base's if there are none.
+    """Return the mean accuracy (IoU, precision) of the small networks, or the base's if there are none.
 
     Example:
         >>> quality({"val_base_top1": 0.9, "val_small-1_top1": 0.75, "val_small-2_top1": 0.25})
         0.5
     """
-    found = of_networks(row, "top1")
+    found = of_networks(row)
     return mean([each for name, each in found.items() if name != "base"] or found.values())

@@ -153,14 +153,14 @@ def _bar(console: Console) -> Any:
 
 
 def network_figures(row: EpochFigures) -> list[str]:
-    """Return the validation accuracy and loss of every network.
+    """Return the main measure and the loss of every network in validation.
 
     Example:
         >>> network_figures({"val_base_top1": 0.985, "val_base_loss": 0.06})
         ['base 98.5 % (0.060)']
     """
     losses = of_networks(row, "loss")
-    return [f"{name} {100 * top1:.1f} % ({losses[name]:.3f})" for name, top1 in of_networks(row, "top1").items()]
+    return [f"{name} {100 * main:.1f} % ({losses[name]:.3f})" for name, main in of_networks(row).items()]
 
 
 def speed(pace: Pace) -> list[str]:

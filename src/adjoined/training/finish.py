@@ -16,6 +16,7 @@ from adjoined import models
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder
 from adjoined.json_files import write_json
+from adjoined.kinds import NAMES
 from adjoined.methods import Finished
 from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
@@ -88,10 +89,8 @@ class Ending:
         images = len(self.job.images.val)
 
         def recorded(name: str, _: nn.Module) -> Scores:
-            loss, top1, top5 = (rows[-1].get(f"val_{name}_{what}") for what in ("loss", "top1", "top5"))
-            assert loss is not None
-            assert top1 is not None
-            return Scores(images, loss, top1, top5)
+            found = {what: rows[-1].get(f"val_{name}_{what}") for what in NAMES}
+            return Scores(images, rows[-1][f"val_{name}_loss"], **found)
 
         with replaced_folder(path) as folder:
             seconds = sum(row["seconds"] for row in rows)
@@ -115,12 +114,12 @@ class Ending:
         images = self.job.images
 
         def measure(_: str, module: nn.Module) -> Scores:
-            return evaluate(module, images.val_loader(), images.info.num_classes, device)
+            return evaluate(module, images.val_loader(), images.info.num_classes, device, task=images.info.task)
 
         rows = last["callbacks"][History.__qualname__]["rows"]
         seconds = sum(row["seconds"] for row in rows)
         result = self._write(self.run, _of_network(last), measure, seconds, device)
-        running = [replace(each, running=rows[-1].get(f"val_{each.name}_top1")) for each in result.networks]
+        running = [replace(each, running=rows[-1].get(f"val_{each.name}_{each.main_name}")) for each in result.networks]
         result = replace(result, networks=tuple(running))
         # The figures first: once the record is written, the run is finished.
         finished = with_networks(self.run.path, self.run.path, result, self._code)
@@ -159,8 +158,16 @@ class Ending:
             metrics = {**asdict(measured), "measured_on": images.val_name, "device": device.type if device else "cpu"}
             save_description(run.description(name), {**description, "parameters": parameters, "metrics": metrics})
             nonzero = sum(int(each.count_nonzero()) for each in again.parameters()) if finished.sparse else None
-            found = (measured.loss, measured.top1, measured.top5)
-            networks.append(NetworkResult(name, parameters, *found, path=run.weights(name), nonzero=nonzero))
+            networks.append(
+                NetworkResult(
+                    name,
+                    parameters,
+                    measured.loss,
+                    nonzero=nonzero,
+                    path=run.weights(name),
+                    **measured.measures(),
+                )
+            )
         assert measured is not None
         return RunResult(
             folder=run.path,
@@ -205,7 +212,7 @@ class Ending:
         """Run a network on one image; the output of untrained weights does not matter."""
         with torch.no_grad():
             module.eval()(self.job.example)
-        return Scores(images=1, loss=0.0, top1=0.0, top5=None)
+        return Scores(images=1, loss=0.0)
 
 
 def _of_network(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

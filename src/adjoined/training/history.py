@@ -12,19 +12,20 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from adjoined.files import write_whole
+from adjoined.kinds import main_in
 from adjoined.training.module import TrainingModule
 
 EpochFigures = dict[str, float]
 
 
-def of_networks(row: EpochFigures, what: str) -> dict[str, float]:
-    """Return a validation figure for every network.
+def of_networks(row: EpochFigures, what: str | None = None) -> dict[str, float]:
+    """Return a validation figure for every network; None: the measure that the networks are compared by.
 
     Example:
         >>> of_networks({"val_base_top1": 0.9, "val_base_loss": 0.3, "val_small_top1": 0.8}, "top1")
         {'base': 0.9, 'small': 0.8}
     """
-    start, end = "val_", f"_{what}"
+    start, end = "val_", f"_{what or main_in(row)}"
     return {key[len(start) : -len(end)]: row[key] for key in row if key.startswith(start) and key.endswith(end)}
 
 

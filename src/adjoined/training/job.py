@@ -72,7 +72,7 @@ def make_job(
     recipe = model_recipe(settings, images)
     model = models.build(recipe.pop("spec"), **recipe, pretrained=settings.pretrained and method.from_pretrained)
     example = torch.randn(1, images.info.channels, images.info.image_size, images.info.image_size)
-    _check_logits(model, example, images.info.num_classes, settings)
+    _check_logits(model, example, method.task.shape(images.info.num_classes, images.info.image_size), settings)
     adapted = method.adapt(model, example)
     built = method.build(model, example, earlier or {})
     freeze(built.network, model, settings.freeze)
@@ -108,7 +108,7 @@ def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:
     }
 
 
-def _check_logits(model: nn.Module, example: torch.Tensor, num_classes: int, settings: Settings) -> None:
+def _check_logits(model: nn.Module, example: torch.Tensor, shape: tuple[int, ...], settings: Settings) -> None:
     """Run the model once, to report misfits with these images before any training."""
     place = f"model {settings.model!r} on {tuple(example.shape)}"
     training = model.training
@@ -123,8 +123,8 @@ def _check_logits(model: nn.Module, example: torch.Tensor, num_classes: int, set
         ) from error
     model.train(training)
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if got != (1, num_classes):
-        expected = f"a tensor {(1, num_classes)}"
+    if got != shape:
+        expected = f"a tensor {shape}"
         raise AdjoinedError(
             "the model does not return logits of these classes", where=place, expected=expected, got=got
         )

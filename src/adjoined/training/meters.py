@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex, MultilabelAveragePrecision
+
+from adjoined.data.segmentation import NOT_COUNTED
+from adjoined.kinds import MAIN, MEASURES
+from adjoined.tasks import TASKS, Task
 
 TOP5_FROM = 6
 """Fewest classes for which top-5 accuracy is meaningful."""
@@ -36,33 +41,57 @@ class Mean(Metric):
         return self.total / self.images
 
 
-class MeanCrossEntropy(Mean):
-    """Mean cross-entropy over all images seen, nats."""
+class MeanLoss(Mean):
+    """Mean loss of a task over all images seen, nats."""
+
+    def __init__(self, task: Task, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
+        self.task = task
 
     def update(self, preds: Tensor, target: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Add logits (N, K) and class indices (N,)."""
-        super().update(F.cross_entropy(preds.float(), target), len(target))
+        """Add outputs and targets of a batch."""
+        super().update(self.task.loss([preds], target), len(target))
 
 
-def scores(num_classes: int, *, alone: bool = False) -> MetricCollection:
-    """Return loss, top-1 and, with enough classes, top-5 metrics; accuracies are in [0, 1].
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """Average precision of logits, the mean over the labels that some image has."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add logits and labels, float 0 or 1, (N, K)."""
+        super().update(preds.float().sigmoid(), target.long())
+
+    def compute(self) -> Tensor:
+        """Return the mean; 0 if no image has any label."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about labels that no image has
+            return super().compute().nan_to_num(0.0)
+
+
+def scores(kind: str, num_classes: int, *, alone: bool = False) -> MetricCollection:
+    """Return the loss and the measures of a task (`adjoined.kinds`), which are in [0, 1].
 
     Args:
+        kind: the task.
         num_classes: K.
         alone: count only this process's images, even if several processes train together.
     """
-    each: dict[str, Metric | MetricCollection] = {
-        "loss": MeanCrossEntropy(sync_on_compute=not alone),
-        "top1": accuracy(num_classes, alone=alone),
-    }
-    if num_classes >= TOP5_FROM:
-        each["top5"] = accuracy(num_classes, top=5, alone=alone)
+    task = TASKS[kind]()
+    each: dict[str, Metric | MetricCollection] = {"loss": MeanLoss(task, sync_on_compute=not alone)}
+    names = [name for name in MEASURES[kind] if name != "top5" or num_classes >= TOP5_FROM]
+    each |= {name: measure(name, num_classes, alone=alone) for name in names}
     return MetricCollection(each, compute_groups=False)
 
 
-def accuracy(num_classes: int, *, top: int = 1, alone: bool = False) -> MulticlassAccuracy:
-    """Return the top-k accuracy for k = `top`."""
-    return MulticlassAccuracy(num_classes, top_k=top, average="micro", validate_args=False, sync_on_compute=not alone)
+def measure(name: str, num_classes: int, *, alone: bool = False) -> Metric:
+    """Return the metric that computes a measure; arguments as in `scores`."""
+    shared: dict[str, Any] = {"validate_args": False, "sync_on_compute": not alone}
+    if name == "mean_ap":
+        return MeanAveragePrecision(num_classes, **shared)
+    if name == "miou":
+        return MulticlassJaccardIndex(num_classes, ignore_index=NOT_COUNTED, **shared)
+    if name == "pixel_accuracy":
+        return MulticlassAccuracy(num_classes, average="micro", ignore_index=NOT_COUNTED, **shared)
+    return MulticlassAccuracy(num_classes, top_k=5 if name == "top5" else 1, average="micro", **shared)
 
 
 class EpochMeters:
@@ -72,14 +101,17 @@ class EpochMeters:
         networks: names of the networks.
         num_classes: K.
         device: device of the figures.
+        kind: the task.
     """
 
-    def __init__(self, networks: Iterable[str], num_classes: int, device: torch.device) -> None:
-        names = list(networks)
+    def __init__(
+        self, networks: Iterable[str], num_classes: int, device: torch.device, kind: str = "classification"
+    ) -> None:
+        names, self.main, self.kind = list(networks), MAIN[kind], kind
         self.device = device
         self.terms: dict[str, Mean] = {}
-        self.train_top1 = {name: accuracy(num_classes).to(device) for name in names}
-        self.val_scores = {name: scores(num_classes).to(device) for name in names}
+        self.train_main = {name: measure(self.main, num_classes).to(device) for name in names}
+        self.val_scores = {name: scores(kind, num_classes).to(device) for name in names}
 
     def add_terms(self, terms: Mapping[str, Tensor | float], images: int) -> None:
         """Add scalars of a batch, weighted by its images; a term may be missing from some batches."""
@@ -89,10 +121,10 @@ class EpochMeters:
             self.terms[name].update(value, images)
 
     def add_train(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
-        """Add logits of a training batch; of mixed labels (N, K), the larger share counts."""
-        target = y.argmax(dim=1) if y.is_floating_point() else y
+        """Add logits of a training batch; of mixed classes (N, K), the larger share counts."""
+        target = y.argmax(dim=1) if y.is_floating_point() and self.kind == "classification" else y
         for name, each in logits.items():
-            self.train_top1[name].update(each.detach(), target)
+            self.train_main[name].update(each.detach(), target)
 
     def add_val(self, logits: Mapping[str, Tensor], y: Tensor) -> None:
         """Add logits of a validation batch."""
@@ -102,9 +134,9 @@ class EpochMeters:
     def close(self) -> dict[str, float]:
         """Return the means of the epoch and reset them; every process must call it."""
         found = {name: metric.compute() for name, metric in self.terms.items() if metric.update_called}
-        found |= {f"train_{name}_top1": metric.compute() for name, metric in self.train_top1.items()}
+        found |= {f"train_{name}_{self.main}": metric.compute() for name, metric in self.train_main.items()}
         for name, collection in self.val_scores.items():
             found |= {f"val_{name}_{what}": value for what, value in collection.compute().items()}
-        for metric in (*self.terms.values(), *self.train_top1.values(), *self.val_scores.values()):
+        for metric in (*self.terms.values(), *self.train_main.values(), *self.val_scores.values()):
             metric.reset()
         return {name: float(value) for name, value in found.items()}

@@ -75,7 +75,7 @@ class TrainingModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Start counting; compile in place if requested, which keeps the names of the weights."""
-        self.meters = EpochMeters(self.names, self.num_classes, self.device)
+        self.meters = EpochMeters(self.names, self.num_classes, self.device, self.method.task.kind)
         if self.settings.compile:
             self.network.compile()
 

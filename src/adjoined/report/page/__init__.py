@@ -2,7 +2,18 @@
 
 from adjoined.report.page.answers import Answers, ask
 from adjoined.report.page.evidence import Evidence, Pictures
+from adjoined.report.page.masks import MaskCase
 from adjoined.report.page.render import comparison_page, run_page
 from adjoined.report.page.story import RunStory, read_story
 
-__all__ = ["Answers", "Evidence", "Pictures", "RunStory", "ask", "comparison_page", "read_story", "run_page"]
+__all__ = [
+    "Answers",
+    "Evidence",
+    "MaskCase",
+    "Pictures",
+    "RunStory",
+    "ask",
+    "comparison_page",
+    "read_story",
+    "run_page",
+]

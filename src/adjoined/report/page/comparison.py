@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from adjoined import kinds
 from adjoined.report import units
 from adjoined.report.page import sections
 from adjoined.report.page.charts import Chart, lines, look
@@ -64,7 +65,7 @@ def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
             rows.append(
                 (
                     f"{name}, {label}",
-                    units.percent(figures.top1),
+                    units.percent(figures.main),
                     units.count(figures.parameters),
                     units.count(figures.macs),
                     units.size(figures.file_bytes),
@@ -73,7 +74,7 @@ def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
             )
         if not story.figures:
             rows += [(f"{name}, {label}, {told}", *_so_far(story, key)) for key, label, told in _unfinished(story)]
-    columns = ("network", "top-1", "parameters", "MACs", "file", "latency")
+    columns = ("network", kinds.short_name(stories[0].main), "parameters", "MACs", "file", "latency")
     notes = ("Latencies were measured at the end of each run, not side by side.",)
     return Table(columns, tuple(rows), "All networks of all runs", notes)
 
@@ -83,14 +84,17 @@ def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
     charts = []
     for heading, wanted in (("Base networks", True), ("Small networks", False)):
         told = [
-            sections.curve(story.history, f"val_{network}_top1", label if wanted else f"{label} {network}", number)
+            sections.curve(
+                story.history, f"val_{network}_{story.main}", label if wanted else f"{label} {network}", number
+            )
             for number, (label, story) in enumerate(zip(names, stories, strict=True))
             for network in story.names
             if (network == "base") is wanted
         ]
         if told:
-            note = "Top-1 accuracy on the validation images."
-            charts.append(lines(heading, told, sections.EPOCH, sections.SHARE, note=note))
+            measure = stories[0].main
+            note = f"{kinds.heading(measure)} on the validation images."
+            charts.append(lines(heading, told, sections.EPOCH, sections.share(measure), note=note))
     return charts
 
 
@@ -109,5 +113,5 @@ def _unfinished(story: RunStory) -> list[tuple[str, str, str]]:
 
 
 def _so_far(story: RunStory, name: str) -> tuple[str, ...]:
-    top1 = story.history[-1].get(f"val_{name}_top1") if story.history else None
-    return (units.percent(top1), *[units.ABSENT] * 4)
+    main = story.history[-1].get(f"val_{name}_{story.main}") if story.history else None
+    return (units.percent(main), *[units.ABSENT] * 4)

@@ -10,7 +10,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adjoined.data import DataInfo, ImageData
 from adjoined.data.images import ImageDataset
@@ -34,15 +34,19 @@ class Pictures:
 
     def __getitem__(self, index: int) -> str:
         """Return one image as a data URI of a few kilobytes."""
-        from PIL import Image
+        return picture(self.dataset.transform(self.dataset.images.pixels(index)))
 
-        pixels = self.dataset.transform(self.dataset.images.pixels(index))
-        array = pixels.permute(1, 2, 0).contiguous().numpy()
-        image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-        content, kind = io.BytesIO(), "png" if max(image.size) <= LOSSLESS else "webp"
-        image.thumbnail((LARGEST, LARGEST))
-        image.save(content, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
-        return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+def picture(pixels: Tensor) -> str:
+    """Return an image, uint8 (C, H, W), as a data URI of a few kilobytes."""
+    from PIL import Image
+
+    array = pixels.permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    content, kind = io.BytesIO(), "png" if max(image.size) <= LOSSLESS else "webp"
+    image.thumbnail((LARGEST, LARGEST))
+    image.save(content, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,24 @@ from adjoined.report.benchmark import benchmark_tables
 from adjoined.report.page import comparison, exports, findings, sections
 from adjoined.report.page.charts import HEIGHT, WIDTH, look, place
 from adjoined.report.page.evidence import Evidence
+from adjoined.report.page.masks import MaskCase
 from adjoined.report.page.story import RunStory
 from adjoined.report.table import Table
 
 
-def run_page(story: RunStory, evidence: Evidence | None = None, results: Table | None = None) -> str:
+def run_page(
+    story: RunStory,
+    evidence: Evidence | None = None,
+    results: Table | None = None,
+    masks: Sequence[MaskCase] = (),
+) -> str:
     """Return the page of one run.
 
     Args:
         story: the contents of its folder.
         evidence: its networks' predictions; None leaves out the sections that need them.
         results: its networks side by side, if it is finished.
+        masks: images with the masks of its networks, if it is a segmentation.
     """
     table, sources = sections.published_table(story)
     told: dict[str, Any] = {
@@ -49,6 +56,7 @@ def run_page(story: RunStory, evidence: Evidence | None = None, results: Table |
         "commands": sections.commands(story),
         "commit": sections.commit(story),
         "evidence": evidence,
+        "masks": masks,
     }
     if evidence:
         charts, errors = findings.calibration_charts(evidence)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from adjoined.benchmark.environment import command_line
+from adjoined.kinds import NAMES, heading
 from adjoined.report import units
 from adjoined.report.figures import Figures
 from adjoined.report.page.charts import Axis, Chart, Line, Mark, lines, marks, place
@@ -17,7 +18,6 @@ from adjoined.report.table import Table
 from adjoined.settings import Settings
 
 EPOCH = Axis("epoch", lambda value: f"{value:.0f}")
-SHARE = Axis("top-1 accuracy", lambda value: f"{100 * value:.4g} %", bounds=(0.0, 1.0))
 _SCHEDULES = {"paper": "min(4 t², 1)", "constant": "1"}
 MOST_EPOCHS = 400
 """Most points of a curve; a longer run shows evenly spaced epochs."""
@@ -31,6 +31,11 @@ class Tile:
     label: str
     value: str
     detail: str
+
+
+def share(measure: str) -> Axis:
+    """Return the axis of a measure."""
+    return Axis(NAMES[measure], lambda value: f"{100 * value:.4g} %", bounds=(0.0, 1.0))
 
 
 def title(story: RunStory) -> str:
@@ -72,10 +77,10 @@ def tiles(figures: Sequence[Figures]) -> list[Tile]:
     found = [
         Tile(label, units.times(a, b), f"{write(a)} → {write(b)}") for label, a, b, write in told if a is not None and b
     ]
-    if base.top1 is not None and small.top1 is not None:
-        change = f"{100 * (small.top1 - base.top1):+.2f}".replace("-", "−")
-        detail = f"{units.percent(base.top1)} → {units.percent(small.top1)}"
-        found.append(Tile("points of top-1 accuracy", change, detail))
+    if base.main is not None and small.main is not None:
+        change = f"{100 * (small.main - base.main):+.2f}".replace("-", "−")
+        detail = f"{units.percent(base.main)} → {units.percent(small.main)}"
+        found.append(Tile(f"points of {NAMES[base.main_name]}", change, detail))
     return found
 
 
@@ -88,14 +93,15 @@ def learning_curves(story: RunStory) -> list[Chart]:
         line
         for name, label in names
         for line in (
-            curve(rows, f"val_{name}_top1", label, place(name)),
-            curve(rows, f"train_{name}_top1", f"{label}, training", place(name), faint=True),
+            curve(rows, f"val_{name}_{story.main}", label, place(name)),
+            curve(rows, f"train_{name}_{story.main}", f"{label}, training", place(name), faint=True),
         )
     ]
     loss = [curve(rows, f"val_{name}_loss", label, place(name)) for name, label in names]
     weights = Axis("λ", _plain, low=0.0, high=1.05 * max(1.0, *(row.get("lambda", 0.0) for row in rows)))
     charts = [
-        _curve("Top-1 accuracy", accuracy, SHARE, "Validation images; faint: augmented training images."),
+        _curve(heading(story.main), accuracy, share(story.main),
+               "Validation images; faint: augmented training images."),
         _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
         _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
                f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}; t is the fraction of training done."),
@@ -139,9 +145,9 @@ def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[P
         if name == "MACs" and not others:
             continue  # repeats the chart of the parameters, and the table has it
         found = [
-            Mark(label, look, value, each.top1, label)
+            Mark(label, look, value, each.main, label)
             for label, look, each in own
-            if (value := of_own(each)) and each.top1 is not None
+            if (value := of_own(each)) and each.main is not None
         ]
         if len(found) < len(own):
             continue
@@ -154,8 +160,9 @@ def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[P
             note = "Grey marks: published networks, numbered as in the list." if foreign else ""
             if not foreign and others:
                 note = "This run only: published times come from other machines."
-            accuracy = replace(SHARE, least=0.04)
-            charts.append(marks(f"Accuracy against {name}", [*found, *foreign], axis, accuracy, note=note))
+            measure = own[0][2].main_name
+            accuracy = replace(share(measure), least=0.04)
+            charts.append(marks(f"{heading(measure)} against {name}", [*found, *foreign], axis, accuracy, note=note))
     return charts
 
 

@@ -15,6 +15,7 @@ from adjoined.benchmark.result import Benchmark, read_benchmark
 from adjoined.errors import AdjoinedError
 from adjoined.export.record import ExportedFile, read_exports
 from adjoined.files import read_bytes
+from adjoined.kinds import MAIN, task_kind
 from adjoined.report.figures import Figures
 from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, RunResult
@@ -50,8 +51,14 @@ class RunStory:
         """The networks: base, small; or base, small-1 …; empty before the end of the first epoch."""
         if self.result:
             return tuple(network.name for network in self.result.networks)
-        found = [key.removeprefix("val_").removesuffix("_top1") for row in self.history[:1] for key in row]
-        return tuple(name for name in found if f"val_{name}_top1" in self.history[0])
+        end = f"_{self.main}"
+        found = [key.removeprefix("val_").removesuffix(end) for row in self.history[:1] for key in row]
+        return tuple(name for name in found if f"val_{name}{end}" in self.history[0])
+
+    @property
+    def main(self) -> str:
+        """The measure that the networks are compared by (`adjoined.kinds`)."""
+        return MAIN[task_kind(self.settings.data)]
 
     @property
     def labels(self) -> tuple[str, ...]:

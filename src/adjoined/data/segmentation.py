@@ -1,0 +1,266 @@
+"""Images with a mask each, in the folder layouts that users of torchvision and segmentation_models_pytorch have.
+
+Shape legend: N images, K classes, H and W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adjoined.data.augmentation import masked_photo_transform
+from adjoined.data.folders import IMAGENET_MEAN, IMAGENET_STD, TRAIN, VAL
+from adjoined.data.images import FileImages, ImageDataset
+from adjoined.data.preprocessing import check_pixels, opened_image, quiet
+from adjoined.data.scanning import LeftOut, images_below
+from adjoined.data.source import Source
+from adjoined.errors import AdjoinedError
+from adjoined.files import read_bytes
+
+IGNORED = 255
+"""Value of a mask's pixels that belong to no class."""
+NOT_COUNTED = -100
+"""The same pixels in a target: what cross-entropies leave out."""
+NAMES = "classes.txt"
+"""File with the name of a class in each line, in the order of the values."""
+_IMAGES, _MASKS = ("images", "image", "imgs", "JPEGImages"), ("masks", "mask", "annotations", "SegmentationClass")
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, 5  # the EXIF tag of the camera's orientation; its values from 5 swap the sides
+_MODES = ("1", "L", "P", "I", "I;16")
+_values: dict[str, dict[int, str]] = {}  # the stages of a run have the same masks
+
+
+class MaskedImages(FileImages):
+    """Images in files, with a mask in a file each.
+
+    Args:
+        folder: folder of the files.
+        names: paths of the images below `folder`.
+        masks: paths of the masks below `folder`, in the same order.
+        num_classes: K; mask values are 0 to K - 1, or 255 for pixels that do not count.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], masks: Sequence[str], num_classes: int) -> None:
+        sizes = [os.path.getsize(folder / name) for name in names]
+        super().__init__(folder, names, torch.zeros(len(names), dtype=torch.int64), 3, sizes)
+        self.masks, self.num_classes = np.array(masks, dtype=object), num_classes
+
+    def target(self, index: int) -> Tensor:
+        """Return the mask of one image, int64 (H, W), 255 where a pixel does not count.
+
+        Raises:
+            AdjoinedError: the file is damaged, is not a mask of class indices, or does not fit the image.
+        """
+        place = os.path.join(self.folder, self.masks[index])
+        mask = read_mask(place)
+        wrong = np.unique(mask[(mask >= self.num_classes) & (mask != IGNORED)])
+        if len(wrong):
+            raise AdjoinedError(
+                "the mask has a value that is not a class",
+                where=place,
+                expected=f"0 to {self.num_classes - 1}, or {IGNORED} for pixels that do not count",
+                got=int(wrong[0]),
+            )
+        return torch.from_numpy(mask)
+
+    def subset(self, chosen: Tensor) -> MaskedImages:
+        """Return those for which `chosen`, bool (N,), is True."""
+        subset = copy(super().subset(chosen))
+        assert isinstance(subset, MaskedImages)
+        subset.masks = self.masks[chosen.numpy()]
+        return subset
+
+    def identity(self) -> str:
+        """Return a digest of the files' names below the folder and of their sizes."""
+        digest = hashlib.sha256(super().identity().encode())
+        for name in self.masks:
+            digest.update(b"%d %s\0" % (os.path.getsize(self.folder / name), os.fsencode(name)))
+        return digest.hexdigest()
+
+    def check_targets(self) -> None:
+        """Read every mask; raise AdjoinedError if one is damaged, has a wrong value, or does not fit its image."""
+        for index in range(len(self.labels)):
+            mask = self.target(index)
+            with quiet(), opened_image(self.place(index)) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) >= _ON_ITS_SIDE
+                size = (image.width, image.height) if turned else (image.height, image.width)
+            _check_size(self, index, tuple(mask.shape), size)
+
+
+class MaskedDataset(ImageDataset):
+    """Images with their masks, augmented together: float32 (C, H, W) and int64 (H, W), -100 where nothing counts."""
+
+    def one(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image, uint8 (C, size, size), and its mask, int64 (size, size)."""
+        from torchvision import tv_tensors
+
+        images = self.images
+        assert isinstance(images, MaskedImages)
+        image, mask = images.pixels(index), images.target(index)
+        _check_size(images, index, tuple(mask.shape), tuple(image.shape[1:]))
+        image, mask = self.augmented(index, tv_tensors.Image(image), tv_tensors.Mask(mask))
+        mask = mask.as_subclass(Tensor)
+        return image.as_subclass(Tensor), torch.where(mask == IGNORED, NOT_COUNTED, mask)
+
+
+def _check_size(images: MaskedImages, index: int, mask: tuple[int, ...], image: tuple[int, ...]) -> None:
+    if mask != image:
+        raise AdjoinedError(
+            "the mask does not have the size of its image",
+            where=os.path.join(images.folder, images.masks[index]),
+            expected=f"{image[1]} x {image[0]} pixels, like {images.name(index)}",
+            got=f"{mask[1]} x {mask[0]}",
+        )
+
+
+def read_mask(path: str) -> np.ndarray:
+    """Return the class indices of a mask file, int64 (H, W); of a palette image the indices, not the colours.
+
+    Raises:
+        AdjoinedError: the file is damaged, or is a colour image.
+    """
+    with quiet(), opened_image(path) as image:
+        check_pixels(*image.size)
+        if image.mode not in _MODES:
+            raise AdjoinedError(
+                "the mask is a colour image",
+                where=path,
+                expected="one value per pixel: a grey or palette image",
+                got=f"mode {image.mode}",
+                fix="Save class indices, not colours.",
+            )
+        return np.asarray(image).astype(np.int64)
+
+
+def open_segmentation(folder: Path) -> Source:
+    """Return the images of `folder` with their masks; an image and its mask have the same name but for the suffix.
+
+    Supported layouts are train/images, train/masks; images/train, masks/train; train, trainannot (each with val, valid,
+    validation or test in place of train as well); and images, masks, of which a fraction will be held out. Instead of
+    images and masks, the folders may have the names of Pascal VOC, JPEGImages and SegmentationClass. The classes are
+    named in classes.txt, one per line; without it they are the values from 0 to the largest one in the masks.
+
+    Raises:
+        AdjoinedError: there is no such layout; an image has no mask, or a mask no image; a value in between is missing
+            in the masks.
+    """
+    if not folder.is_dir():
+        raise AdjoinedError(
+            "no such folder",
+            where=f"data folder {folder.absolute()}",
+            fix="If it has moved, give its new place: --data segmentation:PATH.",
+        )
+    left_out = LeftOut()
+    found = {name: pair for name, names in (("train", TRAIN), ("val", VAL)) if (pair := _part(folder, names))}
+    whole = next(_pairs(folder, ((a, b) for a in _IMAGES for b in _MASKS)), None)
+    if found and len(found) < 2:
+        raise AdjoinedError(
+            f"there are only {' and '.join(next(iter(found.values())))}",
+            where=f"data folder {folder.absolute()}",
+            expected="images and masks both to train and to validate on, or one folder of each, to be split",
+        )
+    if not found and whole is None:
+        raise AdjoinedError(
+            "no images with masks",
+            where=f"data folder {folder.absolute()}",
+            expected="the folders images/ and masks/, or train/ and val/ with both, or images/train, masks/train ...",
+        )
+    pairs = {name: _matched(folder, *pair, left_out) for name, pair in (found or {"train": whole}).items() if pair}
+    names = _class_names(folder, [mask for _, masks in pairs.values() for mask in masks])
+    parts = {name: MaskedImages(folder, images, masks, len(names)) for name, (images, masks) in pairs.items()}
+    return Source(
+        train=parts["train"],
+        val=parts.get("val"),
+        val_name=f"folder {found['val'][0]}/" if found else "held-out split",
+        class_names=names,
+        channels=3,
+        size=None,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        vary=masked_photo_transform,
+        left_out=left_out,
+        task="segmentation",
+        dataset=MaskedDataset,
+    )
+
+
+def _part(folder: Path, names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the folders of the images and of the masks of training or validation."""
+    both = [(a, b) for a in _IMAGES for b in _MASKS]
+    for name in names:
+        inside = [(f"{name}/{a}", f"{name}/{b}") for a, b in both]
+        around = [(f"{a}/{name}", f"{b}/{name}") for a, b in both]
+        if pair := next(_pairs(folder, [*inside, *around, (name, f"{name}annot")]), None):
+            return pair
+    return None
+
+
+def _pairs(folder: Path, candidates: Any) -> Any:
+    return ((a, b) for a, b in candidates if (folder / a).is_dir() and (folder / b).is_dir())
+
+
+def _matched(folder: Path, images: str, masks: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
+    """Return the paths of images and masks below the folder, pair by pair."""
+    by_stem: list[dict[str, str]] = []
+    for inside in (images, masks):
+        stems: dict[str, str] = {}
+        for path in images_below(folder / inside, left_out):
+            name = os.path.relpath(path, folder)
+            stem = os.path.splitext(os.path.relpath(path, folder / inside))[0]
+            if stem in stems:
+                raise AdjoinedError("two files have the same name", where=folder / stems[stem], got=name)
+            stems[stem] = name
+        by_stem.append(stems)
+    for one, other, what in ((*by_stem, "mask"), (*reversed(by_stem), "image")):
+        if alone := sorted(one.keys() - other.keys()):
+            raise AdjoinedError(
+                f"there is no {what} for it" + (f", nor for {len(alone) - 1} others" if len(alone) > 1 else ""),
+                where=folder / one[alone[0]],
+                expected=f"a file {alone[0]}.* in {masks if what == 'mask' else images}/",
+            )
+    if not by_stem[0]:
+        raise AdjoinedError("no images", where=folder / images, got=str(left_out) or "nothing")
+    order = sorted(by_stem[0])
+    return [by_stem[0][stem] for stem in order], [by_stem[1][stem] for stem in order]
+
+
+def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
+    if (folder / NAMES).is_file():
+        text = read_bytes(folder / NAMES, "the names of the classes").decode(errors="backslashreplace")
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        if len(names) < 2:
+            raise AdjoinedError("fewer than two classes", where=folder / NAMES, expected="a name in each line")
+        return names
+    found = _values_in(folder, masks)
+    missing = next((value for value in range(max(found, default=0) + 1) if value not in found), None)
+    if missing is not None or len(found) < 2:
+        strange = next((value for value in sorted(found) if missing is None or value > missing), 0)
+        raise AdjoinedError(
+            "the values of the masks are not class indices" if missing is not None else "the masks have one class only",
+            where=folder / found.get(strange, ""),
+            expected=f"values from 0 without a gap, and {IGNORED} for pixels that do not count",
+            got=f"{strange}, but no mask has {missing}" if missing is not None else f"only {strange}",
+            fix=f"Save class indices; or name all classes in {NAMES}, one per line.",
+        )
+    return tuple(map(str, range(len(found))))
+
+
+def _values_in(folder: Path, masks: Sequence[str]) -> dict[int, str]:
+    """Return every value in the masks but 255, with the first file that has it."""
+    sizes = [os.path.getsize(folder / mask) for mask in masks]
+    key = hashlib.sha256(repr((str(folder.absolute()), list(masks), sizes)).encode()).hexdigest()
+    if key not in _values:
+        found: dict[int, str] = {}
+        for mask in masks:
+            for value in np.unique(read_mask(str(folder / mask))).tolist():
+                found.setdefault(value, mask)
+        found.pop(IGNORED, None)
+        _values[key] = found
+    return _values[key]

@@ -1,0 +1,122 @@
+"""Masks of base and small networks side by side, for the images where they differ most."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.data import ImageData
+from adjoined.data.preprocessing import normalise
+from adjoined.data.segmentation import MaskedDataset
+from adjoined.report import units
+from adjoined.report.page.evidence import picture
+
+MOST_IMAGES = 12
+"""Number of images on a page."""
+
+
+@dataclass(frozen=True)
+class MaskCase:
+    """An image with its masks."""
+
+    index: int
+    differ: str
+    """Share of the pixels where the networks differ."""
+    pictures: tuple[tuple[str, str], ...]
+    """What is shown -> data URI: the image, the true mask, and the mask of every network."""
+
+
+@torch.no_grad()
+def compare_masks(
+    networks: Mapping[str, nn.Module], images: ImageData, *, most: int, device: torch.device | str = "cpu"
+) -> list[MaskCase]:
+    """Return the validation images whose masks differ most between the base and a small network, the worst first.
+
+    Pixels that do not count are left out, and shown in grey.
+
+    Args:
+        networks: label -> finished network, the base first.
+        images: the opened data.
+        most: largest number of images, spread evenly over the validation images.
+        device: where to compute.
+    """
+    val = images.val
+    assert isinstance(val, MaskedDataset)
+    for network in networks.values():
+        network.to(device).eval()
+    chosen = torch.linspace(0, len(val) - 1, min(most, len(val))).round().long().tolist() if len(val) else []
+    shares: list[tuple[float, int]] = []
+    for index in chosen:
+        _, truth, found = _masks(networks, val, index, device)
+        counted = truth >= 0
+        base, *smalls = found.values()
+        apart = (
+            torch.stack([(small != base) & counted for small in smalls]).any(dim=0).sum() if smalls else counted.sum()
+        )
+        shares.append((float(apart / counted.sum().clamp(min=1)), index))
+    worst = sorted(shares, key=lambda each: (-each[0], each[1]))[:MOST_IMAGES]
+    return [_case(networks, val, index, share, images.info.num_classes, device) for share, index in worst]
+
+
+def _masks(
+    networks: Mapping[str, nn.Module], val: MaskedDataset, index: int, device: torch.device | str
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return an image, uint8 (C, H, W), its true mask and the networks' masks, int64 (H, W)."""
+    pixels, truth = val.one(index)
+    x = normalise(pixels.unsqueeze(0), val.mean, val.std).to(device)
+    return pixels, truth, {name: network(x)[0].argmax(dim=0).cpu() for name, network in networks.items()}
+
+
+def _case(
+    networks: Mapping[str, nn.Module],
+    val: MaskedDataset,
+    index: int,
+    share: float,
+    num_classes: int,
+    device: torch.device | str,
+) -> MaskCase:
+    pixels, truth, found = _masks(networks, val, index, device)
+    colours = palette(num_classes)
+    shown = [("image", picture(pixels)), ("truth", _mask_picture(truth, colours))]
+    shown += [(name, _mask_picture(mask, colours)) for name, mask in found.items()]
+    return MaskCase(index, units.percent(share), tuple(shown))
+
+
+def _mask_picture(mask: Tensor, colours: Sequence[tuple[int, int, int]]) -> str:
+    """Return a mask in colours, losslessly, as a data URI."""
+    from PIL import Image
+
+    indexed = torch.where(mask < 0, len(colours) - 1, mask).to(torch.uint8)
+    image = Image.fromarray(indexed.numpy())
+    image.putpalette([level for colour in colours for level in colour])
+    content = io.BytesIO()
+    image.save(content, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def palette(num_classes: int) -> list[tuple[int, int, int]]:
+    """Return a colour for every class, the first black, and grey for pixels that do not count.
+
+    The bits of a class's number are spread over the colours, as in Pascal VOC, so that neighbours differ.
+
+    Example:
+        >>> palette(3)
+        [(0, 0, 0), (128, 0, 0), (0, 128, 0), (224, 224, 224)]
+    """
+    colours = []
+    for label in range(min(num_classes, 255)):
+        red = green = blue = 0
+        for bit in range(8):
+            shift, rest = 7 - bit, label >> (3 * bit)
+            red, green, blue = (
+                red | (rest & 1) << shift,
+                green | (rest >> 1 & 1) << shift,
+                blue | (rest >> 2 & 1) << shift,
+            )
+        colours.append((red, green, blue))
+    return [*colours, (224, 224, 224)]

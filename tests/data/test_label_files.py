@@ -1,0 +1,67 @@
+"""Images with any number of labels: both kinds of CSV files, and rows that are wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adjoined.data import DataSettings, ImageData, open_data
+from adjoined.errors import AdjoinedError
+
+LISTED = "file,labels\na.png,red;round\nb.png,\nc.png,round  big\nd.png,red\n"
+MARKED = "file,big,red,round,split\na.png,0,1,1,train\nb.png,0,0,0,train\nc.png,1,0,1,val\nd.png,0,1,0,val\n"
+TRUTH = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0]])  # big, red, round
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for number, name in enumerate("abcd"):
+        Image.fromarray(np.full((9, 9, 3), 60 * number, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def opened(folder: Path, text: str) -> ImageData:
+    (folder / "labels.csv").write_text(text)
+    return open_data(DataSettings(name=f"labels:{folder / 'labels.csv'}", image_size=8, val_fraction=0.5, batch_size=4))
+
+
+def test_both_kinds_of_files_say_the_same(folder: Path):
+    for text in (LISTED, MARKED):
+        data = opened(folder, text)
+        assert (data.info.task, data.info.class_names) == ("multilabel", ("big", "red", "round"))
+        assert len(data.train) == len(data.val) == 2
+        for part in (data.train, data.val):
+            for index in range(2):
+                _, y = part[index]
+                images = part.images
+                assert torch.equal(y, TRUTH["abcd".index(images.place(index)[-5])])
+        x, y = next(iter(data.val_loader()))
+        assert (x.shape, y.shape, y.dtype) == ((2, 3, 8, 8), (2, 3), torch.float32)
+
+
+def test_marked_splits_are_kept(folder: Path):
+    assert [Path(opened(folder, MARKED).val.images.place(index)).name for index in (0, 1)] == ["c.png", "d.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (MARKED.replace("c.png,1", "c.png,yes"), "labels.csv, row 4, column big: a label is marked by 0 or 1"),
+        (LISTED.replace("c.png", "x.png"), "labels.csv, row 4: no such image"),
+        (LISTED.replace("c.png", "../c.png"), "labels.csv, row 4: the image is not below the folder"),
+        (LISTED.replace("c.png", "/etc/passwd"), "labels.csv, row 4: the image is not below the folder"),
+        (LISTED.replace("c.png", "a.png"), "labels.csv, row 4: the image is listed twice"),
+        (LISTED.replace("b.png,", "b.png"), "labels.csv, row 3: a wrong number of columns"),
+        (MARKED.replace("val\nd", "later\nd"), "labels.csv, row 4: no such split"),
+        (LISTED.replace("file", "path"), "labels.csv: the columns are not those of a label file"),
+        ("file,labels\n", "labels.csv: no rows"),
+        ("file,labels\na.png,red\n", "labels.csv: fewer than two labels"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line_with_file_and_row(folder: Path, text: str, told: str):
+    with pytest.raises(AdjoinedError) as caught:
+        opened(folder, text)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,102 @@
+"""Images with masks: the layouts that are read, the masks that are refused, and that image and mask stay together."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adjoined.data import DataSettings, ImageData, open_data
+from adjoined.data.segmentation import NOT_COUNTED
+from adjoined.errors import AdjoinedError
+from drawn_masks import draw
+
+
+def opened(folder: Path, **settings) -> ImageData:
+    return open_data(DataSettings(name=f"segmentation:{folder}", image_size=16, **settings))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(AdjoinedError) as caught:
+        opened(folder).check()
+    return str(caught.value)
+
+
+@pytest.fixture
+def squares(tmp_path) -> Path:
+    draw(tmp_path / "squares" / "images", tmp_path / "squares" / "masks", 10, palette=True)
+    return tmp_path / "squares"
+
+
+LAYOUTS = ["{part}/images {part}/masks", "images/{part} masks/{part}", "{part} {part}annot"]
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "{part}/JPEGImages {part}/SegmentationClass"])
+def test_layouts_with_training_and_validation_images(tmp_path: Path, layout: str):
+    for count, part in ((4, "train"), (2, "val")):
+        images, masks = layout.format(part=part).split()
+        draw(tmp_path / images, tmp_path / masks, count, seed=count)
+    data = opened(tmp_path)
+    assert (len(data.train), len(data.val), data.splits) == (4, 2, False)
+    assert (data.info.task, data.info.num_classes, data.info.resize) == ("segmentation", 3, 16)
+    data.check()
+
+
+def test_without_a_split_one_is_drawn_and_a_limit_counts_images(squares: Path):
+    data = opened(squares, limit=3)
+    assert (len(data.train), len(data.val), data.splits) == (3, 2, True)
+    x, y = next(iter(data.val_loader()))
+    assert (x.shape, x.dtype) == ((2, 3, 16, 16), torch.float32)
+    assert (y.shape, y.dtype) == ((2, 16, 16), torch.int64)
+    assert set(y.unique().tolist()) == {NOT_COUNTED, 0, 1, 2}
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "standard", "strong"])
+def test_image_and_mask_stay_together(squares: Path, augment):
+    """The square is brighter than its ground by more than the noise, wherever crops and flips put it."""
+    data = opened(squares, augment=augment, workers=0, batch_size=4)
+    images, masks = next(iter(data.train_loader(seed=1)))
+    for x, y in zip(images, masks, strict=True):
+        inside, outside = x[:, y > 0].mean(), x[:, y == 0].mean()
+        assert inside > outside + 0.5
+
+
+def test_a_batch_depends_on_seed_and_epoch_alone(squares: Path):
+    batches = [next(iter(opened(squares, workers=workers, batch_size=4).train_loader(seed=3))) for workers in (0, 1)]
+    torch.testing.assert_close(*batches, rtol=0, atol=0)
+
+
+def test_classes_are_named_in_a_file(squares: Path):
+    (squares / "classes.txt").write_text("ground\nsquare\ncentre\nhole\n")
+    assert opened(squares).info.class_names == ("ground", "square", "centre", "hole")
+
+
+def test_wrong_masks_are_told_in_one_line_with_file_and_value(squares: Path):
+    mask, original = squares / "masks" / "3.png", Image.open(squares / "masks" / "3.png").copy()
+    values = np.asarray(original).copy()
+    values[0, 0] = 7
+    Image.fromarray(values).save(mask)
+    assert f"{mask}: the values of the masks are not class indices" in refusal(squares)
+    assert "got 7, but no mask has 3" in refusal(squares)
+    (squares / "classes.txt").write_text("ground\nsquare\ncentre\n")
+    assert f"{mask}: the mask has a value that is not a class (expected 0 to 2, or 255" in refusal(squares)
+    assert "got 7" in refusal(squares)
+    original.convert("RGB").save(mask)
+    assert f"{mask}: the mask is a colour image" in refusal(squares)
+    original.resize((30, 24)).save(mask)
+    assert f"{mask}: the mask does not have the size of its image (expected 20 x 24" in refusal(squares)
+    mask.write_bytes(mask.read_bytes()[:60])
+    assert f"{mask}: the image cannot be read" in refusal(squares)
+    mask.unlink()
+    assert f"{squares / 'images' / '3.png'}: there is no mask for it" in refusal(squares)
+    shutil.rmtree(squares / "masks")
+    assert "no images with masks" in refusal(squares)
+
+
+def test_masks_of_0_and_255_are_not_taken_for_one_class(tmp_path: Path):
+    draw(tmp_path / "images", tmp_path / "masks", 4)
+    for path in (tmp_path / "masks").iterdir():
+        Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
+    assert "the masks have one class only" in refusal(tmp_path)

@@ -1,0 +1,156 @@
+"""Runs whose networks tell classes of pixels, or any number of labels: training, figures, report, evaluation."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import adjoined
+from adjoined import models
+from adjoined.cli import main
+from adjoined.errors import AdjoinedError
+from adjoined.settings import Settings
+from adjoined.tasks import MultiLabel, Segmentation
+from adjoined.training import train
+from drawn_masks import CODE, draw
+from tiny_runs import QUIET
+
+TINY = Settings(
+    epochs=3, warmup_epochs=0, batch_size=8, image_size=16, lr=0.05, augment="light", accelerator="cpu", alpha=2
+)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings for 32 images with masks, and a network of three convolutions."""
+    folder = tmp_path_factory.mktemp("squares")
+    draw(folder / "images", folder / "masks", 32)
+    (folder / "net.py").write_text(CODE)
+    return replace(TINY, data=f"segmentation:{folder}", model=f"{folder / 'net.py'}:make", round_to=1)
+
+
+@pytest.mark.parametrize("method", ["adjoint+", "standard", "distillation"])
+def test_masks_are_learned_by_every_kind_of_method(tmp_path: Path, squares: Settings, method: str):
+    settings = replace(squares, method=method) if method != "standard" else squares.for_method("standard")
+    result = train(settings, tmp_path / "run", console=QUIET)
+    for network in result.networks:
+        assert network.main_name == "miou"
+        assert network.miou is not None
+        assert network.pixel_accuracy is not None
+        assert network.top1 is None
+        assert 0.5 < network.pixel_accuracy <= 1
+        assert 0 < network.miou < network.pixel_accuracy
+    kept = json.loads((tmp_path / "run" / "result.json").read_text())["networks"]
+    assert [each["miou"] for each in kept] == [each.miou for each in result.networks]
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    last = result.networks[-1].name
+    assert {f"val_{last}_miou", f"val_{last}_pixel_accuracy", f"train_{last}_miou"} <= rows[-1].keys()
+    assert float(rows[-1][f"val_{last}_loss"]) < float(rows[0][f"val_{last}_loss"])
+
+
+def test_a_run_on_masks_is_told_as_any_run_is(
+    tmp_path: Path, squares: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    run = str(tmp_path / "run")
+    result = train(replace(squares, method="adjoint+", epochs=1), run, console=QUIET)
+    own = ["--model", squares.model]
+    assert main(["evaluate", run, *own, "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["networks"]
+    assert [each["miou"] for each in measured] == [each.miou for each in result.networks]
+    assert main(["report", run, *own]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Mean IoU" in page
+    assert page.count("data:image/png") >= 6 * 4  # image, truth, base and small of the six held-out images
+    capsys.readouterr()
+    assert main(["predict", run, *own, str(next((tmp_path / "run").iterdir()))]) == 2
+    assert "one class for each image" in capsys.readouterr().err
+
+
+def test_the_loss_leaves_out_pixels_that_do_not_count():
+    p, q = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind()
+    y = torch.randint(3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    y[0] = -100
+    terms = Segmentation().terms(p, q, y)
+    torch.testing.assert_close(terms.ce, nn.functional.cross_entropy(p[1:], y[1:]))
+    torch.testing.assert_close(terms.kl, Segmentation().terms(p[1:], q[1:], y[1:]).kl)
+
+
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
+def test_networks_of_torchvision_are_trained_and_cut_out(name: str):
+    torch.manual_seed(0)
+    net = adjoined.adjoin(models.build(f"torchvision:{name}", num_classes=3), torch.zeros(1, 3, 32, 32), alpha=2)
+    x, y = torch.randn(2, 3, 32, 32), torch.randint(3, (2, 32, 32))
+    adjoined.adjoint_loss(*net(x), y, progress=1.0).backward()
+    assert all(each.grad is not None for each in net.parameters())
+    small = net.eval().extract()
+    torch.testing.assert_close(small(x), net(x)[1])
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings for 40 images with two labels: whether the upper half is bright, and whether the left half is."""
+    folder, random = tmp_path_factory.mktemp("marked"), np.random.default_rng(0)
+    rows = ["file,upper,left"]
+    for number in range(40):
+        upper, left = random.integers(0, 2, 2)
+        pixels = random.integers(0, 60, (16, 16, 3))
+        pixels[:8] += 90 * upper
+        pixels[:, :8] += 90 * left
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{upper},{left}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return replace(TINY, data=f"labels:{folder / 'labels.csv'}", model="resnet8", augment="none", epochs=2)
+
+
+@pytest.mark.parametrize("method", ["adjoint+", "distillation"])
+def test_labels_are_learned(tmp_path: Path, marked: Settings, method: str):
+    result = train(replace(marked, method=method), tmp_path / "run", console=QUIET)
+    for network in result.networks:
+        assert network.main_name == "mean_ap"
+        assert network.mean_ap is not None
+        assert network.mean_ap > 0.6
+    small = adjoined.load(tmp_path / "run", "small")
+    assert small(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+
+
+def test_loss_and_distance_of_labels_are_sums_over_them():
+    p, q = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    y = torch.tensor([[0.0, 1, 1]]).repeat(4, 1)
+    terms = MultiLabel().terms(p, [q, q], y, temperature=2.0)
+    each = nn.functional.binary_cross_entropy_with_logits(p, y, reduction="none")
+    torch.testing.assert_close(terms.ce, each.sum(dim=1).mean())
+    torch.testing.assert_close(terms.ce, MultiLabel().loss([p], y))
+    shares = [torch.stack([z, 1 - z]) for z in ((p / 2).sigmoid(), (q / 2).sigmoid())]
+    kl = (shares[0] * (shares[0] / shares[1]).log()).sum(dim=0).sum(dim=1).mean()
+    torch.testing.assert_close(terms.kl, 2 * 4 * kl)
+    near = MultiLabel().terms(p, p + 1e-2, y)
+    assert near.kl.item() == pytest.approx(MultiLabel().penalty(p, p + 1e-2).item(), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"mixup": 0.2}, "--mixup: .* 0 for segmentation"),
+        ({"low_resolution": {"8": 0.5}}, "--low-resolution: .* none for segmentation"),
+    ],
+)
+def test_settings_that_mix_images_are_for_classes_alone(squares: Settings, change: dict, told: str):
+    with pytest.raises(AdjoinedError, match=told):
+        replace(squares, **change)
+
+
+def test_methods_that_need_classes_say_so(tmp_path: Path, squares: Settings):
+    settings = squares.for_method("siamese")
+    with pytest.raises(AdjoinedError, match="the method does not train segmentation"):
+        train(settings, tmp_path / "run", console=QUIET)
+
+
+def test_a_model_of_classes_is_refused_on_masks(tmp_path: Path, squares: Settings):
+    with pytest.raises(AdjoinedError, match=r"does not return logits .* \(1, 3, 16, 16\), got \(1, 3\)"):
+        train(replace(squares, model="resnet8"), tmp_path / "run", console=QUIET)
