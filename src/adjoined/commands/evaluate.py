@@ -117,6 +117,6 @@ def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
     if not recorded:
         return ()
     if all(scores.main == recorded[name][scores.main_name] for name, scores in measured.items()):
-        return ("These are the figures that the run recorded.",)
+        return ("These are the accuracies that the run recorded.",)
     told = ", ".join(f"{name} {units.percent(scores[measured[name].main_name])}" for name, scores in recorded.items())
     return (f"The run recorded {told}: the device or the versions of the libraries differ.",)
