@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adjoined.data.augmentation import masked_photo_transform
 from adjoined.data.folders import IMAGENET_MEAN, IMAGENET_STD, TRAIN, VAL
-from adjoined.data.images import FileImages, ImageDataset
+from adjoined.data.images import FileImages, ImageDataset, sampled_checksum
 from adjoined.data.preprocessing import check_pixels, opened_image, quiet
 from adjoined.data.scanning import LeftOut, images_below
 from adjoined.data.source import Source
@@ -83,6 +83,11 @@ class MaskedImages(FileImages):
         for name in self.masks:
             digest.update(b"%d %s\0" % (os.path.getsize(self.folder / name), os.fsencode(name)))
         return digest.hexdigest()
+
+    def checksums(self) -> np.ndarray:
+        """Return a checksum of each image's file and its mask's, uint32 (N,); the files are read once."""
+        masks = [sampled_checksum(os.path.join(self.folder, name)) for name in self.masks]
+        return super().checksums() ^ np.array(masks, dtype=np.uint32)
 
     def check_targets(self) -> None:
         """Read every mask; raise AdjoinedError if one is damaged, has a wrong value, or does not fit its image."""
