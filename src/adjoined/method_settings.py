@@ -89,6 +89,8 @@ class MethodSettings:
     """Temperature of the KL term; none: 1 for adjoint, 4 for distillation, 2 for transfer."""
     dropout_rate: float = _for(0.3, "dropout")
     """Dropout rate of the last linear layer's inputs, in [0, 1)."""
+    kl_share: float = _for(0.9, "distillation")
+    """Share of the KL term in the student's loss, in [0, 1]; the cross-entropy has the rest."""
     teacher: str | None = _for(None, "distillation")
     """Folder of a finished run whose base network is the teacher; none: a teacher is trained first."""
     prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning", "slimming")

@@ -150,6 +150,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         self._require("lottery_round", 1 <= last <= self.lottery_rounds, "1 to --lottery-rounds, or none")
         for name in ("momentum", "label_smoothing", "ema", "dropout_rate"):
             self._require(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
+        self._require("kl_share", 0 <= self.kl_share <= 1, "a number in [0, 1]")
         self._require("lr", 0 < self.lr < float("inf"), "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
         self._require("val_fraction", 0 < self.val_fraction < 1, "a number in (0, 1)")
         self._require("devices", self.devices >= 1 or self.devices == -1, "at least 1, or -1 for all")

@@ -168,8 +168,8 @@ def test_distillation_is_hinton_s_with_the_weights_of_repdistiller():
     step.loss.backward()
     assert all(each.grad is None for each in teacher.parameters())
     assert all(torch.equal(before[name], each) for name, each in teacher.state_dict().items())
-    warm = step_of(job_of("distillation", temperature=2.0))
-    torch.testing.assert_close(warm.loss, 0.1 * F.cross_entropy(q, Y) + 0.9 * 4 * kl(p, q, 2.0))
+    warm = step_of(job_of("distillation", temperature=2.0, kl_share=0.5))
+    torch.testing.assert_close(warm.loss, 0.5 * F.cross_entropy(q, Y) + 0.5 * 4 * kl(p, q, 2.0))
 
 
 def test_the_siamese_branches_see_two_variations():

@@ -12,13 +12,15 @@ from adjoined.methods.base import Built, Finished, Stage, Step, the_small_plan
 from adjoined.methods.scratch import fresh_small
 
 TEACHER = "teacher"
-CE_WEIGHT, KL_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0
+TEMPERATURE = 4.0
 
 
 class Distillation(Alone):
-    """Train the small architecture with 0.1 CE(q, y) + 0.9 T² KL(p ‖ q) at temperature T = 4, where p is the teacher's.
+    """Train the small architecture with (1 - s) CE(q, y) + s T² KL(p ‖ q), where p are a finished teacher's logits.
 
-    Source: Hinton et al., "Distilling the knowledge in a neural network", arXiv 1503.02531; the weights are those of
+    T = 4 and s = 0.9 unless set. With s = 0.5 both terms count the same, as at the end of `adjoint+`.
+
+    Source: Hinton et al., "Distilling the knowledge in a neural network", arXiv 1503.02531; the defaults are those of
     RepDistiller (Tian et al., arXiv 1910.10699) for its baseline KD.
     """
 
@@ -43,7 +45,8 @@ class Distillation(Alone):
         temperature = self.settings.temperature or TEMPERATURE
         ce = self.task.loss([q], y)
         kl = self.task.terms(p, q, y, detach=True, temperature=temperature).kl
-        return Step(CE_WEIGHT * ce + KL_WEIGHT * kl, {self.name: q}, {"ce": ce.detach(), "kl": kl.detach()})
+        share = self.settings.kl_share
+        return Step((1 - share) * ce + share * kl, {self.name: q}, {"ce": ce.detach(), "kl": kl.detach()})
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Return the student's logits."""
