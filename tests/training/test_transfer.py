@@ -131,6 +131,21 @@ def test_channels_are_ordered_by_what_the_loss_changes_without_them():
     assert torch.allclose(net.base(x), logits, atol=1e-6)
 
 
+def test_the_base_starts_as_it_would_alone():
+    job = make_job(TRANSFER)
+    network = job.network
+    assert isinstance(network, AdjoinedNetwork)
+    x, base = torch.randn(4, 1, 8, 8), network.base.eval()
+    first = next(base.parameters())
+    logits, filters, head = base(x), first.detach().clone(), base.get_parameter("fc.weight").detach().clone()
+    prepare(job, torch.device("cpu"))
+    assert not first.equal(filters), "no channel has moved"
+    assert not base.get_parameter("fc.weight").equal(head)
+    torch.testing.assert_close(base.get_parameter("fc.weight").sort(1).values, head.sort(1).values, rtol=0, atol=0)
+    torch.testing.assert_close(base.eval()(x), logits)
+    assert all(each.grad is None for each in base.parameters())
+
+
 def test_the_base_is_trained_as_it_would_be_alone():
     job = make_job(TRANSFER)
     network = job.network

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,10 +24,11 @@ ORDER = "taylor"
 class Transfer(Joint):
     """Fine-tune the base exactly as it would be alone, with a small network of separate weights beside it.
 
-    Before the first step, a few hundred training images are used to fit a new head to the pretrained features, to
+    Before the first step, a few hundred training images are used to fit a trial head to the pretrained features, to
     order the channels by the change of the loss without them, and to fit each small network's layers to the base's
-    activations (`adjoined.inherit`). Then both networks learn from the labels, and the small one also from the base's
-    logits; no gradient of its loss reaches the base.
+    activations (`adjoined.inherit`). The trial head is then dropped: the base starts with the weights that it had. Both
+    networks learn from the labels, and the small one also from the base's logits; no gradient of its loss reaches the
+    base.
     """
 
     tasks = frozenset({"classification"})
@@ -58,10 +60,16 @@ class Transfer(Joint):
         assert isinstance(network, AdjoinedNetwork)
         base, example = network.base, x[:1]
         training, judged = base.training, min(self.judged, len(x) // 3)
+        before = {name: each.detach().clone() for name, each in base.named_parameters()}
         fit_head(base.eval(), x[judged:], y[judged:])
         base.zero_grad()
         for images, classes in zip(x[:judged].split(BATCH), y[:judged].split(BATCH), strict=True):
             (F.cross_entropy(base(images), classes, reduction="sum") / judged).backward()
+        with torch.no_grad():
+            for name, each in base.named_parameters():
+                if not each.equal(before[name]):  # the head has told what it can: from here on the base is as it was
+                    each.copy_(before[name])
+                    each.grad = None
         reorder(base, example, network.plans, ORDER)
         base.zero_grad()
         base.train(training)
