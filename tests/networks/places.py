@@ -85,6 +85,67 @@ class ExpertsOfOnePlace(Net):
         return F.conv2d(x.reshape(1, -1, h, w), kernel, groups=n).view(n, -1, h, w)
 
 
+class Experts(Net):
+    """Four layers at each place, weighed by shares; `mix` maps places (N, P, 32) and shares (N, P, 4) to (N, P, 32)."""
+
+    def parts(self) -> None:
+        self.gate, self.matrices, self.bias = nn.Linear(32, 4), raw(4, 32, 32), raw(4, 32)
+
+    def mid(self, x: Tensor) -> Tensor:
+        places = x.flatten(2).transpose(1, 2)
+        return self.mix(places, self.gate(places).softmax(-1)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def mix(self, x: Tensor, share: Tensor) -> Tensor:
+        out = torch.einsum("npi,eoi->npeo", x, self.matrices) + self.bias
+        return x + torch.einsum("npe,npeo->npo", share, out.relu())
+
+
+class ExpertsOfMixedWeights(Experts):
+    """One layer for each place, whose weights are a mixture."""
+
+    def mix(self, x: Tensor, share: Tensor) -> Tensor:
+        matrices = torch.einsum("npe,eoi->npoi", share, self.matrices)
+        return (matrices @ x[..., None]).squeeze(-1) + share @ self.bias
+
+
+class ExpertsInABatch(Experts):
+    """All experts see all places, as a batch of products; a sum weighs them."""
+
+    def mix(self, x: Tensor, share: Tensor) -> Tensor:
+        rows = x.flatten(0, 1).repeat(4, 1).view(4, -1, x.shape[2])
+        out = torch.baddbmm(self.bias[:, None], rows, self.matrices.transpose(1, 2)).relu()
+        return (share.flatten(0, 1).t()[..., None] * out).sum(0).view_as(x)
+
+
+class ExpertsOfTwoLayers(Experts):
+    def parts(self) -> None:
+        self.gate, self.up, self.down = nn.Linear(32, 4), raw(4, 32, 24), raw(4, 24, 32)
+
+    def mix(self, x: Tensor, share: Tensor) -> Tensor:
+        hidden = F.gelu(torch.einsum("npi,eih->npeh", x, self.up))
+        return x + torch.einsum("npe,npeo->npo", share, torch.einsum("npeh,eho->npeo", hidden, self.down))
+
+
+class ExpertsInTheMiddle(Experts):
+    """The shares tell which dimension counts the experts."""
+
+    def parts(self) -> None:
+        self.gate, self.matrices = nn.Linear(32, 4), raw(32, 4, 32)
+
+    def mix(self, x: Tensor, share: Tensor) -> Tensor:
+        return torch.einsum("npe,npeo->npo", share, torch.einsum("npi,ieo->npeo", x, self.matrices))
+
+
+class LargestOfSeveral(Net):
+    """Maxout: four layers, of which the largest counts."""
+
+    def parts(self) -> None:
+        self.matrices, self.bias = raw(4, 32, 32), raw(4, 32)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return (torch.einsum("nihw,eoi->nhweo", x, self.matrices) + self.bias).amax(3).permute(0, 3, 1, 2)
+
+
 class WindowedFilter(Net):
     """One FIR filter for all channels, its taps under a learned window."""
 
@@ -199,6 +260,12 @@ KEPT: dict[type[Net], dict[str, tuple[int, ...]]] = {
     SeparableKernel: {"out": (1,), "into": (0,), "down": (0, 1), "across": (0, 1)},
     ExpertsByProduct: {"route.weight": (0,), "kernels": (0, 3, 4)},
     ExpertsOfOnePlace: {"route.weight": (0,), "kernels": (0,)},
+    Experts: {"gate.weight": (0,), "matrices": (0,), "bias": (0,)},
+    ExpertsOfMixedWeights: {"gate.weight": (0,), "matrices": (0,), "bias": (0,)},
+    ExpertsInABatch: {"gate.weight": (0,), "matrices": (0,), "bias": (0,)},
+    ExpertsOfTwoLayers: {"gate.weight": (0,), "up": (0,), "down": (0,)},
+    ExpertsInTheMiddle: {"gate.weight": (0,), "matrices": (1,)},
+    LargestOfSeveral: {"matrices": (0,), "bias": (0,)},
     WindowedFilter: {"taps": (0,), "window": (0,)},
     Wavelet: {"low": (0,), "high": (0,)},
     CoordinatesOfAKernel: {"where": (0, 1), "function.0.weight": (1,)},

@@ -54,7 +54,9 @@ class Part:
     @classmethod
     def of(cls, images: Images) -> Part:
         """Return the record of one part."""
-        contents = hashlib.sha256(images.checksums().astype("<u4")) if isinstance(images, FileImages) else None
+        contents = (
+            hashlib.sha256(images.checksums().astype("<u4").tobytes()) if isinstance(images, FileImages) else None
+        )
         return cls(len(images.labels), images.identity(), contents.hexdigest() if contents else "")
 
     def fits(self, other: Part) -> bool:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
 from adjoined.slicing.flow.labels import Slot
 from adjoined.slicing.flow.sizes import Site, Size
+
+
+class Sum(NamedTuple):
+    """A sum over labelled channels, or another reduction, whose result has other labelled channels."""
+
+    over: Tensor
+    """Labels that end there."""
+    left: list[Tensor]
+    """Labels that the result has, without those that stand for a batch of products."""
+    product: bool
+    """Whether it is a product with another tensor."""
 
 
 @dataclass
@@ -47,6 +59,10 @@ class Findings:
     """Labels that a convolution or a matrix product with a weight uses as channels."""
     kernels: list[list[tuple[int, Slot]]] = field(default_factory=list)
     """Kernels that the model computes: for each, (dimension along which a slot varies, slot)."""
+    sums: list[Sum] = field(default_factory=list)
+    """Sums over one of several labelled dimensions."""
+    shares: set[int] = field(default_factory=set)
+    """Labels over which a softmax is taken."""
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Parameter -> operators that read it directly."""
     ran: set[str] = field(default_factory=set)

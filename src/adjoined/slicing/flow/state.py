@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.findings import Findings
+from adjoined.slicing.flow.findings import Findings, Sum
 from adjoined.slicing.flow.labels import (
     LABEL,
     FrozenTies,
@@ -244,6 +244,17 @@ class State:
             for labels in vectors:
                 if labels is not None:
                     self.findings.channels.update(distinct(labels))
+
+    def note_sum(self, over: Tensor | None, left: Iterable[Slot], *, product: bool) -> None:
+        """Record that the current operator sums over some labels and leaves others; both may be of one parameter."""
+        left = list(left)
+        if not self.strict and over is not None and left:
+            self.findings.sums.append(Sum(over, left, product))
+
+    def note_shares(self, slot: Slot) -> None:
+        """Record that the current operator makes shares of a whole of these channels."""
+        if not self.strict:
+            self.findings.shares.update(distinct(slot))
 
     def note_crossing(self) -> None:
         """Record that the current operator computes a statistic across channels."""

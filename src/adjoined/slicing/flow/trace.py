@@ -147,6 +147,7 @@ def _trace(
     unreached = follow_unreached(model, labels, ties, findings)
     _pin_places(ties, findings)
     _pin_banks(ties, findings, labels, layers)
+    _pin_experts(ties, findings, labels, layers)
     if flow.values.decide:
         _pin_unread(ties, findings)
     return Trace(
@@ -246,6 +247,42 @@ def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | N
                 for vector, found in zip(vectors, inside, strict=True):
                     if vector is not None and not found:
                         ties.pin(vector, Reason(Kind.PLACES, "counts the kernels of a bank"))
+
+
+def _pin_experts(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
+    """Pin the number of matrices in a stack (experts, basis functions) to full width.
+
+    The tensor has three labelled dimensions or more. One product sums over the channels that its matrices read, and
+    another operator sums over the matrices, and leaves channels that they write. Which of the two sums is which, a
+    softmax tells, whose shares weigh the matrices; without one, the first dimension counts them. In an attention whose
+    weights have a dimension for heads, the second sum is over features inside heads, which are a batch of products, or
+    over both at once.
+    """
+    roots = torch.tensor(ties.roots())
+
+    def sets(slot: Tensor) -> set[int]:
+        return set(roots[slot.long()].unique().tolist()) - {0}
+
+    sums = [(sets(each.over), set().union(*map(sets, each.left)), each.product) for each in findings.sums]
+    shares = sets(torch.tensor(sorted(findings.shares), dtype=LABEL))
+    for name, vectors in labels.items():
+        known = {dim: vector for dim, vector in enumerate(vectors) if vector is not None}
+        dims = {dim: sets(vector) for dim, vector in known.items()}
+        if name in layers or len(dims) < 3:
+            continue
+        counting = [dim for dim in dims if _counts_matrices(dim, dims, sums)]
+        shared = [dim for dim in counting if dims[dim] & shares]
+        for dim in shared or [dim for dim in counting if dim == 0]:
+            ties.pin(known[dim], Reason(Kind.PLACES, "counts the matrices of a stack"))
+
+
+def _counts_matrices(dim: int, dims: dict[int, set[int]], sums: Iterable[tuple[set[int], set[int], bool]]) -> bool:
+    """Tell whether a dimension of a tensor is summed over, and by another product one of the others is."""
+    own, others = dims[dim], set().union(*(each for other, each in dims.items() if other != dim))
+    among = [(over, product) for over, left, product in sums if left & others]
+    return any(over & own for over, _ in among) and any(
+        product and over & others and not over & own for over, product in among
+    )
 
 
 def _pin_unread(ties: Ties, findings: Findings) -> None:

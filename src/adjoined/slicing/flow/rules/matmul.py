@@ -86,6 +86,8 @@ def _product(
         elif read is not None or weight_in is not None:
             state.note_read(state.tie_vectors(read, weight_in, "reads features of fixed width"))
         written = [[s for s, _ in spans if d in varying(s)] for spans, d in ((spans_a, a.ndim - 2), (spans_b, column))]
+        if not state.in_linear:
+            state.note_sum(weight_in if read is None else read, [*written[0], *written[1]], product=True)
         _note_channels(state, _Factor(a, read, written[0]), _Factor(b, weight_in, written[1]))
     for slot, dims in spans_a:
         if varying(slot) and inner_a not in dims:  # the same in every head of an attention

@@ -92,8 +92,10 @@ def softmax(state: State, call: Call) -> None:
     """Positions stay; over a labelled dimension it is a statistic across channels."""
     x = call["self"]
     dim = call["dim"] % x.ndim
-    if any(dim in varying(slot) for slot in state.slots(x)):
-        state.note_crossing()
+    for slot in state.slots(x):
+        if dim in varying(slot):
+            state.note_crossing()
+            state.note_shares(slot)
     state.carry(call.outputs[0], state.slots(x))
 
 

@@ -35,6 +35,9 @@ def reduction(state: State, call: Call) -> None:
         if not call["keepdim"]:
             slot = slot.reshape([size for d, size in enumerate(slot.shape) if d not in reduced])
         carried.append(slot)
+    for over in state.slots(x):
+        if reduced & set(varying(over)):
+            state.note_sum(over, carried, product=False)
     for out in call.outputs:
         state.carry(out, [slot for slot in carried if slot.ndim == out.ndim])
     return None
