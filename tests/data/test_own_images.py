@@ -14,6 +14,7 @@ from PIL import Image
 
 from adjoined.data import DataRecord, DataSettings, ImageData, open_data, open_to_measure
 from adjoined.errors import AdjoinedError
+from read_only import read_only
 
 
 def fill(folder: Path, count: int, suffix: str = "png", seed: int = 0) -> None:
@@ -284,6 +285,13 @@ def test_a_record_of_an_old_version_says_nothing_of_contents(photos, tmp_path):
     DataRecord.read(record).check(opened(photos), files)
     (photos / "dog" / "2.png").unlink()
     assert "1 removed (dog/2.png)" in refusal(DataRecord.read(record).check, opened(photos), files)
+
+
+def test_images_in_a_read_only_folder_are_opened_checked_and_recorded(photos):
+    with read_only(photos):
+        data = opened(photos)
+        data.check()
+        assert DataRecord.of(data).fits(opened(photos))
 
 
 def test_a_renamed_class_and_another_split_are_told(photos, recorded):

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from adjoined.cli import main
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
 from adjoined.report.result import kept_figures
@@ -20,6 +21,7 @@ from adjoined.runs import RunFolder, load, read_description
 from adjoined.runs.lock import locked
 from adjoined.training import train
 from adjoined.training.evaluate import evaluate
+from read_only import read_only
 from tiny_runs import QUIET, TINY, with_code
 
 
@@ -144,6 +146,25 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AdjoinedError, match="cannot be written"):
         train(TINY, tmp_path / "file" / "run", console=QUIET)
+
+
+def test_a_read_only_run_is_read_and_nothing_else(finished, copy, capsys):
+    unfinished = shutil.copytree(copy, copy.parent / "unfinished")
+    record = json.loads((unfinished / "run.json").read_bytes())
+    (unfinished / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))
+    with read_only(copy.parent):
+        for attempt in (
+            lambda: train(TINY, copy / "new", console=QUIET),
+            lambda: train(TINY, copy.parent, console=QUIET),
+            lambda: train(TINY, unfinished, resume=True, console=QUIET),
+        ):
+            with pytest.raises(AdjoinedError, match=r"cannot be written.*Choose a writable folder"):
+                attempt()
+        assert main(["report", str(copy)]) == 2
+        assert capsys.readouterr().err == f"adjoined: error: {copy}: cannot be written to. Choose another --out.\n"
+        assert main(["evaluate", str(copy)]) == 0
+        assert train(TINY, copy, resume=True, console=QUIET).networks == RunFolder(copy).read_result().networks
+        assert load(copy).state_dict().keys() == load(finished.folder).state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["base.safetensors", "small.safetensors"])
