@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -101,9 +102,11 @@ class _Share(torch.autograd.Function):
         arrived = [(indices, part) for indices, part in zip(ctx.slices, gradients, strict=True) if part is not None]
         if not arrived:
             return None, None
-        total = arrived[0][1].new_zeros(ctx.shape)
+        if all(part.is_sparse and indices[0] is None for indices, part in arrived):  # of a table: rows are not channels
+            return reduce(torch.add, (_sparse_at(ctx.shape, indices, part) for indices, part in arrived)), None
+        total = torch.zeros(ctx.shape, dtype=arrived[0][1].dtype, device=arrived[0][1].device)
         for indices, part in arrived:
-            add_at(total, indices, part)
+            add_at(total, indices, part.to_dense())
         return total, None
 
     @staticmethod
@@ -116,3 +119,11 @@ def _taken(tensor: Tensor, indices: Indices) -> Tensor:
     """Return a slice as a tensor of its own, also where it is the whole: a node returns no input."""
     part = take(tensor, indices)
     return part.view_as(part)
+
+
+def _sparse_at(shape: torch.Size, indices: Indices, part: Tensor) -> Tensor:
+    """Return a sparse gradient of a slice as one of the whole weight, with the same rows."""
+    rows, values = part._indices(), part._values()
+    total = values.new_zeros(len(values), *shape[1:])
+    add_at(total, indices, values)
+    return torch.sparse_coo_tensor(rows, total, shape, check_invariants=False)

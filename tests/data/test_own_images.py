@@ -44,7 +44,7 @@ def refusal(function, *arguments) -> str:
 # Which folders are what
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "Valid"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "eval", "holdout", "test", "Valid"])
 def test_the_validation_folder_goes_by_many_names(tmp_path, photos, name):
     shutil.copytree(photos, tmp_path / "both" / "train")
     shutil.copytree(photos, tmp_path / "both" / name)
@@ -58,6 +58,22 @@ def test_of_several_validation_folders_the_others_are_named(tmp_path, photos):
     data = opened(tmp_path / "parts")
     assert data.val_name == "folder valid/"
     assert "test/" in data.left_out
+
+
+def test_a_folder_beside_train_with_the_same_classes_is_not_a_class(tmp_path, photos):
+    for part in ("train", "fold2"):
+        shutil.copytree(photos, tmp_path / "both" / part)
+    line = refusal(opened, tmp_path / "both")
+    assert "fold2/ beside train/ has the same classes" in line
+    assert "Rename fold2/ to val/" in line
+    (tmp_path / "both" / "fold2" / "cat").rename(tmp_path / "both" / "fold2" / "lynx")
+    assert opened(tmp_path / "both").info.class_names == ("fold2", "train")
+
+
+def test_class_names_that_look_the_same_are_refused(photos):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        fill(photos / name, 2)
+    assert r"'cafe\u0301' and 'caf\xe9'" in refusal(opened, photos)
 
 
 def test_a_class_may_be_called_train(tmp_path, photos):
@@ -79,9 +95,14 @@ def test_what_is_left_out_is_counted_by_its_kind(photos):
     (photos / "labels.csv").touch()
     os.mkfifo(photos / "dog" / "pipe.png")
     (photos / "dog" / "broken.png").symlink_to("nowhere")
+    (photos / "dog" / "round.png").symlink_to("and_round.png")
+    (photos / "dog" / "and_round.png").symlink_to("round.png")
+    (photos / "dog" / "through.png").symlink_to("1.png/inside")
+    (photos / "dog" / "long.png").symlink_to("x" * 300)
+    (photos / "itself").symlink_to("itself")
     left_out = opened(photos).left_out
     assert "5 .heic (such as cat/" in left_out
-    for told in ("1 hidden", "1 beside the folders (such as labels.csv)", "2 broken links, pipes or devices"):
+    for told in ("1 hidden", "2 beside the folders (such as itself)", "6 broken links, pipes or devices"):
         assert told in left_out
 
 

@@ -107,6 +107,24 @@ def test_gradient_handed_to_two_weights_is_left_alone():
         torch.testing.assert_close(got.grad, expected.grad, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("indices", [(None, FIRST), (None, PIECES), (FIRST, FIRST)], ids=["first", "pieces", "rows"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_sparse_gradients_of_a_table_are_those_of_dense_ones(indices: Indices, mixed: bool):
+    rows = torch.tensor([0, 2, 2, 1])
+    gradients = []
+    for sparse in (True, False):
+        w = weight()
+        part, other = share(w, (indices, (None, PIECES)))
+        looked_up = F.embedding(rows, part, sparse=sparse).sin().sum()
+        (looked_up + (other.sum() if mixed else F.embedding(rows, other, sparse=sparse).cos().sum())).backward()
+        gradients.append(w.grad)
+    got, expected = gradients
+    assert got is not None
+    assert expected is not None
+    assert got.is_sparse is (indices[0] is None and not mixed)  # so that an optimizer for sparse gradients can be used
+    torch.testing.assert_close(got.to_dense(), expected, rtol=1e-14, atol=1e-14)
+
+
 def test_without_gradients_nothing_is_recorded():
     with torch.no_grad():
         (part,) = share(weight(), ((FIRST, None),))

@@ -56,6 +56,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "scripted": (lambda: torch.jit.script(plain()), "TorchScript.*before it was scripted"),
     "traced": (lambda: torch.jit.trace(plain().eval(), X), "TorchScript.*before it was scripted"),
     "exported": (lambda: torch.export.export(plain().eval(), (X,)), "exported program.*module that was exported"),
+    "exported, as a module": (
+        lambda: torch.export.export(plain().eval(), (X,)).module(),
+        "exported program.*before it was exported",
+    ),
+    "exported inside": (
+        lambda: nn.Sequential(torch.export.export(conv(3, 3).eval(), (X,)).module(), plain()),
+        "'0' is an exported program.*before it was exported",
+    ),
     "distributed": (lambda: DistributedDataParallel(plain()), "several processes.*wrap the joint network"),
     "class": (lambda: nn.Linear, "not a model"),
 }

@@ -16,7 +16,7 @@ from adjoined.errors import AdjoinedError
 
 TRAIN = ("train", "training")
 """Names of the folder of training images, in any case."""
-VAL = ("val", "valid", "validation", "test", "testing")
+VAL = ("val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "test", "testing")
 """Names of the folder of validation images, in any case; the first that exists is used."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENETTE = {
@@ -49,8 +49,9 @@ def open_imagenette(root: Path) -> Source:
 def open_folder(folder: Path, *, channels: int = 3) -> Source:
     """Return the photos of `folder`: {train,val}/<class>/, or <class>/, of which a fraction will be held out.
 
-    `val/` may also be called `valid/`, `validation/` or `test/`; the first of these that exists is used. Files that
-    are hidden, are not regular, or do not have the extension of an image are left out and counted.
+    `val/` may also be called `valid/`, `validation/`, `dev/`, `eval/`, `holdout/` or `test/`; the first of these that
+    exists is used. Files that are hidden, are not regular, or do not have the extension of an image are left out and
+    counted.
 
     Args:
         folder: folder of the photos.
@@ -58,7 +59,7 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
 
     Raises:
         AdjoinedError: the folder is missing or cannot be read; it has only one of train/ and val/; a class is empty;
-            there are fewer than two classes; or those of train/ and val/ differ.
+            there are fewer than two classes; two have the same name; or those of train/ and val/ differ.
     """
     left_out = LeftOut()
     layout = _layout(folder, left_out)
@@ -89,6 +90,7 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
             expected="a folder of images for each class",
             got=f"the folders {train_classes}",
         )
+    _check_names(folder / (layout.train or ""), train_classes)
     train, val = (
         None if part is None else _all_classes_filled(folder, part, train_classes, left_out, channels)
         for part in (layout.train or "", layout.val)
@@ -174,15 +176,23 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
         folders = subfolders(folder, beside)
         named = [name for name in folders if name.lower() in (*TRAIN, *VAL)]
         parts = [name for name in named if not holds_images(folder / name)]
+        train, val = (_first(parts, names) for names in (TRAIN, VAL))
+        like = _like(folder, train, folders) if train and not val else None
     except OSError as error:
         raise AdjoinedError(f"cannot be read: {error.strerror}", where=error.filename or folder) from error
-    train, val = (_first(parts, names) for names in (TRAIN, VAL))
     if (train and val) or (parts and folders == named):
         left_out.merge(beside)
         for name in folders:
             if name not in (train, val):
                 left_out.add("folders beside them", f"{name}/")
         return _Layout(train, val)
+    if like:
+        raise AdjoinedError(
+            f"{like}/ beside {train}/ has the same classes, but its name says nothing of what it is for",
+            where=f"data folder {folder.absolute()}",
+            expected="train/ and val/ (or valid/, validation/, dev/, test/), or one folder for each class",
+            fix=f"Rename {like}/ to val/, or use folder:{folder / train} to hold out a fraction of {train}/.",
+        )
     if named and folders == named:
         raise AdjoinedError(
             "there are images outside the class folders",
@@ -190,6 +200,27 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
             expected="a folder of images for each class in it",
         )
     return _Layout(None, None)
+
+
+def _like(folder: Path, train: str, folders: list[str]) -> str | None:
+    """Return a folder beside `train` that holds folders of the same names, and so is not a class."""
+    classes = subfolders(folder / train, LeftOut())
+    beside = (name for name in folders if name != train and not holds_images(folder / name))
+    return next((name for name in beside if classes and subfolders(folder / name, LeftOut()) == classes), None)
+
+
+def _check_names(folder: Path, classes: list[str]) -> None:
+    """Raise AdjoinedError if the names of two class folders differ only in how Unicode composes their characters."""
+    first: dict[str, str] = {}
+    for name in classes:
+        other = first.setdefault(class_name(name), name)
+        if other != name:
+            raise AdjoinedError(
+                f"two class folders have the same name, {class_name(name)}, in two Unicode forms",
+                where=f"data folder {folder.absolute()}",
+                got=f"{other!a} and {name!a}",
+                fix="Join or rename them.",
+            )
 
 
 def _first(folders: list[str], names: tuple[str, ...]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections import Counter
@@ -34,6 +35,8 @@ EXTENSIONS = frozenset(
 )
 _ELSEWHERE = "links to folders read elsewhere"
 _SHOWN = 6
+_NOWHERE = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors of links that lead in a circle, through a file, or to an impossible name; Python handles missing targets."""
 _Identity = tuple[int, int]  # device and inode: they identify a folder behind any link
 
 
@@ -83,7 +86,7 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
     for entry in _entries(folder):
         if entry.name.startswith("."):
             left_out.add("hidden", entry.name)
-        elif not entry.is_dir():
+        elif not _is_folder(entry):
             left_out.add("beside the folders", entry.name)
         elif _identity(entry.stat()) in above:
             left_out.add(_ELSEWHERE, entry.name)
@@ -150,14 +153,14 @@ def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> 
         name = os.path.join(inside, entry.name)
         if entry.name.startswith("."):
             left_out.add("hidden", name)
-        elif entry.is_dir():
+        elif _is_folder(entry):
             identity = _identity(entry.stat())
             if identity in seen:
                 left_out.add(_ELSEWHERE, name)
             else:
                 seen.add(identity)
                 yield from _files(root, name, seen, left_out)
-        elif not entry.is_file():
+        elif not _is_file(entry):
             left_out.add("broken links, pipes or devices", name)
         elif not _is_image(entry.name):
             left_out.add(os.path.splitext(entry.name)[1].lower() or "without an extension", name)
@@ -168,6 +171,26 @@ def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda each: each.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one; a link that leads nowhere is not."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return False
+        raise
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a regular file, or a link to one."""
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return False
+        raise
 
 
 def _is_image(name: str) -> bool:

@@ -39,6 +39,9 @@ def unwrap(model: Any) -> nn.Module:
         if any(kind.__module__ == "adjoined.network" for kind in type(part).__mro__):
             fix = "Call adjoin on `net.base`, or on `net.extract()` for a small network of the small network."
             raise _refused(model, f"{inside}a joint network already", fix)
+        if any(kind.__module__.startswith("torch.export") for kind in type(part).__mro__):
+            what = f"{inside}an exported program, which does not change between training and evaluation"
+            raise _refused(model, what, "Call adjoin on the model as it was before it was exported.")
         if isinstance(part, nn.parallel.DistributedDataParallel):
             raise _refused(model, f"{inside}wrapped for several processes", WRAP)
         if any(kind.__module__.startswith("torch.distributed.fsdp") for kind in type(part).__mro__):
