@@ -130,22 +130,29 @@ class Options:
         ("--options '{a: 1}'", {"options": {"a": 1}}),
         ("--name 007", {"name": "007"}),
         ("--name=a=b", {"name": "a=b"}),
-        ("--name --", None),
-        ("--ema=maybe", None),
-        ("--no-input-size 3", None),
-        ("--input-siz 3", None),
-        ("--input-size 3.5", None),
-        ("x", None),
-        ("-- --alpha", None),
     ],
 )
-def test_what_people_type_is_read(line: str, read: dict[str, object] | None):
-    argv = shlex.split(line)
-    if read is None:
-        with pytest.raises(AdjoinedError):
-            parse("options", argv, Options, purpose="")
-    else:
-        assert parse("options", argv, Options, purpose="") == (Options(**read),)
+def test_what_people_type_is_read(line: str, read: dict[str, object]):
+    assert parse("options", shlex.split(line), Options, purpose="") == (Options(**read),)
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "what"),
+    [
+        ("--name --", "--name", "a value is missing"),
+        ("--ema=maybe", "--ema", "invalid value"),
+        ("--no-ema=true", "--no-ema", "this flag takes no value"),
+        ("--no-input-size 3", "--no-input-size", "unknown flag or argument"),
+        ("--input-siz 3", "--input-siz", "unknown flag or argument"),
+        ("--input-size 3.5", "--input-size", "invalid value"),
+        ("x", "x", "unknown flag or argument"),
+        ("-- --alpha", "--alpha", "unknown flag or argument"),
+    ],
+)
+def test_the_error_names_the_flag_and_the_mistake(line: str, where: str, what: str):
+    with pytest.raises(AdjoinedError) as caught:
+        parse("options", shlex.split(line), Options, purpose="")
+    assert (caught.value.where, caught.value.what) == (where, what)
 
 
 def test_the_rest_of_a_line_after_two_hyphens_is_no_flag():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adjoined
 from adjoined import AdjoinedError, AdjoinedNetwork, adjoin, adjoint_loss
-from adjoined.slicing.model.cost import last_layer
+from adjoined.slicing import Slicer
 from adjoined.training import train
 from pairs import FAMILY, X, Y, build, joint, same, step
 from tiny_runs import QUIET, TINY
@@ -24,7 +24,7 @@ def with_head(alpha: Any = 4) -> AdjoinedNetwork:
 
 def head_of(net: AdjoinedNetwork) -> tuple[Tensor, Tensor, list[int]]:
     """Return the last weight of base and small network, and the inputs that the small one has."""
-    name = last_layer(net.base, X)
+    name = Slicer(net.base, X).last_layer()
     index = net.plan.indices(f"{name}.weight")[1]
     assert index is not None
     base, small = net.base.get_parameter(f"{name}.weight"), net.smalls[0].get_parameter(f"{name}.weight")
@@ -45,7 +45,7 @@ def test_it_is_all_that_a_joint_network_gains(alpha: Any):
         return sum(each.numel() for each in net.parameters())
 
     net, other = with_head(alpha), joint(alpha=alpha)
-    heads = [net.extract(which).get_submodule(last_layer(net.base, X)) for which in range(len(net.plans))]
+    heads = [net.extract(which).get_submodule(Slicer(net.base, X).last_layer()) for which in range(len(net.plans))]
     assert size(net) - size(other) == sum(map(size, heads)) > 0
     assert [size(net.extract(which)) for which in range(len(net.plans))] == [
         size(other.extract(which)) for which in range(len(net.plans))
@@ -151,7 +151,7 @@ def test_a_run_keeps_it(method: str, tmp_path: Path):
     settings = TINY.for_method(method, private_head=True)
     train(settings, tmp_path / "run", console=QUIET)
     base, small = (adjoined.load(tmp_path / "run", which) for which in ("base", "small"))
-    name = last_layer(base, torch.zeros(1, 1, 8, 8))
+    name = Slicer(base, torch.zeros(1, 1, 8, 8)).last_layer()
     wide, narrow = base.get_parameter(f"{name}.weight"), small.get_parameter(f"{name}.weight")
     assert narrow.shape[1] < wide.shape[1]
     assert not torch.allclose(narrow, wide[:, : narrow.shape[1]])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adjoined import adjoin
 from adjoined.sharing import Indices, share
-from adjoined.slicing.plan.index import Index
+from adjoined.slicing import Index
 from zoo import conv, images, seeded, spread
 
 FIRST = Index.of(range(3))

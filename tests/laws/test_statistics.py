@@ -82,11 +82,20 @@ def test_it_is_what_torch_measures_for_a_network_alone():
             assert same(tensor, small.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("wrong", [[], iter(()), [torch.zeros(0, 3, 8, 8)], [X, torch.zeros(1, 3, 1, 1)], [X, None]])
-def test_nothing_is_lost_where_it_fails(wrong: Any):
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ([], "at least one image"),
+        (iter(()), "at least one image"),
+        ([torch.zeros(0, 3, 8, 8)], "at least one sample"),
+        ([X, torch.zeros(1, 3, 1, 1)], "batch 1: .* at least two values for each channel"),
+        ([X, None], "expected a tensor .* got NoneType"),
+    ],
+)
+def test_nothing_is_lost_where_it_fails(wrong: Any, told: str):
     net = trained()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(AdjoinedError):
+    with pytest.raises(AdjoinedError, match=told):
         net.measure_statistics(wrong)
     assert all(same(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(module.training for module in net.modules())

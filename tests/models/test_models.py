@@ -76,10 +76,12 @@ def test_digits_resnet_at_a_quarter_of_the_width_is_thirteen_times_smaller():
 
 
 def test_convolutions_start_with_he_s_variance():
-    for name, weight in build("wide_resnet16_4", num_classes=10).named_parameters():
-        if weight.ndim == 4 and weight.numel() > 20_000:
-            outputs, _, height, width = weight.shape
-            assert weight.std().item() == pytest.approx(math.sqrt(2 / (outputs * height * width)), rel=0.05), name
+    weights = dict(build("wide_resnet16_4", num_classes=10).named_parameters())
+    large = {name: weight for name, weight in weights.items() if weight.ndim == 4 and weight.numel() > 20_000}
+    assert len(large) > 9
+    for name, weight in large.items():
+        outputs, _, height, width = weight.shape
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / (outputs * height * width)), rel=0.05), name
 
 
 def test_zero_init_makes_a_block_without_projection_the_identity():

@@ -136,8 +136,11 @@ def test_the_card_tells_what_the_run_is(run: Path, tmp_path: Path, capsys: pytes
         "apache-2.0", "adjoined", "image-classification",
     )  # fmt: skip
     recorded = json.loads((run / "run.json").read_text())["result"]["networks"]
-    for network, wanted in zip(told["model-index"], recorded, strict=True):
-        (metric,) = network["results"][0]["metrics"]
+    (index,) = told["model-index"]
+    (result,) = index["results"]
+    assert (index["name"], result["dataset"]["name"]) == ("shared", TINY.data)
+    for metric, wanted in zip(result["metrics"], recorded, strict=True):
+        assert metric["name"] == f"top-1 accuracy of {wanted['name']}"
         assert metric["value"] == pytest.approx(wanted["top1"], abs=1e-6)
         assert f"{wanted['top1']:.2%}".replace("%", " %") in body
     assert f"adjoined.load('{tmp_path / 'shared'}', 'small')" in body

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import adversarial
 import adversarial_attention as attention
 from adjoined import adjoin
-from adjoined.slicing import make_plan
-from adjoined.slicing.flow.trace import OUTPUT, tensor_leaves
+from adjoined.slicing import make_plan, tensor_leaves
+from adjoined.slicing.flow.trace import OUTPUT
 from adversarial import CROSSING, SHARE, UNALIGNED, WIDE, build
 from masked import masked, relative_error
 from zoo import parameters, spread

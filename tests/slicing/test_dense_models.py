@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from adjoined import AdjoinedNetwork, adjoin, adjoint_loss, make_plan
-from adjoined.slicing.model.inputs import tensor_leaves
+from adjoined.slicing import tensor_leaves
 from zoo import images, parameters, seeded
 
 LEFT_AT_MOST = {2: 0.45, 4: 0.22}

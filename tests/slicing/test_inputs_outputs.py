@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined import adjoin, adjoint_loss
-from adjoined.slicing import measure_cost
-from adjoined.slicing.model.inputs import tensor_leaves
+from adjoined.slicing import measure_cost, tensor_leaves
 from zoo import conv, images, lively, parameters, seeded
 
 X, OTHER = images(2, 3, 8, 8), images(2, 1, 8, 8, seed=2)

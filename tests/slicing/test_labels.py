@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from adjoined.slicing import Kind, Reason
 from adjoined.slicing.flow.labels import (
     LABEL,
     FrozenTies,
@@ -23,7 +24,6 @@ from adjoined.slicing.flow.labels import (
     squeeze_equal,
     varying,
 )
-from adjoined.slicing.plan.reasons import Kind, Reason
 
 FIRST, SECOND = Reason(Kind.OUTPUT, "first"), Reason(Kind.FIXED_WIDTH, "second")
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)

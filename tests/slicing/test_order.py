@@ -12,8 +12,7 @@ from torch import Tensor, nn
 import constructs
 from adjoined import AdjoinedError, SlicePlan, adjoin
 from adjoined.models import build
-from adjoined.slicing import make_plan, reorder
-from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing import Inputs, make_plan, reorder
 from adjoined.slicing.order.symmetry import Probe
 from masked import masked, relative_error
 from random_networks import random_network

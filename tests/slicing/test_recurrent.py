@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined import adjoin
-from adjoined.slicing import SlicePlan, check_plan, make_plan
-from adjoined.slicing.plan.reasons import Kind
+from adjoined.slicing import Kind, SlicePlan, check_plan, make_plan
 from recurrent import SOUND, Cell, ModulatedUpsampling, Recurrent, Words
 from zoo import images, parameters, seeded
 

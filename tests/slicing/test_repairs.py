@@ -205,9 +205,9 @@ class Neighbours(nn.Module):
     ("pool", "parts", "reason"),
     [
         (False, 1, ""),  # the first channels: behind the last of them lies padding, or zeros
-        (False, 2, "other channels become neighbours than in the base network, in 'along'"),
-        (True, 1, "resamples a labelled dimension, in 'along'"),
-        (True, 2, "resamples a labelled dimension, in 'along'"),
+        (False, 2, "channels become neighbours that are not neighbours in the base network, in 'along'"),
+        (True, 1, "along the channel dimension, in 'along'"),
+        (True, 2, "along the channel dimension, in 'along'"),
     ],
 )
 def test_channels_that_are_looked_at_side_by_side_keep_their_neighbours(pool: bool, parts: int, reason: str):

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 import constructs
 from adjoined import AdjoinedError, SlicePlan, adjoin
-from adjoined.slicing import Kind, make_plan
-from adjoined.slicing.plan.index import Index, take
+from adjoined.slicing import Index, Kind, make_plan, take
 from zoo import Concatenated, Flattened, Residual, TwoGroups, conv, images, plan_of, residual, torchvision_model
 
 X = images(2, 3, 8, 8)
@@ -75,26 +74,27 @@ def test_every_group_at_full_width_has_a_reason_and_no_other(alpha: float, round
         assert bool(group.reason) == (group.kept == group.width), group
 
 
-def test_small_shapes_are_those_of_the_applied_plan():
-    for make in MODELS:
-        model = make()
-        plan = plan_of(model, alpha=2)
-        small = plan.apply(model)
-        shapes = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}
-        assert shapes == {name: plan.small_shape(name) for name in shapes}
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_small_shapes_are_those_of_the_applied_plan(make: Callable[[], nn.Module]):
+    model = make()
+    plan = plan_of(model, alpha=2)
+    small = plan.apply(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}
+    assert shapes == {name: plan.small_shape(name) for name in shapes}
 
 
-def test_slices_hold_the_model_s_numbers():
-    for make in MODELS:
-        model = make()
-        plan = plan_of(model, alpha=2)
-        state = model.state_dict()
-        for name, tensor in plan.apply(model).state_dict().items():
-            expected = state[name]
-            for dim, index in enumerate(plan.indices(name)):
-                if index is not None:
-                    expected = expected.index_select(dim, torch.tensor(index.tolist()))
-            assert torch.equal(tensor, expected), name
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_slices_hold_the_model_s_numbers(make: Callable[[], nn.Module]):
+    model = make()
+    plan = plan_of(model, alpha=2)
+    assert plan.tensors
+    state = model.state_dict()
+    for name, tensor in plan.apply(model).state_dict().items():
+        expected = state[name]
+        for dim, index in enumerate(plan.indices(name)):
+            if index is not None:
+                expected = expected.index_select(dim, torch.tensor(index.tolist()))
+        assert torch.equal(tensor, expected), name
 
 
 def test_sizes_that_modules_keep_as_numbers_follow():
@@ -329,12 +329,14 @@ def test_modes_of_single_modules_reach_the_small_network():
     assert small.inner.weight.requires_grad is True
 
 
-def test_small_network_shares_nothing_with_the_model():
-    for make in MODELS:
-        model = make()
-        small = plan_of(model, alpha=2).apply(model)
-        mine, theirs = ({t.untyped_storage().data_ptr() for t in m.state_dict().values()} for m in (model, small))
-        assert not mine & theirs
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_small_network_shares_nothing_with_the_model(make: Callable[[], nn.Module]):
+    model = make()
+    small = plan_of(model, alpha=2).apply(model)
+    mine, theirs = ({t.untyped_storage().data_ptr() for t in m.state_dict().values()} for m in (model, small))
+    assert mine
+    assert theirs
+    assert not mine & theirs
 
 
 def test_plan_depends_on_shapes_alone():

@@ -101,15 +101,15 @@ def test_what_is_tied_to_a_kept_tensor_is_kept(kept: str):
 
 OWN_FORWARD = "the model's own forward"
 WIDE: list[tuple[type[Net], str, str]] = [
-    (odd.HardCodedView, "stem.0", rf"a size of 2048 is asked for .*{OWN_FORWARD} \(view\), odd_constructs.py:20$"),
-    (odd.HardCodedFold, "stem.0", rf"a size of 32 is asked for .*{OWN_FORWARD} \(view\), odd_constructs.py:25$"),
+    (odd.HardCodedView, "stem.0", rf"asks for a size of 2048 .*{OWN_FORWARD} \(view\), odd_constructs.py:20$"),
+    (odd.HardCodedFold, "stem.0", rf"asks for a size of 32 .*{OWN_FORWARD} \(view\), odd_constructs.py:25$"),
     (odd.HardCodedWeight, "one", rf"{OWN_FORWARD} \(view\)"),
     (odd.PlacesMixed, "one", rf"{OWN_FORWARD} \(view\)"),
     (odd.HardCodedZeros, "stem.0", rf"{OWN_FORWARD} \(add\)"),
-    (odd.HardCodedConstant, "stem.0", rf"meets a tensor of fixed width, in {OWN_FORWARD} \(mul\)"),
+    (odd.HardCodedConstant, "stem.0", rf"combined with a tensor of fixed width, in {OWN_FORWARD} \(mul\)"),
     (odd.HardCodedOrder, "stem.0", rf"{OWN_FORWARD} \(index_select\)"),
     (odd.ZeroPaddedShortcut, "stem.0", rf"padded with a fixed number of channels, in {OWN_FORWARD}"),
-    (odd.Sorted, "stem.0", r"in the order of their values"),
+    (odd.Sorted, "stem.0", r"sorted by value"),
     (odd.Fourier, "stem.0", r"a Fourier transform along the channels"),
     (odd.Rolled, "stem.0", r"two channel groups meet in 'body'"),
     (odd.OuterProduct, "one", r"two channels at once, in 'body' \(convolution\)"),
@@ -137,7 +137,7 @@ def test_channels_before_a_bound_written_into_the_code_stay_and_those_behind_it_
     equals_masked(model, plan)
     before, behind = (group for group in plan.groups if group.name == "stem.0")
     assert (before.width, before.kept, behind.width, behind.kept) == (16, 16, 16, 4)
-    assert re.search(r"a size of 16 is asked for .* \(slice\), odd_constructs.py:32$", before.reason)
+    assert re.search(r"asks for a size of 16 .* \(slice\), odd_constructs.py:32$", before.reason)
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,10 @@ def test_parts_are_followed_by_their_place(part: str):
         assert torch.equal(net(X, **options)[1], net.extract()(X, **options))
     # As an example that does reach them would have it.
     reached = adjoin(seeded(Options), {"x": X, **options}, alpha=2, round_to=1).plan
-    for name in net.plan.shapes:
-        if name.startswith(part) and name != "exit.0.bias":
-            assert net.plan.indices(name)[-1:] == reached.indices(name)[-1:], name
+    names = [name for name in net.plan.shapes if name.startswith(part) and name != "exit.0.bias"]
+    assert names
+    for name in names:
+        assert net.plan.indices(name)[-1:] == reached.indices(name)[-1:], name
 
 
 class Ambiguous(nn.Module):

@@ -82,8 +82,8 @@ def test_slimming_ranks_the_scales_of_all_layers_together():
     assert plan.indices("layer3.0.conv1.weight")[0] is None
     scales = model.get_submodule("layer2.0.bn1").get_parameter("weight").abs()
     index = plan.indices("layer2.0.conv1.weight")[0]
-    if index is not None:
-        assert index.tolist() == sorted(scales.topk(len(index)).indices.tolist())
+    assert index is not None
+    assert index.tolist() == sorted(scales.topk(len(index)).indices.tolist())
     job.network.train()(X)
 
 

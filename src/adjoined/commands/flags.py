@@ -81,7 +81,7 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         "config" lists files, and "help" and "print_config" are True.
 
     Raises:
-        AdjoinedError: an unknown flag, or a flag without its value.
+        AdjoinedError: an unknown flag, a flag without its value, or a switch with one other than true or false.
 
     Example:
         >>> from dataclasses import dataclass
@@ -161,6 +161,10 @@ def _spelled(argv: Sequence[str], switches: set[str]) -> list[str]:
             if value.lower() in TRUE_OR_FALSE:
                 line.append(f"--no-{name[2:]}" if value.lower() == "false" else name)
                 continue
+            if equals:
+                raise AdjoinedError("invalid value", where=name, expected="true or false", got=value)
+        elif equals and name.startswith("--no-") and name[5:].replace("-", "_") in switches:
+            raise AdjoinedError("this flag takes no value", where=name, got=value)
         line.append(f"{name}{equals}{value}")
     return line
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adjoined.printable import markdown, markdown_code
 from adjoined.report.figures import Figures, result_table
@@ -51,7 +51,7 @@ class Card:
         base, *smalls = self.figures
         table = result_table(base, smalls).markdown()
         parts = [
-            f"---\n{self._metadata()}---",
+            f"---\n{self._metadata()}\n---",
             f"# {markdown(self.name)}",
             f"{self._summary()}",
             table,
@@ -63,30 +63,29 @@ class Card:
         return "\n\n".join(part.strip() for part in parts) + "\n"
 
     def _metadata(self) -> str:
-        import yaml
+        from huggingface_hub import EvalResult, ModelCardData
 
-        results = [
-            {
-                "name": network.name,
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {"name": self.info.name, "type": self.info.name},
-                        "metrics": [{"type": "accuracy", "value": round(network.top1, 6), "name": "top-1 accuracy"}],
-                    }
-                ],
-            }
+        task, data = "image-classification", self.info.name
+        accuracies = [
+            EvalResult(
+                task_type=task,
+                dataset_type=data,
+                dataset_name=data,
+                metric_type="accuracy",
+                metric_name=f"top-1 accuracy of {network.name}",
+                metric_value=round(network.top1, 6),
+            )
             for network in self.figures
             if network.top1 is not None
         ]
-        told: dict[str, Any] = {"license": self.license} if self.license else {}
-        told |= {
-            "library_name": "adjoined",
-            "pipeline_tag": "image-classification",
-            "tags": ["adjoined", "image-classification", "model-compression", "pytorch"],
-            "model-index": results,
-        }
-        return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+        return ModelCardData(
+            model_name=self.name if accuracies else None,
+            license=self.license or None,
+            library_name="adjoined",
+            pipeline_tag=task,
+            tags=["adjoined", task, "model-compression", "pytorch"],
+            eval_results=accuracies or None,
+        ).to_yaml()
 
     def _summary(self) -> str:
         base, *smalls = self.figures

@@ -200,15 +200,8 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
     own = _own_tensors(module)
     wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found, size = read_shapes(path)
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise AdjoinedError(
-                "the weights belong to another model",
-                where=f"{path}, {name}",
-                expected=wanted.get(name, "no such tensor"),
-                got=found.get(name, "no such tensor"),
-                fix="Pass the model that the run was trained with.",
-            )
+    fix = "Pass the model that the run was trained with."
+    check_shapes(wanted, found, "the weights belong to another model", where=path, fix=fix)
     content = read_bytes(path, "weights", largest=size)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise _other_weights(path, f"SHA-256 {sha256[:12]}…", f"{hashlib.sha256(content).hexdigest()[:12]}…")
@@ -268,6 +261,21 @@ def _as_safetensors(module: nn.Module) -> bytes:
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _own_tensors(module).items()}
     return save(tensors, metadata={"format": "pt"})
+
+
+def check_shapes(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str, *, where: Path, fix: str
+) -> None:
+    """Raise AdjoinedError at the first tensor of a file, by name, whose shape is not the wanted one.
+
+    Args:
+        wanted, found: tensor name -> shape.
+        what, where, fix: for the error: the problem, the file, and what the user can do.
+    """
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            expected, got = (shapes.get(name, "no such tensor") for shapes in (wanted, found))
+            raise AdjoinedError(what, where=f"{where}, {name}", expected=expected, got=got, fix=fix)
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from adjoined.errors import AdjoinedError
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
+from adjoined.runs.networks import check_shapes
 from adjoined.settings import Settings
 from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_checkpoint
 from adjoined.training.deadline import Deadline
@@ -174,12 +175,5 @@ def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback], file
 def _check_fits(path: Path, module: LightningModule) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in read_checkpoint(path).get("state_dict", {}).items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise AdjoinedError(
-                "the checkpoint belongs to another network",
-                where=f"{path}, {name}",
-                expected=wanted.get(name, "no such tensor"),
-                got=found.get(name, "no such tensor"),
-                fix="Restore the checkpoint of this run, or delete it to start from the beginning.",
-            )
+    fix = "Restore the checkpoint of this run, or delete it to start from the beginning."
+    check_shapes(wanted, found, "the checkpoint belongs to another network", where=path, fix=fix)

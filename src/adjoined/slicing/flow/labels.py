@@ -35,7 +35,7 @@ class Axis(NamedTuple):
 
 
 class OutOfStep(Exception):
-    """Two channel groups meet that must not, or an operator does not accept the narrow shapes."""
+    """Two channel groups meet that must stay separate, or an operator does not accept the narrow shapes."""
 
     kind: ClassVar[Kind] = Kind.DOES_NOT_RUN
 
@@ -50,13 +50,13 @@ class OutOfStep(Exception):
 
 
 class OtherNeighbours(OutOfStep):
-    """An operator sees different channels side by side than in the base network."""
+    """An operator combines neighbouring channels that are not neighbours in the base network."""
 
     kind = Kind.NEIGHBOURS
 
 
 class NeedsValues(Exception):
-    """The trace needs the values of a tensor, which one on the meta device does not have."""
+    """The trace needs the values of a tensor, and tensors on the meta device have none."""
 
 
 class TooNarrow(OutOfStep):

@@ -57,7 +57,7 @@ class Mismatch(OutOfStep):
     def __init__(self, site: Site, position: int, asked: int, left: int, size: Size, here: str) -> None:
         labels = [label for vector in size.counted for label in vector]
         super().__init__(
-            f"a size of {asked} is asked for where {left} of {abs(size.value)} are left, in {here}", labels
+            f"the code asks for a size of {asked} where {left} of {abs(size.value)} are left, in {here}", labels
         )
         self.site, self.position, self.asked, self.left, self.size = site, position, asked, left, size
 

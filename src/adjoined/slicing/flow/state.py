@@ -223,7 +223,7 @@ class State:
             self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, written)
 
     def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
-        """Raise Mismatch if code asks for other numbers of channels than are left of those that it asked for before."""
+        """Raise Mismatch if code asks for more or fewer channels than are left of those it asked for in the first run."""
         sizes = self.findings.sizes.get(site)
         if sizes is None or site in self.unaligned or self.is_kept is None:
             return
@@ -282,7 +282,7 @@ class State:
                 continue
             before = [label for each in recorded for label in distinct(each)]
             if self._any_narrowed([*before, *labels]):
-                message = f"other channels than in the base network are cut off in {self.here}"
+                message = f"the channels cut off are not those of the base network, in {self.here}"
                 raise OutOfStep(message, [*before, *labels])
 
     def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
@@ -310,7 +310,7 @@ class State:
         lines = [before.reshape(-1).tolist() for before in self._recorded(self.findings.pieces, self.cut, 0)]
         if not any(labels == line[: len(labels)] for line in lines) and self._any_narrowed(labels):
             concerned = [label for line in lines for label in line]
-            message = f"other channels become neighbours than in the base network, in {self.here}"
+            message = f"channels become neighbours that are not neighbours in the base network, in {self.here}"
             raise OtherNeighbours(message, concerned)
 
     def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
@@ -325,7 +325,7 @@ class State:
             return
         labels = [label for each in (*recorded, folded) for label in distinct(each)]
         if self._any_narrowed(labels):
-            raise OutOfStep(f"channels are folded into other rows in {self.here}", labels)
+            raise OutOfStep(f"channels are folded into different rows in {self.here}", labels)
 
     def _kept_of(self, slot: Slot) -> Slot:
         """Return the part of a slot that the small network has: along each dimension, lines with a kept or no label."""

@@ -246,7 +246,7 @@ def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | N
             if max(set().union(*inside), default=0) > 1 or len(set().union(*inside)) > 1:
                 for vector, found in zip(vectors, inside, strict=True):
                     if vector is not None and not found:
-                        ties.pin(vector, Reason(Kind.PLACES, "counts the kernels of a bank"))
+                        ties.pin(vector, Reason(Kind.PLACES, "counts the kernels in a bank"))
 
 
 def _pin_experts(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:

@@ -75,15 +75,6 @@ def last_linear(model: nn.Module, example_input: Any) -> str | None:
     return last_linear_of(model, _run(model, Inputs.of(example_input)).finished)
 
 
-def last_layer(model: nn.Module, example_input: Any) -> str:
-    """Return the name of the last linear layer in the order of execution, of the last convolution where there is none.
-
-    Raises:
-        AdjoinedError: there is neither.
-    """
-    return last_layer_of(model, _run(model, Inputs.of(example_input)).finished)
-
-
 def cost_of_run(network: nn.Module, finished: Sequence[str], macs: int) -> Cost:
     """Return a network's cost from a run: the names of modules in the order they finished, and the MACs counted."""
     last = last_linear_of(network, finished)

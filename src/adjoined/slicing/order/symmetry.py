@@ -57,7 +57,7 @@ class _PermutedFlow(LabelFlow):
         for piece, slot in enumerate(pieces):
             before = self.findings.pieces.get((cut, number, piece))
             if before is not None and self._roots(before) != self._roots(slot):
-                message = f"other channels than before are cut off in {self.here}"
+                message = f"different channels are cut off in {self.here}"
                 raise OutOfStep(message, [*distinct(before), *distinct(slot)])
 
     def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
@@ -68,7 +68,7 @@ class _PermutedFlow(LabelFlow):
         for dim in varying(before)[:-1]:
             for row in range(before.shape[dim]):
                 if self._roots(before.select(dim, row)) != self._roots(folded.expand(before.shape).select(dim, row)):
-                    message = f"channels are folded into other rows in {self.here}"
+                    message = f"channels are folded into different rows in {self.here}"
                     raise OutOfStep(message, [*distinct(before), *distinct(folded)])
 
     def _roots(self, slot: Slot) -> list[int]:

@@ -35,11 +35,11 @@ class Kind(StrEnum):
     FIXED_SIZE = "fixed size"
     """Code asks an operator for a fixed number of channels."""
     BY_VALUE = "by value"
-    """Values decide which of them are used."""
+    """Which of them are used depends on values."""
     NEIGHBOURS = "neighbours"
-    """An operator looks at them side by side."""
+    """An operator combines neighbouring channels."""
     NO_RULE = "no rule"
-    """An operator has no rule, or none for these shapes."""
+    """There is no rule for an operator, or none for these shapes."""
     TORCH_SCRIPT = "TorchScript"
     """They belong to a scripted module."""
     UNREAD = "unread"
@@ -47,22 +47,22 @@ class Kind(StrEnum):
     DOES_NOT_RUN = "does not run"
     """No narrower form of the network ran."""
     OTHER = "other"
-    """Read from a plan of a version without kinds."""
+    """Read from a plan of a version that had no kinds, or of a newer one with more."""
 
 
 REMEDIES = {
     Kind.TOO_FEW: "A smaller `round_to` or a larger alpha narrows them.",
-    Kind.TIED: "The model's own structure ties them: a sum over them, or one norm over all, for example.",
-    Kind.TWO_AT_ONCE: "The model's own structure ties them: the products of all pairs of channels, for example.",
+    Kind.TIED: "The model's structure ties them, for example by a sum or a norm over all of them.",
+    Kind.TWO_AT_ONCE: "The model's structure ties them, for example by products of all pairs of channels.",
     Kind.FIXED_WIDTH: "Make the other tensor a parameter or buffer of a module, or create it from x.shape.",
-    Kind.FIXED_PADDING: "Take the number of channels to add from the tensors' shapes.",
-    Kind.FIXED_SIZE: "Take that number from a tensor's shape or from an attribute of the module.",
-    Kind.BY_VALUE: "Which channels are taken depends on numbers that no slice can follow.",
-    Kind.NEIGHBOURS: "Channels that an operator looks at side by side must stay side by side.",
-    Kind.NO_RULE: "Write it with other operators, or add a rule for this one (CONTRIBUTING.md).",
-    Kind.TORCH_SCRIPT: "Use the module as it was before it was scripted.",
-    Kind.UNREAD: "Nothing reads them in this forward pass: another example input may reach them.",
-    Kind.DOES_NOT_RUN: "No narrower form ran: report the model, or name the module in `keep` if that is intended.",
+    Kind.FIXED_PADDING: "Compute the number of added channels from the tensors' shapes.",
+    Kind.FIXED_SIZE: "Read that number from a tensor's shape or from an attribute of the module.",
+    Kind.BY_VALUE: "Nothing to do: values choose the channels, and slices cannot follow values.",
+    Kind.NEIGHBOURS: "Nothing to do: the operator combines neighbouring channels, so all must stay.",
+    Kind.NO_RULE: "Use other operators, or add a rule for this one (CONTRIBUTING.md).",
+    Kind.TORCH_SCRIPT: "Use the module without scripting it.",
+    Kind.UNREAD: "No layer reads them in this forward pass; another example input may reach such a layer.",
+    Kind.DOES_NOT_RUN: "No narrower network ran: report the model, or name the module in `keep` if this is intended.",
 }
 """What a user can do about each kind; the other kinds need nothing."""
 
@@ -77,9 +77,8 @@ class Reason:
 
     Example:
         >>> reason = Reason(Kind.NO_RULE, "no rule for the operator sort, in 'head' (sort)")
-        >>> print(reason, "-", reason.remedy)
-        no rule for the operator sort, in 'head' (sort) - Write it with other operators, or add a rule for this one \
-(CONTRIBUTING.md).
+        >>> print(reason.remedy)
+        Use other operators, or add a rule for this one (CONTRIBUTING.md).
     """
 
     kind: Kind
@@ -87,7 +86,7 @@ class Reason:
 
     @property
     def remedy(self) -> str:
-        """What a user can do about it, as a sentence; "" where nothing needs doing."""
+        """What a user can do about it, as a sentence; "" where nothing needs to be done."""
         return REMEDIES.get(self.kind, "")
 
     def __str__(self) -> str:

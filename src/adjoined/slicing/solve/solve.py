@@ -131,7 +131,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
                 base_cost=traced.cost,
                 cost=cost_of_run(small, traced.finished, flow.flops // 2 // traced.inputs.batch_size),
             )
-    raise OutOfStep(f"{repairs.log[-1]} (no way out in {ROUNDS} attempts)")
+    raise OutOfStep(f"{repairs.log[-1]} (unresolved after {ROUNDS} attempts)")
 
 
 def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> None:
@@ -225,8 +225,8 @@ def _why_not_narrowed(group: Group) -> Reason | None:
     if group.requested and group.requested[0].alpha == 1:
         return Reason(Kind.REQUESTED, f"widths={group.requested[0].pattern!r} asks for all of its channels")
     if len(group.roots) == 1:
-        return Reason(Kind.TIED, "its channels are tied to each other")
-    return Reason(Kind.TOO_FEW, f"its {group.width} channels are not enough to be narrowed at this alpha and rounding")
+        return Reason(Kind.TIED, "all its channels are tied together")
+    return Reason(Kind.TOO_FEW, f"its {group.width} channels are too few to narrow at this alpha and rounding")
 
 
 def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:

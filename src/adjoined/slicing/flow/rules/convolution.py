@@ -135,7 +135,7 @@ def _along_space(state: State, x: Tensor, weight: Tensor, out: Tensor) -> list[S
                 state.check_neighbours(number, slot)
             kept.append(slot)
         else:
-            state.pin(slot, Reason(Kind.NEIGHBOURS, "convolution along a labelled dimension"))
+            state.pin(slot, Reason(Kind.NEIGHBOURS, "convolution along the channel dimension"))
     return kept
 
 
@@ -151,7 +151,7 @@ def deformable(state: State, call: Call) -> None:
     """torchvision's deformable convolution: a convolution whose kernel moves by offsets of a fixed number."""
     for tensor in (call["offset"], call["mask"]):
         for slot in state.slots(tensor):
-            state.pin(slot, Reason(Kind.BY_VALUE, "places and weights of a deformable kernel"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "offsets and weights of a deformable kernel"))
     fields = call["n_offset_grps"] or call["offset_groups"] or 1
     channels = state.vector([s for s in state.slots(call["input"]) if 1 in varying(s)], 1)
     if channels is not None and fields > 1 and channels.numel() % fields == 0:

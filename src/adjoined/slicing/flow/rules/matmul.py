@@ -138,7 +138,7 @@ def _note_channels(state: State, a: _Factor, b: _Factor) -> None:
         state.note_channels(*(weight.written if state.is_stored(weight.tensor) else ()))
     elif any(varying(slot) for slot in state.slots(other.tensor)):
         for slot in weight.written:
-            state.pin(slot, Reason(Kind.PLACES, "a product along places"))
+            state.pin(slot, Reason(Kind.PLACES, "a matrix product along positions"))
     return None
 
 

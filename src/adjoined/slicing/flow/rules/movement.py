@@ -33,14 +33,14 @@ def move(state: State, call: Call) -> None:
     others = call.tensors[1:]
     for index in others:
         for slot in state.slots(index):
-            state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
     picked = _picked_by_value(state, call)
     if state.slots(source) and any(index.is_meta for index in others):
         raise NeedsValues(call.name)
     moved: list[list[Slot]] = [[] for _ in outputs]
     for number, slot in enumerate(state.slots(source)):
         if picked & set(varying(slot)):
-            state.pin(slot, Reason(Kind.BY_VALUE, "is picked from by values that the network computes"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "indexed by values that the network computes"))
             continue
         results = _run(call, slot, source)
         if results is None:

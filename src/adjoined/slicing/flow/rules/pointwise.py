@@ -37,7 +37,7 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
         fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride} - dims  # stride 0: was expanded
         for slot in list(united):
             if fixed & set(varying(slot)) and fixed & state.tied_along(slot):
-                state.pin(slot, Reason(Kind.FIXED_WIDTH, "meets a tensor of fixed width"))
+                state.pin(slot, Reason(Kind.FIXED_WIDTH, "combined with a tensor of fixed width"))
                 united = [other for other in united if other is not slot]  # of fixed width from here on
     state.carry(out, united)
 

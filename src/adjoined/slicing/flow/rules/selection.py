@@ -23,7 +23,7 @@ def ordered(state: State, call: Call) -> None:
     carried = []
     for slot in state.slots(x):
         if dims & set(varying(slot)):
-            state.pin(slot, Reason(Kind.BY_VALUE, "channels are put in the order of their values"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "sorted by value"))
         else:
             carried.append(slot)
     for out in call.outputs:
@@ -36,7 +36,7 @@ def look_up(state: State, call: Call) -> None:
     """Rows of a table (words, features): the features are channels, the words are not."""
     weight, indices, out = call["weight"], call["indices"], call.outputs[0]
     for slot in state.slots(indices):
-        state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+        state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
     features = state.vector([slot for slot in state.slots(weight) if 1 in varying(slot)], 1)
     state.carry(out, [] if features is None else [along(features, out.ndim - 1, out.ndim)])
 
@@ -50,7 +50,7 @@ def gather(state: State, call: Call) -> None:
     chosen = [slot for slot in state.slots(index) if dim not in varying(slot)]
     if moved and not _constant(state, index):
         for slot in moved:
-            state.pin(slot, Reason(Kind.BY_VALUE, "channels are chosen by their values"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "selected by value"))
         moved = []
     carried = state.unite(stay + chosen)
     for slot in moved:
@@ -68,7 +68,7 @@ def scatter(state: State, call: Call) -> None:
     across = [slot for slot in [*state.slots(x), *sources] if dim in varying(slot)]
     if across and not (_constant(state, index) and src is not None):
         for slot in across:
-            state.pin(slot, Reason(Kind.BY_VALUE, "channels are scattered by values"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "scattered to positions that depend on values"))
         across = []
     carried = state.unite([slot for slot in [*state.slots(x), *sources] if dim not in varying(slot)])
     if across and src is not None:
@@ -89,7 +89,7 @@ def put_rows(state: State, call: Call) -> None:
     carried = state.unite([s for s in [*state.slots(x), *state.slots(source)] if dim not in varying(s)])
     if across and not _constant(state, index):
         for slot in across:
-            state.pin(slot, Reason(Kind.BY_VALUE, "channels are placed by values"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "placed at positions that depend on values"))
     elif across:
         base, put = (_first(state, tensor, dim) for tensor in (x, source))
         shape = [max(a, b) for a, b in zip(base.shape, put.shape, strict=True)]
@@ -107,14 +107,14 @@ def filled(state: State, call: Call) -> None:
     """Some elements get one value; positions stay, and a mask is tied to what it covers."""
     masks = [call["mask"]] if isinstance(call["mask"], Tensor) else []
     for slot in state.slots(call["index"]):
-        state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+        state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
     tie_elementwise(state, [call["self"], *masks], call.outputs[0])
 
 
 def _constant(state: State, index: Tensor) -> bool:
     """Tell whether an index is the same in both networks, as it depends on no channel; its values are needed then."""
     for slot in state.slots(index):
-        state.pin(slot, Reason(Kind.BY_VALUE, "is used as an index"))
+        state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
     if state.slots(index) or state.values.computed(index):
         return False
     if index.is_meta:

@@ -31,7 +31,7 @@ def resample(state: State, call: Call) -> None:
             if all(x.shape[d] == out.shape[d] and d not in pooled for d in varying(slot)):
                 carried.append(slot)
             else:
-                state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
+                state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} along the channel dimension"))
         state.carry(out, carried)
 
 
@@ -48,7 +48,7 @@ def unpool(state: State, call: Call) -> None:
     for tensor in (x, *others):
         for slot in state.slots(tensor):
             if varying(slot) != (1,):
-                state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
+                state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} along the channel dimension"))
             elif tensor is not x and slots:
                 state.tie(slots[0], slot)
     for out in call.outputs[:1]:
@@ -67,7 +67,7 @@ def pad(state: State, call: Call) -> None:
             continue
         padded = slot.expand([slot.shape[d] if d in dims else size for d, size in enumerate(x.shape)])
         padded = squeeze_equal(torch.ops.aten.constant_pad_nd(padded, call["pad"], 0))
-        state.pin(slot, Reason(Kind.FIXED_PADDING, "is padded with a fixed number of channels"))
+        state.pin(slot, Reason(Kind.FIXED_PADDING, "padded with a fixed number of channels"))
         carried.append(padded)
     state.carry(out, carried)
 
@@ -77,11 +77,11 @@ def pool_boxes(state: State, call: Call) -> None:
     """Boxes (K, 5) are cut out of features (N, C, H, W) and resampled to (K, C, height, width): channels stay."""
     x, out = call["input"], call.outputs[0]
     for slot in state.slots(call["rois"]):
-        state.pin(slot, Reason(Kind.BY_VALUE, "are coordinates of boxes"))
+        state.pin(slot, Reason(Kind.BY_VALUE, "coordinates of boxes"))
     carried = []
     for slot in state.slots(x):
         if varying(slot) == (1,):
             carried.append(slot)
         else:
-            state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} resamples a labelled dimension"))
+            state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} along the channel dimension"))
     state.carry(out, carried)

@@ -32,7 +32,7 @@ def pairs(state: State, call: Call) -> None:
         if out.ndim > x.ndim:
             carried.append(slot.unsqueeze(-1))
         elif x.ndim - 1 in varying(slot):
-            state.pin(slot, Reason(Kind.TWO_AT_ONCE, "real and imaginary part"))
+            state.pin(slot, Reason(Kind.TWO_AT_ONCE, "real and imaginary parts"))
         else:
             carried.append(slot.squeeze(-1))
     state.carry(out, carried)

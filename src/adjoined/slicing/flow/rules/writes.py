@@ -50,7 +50,7 @@ def put_by_index(state: State, call: Call) -> None:
         return tie_elementwise(state, [x, indices[0]], call.outputs[0])
     if labelled:
         for slot in (slot for tensor in call.tensors for slot in state.slots(tensor)):
-            state.pin(slot, Reason(Kind.BY_VALUE, "is written at places that depend on channels"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "written to positions that depend on channels"))
         return state.carry(call.outputs[0], [])
     picked = sum(index.ndim if mask else 1 for index, mask in zip(indices, masks, strict=True))
     places = max(1 if mask else index.ndim for index, mask in zip(indices, masks, strict=True))
@@ -61,7 +61,7 @@ def put_by_index(state: State, call: Call) -> None:
     across += [s for s in slots if not leading or any(d < places for d in varying(s))]
     if across and any(map(state.values.computed, indices)):
         for slot in across:
-            state.pin(slot, Reason(Kind.BY_VALUE, "are written to picked places"))
+            state.pin(slot, Reason(Kind.BY_VALUE, "written to positions picked by values"))
         return state.carry(call.outputs[0], [s for s in state.slots(x) if not any(s is other for other in across)])
     if across:
         if any(index.is_meta for index in indices):
