@@ -223,7 +223,7 @@ class State:
             self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, written)
 
     def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
-        """Raise Mismatch if code asks for more or fewer channels than are left of those it asked for in the first run."""
+        """Raise Mismatch if code asks for more or fewer channels than are left of those that it first asked for."""
         sizes = self.findings.sizes.get(site)
         if sizes is None or site in self.unaligned or self.is_kept is None:
             return
