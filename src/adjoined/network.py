@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
-from adjoined.sharing import SharedWeights
+from adjoined.sharing import SharedWeights, refuse_sharded
 from adjoined.skeleton import Runner, make_skeleton
 from adjoined.slicing import (
     Latency,
@@ -161,10 +161,17 @@ class AdjoinedNetwork(nn.Module):
         Returns:
             A module of the model's own classes, on this network's device; each part is in the small network's mode
             (train or eval).
+
+        Raises:
+            AdjoinedError: the weights are sharded over processes.
         """
+        for name, parameter in self.named_parameters():
+            refuse_sharded(parameter, name)
+        own = self.smalls[which].state_dict()
+        for name, tensor in own.items():  # collecting a state shards again what was gathered
+            refuse_sharded(tensor, name)
         module = self.plans[which].cut(self.base)
         shared = {full_name(*owner) for each in self._weights.shared for owner in each.owners}
-        own = self.smalls[which].state_dict()
         with torch.no_grad():
             for name, tensor in module.state_dict().items():
                 if name not in own or name in shared:  # shared slices are bound while another thread runs the network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adjoined.errors import AdjoinedError
 from adjoined.slicing import Index, SlicePlan, add_at, full_name, take
 
 Indices = tuple[Index | None, ...]
@@ -52,11 +54,25 @@ class SharedWeights:
         where, name = shared.owners[0]
         weight = submodule(self.base, where)._parameters[name]
         assert weight is not None
+        if not torch.compiler.is_compiling():
+            refuse_sharded(weight, full_name(where, name))
         return share(weight, shared.slices)
 
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
+
+
+def refuse_sharded(tensor: Tensor | None, name: str) -> None:
+    """Raise AdjoinedError if a tensor is sharded over processes: small networks are slices of whole weights."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # whoever shards weights has imported it
+    if distributed is not None and isinstance(tensor, distributed.DTensor):
+        raise AdjoinedError(
+            "the weight is sharded over processes, and small networks are slices of whole weights",
+            where=f"'{name}'",
+            fix="Train with fully_shard(net), the joint network as one, without calls for its layers. To extract, "
+            "load its full state (full_state_dict=True) into a joint network that is not sharded.",
+        )
 
 
 def submodule(root: nn.Module, where: str) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adjoined.data import DataSettings, open_data
 from adjoined.data.images import FileImages, MemoryImages
+from adjoined.data.sampling import EpochSampler
 from adjoined.errors import AdjoinedError
 
 
@@ -337,3 +338,12 @@ def test_a_class_too_small_to_split_is_named(photos):
     (photos / "eel").mkdir()
     (photos / "dog" / "day0" / "3.PNG").rename(photos / "eel" / "3.png")
     assert "class eel" in refusal(name=f"folder:{photos}")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("images", [1, 7, 8])
+def test_processes_evaluate_every_image_once_apart_from_the_padding_they_count(images: int, processes: int):
+    samplers = [EpochSampler(images, seed=0, rank=r, world_size=processes, shuffle=False) for r in range(processes)]
+    seen = [index for sampler in samplers for index, _ in list(sampler)[: sampler.own]]
+    assert sorted(seen) == list(range(images))
+    assert len({len(list(sampler)) for sampler in samplers}) == 1  # unequal numbers of batches would deadlock

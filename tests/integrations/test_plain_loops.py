@@ -1,4 +1,4 @@
-"""The five lines under accelerate and torchrun: two processes on half the batch each take the step of one."""
+"""The five lines under accelerate, torchrun and FSDP: two processes on half the batch each take the step of one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 PLAIN = """
 import os, sys, torch, torch.distributed as dist
+from contextlib import nullcontext
 from torch import nn
 import adjoined
 
@@ -28,11 +29,14 @@ wrapped = nn.parallel.DistributedDataParallel(net) if world > 1 else net
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 losses = []
 for step in range(4):
-    loss = adjoined.adjoint_loss(*wrapped(x), y, progress=step / 4)
     optimizer.zero_grad()
-    loss.backward()
+    mean = torch.zeros(())
+    for last, (images, labels) in enumerate(zip(x.chunk(2), y.chunk(2))):  # gradient accumulation
+        with wrapped.no_sync() if world > 1 and not last else nullcontext():
+            loss = adjoined.adjoint_loss(*wrapped(images), labels, progress=step / 4) / 2
+            loss.backward()
+        mean += loss.detach()
     optimizer.step()
-    mean = loss.detach().clone()
     if world > 1:
         dist.all_reduce(mean)
     losses.append(mean.item() / world)
@@ -41,6 +45,67 @@ if rank == 0:
 if world > 1:
     dist.barrier()
     dist.destroy_process_group()  # gloo's threads, left alone, may abort a process that ends
+"""
+
+SHARDED = """
+import os, sys, torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+import adjoined
+
+world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+if world > 1:
+    dist.init_process_group("gloo")
+
+def joint():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.GroupNorm(4, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(32, 5))
+    return adjoined.adjoin(model, torch.zeros(1, 3, 8, 8), alpha=2)
+
+def refused(call):
+    try:
+        call()
+    except adjoined.AdjoinedError as error:
+        return str(error)
+    raise SystemExit("not refused")
+
+net = joint()
+x, y = torch.randn(8, 3, 8, 8), torch.arange(8) % 5
+x, y = x.chunk(world)[rank], y.chunk(world)[rank]
+if world > 1:
+    fully_shard(net)
+    assert all(isinstance(parameter, DTensor) for parameter in net.parameters())
+    assert "full_state_dict=True" in refused(net.extract)
+    layers = joint()
+    fully_shard(layers.base[0])
+    fully_shard(layers)
+    assert "fully_shard(net)" in refused(lambda: layers(x))
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+losses = []
+for step in range(4):
+    loss = adjoined.adjoint_loss(*net(x), y, progress=step / 4)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    mean = loss.detach().clone()
+    if world > 1:
+        dist.all_reduce(mean)
+    losses.append(mean.item() / world)
+if world > 1:
+    net.unshard()
+    assert "full_state_dict=True" in refused(net.extract)
+    whole = get_model_state_dict(net, options=StateDictOptions(full_state_dict=True))
+    net = joint()
+    net.load_state_dict(whole)
+small = net.extract()
+if rank == 0:
+    torch.save({"losses": torch.tensor(losses), **small.state_dict()}, sys.argv[1])
+if world > 1:
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 ACCELERATE = """
@@ -86,7 +151,9 @@ def run(program: Path, out: Path, processes: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("program", "library"), [(PLAIN, "torch"), (ACCELERATE, "accelerate")], ids=["torchrun", "accelerate"]
+    ("program", "library"),
+    [(PLAIN, "torch"), (SHARDED, "torch"), (ACCELERATE, "accelerate")],
+    ids=["torchrun", "fsdp", "accelerate"],
 )
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_take_the_steps_of_one(tmp_path: Path, program: str, library: str, processes: int):

@@ -77,6 +77,26 @@ def test_a_network_that_cannot_be_built_again_is_found_before_the_first_step(tmp
     assert not (tmp_path / "run").exists()
 
 
+# ---- clocks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_changes_nothing_but_the_dates(tmp_path, monkeypatch):
+    """An hour back at every look: durations come from the clock that only goes forward."""
+    looks = iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(looks))
+    jumped = train(TINY, tmp_path / "jumped", console=QUIET)
+    assert next(looks) > 0, "nobody looked at the clock"
+    monkeypatch.undo()
+    plain = train(TINY, tmp_path / "plain", console=QUIET)
+    for name in ("base", "small"):
+        one, other = ((each.folder / f"{name}.safetensors").read_bytes() for each in (jumped, plain))
+        assert one == other
+    rows = (tmp_path / "jumped" / "metrics.csv").read_text().splitlines()
+    place = rows[0].split(",").index("seconds")
+    assert all(0 <= float(row.split(",")[place]) < 600 for row in rows[1:])
+    assert all(0 <= stage.seconds < 600 for stage in jumped.stages)
+
+
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 

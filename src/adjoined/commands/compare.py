@@ -46,6 +46,9 @@ class Comparison(FromRecipe):
     minutes: float | None = None
     """Time for this piece, minutes: the run in progress stops at the end of an epoch, and the same command continues.
     None: until all runs are finished."""
+    only: str | None = None
+    """Do one part of the runs, K/N, such as 2/3 for the second of three: each part may run on its own machine, in a
+    shared --out. None: all runs."""
     unequal: bool = False
     """Allow methods to differ in shared settings, such as --methods standard:lr=0.05."""
 
@@ -63,6 +66,9 @@ def main(argv: Sequence[str]) -> None:
         raise AdjoinedError("nothing to do", where="--seeds", expected="at least 1", got=asked.seeds)
     if asked.jobs < 1:
         raise AdjoinedError("out of range", where="--jobs", expected="at least 1", got=asked.jobs)
+    part = None if asked.only is None else _part(asked.only)
+    if part is not None and asked.jobs > 1:
+        raise AdjoinedError("runs of one part follow one another", where="--jobs", fix="Use more parts instead.")
     if asked.minutes is not None and (asked.minutes <= 0 or asked.jobs > 1):
         raise AdjoinedError(
             "out of range", where="--minutes", expected="a number above 0, together with --jobs 1", got=asked.minutes
@@ -82,19 +88,21 @@ def main(argv: Sequence[str]) -> None:
     console = Console()
     with unstoppable() as streams:
         if asked.jobs == 1:
-            failures = study.train(console, minutes=asked.minutes)
+            failures = study.train(console, minutes=asked.minutes, part=part)
         else:
             failures = train_side_by_side(study, asked.jobs, console)
-        done = [study.result(*run) is not None for run in study.runs()]
+        done = [study.result(*run) is not None for run in study.runs(part)]
         if not all(done) and not failures:
             console.print(f"\n{sum(done)} of {len(done)} runs are done; rerun the command to continue", highlight=False)
-        damaged = _conclude(study, console) if any(done) else []
+        if part is not None and all(done):
+            console.print(f"\nall runs of part {asked.only} are done; without --only the command shows the table")
+        damaged = _conclude(study, console) if any(done) and part is None else []
         for error in damaged:
             console.print(f"left out: {error}", highlight=False, soft_wrap=True, markup=False)
     say_what_was_lost(streams, f"the tables are in {study.folder}")
     if failures:
         variant, number, error = failures[0]
-        told = f"{len(failures)} of {len(list(study.runs()))} runs failed and are missing from the table"
+        told = f"{len(failures)} of {len(done)} runs failed and are missing from the table"
         raise AdjoinedError(
             f"{told}; the first: {str(error).rstrip('.')}",
             where=f"{variant.label}, seed {variant.run_settings(number).seed}",
@@ -110,6 +118,16 @@ def main(argv: Sequence[str]) -> None:
 
 def _folder(settings: Settings) -> Path:
     return Path("runs", "compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}"))
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Return K and N of "K/N"."""
+    number, _, parts = text.partition("/")
+    if number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts):
+        return int(number), int(parts)
+    raise AdjoinedError(
+        "not a part of the runs", where="--only", expected="K/N with K from 1 to N, such as 1/3", got=text
+    )
 
 
 def _check_libraries(variants: Sequence[Variant]) -> None:

@@ -43,6 +43,9 @@ class Run(FromRecipe):
     """Folder for the run, new or empty; none: runs/DATA-MODEL-TIME."""
     resume: str | None = None
     """Folder of a stopped run to resume, with its own settings."""
+    dry_run: bool = False
+    """Print what would run: devices, batch, steps, images, networks, memory and time from a few steps. Nothing is
+    written."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,6 +57,9 @@ def main(argv: Sequence[str]) -> None:
     run, settings, chosen = _read(argv, told)
     check_code_is_named(told, settings)
     folder = Path(run.resume or run.run or _new_folder(settings))
+    if run.dry_run:
+        _dry_run(run, settings, chosen, folder)
+        return
 
     from adjoined.training import is_main, train
     from adjoined.training.output import unstoppable
@@ -65,6 +71,22 @@ def main(argv: Sequence[str]) -> None:
             _conclude(folder, settings)
     if is_main():
         say_what_was_lost(streams, f"the run is complete: {folder}")
+
+
+def _dry_run(run: Run, settings: Settings, chosen: Sequence[str], folder: Path) -> None:
+    """Print what the command would do."""
+    if run.resume:
+        raise AdjoinedError("a dry run is one of a new run", where="--dry-run", fix="Leave out --resume.")
+
+    from adjoined.report.console import show
+    from adjoined.training import is_main
+    from adjoined.training.outlook import look_ahead
+
+    with input_set_by("--image-size"):
+        outlook = look_ahead(settings, folder)
+    if is_main():
+        _announce(chosen, outlook.job)
+        show("\n".join([f"A dry run: nothing was written. The run would be in {folder}.", *outlook.lines()]))
 
 
 def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -46,11 +46,16 @@ class Study:
         """Return the folder of a run; runs are numbered from 0."""
         return self.folder / "runs" / variant.folder(number)
 
-    def runs(self) -> Iterator[Run]:
-        """Yield all runs in order: every contender with the first seed, then with the second …"""
-        for number in range(self.seeds):
-            for variant in self.variants:
-                yield variant, number
+    def runs(self, part: tuple[int, int] | None = None) -> list[Run]:
+        """Return the runs in order: every contender with the first seed, then with the second …
+
+        Args:
+            part: (K, N) for the K-th of N parts of consecutive runs, K counted from 1; with as many parts as seeds,
+                each has the runs of a seed. None: all.
+        """
+        runs = [(variant, number) for number in range(self.seeds) for variant in self.variants]
+        number, parts = part or (1, 1)
+        return runs[(number - 1) * len(runs) // parts : number * len(runs) // parts]
 
     def result(self, variant: Variant, number: int) -> RunResult | None:
         """Return the result of a run, or None if it is unfinished or its record is damaged."""
@@ -97,12 +102,15 @@ class Study:
                 fix="Compare under the same settings, or choose another --out.",
             )
 
-    def train(self, console: Console, *, minutes: float | None = None) -> list[Failure]:
+    def train(
+        self, console: Console, *, minutes: float | None = None, part: tuple[int, int] | None = None
+    ) -> list[Failure]:
         """Do all unfinished runs; a started run is resumed, and one that fails is skipped.
 
         Args:
             console: where to show progress.
             minutes: time for this piece: a run stops at the end of an epoch, and the next call continues. None: all.
+            part: do these runs only, while other processes do the others, as in `runs`.
 
         Returns:
             The failed runs, and why they failed; if one method diverges, the others may still succeed.
@@ -116,9 +124,10 @@ class Study:
 
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
         train = self._trainer(console, deadline)
-        with self.opened():
+        runs = self.runs(part)
+        with self.opened(alone=part is None):
             failures: list[Failure] = []
-            for variant, number in self.runs():
+            for variant, number in runs:
                 if deadline is not None and time.monotonic() > deadline:
                     break
                 if self.result(variant, number) is None:
@@ -131,15 +140,17 @@ class Study:
                     except KeyboardInterrupt:
                         raise KeyboardInterrupt("stopped; rerun the command to continue") from None
                     except AdjoinedError as error:
-                        if all(self.result(*each) is None for each in self.runs()):
+                        if all(self.result(*each) is None for each in runs):
                             raise
                         failures.append((variant, number, error))
                         say(console, f"failed: {error}")
         return failures
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Lock the folder for this process and record in it what is compared.
+    def opened(self, *, alone: bool = True) -> Iterator[None]:
+        """Record in the folder what is compared, and lock it for this process unless others do other parts.
+
+        A run locks its own folder in any case.
 
         Raises:
             AdjoinedError: it cannot be written to, or another process works in it.
@@ -148,7 +159,7 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(error, self.folder) from error
-        with locked(self.folder):
+        with locked(self.folder) if alone else nullcontext():
             told = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
             write_json(self.folder / RECORD, {"format": FORMAT, **told, "settings": asdict(self.settings)})
             yield
@@ -166,7 +177,7 @@ class Study:
             run: the run that starts.
             at_work: the runs that are already in progress.
         """
-        runs, (variant, number) = list(self.runs()), run
+        runs, (variant, number) = self.runs(), run
         done = [each for each in runs if self.result(*each) is not None]
         left = [each for each in runs if each not in done]
         to_come = [each for each in left if each != run and each not in at_work]

@@ -294,6 +294,8 @@ class ImageLoader(DataLoader[Batch]):
             persistent_workers=workers > 0,
         )
         self._processes: tuple[BaseProcess, ...] = ()
+        self.own = sampler.own
+        """Number of this process's images before the padding."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batches = super().__iter__()

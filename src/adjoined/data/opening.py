@@ -159,7 +159,7 @@ class ImageData:
         """Return a loader of all validation batches, in order; with several processes, padded to equal length.
 
         A single process sees every image once. Of w processes, up to w - 1 see one of the first images again, since
-        processes with unequal numbers of batches would deadlock.
+        processes with unequal numbers of batches would deadlock. The loader's `own` tells how many are not padding.
         """
         sampler = EpochSampler(len(self.val), seed=0, rank=rank, world_size=world_size, shuffle=False)
         size, workers = self.settings.eval_batch_size, self.settings.workers

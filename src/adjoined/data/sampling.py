@@ -32,6 +32,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.length, self.seed, self.rank, self.world_size, self.shuffle = length, seed, rank, world_size, shuffle
         self.epoch = 0
 
+    @property
+    def own(self) -> int:
+        """Number of this rank's items before the padding; over all ranks they add up to all images."""
+        return -(-(self.length - self.rank) // self.world_size)
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, counted from 0."""
         self.epoch = epoch

@@ -64,4 +64,9 @@ class RunData(LightningDataModule):
         assert self.trainer is not None
         loader = self.images.val_loader(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
         self._loaders.append(loader)
+        self._val_images = loader.own
         return loader
+
+    def val_images_in(self, batch_idx: int) -> int:
+        """Return how many images of a validation batch count: all but those that pad this process's share."""
+        return max(self._val_images - batch_idx * self.settings.eval_batch_size, 0)

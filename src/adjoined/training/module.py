@@ -58,9 +58,13 @@ class TrainingModule(LightningModule):
     @property
     def steps(self) -> int:
         """Optimizer steps in the whole run."""
+        return self._data.steps
+
+    @property
+    def _data(self) -> RunData:
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, RunData)
-        return data.steps
+        return data
 
     @property
     def progress(self) -> float:
@@ -127,9 +131,11 @@ class TrainingModule(LightningModule):
         return step.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the validation metrics of every network."""
+        """Update the validation metrics of every network, with every image once over all processes."""
         x, y = batch
-        self.meters.add_val(self.method.logits(self.network, x), y)
+        logits = self.method.logits(self.network, x)
+        if counted := self._data.val_images_in(batch_idx):
+            self.meters.add_val({name: each[:counted] for name, each in logits.items()}, y[:counted])
 
     def close_epoch(self) -> dict[str, float]:
         """Return the means of the finished epoch; every process must call it.

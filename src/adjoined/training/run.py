@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from adjoined.errors import AdjoinedError
 from adjoined.report.console import say
@@ -68,7 +68,7 @@ def run_training(
         history = History(run.metrics)
         files = WholeCheckpointIO()
         limit = Deadline(deadline)
-        trainer = _trainer(settings, run, [*_callbacks(settings, run, history, console), limit], files)
+        trainer = make_trainer(settings, run.path, [*_callbacks(settings, run, history, console), limit], files)
         whole = part_of or run
         earlier = StageResults()
         known_data = run.known_data()
@@ -140,7 +140,18 @@ def _callbacks(settings: Settings, run: RunFolder, history: History, console: Co
     ]
 
 
-def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback], files: WholeCheckpointIO) -> Trainer:
+def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], files: WholeCheckpointIO) -> Trainer:
+    """Return Lightning's trainer for a run, which has written nothing yet.
+
+    Args:
+        settings: the settings of the run.
+        folder: the folder of the run.
+        callbacks: what is called during training.
+        files: how checkpoints are written.
+
+    Raises:
+        AdjoinedError: the devices, the strategy or the precision cannot be used.
+    """
     asked = settings.accelerator, settings.devices, settings.nodes, settings.strategy, settings.precision
     try:
         return Trainer(
@@ -155,7 +166,8 @@ def _trainer(settings: Settings, run: RunFolder, callbacks: list[Callback], file
             callbacks=callbacks,
             plugins=[files],
             logger=False,
-            default_root_dir=run.path,
+            default_root_dir=folder,
+            enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,

@@ -1,0 +1,173 @@
+"""What a run would do, where, in what memory and time, without doing it: `adjoined train --dry-run`."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from math import ceil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from adjoined.errors import AdjoinedError
+from adjoined.methods import METHODS
+from adjoined.report.units import size
+from adjoined.settings import Settings
+from adjoined.training.checkpoints import WholeCheckpointIO
+from adjoined.training.failures import quiet
+from adjoined.training.job import Job, make_job
+from adjoined.training.loaders import RunData
+from adjoined.training.module import TrainingModule
+from adjoined.training.optimizers import make_optimizer
+from adjoined.training.run import make_trainer
+
+TIMED = 4
+"""Timed steps; the one before them warms up."""
+SAMPLE = 2
+"""Images of the step in which memory is counted; a batch norm in training needs more than one."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would do, where, in what memory and time."""
+
+    job: Job
+    devices: int
+    """Devices on all machines; each has a process."""
+    device: str
+    """Their kind, such as cpu or cuda."""
+    strategy: str
+    """Name of Lightning's strategy class."""
+    steps: int
+    """Optimizer steps in the whole run."""
+    bytes: int | None
+    """Peak of the tensors in a step on each device, estimated; None where the network does not run without values."""
+    seconds: float
+    """Seconds for a batch on one device: the median of a few, with reading the images."""
+
+    def lines(self) -> list[str]:
+        """Return the outlook in words, a line for each fact."""
+        settings = self.job.settings
+        batch = settings.batch_size // self.devices
+        each = f"{batch} on each of {self.devices} devices" if self.devices > 1 else "on one device"
+        batches = f", {settings.accumulate} batches a step" if settings.accumulate > 1 else ""
+        time_left = timedelta(seconds=round(self.seconds * self.steps * settings.accumulate))
+        memory = "unknown: the network needs values to run" if self.bytes is None else f"about {size(self.bytes)}"
+        return [
+            f"devices   {self.devices} x {self.device} on {settings.nodes} machines, {self.strategy}"
+            if settings.nodes > 1
+            else f"devices   {self.devices} x {self.device}, {self.strategy}",
+            f"batch     {settings.batch_size} images, {each}{batches}",
+            f"steps     {self.steps // settings.epochs} an epoch, {self.steps} in {settings.epochs} epochs",
+            f"memory    {memory} on each device: weights, optimizer and activations, in float32",
+            f"time      about {time_left}: {self.seconds:.3g} s a batch on this machine, without evaluation",
+        ]
+
+
+def look_ahead(settings: Settings, folder: Path) -> Outlook:
+    """Return what a run with these settings would do. Nothing is written; a few steps are taken, on one device.
+
+    Args:
+        settings: the settings of the run.
+        folder: the folder that the run would have.
+
+    Raises:
+        AdjoinedError: as the run itself would; or the method has stages, each of which needs the one before.
+    """
+    settings = settings.anchored()
+    if stages := METHODS[settings.method](settings).before():
+        raise AdjoinedError(
+            f"a stage begins with the networks of the one before, so only the first can be tried: {stages[0].name}",
+            where=f"--dry-run --method {settings.method}",
+            fix=f"Try --method {stages[0].settings.method} --dry-run.",
+        )
+    with quiet():
+        trainer = make_trainer(settings, folder, [], WholeCheckpointIO())
+        job = make_job(settings, trainer.world_size)
+        batches = ceil(len(job.images.train_loader(seed=settings.seed, world_size=trainer.world_size)))
+        steps = ceil(batches / settings.accumulate) * settings.epochs
+        memory = _if_it_runs(lambda: step_bytes(job, settings.batch_size // trainer.world_size))
+        seconds = _time(job, folder)
+    device, strategy = trainer.strategy.root_device.type, type(trainer.strategy).__name__
+    return Outlook(job, trainer.world_size, device, strategy, steps, memory, seconds)
+
+
+def step_bytes(job: Job, images: int) -> int:
+    """Return the peak of the tensors in a training step, estimated: bytes, float32.
+
+    Weights and the optimizer's state are always there. What autograd keeps for the backward pass, counted on the meta
+    device with two images, grows with their number; it goes as the gradients come, so the larger of the two counts.
+
+    Args:
+        job: the training job; its network is neither run nor changed.
+        images: images in a batch on one device.
+    """
+    network = copy.deepcopy(job.network).to("meta").train()
+    optimizer = make_optimizer(job.settings, network, small_rate=job.method.small_rate)
+    held = [*network.parameters(), *network.buffers()]
+    own = {each.untyped_storage()._cdata for each in held}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    shape = (SAMPLE, *([job.method.views] if job.method.views > 1 else []), *job.example.shape[1:])
+    x, y = torch.zeros(shape, device="meta"), torch.zeros(SAMPLE, dtype=torch.int64, device="meta")
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = job.method.step(network, x, y, progress=0.5, measure=False).loss
+    activations = sum(storage.nbytes() for storage in kept.values()) / SAMPLE * images
+    loss.backward()
+    optimizer.step()
+    state = [each for values in optimizer.state.values() for each in values.values() if isinstance(each, Tensor)]
+    gradients = [each.grad for each in network.parameters() if each.grad is not None]
+    return _bytes([*held, *state]) + max(round(activations), _bytes(gradients))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def _if_it_runs(estimate: Callable[[], int]) -> int | None:
+    try:
+        return estimate()
+    except Exception:  # code that depends on values, which tensors on the meta device do not have
+        return None
+
+
+class _Clock(Callback):
+    """The times at which training batches end."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self.ends.append(time.perf_counter())
+        trainer.should_stop = len(self.ends) > TIMED
+
+
+def _time(job: Job, folder: Path) -> float:
+    """Return the seconds for a batch of one device, with the run's own loaders, precision and optimizer."""
+    processes = job.settings.batch_size // job.images.settings.batch_size
+    alone = replace(job.settings, devices=1, nodes=1, strategy="auto", epochs=TIMED + 1)
+    clock = _Clock()
+    trainer = make_trainer(alone, folder, [clock], WholeCheckpointIO())
+    trainer.limit_val_batches = 0
+    built = copy.deepcopy(job.built)
+    settings = replace(alone, batch_size=alone.batch_size // processes)
+    module = TrainingModule(settings, job.method, built, job.images.info.num_classes)
+    trainer.fit(module, datamodule=RunData(settings, job.images, job.method.views))
+    return median(end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False))

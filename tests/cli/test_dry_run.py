@@ -1,0 +1,70 @@
+"""`adjoined train --dry-run`: what would run, where, in what memory and time; and nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from adjoined.cli import main
+from adjoined.training.job import make_job
+from adjoined.training.optimizers import make_optimizer
+from adjoined.training.outlook import step_bytes
+from tiny_runs import TINY
+
+ARGV = ["train", "--recipe", "digits", "--accelerator", "cpu", "--limit", "16", "--batch-size", "32", "--epochs", "3"]
+
+
+def test_it_tells_what_would_run_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*ARGV, "--dry-run", "--devices", "2", "--run", "mine"]) == 0
+    told = capsys.readouterr().out
+    assert "160" in told
+    assert "base / small" in told
+    facts = {line.split()[0]: line for line in told.splitlines() if line.strip()}
+    assert "2 x cpu" in facts["devices"]
+    assert "32 images, 16 on each of 2 devices" in facts["batch"]
+    assert "5 an epoch, 15 in 3 epochs" in facts["steps"]
+    assert "about" in facts["memory"]
+    assert "s a batch" in facts["time"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"), [("--devices 3", "--batch-size"), ("--method distillation", "--method standard --dry-run")]
+)
+def test_what_cannot_be_tried_is_told(flags: str, told: str, capsys: pytest.CaptureFixture[str]):
+    assert main([*ARGV, "--dry-run", *flags.split()]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_estimated_memory_is_that_of_a_step():
+    job = make_job(replace(TINY, batch_size=64, model_options={}))
+    network = job.network.train()
+    optimizer = make_optimizer(job.settings, network)
+    x, y = job.example.repeat(64, 1, 1, 1), torch.zeros(64, dtype=torch.int64)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        job.method.step(network, x, y, progress=0.5, measure=False).loss.backward()
+        optimizer.step()
+
+    step()  # the optimizer's state is made
+    optimizer.zero_grad()
+    state = [each for values in optimizer.state.values() for each in values.values() if isinstance(each, torch.Tensor)]
+    tensors = [*network.parameters(), *network.buffers(), *state]
+    held = sum(each.numel() * each.element_size() for each in tensors)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    peak = now = 0
+    records = [each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"]  # pyright: ignore
+    for each in sorted(records, key=lambda each: each.start_ns()):
+        now += each.nbytes()
+        peak = max(peak, now)
+    assert peak > held
+    assert step_bytes(job, 64) == pytest.approx(held + peak, rel=0.15)
