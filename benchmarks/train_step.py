@@ -114,8 +114,8 @@ def peak_bytes(step: Callable[[], None]) -> int:
     """Return the peak of what a step allocates beyond what is there before it, bytes."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
-    records = [each for each in results.events() if each.name() == "[memory]"]
+    results: Any = profiler.profiler
+    records = [each for each in results.kineto_results.events() if each.name() == "[memory]"]
     return max(accumulate(each.nbytes() for each in sorted(records, key=lambda each: each.start_ns())))
 
 
