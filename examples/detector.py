@@ -334,9 +334,9 @@ def export(networks: dict[str, nn.Module], images: Tensor, folder: Path) -> None
         )
         session = onnxruntime.InferenceSession(path)
         found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        there = detect(dict(zip(("scores", "boxes"), map(torch.from_numpy, found), strict=True)))
+        there = detect(dict(zip(("scores", "boxes"), map(torch.from_numpy, found), strict=True)), threshold=0.02)
         with torch.no_grad():
-            here = detect(network(images))
+            here = detect(network(images), threshold=0.02)
         apart = 0.0
         for one, two in zip(here, there, strict=True):
             assert torch.equal(one["labels"], two["labels"]), "other classes"

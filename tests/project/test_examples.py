@@ -85,6 +85,19 @@ def test_two_networks_that_tell_pixels_apart():
     assert min(base[1], small[1]) > 0.25  # all background would be a quarter of its share, under 0.22
 
 
+def test_two_detectors_detect_the_same_after_export(tmp_path: Path):
+    lines = run(EXAMPLES[6], "--epochs", "1", "--images", "32", "--onnx", str(tmp_path)).splitlines()
+    sizes = [re.fullmatch(r"(base|small): (\d+) parameters, mAP (.+)", line) for line in lines]
+    base, small = [int(match[2]) for match in sizes if match]
+    assert base > 3.8 * small
+    for name in ("base", "small"):
+        (line,) = [line for line in lines if line.startswith(str(tmp_path / f"{name}.onnx"))]
+        found = re.search(r": (\d+) detections, boxes at most (.+) pixels apart", line)
+        assert found
+        assert int(found[1]) > 0
+        assert float(found[2]) < 1e-3
+
+
 def test_a_network_of_ones_own_is_sliced():
     out = run(EXAMPLES[2])
     assert "gives the same logits: True" in out

@@ -1,1 +1,1 @@
-"""Adjoined training in other trainers: a Lightning callback, a timm task, a Hugging Face trainer."""
+"""Adjoined training in other trainers and libraries: Lightning, timm, Hugging Face, torchvision's detectors."""
