@@ -82,11 +82,11 @@ def test_a_detector_trains_with_its_twin_and_the_twin_is_cut_out(make: Callable[
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     small = net.eval().extract()
-    assert type(small.detector) is type(model.detector)
+    assert type(small.get_submodule("detector")) is type(model.detector)
     sizes = [sum(each.numel() for each in network.parameters()) for network in (model, small)]
     assert sizes[1] < sizes[0] / 2
     with torch.no_grad():
-        found, expected = small.detector(images), net(images)[1]
+        found, expected = small.get_submodule("detector")(images), net(images)[1]
     assert sum(len(each["boxes"]) for each in expected)
     torch.testing.assert_close(found, expected)
 

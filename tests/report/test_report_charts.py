@@ -122,7 +122,7 @@ def test_widths_meet_where_a_layer_is_at_full_width():
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 9.0])
 def test_the_curve_of_lambda_stays_in_its_chart_whatever_the_factor_on_it(factor: float):
     history = [{"epoch": n + 1.0, "lambda": factor * min(1.0, n / 2)} for n in range(5)]
-    story: Any = SimpleNamespace(history=history, names=("base",), labels=("base",), settings=Settings())
+    story: Any = SimpleNamespace(main="top1", history=history, names=("base",), labels=("base",), settings=Settings())
     (chart,) = [each for each in learning_curves(story) if "λ" in each.title]
     ((*_, top),) = places(chart)
     assert 0 <= top[1] <= HEIGHT

@@ -152,10 +152,10 @@ def evaluation_transform(info: DataInfo) -> Transform:
     return v2.Compose([check, v2.Resize(info.resize), v2.CenterCrop(info.image_size)])
 
 
-def _check_before_resize(*sample: Tensor, resize: int) -> Any:
+def _check_before_resize(image: Tensor, *masks: Tensor, resize: int) -> Any:
     """Check an image, alone or with its mask."""
-    check_pixels(sample[0].shape[-1], sample[0].shape[-2], resize)
-    return sample if len(sample) > 1 else sample[0]
+    check_pixels(image.shape[-1], image.shape[-2], resize)
+    return (image, *masks) if masks else image
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adjoined.data.augmentation import masked_photo_transform
@@ -84,7 +85,7 @@ class MaskedImages(FileImages):
             digest.update(b"%d %s\0" % (os.path.getsize(self.folder / name), os.fsencode(name)))
         return digest.hexdigest()
 
-    def checksums(self) -> np.ndarray:
+    def checksums(self) -> NDArray[np.uint32]:
         """Return a checksum of each image's file and its mask's, uint32 (N,); the files are read once."""
         masks = [sampled_checksum(os.path.join(self.folder, name)) for name in self.masks]
         return super().checksums() ^ np.array(masks, dtype=np.uint32)
@@ -177,7 +178,9 @@ def open_segmentation(folder: Path) -> Source:
             where=f"data folder {folder.absolute()}",
             expected="the folders images/ and masks/, or train/ and val/ with both, or images/train, masks/train ...",
         )
-    pairs = {name: _matched(folder, *pair, left_out) for name, pair in (found or {"train": whole}).items() if pair}
+    pairs = {
+        name: _matched(folder, pair[0], pair[1], left_out) for name, pair in (found or {"train": whole}).items() if pair
+    }
     names = _class_names(folder, [mask for _, masks in pairs.values() for mask in masks])
     parts = {name: MaskedImages(folder, images, masks, len(names)) for name, (images, masks) in pairs.items()}
     return Source(

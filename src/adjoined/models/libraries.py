@@ -131,7 +131,8 @@ def _refuse_forbidden(library: str, options: Mapping) -> None:
 
 def _fit_segmentation(model: nn.Module, num_classes: int) -> None:
     """Make a segmentation network of torchvision return its logits alone, for these classes."""
-    model.aux_classifier = None
+    if hasattr(model, "aux_classifier"):
+        model.register_module("aux_classifier", None)
     model.register_forward_hook(_logits_alone)
     published = 21  # classes of torchvision's weights
     for name, layer in list(model.named_modules()):
