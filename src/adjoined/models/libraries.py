@@ -131,8 +131,7 @@ def _refuse_forbidden(library: str, options: Mapping) -> None:
 
 def _fit_segmentation(model: nn.Module, num_classes: int) -> None:
     """Make a segmentation network of torchvision return its logits alone, for these classes."""
-    if hasattr(model, "aux_classifier"):
-        model.register_module("aux_classifier", None)
+    _drop_auxiliary_heads(model)
     model.register_forward_hook(_logits_alone)
     published = 21  # classes of torchvision's weights
     for name, layer in list(model.named_modules()):
@@ -146,7 +145,8 @@ def _logits_alone(_module: nn.Module, _inputs: object, output: Any) -> Any:
 
 
 def _drop_auxiliary_heads(model: nn.Module) -> None:
-    for name, absent in (("AuxLogits", None), ("aux1", None), ("aux2", None), ("aux_logits", False)):
+    modules = ("AuxLogits", "aux1", "aux2", "aux_classifier")
+    for name, absent in (*((each, None) for each in modules), ("aux_logits", False)):
         if hasattr(model, name):
             setattr(model, name, absent)
 
