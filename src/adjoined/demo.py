@@ -47,6 +47,12 @@ _POLICY = (
 )
 _CSS = """
 .adjoined table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+#figures { overflow-x: auto; }
+#figures td { white-space: nowrap; }
+@media (max-width: 480px) {
+  #figures table { font-size: .8rem; }
+  #figures :is(th, td) { padding: .3rem; }
+}
 .adjoined th, .adjoined td { padding: .3rem .6rem; text-align: right; }
 .adjoined th:first-child, .adjoined td:first-child { text-align: left; }
 .adjoined .refused { border-left: 4px solid #b91c1c; padding: .5rem .8rem; }
@@ -267,7 +273,7 @@ def _plain(text: str) -> str:
 
 def _refusal(error: AdjoinedError) -> str:
     facts = ", ".join(f"{word} {fact}" for word, fact in (("expected", error.expected), ("got", error.got)) if fact)
-    told = f"This image was not looked at: {error.what}{f' ({facts})' if facts else ''}. {error.fix}"
+    told = f"This image was not classified: {error.what}{f' ({facts})' if facts else ''}. {error.fix}"
     return f'<p class="refused" role="alert">{html.escape(told.strip())}</p>'
 
 

@@ -132,7 +132,7 @@ class Options:
         ("--name=a=b", {"name": "a=b"}),
     ],
 )
-def test_what_people_type_is_read(line: str, read: dict[str, object]):
+def test_what_people_type_is_read(line: str, read: dict[str, Any]):
     assert parse("options", shlex.split(line), Options, purpose="") == (Options(**read),)
 
 

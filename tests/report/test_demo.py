@@ -226,7 +226,7 @@ def test_the_page_in_a_browser(page: Page, images: Path):
         tab.wait_for_selector("input[type=file]", state="attached")
         tab.set_input_files("input[type=file]", images / "text.png")
         tab.wait_for_selector("#refused [role=alert]")
-        assert "This image was not looked at" in tab.inner_text("#refused")
+        assert "This image was not classified" in tab.inner_text("#refused")
         browser.close()
     assert len(asked) > 5
     assert [url for url in asked if not url.startswith((page.url, "data:", "blob:"))] == []
