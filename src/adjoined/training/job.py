@@ -14,6 +14,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS, Built, Method
 from adjoined.settings import Settings
 from adjoined.training.freezing import freeze
+from adjoined.training.loaders import training_batches
 from adjoined.training.optimizers import check_optimizer
 
 if TYPE_CHECKING:
@@ -86,9 +87,8 @@ def prepare(job: Job, device: torch.device) -> None:
         job: the training job; its network is returned to the CPU.
         device: device of the computation.
     """
-    loader = job.images.train_loader(seed=job.settings.seed)
     wanted = -(-job.method.samples // job.images.settings.batch_size)
-    batches = list(islice(iter(loader), wanted))
+    batches = list(islice(training_batches(job.settings, job.images, device, 0), wanted))
     x, y = (torch.cat(each)[: job.method.samples].to(device) for each in zip(*batches, strict=True))
     job.network.to(device)
     job.method.prepare(job.built, x, y)

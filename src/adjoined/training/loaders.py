@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from adjoined.data.sampling import EpochSampler
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData
+    from adjoined.data.images import Batch
     from adjoined.data.on_device import DeviceLoader
+
+
+def training_batches(settings: Settings, images: ImageData, device: torch.device, epoch: int) -> Iterator[Batch]:
+    """Return the batches of an epoch with the augmentation of the training, at full resolution, outside of a training.
+
+    Args:
+        settings: the settings of the run; its seed determines the images.
+        images: the data set.
+        device: where images that stay on a device are held and augmented.
+        epoch: number of the epoch; from `settings.epochs` on, one that training has not seen.
+    """
+    seed = settings.seed
+    loader = images.device_loader(device, seed=seed) if settings.data_on_device else images.train_loader(seed=seed)
+    sampler = loader.sampler
+    assert isinstance(sampler, EpochSampler)
+    sampler.set_epoch(epoch)
+    return iter(loader)
 
 
 class RunData(LightningDataModule):

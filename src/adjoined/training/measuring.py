@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from adjoined.data.sampling import EpochSampler
 from adjoined.methods import Finished
 from adjoined.settings import Settings
 from adjoined.statistics import measure_statistics
+from adjoined.training.loaders import training_batches
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData
@@ -40,16 +39,8 @@ def measure_finished(
     """
     modules = [each.module.to(device) for each in finished.values() if not (settings.freeze and each.plan is None)]
     dtype = next((each.dtype for module in modules for each in module.parameters()), torch.float32)
-    count = measure_statistics(modules, modules, _some(settings, images, dtype)) if modules else 0
+    some = islice(training_batches(settings, images, device, settings.epochs), max(IMAGES // settings.batch_size, 1))
+    count = measure_statistics(modules, modules, (x.to(dtype) for x, _ in some)) if modules else 0
     for module in modules:
         module.cpu()
     return count
-
-
-def _some(settings: Settings, images: ImageData, dtype: torch.dtype) -> Iterator[Tensor]:
-    loader = images.train_loader(seed=settings.seed)
-    sampler = loader.sampler
-    assert isinstance(sampler, EpochSampler)
-    sampler.set_epoch(settings.epochs)  # an epoch that training has not seen
-    batches = islice(iter(loader), max(IMAGES // images.settings.batch_size, 1))
-    return (x.to(dtype) for x, _ in batches)
