@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from adjoined.objective import adjoint_objective, kl_weight
     from adjoined.runs import load
     from adjoined.slicing import SlicePlan, make_plan
+    from adjoined.training.saving import save
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "kl_weight",
     "load",
     "make_plan",
+    "save",
 ]
 
 # Where the public names live. They are imported when first used, so that `adjoined --help` does without torch.
@@ -40,6 +42,7 @@ _HOMES = {
     "kl_weight": "objective",
     "load": "runs",
     "make_plan": "slicing",
+    "save": "training.saving",
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,17 @@ from adjoined.methods import Finished
 from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
 from adjoined.runs.finished import with_networks
-from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
 from adjoined.training.checkpoints import read_checkpoint
 from adjoined.training.cost import training_macs
 from adjoined.training.evaluate import Scores, evaluate
-from adjoined.training.finite import NotFinite
 from adjoined.training.history import History
 from adjoined.training.job import Job, model_recipe
 from adjoined.training.measuring import measure_finished
 from adjoined.training.stages import StageResults
+from adjoined.training.writing import Measure, write_network
 
 NUMBERS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Precision -> dtype of the weights, if it is not float32."""
-Measure = Callable[[str, nn.Module], Scores]
 
 
 class Ending:
@@ -146,28 +144,16 @@ class Ending:
         built = self._networks(state)
         statistics = measure_finished(built, job.settings, images, device) if device else 0
         for name, finished in built.items():
-            description = self._describe(name, finished)
-            description["sha256"] = save_weights(finished.module, run.weights(name))
-            # The file is evaluated, not the network in memory: the file is what users get.
-            again = rebuild(description, where=run.description(name), model=self._code)
-            load_weights(again, run.weights(name), description["sha256"])
-            measured = measure(name, again)
-            if not torch.tensor(measured.loss).isfinite():
-                raise NotFinite("the finished network's loss is not finite", where=run.weights(name), got=measured.loss)
-            parameters = sum(each.numel() for each in again.parameters())
-            metrics = {**asdict(measured), "measured_on": images.val_name, "device": device.type if device else "cpu"}
-            save_description(run.description(name), {**description, "parameters": parameters, "metrics": metrics})
-            nonzero = sum(int(each.count_nonzero()) for each in again.parameters()) if finished.sparse else None
-            networks.append(
-                NetworkResult(
-                    name,
-                    parameters,
-                    measured.loss,
-                    nonzero=nonzero,
-                    path=run.weights(name),
-                    **measured.measures(),
-                )
+            network, measured = write_network(
+                run,
+                name,
+                finished,
+                self._describe(),
+                code=self._code,
+                measure=measure,
+                measured_on={"measured_on": images.val_name, "device": device.type if device else "cpu"},
             )
+            networks.append(network)
         assert measured is not None
         return RunResult(
             folder=run.path,
@@ -186,12 +172,10 @@ class Ending:
         self._built.network.eval()
         return self.job.method.finish(self._built)
 
-    def _describe(self, name: str, finished: Finished) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         return {
-            "name": name,
             "weights": self._weights,
             "model": model_recipe(self.job.settings, self.job.images),
-            "plan": None if finished.plan is None else finished.plan.to_json(),
             "data": self.job.images.info.to_json(),
         }
 

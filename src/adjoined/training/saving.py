@@ -1,0 +1,129 @@
+"""`adjoined.save`: networks of a training loop of one's own, as a run folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from adjoined import models
+from adjoined.data import open_data
+from adjoined.errors import AdjoinedError
+from adjoined.methods import Finished
+from adjoined.methods.joint import named
+from adjoined.network import AdjoinedNetwork
+from adjoined.report.result import figures_from, keep_figures
+from adjoined.runs import RunFolder, RunResult, StageCost
+from adjoined.runs.finished import with_networks
+from adjoined.settings import Settings
+from adjoined.slicing import SlicePlan
+from adjoined.training.evaluate import Scores, evaluate
+from adjoined.training.job import model_recipe
+from adjoined.training.writing import write_network
+
+OWN_LOOP = "a loop of one's own"
+"""The only stage of such a run; how long it took is not known."""
+
+
+def save(
+    network: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    model: str,
+    data: str,
+    plan: SlicePlan | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Save trained networks as a run folder, which `load` and all commands accept, and measure their accuracy.
+
+    Args:
+        network: the joint network, or a small network that `extract` returned, with its `plan`. It is left as it is.
+        folder: the run folder, new or empty.
+        model: how the base network is built, as for `adjoined train --model`: a built-in name, timm:NAME,
+            torchvision:NAME, or FILE.py:FUNCTION for code of your own.
+        data: the images, as for `adjoined train --data`; the networks are measured on their validation part.
+        plan: the slice plan of a small network that is saved alone.
+        settings: further settings of model and data by their names in `adjoined.settings.Settings`, such as
+            `image_size`, `model_options` or `data_root`.
+
+    Returns:
+        The networks' files, sizes and accuracies on the validation images.
+
+    Raises:
+        AdjoinedError: the folder holds something, the data are missing or damaged, `model` builds another network, or
+            `network` is neither a joint network nor a small one with its plan. Nothing is left in the folder then.
+
+    Example:
+        >>> net = adjoin(models.build("resnet18", num_classes=10), x, alpha=4)  # doctest: +SKIP
+        >>> ...  # train
+        >>> save(net, "runs/mine", model="resnet18", data="folder:photos", image_size=224)  # doctest: +SKIP
+    """
+    finished = _finished(network, plan)
+    plans = [each.plan for each in finished.values() if each.plan is not None]
+    alphas = [each.alpha for each in plans]
+    told = {"alpha": alphas if len(alphas) > 1 else alphas[0], "round_to": plans[0].round_to, **settings}
+    known = Settings(model=model, data=data, **told).anchored()
+    run = RunFolder(folder)
+    with run.opened(known, resume=False):
+        images = open_data(known.data_settings())
+        images.check()
+        run.begin(known)
+        run.keep_data(images)
+        code = known.model if models.is_code(known.model) else None
+        description = {
+            "weights": "last",
+            "model": model_recipe(known, images),
+            "data": images.info.to_json(),
+        }
+
+        def measure(_: str, module: nn.Module) -> Scores:
+            return evaluate(module, images.val_loader(), images.info.num_classes, task=images.info.task)
+
+        written = [
+            write_network(
+                run,
+                name,
+                each,
+                description,
+                code=code,
+                measure=measure,
+                measured_on={"measured_on": images.val_name, "device": "cpu"},
+            )
+            for name, each in finished.items()
+        ]
+        for name, each in finished.items():
+            if each.plan is not None:
+                each.plan.save(run.plan(name))
+        result = RunResult(
+            folder=run.path,
+            networks=tuple(network for network, _ in written),
+            epochs=0,
+            seconds=0.0,
+            images=written[0][1].images,
+            val_name=images.val_name,
+            weights="last",
+            stages=(StageCost(OWN_LOOP, 0, None, 0.0),),
+        )
+        loaded = with_networks(run.path, run.path, result, code)
+        keep_figures(loaded, figures_from(loaded))
+        run.finish(result.to_json())
+    return result
+
+
+@torch.no_grad()
+def _finished(network: nn.Module, plan: SlicePlan | None) -> dict[str, Finished]:
+    """Return the networks to write, the base first."""
+    if isinstance(network, AdjoinedNetwork):
+        modules = [network.base, *(network.extract(which) for which in range(len(network.plans)))]
+        pairs = zip(modules, (None, *network.plans), strict=True)
+        return named([Finished(module, each) for module, each in pairs])
+    if isinstance(network, nn.Module) and isinstance(plan, SlicePlan):
+        return {"small": Finished(network, plan)}
+    raise AdjoinedError(
+        "a small network alone does not tell how it was cut out of its base",
+        where="adjoined.save",
+        expected="the joint network, or a small network with plan=net.plan",
+        got=type(network).__name__,
+    )

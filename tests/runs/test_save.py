@@ -1,0 +1,87 @@
+"""`adjoined.save`: networks of a plain loop become a run that every command takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import adjoined
+from adjoined import AdjoinedError, models
+from adjoined.cli import main
+from adjoined.data import DataSettings, open_data
+from adjoined.network import AdjoinedNetwork
+
+DATA = {"data": "digits", "limit": 16}
+MODEL = {"model": "resnet20", "model_options": {"width": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def trained() -> AdjoinedNetwork:
+    torch.manual_seed(0)
+    images = open_data(DataSettings("digits", limit=16))
+    options = {"num_classes": 10, "in_channels": 1, "image_size": images.info.image_size}
+    model = models.build("resnet20", **options, options=MODEL["model_options"])
+    net = adjoined.adjoin(model, torch.zeros(1, 1, images.info.image_size, images.info.image_size), alpha=2, round_to=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    for step, (x, y) in enumerate(images.train_loader(seed=0)):
+        p, q = net(x)
+        loss = adjoined.adjoint_loss(p, q, y, progress=step / 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step == 1:
+            break
+    return net
+
+
+@pytest.fixture(scope="module")
+def run(trained: AdjoinedNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "mine"
+    result = adjoined.save(trained, folder, **MODEL, **DATA)
+    assert [network.name for network in result.networks] == ["base", "small"]
+    return folder
+
+
+def test_what_is_loaded_is_what_was_trained(run: Path, trained: AdjoinedNetwork):
+    x = torch.randn(3, 1, 8, 8)
+    trained.eval()
+    with torch.no_grad():
+        p, q = trained(x)
+        assert torch.equal(adjoined.load(run, "base")(x), p)
+        assert torch.equal(adjoined.load(run)(x), trained.extract()(x))
+        assert torch.allclose(adjoined.load(run)(x), q, atol=1e-5)
+    trained.train()
+
+
+def test_evaluate_reproduces_the_recorded_accuracies(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    for network in told["networks"]:
+        assert network["top1"] == told["recorded"][network["name"]]["top1"]
+
+
+def test_export_benchmark_and_report_take_the_run(run: Path):
+    assert main(["export", str(run), "--to", "torch-export"]) == 0
+    assert list((run / "export").glob("small*"))
+    assert main(["benchmark", str(run), "--runtimes", "eager", "--batch-sizes", "1", "--seconds", "1"]) == 0
+    assert (run / "benchmark.json").is_file()
+    assert main(["report", str(run)]) == 0
+    assert "small" in (run / "report.html").read_text()
+
+
+def test_a_small_network_alone_needs_its_plan(trained: AdjoinedNetwork, tmp_path: Path):
+    with pytest.raises(AdjoinedError, match="how it was cut out"):
+        adjoined.save(trained.extract(), tmp_path / "alone", **MODEL, **DATA)
+    assert not (tmp_path / "alone").exists()
+    adjoined.save(trained.extract(), tmp_path / "alone", **MODEL, **DATA, plan=trained.plan)
+    with torch.no_grad():
+        x = torch.randn(3, 1, 8, 8)
+        assert torch.equal(adjoined.load(tmp_path / "alone")(x), trained.eval().extract()(x))
+    trained.train()
+
+
+def test_another_model_is_refused_and_leaves_no_folder(trained: AdjoinedNetwork, tmp_path: Path):
+    with pytest.raises(AdjoinedError):
+        adjoined.save(trained, tmp_path / "other", model="resnet32", **DATA)
+    assert not (tmp_path / "other").exists()
