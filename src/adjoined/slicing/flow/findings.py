@@ -39,6 +39,8 @@ class Findings:
     """Label -> the pieces it went into, (cut, dimension, piece): channels of different pieces are not alike."""
     folds: list[tuple[Site, Slot]] = field(default_factory=list)
     """Views that fold a labelled dimension into several, with the slots that they returned."""
+    blocks: list[tuple[Site, Slot]] = field(default_factory=list)
+    """Grouped convolutions, with the channels that each reads: (groups, channels of each)."""
     fresh: dict[tuple[Site, int], Tensor] = field(default_factory=dict)
     """(cut, piece) -> fresh labels behind a cut at which channel identity was given up."""
     pieces: dict[tuple[Site, int, int], Slot] = field(default_factory=dict)

@@ -68,11 +68,15 @@ class TooNarrow(OutOfStep):
 
 
 class Ties:
-    """Disjoint sets of labels: labels in one set are kept or dropped together. A set may be pinned to full width."""
+    """Disjoint sets of labels: labels in one set are kept or dropped together. A set may be pinned to full width.
+
+    Within a set, smaller ones hold the labels of one channel: those that met element by element.
+    """
 
     def __init__(self) -> None:
         # A network with large tables has as many labels as parameters, so labels are not Python objects.
         self._parent = array("q", [0])
+        self._channel = array("q", [0])
         self._pinned = array("i", [0])
         self._reasons: dict[Reason | None, int] = {None: 0}
         self.axes = [Axis("", 0)]
@@ -81,25 +85,35 @@ class Ties:
         """Return `count` fresh labels (int32 vector) for the indices along dimension `dim` of a tensor."""
         first = len(self._parent)
         self._parent.extend(range(first, first + count))
+        self._channel.extend(range(first, first + count))
         self._pinned.extend(repeat(0, count))
         self.axes.extend([Axis(tensor, dim)] * count)
         return torch.arange(first, first + count, dtype=LABEL)
 
     def find(self, label: int) -> int:
         """Return the root of the label's set, its smallest label."""
-        parent = self._parent
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
+        return _root(self._parent, label)
 
     def tie(self, a: Slot, b: Slot, where: str) -> None:
-        """Tie two slots of one shape element by element, but for labels 0; `where` is for the strict run."""
+        """Tie two slots of one shape, whose elements are the same channels; `where` is for the strict run.
+
+        Labels 0 are left out.
+        """
         for x, y in pairs(a, b):
-            x, y = sorted((self.find(x), self.find(y)))
-            if x != y:
-                self._parent[y] = x
-                self._pinned[x] = self._pinned[x] or self._pinned[y]
+            self._unite(x, y)
+            x, y = sorted((_root(self._channel, x), _root(self._channel, y)))
+            self._channel[y] = x
+
+    def couple(self, a: Slot, b: Slot, where: str) -> None:
+        """Tie two slots of one shape, whose elements are different channels that are kept or dropped together."""
+        for x, y in pairs(a, b):
+            self._unite(x, y)
+
+    def _unite(self, x: int, y: int) -> None:
+        x, y = sorted((self.find(x), self.find(y)))
+        if x != y:
+            self._parent[y] = x
+            self._pinned[x] = self._pinned[x] or self._pinned[y]
 
     def pin(self, slot: Slot, reason: Reason) -> None:
         """Keep every channel of the slot at full width; a set keeps the first reason that it gets."""
@@ -112,10 +126,21 @@ class Ties:
         """Return the root of every label."""
         return array("q", map(self.find, range(len(self._parent))))
 
+    def channels(self) -> array[int]:
+        """Return for every label the smallest one of the same channel."""
+        return array("q", (_root(self._channel, label) for label in range(len(self._channel))))
+
     def reasons(self) -> Callable[[int], Reason | None]:
         """Return a function from a root to the reason why its set is pinned, None where it is not."""
         reasons = list(self._reasons)
         return lambda root: reasons[self._pinned[root]]
+
+
+def _root(parent: array[int], label: int) -> int:
+    while parent[label] != label:
+        parent[label] = parent[parent[label]]
+        label = parent[label]
+    return label
 
 
 def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
@@ -142,11 +167,17 @@ class FrozenTies:
     """The ties of a finished trace, for the second run on the small network: a new tie is an error.
 
     Groups at full width may be tied: there the small network does what the base does.
+
+    Args:
+        roots: the root of every label.
+        narrowed: whether each label belongs to channels of which some are dropped.
+        channels: the smallest label of the same channel, for every label, where the small network has its channels in
+            another order than the base; None where channels that are tied have one order everywhere.
     """
 
-    def __init__(self, roots: array[int], narrowed: Sequence[bool]) -> None:
+    def __init__(self, roots: array[int], narrowed: Sequence[bool], channels: array[int] | None = None) -> None:
         self._roots, self._narrowed = roots, narrowed
-        self._table = torch.frombuffer(roots, dtype=torch.int64)
+        self._channels = roots if channels is None else channels
 
     def find(self, label: int) -> int:
         """Return the root of the label's set, its smallest label."""
@@ -154,10 +185,18 @@ class FrozenTies:
 
     def tie(self, a: Slot, b: Slot, where: str) -> None:
         """Raise OutOfStep if a narrowed set would be tied to another set."""
-        if torch.equal(self._table[a], self._table[b]):
+        self._compare(self._channels, a, b, where)
+
+    def couple(self, a: Slot, b: Slot, where: str) -> None:
+        """Raise OutOfStep if a narrowed set would be tied to another set."""
+        self._compare(self._roots, a, b, where)
+
+    def _compare(self, roots: array[int], a: Slot, b: Slot, where: str) -> None:
+        table = torch.frombuffer(roots, dtype=torch.int64)
+        if torch.equal(table[a], table[b]):
             return
         for x, y in pairs(a, b):
-            if self._roots[x] != self._roots[y] and (self._narrowed[x] or self._narrowed[y]):
+            if roots[x] != roots[y] and (self._narrowed[x] or self._narrowed[y]):
                 raise OutOfStep(f"two channel groups meet in {where}", (x, y))
 
     def any_narrowed(self, labels: Iterable[int]) -> bool:

@@ -191,7 +191,7 @@ class State:
             if d not in keep:
                 first = slot.narrow(d, 0, 1)
                 first = torch.where(first == 0, slot.amax(d, keepdim=True), first)  # 0: not written
-                self.tie(first, slot)
+                self.ties.couple(first, slot, self.here)
                 slot = first
         return slot
 
@@ -286,10 +286,10 @@ class State:
                 raise OutOfStep(message, [*before, *labels])
 
     def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
-        """Tell whether a slot holds what the small network keeps of the slot `before`."""
+        """Tell whether a slot holds what the small network keeps of the slot `before`, in any order."""
         assert self.is_kept is not None
         kept = [label for label in before.reshape(-1).tolist() if label == 0 or self.is_kept(label)]
-        return labels == kept or torch.equal(self._kept_of(before), squeeze_equal(slot))
+        return sorted(labels) == sorted(kept) or torch.equal(self._kept_of(before), squeeze_equal(slot))
 
     def _recorded(self, records: dict[Any, Slot], cut: Site, *piece: int) -> list[Slot]:
         """Return all slots that the first run recorded at an operator.
@@ -321,11 +321,26 @@ class State:
             self.findings.folded[cut, number] = folded
             return
         recorded = self._recorded(self.findings.folded, cut)
-        if not recorded or any(torch.equal(self._kept_of(before), squeeze_equal(folded)) for before in recorded):
+        if not recorded or any(self._same_rows(before, folded) for before in recorded):
             return
         labels = [label for each in (*recorded, folded) for label in distinct(each)]
         if self._any_narrowed(labels):
             raise OutOfStep(f"channels are folded into different rows in {self.here}", labels)
+
+    def _same_rows(self, before: Slot, folded: Slot) -> bool:
+        """Tell whether a view folds what is kept into the same rows as before, in any order within each row."""
+        if torch.equal(self._kept_of(before), squeeze_equal(folded)):
+            return True
+        rows = [d for d in varying(before) if before.shape[d] == folded.shape[d]]
+        if before.shape == folded.shape or not rows:
+            return False
+        lines = [
+            slot.movedim(rows, list(range(len(rows)))).flatten(len(rows)).flatten(0, len(rows) - 1).tolist()
+            for slot in (before, folded)
+        ]
+        assert self.is_kept is not None
+        kept = [sorted(label for label in line if label and self.is_kept(label)) for line in lines[0]]
+        return kept == [sorted(filter(None, line)) for line in lines[1]]
 
     def _kept_of(self, slot: Slot) -> Slot:
         """Return the part of a slot that the small network has: along each dimension, lines with a kept or no label."""
@@ -359,16 +374,18 @@ class State:
         key = (cut, piece)
         if self.is_kept is None:
             assert isinstance(self.ties, Ties)
-            labels = self.ties.new(f"{cut.module}#{cut.operator}{cut.number}", piece, slot.numel())
+            first, where = _in_order(slot)
+            labels = self.ties.new(f"{cut.module}#{cut.operator}{cut.number}", piece, len(first))
             self.findings.fresh[key] = labels
-            return labels.view(slot.shape)
+            return labels[where]
         expected = self.findings.fresh.get(key)
         kept = [] if expected is None else [label for label in expected.tolist() if self.is_kept(label)]
-        if len(kept) != slot.numel():
-            message = f"{slot.numel()} channels arrive where {len(kept)} are expected in {self.here}"
+        first, where = _in_order(slot)
+        if len(kept) != len(first):
+            message = f"{len(first)} channels arrive where {len(kept)} are expected in {self.here}"
             labels = [] if expected is None else expected.tolist()
-            raise TooNarrow(message, kept + distinct(slot), labels, slot.numel())
-        return torch.tensor(kept, dtype=LABEL).view(slot.shape)
+            raise TooNarrow(message, kept + distinct(slot), labels, len(first))
+        return torch.tensor(kept, dtype=LABEL)[where]
 
     def attention_scale(self, query: Tensor) -> float | None:
         """Return the scale for an attention without one; None for torch's own, 1/√D of its D features.
@@ -382,6 +399,13 @@ class State:
             if last in varying(slot) and inside:
                 self.note_crossing()
         return None
+
+
+def _in_order(slot: Slot) -> tuple[list[int], Tensor]:
+    """Return the distinct labels of a slot in the order in which they appear, and the number of each element's."""
+    numbers: dict[int, int] = {}
+    where = [numbers.setdefault(label, len(numbers)) for label in slot.flatten().tolist()]
+    return list(numbers), torch.tensor(where).view(slot.shape)
 
 
 def family_of(name: str) -> str:

@@ -83,12 +83,13 @@ def _check_group(group: dict[str, Any], where: str) -> None:
 
 
 def _check_index(index: Any, size: int, where: str) -> None:
-    """Check that an index is None, a number of first indices, or ascending ranges, and lies within a dimension."""
+    """Check that an index is None, a number of first indices, or ranges that do not overlap, within a dimension."""
     if index is None:
         return
     pairs = index if isinstance(index, list) else [[0, index]]
     paired = bool(pairs) and all(isinstance(each, list) and len(each) == 2 for each in pairs)
     check(paired, where, "ranges of indices", index)
-    bounds = [value(bound, int, where) for pair in pairs for bound in pair]
-    ascending = all(a < b for a, b in zip(bounds[::2], bounds[1::2], strict=True))
-    check(ascending and [0, *bounds, size] == sorted([0, *bounds, size]), where, f"indices within {size}", index)
+    ranges = sorted([value(bound, int, where) for bound in pair] for pair in pairs)
+    bounds = [bound for pair in ranges for bound in pair]
+    filled = all(start < stop for start, stop in ranges)
+    check(filled and [0, *bounds, size] == sorted([0, *bounds, size]), where, f"indices within {size}", index)

@@ -9,16 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST_RANGES = 8
+"""Up to this many ranges are sliced one by one."""
+
 
 @dataclass(frozen=True)
 class Index:
-    """Ascending indices as ranges [start, stop): ((0, 16),) is the first 16, ((0, 8), (64, 72)) two pieces."""
+    """Distinct indices as ranges [start, stop): ((0, 16),) is the first 16, ((0, 8), (64, 72)) two pieces.
+
+    They ascend, unless channels come in another order in the small network, as behind channel shuffles.
+    """
 
     ranges: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, indices: Iterable[int]) -> Index:
-        """Return the index of ascending integers.
+        """Return the index of distinct integers, in this order.
 
         Example:
             >>> Index.of([0, 1, 2, 8, 9])
@@ -56,7 +62,19 @@ class Index:
 
     def tensor(self, device: torch.device) -> Tensor:
         """Return the indices as an int64 vector."""
+        if self.scattered:
+            return torch.tensor(self.tolist(), device=device)
         return torch.cat([torch.arange(start, stop, device=device) for start, stop in self.ranges])
+
+    @property
+    def scattered(self) -> bool:
+        """Whether there are so many ranges that one gather is faster than a slice for each."""
+        return len(self.ranges) > MOST_RANGES
+
+    @property
+    def ascending(self) -> bool:
+        """Whether the indices ascend."""
+        return list(self.ranges) == sorted(self.ranges)
 
     def to_json(self) -> Any:
         """Return the number n for the first n indices, else the list of ranges."""
@@ -78,14 +96,31 @@ def take(tensor: Tensor, indices: Sequence[Index | None]) -> Tensor:
         [[0, 2], [3, 5]]
     """
     for d, index in enumerate(indices):
-        if index is not None:
+        if index is not None and index.scattered:
+            tensor = tensor.index_select(d, index.tensor(tensor.device))
+        elif index is not None:
             pieces = [tensor.narrow(d, start, stop - start) for start, stop in index.ranges]
             tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, d)
     return tensor
 
 
 def add_at(total: Tensor, indices: Sequence[Index | None], part: Tensor) -> None:
-    """Add `part` in place to the slice of `total` that `take` returns, without a temporary of full size."""
+    """Add `part` in place to the slice of `total` that `take` returns, without a temporary of full size.
+
+    Example:
+        >>> total = torch.zeros(4)
+        >>> add_at(total, (Index.of([3, 0]),), torch.tensor([1.0, 2.0]))
+        >>> total.tolist()
+        [2.0, 0.0, 0.0, 1.0]
+    """
+    if any(index is not None and index.scattered for index in indices):
+        lines = [
+            torch.arange(size, device=total.device) if index is None else index.tensor(total.device)
+            for size, index in zip(total.shape, indices, strict=False)
+        ]
+        places = tuple(line.view([-1] + [1] * (len(lines) - 1 - d)) for d, line in enumerate(lines))
+        total[places] += part
+        return
     for d, index in enumerate(indices):
         if index is not None:
             if len(index.ranges) == 1:

@@ -109,6 +109,11 @@ class SlicePlan:
     base_cost: Cost | None = field(default=None, compare=False)
     cost: Cost | None = field(default=None, compare=False)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the small network has its channels in the order of the base network."""
+        return all(index is None or index.ascending for indices in self.tensors.values() for index in indices)
+
     def indices(self, name: str) -> tuple[Index | None, ...]:
         """Return the kept indices of a tensor for each dimension; None stands for all of them."""
         return self.tensors.get(name, (None,) * len(self.shapes[name]))

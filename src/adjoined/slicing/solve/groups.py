@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adjoined.slicing.flow.labels import Axis, distinct, sets_of, squeeze_equal, varying
+from adjoined.slicing.flow.labels import Axis, Slot, distinct, sets_of, squeeze_equal, varying
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import NOT_CHANNELS, Trace
 from adjoined.slicing.plan.reasons import Reason
@@ -20,6 +20,10 @@ from adjoined.slicing.solve.request import RequestedWidth
 
 Piece = tuple[Site, int, int]
 """(cut, dimension, number of the piece along it)."""
+
+
+FEWEST = 4
+"""Shorter rows than heads have."""
 
 
 class RequiredWidth(NamedTuple):
@@ -124,7 +128,7 @@ class Grouping:
         """
         for cut, slot in trace.findings.folds:
             tied = squeeze_equal(self._table[slot])
-            *row_dims, last = varying(slot)
+            row_dims, last = _rows(slot)
             if not row_dims or tied.shape[last] == 1:
                 continue  # neighbouring elements belong to one channel, as in a pixel shuffle
             sizes = [slot.shape[d] for d in row_dims]
@@ -179,6 +183,17 @@ class Grouping:
         return among[self._table]
 
 
+def _rows(slot: Slot) -> tuple[list[int], int]:
+    """Return the dimensions of a fold that count rows (heads, shuffled groups), and the one that counts within a row.
+
+    That is the last one, unless it is too short for a row, as where a shuffle deals channels out in turn.
+    """
+    *rows, last = varying(slot)
+    if rows and slot.shape[last] <= FEWEST < min(slot.shape[d] for d in rows):
+        return [*rows[1:], last], rows[0]
+    return rows, last
+
+
 def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
     """Return the pieces of cuts, and the rows of folds, that the channels of every set go into.
 
@@ -191,7 +206,7 @@ def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
     table = torch.tensor(roots)
     for cut, slot in trace.findings.folds:
         tied = squeeze_equal(table[slot])
-        for dim in varying(tied)[:-1]:
+        for dim in _rows(tied)[0] if varying(tied) else ():
             for row in range(tied.shape[dim]):
                 piece = (cut, dim, row)  # one object that all sets share
                 for root in distinct(tied.select(dim, row)):

@@ -143,12 +143,13 @@ class Repairs:
                         yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
-        """Widen the one group behind an unaligned cut to the channels that arrive there."""
+        """Give the one group behind an unaligned cut the channels that arrive there; narrow it only once."""
         groups = {id(g): g for g in map(self.grouping.of, error.expected)}
         if len(groups) != 1:
             return False
         (group,) = groups.values()
-        if group.why or not group.kept * group.bundle < error.arriving <= group.width:
+        fewer = error.arriving < group.kept * group.bundle
+        if group.why or error.arriving > group.width or (fewer and (group.required or error.arriving % group.bundle)):
             return False
         group.required = RequiredWidth(-(-error.arriving // group.bundle), error.why)
         return True

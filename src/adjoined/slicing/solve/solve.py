@@ -13,7 +13,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, along
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
-from adjoined.slicing.flow.trace import Trace
+from adjoined.slicing.flow.trace import Trace, trace
 from adjoined.slicing.model.cost import cost_of_run
 from adjoined.slicing.model.inputs import tensor_leaves
 from adjoined.slicing.model.misuse import another_path
@@ -21,12 +21,20 @@ from adjoined.slicing.model.modules import full_name, matching_modules, named_te
 from adjoined.slicing.plan.index import Index
 from adjoined.slicing.plan.plan import ChannelGroup, DoesNotFit, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
+from adjoined.slicing.solve.align import NoPlace, align
 from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Group, Grouping
 from adjoined.slicing.solve.repair import Repairs, Unaligned
 from adjoined.slicing.solve.request import Request, requested_widths
 from adjoined.slicing.solve.traces import Traces
-from adjoined.slicing.solve.widths import assign_widths, check_effective, pin_kept, set_widths, slices_inside
+from adjoined.slicing.solve.widths import (
+    OtherWidths,
+    assign_widths,
+    check_effective,
+    pin_kept,
+    set_widths,
+    slices_inside,
+)
 
 ROUNDS = 200
 """The most repairs of one trace; each corrects or widens something, so small models never get here."""
@@ -56,6 +64,8 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
 
     unaligned: frozenset[Site] = frozenset()
     may_unalign = True
+    other = OtherWidths(request.round_to, alike=False)
+    without_identity: SlicePlan | None = None
     while True:
         traced, grouping = traces.get(slice_inside, unaligned)
         if tied := grouping.tied_groups() - traces.tied:
@@ -63,15 +73,72 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
             continue
         pin_kept(grouping.groups, kept_modules)
         assign_widths(grouping.groups, requested)
+        other.require(grouping.groups)
         repairs = Repairs(traced, grouping, may_unalign)
+        cuts: set[Site] = set()
         try:
-            return _settle(traced, grouping, repairs, request, alpha)
+            plan = _settle(traced, grouping, repairs, request, alpha)
+            if not unaligned:
+                return plan
+            without_identity = without_identity or plan
         except Unaligned as found:
-            unaligned |= found.cuts
+            cuts = found.cuts
+            plan = _without_repairs(traced, grouping, other, request, alpha)
         except OutOfStep as error:
+            if without_identity is not None:
+                return without_identity
             if not unaligned:
                 return _at_full_width(traced, grouping, request, alpha, error.why)
             unaligned, may_unalign = frozenset(), False
+            continue
+        base = traced if not unaligned else traces.get(slice_inside)[0]
+        placed = _in_place(traces, base, plan)
+        if isinstance(placed, SlicePlan):
+            return placed
+        if other.propose(grouping.groups, placed.axes):
+            continue
+        if not cuts:
+            assert without_identity is not None
+            return without_identity
+        unaligned |= cuts
+        other = OtherWidths(request.round_to, alike=True)
+
+
+def _without_repairs(
+    traced: Trace, grouping: Grouping, other: OtherWidths, request: Request, alpha: float
+) -> SlicePlan:
+    """Return the plan before any repair: where channels are out of place, repairs correct what is right."""
+    for group in grouping.groups:
+        group.required = None
+    other.require(grouping.groups)
+    set_widths(grouping.groups, alpha, request.round_to)
+    none = Repairs(traced, grouping, may_unalign=False)
+    return _draft(traced, grouping, none, grouping.kept_labels(), request, alpha)
+
+
+def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPlace:
+    """Return the plan with the channels of the base that have the places of the small network's; see `align`."""
+    try:
+        narrow = trace(plan.apply(base.model), base.inputs, choose_groups=traces.again(base))
+    except AdjoinedError:  # it does not run with these widths
+        return NoPlace(frozenset())
+    found = align(base, narrow)
+    if isinstance(found, NoPlace):
+        return found
+    plan = replace(plan, tensors=found.tensors, unaligned=())
+    small = plan.apply(base.model)
+    ties = FrozenTies(base.ties.roots(), found.narrowed, base.ties.channels())
+    findings = replace(base.findings, sizes={})  # which channels a size counts depends on their order
+    flow = LabelFlow(ties, findings, is_kept=found.kept.__getitem__)
+    try:
+        _try(flow, small, base, plan)
+    except Exception:  # whatever the model's own code raises on narrow tensors
+        return NoPlace(frozenset())
+    return replace(
+        plan,
+        base_cost=cost_of_run(base.model, base.finished, base.macs),
+        cost=cost_of_run(small, base.finished, flow.flops // 2 // base.inputs.batch_size),
+    )
 
 
 def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: float, why: Reason) -> SlicePlan:

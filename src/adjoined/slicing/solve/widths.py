@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing.flow.labels import Axis
 from adjoined.slicing.plan.reasons import Kind, Reason
-from adjoined.slicing.solve.groups import Group
+from adjoined.slicing.solve.groups import Group, RequiredWidth
 from adjoined.slicing.solve.request import RequestedWidth, check_agree
+
+NEAR = 2
+"""How many widths on each side of the wanted one are tried."""
+
+WITH_PLACES = Reason(Kind.FIXED_SIZE, "a width at which every channel has a place in the base")
 
 
 class AlphaTooLarge(AdjoinedError):
@@ -86,6 +92,54 @@ def widest_choice(groups: Sequence[Group]) -> Group | None:
     """Return the widest of the groups that alpha narrows, or would if the user did not keep them; None without any."""
     choices = (g for g in groups if (g.why.kind is Kind.KEPT if g.why else not g.requested))
     return max(choices, key=lambda g: g.width, default=None)
+
+
+class OtherWidths:
+    """Widths near those that alpha asks for, tried where channels of the small network have no place in the base.
+
+    Behind channel shuffles some widths have one for every channel and others do not.
+
+    Args:
+        round_to: widths are multiples of this many channels.
+        alike: whether all groups of as many channels get the same width, as where a shuffle mixes them.
+    """
+
+    def __init__(self, round_to: int, *, alike: bool) -> None:
+        self._round_to, self._alike = round_to, alike
+        self._axes: set[Axis] = set()
+        self._tried: dict[int, Iterator[int]] = {}
+        self._widths: dict[int, int] = {}
+
+    def require(self, groups: Iterable[Group]) -> None:
+        """Give the groups the widths to be tried."""
+        for group in groups:
+            width = self._widths.get(len(group.roots))
+            chosen = self._alike or group.axes.keys() & self._axes
+            if width is not None and chosen and group.why is None and not group.requested:
+                group.required = RequiredWidth(width, WITH_PLACES)
+
+    def propose(self, groups: Iterable[Group], axes: Set[Axis]) -> bool:
+        """Choose other widths for the groups with these dimensions; tell whether there is anything left to try."""
+        self._axes |= axes
+        changed: dict[int, int | None] = {}
+        for group in groups:
+            count = len(group.roots)
+            if group.axes.keys() & axes and count not in changed:
+                several = math.lcm(self._round_to, group.step)
+                near = _near(group.kept, count, several // math.gcd(several, group.bundle))
+                changed[count] = next(self._tried.setdefault(count, near), None)
+        self._widths |= {count: width for count, width in changed.items() if width is not None}
+        return any(changed.values())
+
+
+def _near(kept: int, count: int, step: int) -> Iterator[int]:
+    """Yield widths to try instead of `kept` of `count` channels: the nearest multiples of `step`, then whole ratios."""
+    least = (kept - 1) // step * step
+    for distance in range(0, NEAR * step, step):
+        yield from (width for width in (least + 2 * step + distance, least - distance) if 0 < width < count)
+    ratio = -(-count // kept)
+    whole = [count // each for each in (ratio, ratio + 1) if count % (each * step) == 0]
+    yield from (width for width in whole if 0 < width < least - (NEAR - 1) * step)
 
 
 def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:

@@ -72,6 +72,7 @@ def _grouped(
     inside = state.module in state.findings.sliced_inside
     rows = channels.view(groups, -1)
     if not state.strict:
+        state.findings.blocks.append((state.cut, rows))
         batch = size > 1 and _are_images(rows)
         inside = batch or (size > 1 and weight_in is not None and state.choose_groups(state.module, groups, size))
     if inside:  # where the weight has no labels, each group has one channel left
