@@ -54,7 +54,7 @@ class SmallSettings:
     compress: float | None = None
     """Ratio of parameters, base to small, without the last linear layer; it chooses alpha."""
     budget: str | None = None
-    """The most that the small network may cost: '1 MB', '50 MMACs', '300 k parameters'; it chooses alpha."""
+    """The most that the small network may cost: '1 MB', '50 MMACs', '300 k parameters', '3 ms'; it chooses alpha."""
     keep: list[str] = field(default_factory=list)
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8

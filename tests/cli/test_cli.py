@@ -199,6 +199,13 @@ def printed_config(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, 
     return yaml.safe_load(capsys.readouterr().out)
 
 
+def test_recipes_are_listed_with_a_sentence_each(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(line.endswith(".") for line in lines)
+
+
 def test_flags_win_over_files_and_files_over_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     file = tmp_path / "settings.yaml"
     file.write_text("epochs: 7\nlr: 0.3\nkeep: [stem]\n")

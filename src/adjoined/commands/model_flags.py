@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by
@@ -12,7 +13,11 @@ from adjoined.method_settings import SmallSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adjoined.slicing import SlicePlan
+    from adjoined.slicing import Latency, SlicePlan
+
+
+USUAL_ALPHAS = (2.0, 4.0, 8.0, 16.0)
+"""The alphas that `adjoined plan` compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +43,14 @@ class ModelOptions(SmallSettings):
             flag = "--compress" if self.compress else "--budget" if self.budget else "--alpha"
             raise AdjoinedError("needs one alpha", where=flag, got=list(self.alphas), fix="Give one --alpha.")
 
-    def build(self, spec: str) -> tuple[nn.Module, Tensor, list[SlicePlan]]:
+    def build(
+        self, spec: str, latency: Callable[[Tensor], Latency] | None = None
+    ) -> tuple[nn.Module, Tensor, list[SlicePlan]]:
         """Build a model and plan its small networks.
 
         Args:
             spec: the model, as `adjoined.models.build` takes it.
+            latency: an example input -> the function that measures a candidate, for a budget in milliseconds.
 
         Returns:
             The model, an input of zeros (1, C, H, W), and a plan for each small network.
@@ -64,5 +72,21 @@ class ModelOptions(SmallSettings):
         example = torch.zeros(1, channels, size, size)
         with input_set_by("--input-size and --channels"):
             slicer = Slicer(model, example)
-            plans = slicer.plans(Request.of(self))
+            plans = slicer.plans(Request.of(self), latency=latency(example) if latency else None)
         return model, example, plans if self.order is None else slicer.reorder(plans, self.order)
+
+    def others(self, model: nn.Module, example: Tensor) -> list[SlicePlan]:
+        """Return plans for the usual alphas, as far as the model's layers have enough channels for them.
+
+        Args:
+            model, example: as `build` returned them.
+        """
+        from adjoined.slicing import AlphaTooLarge, Request, Slicer
+
+        slicer, found = Slicer(model, example), []
+        for alpha in USUAL_ALPHAS:
+            try:
+                found += slicer.plans(Request.of(replace(self, alpha=alpha, compress=None, budget=None)))
+            except AlphaTooLarge:
+                break
+        return found

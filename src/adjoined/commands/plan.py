@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
+from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson
 from adjoined.errors import AdjoinedError
 from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from adjoined.report.figures import Figures
     from adjoined.slicing import Cost, SlicePlan
@@ -38,13 +39,14 @@ class PlanOptions(AsJson):
 
 def main(argv: Sequence[str]) -> None:
     """Plan and print."""
-    options, asked = parse("plan", argv, PlanOptions, ModelOptions, purpose=PURPOSE)
+    options, asked, timing = parse("plan", argv, PlanOptions, ModelOptions, LatencyOptions, purpose=PURPOSE)
     from adjoined.report.console import show
+    from adjoined.report.plan import alpha_table
     from adjoined.slicing import check_plan, cost_by_module
 
     if options.out and len(asked.alphas) > 1:
         raise AdjoinedError("needs one alpha", where="--out", got=asked.alphas, fix="Give one --alpha.")
-    model, example, plans = asked.build(options.model)
+    model, example, plans = asked.build(options.model, timing.measure)
     checks = [check_plan(model, example, plan) for plan in plans] if options.check else []
     if options.out:
         plans[0].save(options.out)
@@ -52,15 +54,27 @@ def main(argv: Sequence[str]) -> None:
     networks = [model, *(plan.apply(model) for plan in plans)]
     costs = [cost_by_module(network, example) for network in networks]
     base, *smalls = _figures(plans, costs)
+    others = asked.others(model, example)
+    times = _times(model, example, others, timing) if timing.asked else None
     if options.json:
         shape = list(example.shape[1:])
         told = {"model": options.model, "input": shape, "networks": [f.to_json() for f in (base, *smalls)]}
+        told["alphas"] = [{"alpha": each.alpha, **asdict(each.cost)} for each in others if each.cost is not None]
+        if times is not None:
+            told["milliseconds"] = times
         if checks:
             told["checks"] = [asdict(check) for check in checks]
         print(json_text(told | {"plans": [plan.to_json() for plan in plans]}))
     else:
         lines = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
         _print(options, asked, example.shape[-1], networks, costs, plans, base, smalls, lines)
+        show("", alpha_table(costs[0][""], others, times, measured=timing.in_words()))
+
+
+def _times(model: nn.Module, example: Tensor, plans: Sequence[SlicePlan], timing: LatencyOptions) -> list[float]:
+    """Return the milliseconds of the base network and of every small one."""
+    measure = timing.measure(example)
+    return [measure(network) for network in (model.eval(), *(plan.apply(model).eval() for plan in plans))]
 
 
 def _figures(plans: Sequence[SlicePlan], costs: Sequence[dict[str, Cost]]) -> list[Figures]:

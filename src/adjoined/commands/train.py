@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by, parse, typed
+from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.streams import drop_output
 from adjoined.errors import AdjoinedError
@@ -22,7 +23,10 @@ from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from adjoined.choices import Choice
+    from adjoined.data import ImageData
     from adjoined.training.job import Job
     from adjoined.training.output import Unstoppable
 
@@ -41,6 +45,8 @@ class Run(FromRecipe):
 
     run: str | None = None
     """Folder for the run, new or empty; none: runs/DATA-MODEL-TIME."""
+    recipes: bool = False
+    """List the recipes, with a sentence each, and train nothing."""
     resume: str | None = None
     """Folder of a stopped run to resume, with its own settings."""
     dry_run: bool = False
@@ -53,9 +59,15 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.training.processes import end_with_parent
 
     end_with_parent()  # first: the process that started this one may be killed while libraries are loaded
-    told = typed(argv, Run, Settings)
-    run, settings, chosen = _read(argv, told)
+    told = typed(argv, Run, Settings, LatencyOptions)
+    if told.get("recipes") == "true":
+        _list_recipes()
+        return
+    run, settings, timing, chosen = _read(argv, told)
     check_code_is_named(told, settings)
+    if run.resume is None:
+        settings, found = _within_milliseconds(settings, timing)
+        chosen += found
     folder = Path(run.resume or run.run or _new_folder(settings))
     if run.dry_run:
         _dry_run(run, settings, chosen, folder)
@@ -89,37 +101,76 @@ def _dry_run(run: Run, settings: Settings, chosen: Sequence[str], folder: Path) 
         show("\n".join([f"A dry run: nothing was written. The run would be in {folder}.", *outlook.lines()]))
 
 
-def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, list[str]]:
-    """Return the run, its settings, and a line for each of them that was chosen by what is trained.
+def _list_recipes() -> None:
+    """Print every recipe with the first sentence of its description."""
+    from adjoined.report.console import show
+
+    wide = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        text = (recipe.__doc__ or "").partition("\n")[0].removeprefix("Return ")
+        show(f"{name:{wide}}  {text[:1].upper()}{text[1:]}")
+
+
+def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, LatencyOptions, list[str]]:
+    """Return the run, its settings, how time is measured, and a line for each setting chosen by what is trained.
 
     Settings are chosen where no recipe is named and model or data are not those of the default recipe.
     """
     read = partial(parse, "train", purpose=PURPOSE, config=True)
     defaults = _defaults(told)
-    run, settings = read([word for word in argv if word not in PRINT], Run, Settings, defaults=defaults)
+    classes = Run, Settings, LatencyOptions
+    run, settings, timing = read([word for word in argv if word not in PRINT], *classes, defaults=defaults)
     usual = Settings()
     if run.resume or run.recipe or (settings.model == usual.model and settings.data == usual.data):
-        return (*read(argv, Run, Settings, defaults=defaults), []) if "print_config" in told else (run, settings, [])
+        if "print_config" in told:
+            run, settings, timing = read(argv, *classes, defaults=defaults)
+        return run, settings, timing, []
     check_code_is_named(told, settings)
     choices = _choices(settings)
-    run, settings = read(argv, Run, Settings, defaults={each.name: each.value for each in choices})
-    return run, settings, [each.line() for each in choices if getattr(settings, each.name) == each.value]
+    run, settings, timing = read(argv, *classes, defaults={each.name: each.value for each in choices})
+    return run, settings, timing, [each.line() for each in choices if getattr(settings, each.name) == each.value]
 
 
 def _choices(settings: Settings) -> list[Choice]:
     """Return what is chosen for the images and the model of these settings."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from adjoined import models
     from adjoined.choices import choose
+
+    images, model = _images_and_model(settings)
+    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
+    return choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed)
+
+
+def _images_and_model(settings: Settings) -> tuple[ImageData, nn.Module]:
+    """Return the images and the base network of these settings, with random weights."""
+    from adjoined import models
     from adjoined.data import open_data
     from adjoined.training.job import model_recipe
 
     images = open_data(settings.data_settings())
     recipe = model_recipe(settings, images)
-    model = models.build(recipe.pop("spec"), **recipe)
-    normed = any(isinstance(module, _BatchNorm) for module in model.modules())
-    return choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed)
+    return images, models.build(recipe.pop("spec"), **recipe)
+
+
+def _within_milliseconds(settings: Settings, timing: LatencyOptions) -> tuple[Settings, list[str]]:
+    """Return the settings with the alpha that a budget in milliseconds gives, and a line about it.
+
+    The run records alpha, so that it resumes with the same networks whatever the machine then measures.
+    """
+    from adjoined.slicing import Request, Slicer, read_budget
+
+    limits = read_budget(settings.budget) if settings.budget else ()
+    if all(limit.quantity != "ms" for limit in limits):
+        return settings, []
+    import torch
+
+    images, model = _images_and_model(settings)
+    info = images.info
+    example = torch.zeros(1, info.channels, info.image_size, info.image_size)
+    (plan,) = Slicer(model, example).plans(Request.of(settings), latency=timing.measure(example))
+    why = f"the largest small network within {settings.budget}, measured {timing.in_words()}"
+    return replace(settings, alpha=plan.alpha, budget=None), [f"--alpha {plan.alpha:.4g}: {why}"]
 
 
 def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from adjoined.slicing import Cost, Reason, SlicePlan
 
+TOO_FEW = "too few"
+"""The kind of groups that stay at full width only because of rounding."""
+TOLERATED = 0.1
+"""How far the share of channels kept may be from 1/alpha."""
 MOST_ROWS = 20
 """The number of rows that the short table aims for: with totals and notes, it fits one screen."""
 
@@ -72,6 +76,49 @@ def plan_table(
         figures = row.total("parameters") + (() if family else row.total("macs"))
         cells.append((row.label, row.channels, *map(units.count, figures)))
     return Table(columns, tuple(cells), title, _why_full(plans[0]) + _why_unordered(plans[0]))
+
+
+def alpha_table(
+    base: Cost, plans: Sequence[SlicePlan], times: Sequence[float] | None = None, *, measured: str = ""
+) -> Table:
+    """Return what small networks of several alphas cost, beside the base network.
+
+    Args:
+        base: cost of the base network.
+        plans: one plan for each alpha, made with the same settings.
+        times: milliseconds of the base network and of every small one, if measured.
+        measured: where they were measured.
+    """
+    rows = []
+    for name, cost in (("base", base), *((f"α={plan.alpha:g}", plan.cost) for plan in plans)):
+        assert cost is not None
+        sizes = (units.size(cost.bytes), units.size(cost.parameters))
+        rows.append((name, units.count(cost.parameters), units.count(cost.macs), *sizes))
+    columns = ("other alphas", "parameters", "MACs", "float32", "int8")
+    notes = [*_why_wider(plans)]
+    if times is not None:
+        decimals = units.decimals_of(times)
+        rows = [(*row, units.milliseconds(each, decimals)) for row, each in zip(rows, times, strict=True)]
+        columns = (*columns, "time")
+        notes.append(f"Time: median of calls with one image, {measured}.")
+    return Table(columns, tuple(rows), notes=tuple(notes))
+
+
+def _why_wider(plans: Sequence[SlicePlan]) -> tuple[str, ...]:
+    """Say how far rounding keeps small networks from their alphas; nothing where it does not."""
+    found = []
+    for plan in plans:
+        chosen = [group for group in plan.groups if group.why is None or group.why.kind == TOO_FEW]
+        width, kept = sum(group.width for group in chosen), sum(group.kept for group in chosen)
+        if plan.alpha * kept > (1 + TOLERATED) * width:
+            found.append(f"1/{width / kept:.3g} at α={plan.alpha:g}")
+    if not found or plans[0].round_to == 1:
+        return ()
+    reached = ", ".join(found)
+    return (
+        f"Widths in multiples of {plans[0].round_to} keep more channels than 1/α: {reached}. "
+        "--round-to 1 goes as far as possible.",
+    )
 
 
 @dataclass(frozen=True)

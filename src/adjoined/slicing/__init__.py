@@ -21,9 +21,11 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.budget import Limit, in_units, read_budget
 from adjoined.slicing.solve.find_alpha import Latency, OverBudget
 from adjoined.slicing.solve.request import Request, check_widths
+from adjoined.slicing.solve.widths import AlphaTooLarge
 from adjoined.slicing.verify.check import Checked, check_plan
 
 __all__ = [
+    "AlphaTooLarge",
     "ChannelGroup",
     "Checked",
     "Cost",

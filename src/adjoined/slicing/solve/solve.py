@@ -136,7 +136,7 @@ def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPla
         return NoPlace(frozenset())
     return replace(
         plan,
-        base_cost=cost_of_run(base.model, base.finished, base.macs),
+        base_cost=base.cost,
         cost=cost_of_run(small, base.finished, flow.flops // 2 // base.inputs.batch_size),
     )
 

@@ -1,0 +1,75 @@
+"""The flags that say how the milliseconds of a budget are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adjoined.benchmark import ON_GPU, RUNTIMES
+from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adjoined.slicing import Latency
+
+USUAL = "onnx"
+"""Where milliseconds are measured, and the format of the file that a command is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyOptions:
+    """Milliseconds."""
+
+    runtime: str | None = None
+    """Runtime on this machine in which a budget such as '3 ms' is measured: eager, compiled, torch-export, onnx,
+    openvino, executorch; with --latency-command, the format of the file; none: onnx."""
+    threads: int | None = None
+    """Threads per operator in that runtime; none: PyTorch's default."""
+    latency_command: str | None = None
+    """Command that measures a network elsewhere: {file} is replaced by the path of the exported network, and the last
+    line that it prints is the time of a call, ms."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.runtime is not None and self.runtime not in RUNTIMES:
+            expected = f"one of {', '.join(RUNTIMES)}"
+            raise AdjoinedError("no such runtime", where="--runtime", expected=expected, got=self.runtime)
+        if self.threads is not None and self.threads < 1:
+            raise AdjoinedError("out of range", where="--threads", expected="at least 1", got=self.threads)
+        if self.latency_command is not None and self.runtime in ON_GPU:
+            files = [name for name in RUNTIMES if name not in ON_GPU]
+            raise AdjoinedError(
+                "this runtime has no file that a command could be given",
+                where="--runtime",
+                expected=f"one of {', '.join(files)}",
+                got=self.runtime,
+            )
+        if self.latency_command is not None and not self.latency_command.strip():
+            raise AdjoinedError("is empty", where="--latency-command", expected="a command")
+
+    @property
+    def asked(self) -> bool:
+        """Whether the user asked for milliseconds, besides a budget."""
+        return self.runtime is not None or self.latency_command is not None
+
+    def measure(self, example: Tensor) -> Latency:
+        """Return the function that measures a network on such images, float32 (N, C, H, W)."""
+        from adjoined.benchmark.budget import measured_by, measured_in
+
+        runtime = self.runtime or USUAL
+        if self.latency_command is not None:
+            return measured_by(self.latency_command, runtime, example)
+        return measured_in(runtime, example, self.threads)
+
+    def in_words(self) -> str:
+        """Return where milliseconds are measured.
+
+        Example:
+            >>> LatencyOptions(runtime="openvino", threads=1).in_words()
+            'in OpenVINO, 1 thread'
+        """
+        if self.latency_command is not None:
+            return f"by {self.latency_command!r}"
+        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"in {RUNTIMES[self.runtime or USUAL]}{threads}"
