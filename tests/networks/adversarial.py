@@ -53,9 +53,6 @@ CROSSING = {
 }  # fmt: skip
 """Networks with statistics over the kept channels, which no masked form has."""
 
-UNALIGNED = {places.ListedChannels}
-"""Networks where numbers of channels agree, but their identity was given up somewhere."""
-
 
 def networks() -> list[type[nn.Module]]:
     """Return all networks of the set."""

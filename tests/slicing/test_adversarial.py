@@ -13,7 +13,7 @@ import adversarial_attention as attention
 from adjoined import adjoin
 from adjoined.slicing import make_plan, tensor_leaves
 from adjoined.slicing.flow.trace import OUTPUT
-from adversarial import CROSSING, SHARE, UNALIGNED, WIDE, build
+from adversarial import CROSSING, SHARE, WIDE, build
 from masked import masked, relative_error
 from zoo import parameters, spread
 
@@ -30,14 +30,14 @@ def test_narrow_and_right_or_wide_for_a_reason(cls: type[nn.Module]):
     wide = [group for group in plan.groups if group.why not in (None, OUTPUT)]
     assert all(reason and re.search(reason, group.reason) for group in wide[:1]), wide
     assert bool(wide) == (cls in WIDE), wide
-    assert bool(plan.unaligned) == (cls in UNALIGNED)
+    assert not plan.unaligned
     small = plan.apply(model)
     assert parameters(small) <= share * parameters(model)
     with torch.no_grad():
         got, expected = tensor_leaves(small(*example)), tensor_leaves(masked(model, plan)(*example))
     if cls in CROSSING:
         assert plan.crossing
-    elif cls not in UNALIGNED:
+    else:
         assert max(relative_error(a, b) for a, b in zip(got, expected, strict=True)) <= 1e-10
     base = tensor_leaves(model(*example))
     assert [out.shape for out in got] == [out.shape for out in base]
