@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,3 +158,31 @@ def test_methods_that_need_classes_say_so(tmp_path: Path, squares: Settings):
 def test_a_model_of_classes_is_refused_on_masks(tmp_path: Path, squares: Settings):
     with pytest.raises(AdjoinedError, match=r"does not return logits .* \(1, 3, 16, 16\), got \(1, 3\)"):
         train(replace(squares, model="resnet8"), tmp_path / "run", console=QUIET)
+
+
+@pytest.mark.slow
+def test_a_network_of_segmentation_models_pytorch_is_trained_and_cut_out(tmp_path: Path):
+    """Its package is no dependency: it is installed into a folder of the test."""
+    install = ["install", "-q", "--no-deps", "--target", str(tmp_path), "segmentation-models-pytorch==0.6.0"]
+    done = subprocess.run([sys.executable, "-m", "pip", *install], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"NOT TESTED, segmentation_models_pytorch cannot be installed: {done.stderr.strip()[-200:]}")
+    code = """
+import adjoined, torch
+import segmentation_models_pytorch as smp
+torch.manual_seed(0)
+model = smp.Unet("resnet18", encoder_weights=None, classes=3)
+net = adjoined.adjoin(model, torch.zeros(1, 3, 64, 64), alpha=2)
+p, q = net(torch.randn(2, 3, 64, 64))
+adjoined.adjoint_loss(p, q, torch.randint(3, (2, 64, 64)), progress=1.0).backward()
+small, x = net.eval().extract(), torch.randn(1, 3, 64, 64)
+torch.testing.assert_close(small(x), net(x)[1])
+print(type(small).__name__, sum(w.numel() for w in small.parameters()) / sum(w.numel() for w in model.parameters()))
+"""
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    name, share = done.stdout.split()
+    assert name == "Unet"
+    assert float(share) < 0.3

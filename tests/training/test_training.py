@@ -209,8 +209,8 @@ def test_every_way_of_training_learns(change, tmp_path):
     settings = replace(TINY, epochs=6, limit=40, **{"lr": 0.05, **change})
     result = train(settings, tmp_path / "run", console=QUIET)
     base, small = result.networks
-    assert base.top1 > 0.5
-    assert small.top1 > 0.2  # of ten classes
+    assert (base.top1 or 0) > 0.5
+    assert (small.top1 or 0) > 0.2  # of ten classes
     first, *_, last = rows_of(result.folder)
     for loss in ("loss", "val_base_loss", "val_small_loss"):
         assert last[loss] < 0.95 * first[loss], loss
