@@ -221,7 +221,7 @@ def test_every_way_of_training_learns(change, tmp_path):
 def test_compiled_networks_learn(method, tmp_path):
     settings = replace(TINY, method=method, epochs=6, limit=40, lr=0.05, compile=True)
     result = train(settings, tmp_path / "run", console=QUIET)
-    assert result.networks[0].top1 > 0.5
+    assert (result.networks[0].top1 or 0) > 0.5
 
 
 def test_a_family_is_trained_together(tmp_path):
