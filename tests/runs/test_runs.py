@@ -97,6 +97,18 @@ def test_resuming_a_finished_run_changes_nothing(finished, capsys):
     assert before == {each: each.stat().st_mtime_ns for each in finished.folder.rglob("*")}
 
 
+def test_deleted_networks_are_made_again_from_the_last_checkpoint(copy, finished, capsys):
+    for suffix in (".json", ".safetensors"):
+        (copy / "small").with_suffix(suffix).unlink()
+    with pytest.raises(AdjoinedError, match="no such finished network"):
+        load(copy)
+    again = train(TINY, copy, resume=True, console=Console())
+    assert "made again" in capsys.readouterr().out
+    assert [each.top1 for each in again.networks] == [each.top1 for each in finished.networks]
+    for each in finished.networks:
+        assert (copy / each.path.name).read_bytes() == each.path.read_bytes()
+
+
 def test_a_finished_run_is_not_trained_over(finished):
     with pytest.raises(AdjoinedError, match=r"finished run.*another folder"):
         train(TINY, finished.folder, console=QUIET)

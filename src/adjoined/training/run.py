@@ -57,9 +57,12 @@ def run_training(
     settings = settings.anchored()
     run = RunFolder(run_folder)
     if resume and (done := run.read_result() if run.record.exists() else None):
+        if all(each.path.exists() for each in done.networks):
+            if is_main():
+                say(console, f"{run.path}: the run is finished, nothing to do")
+            return done
         if is_main():
-            say(console, f"{run.path}: the run is finished, nothing to do")
-        return done
+            say(console, f"{run.path}: finished networks are missing; they are made again from the last checkpoint")
     # Only one of several processes may write to the folder.
     with run.opened(settings, resume=resume) if is_main() else nullcontext(), quiet(), unstoppable(console):
         if is_main() and part_of is None and (other := run.other_versions()):
