@@ -186,7 +186,7 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
             if name not in (train, val):
                 left_out.add("folders beside them", f"{name}/")
         return _Layout(train, val)
-    if like:
+    if like and train:
         raise AdjoinedError(
             f"{like}/ beside {train}/ has the same classes, but its name says nothing of what it is for",
             where=f"data folder {folder.absolute()}",
