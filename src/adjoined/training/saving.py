@@ -57,7 +57,7 @@ def save(
 
     Example:
         >>> net = adjoin(models.build("resnet18", num_classes=10), x, alpha=4)  # doctest: +SKIP
-        >>> ...  # train
+        >>> # train it in any loop, then
         >>> save(net, "runs/mine", model="resnet18", data="folder:photos", image_size=224)  # doctest: +SKIP
     """
     finished = _finished(network, plan)
