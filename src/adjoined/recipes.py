@@ -54,7 +54,7 @@ def cifar_resnet18() -> Settings:
 
 
 def cifar_fast() -> Settings:
-    """Return a residual network that reaches two thirds on CIFAR-100 within minutes on two CPU cores."""
+    """Return a residual network that reaches about 65 % on CIFAR-100 in ten epochs."""
     return Settings(
         model="fast_resnet32",
         data="cifar100",
