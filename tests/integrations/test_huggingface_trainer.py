@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 transformers = pytest.importorskip("transformers")
 
+from adjoined import adjoint_loss  # noqa: E402
 from adjoined.integrations.huggingface import AdjoinedTrainer, narrow_config  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -74,6 +75,17 @@ def test_both_learn_and_both_are_saved_as_transformers_saves(tmp_path: Path):
     x = torch.stack([Quarters()[i]["pixel_values"] for i in range(8)])
     with torch.no_grad():
         assert torch.equal(again.eval()(x).logits, small(x).logits)
+
+
+@pytest.mark.parametrize("step", [0, 1, 4])
+def test_the_loss_is_that_of_adjoint_plus(tmp_path: Path, step: int):
+    trainer = trainer_in(tmp_path, 1)
+    trainer.state.global_step, trainer.state.max_steps = step, 4
+    images = [Quarters()[i] for i in range(8)]
+    batch = {name: torch.stack([each[name] for each in images]) for name in ("pixel_values", "labels")}
+    p, q = (each["logits"] for each in trainer.net.train()(**batch))
+    expected = adjoint_loss(p, q, batch["labels"], progress=step / 4, detach=True, temperature=4, small_ce=1)
+    torch.testing.assert_close(trainer.compute_loss(trainer._tap.train(), batch), expected)
 
 
 def test_a_resumed_training_ends_as_one_that_was_never_stopped(tmp_path: Path):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from adjoined import AdjoinedError
-from adjoined.integrations.lightning import Adjoined
+from adjoined import AdjoinedError, adjoint_loss
+from adjoined.integrations.lightning import Adjoined, classification_terms
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning", "ignore::FutureWarning:lightning")
 
@@ -86,6 +86,15 @@ def fit(
 
 def weights(*modules: nn.Module) -> list[Tensor]:
     return [tensor for module in modules for tensor in module.state_dict().values()]
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_the_terms_of_small_networks_are_those_of_adjoint_plus(progress: float):
+    p, *smalls = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(8) % 4
+    whole = adjoint_loss(p, smalls, y, progress=progress, detach=True, temperature=4, small_ce=1)
+    terms = classification_terms(p, smalls, (None, y), progress)
+    torch.testing.assert_close(nn.functional.cross_entropy(p, y) + terms, whole)
 
 
 def test_both_networks_learn_in_a_module_that_is_left_as_it_is(tmp_path: Path):

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.utils import CheckpointSaver
 from torch import nn
 
-from adjoined import AdjoinedError
+from adjoined import AdjoinedError, adjoint_loss
 from adjoined.integrations.timm import AdjoinedTask, finished
 
 X, Y = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
@@ -64,6 +64,15 @@ def test_a_task_goes_on_where_it_was():
     other.load_checkpoint_state(state["state_dict"], state["task_state"])
     assert other.done == 3
     assert torch.equal(other.eval()(X, Y)["loss"], task.eval()(X, Y)["loss"])
+
+
+@pytest.mark.parametrize("done", [0, 1, 4])
+def test_the_loss_is_that_of_adjoint_plus(done: int):
+    task, _ = trained(0)
+    task.done = done
+    p, q = task.net.eval()(X)
+    expected = adjoint_loss(p, q, Y, progress=done / 4, detach=True, temperature=4, small_ce=1)
+    torch.testing.assert_close(task.eval()(X, Y)["loss"], expected)
 
 
 def test_small_terms_do_not_pull_at_what_the_base_alone_has():

@@ -22,9 +22,9 @@ from adjoined.slicing import SlicePlan
 class AdjoinedTrainer(Trainer):
     """Train a model of transformers together with its small twin.
 
-    The loss is the trainer's own loss of the base and of every small network, plus
-    λ(t) · KL(p ‖ q) of the logits at temperature 4 with p detached. `evaluate` evaluates every network: the base
-    as `eval_...`, the small one as `eval_small_...`. Checkpoints hold the joint network and resume as usual.
+    The loss is that of `adjoint+`: the trainer's own loss of the base, and λ(t) · [its loss of the small network +
+    KL(p ‖ q)] for every small one, the KL at temperature 4 with p detached. `evaluate` evaluates every network: the
+    base as `eval_...`, the small one as `eval_small_...`. Checkpoints hold the joint network and resume as usual.
 
     Args:
         model: the base network; it is used, not copied.
@@ -83,11 +83,10 @@ class AdjoinedTrainer(Trainer):
         loss, outputs = self._loss_of(model, inputs, num_items_in_batch)
         if self._tap.smalls:
             smalls, self._tap.smalls = self._tap.smalls, ()
-            for small in smalls:
-                loss = loss + self._loss_of(_Given(small), inputs, num_items_in_batch)[0]
+            own = torch.stack([self._loss_of(_Given(small), inputs, num_items_in_batch)[0] for small in smalls]).sum()
             logits, labels = [each["logits"] for each in smalls], _labels(inputs)
             kl = adjoint_terms(outputs["logits"].detach(), logits, labels, detach=True, temperature=4.0).kl
-            loss = loss + kl_weight(min(self.state.global_step / self.state.max_steps, 1.0)) * kl
+            loss = loss + kl_weight(min(self.state.global_step / self.state.max_steps, 1.0)) * (own + kl)
         return (loss, outputs) if return_outputs else loss
 
     def _loss_of(self, model: nn.Module, inputs: Mapping[str, Any], items: Tensor | int | None) -> tuple[Tensor, Any]:

@@ -38,8 +38,9 @@ class Adjoined(Callback):
         attribute: name of the attribute that holds the model, such as "model" or "net.backbone".
         example_input: an input of the model, such as float32 (1, 3, 224, 224); None: the module's
             `example_input_array`.
-        small_loss: the small networks' terms, see `SmallLoss`. None: cross-entropy of every small network plus
-            λ(t) · KL(p ‖ q) at temperature 4 without gradient to p, for batches (x, y) with class indices y.
+        small_loss: the small networks' terms, see `SmallLoss`. None: those of `adjoint+`, the sum of
+            λ(t) · [CE(q, y) + KL(p ‖ q)] at temperature 4 without gradient to p, for batches (x, y) with class
+            indices y.
         metrics: name -> metric over (output, target) of a validation batch. None: top-1 accuracy, if y holds class
             indices.
         target: returns the target of a batch. None: the second entry.
@@ -310,7 +311,7 @@ def _forgive_smalls(module: nn.Module, incompatible: Any) -> None:
 
 
 def classification_terms(p: Tensor, smalls: Sequence[Tensor], batch: Any, progress: float) -> Tensor:
-    """Return Σ CE(q, y) + λ(t) · KL(p ‖ q) over the small networks, at temperature 4, without gradient to p.
+    """Return the sum of λ(t) · [CE(q, y) + KL(p ‖ q)] over the small networks, at temperature 4, without gradient to p.
 
     Args:
         p: logits of the base network, float (N, C).
@@ -321,14 +322,14 @@ def classification_terms(p: Tensor, smalls: Sequence[Tensor], batch: Any, progre
     y = _second(batch)
     if not isinstance(p, Tensor) or not isinstance(y, Tensor):
         raise AdjoinedError(
-            "there is no default loss of the small network for these outputs and targets",
+            "the small network needs a loss of its own for these outputs and targets",
             where="Adjoined(small_loss=...)",
             expected="logits, and class indices or probabilities as the batch's second entry",
             got=f"{type(p).__name__} and {type(y).__name__}",
             fix="Pass small_loss, a function of (p, small outputs, batch, progress).",
         )
     kl = adjoint_terms(p.detach(), smalls, y, detach=True, temperature=4.0).kl
-    return sum_cross_entropy(smalls, y) + kl_weight(progress) * kl
+    return kl_weight(progress) * (sum_cross_entropy(smalls, y) + kl)
 
 
 def _second(batch: Any) -> Any:

@@ -23,19 +23,19 @@ from timm.task import ClassificationTask
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
+from adjoined.distances import class_kl
 from adjoined.errors import AdjoinedError
-from adjoined.loss import adjoint_terms
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.objective import kl_weight
+from adjoined.objective import adjoint_objective
 from adjoined.slicing import SlicePlan
 
 
 class AdjoinedTask(ClassificationTask):
     """Train a model together with its small twin; timm provides EMA, `compile` and `prepare_distributed`.
 
-    The loss is criterion(p, y) + criterion(q, y) + λ(t) · KL(p ‖ q) at temperature 4, the KL without gradient to p. The
-    loop validates and checkpoints the base network under the model's own parameter names; the slice plans and what the
-    small networks have for themselves are the checkpoint's `task_state`.
+    The loss is that of `adjoint+`, criterion(p, y) + λ(t) · [criterion(q, y) + KL(p ‖ q)], the KL at temperature 4 and
+    without gradient to p. The loop validates and checkpoints the base network under the model's own parameter names;
+    the slice plans and what the small networks have for themselves are the checkpoint's `task_state`.
 
     Args:
         model: the base network, or an existing joint network.
@@ -93,10 +93,14 @@ class AdjoinedTask(ClassificationTask):
                 where="AdjoinedTask(updates=...)",
                 expected="the number of optimizer steps in the whole training",
             )
-        p, *smalls = self.trainable_module(input)
-        kl = adjoint_terms(p.detach(), smalls, target, detach=True, temperature=4.0).kl
-        loss = self.criterion(p, target) + torch.stack([self.criterion(q, target) for q in smalls]).sum()
-        return {"loss": loss + kl_weight(min(self.done / self.updates, 1.0)) * kl, "output": p}
+        outputs = self.trainable_module(input)
+        loss = adjoint_objective(
+            outputs,
+            task=lambda logits: self.criterion(logits, target),
+            distance=partial(class_kl, temperature=4.0),
+            progress=min(self.done / self.updates, 1.0),
+        )
+        return {"loss": loss, "output": outputs[0]}
 
     def step_update(self, done: int) -> None:
         """Count the optimizer steps; call it once after each."""
