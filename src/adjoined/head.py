@@ -1,6 +1,10 @@
-"""A new head on pretrained features: fitted before the first step, so that training need not begin with noise."""
+"""A head fitted to the features of a trained network, which tells what each channel is worth."""
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +60,32 @@ def fit_head(model: nn.Module, x: Tensor, y: Tensor) -> bool:
         if head.bias is not None:
             head.bias.copy_(bias)
     return True
+
+
+@contextmanager
+def trial_head(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[None]:
+    """Run a block with a head fitted by `fit_head`, and put the old head back afterwards.
+
+    Arguments are those of `fit_head`. A head that was fitted has no gradients afterwards; a trained one keeps them.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> before, x = model[1].weight.clone(), torch.randn(64, 1, 2, 2)
+        >>> with trial_head(model, x, (x.sum(dim=(1, 2, 3)) > 0).long()):
+        ...     fitted = not model[1].weight.equal(before)
+        >>> fitted, model[1].weight.equal(before)
+        (True, True)
+    """
+    name = last_linear(model, x[:1])
+    head = None if name is None else model.get_submodule(name)
+    before = None if head is None else copy.deepcopy(head.state_dict())
+    fitted = fit_head(model, x, y)
+    try:
+        yield
+    finally:
+        if fitted and head is not None and before is not None:
+            head.load_state_dict(before)
+            head.zero_grad()
 
 
 @torch.no_grad()

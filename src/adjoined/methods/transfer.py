@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjoined.head import fit_head
+from adjoined.head import trial_head
 from adjoined.inherit import inherit
 from adjoined.methods.base import Built, Step
 from adjoined.methods.joint import Joint, named
@@ -60,16 +59,10 @@ class Transfer(Joint):
         assert isinstance(network, AdjoinedNetwork)
         base, example = network.base, x[:1]
         training, judged = base.training, min(self.judged, len(x) // 3)
-        before = {name: each.detach().clone() for name, each in base.named_parameters()}
-        fit_head(base.eval(), x[judged:], y[judged:])
         base.zero_grad()
-        for images, classes in zip(x[:judged].split(BATCH), y[:judged].split(BATCH), strict=True):
-            (F.cross_entropy(base(images), classes, reduction="sum") / judged).backward()
-        with torch.no_grad():
-            for name, each in base.named_parameters():
-                if not each.equal(before[name]):  # the head has told what it can: from here on the base is as it was
-                    each.copy_(before[name])
-                    each.grad = None
+        with trial_head(base.eval(), x[judged:], y[judged:]):
+            for images, classes in zip(x[:judged].split(BATCH), y[:judged].split(BATCH), strict=True):
+                (F.cross_entropy(base(images), classes, reduction="sum") / judged).backward()
         reorder(base, example, network.plans, ORDER)
         base.zero_grad()
         base.train(training)
