@@ -232,6 +232,30 @@ def along(vector: Tensor, dim: int, ndim: int) -> Slot:
     return vector.reshape([-1 if d == dim else 1 for d in range(ndim)])
 
 
+def lines(slot: Slot, dims: Sequence[int]) -> list[list[int]]:
+    """Return the labels of a slot at every place along some of its dimensions.
+
+    Example:
+        >>> lines(torch.arange(4).view(2, 1, 2), [2])
+        [[0, 2], [1, 3]]
+    """
+    places = math.prod(slot.shape[d] for d in dims)
+    return slot.movedim(tuple(dims), tuple(range(len(dims)))).reshape(places, -1).tolist()
+
+
+def in_order(slot: Slot) -> tuple[list[int], Tensor]:
+    """Return the distinct labels of a slot in the order in which they appear, and the number of each element's.
+
+    Example:
+        >>> in_order(torch.tensor([[7, 9], [9, 4]]))
+        ([7, 9, 4], tensor([[0, 1],
+                [1, 2]]))
+    """
+    numbers: dict[int, int] = {}
+    where = [numbers.setdefault(label, len(numbers)) for label in slot.flatten().tolist()]
+    return list(numbers), torch.tensor(where).view(slot.shape)
+
+
 def squeeze_equal(slot: Slot) -> Slot:
     """Reduce to size 1 every dimension along which the labels do not change."""
     for d in range(slot.ndim):

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from adjoined.errors import first_line
 from adjoined.slicing.flow.call import Call, tensors_in
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, distinct, varying
@@ -21,8 +22,8 @@ from adjoined.slicing.flow.memory import Memory
 from adjoined.slicing.flow.operators import UNKNOWN, Operator
 from adjoined.slicing.flow.rules import OPERATORS
 from adjoined.slicing.flow.shortcuts import run_operator
-from adjoined.slicing.flow.sizes import Site, sizes_in
-from adjoined.slicing.flow.state import GroupChoice, State, family_of
+from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
+from adjoined.slicing.flow.state import GroupChoice, State
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
@@ -139,7 +140,7 @@ class LabelFlow(State, TorchDispatchMode):
             if not self.strict:
                 raise
             concerned = (label for slot in self._concerned(name, args, labelled) for label in distinct(slot))
-            raise OutOfStep(f"{_first_line(error)} in {self.here}", concerned) from error
+            raise OutOfStep(f"{first_line(error, 160)} in {self.here}", concerned) from error
         if not self._train and (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         for tensor in labelled:
@@ -278,8 +279,3 @@ def _bound_to_names(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> d
     schema = _schema(func)
     given = {a.name: value for a, value in zip(schema, args, strict=False)}
     return {a.name: kwargs.get(a.name, a.default) for a in schema} | given
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:160] if text else type(error).__name__

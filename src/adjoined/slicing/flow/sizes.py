@@ -26,6 +26,11 @@ RESHAPES = ("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias", "_
 LAYER_NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm")
 
 
+def family_of(name: str) -> str:
+    """Return one name for all operators that reshape: torch chooses between them by strides, which may differ."""
+    return "view" if name in RESHAPES else name
+
+
 class Site(NamedTuple):
     """One call in a model's code: the n-th call of this operator within a module, in eval or train mode."""
 

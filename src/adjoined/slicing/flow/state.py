@@ -23,10 +23,12 @@ from adjoined.slicing.flow.labels import (
     Ties,
     TooNarrow,
     distinct,
+    in_order,
+    lines,
     squeeze_equal,
     varying,
 )
-from adjoined.slicing.flow.sizes import RESHAPES, Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.flow.sizes import Mismatch, Site, check_sizes, family_of, line_of_code, sizes_in, sizes_of
 from adjoined.slicing.flow.values import Values
 from adjoined.slicing.plan.reasons import Kind, Reason
 
@@ -287,8 +289,7 @@ class State:
 
     def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
         """Tell whether a slot holds what the small network keeps of the slot `before`, in any order."""
-        assert self.is_kept is not None
-        kept = [label for label in before.reshape(-1).tolist() if label == 0 or self.is_kept(label)]
+        kept = [label for label in before.reshape(-1).tolist() if label == 0 or self._has(label)]
         return sorted(labels) == sorted(kept) or torch.equal(self._kept_of(before), squeeze_equal(slot))
 
     def _recorded(self, records: dict[Any, Slot], cut: Site, *piece: int) -> list[Slot]:
@@ -307,9 +308,9 @@ class State:
             self.findings.pieces[self.cut, number, 0] = slot
             return
         labels = slot.reshape(-1).tolist()
-        lines = [before.reshape(-1).tolist() for before in self._recorded(self.findings.pieces, self.cut, 0)]
-        if not any(labels == line[: len(labels)] for line in lines) and self._any_narrowed(labels):
-            concerned = [label for line in lines for label in line]
+        recorded = [before.reshape(-1).tolist() for before in self._recorded(self.findings.pieces, self.cut, 0)]
+        if not any(labels == line[: len(labels)] for line in recorded) and self._any_narrowed(labels):
+            concerned = [label for line in recorded for label in line]
             message = f"channels become neighbours that are not neighbours in the base network, in {self.here}"
             raise OtherNeighbours(message, concerned)
 
@@ -334,21 +335,14 @@ class State:
         rows = [d for d in varying(before) if before.shape[d] == folded.shape[d]]
         if before.shape == folded.shape or not rows:
             return False
-        lines = [
-            slot.movedim(rows, list(range(len(rows)))).flatten(len(rows)).flatten(0, len(rows) - 1).tolist()
-            for slot in (before, folded)
-        ]
-        assert self.is_kept is not None
-        kept = [sorted(label for label in line if label and self.is_kept(label)) for line in lines[0]]
-        return kept == [sorted(filter(None, line)) for line in lines[1]]
+        kept = [sorted(filter(self._has, line)) for line in lines(before, rows)]
+        return kept == [sorted(filter(None, line)) for line in lines(folded, rows)]
 
     def _kept_of(self, slot: Slot) -> Slot:
         """Return the part of a slot that the small network has: along each dimension, lines with a kept or no label."""
-        assert self.is_kept is not None
         rest = slot
         for dim in varying(slot):
-            lines = slot.movedim(dim, 0).reshape(slot.shape[dim], -1).tolist()
-            kept = [not any(line) or any(label and self.is_kept(label) for label in line) for line in lines]
+            kept = [not any(line) or any(map(self._has, line)) for line in lines(slot, [dim])]
             rest = rest.index_select(dim, torch.tensor(kept).nonzero().flatten())
         return squeeze_equal(rest)
 
@@ -364,6 +358,11 @@ class State:
         found = [each for each in self.findings.operands.get((self.cut, operand), ()) if labels & set(distinct(each))]
         return {dim for each in found for dim in varying(each)} | set(varying(slot))
 
+    def _has(self, label: int) -> bool:
+        """Tell whether a label is one of a channel that the small network has."""
+        assert self.is_kept is not None
+        return bool(label) and self.is_kept(label)
+
     def _any_narrowed(self, labels: Iterable[int]) -> bool:
         return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
 
@@ -374,17 +373,17 @@ class State:
         key = (cut, piece)
         if self.is_kept is None:
             assert isinstance(self.ties, Ties)
-            first, where = _in_order(slot)
+            first, where = in_order(slot)
             labels = self.ties.new(f"{cut.module}#{cut.operator}{cut.number}", piece, len(first))
             self.findings.fresh[key] = labels
             return labels[where]
         expected = self.findings.fresh.get(key)
-        kept = [] if expected is None else [label for label in expected.tolist() if self.is_kept(label)]
-        first, where = _in_order(slot)
+        whole = [] if expected is None else expected.tolist()
+        kept = list(filter(self._has, whole))
+        first, where = in_order(slot)
         if len(kept) != len(first):
             message = f"{len(first)} channels arrive where {len(kept)} are expected in {self.here}"
-            labels = [] if expected is None else expected.tolist()
-            raise TooNarrow(message, kept + distinct(slot), labels, len(first))
+            raise TooNarrow(message, kept + distinct(slot), whole, len(first))
         return torch.tensor(kept, dtype=LABEL)[where]
 
     def attention_scale(self, query: Tensor) -> float | None:
@@ -399,15 +398,3 @@ class State:
             if last in varying(slot) and inside:
                 self.note_crossing()
         return None
-
-
-def _in_order(slot: Slot) -> tuple[list[int], Tensor]:
-    """Return the distinct labels of a slot in the order in which they appear, and the number of each element's."""
-    numbers: dict[int, int] = {}
-    where = [numbers.setdefault(label, len(numbers)) for label in slot.flatten().tolist()]
-    return list(numbers), torch.tensor(where).view(slot.shape)
-
-
-def family_of(name: str) -> str:
-    """Return one name for all operators that reshape: torch chooses between them by strides, which may differ."""
-    return "view" if name in RESHAPES else name

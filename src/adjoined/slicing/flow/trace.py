@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, sets_of
+from adjoined.slicing.flow.places import any_beside_channels, pin_places
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
@@ -25,7 +26,6 @@ from adjoined.slicing.model.original import Original
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 OUTPUT = Reason(Kind.OUTPUT, "model output")
-NOT_CHANNELS = Reason(Kind.NOT_CHANNELS, "not a channel dimension")
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _trace(
     train_inputs = None
     unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
     layers = kernel_names(model) | linear_names(model)
-    if unused or _any_beside_channels(ties, findings, labels, layers):
+    if unused or any_beside_channels(ties, findings, labels, layers):
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
     before.undo()  # small networks are made from the model as it was before it ran
@@ -145,9 +145,7 @@ def _trace(
         modules = dict.fromkeys(name.rpartition(".")[0] for name in never)
         raise another_path(model, flow.values.read_in, list(modules))
     unreached = follow_unreached(model, labels, ties, findings)
-    _pin_places(ties, findings)
-    _pin_banks(ties, findings, labels, layers)
-    _pin_experts(ties, findings, labels, layers)
+    pin_places(ties, findings, labels, layers)
     if flow.values.decide:
         _pin_unread(ties, findings)
     return Trace(
@@ -199,90 +197,6 @@ def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tup
             except (NeedsValues, RuntimeError, ValueError):
                 continue
     return None, []
-
-
-def _used_as_channels(ties: Ties, findings: Findings) -> set[int]:
-    """Return the roots of all labels that some operator used as channels."""
-    used = {ties.find(label) for label in findings.channels}
-    return used | {ties.find(label) for labels in findings.fresh.values() for label in labels.tolist()}
-
-
-def _any_beside_channels(
-    ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]
-) -> bool:
-    """Tell whether a layer's weight has labels that no operator used as channels so far."""
-    used = _used_as_channels(ties, findings)
-    vectors = (vector for name in layers for vector in labels.get(name, ()) if vector is not None)
-    return any(ties.find(label) not in used for vector in vectors for label in vector.tolist())
-
-
-def _pin_places(ties: Ties, findings: Findings) -> None:
-    """Pin what no operator uses as channels to full width: kernel and other positions, time steps, rows of tables."""
-    used = _used_as_channels(ties, findings)
-    for root, members in sets_of(ties.roots()):
-        if root not in used:
-            ties.pin(torch.tensor(members, dtype=LABEL), NOT_CHANNELS)
-
-
-def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
-    """Pin the number of kernels in a bank (experts, basis functions) to full width.
-
-    A tensor whose labels appear in a computed kernel along its positions, or along its output and input channels at
-    once, is made of kernels; its other dimensions count them. Weights of `layers` are not banks: they read channels.
-    """
-    roots = torch.tensor(ties.roots())
-    for kernel in findings.kernels:
-        dims: dict[int, set[int]] = {}
-        for dim, slot in kernel:
-            for root in roots[slot.long()].unique().tolist():
-                dims.setdefault(root, set()).add(dim)
-        for name, vectors in labels.items():
-            if name in layers:
-                continue
-            inside = [
-                set() if v is None else set().union(*(dims.get(root, set()) for root in roots[v.long()].tolist()))
-                for v in vectors
-            ]
-            if max(set().union(*inside), default=0) > 1 or len(set().union(*inside)) > 1:
-                for vector, found in zip(vectors, inside, strict=True):
-                    if vector is not None and not found:
-                        ties.pin(vector, Reason(Kind.PLACES, "counts the kernels in a bank"))
-
-
-def _pin_experts(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
-    """Pin the number of matrices in a stack (experts, basis functions) to full width.
-
-    The tensor has three labelled dimensions or more. One product sums over the channels that its matrices read, and
-    another operator sums over the matrices, and leaves channels that they write. Which of the two sums is which, a
-    softmax tells, whose shares weigh the matrices; without one, the first dimension counts them. In an attention whose
-    weights have a dimension for heads, the second sum is over features inside heads, which are a batch of products, or
-    over both at once.
-    """
-    roots = torch.tensor(ties.roots())
-
-    def sets(slot: Tensor) -> set[int]:
-        return set(roots[slot.long()].unique().tolist()) - {0}
-
-    sums = [(sets(each.over), set().union(*map(sets, each.left)), each.product) for each in findings.sums]
-    shares = sets(torch.tensor(sorted(findings.shares), dtype=LABEL))
-    for name, vectors in labels.items():
-        known = {dim: vector for dim, vector in enumerate(vectors) if vector is not None}
-        dims = {dim: sets(vector) for dim, vector in known.items()}
-        if name in layers or len(dims) < 3:
-            continue
-        counting = [dim for dim in dims if _counts_matrices(dim, dims, sums)]
-        shared = [dim for dim in counting if dims[dim] & shares]
-        for dim in shared or [dim for dim in counting if dim == 0]:
-            ties.pin(known[dim], Reason(Kind.PLACES, "counts the matrices of a stack"))
-
-
-def _counts_matrices(dim: int, dims: dict[int, set[int]], sums: Iterable[tuple[set[int], set[int], bool]]) -> bool:
-    """Tell whether a dimension of a tensor is summed over, and by another product one of the others is."""
-    own, others = dims[dim], set().union(*(each for other, each in dims.items() if other != dim))
-    among = [(over, product) for over, left, product in sums if left & others]
-    return any(over & own for over, _ in among) and any(
-        product and over & others and not over & own for over, product in among
-    )
 
 
 def _pin_unread(ties: Ties, findings: Findings) -> None:

@@ -39,7 +39,7 @@ class Kind(StrEnum):
     NEIGHBOURS = "neighbours"
     """An operator combines neighbouring channels."""
     NO_RULE = "no rule"
-    """There is no rule for an operator, or none for these shapes."""
+    """An operator has no rule, or none that fits these shapes."""
     TORCH_SCRIPT = "TorchScript"
     """They belong to a scripted module."""
     UNREAD = "unread"

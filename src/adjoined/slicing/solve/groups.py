@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.labels import Axis, Slot, distinct, sets_of, squeeze_equal, varying
+from adjoined.slicing.flow.places import NOT_CHANNELS
 from adjoined.slicing.flow.sizes import Site
-from adjoined.slicing.flow.trace import NOT_CHANNELS, Trace
+from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.plan.reasons import Reason
 from adjoined.slicing.solve.request import RequestedWidth
 
