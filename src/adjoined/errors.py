@@ -43,6 +43,17 @@ class AdjoinedError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.expected, self.got, self.fix)
 
 
+def first_line(error: BaseException, longest: int = LONGEST) -> str:
+    """Return the first line of another library's message that is not empty, or the name of the exception's type.
+
+    Example:
+        >>> first_line(ValueError("\\n  bad shape\\n  at step 3")), first_line(KeyboardInterrupt())
+        ('bad shape', 'KeyboardInterrupt')
+    """
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line[:longest]
+
+
 class DoesNotRunError(AdjoinedError):
     """The model does not run on the example input."""
 

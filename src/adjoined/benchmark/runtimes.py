@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adjoined.benchmark.subject import Subject
 from adjoined.benchmark.turns import Call
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 
 PRECISIONS = ("fp32", "int8")
 CALIBRATION = 16
@@ -103,7 +103,11 @@ def in_pytorch(
 
 
 def _not_compiled(error: Exception) -> AdjoinedError:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if "InvalidCxxCompiler" in f"{type(error).__name__} {line}":
-        return AdjoinedError("torch.compile found no working C++ compiler", fix="Install g++, or name one in CXX.")
-    return AdjoinedError(f"torch.compile fails: {line[:200]}")
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InvalidCxxCompiler):
+            return AdjoinedError("torch.compile found no working C++ compiler", fix="Install g++, or name one in CXX.")
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__  # Dynamo wraps them
+    return AdjoinedError(f"torch.compile fails: {first_line(error, 200)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 
 Runnable = Callable[[Tensor], Tensor]
 
@@ -207,5 +207,5 @@ def load(path: str | Path, threads: int | None = None, batch: int | None = None)
 
 def _reason(error: Exception) -> str:
     """Return the type of an exception and the first informative line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    kind, line = type(error).__name__, first_line(error, 300)
+    return line if line == kind else f"{kind}: {line}"

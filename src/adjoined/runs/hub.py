@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 
 PREFIX = "hub:"
 RUN = ("*.safetensors", "*.json", "settings.yaml", "metrics.csv")
@@ -127,5 +127,5 @@ def _explained(error: Exception, where: str) -> AdjoinedError:
             where=where,
             fix="Check the network connection (and that HF_HUB_OFFLINE is not set), and try again.",
         )
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return AdjoinedError(f"the hub fails: {type(error).__name__}: {reason[:200]}", where=where, fix="Try again later.")
+    reason = first_line(error, 200)
+    return AdjoinedError(f"the hub fails: {type(error).__name__}: {reason}", where=where, fix="Try again later.")
