@@ -6,7 +6,7 @@ import errno
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
     for entry in _entries(folder):
         if entry.name.startswith("."):
             left_out.add("hidden", entry.name)
-        elif not _is_folder(entry):
+        elif not _leads_to(entry.is_dir):
             left_out.add("beside the folders", entry.name)
         elif _identity(entry.stat()) in above:
             left_out.add(_ELSEWHERE, entry.name)
@@ -153,14 +153,14 @@ def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> 
         name = os.path.join(inside, entry.name)
         if entry.name.startswith("."):
             left_out.add("hidden", name)
-        elif _is_folder(entry):
+        elif _leads_to(entry.is_dir):
             identity = _identity(entry.stat())
             if identity in seen:
                 left_out.add(_ELSEWHERE, name)
             else:
                 seen.add(identity)
                 yield from _files(root, name, seen, left_out)
-        elif not _is_file(entry):
+        elif not _leads_to(entry.is_file):
             left_out.add("broken links, pipes or devices", name)
         elif not _is_image(entry.name):
             left_out.add(os.path.splitext(entry.name)[1].lower() or "without an extension", name)
@@ -173,20 +173,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda each: each.name)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or a link to one; a link that leads nowhere is not."""
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if error.errno in _NOWHERE:
-            return False
-        raise
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """Ask an entry for its kind, following links; a link that leads nowhere is of no kind.
 
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a regular file, or a link to one."""
+    Args:
+        kind: the entry's `is_dir` or `is_file`.
+    """
     try:
-        return entry.is_file()
+        return kind()
     except OSError as error:
         if error.errno in _NOWHERE:
             return False

@@ -154,8 +154,8 @@ def open_segmentation(folder: Path) -> Source:
     named in classes.txt, one per line; without it they are the values from 0 to the largest one in the masks.
 
     Raises:
-        AdjoinedError: there is no such layout; an image has no mask, or a mask no image; a value in between is missing
-            in the masks.
+        AdjoinedError: the folder has none of these layouts; an image lacks its mask, or a mask its image; a value below
+            the largest one does not occur in the masks.
     """
     if not folder.is_dir():
         raise AdjoinedError(
