@@ -13,6 +13,7 @@ from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, write_text
 from adjoined.json_files import write_json
+from adjoined.kinds import kind_of
 
 if TYPE_CHECKING:
     from adjoined.runs import RunFolder
@@ -150,14 +151,16 @@ def _described_anywhere(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_path(name: str) -> str:
-    """Remove the folders from `folder:/home/ann/pets` and `/home/ann/net.py:make`; other names are unchanged.
+    """Remove the folders from the names of the user's own data and code; other names are unchanged.
 
     Example:
         >>> [_without_path(name) for name in ("folder:/home/ann/pets", "/home/ann/net.py:make", "timm:resnet18")]
         ['folder:pets', 'net.py:make', 'timm:resnet18']
+        >>> _without_path("segmentation:/home/ann/streets")
+        'segmentation:streets'
     """
-    if name.startswith("folder:"):
-        return f"folder:{Path(name.removeprefix('folder:')).name}"
+    if kind := kind_of(name):
+        return f"{kind}:{Path(name.removeprefix(f'{kind}:')).name}"
     return Path(name).name if ".py:" in name else name
 
 
