@@ -18,6 +18,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.printable import printable
 
 COMMANDS = {
+    "models": "list the models that `--model` takes, or those whose names have a pattern",
     "plan": "show the small networks of a model, without training",
     "train": "train a base and a small network in one run, or continue a run",
     "compare": "train with several methods under equal settings, and compare the results",

@@ -19,6 +19,7 @@ from adjoined.cli import COMMANDS, main
 from adjoined.commands.flags import parse, typed
 from adjoined.errors import AdjoinedError
 from adjoined.models import build
+from adjoined.models.own import names
 from adjoined.recipes import RECIPES
 from adjoined.slicing import make_plan, measure_cost
 from mistakes import fails
@@ -204,6 +205,21 @@ def test_recipes_are_listed_with_a_sentence_each(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert all(line.endswith(".") for line in lines)
+
+
+def test_built_in_models_are_listed_with_a_sentence_each_and_others_by_a_pattern(capsys: pytest.CaptureFixture[str]):
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in lines] == [f"adjoined:{name}" for name in names()]
+    assert all(line.endswith(".") for line in lines)
+    assert main(["models", "timm:convnext_atto"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["timm:convnext_atto", "224", "px,", "pretrained"]
+
+
+def test_a_pattern_without_a_model_suggests_names_like_it(capsys: pytest.CaptureFixture[str]):
+    told = fails(capsys, "models", "mobilenetv3small")
+    assert "mobilenetv3small" in told
+    assert "timm:tf_mobilenetv3_small_100" in told or "timm:mobilenetv3_small_100" in told
 
 
 def test_flags_win_over_files_and_files_over_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path):

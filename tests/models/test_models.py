@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.models import available, build, is_code, resolve, usual_input
+from adjoined.models import build, is_code, matching, resolve, usual_input
 
 OURS = ["resnet20", "resnet110", "cifar_resnet18", "cifar_resnet50", "wide_resnet16_2", "digits_resnet"]
 
@@ -122,12 +122,36 @@ def test_resolve_gives_one_name_and_keeps_it(spec, canonical):
     assert resolve(canonical) == canonical
 
 
-def test_every_available_name_resolves_to_itself():
-    ours = available("adjoined:")
+def test_every_listed_name_resolves_to_itself():
+    ours = [each.spec for each in matching("adjoined:")]
     assert {f"adjoined:{name}" for name in OURS} <= set(ours)
-    for spec in [*ours, *available("torchvision:"), *available("timm:")[::100]]:
+    libraries = [each.spec for library in ("torchvision:", "timm:") for each in matching(library)]
+    assert {each.partition(":")[0] for each in libraries} == {"torchvision", "timm"}
+    for spec in [*ours, *libraries[::50]]:
         assert resolve(spec) == spec
-    assert {"torchvision:resnet18", "timm:resnet18"} <= set(available("resnet18"))
+
+
+def test_a_pattern_finds_every_name_that_has_it():
+    found = {each.spec for each in matching("ResNet18")}
+    assert {"adjoined:cifar_resnet18", "torchvision:resnet18", "timm:resnet18"} <= found
+    assert all("resnet18" in spec for spec in found)
+    whole = {each.spec for each in matching("resnet1?")}
+    assert whole == {"adjoined:resnet14", "torchvision:resnet18", "timm:resnet18"}
+    assert matching("no such network") == []
+
+
+def test_what_is_listed_as_pretrained_has_weights_and_nothing_else_has():
+    import timm
+    from torchvision.models import get_model_weights
+
+    for each in matching("timm:resnet"):
+        assert each.pretrained == timm.is_model_pretrained(each.spec.removeprefix("timm:")), each
+    for each in matching("torchvision:"):
+        assert each.pretrained == bool(list(get_model_weights(each.spec.removeprefix("torchvision:")))), each
+    assert not any(each.pretrained for each in matching("adjoined:"))
+    weights = matching("timm:resnet18.")
+    assert len(weights) > 1
+    assert all(each.pretrained and timm.is_model_pretrained(each.spec.removeprefix("timm:")) for each in weights)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_commands_do_what_they_say(
     printed = capsys.readouterr().out
     if argv[0] == "report":
         printed = Path(printed.split()[0]).read_text()
-    assert any(text in printed for text in ("base", "written: shared", "runs are done"))
+    assert any(text in printed for text in ("base", "written: shared", "runs are done", "adjoined:", "timm:"))
     if argv[0] == "plan":
         assert printed in blocks("text", DOCS)  # the table that is shown
 

@@ -19,6 +19,8 @@ from adjoined.commands.hints import choices, in_words, is_union, item_type
 from adjoined.errors import AdjoinedError, DoesNotRunError
 
 TRUE_OR_FALSE = ("true", "false")
+OPTIONAL = {"positional": True}
+"""Metadata of a field with a default that is a positional argument all the same."""
 
 
 def parse(
@@ -34,8 +36,8 @@ def parse(
     Args:
         command: its name, for the usage line.
         argv: the arguments after the name of the command.
-        options: dataclasses without common fields; fields without a default are positional arguments, the others
-            are flags. A positional list takes the rest of the line.
+        options: dataclasses without common fields; fields without a default, or with the metadata
+            `OPTIONAL`, are positional arguments, the others are flags. A positional list takes the rest of the line.
         purpose: a sentence or two for `--help`.
         defaults: values that replace defaults of the classes (those of a recipe).
         config: whether `--config FILE.yaml` and `--print-config` exist.
@@ -48,7 +50,7 @@ def parse(
         SystemExit: after `--help` or `--print-config`.
     """
     hints, known = _hints(options), _fields(options)
-    values = {name: _default(field) for name, field in known.items() if not _required(field)} | dict(defaults or {})
+    values = {name: _default(field) for name, field in known.items() if _has_default(field)} | dict(defaults or {})
     told = typed(argv, *options, config=config)
     if told.pop("help", False):
         _parser(command, options, purpose, config, values).print_help()
@@ -64,7 +66,9 @@ def parse(
 
         print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None), end="")
         raise SystemExit(0)
-    values |= _positional(words, [name for name, field in known.items() if _required(field)], hints, see_help)
+    wanted = [name for name, field in known.items() if _is_positional(field)]
+    needed = sum(not _has_default(known[name]) for name in wanted)
+    values |= _positional(words, wanted, needed, hints, see_help)
     return tuple(each(**{field.name: values[field.name] for field in fields(each)}) for each in options)
 
 
@@ -103,7 +107,7 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         if name in switches:
             scout.add_argument(_flag(name), dest=name, action="store_const", const="true")
             scout.add_argument(_flag(f"no_{name}"), dest=name, action="store_const", const="false")
-        elif not _required(field):
+        elif not _is_positional(field):
             scout.add_argument(_flag(name), dest=name)
     try:
         told, rest = scout.parse_known_args(_spelled(argv, switches))
@@ -182,16 +186,18 @@ def _from_file(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _fitting(value, hints[name], where=f"{path}, {name}") for name, value in values.items()}
 
 
-def _positional(words: list[str], wanted: Sequence[str], hints: Mapping[str, Any], see_help: str) -> dict[str, Any]:
+def _positional(
+    words: list[str], wanted: Sequence[str], needed: int, hints: Mapping[str, Any], see_help: str
+) -> dict[str, Any]:
     """Return the values of the positional arguments; a list, which comes last, takes all remaining ones."""
-    if missing := wanted[len(words) :]:
+    if missing := wanted[len(words) : needed]:
         raise AdjoinedError("an argument is missing", where=missing[0].upper(), fix=see_help)
     if wanted and item_type(hints[wanted[-1]]):
         *first, last = wanted
         return dict(zip(first, words, strict=False)) | {last: words[len(first) :]}
     if left := words[len(wanted) :]:
         raise AdjoinedError("unknown flag or argument", where=left[0], fix=see_help)
-    return dict(zip(wanted, words, strict=True))
+    return dict(zip(wanted, words, strict=False))  # those left out have their defaults
 
 
 def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
@@ -249,8 +255,8 @@ def _parser(
     from docstring_parser import parse_from_object
 
     hints = _hints(options)
-    positional = [name for name, field in _fields(options).items() if _required(field)]
-    shown = [name.upper() + (" ..." if item_type(hints[name]) else "") for name in positional]
+    positional = {name: field for name, field in _fields(options).items() if _is_positional(field)}
+    shown = [_in_usage(name, hints[name], field) for name, field in positional.items()]
     usage = " ".join(["adjoined", command, *shown, "[flags]"])
     parser = argparse.ArgumentParser(usage=usage, description=purpose, formatter_class=_Help, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
@@ -312,8 +318,18 @@ def _fields(options: Sequence[type]) -> dict[str, Field[Any]]:
     return {field.name: field for each in options for field in fields(each)}
 
 
-def _required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+def _in_usage(name: str, hint: Any, field: Field[Any]) -> str:
+    """Return a positional argument as the usage line shows it."""
+    text = name.upper() + (" ..." if item_type(hint) else "")
+    return f"[{text}]" if _has_default(field) else text
+
+
+def _is_positional(field: Field[Any]) -> bool:
+    return field.metadata.get("positional", not _has_default(field))
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 def _default(field: Field[Any]) -> Any:

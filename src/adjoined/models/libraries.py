@@ -63,11 +63,25 @@ def timm_names() -> list[str]:
 
 
 @cache
-def timm_knows(name: str) -> bool:
-    """Return whether timm lists this network, with or without a weight tag (`resnet50.a1_in1k`)."""
+def torchvision_has_weights(name: str) -> bool:
+    """Return whether torchvision offers pretrained weights for this network. Nothing is downloaded."""
+    from torchvision.models import get_model_weights
+
+    return len(get_model_weights(name)) > 0
+
+
+@cache
+def timm_weights() -> list[str]:
+    """Return the names of timm's pretrained weights, `NETWORK.TAG` each."""
     import timm
 
-    return name in (timm.list_models(pretrained=True) if "." in name else timm_names())
+    return timm.list_models(pretrained=True)
+
+
+@cache
+def timm_knows(name: str) -> bool:
+    """Return whether timm lists this network, with or without a weight tag (`resnet50.a1_in1k`)."""
+    return name in (timm_weights() if "." in name else timm_names())
 
 
 def build_torchvision(

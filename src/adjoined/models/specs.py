@@ -8,17 +8,18 @@ FILE.py:FUNCTION  package.module:FUNCTION     a function in the user's code that
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from adjoined.errors import AdjoinedError
 from adjoined.models import libraries, own
 
-_LIBRARIES: dict[str, Callable[[], list[str]]] = {
+LIBRARIES: dict[str, Callable[[], list[str]]] = {
     "adjoined": own.names,
     "torchvision": lambda: [*libraries.torchvision_names(), *libraries.torchvision_segmentation_names()],
     "timm": libraries.timm_names,
 }
+"""Library -> a function that returns the names of its networks, in the order in which a bare name is looked up."""
 
 
 def is_code(spec: str) -> bool:
@@ -30,7 +31,7 @@ def is_code(spec: str) -> bool:
     """
     place, _, function = spec.rpartition(":")
     named = place.endswith(".py") or (bool(place) and all(part.isidentifier() for part in place.split(".")))
-    return named and place not in _LIBRARIES and function.isidentifier()
+    return named and place not in LIBRARIES and function.isidentifier()
 
 
 def resolve(spec: str) -> str:
@@ -56,32 +57,17 @@ def resolve(spec: str) -> str:
     if is_code(spec):
         return _resolve_code(spec)
     library, _, name = spec.partition(":") if ":" in spec else ("", "", spec)
-    if (library and library not in _LIBRARIES) or spec.endswith(".py"):
+    if (library and library not in LIBRARIES) or spec.endswith(".py"):
         raise AdjoinedError(
             "malformed model name",
             where=f"model {spec!r}",
             expected="NAME, timm:NAME, torchvision:NAME, adjoined:NAME, FILE.py:FUNCTION or package.module:FUNCTION",
         )
-    searched = [library] if library else list(_LIBRARIES)
+    searched = [library] if library else list(LIBRARIES)
     for each in searched:
         if _knows(each, name):
             return f"{each}:{name}"
     raise _unknown(spec, name, searched)
-
-
-def available(prefix: str = "") -> list[str]:
-    """Return the canonical names of all library models whose full or bare name has this prefix.
-
-    Example:
-        >>> available("resnet110")
-        ['adjoined:resnet110']
-        >>> len(available("timm:")) > 1000
-        True
-    """
-    library = prefix.partition(":")[0]
-    searched = [library] if ":" in prefix and library in _LIBRARIES else list(_LIBRARIES)
-    found = ((f"{each}:{name}", name) for each in searched for name in _LIBRARIES[each]())
-    return [spec for spec, name in found if spec.startswith(prefix) or name.startswith(prefix)]
 
 
 def _knows(library: str, name: str) -> bool:
@@ -89,7 +75,7 @@ def _knows(library: str, name: str) -> bool:
         return own.find(name) is not None
     if library == "timm":
         return libraries.timm_knows(name)
-    return name in _LIBRARIES[library]()
+    return name in LIBRARIES[library]()
 
 
 def _resolve_code(spec: str) -> str:
@@ -107,13 +93,23 @@ def _resolve_code(spec: str) -> str:
     return f"{path}:{function}"
 
 
-def _unknown(spec: str, name: str, searched: list[str]) -> AdjoinedError:
+def near(name: str, searched: Iterable[str] = LIBRARIES) -> list[str]:
+    """Return the full names of the networks whose names are most like this one, at most four.
+
+    Example:
+        >>> near("resnt50")[0]
+        'torchvision:resnet50'
+    """
     # Two libraries may share a name; dict keeps the first, in search order.
-    names = {each: f"{library}:{each}" for library in reversed(searched) for each in _LIBRARIES[library]()}
-    near = [names[each] for each in difflib.get_close_matches(name, names, n=4, cutoff=0.5)]
+    names = {each: f"{library}:{each}" for library in reversed(list(searched)) for each in LIBRARIES[library]()}
+    return [names[each] for each in difflib.get_close_matches(name, names, n=4, cutoff=0.5)]
+
+
+def _unknown(spec: str, name: str, searched: list[str]) -> AdjoinedError:
+    alike = near(name, searched)
     return AdjoinedError(
         "unknown model",
         where=f"model {spec!r}",
-        expected=f"a name of {', '.join(searched)}" + (f", such as {', '.join(near)}" if near else ""),
-        fix="For your own model write FILE.py:FUNCTION.",
+        expected=f"a name of {', '.join(searched)}" + (f", such as {', '.join(alike)}" if alike else ""),
+        fix="`adjoined models PATTERN` lists names. For your own model write FILE.py:FUNCTION.",
     )

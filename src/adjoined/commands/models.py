@@ -1,0 +1,58 @@
+"""`adjoined models [PATTERN]`: the networks that `--model` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from adjoined.commands.flags import OPTIONAL, parse
+from adjoined.commands.options import AsJson
+from adjoined.errors import AdjoinedError
+from adjoined.json_files import json_text
+
+PURPOSE = (
+    "List the models that `--model` takes: without a pattern the built-in ones, with a pattern those of torchvision "
+    "and timm as well. Nothing is built or downloaded."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsOptions(AsJson):
+    """Which models."""
+
+    pattern: str = field(default="", metadata=OPTIONAL)
+    """A part of the name (mobilenet, timm:convnext), or a whole name with * and ? ('timm:resnet*d'). A dot finds single
+    weights of timm (resnet50.)."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """List the models."""
+    (options,) = parse("models", argv, ModelsOptions, purpose=PURPOSE)
+    from adjoined.models import matching
+    from adjoined.models.specs import LIBRARIES, near
+    from adjoined.report.console import show
+
+    found = matching(options.pattern or "adjoined:")
+    if not found:
+        alike = near(options.pattern.rpartition(":")[2].strip("*?."))
+        raise AdjoinedError(
+            "no model has such a name",
+            where="PATTERN",
+            expected=f"a part of a name, such as {', '.join(alike)}" if alike else "a part of a name, such as resnet",
+            got=options.pattern,
+            fix="Shorten the pattern, or write * for what may vary.",
+        )
+    if options.json:
+        print(json_text([each._asdict() for each in found]))
+        return
+    wide = max(len(each.spec) for each in found)
+    lines = "\n".join(f"{each.spec:{wide}}  {each.about}" for each in found)
+    if options.pattern:
+        show(lines)
+        return
+    others = " and ".join(f"{len(names())} of {each}" for each, names in LIBRARIES.items() if each != "adjoined")
+    show(
+        lines,
+        f"And {others}: `adjoined models PATTERN` lists those with PATTERN in their names\n"
+        "(mobilenet, timm:convnext). Your own: FILE.py:FUNCTION or package.module:FUNCTION.",
+    )
