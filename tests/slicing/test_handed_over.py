@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 from torch.optim.swa_utils import AveragedModel
 
 from adjoined import AdjoinedError, adjoin, make_plan
+from adjoined.slicing import Kind
 from zoo import conv, images, parameters, seeded
 
 X = images(2, 3, 8, 8)
@@ -53,8 +54,8 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "joint": (lambda: adjoin(plain(), X), r"joint network already.*net\.base"),
     "joint inside": (lambda: nn.Sequential(adjoin(plain(), X)), r"'0' is a joint network already.*net\.extract"),
-    "scripted": (lambda: torch.jit.script(plain()), "TorchScript.*before it was scripted"),
-    "traced": (lambda: torch.jit.trace(plain().eval(), X), "TorchScript.*before it was scripted"),
+    "scripted": (lambda: torch.jit.script(plain()), "class Sequential.*before it was scripted.*load_state_dict"),
+    "traced": (lambda: torch.jit.trace(plain().eval(), X), "class Sequential.*before it was scripted.*load_state_dict"),
     "exported": (lambda: torch.export.export(plain().eval(), (X,)), "exported program.*module that was exported"),
     "exported, as a module": (
         lambda: torch.export.export(plain().eval(), (X,)).module(),
@@ -78,6 +79,18 @@ def test_what_cannot_be_narrowed_is_refused_with_the_remedy(kind: str):
     for call in (adjoin, make_plan):
         with pytest.raises(AdjoinedError, match=message):
             call(model, X, alpha=2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_scripted_part_stays_wide_and_the_plan_says_how_to_narrow_it():
+    model = nn.Sequential(conv(3, 3), torch.jit.script(plain()))
+    reasons = [group.why for group in make_plan(model, X, alpha=2).groups if group.why is not None]
+    wide = next(why for why in reasons if why.kind is Kind.TORCH_SCRIPT)
+    assert "'1' (class Sequential)" in wide.text
+    assert "load_state_dict" in wide.remedy
+    python = plain()
+    python.load_state_dict(model[1].state_dict())
+    assert parameters(make_plan(python, X, alpha=2).apply(python)) < parameters(python)
 
 
 # ---- models that have run ------------------------------------------------------------------------------------------

@@ -48,6 +48,13 @@ def kl(p: Tensor, q: Tensor, temperature: float = 1.0) -> Tensor:
 # ---- what holds for all ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["adjoint", "transfer", "distillation"])
+def test_small_networks_keep_to_a_budget(name):
+    job = job_of(name, budget="100 k parameters", round_to=1)
+    plan = job.built.plans["small"]
+    assert 80_000 < sum(each.numel() for each in plan.apply(job.model).parameters()) <= 100_000
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_keeps_its_promises(name):
     job = job_of(name)

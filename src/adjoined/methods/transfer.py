@@ -13,7 +13,7 @@ from adjoined.inherit import inherit
 from adjoined.methods.base import Built, Step
 from adjoined.methods.joint import Joint, named
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import reorder
+from adjoined.slicing import Request, reorder
 
 BATCH = 32
 """Batch size for gradients before the first step."""
@@ -39,17 +39,7 @@ class Transfer(Joint):
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
         """Return base and small networks, each with its own weights."""
-        settings = self.settings
-        network = adjoin(
-            model,
-            example,
-            alpha=settings.alpha,
-            keep=tuple(settings.keep),
-            round_to=settings.round_to,
-            compress=settings.compress,
-            widths=settings.widths,
-            private=("*",),
-        )
+        network = adjoin(model, example, request=Request.of(self.settings), private=("*",))
         network.plans = tuple(replace(plan, order=ORDER) for plan in network.plans)
         return Built(network, named([None, *network.plans]))
 

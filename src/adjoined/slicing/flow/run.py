@@ -119,7 +119,10 @@ class LabelFlow(State, TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then let its rule label the results."""
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # called by TorchScript, `_Calls` would see what the rules call
+            return self._labelled(func, args, kwargs or {})
+
+    def _labelled(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         self.last_op = name = func._schema.name.split("::")[1]
         self.steps += 1
         self._count[self.module, family_of(name)] += 1

@@ -137,7 +137,7 @@ def _trace(
             ties.pin(slot, OUTPUT)
     for prefix, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            _pin_scripted(prefix, labels, ties)
+            _pin_scripted(prefix, module.original_name, labels, ties)
         elif isinstance(module, nn.MultiheadAttention):
             _tie_heads(flow, prefix, module, labels)
     never = [n for n, p in model.named_parameters() if p.ndim > 1 and n not in findings.readers]
@@ -207,8 +207,10 @@ def _pin_unread(ties: Ties, findings: Findings) -> None:
             ties.pin(torch.tensor(members, dtype=LABEL), Reason(Kind.UNREAD, "no layer that ran reads them"))
 
 
-def _pin_scripted(prefix: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:
-    reason = Reason(Kind.TORCH_SCRIPT, f"they belong to the TorchScript module '{prefix}', which cannot be resized")
+def _pin_scripted(prefix: str, made_from: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:
+    """Pin the channels of a scripted module; `made_from` is its Python class."""
+    what = f"the TorchScript module '{prefix}' (class {made_from})"
+    reason = Reason(Kind.TORCH_SCRIPT, f"they belong to {what}, which cannot be resized")
     for name, vectors in labels.items():
         if name.startswith(f"{prefix}."):
             for vector in vectors:

@@ -29,10 +29,12 @@ def unwrap(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise AdjoinedError("not a model", where="model", expected="a torch.nn.Module", got=type(model).__name__)
     if isinstance(model, torch.jit.ScriptModule):
+        name = model.original_name
         raise _refused(
             model,
-            "a TorchScript module, which cannot be resized",
-            "Call adjoin on the model as it was before it was scripted.",
+            f"a TorchScript module made from the class {name}, which cannot be resized",
+            f"Call adjoin on the {name} as it was before it was scripted. If only the scripted one is left, build a new "
+            f"{name} in Python and give it the weights: load_state_dict(scripted.state_dict()).",
         )
     for name, part in model.named_modules():
         inside = f"'{name}' is " if name else ""

@@ -60,7 +60,7 @@ REMEDIES = {
     Kind.BY_VALUE: "Nothing to do: values choose the channels, and slices cannot follow values.",
     Kind.NEIGHBOURS: "Nothing to do: the operator combines neighbouring channels, so all must stay.",
     Kind.NO_RULE: "Use other operators, or add a rule for this one (CONTRIBUTING.md).",
-    Kind.TORCH_SCRIPT: "Use the module without scripting it.",
+    Kind.TORCH_SCRIPT: "Put the Python module in its place; `load_state_dict` gives it the scripted one's weights.",
     Kind.UNREAD: "No layer reads them in this forward pass; another example input may reach such a layer.",
     Kind.DOES_NOT_RUN: "No narrower network ran: report the model, or name the module in `keep` if this is intended.",
 }
