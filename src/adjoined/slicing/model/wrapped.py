@@ -33,8 +33,8 @@ def unwrap(model: Any) -> nn.Module:
         raise _refused(
             model,
             f"a TorchScript module made from the class {name}, which cannot be resized",
-            f"Call adjoin on the {name} as it was before it was scripted. If only the scripted one is left, build a new "
-            f"{name} in Python and give it the weights: load_state_dict(scripted.state_dict()).",
+            f"Call adjoin on the {name} as it was before it was scripted. If only the scripted one is left, build a "
+            f"new {name} in Python and give it the weights: load_state_dict(scripted.state_dict()).",
         )
     for name, part in model.named_modules():
         inside = f"'{name}' is " if name else ""
