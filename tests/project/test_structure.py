@@ -21,6 +21,7 @@ TORCH_ALONE = {
     "distances",
     "objective",
     "slicing",
+    "width_search",
     "errors",
     "files",
     "json_files",

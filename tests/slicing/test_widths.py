@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adjoined import AdjoinedError, SlicePlan, adjoin
-from adjoined.slicing import cost_by_module, make_plan
+from adjoined.slicing import Request, Slicer, cost_by_module, make_plan
 from masked import masked, relative_error
 from zoo import Concatenated, Residual, TwoGroups, conv, images, lively, parameters, plan_of, residual, seeded
 
@@ -191,3 +191,26 @@ def test_mistakes_are_told_at_once_where_alpha_is_searched_for():
 def test_the_given_widths_are_not_held_against_alpha():
     plan = plan_of(Residual(), 64, widths={"stem": "1/2", "inner": "1/2"})
     assert out(plan, "stem", "inner") == [8, 16]
+
+
+class Pieces(nn.Module):
+    """One layer writes channels of which the halves go different ways, beside a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.own = conv(3, 64), conv(3, 32)
+        self.first, self.second, self.third = conv(32, 5), conv(32, 5), conv(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.both(x).relu().chunk(2, 1)
+        return self.first(a) + self.second(b) + self.third(self.own(x).relu())
+
+
+def test_pieces_that_one_layer_writes_are_one_choice():
+    choices = Slicer(Pieces(), X).choices(Request(alpha=4, round_to=4))
+    assert [choice.modules for choice in choices] == [("both",), ("own",)]
+    for choice in choices:
+        assert [str(share) for share in choice.shares] == ["1/8", "1/4", "3/8", "1/2"]
+        assert choice.shares[1] == choice.present
+    wide = make_plan(Pieces(), X, alpha=4, round_to=4, widths=choices[0].widths(choices[0].shares[-1]))
+    assert {group.name: group.kept for group in wide.groups}["both"] == 32

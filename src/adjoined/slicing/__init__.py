@@ -19,6 +19,7 @@ from adjoined.slicing.plan.index import Index, add_at, take
 from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.budget import Limit, in_units, read_budget
+from adjoined.slicing.solve.choices import Choice
 from adjoined.slicing.solve.find_alpha import Latency, OverBudget
 from adjoined.slicing.solve.request import Request, check_widths
 from adjoined.slicing.solve.widths import AlphaTooLarge
@@ -28,6 +29,7 @@ __all__ = [
     "AlphaTooLarge",
     "ChannelGroup",
     "Checked",
+    "Choice",
     "Cost",
     "Index",
     "Inputs",
