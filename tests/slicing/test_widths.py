@@ -213,4 +213,4 @@ def test_pieces_that_one_layer_writes_are_one_choice():
         assert [str(share) for share in choice.shares] == ["1/8", "1/4", "3/8", "1/2"]
         assert choice.shares[1] == choice.present
     wide = make_plan(Pieces(), X, alpha=4, round_to=4, widths=choices[0].widths(choices[0].shares[-1]))
-    assert {group.name: group.kept for group in wide.groups}["both"] == 32
+    assert out(wide, "both", "own") == [32, 8]
