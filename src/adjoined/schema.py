@@ -100,7 +100,7 @@ def read_yaml(path: Path, *, links: bool = True) -> Any:
         return yaml.load(text, Loader=_Plain)
     except (ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
-        told = getattr(error, "problem", None) or str(error)
+        told = ", ".join(filter(None, (getattr(error, each, None) for each in ("context", "problem")))) or str(error)
         raise AdjoinedError(
             f"cannot read the settings: {told}", where=path if mark is None else f"{path}, line {mark.line + 1}"
         ) from error

@@ -306,7 +306,11 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
                 near = get_close_matches(str(name), hints, n=1)
                 fix = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(hints)}."
                 raise AdjoinedError(f"unknown setting {name!r}", where=where, fix=fix)
-        return cls(**{n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()})
+        told = {n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()}
+        try:
+            return cls(**told)
+        except AdjoinedError as error:
+            raise error.at(f"{where}, {error.where}") from error
 
     def _check_task(self) -> None:
         kind = task_kind(self.data)

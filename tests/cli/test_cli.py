@@ -241,6 +241,31 @@ def test_a_file_may_name_its_recipe_and_a_flag_another(capsys: pytest.CaptureFix
     assert printed_config(capsys, "--config", str(file), "--recipe", "digits")["data"] == "digits"
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "where"),
+    [
+        ("epochs: 3\nlr: -1\n", [], "{file}, lr"),
+        ("alpha: [4, 0.5]\n", ["--epochs", "2"], "{file}, alpha"),
+        ("widths: {conv1: half}\n", [], "{file}, widths"),
+        ("budget: much\n", [], "{file}, budget"),
+        ("threads: 0\n", [], "{file}, threads"),
+        ("dropout_rate: 0.5\n", ["--method", "standard"], "{file}, dropout_rate"),
+        ("compress: 3\n", ["--budget", "1 MB"], "{file}, compress"),
+        ("epochs: 3\n", ["--lr", "-1"], "--lr"),
+        ("lr: 0.1\n", ["--lr", "-1"], "--lr"),
+    ],
+)
+def test_the_error_names_the_file_that_a_wrong_value_comes_from(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, flags: list[str], where: str
+):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    told = fails(capsys, "train", "--config", str(file), *flags)
+    assert told.startswith(f"adjoined: error: {where.format(file=file)}: ")
+    file.write_text("lr: -1\n")
+    assert printed_config(capsys, "--config", str(file), "--lr", "0.2")["lr"] == 0.2  # a flag replaces a wrong value
+
+
 def test_what_is_printed_can_be_read_again(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     first = printed_config(capsys, "--alpha", "2,4", "--keep", "conv1,layer1.*", "--model-options", "{width: 2}")
     assert (first["alpha"], first["keep"], first["model_options"]) == ([2.0, 4.0], ["conv1", "layer1.*"], {"width": 2})

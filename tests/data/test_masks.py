@@ -95,6 +95,21 @@ def test_wrong_masks_are_told_in_one_line_with_file_and_value(squares: Path):
     assert "no images with masks" in refusal(squares)
 
 
+@pytest.mark.parametrize("held", ["images", "masks"])
+def test_files_held_on_their_side_are_rotated_before_they_are_compared(tmp_path: Path, held: str):
+    """As a viewer shows them, image and mask have one size, whichever of the two an EXIF tag rotates."""
+    draw(tmp_path / "images", tmp_path / "masks", 4)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for path in (tmp_path / held).glob("*.png"):
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path.with_suffix(".tif"), exif=turned)
+        path.unlink()
+    data = opened(tmp_path, augment="none")
+    data.check()
+    x, y = next(iter(data.val_loader()))
+    assert x[0][:, y[0] > 0].mean() > x[0][:, y[0] == 0].mean() + 0.5
+
+
 def test_masks_of_0_and_255_are_not_taken_for_one_class(tmp_path: Path):
     draw(tmp_path / "images", tmp_path / "masks", 4)
     for path in (tmp_path / "masks").iterdir():

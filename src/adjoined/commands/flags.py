@@ -8,7 +8,7 @@ The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
@@ -56,11 +56,16 @@ def parse(
         _parser(command, options, purpose, config, values).print_help()
         raise SystemExit(0)
     see_help = f"See `adjoined {command} --help`."
+    files: dict[str, str] = {}  # setting -> the file that it comes from
+    before = dict(values)
     for path in told.pop("config", ()):
-        values |= _from_file(path, hints)
+        found = _from_file(path, hints)
+        values |= found
+        files |= dict.fromkeys(found, path)
     printed, words = told.pop("print_config", False), told.pop("words")
     for name, text in told.items():
         values[name] = _read(_flag(name), text, hints[name], see_help)
+        files.pop(name, None)
     if printed:
         import yaml
 
@@ -69,7 +74,42 @@ def parse(
     wanted = [name for name, field in known.items() if _is_positional(field)]
     needed = sum(not _has_default(known[name]) for name in wanted)
     values |= _positional(words, wanted, needed, hints, see_help)
+    try:
+        return _filled(options, values)
+    except AdjoinedError as error:
+        if (name := _culprit(error, files, options, values, before)) is None:
+            raise
+        raise error.at(f"{files[name]}, {name}") from error
+
+
+def _filled(options: Sequence[type], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return one object of each class, with its values."""
     return tuple(each(**{field.name: values[field.name] for field in fields(each)}) for each in options)
+
+
+def _culprit(
+    error: AdjoinedError,
+    names: Iterable[str],
+    options: Sequence[type],
+    values: Mapping[str, Any],
+    before: Mapping[str, Any],
+) -> str | None:
+    """Return the name of the setting without which the error does not occur, if there is one.
+
+    Args:
+        error: raised by `_filled(options, values)`.
+        names: the settings to try.
+        options, values: as in `_filled`.
+        before: the values that the settings had before `values` replaced them.
+    """
+    for name in names:
+        try:
+            _filled(options, {**values, name: before[name]})
+        except AdjoinedError as other:
+            if other.args == error.args:
+                continue
+        return name
+    return None
 
 
 def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def plain(image: Image) -> Image:
         204
     """
     tags = getattr(image, "tag_v2", {})  # before the image is rotated: the copy has no tags
-    image = _upright(image)
+    image = upright(image)
     if image.mode[0] in "IF":
         return _eight_bits(image, tags)
     if image.has_transparency_data:
@@ -48,12 +48,17 @@ def plain(image: Image) -> Image:
     raise AdjoinedError("unknown kind of image", where="image", expected="grey or colour", got=f"mode {image.mode}")
 
 
-def _upright(image: Image) -> Image:
+def upright(image: Image) -> Image:
+    """Return an image of any mode rotated by its EXIF orientation; `image` itself if that leaves it as it is."""
     from PIL import ImageOps
+    from PIL.ImageFile import ImageFile
 
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        if image.getexif().get(_ORIENTATION, 1) == 1:
+            return image
+        if isinstance(image, ImageFile):
+            image.filename = ""  # else Pillow maps an uncompressed TIFF into memory with height and width swapped
+        return ImageOps.exif_transpose(image)
     except Exception:  # an unreadable tag is ignored, as in viewers
         return image
 

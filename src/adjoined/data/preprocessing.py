@@ -72,7 +72,9 @@ def opened_image(path: str | Path) -> Iterator[Image]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             raise AdjoinedError("not a regular file")
-        with Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN]) as image:
+        formats = [each for each in FORMATS if each in Image.OPEN]
+        # Given a path, Pillow maps an uncompressed TIFF that has to be rotated into memory with its sides swapped.
+        with open(path, "rb") as file, Image.open(file, formats=formats) as image:
             check_pixels(*image.size)
             _scale_transparent_colour(image)
             yield image

@@ -20,6 +20,7 @@ from torch import Tensor
 from adjoined.data.augmentation import masked_photo_transform
 from adjoined.data.folders import IMAGENET_MEAN, IMAGENET_STD, TRAIN, VAL
 from adjoined.data.images import FileImages, ImageDataset, sampled_checksum
+from adjoined.data.levels import upright
 from adjoined.data.preprocessing import check_pixels, opened_image, quiet
 from adjoined.data.scanning import LeftOut, images_below
 from adjoined.data.source import Source
@@ -33,7 +34,6 @@ NOT_COUNTED = -100
 NAMES = "classes.txt"
 """File with the name of a class in each line, in the order of the values."""
 _IMAGES, _MASKS = ("images", "image", "imgs", "JPEGImages"), ("masks", "mask", "annotations", "SegmentationClass")
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, 5  # the EXIF tag of the camera's orientation; its values from 5 swap the sides
 _MODES = ("1", "L", "P", "I", "I;16")
 _values: dict[str, dict[int, str]] = {}  # the stages of a run have the same masks
 
@@ -95,9 +95,8 @@ class MaskedImages(FileImages):
         for index in range(len(self.labels)):
             mask = self.target(index)
             with quiet(), opened_image(self.place(index)) as image:
-                turned = image.getexif().get(_ORIENTATION, 1) >= _ON_ITS_SIDE
-                size = (image.width, image.height) if turned else (image.height, image.width)
-            _check_size(self, index, tuple(mask.shape), size)
+                width, height = upright(image).size
+            _check_size(self, index, tuple(mask.shape), (height, width))
 
 
 class MaskedDataset(ImageDataset):
@@ -142,7 +141,7 @@ def read_mask(path: str) -> np.ndarray:
                 got=f"mode {image.mode}",
                 fix="Save class indices, not colours.",
             )
-        return np.asarray(image).astype(np.int64)
+        return np.asarray(upright(image)).astype(np.int64)
 
 
 def open_segmentation(folder: Path) -> Source:
