@@ -41,6 +41,11 @@ def test_both_kinds_of_files_say_the_same(folder: Path):
         assert (x.shape, y.shape, y.dtype) == ((2, 3, 8, 8), (2, 3), torch.float32)
 
 
+def test_a_label_is_the_same_in_every_unicode_form(folder: Path):
+    data = opened(folder, LISTED.replace("a.png,red", "a.png,caf\u00e9").replace("d.png,red", "d.png,cafe\u0301"))
+    assert data.info.class_names == ("big", "caf\u00e9", "round")
+
+
 def test_marked_splits_are_kept(folder: Path):
     assert [Path(opened(folder, MARKED).val.images.place(index)).name for index in (0, 1)] == ["c.png", "d.png"]
 
@@ -53,6 +58,7 @@ def test_marked_splits_are_kept(folder: Path):
         (LISTED.replace("c.png", "../c.png"), "labels.csv, row 4: the image is not below the folder"),
         (LISTED.replace("c.png", "/etc/passwd"), "labels.csv, row 4: the image is not below the folder"),
         (LISTED.replace("c.png", "a.png"), "labels.csv, row 4: the image is listed twice"),
+        (LISTED.replace("c.png", "./a.png"), "labels.csv, row 4: the image is listed twice"),
         (LISTED.replace("b.png,", "b.png"), "labels.csv, row 3: a wrong number of columns"),
         (MARKED.replace("val\nd", "later\nd"), "labels.csv, row 4: no such split"),
         (LISTED.replace("file", "path"), "labels.csv: the columns are not those of a label file"),

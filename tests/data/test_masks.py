@@ -71,6 +71,12 @@ def test_a_batch_depends_on_seed_and_epoch_alone(squares: Path):
 def test_classes_are_named_in_a_file(squares: Path):
     (squares / "classes.txt").write_text("ground\nsquare\ncentre\nhole\n")
     assert opened(squares).info.class_names == ("ground", "square", "centre", "hole")
+    (squares / "classes.txt").write_text("ground\nsquare\ncentre\n", encoding="utf-8-sig")  # as some editors write it
+    assert opened(squares).info.class_names == ("ground", "square", "centre")
+    (squares / "classes.txt").write_text("ground\nsquare\nsquare\ncentre\n")  # it would shift the names that follow
+    assert "two classes have the same name (expected a new name in each line, got square)" in refusal(squares)
+    (squares / "classes.txt").write_text("\n".join(map(str, range(256))))
+    assert "expected 2 to 255 lines, with a name in each, got 256" in refusal(squares)
 
 
 def test_wrong_masks_are_told_in_one_line_with_file_and_value(squares: Path):

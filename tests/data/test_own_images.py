@@ -76,6 +76,15 @@ def test_class_names_that_look_the_same_are_refused(photos):
     assert r"'cafe\u0301' and 'caf\xe9'" in refusal(opened, photos)
 
 
+def test_class_names_of_both_parts_are_compared_in_one_unicode_form(tmp_path):
+    for part, name in (("train", "caf\u00e9"), ("val", "cafe\u0301")):
+        fill(tmp_path / part / name, 2)
+        fill(tmp_path / part / "bar", 3)
+    data = opened(tmp_path)
+    assert data.info.class_names == ("bar", "caf\u00e9")
+    assert data.val.labels.bincount().tolist() == [3, 2]
+
+
 def test_a_class_may_be_called_train(tmp_path, photos):
     (photos / "cat").rename(photos / "train")
     (photos / "dog").rename(photos / "test")
@@ -93,6 +102,7 @@ def test_what_is_left_out_is_counted_by_its_kind(photos):
         (photos / "cat" / f"{number}.heic").write_bytes(b"a kind that is not read")
     (photos / "dog" / ".hidden.png").touch()
     (photos / "labels.csv").touch()
+    (photos / "dog" / "two\nlines.txt").touch()
     os.mkfifo(photos / "dog" / "pipe.png")
     (photos / "dog" / "broken.png").symlink_to("nowhere")
     (photos / "dog" / "round.png").symlink_to("and_round.png")
@@ -102,6 +112,7 @@ def test_what_is_left_out_is_counted_by_its_kind(photos):
     (photos / "itself").symlink_to("itself")
     left_out = opened(photos).left_out
     assert "5 .heic (such as cat/" in left_out
+    assert r"1 .txt (such as dog/two\x0alines.txt)" in left_out
     for told in ("1 hidden", "2 beside the folders (such as itself)", "6 broken links, pipes or devices"):
         assert told in left_out
 
@@ -112,10 +123,11 @@ def test_every_folder_is_read_once_for_a_class(photos):
     (photos / "cat" / "up").symlink_to(photos)
     (photos / "cat" / "dogs").symlink_to(photos / "dog")
     (photos / "all").symlink_to(photos)
+    (photos / "a_cat").symlink_to("cat")
     data = opened(photos)
     assert data.info.class_names == ("cat", "dog", "eel")
     assert (data.train.labels.bincount() + data.val.labels.bincount()).tolist() == [10, 10, 10]
-    assert "4 links to folders read elsewhere" in data.left_out
+    assert "5 links to folders read elsewhere" in data.left_out
 
 
 def test_an_empty_class_is_told_what_lies_in_it(photos):

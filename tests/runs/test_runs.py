@@ -97,6 +97,11 @@ def test_resuming_a_finished_run_changes_nothing(finished, capsys):
     assert before == {each: each.stat().st_mtime_ns for each in finished.folder.rglob("*")}
 
 
+def test_a_finished_run_is_not_resumed_with_other_settings(finished):
+    with pytest.raises(AdjoinedError, match=r"other settings \(alpha\).*expected alpha 4.*got 2"):
+        train(replace(TINY, alpha=2), finished.folder, resume=True, console=QUIET)
+
+
 def test_deleted_networks_are_made_again_from_the_last_checkpoint(copy, finished, capsys):
     for suffix in (".json", ".safetensors"):
         (copy / "small").with_suffix(suffix).unlink()

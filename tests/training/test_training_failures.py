@@ -9,10 +9,12 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from adjoined.data.sampling import EpochSampler
 from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 from adjoined.training import train
@@ -40,6 +42,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_st
     ) as caught:
         train(settings, tmp_path / "run", console=QUIET)
     assert "\n" not in str(caught.value)
+    batch = EpochSampler(160, seed=settings.seed)
+    batch.set_epoch(1)
+    images = [index for index, _ in batch][3 * 32 : 4 * 32]  # of the fourth step
+    assert f"in a batch of 32 (image {images[0]}, image {images[1]}, image {images[2]}, …)" in str(caught.value)
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(each.isfinite().all() for each in last["state_dict"].values())
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
@@ -104,9 +110,12 @@ class Dangerous:
         (lambda content, _: saved({"state_dict": {}}), "not a checkpoint of adjoined"),
         (lambda content, _: saved({"adjoined": 2}), "newer version.*Update"),
         (lambda content, path: saved({"adjoined": 1, "x": Dangerous(path)}), "damaged"),
-        (lambda content, _: saved({"adjoined": 1, "state_dict": {"network.w": torch.zeros(1)}}), "another network"),
+        (lambda content, _: changed(content, state_dict={"network.w": torch.zeros(1)}), "another network"),
+        (lambda content, _: changed(content, callbacks={}), "missing required field"),
+        (lambda content, _: changed(content, loops={"fit_loop": 3}), "does not fit the run"),
+        (lambda content, _: content[:-40_000] + bytes([content[-40_000] ^ 1]) + content[-39_999:], "checksum"),
     ],
-    ids=["truncated", "empty", "text", "pickle", "foreign", "newer", "code", "other network"],
+    ids=["truncated", "empty", "text", "pickle", "foreign", "newer", "code", "other network", "entry", "state", "bit"],
 )
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_stays(damage, message, run, tmp_path):
     folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
@@ -120,6 +129,10 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_stays(damage, message, r
     assert "\n" not in str(caught.value)
     assert last.read_bytes() == content
     assert not (tmp_path / "touched").exists()
+
+
+def changed(content: bytes, **entries: Any) -> bytes:
+    return saved(torch.load(io.BytesIO(content), weights_only=True) | entries)
 
 
 def saved(content: dict) -> bytes:

@@ -71,11 +71,11 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
             expected="both train/ and val/ (or valid/, validation/, test/), or neither",
             fix=f"Use folder:{folder / str(only)} to hold out a fraction of it.",
         )
-    train_classes = subfolders(folder / (layout.train or ""), left_out)
-    val_classes = subfolders(folder / layout.val, left_out) if layout.val else train_classes
-    if val_classes != train_classes:
-        only = {f"{name}/": sorted(set(one) - set(other))[:5] for name, one, other in (
-            (layout.train, train_classes, val_classes), (layout.val, val_classes, train_classes)
+    train_folders = _named(folder / (layout.train or ""), left_out)
+    val_folders = _named(folder / layout.val, left_out) if layout.val else train_folders
+    if val_folders.keys() != train_folders.keys():
+        only = {f"{name}/": sorted(one.keys() - other.keys())[:5] for name, one, other in (
+            (layout.train, train_folders, val_folders), (layout.val, val_folders, train_folders)
         )}  # fmt: skip
         raise AdjoinedError(
             f"{layout.train}/ and {layout.val}/ have different classes",
@@ -83,6 +83,7 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
             expected="the same class folders in both",
             got="; ".join(f"only {name} has {', '.join(classes)}" for name, classes in only.items() if classes),
         )
+    train_classes = list(train_folders.values())
     if len(train_classes) < 2:
         raise AdjoinedError(
             "there are fewer than two classes",
@@ -90,10 +91,12 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
             expected="a folder of images for each class",
             got=f"the folders {train_classes}",
         )
-    _check_names(folder / (layout.train or ""), train_classes)
     train, val = (
-        None if part is None else _all_classes_filled(folder, part, train_classes, left_out, channels)
-        for part in (layout.train or "", layout.val)
+        None if part is None else _all_classes_filled(folder, part, classes, left_out, channels)
+        for part, classes in (
+            (layout.train or "", train_classes),
+            (layout.val, [val_folders[name] for name in train_folders]),
+        )
     )
     assert train is not None
     return Source(
@@ -209,10 +212,14 @@ def _like(folder: Path, train: str, folders: list[str]) -> str | None:
     return next((name for name in beside if classes and subfolders(folder / name, LeftOut()) == classes), None)
 
 
-def _check_names(folder: Path, classes: list[str]) -> None:
-    """Raise AdjoinedError if the names of two class folders differ only in how Unicode composes their characters."""
+def _named(folder: Path, left_out: LeftOut) -> dict[str, str]:
+    """Return the class folders in a folder, class name -> folder name, in the order of the folder names.
+
+    Raises:
+        AdjoinedError: two names differ only in how Unicode composes their characters.
+    """
     first: dict[str, str] = {}
-    for name in classes:
+    for name in subfolders(folder, left_out):
         other = first.setdefault(class_name(name), name)
         if other != name:
             raise AdjoinedError(
@@ -221,6 +228,7 @@ def _check_names(folder: Path, classes: list[str]) -> None:
                 got=f"{other!a} and {name!a}",
                 fix="Join or rename them.",
             )
+    return first
 
 
 def _first(folders: list[str], names: tuple[str, ...]) -> str | None:

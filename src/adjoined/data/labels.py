@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     content = read_bytes(path, "the labels of images, as CSV")
     try:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        header = [name.strip() for name in reader.fieldnames or ()]
+        header = [_one_form(name) for name in reader.fieldnames or ()]
         reader.fieldnames = header
         rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -100,8 +101,13 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     return header, rows
 
 
+def _one_form(label: str) -> str:
+    """Return a label in one Unicode form: programs write é as one character or as two."""
+    return unicodedata.normalize("NFC", label.strip())
+
+
 def _listed(row: dict[str, str]) -> list[str]:
-    return [label for label in _BETWEEN.split(row[LABELS].strip()) if label]
+    return [label for label in _BETWEEN.split(_one_form(row[LABELS])) if label]
 
 
 def _marked(path: Path, number: int, row: dict[str, str], columns: Sequence[str]) -> Iterator[str]:
@@ -118,7 +124,7 @@ def _files(path: Path, rows: Sequence[_Row]) -> tuple[list[str], list[int]]:
     sizes: list[int] = []
     seen: dict[str, int] = {}
     for number, row in rows:
-        name = row[FILE].strip()
+        name = os.path.normpath(row[FILE].strip())  # ./a.png is a.png: an image that is listed twice could leak
         where = f"{path}, row {number}"
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise AdjoinedError(

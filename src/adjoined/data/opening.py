@@ -26,6 +26,7 @@ from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
 from adjoined.errors import AdjoinedError
 from adjoined.kinds import OWN, kind_of
+from adjoined.printable import printable
 
 _SETS: dict[str, Callable[[Path], Source]] = {
     "digits": open_digits,
@@ -112,12 +113,13 @@ class ImageData:
         limit = "" if settings.limit is None else f" (--limit {settings.limit}{per_class})"
         split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed}" if self.splits else ""
         lines = [
-            f"{as_text(settings.name)}: {info.num_classes} classes, {info.image_size} px (--image-size)",
+            f"{printable(as_text(settings.name))}: {info.num_classes} classes, {info.image_size} px (--image-size)",
             f"{len(self.train)} images to train on{limit}",
             f"{len(self.val)} images to measure on ({self.val_name}{split})",
         ]
         if self.skipped:
-            lines.append(f"damaged images left out: {len(self.skipped)} ({', '.join(self.skipped[:3])})")
+            names = ", ".join(map(printable, self.skipped[:3]))
+            lines.append(f"damaged images left out: {len(self.skipped)} ({names})")
         if self.left_out:
             lines.append(f"not read: {self.left_out}")
         return "\n".join(lines)

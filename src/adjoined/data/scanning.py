@@ -8,12 +8,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from os import DirEntry
 from pathlib import Path
 
 import torch
 
 from adjoined.data.images import FileImages
 from adjoined.errors import AdjoinedError
+from adjoined.printable import printable
 
 EXTENSIONS = frozenset(
     (
@@ -59,7 +61,7 @@ class LeftOut:
 
     def __str__(self) -> str:
         shown = self.counts.most_common(_SHOWN)
-        parts = [f"{count} {reason} (such as {self.examples[reason]})" for reason, count in shown]
+        parts = [f"{count} {reason} (such as {printable(self.examples[reason])})" for reason, count in shown]
         more = self.counts.total() - sum(count for _, count in shown)
         return ", ".join([*parts, *([f"{more} others"] if more else [])])
 
@@ -80,19 +82,20 @@ def class_name(folder: str) -> str:
 
 
 def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
-    """Return the names of the subfolders of a folder, without hidden ones and links to a parent folder."""
+    """Return the names of the subfolders of a folder, without hidden ones and links to a parent or to one another."""
     found = []
-    above = _with_parents(folder)
-    for entry in _entries(folder):
+    seen = _with_parents(folder)
+    for entry in sorted(_entries(folder), key=DirEntry.is_symlink):  # the folder itself before a link to it
         if entry.name.startswith("."):
             left_out.add("hidden", entry.name)
         elif not _leads_to(entry.is_dir):
             left_out.add("beside the folders", entry.name)
-        elif _identity(entry.stat()) in above:
+        elif (identity := _identity(entry.stat())) in seen:
             left_out.add(_ELSEWHERE, entry.name)
         else:
+            seen.add(identity)
             found.append(entry.name)
-    return found
+    return sorted(found)
 
 
 def holds_images(folder: Path) -> bool:
@@ -168,9 +171,12 @@ def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> 
             yield name, entry.stat().st_size
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda each: each.name)
+def _entries(folder: Path) -> list[DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda each: each.name)
+    except OSError as error:
+        raise AdjoinedError(f"cannot be read: {error.strerror}", where=folder) from error
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:

@@ -240,11 +240,7 @@ def _matched(folder: Path, images: str, masks: str, left_out: LeftOut) -> tuple[
 
 def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
     if (folder / NAMES).is_file():
-        text = read_bytes(folder / NAMES, "the names of the classes").decode(errors="backslashreplace")
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
-        if len(names) < 2:
-            raise AdjoinedError("fewer than two classes", where=folder / NAMES, expected="a name in each line")
-        return names
+        return _names_in(folder / NAMES)
     found = _values_in(folder, masks)
     missing = next((value for value in range(max(found, default=0) + 1) if value not in found), None)
     if missing is not None or len(found) < 2:
@@ -257,6 +253,22 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
             fix=f"Save class indices; or name all classes in {NAMES}, one per line.",
         )
     return tuple(map(str, range(len(found))))
+
+
+def _names_in(path: Path) -> tuple[str, ...]:
+    text = read_bytes(path, "the names of the classes").decode("utf-8-sig", errors="backslashreplace")
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not 2 <= len(names) <= IGNORED:
+        raise AdjoinedError(
+            "the number of classes is out of range",
+            where=path,
+            expected=f"2 to {IGNORED} lines, with a name in each",
+            got=len(names),
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise AdjoinedError("two classes have the same name", where=path, expected="a new name in each line", got=twice)
+    return names
 
 
 def _values_in(folder: Path, masks: Sequence[str]) -> dict[int, str]:

@@ -12,15 +12,17 @@ from errno import ENOENT
 from io import BytesIO
 from pathlib import Path
 from statistics import mean
-from typing import IO, Any
+from typing import IO, Annotated, Any, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from msgspec import Meta
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import make_folder, open_regular, write_whole
+from adjoined.schema import conform
 from adjoined.training.history import EpochFigures, History, of_networks
 
 FORMAT = 1
@@ -31,6 +33,39 @@ LARGEST_PICKLE = 64 << 20
 _KNOWN = re.compile(
     r"collections (OrderedDict|Counter)|torch Size|torch\.?\w* \w+Storage|torch (\w*float|u?int|complex)\w*|torch bool"
     r"|torch._utils (_rebuild_tensor_v2|_rebuild_parameter)"
+)
+
+
+class Rows(TypedDict):
+    """The state of `History`."""
+
+    rows: list[EpochFigures]
+
+
+class Best(TypedDict):
+    """The state of `Checkpoints`."""
+
+    best: float
+
+
+class Callbacks(TypedDict):
+    """The states of the callbacks that every run has, by the names of their classes."""
+
+    History: Rows
+    Checkpoints: Best
+
+
+Stored = TypedDict(  # its entries beside the tensors, without which training does not resume as it stopped
+    "Stored",
+    {
+        "pytorch-lightning_version": Annotated[str, Meta(pattern=r"^\d+(\.\d+)+")],
+        "epoch": int,
+        "global_step": int,
+        "callbacks": Callbacks,
+        "loops": dict[str, Any],
+        "optimizer_states": list[dict[str, Any]],
+        "lr_schedulers": list[dict[str, Any]],
+    },
 )
 
 
@@ -97,6 +132,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             got=found,
             fix="Update adjoined." if newer else advice,
         )
+    conform(Stored, checkpoint, where=path, fix=advice)
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(each, torch.Tensor) for each in state.values()):
         raise AdjoinedError("the checkpoint is damaged: it has no tensors of a network", where=path, fix=advice)
@@ -106,7 +142,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _check_archive(file: IO[bytes]) -> None:
     """Raise ValueError unless a file is a zip in the format of `save_checkpoint`; nothing is unpickled here.
 
-    Nothing in it may be compressed, and its pickle may name only tensors.
+    Nothing in it may be compressed, its pickle may name only tensors, and the checksum of every part must be right:
+    torch does not check them.
     """
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -117,6 +154,8 @@ def _check_archive(file: IO[bytes]) -> None:
         if pickle.file_size > LARGEST_PICKLE:
             raise ValueError(f"its description is larger than {LARGEST_PICKLE} bytes")
         content = archive.read(pickle)
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged[:80]!r} is wrong")
     for code, argument, _ in pickletools.genops(content):
         if code.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
             raise ValueError("it names code in a way that torch.save never does")

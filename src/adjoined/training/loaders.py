@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,12 @@ class RunData(LightningDataModule):
     def steps(self) -> int:
         """Optimizer steps in the whole run."""
         return ceil(len(self._train) / self.settings.accumulate) * self.settings.epochs
+
+    def train_places(self, batch_idx: int) -> list[str]:
+        """Return the places of the images of a training batch of this process in the current epoch, for errors."""
+        sampler, size = self._train.sampler, self.images.settings.batch_size
+        mine = islice(iter(sampler), batch_idx * size, (batch_idx + 1) * size)
+        return [self.images.train.images.place(index) for index, _ in mine]
 
     def train_dataloader(self) -> Any:
         """Return the training images; Lightning sets their sampler's epoch."""

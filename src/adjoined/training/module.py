@@ -24,6 +24,7 @@ from adjoined.training.norms import one_value_per_channel
 from adjoined.training.optimizers import make_optimizer, make_schedule, scale_rates
 
 Batch = tuple[Tensor, Tensor]
+_SHOWN = 3
 HIGHEST_RATE = "adjoined_lr"
 """Entry of a checkpoint: the --lr that its learning rates belong to."""
 
@@ -54,6 +55,8 @@ class TrainingModule(LightningModule):
         self._infinite = infinite_buffers(self)
         self.latest: dict[str, float] = {}
         """Scalars of the last measured step, for the display."""
+        self.restoring = False
+        """Whether a checkpoint is being restored: from its loading to the first step."""
 
     @property
     def steps(self) -> int:
@@ -82,6 +85,10 @@ class TrainingModule(LightningModule):
         self.meters = EpochMeters(self.names, self.num_classes, self.device, self.method.task.kind)
         if self.settings.compile:
             self.network.compile()
+
+    def on_train_start(self) -> None:
+        """Note that everything is restored."""
+        self.restoring = False
 
     def on_train_epoch_start(self) -> None:
         """Seed every generator from the seed, the epoch and the process; keep frozen modules in evaluation mode."""
@@ -122,7 +129,7 @@ class TrainingModule(LightningModule):
         # On other devices this check would synchronise every step, so the loss is checked only when it is shown. With
         # several processes, none may stop alone: the gradients make all of them NaN, and the epoch's mean shows it.
         if self.trainer.world_size == 1 and (measured or loss.device.type == "cpu"):
-            self._check_loss(loss, x)
+            self._check_loss(loss, x, batch_idx)
         terms = {"loss": loss, **step.terms}
         self.meters.add_terms(terms, len(x))
         self.meters.add_train(step.logits, y)
@@ -170,6 +177,7 @@ class TrainingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Apply the learning rate of the settings if the run was resumed with a different one."""
+        self.restoring = True
         before = checkpoint.get(HIGHEST_RATE, self.settings.lr)
         if before != self.settings.lr:
             scale_rates(checkpoint, self.settings.lr / before)
@@ -196,16 +204,22 @@ class TrainingModule(LightningModule):
                 fix="Use a larger --batch-size, or a larger --image-size.",
             ) from error
 
-    def _check_loss(self, loss: Tensor, x: Tensor) -> None:
-        if not isfinite(value := float(loss)):
-            what = "the loss is no longer finite" if x.isfinite().all() else "the images are not finite"
-            raise self._not_finite(what, value, step=self.global_step + 1)
+    def _check_loss(self, loss: Tensor, x: Tensor, batch_idx: int) -> None:
+        if isfinite(value := float(loss)):
+            return
+        wrong = (~x.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        places = self._data.train_places(batch_idx)
+        named = [places[index] for index in wrong] or places
+        shown = ", ".join(named[:_SHOWN]) + (", …" if len(named) > _SHOWN else "")
+        what = "the images are not finite" if wrong else "the loss is no longer finite"
+        images = f" in {len(wrong)} of {len(x)} images ({shown})" if wrong else f" in a batch of {len(x)} ({shown})"
+        raise self._not_finite(what, value, step=self.global_step + 1, images=images)
 
-    def _not_finite(self, what: str, got: object, *, step: int | None = None) -> NotFinite:
+    def _not_finite(self, what: str, got: object, *, step: int | None = None, images: str = "") -> NotFinite:
         return NotFinite(
             what,
             where=f"epoch {self.current_epoch + 1}, step {step or self.global_step}",
-            got=f"{got} at learning rate {self.lr:.3g}",
+            got=f"{got} at learning rate {self.lr:.3g}{images}",
         )
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.networks import check_shapes
+from adjoined.runs.resuming import changes
 from adjoined.settings import Settings
 from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_checkpoint
 from adjoined.training.deadline import Deadline
@@ -35,6 +37,8 @@ from adjoined.training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_OTHER_CHECKPOINT = "Restore the checkpoint of this run, or delete it to start from the beginning."
 
 
 def run_training(
@@ -57,6 +61,7 @@ def run_training(
     settings = settings.anchored()
     run = RunFolder(run_folder)
     if resume and (done := run.read_result() if run.record.exists() else None):
+        changes(run.read_settings(all_known=True), settings, run.path)  # they are not ignored without a word
         if all(each.path.exists() for each in done.networks):
             if is_main():
                 say(console, f"{run.path}: the run is finished, nothing to do")
@@ -124,7 +129,8 @@ def run_training(
             _check_fits(checkpoint, module)
         data = RunData(job.settings, job.images, job.method.views)
         with explained(whole, run, settings, trainer, data):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            with _restored(checkpoint, module):
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             limit.check(trainer)
             result = ending.finish(trainer.strategy.root_device) if ending else None
         result = trainer.strategy.broadcast(result)
@@ -190,5 +196,21 @@ def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], fi
 def _check_fits(path: Path, module: LightningModule) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in read_checkpoint(path).get("state_dict", {}).items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    fix = "Restore the checkpoint of this run, or delete it to start from the beginning."
-    check_shapes(wanted, found, "the checkpoint belongs to another network", where=path, fix=fix)
+    check_shapes(wanted, found, "the checkpoint belongs to another network", where=path, fix=_OTHER_CHECKPOINT)
+
+
+@contextmanager
+def _restored(checkpoint: Path | None, module: TrainingModule) -> Iterator[None]:
+    """If a checkpoint cannot be restored in the block, report its file: it was damaged or changed."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not module.restoring:
+            raise
+        raise AdjoinedError(
+            f"the checkpoint does not fit the run: {type(error).__name__}: {first_line(error)}",
+            where=checkpoint,
+            fix=_OTHER_CHECKPOINT,
+        ) from error
