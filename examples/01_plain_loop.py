@@ -1,6 +1,6 @@
 """Two networks from a plain training loop.
 
-The loop is the one you have; the five lines marked with + are all that `adjoined` asks for.
+The loop is the one you have; the five lines marked with + are all that `adjoined` needs.
 
 Usage:
 

@@ -21,7 +21,7 @@ from adjoined.integrations.lightning import Adjoined
 
 
 class Classifier(lightning.LightningModule):
-    """A module as you may have it already: it knows nothing of adjoined."""
+    """A module that you may already have; nothing in it refers to adjoined."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Two networks from a LightningModule of your own.")
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
-    # Lightning advises to load data in other processes; these are in memory, so that would only be slower.
+    # Lightning advises loading data in other processes; these are in memory, so that would only be slower.
     warnings.filterwarnings("ignore", module="lightning")
 
     lightning.seed_everything(0, verbose=False)

@@ -1,6 +1,6 @@
-"""A network of your own: see what would become of it, then train it from the command line.
+"""A network of your own: look at its small network, then train both from the command line.
 
-The network concatenates, shuffles and adds channels by hand, to show that nothing has to be told about its structure.
+The network concatenates, shuffles and adds channels by hand: adjoined needs no description of its structure.
 
 Usage:
 
@@ -19,7 +19,7 @@ import adjoined
 
 
 class Mixer(nn.Module):
-    """Look at an image in two ways, concatenate, shuffle, and add what was there before."""
+    """Two convolutions side by side, concatenated, shuffled, and added to their input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

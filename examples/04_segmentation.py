@@ -1,4 +1,4 @@
-"""Two U-Nets from one run: every pixel is told apart as background, disc, square or cross.
+"""Two U-Nets from one run: every pixel is classified as background, disc, square or cross.
 
 The images are drawn here: shapes on a textured background. The outline of a shape belongs to no class; the loss leaves
 it out of both terms (`ignore_index`). For a model that returns a dict, as those of torchvision do, pass the logits:
@@ -34,7 +34,7 @@ class Block(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Down twice and up again; what was seen on the way down is concatenated on the way up."""
+    """Down twice and up again; features from the way down are concatenated on the way up."""
 
     def __init__(self, width: int = 32, classes: int = CLASSES) -> None:
         super().__init__()

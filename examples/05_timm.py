@@ -1,4 +1,4 @@
-"""Two networks from timm's task seam: a loop of timm calls the task and nothing else.
+"""Two networks from a timm task: a timm loop calls the task and nothing else.
 
 timm's own train.py runs unchanged: python -m adjoined.integrations.timm --alpha 4 train.py ...
 
@@ -35,7 +35,7 @@ def load_data() -> tuple[TensorDataset, TensorDataset]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Two networks from a task of timm.")
+    parser = argparse.ArgumentParser(description="Two networks from a timm task.")
     parser.add_argument("--model", default="resnet10t")
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()

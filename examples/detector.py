@@ -1,6 +1,6 @@
-"""Two detectors from one run: discs, squares and triangles on crops of photos, with boxes that are known exactly.
+"""Two detectors from one run: discs, squares and triangles on crops of photos, with exact boxes.
 
-The detector is of the one-stage, anchor-free kind: a backbone of cross-stage-partial blocks, path aggregation over
+The detector is one-stage and anchor-free: a backbone of cross-stage-partial blocks, path aggregation over
 three strides, and a decoupled head whose boxes are distributions over bins. Each network has its own task loss, with
 its own assignment of anchor points to objects, and the small network is pulled towards the base, most where the base is
 confident. Decoding and non-maximum suppression are outside the network, so that it exports as it is.
@@ -67,7 +67,7 @@ class Residual(nn.Module):
 
 
 class Partial(nn.Module):
-    """A cross-stage-partial block: one half of the channels passes residual blocks, the other goes by them."""
+    """A cross-stage-partial block: one half of the channels passes through residual blocks, the other bypasses them."""
 
     def __init__(self, before: int, after: int, depth: int = 1) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Partial(nn.Module):
 
 
 class Head(nn.Module):
-    """A decoupled head: one branch tells the class of each anchor point, the other its distances to the box's sides."""
+    """A decoupled head: one branch predicts each anchor point's class, the other its distances to the box's sides."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Truth:
 def assign(scores: Tensor, boxes: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
     """Return the target scores (N, A, K) and target boxes (N, A, 4).
 
-    An object is learned by the ten anchor points inside of it whose prediction fits it best, by score^½ · IoU⁶; a
+    An object is learned by the ten anchor points inside it whose predictions fit it best, by score^½ · IoU⁶; a
     target score is their fit, scaled so that the best of an object has its IoU.
 
     Source: Feng et al., "TOOD: Task-aligned one-stage object detection", arXiv 2108.07755.
@@ -187,7 +187,7 @@ def assign(scores: Tensor, boxes: Tensor, truth: Truth) -> tuple[Tensor, Tensor]
     inside = torch.cat([low, high], dim=-1).amin(dim=-1) > 0
     fit = (
         likely.sqrt() * ious**6 * (inside & there.unsqueeze(2)) + 1e-9 * inside
-    )  # a start that fits nothing learns, too
+    )  # predictions that fit nothing yet learn, too
     best = torch.zeros_like(fit).scatter(2, fit.topk(10, dim=2).indices, 1.0) * inside * there.unsqueeze(2)
     only = F.one_hot((ious * best).argmax(dim=1), ious.shape[1]).transpose(1, 2)  # one object for each point
     mine = best * only
@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="images to train on")
     parser.add_argument("--alpha", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--alone", action="store_true", help="also train base and small network alone")
+    parser.add_argument("--alone", action="store_true", help="also train the base and the small network alone")
     parser.add_argument("--onnx", type=Path, help="folder for ONNX files")
     options = parser.parse_args()
 

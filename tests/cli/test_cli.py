@@ -70,7 +70,7 @@ def test_a_wrong_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str])
     ("error", "code", "line"),
     [
         (KeyboardInterrupt(), 130, "adjoined: interrupted\n"),
-        (KeyboardInterrupt("stopped; go on with: X"), 130, "adjoined: stopped; go on with: X\n"),
+        (KeyboardInterrupt("stopped; continue with: X"), 130, "adjoined: stopped; continue with: X\n"),
         (OSError(ENOSPC, "No space left on device", "a.txt"), 2, "adjoined: error: a.txt: No space left on device. "),
         (PermissionError(13, "Permission denied", "a.txt"), 2, "adjoined: error: a.txt: Permission denied."),
     ],

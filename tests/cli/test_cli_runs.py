@@ -340,6 +340,6 @@ def test_a_run_stopped_from_the_keyboard_says_how_to_go_on(tmp_path: Path):
         it.send_signal(signal.SIGINT)
         for _ in it.stdout:  # what was printed before the signal came
             pass
-        assert it.stderr.read() == "adjoined: stopped; go on with: adjoined train --resume run\n"
+        assert it.stderr.read() == "adjoined: stopped; continue with: adjoined train --resume run\n"
     assert it.returncode == 130
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

@@ -47,7 +47,7 @@ def finished(photos: Path) -> Path:
 
 @pytest.fixture
 def moved(photos: Path, finished: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """The run, and its images in a new place; those where they lay are gone for the run's settings."""
+    """The run, with its images in a new location; the folder that its settings name is gone."""
     run = shutil.copytree(finished, tmp_path / "run")
     text = (run / "settings.yaml").read_text()
     assert f"folder:{photos}" in text  # stored absolute

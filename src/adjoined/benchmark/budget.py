@@ -1,4 +1,4 @@
-"""Milliseconds of a candidate for a budget: measured in a runtime on this machine, or by a command of the user's."""
+"""Milliseconds of a candidate for a budget: measured in a runtime on this machine, or by the user's command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 2.0
 LONGEST = 600
 """The longest that a command may take for one candidate, s."""
 FILE = "{file}"
-"""What a command is given the path of the file in place of."""
+"""Placeholder for the file's path in a command."""
 
 Milliseconds = Callable[[nn.Module], float]
 
@@ -36,10 +36,10 @@ def measured_in(runtime: str, example: Tensor, threads: int | None = None, secon
         seconds: time to spend on each network, s.
 
     Returns:
-        A function of a module in eval mode that returns milliseconds.
+        A function from a module in eval mode to milliseconds.
 
     Raises:
-        AdjoinedError: (the function) the runtime is not installed, or cannot express the network.
+        AdjoinedError: when the function is called: the runtime is not installed, or cannot express the network.
 
     Example:
         >>> measure = measured_in("eager", example, threads=1)  # doctest: +SKIP
@@ -60,7 +60,7 @@ def measured_in(runtime: str, example: Tensor, threads: int | None = None, secon
 
 
 def measured_by(command: str, runtime: str, example: Tensor) -> Milliseconds:
-    """Return a function that has a command measure a network: on a board, on a phone, in a simulator.
+    """Return a function that lets a command measure a network: on a board, on a phone, in a simulator.
 
     Args:
         command: the command, run without a shell; {file} stands for the path of the exported network, which is the last
@@ -69,7 +69,7 @@ def measured_by(command: str, runtime: str, example: Tensor) -> Milliseconds:
         example: images of one call, float32 (N, C, H, W).
 
     Returns:
-        A function of a module in eval mode that returns milliseconds.
+        A function from a module in eval mode to milliseconds.
 
     Raises:
         AdjoinedError: (the function) the network cannot be exported; or the command cannot be run, fails, takes longer

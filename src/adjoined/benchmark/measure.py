@@ -13,8 +13,8 @@ from torch import Tensor
 from adjoined.benchmark import IN_PYTORCH, ON_GPU, RUNTIMES
 from adjoined.benchmark.environment import environment
 from adjoined.benchmark.explain import explain
-from adjoined.benchmark.result import Benchmark, Missing, Speedup, Timing
-from adjoined.benchmark.runtimes import Entrant, Exported, in_pytorch
+from adjoined.benchmark.result import Benchmark, MissingRuntime, Speedup, Timing
+from adjoined.benchmark.runtimes import Entrant, ExportedFiles, in_pytorch
 from adjoined.benchmark.subject import Subject
 from adjoined.benchmark.turns import Latency, Times, ratios, take_turns, threads_of_torch
 from adjoined.errors import AdjoinedError
@@ -63,9 +63,9 @@ def run_benchmark(
     macs = {network.name: network.macs for network in networks}
     rows: list[Timing] = []
     speedups: list[Speedup] = []
-    missing: list[Missing] = []
+    missing: list[MissingRuntime] = []
     with TemporaryDirectory() as folder, threads_of_torch(threads) as used:
-        exported = Exported(subject, Path(folder), largest=max(batch_sizes), int8=int8)
+        exported = ExportedFiles(subject, Path(folder), largest=max(batch_sizes), int8=int8)
         for runtime, device, size in contests:
             if any((each.runtime, each.device) == (runtime, device) for each in missing):
                 continue
@@ -81,7 +81,7 @@ def run_benchmark(
                     seconds=seconds / len(contests),
                 )
             except (AdjoinedError, torch.OutOfMemoryError) as error:
-                missing.append(Missing(runtime, device, " ".join(str(error).split())))
+                missing.append(MissingRuntime(runtime, device, " ".join(str(error).split())))
                 continue
             results = list(zip(entrants, times.values(), strict=True))
             rows += [
@@ -99,7 +99,7 @@ def run_benchmark(
 
 
 def _enter(
-    runtime: str, subject: Subject, exported: Exported, images: Tensor, threads: int, channels_last: bool
+    runtime: str, subject: Subject, exported: ExportedFiles, images: Tensor, threads: int, channels_last: bool
 ) -> list[Entrant]:
     if runtime in ON_GPU:
         return in_pytorch(runtime, subject.networks, images, channels_last=channels_last)

@@ -37,7 +37,7 @@ def measure_activations(model: nn.Module, example: Tensor) -> Activations:
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU())
-        >>> measure_activations(net, torch.zeros(1, 3, 4, 4)).peak_bytes  # 3 + 8 + 8 channels of 16 places, 4 bytes
+        >>> measure_activations(net, torch.zeros(1, 3, 4, 4)).peak_bytes  # 3 + 8 + 8 channels of 16 positions, 4 bytes
         1216
     """
     try:

@@ -108,7 +108,7 @@ class Speedup:
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingRuntime:
     """A runtime that was not measured."""
 
     runtime: str
@@ -128,7 +128,7 @@ class Benchmark:
     environment: Environment
     rows: list[Timing] = field(default_factory=list)
     speedups: list[Speedup] = field(default_factory=list)
-    missing: list[Missing] = field(default_factory=list)
+    missing: list[MissingRuntime] = field(default_factory=list)
     explanations: list[str] = field(default_factory=list)
     channels_last: bool = False
 

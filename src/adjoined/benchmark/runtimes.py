@@ -29,7 +29,7 @@ class Entrant:
     file_bytes: int | None = None
 
 
-class Exported:
+class ExportedFiles:
     """The files of one subject, created on first use.
 
     Args:

@@ -28,7 +28,7 @@ class EvaluateOptions(AsJson, ChosenWeights, Workers, OfData, OwnCode, OfRun):
 
     data: str | None = None
     """Other images of the same classes: a data set, or folder:PATH (its val/ if there is one, otherwise all images);
-    or the new place of the run's own images; none: the run's validation images."""
+    or the new location of the run's own images; none: the run's validation images."""
     all: bool = False
     """Evaluate on all of the run's images, including those it was trained on."""
     device: str = "cpu"

@@ -38,7 +38,7 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
     out: str | None = None
     """Folder for the files; none: export in the run folder."""
     images: int = 256
-    """Most validation images to compare on, spread over the set."""
+    """Largest number of validation images to compare on, spread over the set."""
     calibration: int = 256
     """Training images for int8 calibration, spread over the set."""
     max_drop: float = 0.05
@@ -46,7 +46,7 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
     largest_batch: int = 1
     """Batch size for which an ExecuTorch file reserves memory; other targets take any batch size."""
     data: str | None = None
-    """The new place of the run's images, if they have moved: folder:PATH, segmentation:PATH or labels:FILE.csv."""
+    """The new location of the run's images, if they have moved: folder:PATH, segmentation:PATH or labels:FILE.csv."""
 
     def __post_init__(self) -> None:
         """Check the options that only this command has."""

@@ -40,7 +40,7 @@ class LatencyOptions:
         if self.latency_command is not None and self.runtime in ON_GPU:
             files = [name for name in RUNTIMES if name not in ON_GPU]
             raise AdjoinedError(
-                "this runtime has no file that a command could be given",
+                "this runtime has no file to pass to a command",
                 where="--runtime",
                 expected=f"one of {', '.join(files)}",
                 got=self.runtime,

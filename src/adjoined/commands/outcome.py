@@ -10,7 +10,7 @@ from adjoined.report.table import Table
 from adjoined.runs.finished import FinishedRun
 
 LAG = 0.01
-"""The main measure with running statistics and with measured ones may differ by this, without a word about it."""
+"""The main measure with running statistics and with measured ones may differ by this much without a note."""
 
 
 def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:

@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
     """Plan and print."""
     options, asked, timing = parse("plan", argv, PlanOptions, ModelOptions, LatencyOptions, purpose=PURPOSE)
     from adjoined.report.console import show
-    from adjoined.report.plan import alpha_table
+    from adjoined.report.figures import result_table
+    from adjoined.report.plan import alpha_table, layers, plan_table
     from adjoined.slicing import check_plan, cost_by_module
 
     if options.out and len(asked.alphas) > 1:
@@ -66,9 +67,14 @@ def main(argv: Sequence[str]) -> None:
             told["checks"] = [asdict(check) for check in checks]
         print(json_text(told | {"plans": [plan.to_json() for plan in plans]}))
     else:
-        lines = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
-        _print(options, asked, example.shape[-1], networks, costs, plans, base, smalls, lines)
-        show("", alpha_table(costs[0][""], others, times, measured=timing.in_words()))
+        checked = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
+        title = _title(options, asked, example.shape[-1], plans)
+        show(
+            plan_table(layers(networks, costs), plans, title=title, full=options.all),
+            result_table(base, smalls),
+            *filter(None, [checked]),
+            alpha_table(costs[0][""], others, times, measured=timing.in_words()),
+        )
 
 
 def _times(model: nn.Module, example: Tensor, plans: Sequence[SlicePlan], timing: LatencyOptions) -> list[float]:
@@ -84,25 +90,8 @@ def _figures(plans: Sequence[SlicePlan], costs: Sequence[dict[str, Cost]]) -> li
     return [Figures.of(name, cost[""]) for name, cost in zip(["base", *names], costs, strict=True)]
 
 
-def _print(
-    options: PlanOptions,
-    asked: ModelOptions,
-    size: int,
-    networks: Sequence[nn.Module],
-    costs: Sequence[dict[str, Cost]],
-    plans: Sequence[SlicePlan],
-    base: Figures,
-    smalls: Sequence[Figures],
-    lines: str,
-) -> None:
-    from adjoined.report.console import show
-    from adjoined.report.figures import result_table
-    from adjoined.report.plan import layers, plan_table
-
+def _title(options: PlanOptions, asked: ModelOptions, size: int, plans: Sequence[SlicePlan]) -> str:
     alphas = ", ".join(f"{plan.alpha:.4g}" for plan in plans)
-    title = f"{options.model} at {size} px, alpha {alphas}, widths in multiples of {asked.round_to}" + (
-        f", kept: {', '.join(asked.keep)}" if asked.keep else ""
-    )
-    title += f", channels ordered by {asked.order}" if asked.order else ""
-    table = plan_table(layers(networks, costs), plans, title=title, full=options.all)
-    show(table, result_table(base, smalls), *filter(None, [lines]))
+    kept = f", kept: {', '.join(asked.keep)}" if asked.keep else ""
+    order = f", channels ordered by {asked.order}" if asked.order else ""
+    return f"{options.model} at {size} px, alpha {alphas}, widths in multiples of {asked.round_to}{kept}{order}"

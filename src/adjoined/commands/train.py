@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
 def _dry_run(run: Run, settings: Settings, chosen: Sequence[str], folder: Path) -> None:
     """Print what the command would do."""
     if run.resume:
-        raise AdjoinedError("a dry run is one of a new run", where="--dry-run", fix="Leave out --resume.")
+        raise AdjoinedError("a dry run is for a new run", where="--dry-run", fix="Leave out --resume.")
 
     from adjoined.report.console import show
     from adjoined.training import is_main
@@ -112,7 +112,7 @@ def _list_recipes() -> None:
 
 
 def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, LatencyOptions, list[str]]:
-    """Return the run, its settings, how time is measured, and a line for each setting chosen by what is trained.
+    """Return the run, its settings, how time is measured, and a line for each setting chosen for the model and data.
 
     Settings are chosen where no recipe is named and model or data are not those of the default recipe.
     """
@@ -261,7 +261,7 @@ def _announce(chosen: Sequence[str], job: Job) -> None:
     title = f"{job.settings.model} on {job.images.info.name}, {job.images.info.image_size} px"
     show(job.images.in_words(), "")
     if chosen:
-        show("\n".join(["Chosen by what is trained:", *(f"  {line}" for line in chosen)]), "")
+        show("\n".join(["Chosen for this model and data:", *(f"  {line}" for line in chosen)]), "")
     if plans:
         show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls))
     else:

@@ -110,7 +110,7 @@ class Study:
         Args:
             console: where to show progress.
             minutes: time for this piece: a run stops at the end of an epoch, and the next call continues. None: all.
-            part: do these runs only, while other processes do the others, as in `runs`.
+            part: do only these runs, while other processes do the rest, as in `runs`.
 
         Returns:
             The failed runs, and why they failed; if one method diverges, the others may still succeed.

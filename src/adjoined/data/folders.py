@@ -172,7 +172,7 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
             "no such folder",
             where=f"data folder {folder.absolute()}",
             expected="a folder with train/ and val/, or with one folder per class",
-            fix="If it has moved, give its new place: --data folder:PATH.",
+            fix="If it has moved, give its new location: --data folder:PATH.",
         )
     try:
         beside = LeftOut()
@@ -191,7 +191,7 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
         return _Layout(train, val)
     if like and train:
         raise AdjoinedError(
-            f"{like}/ beside {train}/ has the same classes, but its name says nothing of what it is for",
+            f"{like}/ beside {train}/ has the same classes, but its name does not say what it is for",
             where=f"data folder {folder.absolute()}",
             expected="train/ and val/ (or valid/, validation/, dev/, test/), or one folder for each class",
             fix=f"Rename {like}/ to val/, or use folder:{folder / train} to hold out a fraction of {train}/.",

@@ -180,7 +180,7 @@ def _entries(folder: Path) -> list[DirEntry[str]]:
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
-    """Ask an entry for its kind, following links; a link that leads nowhere is of no kind.
+    """Ask an entry for its kind, following links; a broken link has no kind.
 
     Args:
         kind: the entry's `is_dir` or `is_file`.

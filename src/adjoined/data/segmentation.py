@@ -160,7 +160,7 @@ def open_segmentation(folder: Path) -> Source:
         raise AdjoinedError(
             "no such folder",
             where=f"data folder {folder.absolute()}",
-            fix="If it has moved, give its new place: --data segmentation:PATH.",
+            fix="If it has moved, give its new location: --data segmentation:PATH.",
         )
     left_out = LeftOut()
     found = {name: pair for name, names in (("train", TRAIN), ("val", VAL)) if (pair := _part(folder, names))}

@@ -31,7 +31,7 @@ class DataSettings:
         name: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet; or folder:PATH (PATH holds train/ and
             val/, each with a folder per class, or the class folders themselves, which are then split);
             segmentation:PATH (images/ and masks/); labels:FILE.csv (images with any number of labels).
-        root: folder that holds the data set; the user's own data do without it. Nothing is downloaded.
+        root: folder that holds the data set; not needed for the user's own data. Nothing is downloaded.
         image_size: height and width of the network's input, pixels. Default: the images' own, 224 for photos.
         batch_size: images per training step and process.
         eval_batch_size: images per evaluation step and process.

@@ -20,7 +20,7 @@ Takes = Literal["normalised", "uint8", "unit"]
 All three are (N, C, H, W), with channels in RGB order, resized and cropped by the caller."""
 
 
-class Prepared(nn.Module):
+class WithPreprocessing(nn.Module):
     """A network preceded by its normalisation, so that a file can include both.
 
     Args:
@@ -30,7 +30,7 @@ class Prepared(nn.Module):
         takes: "uint8" or "unit".
 
     Example:
-        >>> Prepared(nn.Identity(), mean=[0.5], std=[0.25], takes="uint8")(
+        >>> WithPreprocessing(nn.Identity(), mean=[0.5], std=[0.25], takes="uint8")(
         ...     torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
         ... ).item()
         2.0
@@ -53,7 +53,7 @@ class Prepared(nn.Module):
 
 def prepared(network: nn.Module, info: DataInfo, takes: Takes) -> nn.Module:
     """Return the module to export, so that the file takes such images."""
-    return network if takes == "normalised" else Prepared(network, info.mean, info.std, takes).eval()
+    return network if takes == "normalised" else WithPreprocessing(network, info.mean, info.std, takes).eval()
 
 
 def as_taken(pixels: Tensor, takes: Takes, normalised: Tensor) -> Tensor:

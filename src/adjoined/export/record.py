@@ -21,7 +21,7 @@ NAME = "export.json"
 
 
 @dataclass(frozen=True)
-class Found:
+class RecordedDifference:
     """The result of comparing a file with PyTorch; see `adjoined.export.verify.Difference`."""
 
     images: int | None = None
@@ -39,7 +39,7 @@ class ExportedFile:
     takes: str | None = None
     largest_batch: int | None = None
     bytes: int | None = None
-    difference: Found = field(default_factory=Found)
+    difference: RecordedDifference = field(default_factory=RecordedDifference)
     top1: float | None = None
 
     @property

@@ -17,7 +17,7 @@ from adjoined.files import write_whole, written_beside
 
 
 @dataclass(frozen=True)
-class Exported:
+class VerifiedFile:
     """A file that has been compared with PyTorch."""
 
     path: Path
@@ -41,7 +41,7 @@ def write(
     calibration: Tensor | None = None,
     inspect: Callable[[Runnable], object] | None = None,
     tolerance: float = TOLERANCE,
-) -> Exported:
+) -> VerifiedFile:
     """Export a network and compare the file with it; a file that differs is discarded.
 
     Args:
@@ -49,7 +49,7 @@ def write(
         path: the file; its folder must exist. An older file is replaced atomically.
         batches: pairs of images: in the file's format and in the network's.
         to: the target, a key of `TARGETS`.
-        holds: the module to export, if it is more than `module` (see `Prepared`).
+        holds: the module to export, if it is more than `module` (see `WithPreprocessing`).
         metadata: texts to store in the file, key -> value.
         largest_batch: batch size for which an ExecuTorch file reserves memory; other files take any batch size.
         calibration: images in the file's format, (M, C, H, W), for an int8 file; None: the file is in float32.
@@ -83,7 +83,7 @@ def write(
         if inspect is not None:
             inspect(run)
         size = sum(each.stat().st_size for each in (part, *others))
-    return Exported(path, target, size, seconds, difference)
+    return VerifiedFile(path, target, size, seconds, difference)
 
 
 @contextmanager

@@ -83,7 +83,9 @@ class AdjoinedTrainer(Trainer):
         loss, outputs = self._loss_of(model, inputs, num_items_in_batch)
         if self._tap.smalls:
             smalls, self._tap.smalls = self._tap.smalls, ()
-            own = torch.stack([self._loss_of(_Given(small), inputs, num_items_in_batch)[0] for small in smalls]).sum()
+            own = torch.stack(
+                [self._loss_of(_KnownOutput(small), inputs, num_items_in_batch)[0] for small in smalls]
+            ).sum()
             logits, labels = [each["logits"] for each in smalls], _labels(inputs)
             kl = adjoint_terms(outputs["logits"].detach(), logits, labels, detach=True, temperature=4.0).kl
             loss = loss + kl_weight(min(self.state.global_step / self.state.max_steps, 1.0)) * (own + kl)
@@ -134,7 +136,7 @@ class _Tap(nn.Module):
         return output
 
 
-class _Given(nn.Module):
+class _KnownOutput(nn.Module):
     """A model whose output is already known."""
 
     def __init__(self, output: Any) -> None:

@@ -202,7 +202,7 @@ class Adjoined(Callback):
                     metric.update(output, self.target(batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log every network's metrics as `base/NAME` and `small/NAME`; several processes are added up."""
+        """Log every network's metrics as `base/NAME` and `small/NAME`, summed over processes."""
         for network, metrics in self._running.items():
             for name, metric in metrics.items():
                 pl_module.log(f"{network}/{name}", metric.compute(), prog_bar=True)

@@ -35,7 +35,7 @@ class AdjoinedTask(ClassificationTask):
 
     The loss is that of `adjoint+`, criterion(p, y) + λ(t) · [criterion(q, y) + KL(p ‖ q)], the KL at temperature 4 and
     without gradient to p. The loop validates and checkpoints the base network under the model's own parameter names;
-    the slice plans and what the small networks have for themselves are the checkpoint's `task_state`.
+    the slice plans and the small networks' private tensors are the checkpoint's `task_state`.
 
     Args:
         model: the base network, or an existing joint network.
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Run timm's train.py, training the model together with its small twin.",
     )
     parser.add_argument("--alpha", type=float, default=4.0, help="a layer keeps about 1/alpha of its channels")
-    parser.add_argument("--keep", default="", help="modules that stay at full width, by commas")
+    parser.add_argument("--keep", default="", help="modules that stay at full width, separated by commas")
     parser.add_argument("--order", choices=("l1", "l2", "bn"), help="important channels first, for pretrained weights")
     parser.add_argument("script", type=Path, help="timm's train.py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")

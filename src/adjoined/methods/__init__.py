@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adjoined.methods.adjoint import Adjoint, AdjointPlus
-from adjoined.methods.base import Built, Finished, Method, Stage, Step
+from adjoined.methods.base import BuiltNetwork, Method, Stage, Step, TrainedNetwork
 from adjoined.methods.distillation import Distillation
 from adjoined.methods.dropout import Dropout
 from adjoined.methods.filter_pruning import FilterPruning
@@ -57,4 +57,14 @@ def ends_the_same(run: Settings, stage: Settings) -> bool:
     return set(run.differences(stage)) <= METHODS[stage.method].ignores
 
 
-__all__ = ["METHODS", "Adjoint", "Built", "Finished", "Method", "Stage", "Standard", "Step", "ends_the_same"]
+__all__ = [
+    "METHODS",
+    "Adjoint",
+    "BuiltNetwork",
+    "Method",
+    "Stage",
+    "Standard",
+    "Step",
+    "TrainedNetwork",
+    "ends_the_same",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adjoined.methods.base import Built, Finished, Method, Step
+from adjoined.methods.base import BuiltNetwork, Method, Step, TrainedNetwork
 from adjoined.slicing import SlicePlan
 
 
@@ -14,9 +14,9 @@ class Alone(Method):
     name = "base"
     """Name of the network."""
 
-    def built(self, network: nn.Module, plan: SlicePlan | None = None) -> Built:
+    def built(self, network: nn.Module, plan: SlicePlan | None = None) -> BuiltNetwork:
         """Wrap a network as the result of `build`; `plan` says how it was cut out of the base network, if it was."""
-        return Built(network, {self.name: plan})
+        return BuiltNetwork(network, {self.name: plan})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the task's loss."""
@@ -28,6 +28,6 @@ class Alone(Method):
         """Return the network's logits."""
         return {self.name: network(x)}
 
-    def finish(self, built: Built) -> dict[str, Finished]:
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return the network itself."""
-        return {self.name: Finished(built.network, built.plans[self.name])}
+        return {self.name: TrainedNetwork(built.network, built.plans[self.name])}

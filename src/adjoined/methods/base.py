@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltNetwork:
     """The result of `Method.build`: the module to train, and the networks in it."""
 
     network: nn.Module
@@ -40,7 +40,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Finished:
+class TrainedNetwork:
     """A finished network: a plain module without classes of adjoined."""
 
     module: nn.Module
@@ -134,7 +134,7 @@ class Method(ABC):
         return self.settings
 
     @abstractmethod
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return the network to train, with the slice plans of its parts.
 
         Args:
@@ -146,7 +146,7 @@ class Method(ABC):
             AdjoinedError: the model cannot be trained by this method with these settings.
         """
 
-    def prepare(self, built: Built, x: Tensor, y: Tensor) -> None:
+    def prepare(self, built: BuiltNetwork, x: Tensor, y: Tensor) -> None:
         """Adapt the weights to some training images before the first step.
 
         A resumed run finds the result in its checkpoint; the networks keep their shapes and plans.
@@ -178,7 +178,7 @@ class Method(ABC):
         """Return the outputs of every trained network, float (N, K) or (N, K, H, W); it is in evaluation mode."""
 
     @abstractmethod
-    def finish(self, built: Built) -> dict[str, Finished]:
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return every trained network as a plain module with its own tensors, the base network first.
 
         Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Built, Finished, Stage, Step, the_small_plan
+from adjoined.methods.base import BuiltNetwork, Stage, Step, TrainedNetwork, the_small_plan
 from adjoined.methods.scratch import fresh_small
 
 TEACHER = "teacher"
@@ -31,7 +31,7 @@ class Distillation(Alone):
         """Return the training of the teacher, whose base network is the run's."""
         return (Stage(TEACHER, self.settings.for_method("standard"), carried=True, given=self.settings.teacher),)
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return teacher and student."""
         plan = the_small_plan(self.settings, model, example)
         return self.built(Lesson(earlier[TEACHER], fresh_small(model, plan)), plan)
@@ -52,9 +52,9 @@ class Distillation(Alone):
         """Return the student's logits."""
         return {self.name: _lesson(network).student(x)}
 
-    def finish(self, built: Built) -> dict[str, Finished]:
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return the student."""
-        return {self.name: Finished(_lesson(built.network).student, built.plans[self.name])}
+        return {self.name: TrainedNetwork(_lesson(built.network).student, built.plans[self.name])}
 
 
 class Lesson(nn.Module):

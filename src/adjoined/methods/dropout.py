@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Built, Finished
+from adjoined.methods.base import BuiltNetwork, TrainedNetwork
 from adjoined.slicing import last_linear
 
 
@@ -22,7 +22,7 @@ class Dropout(Alone):
     which works for every model with a linear classifier.
     """
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return the model with a dropout hook."""
         name = last_linear(model, example)
         if name is None:
@@ -32,14 +32,14 @@ class Dropout(Alone):
         model.get_submodule(name).register_forward_pre_hook(_Drop(self.settings.dropout_rate))
         return self.built(model)
 
-    def finish(self, built: Built) -> dict[str, Finished]:
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return the model without the dropout."""
         plain = copy.deepcopy(built.network)
         for module in plain.modules():
             for key, hook in list(module._forward_pre_hooks.items()):
                 if isinstance(hook, _Drop):
                     del module._forward_pre_hooks[key]
-        return {self.name: Finished(plain)}
+        return {self.name: TrainedNetwork(plain)}
 
 
 class _Drop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adjoined.methods.base import Built
+from adjoined.methods.base import BuiltNetwork
 from adjoined.methods.channels import channels_kept
 from adjoined.methods.finetune import FineTuned
 
@@ -18,7 +18,7 @@ class FilterPruning(FineTuned):
 
     extra, library = "pruning", "torch_pruning"
 
-    def prune(self, trained: nn.Module, example: Tensor) -> Built:
+    def prune(self, trained: nn.Module, example: Tensor) -> BuiltNetwork:
         """Return the network without the filters."""
         from torch_pruning.pruner.importance import MagnitudeImportance
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Built, Stage
+from adjoined.methods.base import BuiltNetwork, Stage
 from adjoined.settings import Settings
 
 BASE = "base"
@@ -19,7 +19,7 @@ class FineTuned(Alone):
     """Prunes the trained base network and continues training with cross-entropy; a subclass defines `prune`.
 
     By default the epochs and the learning-rate schedule after pruning repeat those before it: the learning-rate
-    rewinding of Renda et al., arXiv 2003.02389, the strongest of the simple ways.
+    rewinding of Renda et al., arXiv 2003.02389, the strongest of the simple schedules.
     """
 
     name = "small"
@@ -35,10 +35,10 @@ class FineTuned(Alone):
         warmup = settings.warmup_epochs * epochs / settings.epochs
         return replace(settings, epochs=epochs, warmup_epochs=warmup, lr=settings.finetune_lr or settings.lr)
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return the trained base network, pruned."""
         return self.prune(earlier[BASE], example)
 
     @abstractmethod
-    def prune(self, trained: nn.Module, example: Tensor) -> Built:
+    def prune(self, trained: nn.Module, example: Tensor) -> BuiltNetwork:
         """Return the pruned network; `trained` may be changed."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from adjoined.methods.base import Built, Finished, Method
+from adjoined.methods.base import BuiltNetwork, Method, TrainedNetwork
 from adjoined.names import small_names
 from adjoined.network import AdjoinedNetwork, adjoin
 from adjoined.slicing import Request
@@ -23,7 +23,7 @@ class Joint(Method):
         """Whether the small network has a private last layer."""
         return self.settings.private_head
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return base and small networks on shared weights."""
         settings = self.settings
         network = adjoin(
@@ -33,18 +33,18 @@ class Joint(Method):
             order=settings.order,
             private_head=self.private_head,
         )
-        return Built(network, named([None, *network.plans]))
+        return BuiltNetwork(network, named([None, *network.plans]))
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Return the logits of base and small networks."""
         return named(network(x))
 
-    def finish(self, built: Built) -> dict[str, Finished]:
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return the base network and every small one, cut out."""
         joint = built.network
         assert isinstance(joint, AdjoinedNetwork)
         modules = named([joint.base, *(joint.extract(which) for which in range(len(joint.plans)))])
-        return {name: Finished(module, built.plans[name]) for name, module in modules.items()}
+        return {name: TrainedNetwork(module, built.plans[name]) for name, module in modules.items()}
 
 
 def named(each: Sequence[T]) -> dict[str, T]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods.base import Built, Finished, Method, Step, the_small_plan
+from adjoined.methods.base import BuiltNetwork, Method, Step, TrainedNetwork, the_small_plan
 from adjoined.methods.scratch import fresh_small
 
 
@@ -25,11 +25,11 @@ class Mutual(Method):
                 "the small network has no pretrained weights to start from", where="--method mutual, --pretrained"
             )
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return both networks."""
         plan = the_small_plan(self.settings, model, example)
         both = nn.ModuleDict({"base": model, "small": fresh_small(model, plan)})
-        return Built(both, {"base": None, "small": plan})
+        return BuiltNetwork(both, {"base": None, "small": plan})
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return CE(p, y) + KL(q ‖ p) + CE(q, y) + KL(p ‖ q), with the first argument of each KL detached."""
@@ -44,6 +44,6 @@ class Mutual(Method):
         """Return the logits of both networks."""
         return {name: network.get_submodule(name)(x) for name in ("base", "small")}
 
-    def finish(self, built: Built) -> dict[str, Finished]:
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return both."""
-        return {name: Finished(built.network.get_submodule(name), plan) for name, plan in built.plans.items()}
+        return {name: TrainedNetwork(built.network.get_submodule(name), plan) for name, plan in built.plans.items()}

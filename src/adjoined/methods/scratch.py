@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Built, the_small_plan
+from adjoined.methods.base import BuiltNetwork, the_small_plan
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan, measure_cost, named_tensors
 
@@ -23,7 +23,7 @@ class Scratch(Alone):
     name = "small"
     from_pretrained = False
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return the small architecture with its own weights."""
         plan = the_small_plan(self.settings, model, example)
         return self.built(fresh_small(model, plan), plan)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods.base import Built, Stage, Step
+from adjoined.methods.base import BuiltNetwork, Stage, Step
 from adjoined.methods.channels import channels_kept
 from adjoined.methods.finetune import BASE, FineTuned
 from adjoined.methods.standard import Standard
@@ -40,7 +40,7 @@ class Slimming(FineTuned):
         """Return the training with the L1 penalty."""
         return (Stage(BASE, self.settings.for_method("sparse-scales"), carried=True),)
 
-    def prune(self, trained: nn.Module, example: Tensor) -> Built:
+    def prune(self, trained: nn.Module, example: Tensor) -> BuiltNetwork:
         """Return the pruned network."""
         from torch_pruning.pruner.importance import BNScaleImportance
 

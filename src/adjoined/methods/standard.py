@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adjoined.method_settings import SMALL_ONLY
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Built
+from adjoined.methods.base import BuiltNetwork
 
 
 class Standard(Alone):
@@ -16,6 +16,6 @@ class Standard(Alone):
 
     ignores = SMALL_ONLY
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return the model itself."""
         return self.built(model)

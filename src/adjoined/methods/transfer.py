@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adjoined.head import trial_head
 from adjoined.inherit import inherit
-from adjoined.methods.base import Built, Step
+from adjoined.methods.base import BuiltNetwork, Step
 from adjoined.methods.joint import Joint, named
 from adjoined.network import AdjoinedNetwork, adjoin
 from adjoined.slicing import Request, reorder
@@ -37,13 +37,13 @@ class Transfer(Joint):
     """Images of the samples that tell what channels matter: others than those that the head was fitted on, of which the
     loss is next to nothing. Small networks are fitted on as many."""
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return base and small networks, each with its own weights."""
         network = adjoin(model, example, request=Request.of(self.settings), private=("*",))
         network.plans = tuple(replace(plan, order=ORDER) for plan in network.plans)
-        return Built(network, named([None, *network.plans]))
+        return BuiltNetwork(network, named([None, *network.plans]))
 
-    def prepare(self, built: Built, x: Tensor, y: Tensor) -> None:
+    def prepare(self, built: BuiltNetwork, x: Tensor, y: Tensor) -> None:
         """Fit the head, order the channels, and let small networks inherit from the base."""
         network = built.network
         assert isinstance(network, AdjoinedNetwork)

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import Built, Finished, Stage, the_small_plan
+from adjoined.methods.base import BuiltNetwork, Stage, TrainedNetwork, the_small_plan
 from adjoined.methods.finetune import BASE, FineTuned
 from adjoined.settings import Settings
 from adjoined.slicing import measure_cost
@@ -30,14 +30,14 @@ class WeightPruning(FineTuned):
 
     name = SPARSE
 
-    def prune(self, trained: nn.Module, example: Tensor) -> Built:
+    def prune(self, trained: nn.Module, example: Tensor) -> BuiltNetwork:
         """Return the trained network with its small weights held at zero."""
         return self.built(PrunedNetwork(trained, smallest(trained, share_of_zeros(self.settings, trained, example))))
 
-    def finish(self, built: Built) -> dict[str, Finished]:
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return the network with its zeros in place."""
         assert isinstance(built.network, PrunedNetwork)
-        return {self.name: Finished(built.network.plain(), sparse=True)}
+        return {self.name: TrainedNetwork(built.network.plain(), sparse=True)}
 
 
 class LotteryTicket(Alone):
@@ -60,17 +60,17 @@ class LotteryTicket(Alone):
         ]
         return (Stage(BASE, settings.for_method("standard"), carried=True), *rounds)
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> Built:
+    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return the initial model without the weights that were smallest at the end of the previous round."""
         settings = self.settings
         kept = 1 - share_of_zeros(settings, model, example)
         share = 1 - kept ** (self.round / settings.lottery_rounds)
         return self.built(PrunedNetwork(model, smallest(earlier[self.before()[-1].name], share)))
 
-    def finish(self, built: Built) -> dict[str, Finished]:
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return the network with its zeros in place."""
         assert isinstance(built.network, PrunedNetwork)
-        return {self.name: Finished(built.network.plain(), sparse=True)}
+        return {self.name: TrainedNetwork(built.network.plain(), sparse=True)}
 
     @property
     def round(self) -> int:

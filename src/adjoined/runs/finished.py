@@ -53,10 +53,10 @@ class FinishedRun:
         return DataInfo.from_json(self.networks[0].description["data"])
 
     def require_classes(self, command: str) -> None:
-        """Raise AdjoinedError if the networks do not tell one class for each image."""
+        """Raise AdjoinedError unless the networks predict one class per image."""
         if self.info.task != "classification":
             raise AdjoinedError(
-                f"`adjoined {command}` is for networks that tell one class for each image",
+                f"`adjoined {command}` is for networks that predict one class per image",
                 where=self.folder,
                 got=f"networks trained for {self.info.task}",
                 fix="Load them with adjoined.load.",
@@ -87,7 +87,7 @@ def open_run(folder: str | Path, model: str | None = None, *, weights: str = "fi
         usable = [each for each in ("last", "best") if (run.checkpoints / each).is_dir()]
         use = f", or use --weights {' or '.join(usable)}" if usable else ""
         raise AdjoinedError(
-            "the run is not finished", where=run.path, fix=f"Go on with `adjoined train --resume {run.path}`{use}."
+            "the run is not finished", where=run.path, fix=f"Continue with `adjoined train --resume {run.path}`{use}."
         )
     return with_networks(run.path, holder.path, found, model)
 
@@ -116,7 +116,7 @@ def open_images(
 
     Args:
         run: the finished run.
-        data: folder:PATH, the new place of the images if they have moved; none: the original place.
+        data: folder:PATH, the new location of the images if they have moved; none: the original location.
         data_root: folder that holds the data sets; none: the run's.
         workers: processes that load images; 0 loads them in this process.
 

@@ -96,7 +96,7 @@ class Display(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        """Move on."""
+        """Advance the bar."""
         self._pace.batch_done(time.monotonic(), images=len(batch[1]) * trainer.world_size)
         self._move(trainer, pl_module)
 

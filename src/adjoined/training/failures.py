@@ -54,7 +54,7 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
         if not isinstance(error.__context__, KeyboardInterrupt) and not isinstance(error, SIGTERMException):
             raise
         signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt(f"stopped; go on with: {go_on}") from None
+        raise KeyboardInterrupt(f"stopped; continue with: {go_on}") from None
     except NotFinite as error:
         run.worth_keeping = stage.worth_keeping = True
         raise _remedied(error, stage, settings, go_on) from error
@@ -70,13 +70,13 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
             raise AdjoinedError(
                 f"a data worker was ended by {how(code)}",
                 where=f"--workers {settings.workers}",
-                fix=f"If memory is short, use fewer --workers or a smaller --batch-size. Go on with: {go_on}",
+                fix=f"If memory is short, use fewer --workers or a smaller --batch-size. Continue with: {go_on}",
             ) from error
         if (code := _ended_process(trainer)) is not None:
             raise AdjoinedError(
                 f"another process of this run was ended by {how(code)}",
                 where=f"--devices {settings.devices}",
-                fix=f"Go on with: {go_on}",
+                fix=f"Continue with: {go_on}",
             ) from error
         raise
     except OSError as error:

@@ -17,7 +17,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder
 from adjoined.json_files import write_json
 from adjoined.kinds import NAMES
-from adjoined.methods import Finished
+from adjoined.methods import TrainedNetwork
 from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
 from adjoined.runs.finished import with_networks
@@ -167,7 +167,7 @@ class Ending:
             statistics=statistics,
         )
 
-    def _networks(self, state: Mapping[str, Tensor]) -> dict[str, Finished]:
+    def _networks(self, state: Mapping[str, Tensor]) -> dict[str, TrainedNetwork]:
         self._built.network.load_state_dict(dict(state))
         self._built.network.eval()
         return self.job.method.finish(self._built)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods import METHODS, Built, Method
+from adjoined.methods import METHODS, BuiltNetwork, Method
 from adjoined.settings import Settings
 from adjoined.training.freezing import freeze
 from adjoined.training.loaders import training_batches
@@ -29,7 +29,7 @@ class Job:
     """The settings of this training: those of the run, adapted by the method."""
     images: ImageData
     method: Method
-    built: Built
+    built: BuiltNetwork
     """The module to train, as the method built it."""
     model: nn.Module
     """The base network named in the settings."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adjoined.methods import Finished
+from adjoined.methods import TrainedNetwork
 from adjoined.settings import Settings
 from adjoined.statistics import measure_statistics
 from adjoined.training.loaders import training_batches
@@ -21,7 +21,7 @@ IMAGES = 4096
 
 
 def measure_finished(
-    finished: Mapping[str, Finished], settings: Settings, images: ImageData, device: torch.device
+    finished: Mapping[str, TrainedNetwork], settings: Settings, images: ImageData, device: torch.device
 ) -> int:
     """Measure the running statistics of finished networks on training images, augmented as in training.
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods import Built, Method, Step
+from adjoined.methods import BuiltNetwork, Method, Step
 from adjoined.settings import Settings
 from adjoined.training.finite import NotFinite, infinite_buffers, not_finite_in
 from adjoined.training.freezing import hold_frozen
@@ -44,7 +44,7 @@ class TrainingModule(LightningModule):
 
     network: nn.Module
 
-    def __init__(self, settings: Settings, method: Method, built: Built, num_classes: int) -> None:
+    def __init__(self, settings: Settings, method: Method, built: BuiltNetwork, num_classes: int) -> None:
         super().__init__()
         self.settings, self.method = settings, method
         self.names = tuple(built.plans)

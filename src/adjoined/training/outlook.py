@@ -1,4 +1,4 @@
-"""What a run would do, where, in what memory and time, without doing it: `adjoined train --dry-run`."""
+"""What a run would do, on which devices, and the memory and time that it would take: `adjoined train --dry-run`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SAMPLE = 2
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run would do, where, in what memory and time."""
+    """What a run would do, on which devices, and the memory and time that it would take."""
 
     job: Job
     devices: int
@@ -52,7 +52,7 @@ class Outlook:
     bytes: int | None
     """Peak of the tensors in a step on each device, estimated; None where the network does not run without values."""
     seconds: float
-    """Seconds for a batch on one device: the median of a few, with reading the images."""
+    """Seconds for a batch on one device: the median of a few, reading the images included."""
 
     def lines(self) -> list[str]:
         """Return the outlook in words, a line for each fact."""
@@ -105,7 +105,8 @@ def step_bytes(job: Job, images: int) -> int:
     """Return the peak of the tensors in a training step, estimated: bytes, float32.
 
     Weights and the optimizer's state are always there. What autograd keeps for the backward pass, counted on the meta
-    device with two images, grows with their number; it goes as the gradients come, so the larger of the two counts.
+    device with two images, grows with their number. It is freed as the gradients are computed, so only the larger of
+    the two counts.
 
     Args:
         job: the training job; its network is neither run nor changed.

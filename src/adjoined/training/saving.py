@@ -1,4 +1,4 @@
-"""`adjoined.save`: networks of a training loop of one's own, as a run folder."""
+"""`adjoined.save`: networks from your own training loop, as a run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from adjoined import models
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
-from adjoined.methods import Finished
+from adjoined.methods import TrainedNetwork
 from adjoined.methods.joint import named
 from adjoined.network import AdjoinedNetwork
 from adjoined.report.result import figures_from, keep_figures
@@ -23,8 +23,8 @@ from adjoined.training.evaluate import Scores, evaluate
 from adjoined.training.job import model_recipe
 from adjoined.training.writing import write_network
 
-OWN_LOOP = "a loop of one's own"
-"""The only stage of such a run; how long it took is not known."""
+OWN_LOOP = "own training loop"
+"""The only stage of such a run; its duration is unknown."""
 
 
 def save(
@@ -113,14 +113,14 @@ def save(
 
 
 @torch.no_grad()
-def _finished(network: nn.Module, plan: SlicePlan | None) -> dict[str, Finished]:
+def _finished(network: nn.Module, plan: SlicePlan | None) -> dict[str, TrainedNetwork]:
     """Return the networks to write, the base first."""
     if isinstance(network, AdjoinedNetwork):
         modules = [network.base, *(network.extract(which) for which in range(len(network.plans)))]
         pairs = zip(modules, (None, *network.plans), strict=True)
-        return named([Finished(module, each) for module, each in pairs])
+        return named([TrainedNetwork(module, each) for module, each in pairs])
     if isinstance(network, nn.Module) and isinstance(plan, SlicePlan):
-        return {"small": Finished(network, plan)}
+        return {"small": TrainedNetwork(network, plan)}
     raise AdjoinedError(
         "a small network alone does not tell how it was cut out of its base",
         where="adjoined.save",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adjoined.methods import Finished
+from adjoined.methods import TrainedNetwork
 from adjoined.runs import NetworkResult, RunFolder
 from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
 from adjoined.training.evaluate import Scores
@@ -22,7 +22,7 @@ Measure = Callable[[str, nn.Module], Scores]
 def write_network(
     run: RunFolder,
     name: str,
-    finished: Finished,
+    finished: TrainedNetwork,
     description: Mapping[str, Any],
     *,
     code: str | None,

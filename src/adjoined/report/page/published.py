@@ -18,7 +18,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedNetwork:
     """A published network."""
 
     name: str
@@ -77,7 +77,7 @@ _TABLES = {
 _SIZES = {"cifar10": 32, "cifar100": 32, "imagenet": 224}
 
 
-def published(settings: Settings) -> tuple[Published, ...]:
+def published(settings: Settings) -> tuple[PublishedNetwork, ...]:
     """Return the published networks for the same validation images at the same size; nothing for other data.
 
     Args:
@@ -90,7 +90,7 @@ def published(settings: Settings) -> tuple[Published, ...]:
     if settings.image_size not in (None, _SIZES.get(settings.data)):
         return ()
     return tuple(
-        Published(name, 1e6 * parameters, None if macs is None else 1e6 * macs, top1 / 100, source)
+        PublishedNetwork(name, 1e6 * parameters, None if macs is None else 1e6 * macs, top1 / 100, source)
         for rows, source in _TABLES.get(settings.data, ())
         for name, parameters, macs, top1 in rows
     )

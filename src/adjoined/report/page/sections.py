@@ -12,7 +12,7 @@ from adjoined.kinds import NAMES, heading
 from adjoined.report import units
 from adjoined.report.figures import Figures
 from adjoined.report.page.charts import Axis, Chart, Line, Mark, lines, marks, place
-from adjoined.report.page.published import Published, Source, published
+from adjoined.report.page.published import PublishedNetwork, Source, published
 from adjoined.report.page.story import RunStory
 from adjoined.report.table import Table
 from adjoined.settings import Settings
@@ -131,7 +131,7 @@ def trade_offs(story: RunStory) -> list[Chart]:
     return comparison_marks([(each.name, place(each.name), each) for each in story.figures], others)
 
 
-def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[Published] = ()) -> list[Chart]:
+def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[PublishedNetwork] = ()) -> list[Chart]:
     """Return the same charts for any networks, given as name, look and figures."""
     against = [
         ("parameters", Axis("parameters", _count, log=True), lambda f: f.parameters, lambda p: p.parameters),

@@ -177,7 +177,8 @@ class FrozenTies:
 
     def __init__(self, roots: array[int], narrowed: Sequence[bool], channels: array[int] | None = None) -> None:
         self._roots, self._narrowed = roots, narrowed
-        self._channels = roots if channels is None else channels
+        self._root_of = torch.frombuffer(roots, dtype=torch.int64)  # every operator of a run compares
+        self._channel_of = self._root_of if channels is None else torch.frombuffer(channels, dtype=torch.int64)
 
     def find(self, label: int) -> int:
         """Return the root of the label's set, its smallest label."""
@@ -185,18 +186,17 @@ class FrozenTies:
 
     def tie(self, a: Slot, b: Slot, where: str) -> None:
         """Raise OutOfStep if a narrowed set would be tied to another set."""
-        self._compare(self._channels, a, b, where)
+        self._compare(self._channel_of, a, b, where)
 
     def couple(self, a: Slot, b: Slot, where: str) -> None:
         """Raise OutOfStep if a narrowed set would be tied to another set."""
-        self._compare(self._roots, a, b, where)
+        self._compare(self._root_of, a, b, where)
 
-    def _compare(self, roots: array[int], a: Slot, b: Slot, where: str) -> None:
-        table = torch.frombuffer(roots, dtype=torch.int64)
+    def _compare(self, table: Tensor, a: Slot, b: Slot, where: str) -> None:
         if torch.equal(table[a], table[b]):
             return
         for x, y in pairs(a, b):
-            if roots[x] != roots[y] and (self._narrowed[x] or self._narrowed[y]):
+            if table[x] != table[y] and (self._narrowed[x] or self._narrowed[y]):
                 raise OutOfStep(f"two channel groups meet in {where}", (x, y))
 
     def any_narrowed(self, labels: Iterable[int]) -> bool:
