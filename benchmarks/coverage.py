@@ -1,7 +1,7 @@
 """Slice every convolutional network of timm and torchvision, check the result, and write results/coverage/README.md.
 
-One model at a time, each in a process of its own with a time limit, so that one that hangs or dies costs nobody else.
-Results are appended as they come: a run that is stopped goes on where it was.
+One model at a time, each in its own process with a time limit, so that one that hangs or dies affects no other.
+Results are appended as they come: a stopped run continues where it was.
 
 Usage:
     python benchmarks/coverage.py timm torchvision            # what is not measured yet
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--alphas", default="2,4", help="factors, separated by commas")
     parser.add_argument("--round-to", type=int, default=1, help="widths are multiples of this")
     parser.add_argument("--only", default="", help="models whose names contain one of these, separated by commas")
-    parser.add_argument("--again", action="store_true", help="measure models that have been measured, too")
+    parser.add_argument("--again", action="store_true", help="measure models again that have been measured")
     parser.add_argument("--rival", action="store_true", help="measure Torch-Pruning instead")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a model at one alpha")
     parser.add_argument("--out", type=Path, default=LISTS, help="folder of the results")
@@ -57,9 +57,9 @@ def main() -> None:
 
 
 def _in_a_process(subject: Subject, alpha: float, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the record of a model, measured by a child; or one that says how the child ended.
+    """Return the record of a model, measured by a child process; or one that says how the process ended.
 
-    A process for each alpha: what one leaves in memory would count as the other's.
+    Each alpha has its own process: what one leaves in memory would count as the other's.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -69,7 +69,7 @@ def _in_a_process(subject: Subject, alpha: float, options: argparse.Namespace) -
     record, error = None, f"time limit of {options.limit:g} s"
     try:
         record = receiver.recv() if receiver.poll(options.limit) else None
-    except EOFError:  # it has closed its end and sent nothing
+    except EOFError:  # it closed its end without sending anything
         child.join()
         error = f"process ended with exit code {child.exitcode}"
     child.kill()

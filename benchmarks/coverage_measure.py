@@ -1,4 +1,4 @@
-"""Measure one model of the coverage table, in a process of its own: slice it, check it, take one step of training."""
+"""Measure one model of the coverage table, in its own process: slice it, check it, take one training step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adjoined.slicing import Inputs, Kind, check_plan, make_plan, measure_cost, 
 
 
 def measure(subject: Subject, alpha: float, *, round_to: int = 1) -> dict[str, Any]:
-    """Return everything that the table says of a model at one alpha, as plain data.
+    """Return everything that the table says about a model at one alpha, as plain data.
 
     A failure is a result: `error` says what was raised, and in which stage.
     """
@@ -33,7 +33,7 @@ def measure(subject: Subject, alpha: float, *, round_to: int = 1) -> dict[str, A
     record = {"model": subject.name, "round_to": round_to, f"alpha {alpha:g}": found}
     try:
         _fill(record, found, subject, alpha, round_to)
-    except Exception as error:  # whatever goes wrong is what the table is to show
+    except Exception as error:  # the table shows whatever goes wrong
         found |= {"result": "failed", "error": f"{type(error).__name__}: {str(error)[:400]}"}
     else:
         found["result"] = "ok"
@@ -42,8 +42,8 @@ def measure(subject: Subject, alpha: float, *, round_to: int = 1) -> dict[str, A
 
 
 def _fill(record: dict[str, Any], found: dict[str, Any], subject: Subject, alpha: float, round_to: int) -> None:
-    """Write down what a model is, and what is found at one alpha; `stage` is what is being done."""
-    free = _memory()  # before the model is there: weights count in what its forward takes, and in what slicing takes
+    """Record the facts about a model and the findings at one alpha; `stage` names the current step."""
+    free = _memory()  # before the model exists: its weights count in its forward pass and in slicing
     model, example = subject.build().eval(), subject.example()
     inputs = Inputs.of(example)
     record["input"] = [list(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
@@ -84,10 +84,10 @@ def _fill(record: dict[str, Any], found: dict[str, Any], subject: Subject, alpha
 
 
 def train_one_step(model: nn.Module, inputs: Inputs, plan: adjoined.SlicePlan) -> None:
-    """Take one optimizer step of both networks, and see that gradients are what they should be.
+    """Take one optimizer step of both networks, and check the gradients.
 
-    Every number is finite; every weight that the base alone gets a gradient for has one; the small network alone leaves
-    it exactly zero outside of its slice.
+    Every number is finite; every weight that has a gradient when the base trains alone has one; the small network
+    alone leaves it exactly zero outside its slice.
 
     Raises:
         ArithmeticError: one of these does not hold; the message names the weight.
@@ -144,13 +144,13 @@ def _forward(model: nn.Module, inputs: Inputs) -> None:
 
 
 def _load_everything() -> None:
-    """Slice a tiny network, so that what is imported then does not count as the memory of the next one."""
+    """Slice a tiny network, so that imports do not count as the memory of the next one."""
     tiny = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, 8))
     make_plan(tiny, torch.zeros(1, 3, 8, 8)).apply(tiny)(torch.zeros(2, 3, 8, 8))
 
 
 def _memory() -> int:
-    """Return the bytes in use, after what was freed has gone back to the system."""
+    """Return the bytes in use, after returning freed memory to the system."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return _status("VmRSS")

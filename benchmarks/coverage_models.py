@@ -1,4 +1,4 @@
-"""Which models the coverage table is about, and how each is built: random weights, nothing downloaded.
+"""The models of the coverage table, and how each is built: random weights, nothing downloaded.
 
 The lists come from the libraries themselves: every module file of timm that defines a network with convolutions, and
 all of torchvision's classification, segmentation, video and detection networks.
@@ -30,11 +30,11 @@ class Subject:
     """`SET/NAME`."""
     build: Callable[[], nn.Module]
     example: Callable[[], Any]
-    """What the model is called with, batch size 1."""
+    """The arguments of the model, batch size 1."""
 
 
 def convolves(model: nn.Module) -> bool:
-    """Tell whether a network has a convolution whose places overlap: more than a transformer's cut into patches."""
+    """Tell whether a network has a convolution with overlapping windows, unlike a transformer's patch embedding."""
     kernels = (module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd))
     return any(k > s for module in kernels for k, s in zip(module.kernel_size, module.stride, strict=True))
 
@@ -86,7 +86,7 @@ def torchvision_networks() -> dict[str, str]:
 
 
 def _kept_in(path: Path, find: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """Return a list from its file, or find it, which takes minutes, and write the file."""
+    """Return a list from its file; without a file, find it, which takes minutes, and write the file."""
     if not path.exists():
         text = json.dumps(find(), indent=1) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _kept_in(path: Path, find: Callable[[], dict[str, str]]) -> dict[str, str]:
 
 
 def timm_subjects() -> list[Subject]:
-    """One network of every family of timm that convolves, at the smallest size in pixels that it says it takes."""
+    """One network of every family of timm that convolves, at the smallest size in pixels that it states."""
     import timm
 
     def of(family: str, name: str) -> Subject:
@@ -111,13 +111,13 @@ def timm_subjects() -> list[Subject]:
 
 
 SMALLER: dict[str, dict[str, Any]] = {"samvit_base_patch16": {"img_size": 256}}
-"""Options of networks whose own size, 1024 pixels, takes minutes to run once."""
+"""Options of networks that take minutes to run once at their own size, 1024 pixels."""
 
 SHAPES = {"classification": (1, 3, 64, 64), "segmentation": (1, 3, 64, 64), "detection": (1, 3, 64, 64),
           "video": (1, 3, 8, 64, 64), "mvit_v1_b": (1, 3, 16, 224, 224), "mvit_v2_s": (1, 3, 16, 224, 224),
           "inception_v3": (1, 3, 299, 299), "ssd300_vgg16": (1, 3, 300, 300), "s3d": (1, 3, 16, 224, 224),
           "maxvit_t": (1, 3, 224, 224)}  # fmt: skip
-"""Inputs of a task, or of a network that takes no smaller ones: the table is about channels, not about places."""
+"""Inputs of a task, or of a network that needs large ones: the table is about channels, not positions."""
 
 
 def torchvision_subjects() -> list[Subject]:

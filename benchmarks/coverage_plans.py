@@ -1,4 +1,4 @@
-"""Write the slice plans of the coverage sample, and compare those of two versions of adjoined.
+"""Write the slice plans of the coverage sample, and compare the plans of two versions of adjoined.
 
 Usage:
     python benchmarks/coverage_plans.py write plans.jsonl --sets timm torchvision     # a line for each model and alpha
@@ -57,7 +57,7 @@ def _write(options: argparse.Namespace) -> int:
 
 
 def _plan(subject: Subject, alpha: float, round_to: int) -> dict[str, Any]:
-    """Return the plan as JSON; without weights where that is possible, which saves minutes of drawing them."""
+    """Return the plan as JSON; without weights where that is possible, which saves minutes of initialisation."""
     try:
         with torch.device("meta"):
             model = subject.build().eval()

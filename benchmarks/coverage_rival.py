@@ -14,10 +14,10 @@ from adjoined.slicing import Inputs
 
 
 def measure_rival(subject: Subject, alpha: float) -> dict[str, Any]:
-    """Return what Torch-Pruning makes of a model: parameters left, seconds, or the error.
+    """Return the result of Torch-Pruning on a model: parameters left, seconds, or the error.
 
     L1 importance, one ratio of 1 - 1/alpha for every layer, the model's last layers left alone, as its examples do;
-    the pruned model has to run and to return the shapes that the model returned.
+    the pruned model must run and return the shapes that the model returned.
     """
     torch.manual_seed(0)
     model, inputs = subject.build().eval(), Inputs.of(subject.example())
@@ -30,7 +30,7 @@ def measure_rival(subject: Subject, alpha: float) -> dict[str, Any]:
         found["seconds"] = round(time.process_time() - start, 2)
         found["result"] = "ok" if _shapes(model, inputs) == expected else "other output shapes"
         found["left"] = round(sum(p.numel() for p in model.parameters()) / before, 4)
-    except Exception as error:  # whatever goes wrong is what the table is to show
+    except Exception as error:  # the table shows whatever goes wrong
         found = {"result": "failed", "error": f"{type(error).__name__}: {str(error)[:200]}"}
         found["seconds"] = round(time.process_time() - start, 2)
     return {"model": subject.name, f"alpha {alpha:g}": found}
@@ -54,7 +54,7 @@ def _prune(model: nn.Module, inputs: Inputs, alpha: float) -> None:
 
 
 def _last_layers(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
-    """Return the layers whose outputs are the model's: they are not to be narrowed."""
+    """Return the layers whose outputs are the model's outputs: they must not be narrowed."""
     made: dict[tuple[int, ...], nn.Module] = {}
     hooks = [
         module.register_forward_hook(lambda module, _, out: made.__setitem__(tuple(out.shape), module))

@@ -32,7 +32,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def write_table(folder: Path) -> None:
-    """Write the tables into results/coverage/README.md between its two marks; what stands around them stays."""
+    """Write the tables into results/coverage/README.md between its two marks; the rest stays."""
     sets = {}
     for path in sorted(folder.glob("*.jsonl")):
         if not path.stem.endswith(("_rival", "_first")):
@@ -152,7 +152,7 @@ def _short(error: str) -> str:
 
 
 def is_choice(group: Record) -> bool:
-    """Tell whether a group could have been narrowed by a better rule, as opposed to being too narrow already."""
+    """Tell whether a better rule could have narrowed a group, as opposed to one that is too narrow already."""
     return group["kind"] not in (Kind.TOO_FEW, Kind.TIED)
 
 

@@ -1,9 +1,9 @@
 # The packages are installed for this set alone (requirements-unseen.txt).
 # pyright: reportMissingImports=false
-"""Twenty models from packages that the slicing engine had never been tried on, chosen before any of them was sliced.
+"""Twenty models from packages on which the slicing engine had never been tried, chosen before any of them was sliced.
 
 Random weights, nothing downloaded, small variants and small inputs. The packages and their versions are in
-requirements-unseen.txt; results/coverage/README.md tells how the first run went.
+requirements-unseen.txt; results/coverage/README.md describes the first run.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _kornia_hardnet() -> nn.Module:
 def _pytorchvideo_slowfast() -> nn.Module:
     from pytorchvideo.models.slowfast import create_slowfast
 
-    pools = ((2, 4, 4), (8, 4, 4))  # frames of the two inputs, and places after 32 times less
+    pools = ((2, 4, 4), (8, 4, 4))  # frames of the two inputs, and positions after a reduction by 32
     return create_slowfast(model_depth=50, model_num_class=20, head_pool_kernel_sizes=pools)
 
 
@@ -156,4 +156,4 @@ UNSEEN: dict[str, tuple[Build, Callable[[], Any]]] = {
         lambda: ([torch.zeros(1, 3, 2, 128, 128), torch.zeros(1, 3, 8, 128, 128)],),
     ),
 }
-"""PACKAGE/MODEL -> how it is built, and what it is called with."""
+"""PACKAGE/MODEL -> how it is built, and its arguments."""

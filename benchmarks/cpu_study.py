@@ -1,7 +1,7 @@
-"""The study that a CPU can do: all methods on CIFAR-100, settings of the adjoint method, and regularisers of the base.
+"""The study for a CPU: all methods on CIFAR-100, settings of the adjoint method, and regularisers of the base.
 
     python benchmarks/cpu_study.py --data-root FOLDER --estimate   # how long it will take on this machine
-    python benchmarks/cpu_study.py --data-root FOLDER              # do it; the same command goes on
+    python benchmarks/cpu_study.py --data-root FOLDER              # run it; rerun the command to continue
 
 Five comparisons by `adjoined compare`, whose folders are in `--out`; tables, plots and the CSV of every run are copied
 to `benchmarks/results/`.
@@ -41,15 +41,15 @@ SETTINGS = [
     *(f"{DETACHED}:{each}" for each in ("small_ce=1", "small_ce=0.5", "small_ce=1:temperature=4")),
     "adjoint+",
 ]
-"""What `adjoint+` was chosen from."""
+"""The settings from which `adjoint+` was chosen."""
 EQUAL_COST = ["standard", "distillation", "adjoint+", "standard:epochs=8", "adjoint+:epochs=8"]
-"""Eight epochs of joint training cost what six of a teacher and six of its student do."""
+"""Eight epochs of joint training cost as much as six of a teacher and six of its student."""
 LONGER = [
     *("standard", "distillation", "slimmable", "slimmable:private_head=true"),
     *(f"{DETACHED}:small_ce=1:{each}" for each in ("temperature=4", "private_head=true")),
     *("adjoint+", "standard:epochs=16", "adjoint+:epochs=16"),
 ]
-"""What twice the epochs change, what a private head does, and what is to be had for the cost of a student."""
+"""The effect of twice the epochs, of a private head, and of `adjoint+` at the cost of a student."""
 REGULARISERS = [
     *("standard", "dropout:dropout_rate=0.1", "dropout:dropout_rate=0.3"),
     *("adjoint:alpha=2", "adjoint:alpha=4", "dropout:dropout_rate=0.5"),
@@ -82,17 +82,17 @@ class Part:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """What all contenders have in common, beside the recipe."""
+        """The settings that all contenders share, beside the recipe."""
         own = {"epochs": self.epochs, "limit": self.limit, "augment": self.augment}
         return {**COMMON, **own, "model_options": {"width": self.width}}
 
     def settings(self, data_root: str) -> Settings:
-        """Return the settings that they are run with."""
+        """Return the settings of the runs."""
         begin = {name: getattr(cifar(), name) for name in ("data", "lr", "weight_decay", "schedule")}
         return Settings.from_dict({**begin, **self.flags, "data_root": data_root})
 
     def argv(self, data_root: str, out: Path, seeds: int, jobs: int = 1) -> list[str]:
-        """Return the arguments of the command that does it."""
+        """Return the arguments of the command that runs it."""
         told = {name.replace("_", "-"): json.dumps(value).strip('"') for name, value in self.flags.items()}
         own = [word for name, value in told.items() for word in (f"--{name}", value)]
         which = ["--methods", ",".join(self.methods), *f"--seeds {seeds} --jobs {jobs}".split()]
@@ -103,9 +103,9 @@ class Part:
 def estimate(parts: list[Part], data_root: str, seeds: int, console: Console) -> None:
     """Time one epoch of `standard` on 10 images a class and one validation batch; multiply by the work of all runs.
 
-    The processor's time is counted, so that other programs do not matter: on one thread the study takes as long on a
-    machine that has nothing else to do, on several less. Small networks are slower by the MAC than large ones, so it is
-    rather longer. Pruned networks, where their size is not known yet, count as those of the same budget.
+    CPU time is counted, so other programs do not matter: with one thread the study takes this long on an idle machine,
+    with several threads less. Small networks take more time per MAC than large ones, so the estimate is rather low.
+    Pruned networks count as those of the same budget while their size is unknown.
     """
     total = 0.0
     for part in parts:
@@ -133,19 +133,19 @@ def estimate(parts: list[Part], data_root: str, seeds: int, console: Console) ->
 
 def _macs(job: Job) -> int:
     macs = training_macs(job)
-    assert macs is not None  # the networks of this study have nothing that cannot be counted
+    assert macs is not None  # every operator of these networks can be counted
     return macs
 
 
 def _work(variant: Variant) -> tuple[int, int]:
-    """Return multiply-adds and epochs of what has to be trained for a contender, beside the standard run."""
+    """Return multiply-adds and epochs of each training that a contender needs, beside the standard run."""
     settings = variant.settings
     stages = METHODS[settings.method](settings).before()
     own = [stage.settings for stage in stages if stage.settings.method != "standard"]
     macs, epochs = 0, 0
     for each in [settings, *own]:
         model = make_job(each.for_method("standard")).model
-        # An untrained network has no scales to rank; the budget, and so about the cost, is that of filter pruning.
+        # An untrained network has no scales to rank; its budget, and so roughly its cost, is that of filter pruning.
         stand_in = each.for_method("filter-pruning") if each.method == "slimming" else each
         names = [stage.name for stage in METHODS[stand_in.method](stand_in).before()]
         job = make_job(stand_in, earlier=dict.fromkeys(names, model))
@@ -162,9 +162,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="its training images per class, of 500")
     parser.add_argument("--width", type=float, default=2.0, help="factor on the channels of ResNet-8")
     parser.add_argument("--few-epochs", type=int, default=8, help="epochs of the comparison of regularisers")
-    parser.add_argument("--part", help="one of them only, by its name")
+    parser.add_argument("--part", help="only this comparison")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--estimate", action="store_true", help="only tell how long it will take")
+    parser.add_argument("--estimate", action="store_true", help="only estimate the time")
     asked = parser.parse_args()
     parts = [
         Part("methods", ALL, asked.epochs, asked.limit, asked.width),

@@ -1,4 +1,4 @@
-"""Time the training engine against a bare loop of the same arithmetic, and a training step's share of other work.
+"""Time the training engine against a bare loop of the same arithmetic, and a training step's overhead.
 
 Engine and loop train the same joint network on the same batches, with the same optimizer and schedule, in one process,
 epoch by epoch in turns. Validation, files and the display are left out. Ratios are taken epoch by epoch.

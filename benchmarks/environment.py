@@ -1,4 +1,4 @@
-"""Write figures with what they were measured with."""
+"""Write figures together with the environment in which they were measured."""
 
 from __future__ import annotations
 

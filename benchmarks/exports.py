@@ -1,6 +1,6 @@
 """Export base and small networks of well-known models to every target, and compare each file with PyTorch.
 
-Each model has its own process, and what is done is not done again: run it once more to go on after a stop.
+Each model has its own process, and finished models are skipped: rerun the command to continue after a stop.
 
 Usage:
     python benchmarks/exports.py --data /path/to/imagenette224 --out benchmarks/results/exports.json
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder of images; none: random numbers")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/exports.json"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--table", type=Path, help="print the Markdown table of a file of results, and do nothing else")
+    parser.add_argument("--table", type=Path, help="only print the Markdown table of a file of results")
     args = parser.parse_args()
     if args.table:
         print(table(read_json(args.table, "results of this script")["files"]).markdown(), end="")
@@ -76,8 +76,8 @@ def measure(model: str, args: argparse.Namespace) -> None:
     done = {(each["model"], each["network"], each["target"]) for each in kept}
     if all((model, network, target) in done for network in ("base", "small") for target in args.targets):
         return
-    # A network with random weights can throw an image that its norms have not measured far away from all others: of 16
-    # such images EfficientNet-B0 gave one a logit of 363, and PyTorch itself was 1.9e-4 from float64 there.
+    # A network with random weights can give extreme logits for an image that its norms have not measured: of 16 such
+    # images EfficientNet-B0 gave one a logit of 363, where PyTorch itself differed from float64 by 1.9e-4.
     images = load(args.data, max(args.images, args.calibrate), args.size)
     base = build(resolve(f"torchvision:{model}"), num_classes=1000, image_size=args.size).eval()
     small = make_plan(base, images[:1], alpha=args.alpha).apply(base).eval()
@@ -107,7 +107,7 @@ def measure(model: str, args: argparse.Namespace) -> None:
 
 
 def one_file(module: nn.Module, images: Tensor, target: str) -> dict[str, Any]:
-    """Export to one target; return the figures of the file, or why there is none."""
+    """Export to one target; return the figures of the file, or the error."""
     begin = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -118,7 +118,7 @@ def one_file(module: nn.Module, images: Tensor, target: str) -> dict[str, Any]:
 
 
 def calibrate(module: nn.Module, images: Tensor) -> None:
-    """Measure the statistics of every BatchNorm on images: with those of a new network the signal dies away."""
+    """Measure the statistics of every BatchNorm on images: with the initial ones the signal fades layer by layer."""
     norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()

@@ -1,11 +1,11 @@
-"""When does joint training help the base network? Ten digits of each class, and the settings that may decide it.
+"""When does joint training help the base network? Ten digits of each class, and the settings that may matter.
 
-    python benchmarks/few_digits.py                # everything; the same command goes on where it was stopped
+    python benchmarks/few_digits.py                # everything; rerun the command to continue
     python benchmarks/few_digits.py --seeds 2 --only epochs-10
 
-100 training images, 359 to measure on, no data to fetch: small enough to turn one knob at a time over several seeds.
-Every cell is an `adjoined compare`, one after another; the table tells what each method adds to the base network's
-accuracy, and to the small network's over that of `adjoint`, seed by seed.
+100 training images, 359 for evaluation, no download: small enough to vary one setting at a time over several seeds.
+Every cell is an `adjoined compare`, one after another; the table shows the gain of each method in the base network's
+accuracy over `standard`, and in the small network's over `adjoint`, seed by seed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CELLS = {
     "width-0.5": (0.5, 40),
     "width-2": (2.0, 40),
 }
-"""What is changed -> factor on the channels of the base network, epochs."""
+"""Name of a cell -> factor on the channels of the base network, epochs."""
 
 RESULTS = Path(__file__).parent / "results" / "few_digits"
 
@@ -58,7 +58,7 @@ def read(path: Path) -> Accuracies:
 
 
 def gain(found: Accuracies, method: str, network: str, than: str) -> str:
-    """Return what a method adds, in points: mean over the seeds of the difference, ± its standard error.
+    """Return the gain of a method in points: the mean difference over the seeds ± its standard error.
 
     Example:
         >>> runs = {("a", "base"): {0: 0.90, 1: 0.92}, ("b", "base"): {0: 0.91, 1: 0.95}}
@@ -74,7 +74,7 @@ def gain(found: Accuracies, method: str, network: str, than: str) -> str:
 
 
 def table(cells: dict[str, Accuracies], network: str, than: str) -> str:
-    """Return what every method adds to a network's accuracy, a column for each cell, as Markdown."""
+    """Return the gain of every method in a network's accuracy as Markdown, a column for each cell."""
     methods = [each for each in METHODS if any((each, network) in found for found in cells.values())]
     rows: list[Iterable[str]] = [["", *cells], [":--", *["--:"] * len(cells)]]
     level = [f"{100 * mean(found[than, network].values()):.1f} %" for found in cells.values()]
@@ -84,7 +84,7 @@ def table(cells: dict[str, Accuracies], network: str, than: str) -> str:
 
 
 def main(asked: Sequence[str] | None = None) -> None:
-    """Do what is not done yet, and write the tables."""
+    """Do the runs that are missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/few-digits"), help="folder for all runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables and the CSV of every run")

@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py RUN --count 100000 --seed 0 --out benchmarks/results/fuzz.csv
 
 RUN is a finished run of digits, with exports and a benchmark if there are any. Every mutated file is read by the
-function that reads it in use; what is made of the data (tables, plans as text, networks) is made, too.
+function that reads it in use, and what follows from the data (tables, plans as text, networks) is built, too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ WEIRD: tuple[Any, ...] = (
     "", "x", "\x00", "\x1b[31m", "\ud800", "../../etc/passwd", "/etc/passwd", "a" * 5000, "1e999", "null", "NaN",
     [], {}, [None], [[]], {"": {}}, {"a": [1]}, [1] * 1000, {"class_path": "os.system"}, "os:system", "hub:a/b",
 )  # fmt: skip
-"""What stands in the place of another value; only ever a copy of it, as later mutations change lists in place."""
+"""Replacements for values; always copied, as later mutations change lists in place."""
 PHOTOS = "photos"
 NESTED = (b"[", b"{", b'{"a":', b"- ", b"&a ", b"*a", b"!!python/name:os.system ")
 
@@ -66,7 +66,7 @@ NESTED = (b"[", b"{", b'{"a":', b"- ", b"&a ", b"*a", b"!!python/name:os.system 
 
 
 def mutated_bytes(content: bytes, chance: random.Random) -> bytes:
-    """Return bytes with one to three changes: bits, pieces cut or doubled, zeros, what is not UTF-8."""
+    """Return bytes with one to three changes: flipped bits, pieces cut or doubled, zeros, invalid UTF-8."""
     data = bytearray(content)
     for _ in range(chance.choice((1, 1, 2, 3))):
         place = chance.randrange(len(data) + 1)
@@ -135,7 +135,7 @@ def mutated_data(data: Any, chance: random.Random) -> Any:
 
 
 def mutated_json(content: bytes, chance: random.Random) -> bytes:
-    """Return JSON with changed data, changed bytes, or a key that is given twice."""
+    """Return JSON with changed data, changed bytes, or a duplicate key."""
     kind = chance.randrange(4)
     if kind == 0:
         return mutated_bytes(content, chance)
@@ -162,7 +162,7 @@ def mutated_csv(content: bytes, chance: random.Random) -> bytes:
 
 
 def mutated_list(content: bytes, chance: random.Random) -> bytes:
-    """Return a compressed list with changed bytes, before or after it is compressed, or with very much in it."""
+    """Return a compressed list with changed bytes, before or after compression, or with very large contents."""
     kind = chance.randrange(10)
     if kind < 3:
         return mutated_bytes(content, chance)
@@ -205,7 +205,7 @@ class Reader:
     mutate: Callable[[bytes, random.Random], bytes]
     read: Callable[[Path], object]
     share: int = 10
-    """How often it has its turn, against the others."""
+    """Its weight among the readers."""
 
 
 def _figures(run: Path) -> object:
@@ -270,7 +270,7 @@ READERS = (
 
 @dataclass
 class Tally:
-    """What came of the files of one reader."""
+    """The outcomes for the files of one reader."""
 
     files: int = 0
     read: int = 0
@@ -278,12 +278,12 @@ class Tally:
     longest: float = 0.0
     """Seconds."""
     largest: int = 0
-    """Bytes that Python allocated at one time, on a sample of the files."""
+    """Peak bytes allocated by Python, on a sample of the files."""
     faults: Counter[str] = field(default_factory=Counter)
 
 
 def prepared(run: Path, folder: Path) -> Path:
-    """Copy a run, with a comparison's record and photos beside it, so that every reader has its file."""
+    """Copy a run, and add the record of a comparison and photos, so that every reader has its file."""
     made = Path(shutil.copytree(run, folder / "run"))
     if not (made / RECORD).exists():
         with Study(made, Settings(), (Variant("standard", Settings(method="standard")),), 1).opened():
@@ -299,10 +299,10 @@ def prepared(run: Path, folder: Path) -> Path:
 
 
 def fuzz(run: Path, count: int, seed: int, *, traced: float = 0.05) -> dict[str, Tally]:
-    """Mutate files of a prepared run, read each, and tell what came of them.
+    """Mutate files of a prepared run, read each, and return the outcomes.
 
     Args:
-        run: a copy that may be damaged; every file is put back.
+        run: a copy that may be damaged; every file is restored.
         count: files.
         seed: of the mutations.
         traced: share of the files whose allocations are measured.
@@ -349,7 +349,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         run = prepared(options.run, Path(folder))
-        fuzz(run, 300, options.seed + 1_000_000)  # what is imported and cached on the way
+        fuzz(run, 300, options.seed + 1_000_000)  # for imports and caches
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         tallies = fuzz(run, options.count, options.seed)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10

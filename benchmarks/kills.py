@@ -1,11 +1,11 @@
-"""Kill runs at random moments, resume them, and compare the finished weights to the bit with runs that were not killed.
+"""Kill runs at random moments, resume them, and compare the finished weights bit for bit with uninterrupted runs.
 
-    python benchmarks/kills.py                  # 200 kills; the same command goes on where it was stopped
+    python benchmarks/kills.py                  # 200 kills; rerun the command to continue
     python benchmarks/kills.py --kills 20 --only ema,ddp
 
-SIGKILL at a moment drawn evenly from the length of a whole run, and again while it is resumed, until the run is
-finished. Each sitting is a process of its own, forked from one that has imported everything; those of `ddp` are the
-real command with two processes, of which one is drawn to be killed.
+SIGKILL at a moment drawn uniformly from the length of a whole run, and again while it is resumed, until the run is
+finished. Each session is its own process, forked from one that has imported everything; those of `ddp` are the real
+command with two processes, one of which is chosen at random to be killed.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "ddp": {"method": "adjoint", "devices": 2},
 }
 MOST_KILLS = 3
-"""Kills of one run, at most."""
+"""Most kills of one run."""
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 Start = Callable[[Settings, Path], int]
 
 
 def fork(settings: Settings, folder: Path) -> int:
-    """Train, or go on, in a forked process, and return its number."""
+    """Train or resume in a forked process, and return its id."""
     child = os.fork()
     if child:
         return child
@@ -74,7 +74,7 @@ def fork(settings: Settings, folder: Path) -> int:
 
 
 def command(settings: Settings, folder: Path) -> int:
-    """Train, or go on, by the command, and return the number of its first process."""
+    """Train or resume by the command, and return the id of its first process."""
     file = folder.with_suffix(".yaml")
     file.write_text(settings.to_yaml(), encoding="utf-8")
     begun = (folder / "settings.yaml").exists()
@@ -85,7 +85,7 @@ def command(settings: Settings, folder: Path) -> int:
 
 
 def killed(start: Start, settings: Settings, folder: Path, after: float, dice: random.Random) -> bool:
-    """Kill a sitting after some seconds, and return whether it had not ended by itself."""
+    """Kill a session after some seconds, and return whether it was still running."""
     first = start(settings, folder)
     end = time.monotonic() + after
     while time.monotonic() < end:
@@ -94,7 +94,7 @@ def killed(start: Start, settings: Settings, folder: Path, after: float, dice: r
         time.sleep(0.005)
     children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
     os.kill(dice.choice([first, *map(int, children)]), signal.SIGKILL)
-    if start is command:  # whoever is left ends by itself within a minute; a scheduler does not wait for that
+    if start is command:  # the others end by themselves within a minute; a scheduler does not wait that long
         with_group(first)
     os.waitpid(first, 0)
     return True
@@ -116,7 +116,7 @@ def whole(start: Start, settings: Settings, folder: Path) -> float:
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """Return what a run has left that must be the same: weights, descriptions, the rows of its epochs."""
+    """Return what must be the same in two runs: weights, descriptions, the rows of the epochs."""
     found: dict[str, Any] = {each.name: each.read_bytes() for each in folder.glob("*.safetensors")}
     found |= {
         each.name: each.read_bytes() for each in folder.glob("*.json") if each.stem in ("base", "small", "sparse")
@@ -127,7 +127,7 @@ def left(folder: Path) -> dict[str, Any]:
 
 
 def attack(kind: str, place: Path, seed: int, most: int, seconds: float, reference: dict[str, Any]) -> dict[str, Any]:
-    """Kill one run up to `most` times at random moments, finish it, and tell whether it ends as it should."""
+    """Kill one run up to `most` times at random moments, finish it, and tell whether its result is right."""
     dice = random.Random(seed)
     settings, start = make(kind)
     folder = place / f"{kind}-{seed}"
@@ -148,7 +148,7 @@ def attack(kind: str, place: Path, seed: int, most: int, seconds: float, referen
 
 
 def make(kind: str) -> tuple[Settings, Start]:
-    """Return the settings of a kind of run, and how it is started."""
+    """Return the settings of a kind of run, and the function that starts it."""
     return Settings.from_dict({**COMMON, **KINDS[kind]}), command if kind == "ddp" else fork
 
 
@@ -159,7 +159,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         kills[each["kind"]] += len(each["after_s"])
         count[each["kind"]] += 1
         bad[each["kind"]] += bool(each["different"] or each["left_over"])
-    lines = ["kind          kills  runs  not equal to the bit"]
+    lines = ["kind          kills  runs  not bit-identical"]
     lines += [f"{kind:12} {kills[kind]:6} {count[kind]:5}  {bad[kind]:5}" for kind in KINDS if count[kind]]
     return "\n".join([*lines, f"{'all':12} {kills.total():6} {count.total():5}  {bad.total():5}"])
 
@@ -168,7 +168,7 @@ def main() -> None:
     """Kill until there are enough kills, and keep the figures after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="kills in all, over all kinds")
-    parser.add_argument("--only", default=",".join(KINDS), help="kinds of runs, by commas")
+    parser.add_argument("--only", default=",".join(KINDS), help="kinds of runs, separated by commas")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=Path("/tmp/adjoined-kills"), help="folder for the runs")
     options = parser.parse_args()

