@@ -4,17 +4,23 @@ The images are drawn here: shapes on a textured background. The outline of a sha
 it out of both terms (`ignore_index`). For a model that returns a dict, as those of torchvision do, pass the logits:
 `adjoint_loss(p["out"], q["out"], ...)`.
 
+The command line does the same with images and masks in files, which `--write FOLDER` makes; `unet` is the model.
+
 Usage:
 
     python examples/04_segmentation.py
     python examples/04_segmentation.py --epochs 30 --alpha 2
+    python examples/04_segmentation.py --write build/shapes
+    adjoined train --data segmentation:build/shapes --model examples/04_segmentation.py:unet --image-size 32 --epochs 10
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -52,6 +58,13 @@ class UNet(nn.Module):
         return self.head(self.join1(torch.cat([self.up1(coarse), fine], dim=1)))
 
 
+def unet(num_classes: int, in_channels: int = 3, width: int = 32) -> nn.Module:
+    """Return a U-Net for the command line."""
+    if in_channels != 3:
+        raise ValueError("the U-Net is for colour images")
+    return UNet(width, num_classes)
+
+
 def draw(count: int, seed: int) -> TensorDataset:
     """Return images, float32 (count, 3, 32, 32), and the class of every pixel, int64 (count, 32, 32)."""
     generator = torch.Generator().manual_seed(seed)
@@ -78,6 +91,19 @@ def draw(count: int, seed: int) -> TensorDataset:
     return TensorDataset(images, classes)
 
 
+def write(parts: dict[str, TensorDataset], folder: Path) -> None:
+    """Write images and masks as `--data segmentation:FOLDER` reads them."""
+    for part, data in parts.items():
+        for kind in ("images", "masks"):
+            (folder / part / kind).mkdir(parents=True)
+        for number, (image, classes) in enumerate(zip(*data.tensors, strict=True)):
+            pixels = (
+                (255 * (image.permute(1, 2, 0) / 3 + 0.5)).clamp(0, 255).byte()
+            )  # values are from about -1.5 to 1.5
+            Image.fromarray(pixels.numpy()).save(folder / part / "images" / f"{number:03}.png")
+            Image.fromarray(classes.byte().numpy()).save(folder / part / "masks" / f"{number:03}.png")
+
+
 def scores(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Return the share of pixels that are right, and the mean IoU (intersection / union) over the classes."""
     with torch.inference_mode():
@@ -92,10 +118,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Two U-Nets from one run.")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--alpha", type=float, default=4.0)
+    parser.add_argument("--write", type=Path, help="write images and masks to this new folder, and train nothing")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     train, test = draw(384, seed=1), draw(128, seed=2)
+    if options.write:
+        write({"train": train, "val": test}, options.write)
+        return
     loader = DataLoader(train, batch_size=16, shuffle=True)
     model = UNet()
     net = adjoined.adjoin(model, train.tensors[0][:1], alpha=options.alpha)

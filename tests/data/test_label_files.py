@@ -1,4 +1,4 @@
-"""Images with any number of labels: both kinds of CSV files, and rows that are wrong."""
+"""Images with any number of labels: the kinds of CSV files, and rows that are wrong."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from adjoined.data import DataSettings, ImageData, open_data
 from adjoined.errors import AdjoinedError
 
 LISTED = "file,labels\na.png,red;round\nb.png,\nc.png,round  big\nd.png,red\n"
+QUOTED = LISTED.replace("red;round", '"red, round"')
 MARKED = "file,big,red,round,split\na.png,0,1,1,train\nb.png,0,0,0,train\nc.png,1,0,1,val\nd.png,0,1,0,val\n"
 TRUTH = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0]])  # big, red, round
 
@@ -23,12 +24,12 @@ def folder(tmp_path) -> Path:
 
 
 def opened(folder: Path, text: str) -> ImageData:
-    (folder / "labels.csv").write_text(text)
+    (folder / "labels.csv").write_text(text, errors="surrogateescape")
     return open_data(DataSettings(name=f"labels:{folder / 'labels.csv'}", image_size=8, val_fraction=0.5, batch_size=4))
 
 
-def test_both_kinds_of_files_say_the_same(folder: Path):
-    for text in (LISTED, MARKED):
+def test_all_kinds_of_files_say_the_same(folder: Path):
+    for text in (LISTED, QUOTED, MARKED):
         data = opened(folder, text)
         assert (data.info.task, data.info.class_names) == ("multilabel", ("big", "red", "round"))
         assert len(data.train) == len(data.val) == 2
@@ -62,6 +63,15 @@ def test_marked_splits_are_kept(folder: Path):
         (LISTED.replace("b.png,", "b.png"), "labels.csv, row 3: a wrong number of columns"),
         (MARKED.replace("val\nd", "later\nd"), "labels.csv, row 4: no such split"),
         (LISTED.replace("file", "path"), "labels.csv: the columns are not those of a label file"),
+        (LISTED.replace("c.png", "./a.png"), "labels.csv, row 4: the image is listed twice"),
+        (LISTED.replace("c.png", 300 * "c"), "labels.csv, row 4: no such image"),
+        (LISTED.replace("round  big", '"round'), "labels.csv, row 4: not CSV"),
+        (LISTED.replace("big", "b\udcf6g"), "labels.csv, row 4: the text is not UTF-8"),
+        (MARKED.replace("c.png,1", "c.png,"), "labels.csv, row 4, column big: a label is marked by 0 or 1"),
+        (MARKED.replace("big", ""), "labels.csv, row 1: column 2 has no name"),
+        (MARKED.replace("big", "red"), "labels.csv, row 1: two columns have the same name"),
+        ("# photos\n" + LISTED, "labels.csv: the columns are not those of a label file"),
+        (MARKED.replace(",", ";"), "labels.csv: the columns are not those of a label file"),
         ("file,labels\n", "labels.csv: no rows"),
         ("file,labels\na.png,red\n", "labels.csv: fewer than two labels"),
     ],

@@ -73,8 +73,6 @@ def test_classes_are_named_in_a_file(squares: Path):
     assert opened(squares).info.class_names == ("ground", "square", "centre", "hole")
     (squares / "classes.txt").write_text("ground\nsquare\ncentre\n", encoding="utf-8-sig")  # as some editors write it
     assert opened(squares).info.class_names == ("ground", "square", "centre")
-    (squares / "classes.txt").write_text("ground\nsquare\nsquare\ncentre\n")  # it would shift the names that follow
-    assert "two classes have the same name (expected a new name in each line, got square)" in refusal(squares)
     (squares / "classes.txt").write_text("\n".join(map(str, range(256))))
     assert "expected 2 to 255 lines, with a name in each, got 256" in refusal(squares)
 
@@ -90,7 +88,7 @@ def test_wrong_masks_are_told_in_one_line_with_file_and_value(squares: Path):
     assert f"{mask}: the mask has a value that is not a class (expected 0 to 2, or 255" in refusal(squares)
     assert "got 7" in refusal(squares)
     original.convert("RGB").save(mask)
-    assert f"{mask}: the mask is a colour image" in refusal(squares)
+    assert f"{mask}: the mask does not have one integer per pixel" in refusal(squares)
     original.resize((30, 24)).save(mask)
     assert f"{mask}: the mask does not have the size of its image (expected 20 x 24" in refusal(squares)
     mask.write_bytes(mask.read_bytes()[:60])
@@ -114,6 +112,37 @@ def test_files_held_on_their_side_are_rotated_before_they_are_compared(tmp_path:
     data.check()
     x, y = next(iter(data.val_loader()))
     assert x[0][:, y[0] > 0].mean() > x[0][:, y[0] == 0].mean() + 0.5
+
+
+def test_masks_of_many_bits_are_read_and_negative_and_real_values_refused(squares: Path):
+    mask, values = squares / "masks" / "3.tif", np.asarray(Image.open(squares / "masks" / "3.png"))
+    (squares / "masks" / "3.png").unlink()
+    Image.fromarray(values.astype(">u2")).save(mask)
+    opened(squares).check()
+    Image.fromarray(values.astype(np.float32)).save(mask)
+    assert f"{mask}: the mask does not have one integer per pixel" in refusal(squares)
+    Image.fromarray(values.astype(np.int32) - (values == 0)).save(mask)
+    assert f"{mask}: the values of the masks are not class indices" in refusal(squares)
+    assert "got -1)" in refusal(squares)
+    (squares / "classes.txt").write_text("ground\nsquare\ncentre\n")
+    assert f"{mask}: the mask has a value that is not a class" in refusal(squares)
+
+
+def test_wrong_names_of_classes_are_told_with_their_row(squares: Path):
+    names = squares / "classes.txt"
+    names.write_text("ground\nsquare\n\nground\n")
+    assert f"{names}, rows 1 and 4: two classes have the same name" in refusal(squares)
+    names.write_bytes("ground\nTür\n".encode("latin-1"))
+    assert f"{names}, row 2: the text is not UTF-8" in refusal(squares)
+    names.write_text("ground\n")
+    assert f"{names}: the number of classes is out of range (expected 2 to 255 lines" in refusal(squares)
+
+
+def test_masks_without_a_class_are_told(tmp_path: Path):
+    draw(tmp_path / "images", tmp_path / "masks", 2)
+    for path in (tmp_path / "masks").iterdir():
+        Image.fromarray(np.full((24, 20), 255, dtype=np.uint8)).save(path)
+    assert "no pixel of the masks belongs to a class (got only 255)" in refusal(tmp_path)
 
 
 def test_masks_of_0_and_255_are_not_taken_for_one_class(tmp_path: Path):

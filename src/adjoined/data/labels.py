@@ -22,7 +22,7 @@ from adjoined.files import read_bytes
 
 FILE, LABELS, SPLIT = "file", "labels", "split"
 """Columns: the image, below the folder of the CSV file; its labels, unless each has a column; train or val, or none."""
-_BETWEEN = re.compile(r"[;\s]+")
+_BETWEEN = re.compile(r"[;,\s]+")
 _Row = tuple[int, dict[str, str]]
 
 
@@ -38,22 +38,17 @@ def open_labels(path: Path) -> Source:
     """Return the images listed in a CSV file with its labels.
 
     The column `file` has the path of an image below the folder of the CSV file. Either the column `labels` has the
-    image's labels, separated by semicolons or spaces; or every further column is a label, with 1 where the image has it
-    and 0 where not. With a column `split`, images marked `val` are validated on; otherwise a fraction is held out.
+    image's labels, separated by semicolons, commas or spaces; or every further column is a label, with 1 where the
+    image has it and 0 where not. With a column `split`, images marked `val` are validated on; otherwise a fraction is
+    held out.
 
     Raises:
         AdjoinedError: the file or a column is missing, or a row is wrong; the error names the row.
     """
     header, rows = _read(path)
-    listed = LABELS in header
-    columns = [name for name in header if name not in (FILE, LABELS, SPLIT)]
-    if FILE not in header or listed == bool(columns):
-        raise AdjoinedError(
-            "the columns are not those of a label file",
-            where=path,
-            expected=f"{FILE}, and either {LABELS} or a column of 0 and 1 for each label; {SPLIT} is optional",
-            got=", ".join(header)[:200],
-        )
+    columns = _label_columns(path, header)
+    listed = not columns
+    _check_rows(path, len(header), rows)
     given = [_listed(row) if listed else list(_marked(path, number, row, columns)) for number, row in rows]
     names = sorted({label for labels in given for label in labels}) if listed else columns
     if len(names) < 2:
@@ -85,20 +80,39 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
         raise AdjoinedError("no such file", where=path.absolute(), expected="a CSV file: labels:FILE.csv")
     content = read_bytes(path, "the labels of images, as CSV")
     try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise AdjoinedError("the text is not UTF-8", where=f"{path}, row {row}", fix="Save it as UTF-8.") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
         header = [_one_form(name) for name in reader.fieldnames or ()]
         reader.fieldnames = header
-        rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise AdjoinedError(f"not a CSV file: {error}", where=path) from error
+        return header, [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise AdjoinedError(f"not CSV: {error}", where=f"{path}, row {reader.line_num + 1}") from error  # the next one
+
+
+def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
+    """Return the names of the columns that are a label each; none if one column lists the labels."""
+    columns = [name for name in header if name not in (FILE, LABELS, SPLIT)]
+    got = ", ".join(header)[:200] or "nothing"
+    if FILE not in header or (LABELS in header) == bool(columns):
+        expected = f"{FILE}, and either {LABELS} or a column of 0 and 1 for each label; {SPLIT} is optional"
+        raise AdjoinedError("the columns are not those of a label file", where=path, expected=expected, got=got)
+    if "" in header:
+        raise AdjoinedError(f"column {header.index('') + 1} has no name", where=f"{path}, row 1", got=got)
     if len(set(header)) < len(header):
-        raise AdjoinedError("two columns have the same name", where=f"{path}, row 1", got=", ".join(header)[:200])
+        raise AdjoinedError("two columns have the same name", where=f"{path}, row 1", got=got)
+    return columns
+
+
+def _check_rows(path: Path, columns: int, rows: Sequence[_Row]) -> None:
     for number, row in rows:
         if None in row or None in row.values():
-            raise AdjoinedError("a wrong number of columns", where=f"{path}, row {number}", expected=len(header))
+            raise AdjoinedError("a wrong number of columns", where=f"{path}, row {number}", expected=columns)
     if not rows:
         raise AdjoinedError("no rows", where=path, expected="an image in each row")
-    return header, rows
 
 
 def _one_form(label: str) -> str:
@@ -114,7 +128,10 @@ def _marked(path: Path, number: int, row: dict[str, str], columns: Sequence[str]
     for name in columns:
         if (mark := row[name].strip()) not in ("0", "1"):
             raise AdjoinedError(
-                "a label is marked by 0 or 1", where=f"{path}, row {number}, column {name}", expected="0 or 1", got=mark
+                "a label is marked by 0 or 1",
+                where=f"{path}, row {number}, column {name}",
+                expected="0 or 1",
+                got=mark[:100] or "nothing",
             )
         if mark == "1":
             yield name
@@ -124,14 +141,14 @@ def _files(path: Path, rows: Sequence[_Row]) -> tuple[list[str], list[int]]:
     sizes: list[int] = []
     seen: dict[str, int] = {}
     for number, row in rows:
-        name = os.path.normpath(row[FILE].strip())  # ./a.png is a.png: an image that is listed twice could leak
-        where = f"{path}, row {number}"
-        if os.path.isabs(name) or ".." in Path(name).parts:
+        name, where = os.path.normpath(row[FILE].strip()), f"{path}, row {number}"  # an image listed twice could leak
+        got = row[FILE].strip()[:200] or "nothing"
+        if os.path.isabs(name) or ".." in Path(row[FILE]).parts:
             raise AdjoinedError(
-                "the image is not below the folder of the file", where=where, expected="a relative path", got=name
+                "the image is not below the folder of the file", where=where, expected="a relative path", got=got
             )
-        if not (path.parent / name).is_file():
-            raise AdjoinedError("no such image", where=where, expected=f"a file in {path.parent.absolute()}", got=name)
+        if not os.path.isfile(path.parent / name):  # Path.is_file raises for a name that is too long
+            raise AdjoinedError("no such image", where=where, expected=f"a file in {path.parent.absolute()}", got=got)
         if name in seen:
             raise AdjoinedError(
                 "the image is listed twice", where=where, expected="one row", got=f"row {seen[name]}, too"
@@ -146,7 +163,8 @@ def _split(path: Path, rows: Sequence[_Row], images: FileImages) -> tuple[FileIm
         return images, None
     for number, row in rows:
         if row[SPLIT].strip() not in ("train", "val"):
-            raise AdjoinedError("no such split", where=f"{path}, row {number}", expected="train or val", got=row[SPLIT])
+            got = row[SPLIT].strip()[:100] or "nothing"
+            raise AdjoinedError("no such split", where=f"{path}, row {number}", expected="train or val", got=got)
     held_out = torch.tensor([row[SPLIT].strip() == "val" for _, row in rows])
     if held_out.all() or not held_out.any():
         raise AdjoinedError("one of train and val is empty", where=path, expected="rows of both")

@@ -34,7 +34,7 @@ NOT_COUNTED = -100
 NAMES = "classes.txt"
 """File with the name of a class in each line, in the order of the values."""
 _IMAGES, _MASKS = ("images", "image", "imgs", "JPEGImages"), ("masks", "mask", "annotations", "SegmentationClass")
-_MODES = ("1", "L", "P", "I", "I;16")
+_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 _values: dict[str, dict[int, str]] = {}  # the stages of a run have the same masks
 
 
@@ -61,7 +61,7 @@ class MaskedImages(FileImages):
         """
         place = os.path.join(self.folder, self.masks[index])
         mask = read_mask(place)
-        wrong = np.unique(mask[(mask >= self.num_classes) & (mask != IGNORED)])
+        wrong = np.unique(mask[((mask < 0) | (mask >= self.num_classes)) & (mask != IGNORED)])
         if len(wrong):
             raise AdjoinedError(
                 "the mask has a value that is not a class",
@@ -129,16 +129,16 @@ def read_mask(path: str) -> np.ndarray:
     """Return the class indices of a mask file, int64 (H, W); of a palette image the indices, not the colours.
 
     Raises:
-        AdjoinedError: the file is damaged, or is a colour image.
+        AdjoinedError: the file is damaged, or has colours or floating-point values.
     """
     with quiet(), opened_image(path) as image:
         check_pixels(*image.size)
         if image.mode not in _MODES:
             raise AdjoinedError(
-                "the mask is a colour image",
+                "the mask does not have one integer per pixel",
                 where=path,
-                expected="one value per pixel: a grey or palette image",
-                got=f"mode {image.mode}",
+                expected="a grey or palette image",
+                got=f"an image of mode {image.mode}",
                 fix="Save class indices, not colours.",
             )
         return np.asarray(upright(image)).astype(np.int64)
@@ -242,22 +242,37 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
     if (folder / NAMES).is_file():
         return _names_in(folder / NAMES)
     found = _values_in(folder, masks)
-    missing = next((value for value in range(max(found, default=0) + 1) if value not in found), None)
+    if not found:
+        raise AdjoinedError("no pixel of the masks belongs to a class", where=folder / masks[0], got=f"only {IGNORED}")
+    values = sorted(found)
+    missing, strange = next((pair for pair in enumerate(values) if pair[0] != pair[1]), (None, 0))
     if missing is not None or len(found) < 2:
-        strange = next((value for value in sorted(found) if missing is None or value > missing), 0)
         raise AdjoinedError(
-            "the values of the masks are not class indices" if missing is not None else "the masks have one class only",
-            where=folder / found.get(strange, ""),
+            "the masks have one class only" if missing is None else "the values of the masks are not class indices",
+            where=folder / found[strange],
             expected=f"values from 0 without a gap, and {IGNORED} for pixels that do not count",
-            got=f"{strange}, but no mask has {missing}" if missing is not None else f"only {strange}",
+            got="only 0" if missing is None else f"{strange}, but no mask has {missing}" if strange > 0 else strange,
             fix=f"Save class indices; or name all classes in {NAMES}, one per line.",
         )
-    return tuple(map(str, range(len(found))))
+    return tuple(map(str, values))
 
 
 def _names_in(path: Path) -> tuple[str, ...]:
-    text = read_bytes(path, "the names of the classes").decode("utf-8-sig", errors="backslashreplace")
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    """Return the names of the classes, a name in each line."""
+    content = read_bytes(path, "the names of the classes")
+    try:
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise AdjoinedError("the text is not UTF-8", where=f"{path}, row {row}", fix="Save it as UTF-8.") from error
+    names: dict[str, int] = {}
+    for row, name in enumerate(lines, start=1):
+        if name in names:
+            raise AdjoinedError(
+                "two classes have the same name", where=f"{path}, rows {names[name]} and {row}", got=name
+            )
+        if name:
+            names[name] = row
     if not 2 <= len(names) <= IGNORED:
         raise AdjoinedError(
             "the number of classes is out of range",
@@ -265,16 +280,14 @@ def _names_in(path: Path) -> tuple[str, ...]:
             expected=f"2 to {IGNORED} lines, with a name in each",
             got=len(names),
         )
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise AdjoinedError("two classes have the same name", where=path, expected="a new name in each line", got=twice)
-    return names
+    return tuple(names)
 
 
 def _values_in(folder: Path, masks: Sequence[str]) -> dict[int, str]:
     """Return every value in the masks but 255, with the first file that has it."""
-    sizes = [os.path.getsize(folder / mask) for mask in masks]
-    key = hashlib.sha256(repr((str(folder.absolute()), list(masks), sizes)).encode()).hexdigest()
+    stats = [os.stat(folder / mask) for mask in masks]
+    files = [(mask, stat.st_size, stat.st_mtime_ns) for mask, stat in zip(masks, stats, strict=True)]
+    key = hashlib.sha256(repr((str(folder.absolute()), files)).encode()).hexdigest()
     if key not in _values:
         found: dict[int, str] = {}
         for mask in masks:

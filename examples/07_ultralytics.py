@@ -1,0 +1,171 @@
+"""Ultralytics' YOLO11 and its small twin from one run of Ultralytics' own trainer, with a callback.
+
+The callback joins the trainer's model, lets the optimizer train the small network's norms as well, and replaces the
+model's loss: each network has Ultralytics' loss, and the small network is pulled towards the base. The trainer keeps
+a moving average of the base's weights; the small network is that of the last step. At the end Ultralytics' exporter
+writes the small network as ONNX, and both files' detections are compared with PyTorch's.
+
+Ultralytics' package is not part of adjoined and not installed with it: `pip install ultralytics`. Its licence is
+AGPL-3.0 unless you buy another one, and it may extend to what you build with it.
+
+Usage:
+
+    python examples/07_ultralytics.py
+    python examples/07_ultralytics.py --epochs 20 --images 256 --model yolov8n.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import adjoined
+from adjoined.distances import bins_kl, confidence, score_kl
+
+SIDE = 96  # pixels
+
+
+class Adjoined:
+    """The callback of a detection trainer. After the training, `small` is the small network, a plain module.
+
+    Args:
+        alpha: every layer of the small network keeps about 1/alpha of its channels.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha, self.step = alpha, 0
+        self.small: Any = None
+
+    def attach(self, yolo: Any) -> None:
+        """Let the trainer of a `YOLO` call this object."""
+        yolo.add_callback("on_pretrain_routine_end", self.join)
+        yolo.add_callback("on_train_end", self.finish)
+
+    def join(self, trainer: Any) -> None:
+        """Join the trainer's model; the optimizer exists by now."""
+        model, size = trainer.model, trainer.args.imgsz
+        example = torch.zeros(1, 3, size, size, device=trainer.device)
+        self.net = adjoined.adjoin(model, example, alpha=self.alpha)
+        shared = set(model.parameters())
+        private = [weight for weight in self.net.parameters() if weight not in shared]  # of norms: without decay
+        next(group for group in trainer.optimizer.param_groups if group["param_group"] == "bn")["params"] += private
+        self.steps = trainer.epochs * len(trainer.train_loader)
+        model.loss = partial(self.loss, model, model.loss)
+
+    def loss(self, model: Any, own: Any, batch: dict[str, Tensor], preds: Any = None) -> tuple[Tensor, Any]:
+        """Return the objective of both networks, and the base's terms for the trainer's log."""
+        if preds is not None:  # a validation
+            return own(batch, preds)
+        x, items = batch["img"], []
+
+        def task(output: Any) -> Tensor:
+            loss, terms = own(batch, output)  # Ultralytics' losses are summed over the images of a batch
+            items.append(terms)
+            return loss.sum()
+
+        def distance(p: Any, q: Any) -> Tensor:
+            return len(x) * head_distance(p, q, bins=model.model[-1].reg_max)
+
+        loss = adjoined.adjoint_objective(self.net(x), task=task, distance=distance, progress=self.step / self.steps)
+        self.step += 1
+        return loss, items[0]
+
+    def finish(self, trainer: Any) -> None:
+        """Cut the small network out."""
+        self.small = self.net.eval().extract()
+
+
+def head_distance(p: dict[str, Tensor], q: dict[str, Tensor], bins: int) -> Tensor:
+    """Return the distance of two heads' outputs: `scores` (N, K, A) and `boxes` (N, 4 * bins, A)."""
+    scores = [each["scores"].transpose(1, 2) for each in (p, q)]
+    sides = [each["boxes"].transpose(1, 2).unflatten(2, (4, bins)) for each in (p, q)]
+    return score_kl(*scores) + bins_kl(*sides, confidence(scores[0]))
+
+
+def with_model(yolo: Any, model: Any) -> Any:
+    """Return a `YOLO` that predicts and exports with this model."""
+    model.args, model.task = yolo.model.args, yolo.model.task
+    for module in model.modules():
+        if hasattr(module, "forward_split"):  # only the exporter calls it, so that slicing has not seen what it reads
+            module.c = module.cv1.conv.out_channels // 2
+    yolo.model = model
+    return yolo
+
+
+def draw(folder: Path, count: int) -> Path:
+    """Write images of bright and dark squares with their boxes, as Ultralytics reads them; return their YAML file."""
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / kind / part).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(90, 160, (SIDE, SIDE, 3), dtype=np.uint8)
+            side, label = int(random.integers(16, 40)), int(random.integers(2))
+            left, top = (int(each) for each in random.integers(0, SIDE - side, 2))
+            pixels[top : top + side, left : left + side] = (30, 230)[label]
+            Image.fromarray(pixels).save(folder / "images" / part / f"{number}.png")
+            box = [(left + side / 2) / SIDE, (top + side / 2) / SIDE, side / SIDE, side / SIDE]
+            (folder / "labels" / part / f"{number}.txt").write_text(" ".join(map(str, [label, *box])))
+    (folder / "data.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames: [dark, bright]\n")
+    return folder / "data.yaml"
+
+
+def apart(one: Any, two: Any) -> float:
+    """Return how far the boxes of two lists of results are apart, in pixels; the classes must be the same."""
+    distance = 0.0
+    for first, second in zip(one, two, strict=True):
+        assert torch.equal(first.boxes.cls, second.boxes.cls), "other classes"
+        distance = max([distance, *(first.boxes.xyxy - second.boxes.xyxy).abs().flatten().tolist()])
+    return distance
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A YOLO and its small twin from one run.")
+    parser.add_argument("--model", default="yolo11n.yaml", help="a detector whose boxes are bins: yolov8, yolo11")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--images", type=int, default=16, help="images to train on")
+    parser.add_argument("--alpha", type=float, default=2.0)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ.setdefault("YOLO_CONFIG_DIR", str(folder))
+        from ultralytics import YOLO
+
+        data, callback = draw(folder / "data", options.images), Adjoined(options.alpha)
+        yolo = YOLO(options.model)
+        callback.attach(yolo)
+        yolo.train(
+            data=str(data),
+            epochs=options.epochs,
+            imgsz=SIDE,
+            batch=8,
+            device="cpu",
+            workers=0,
+            plots=False,
+            project=name,
+            verbose=False,
+        )
+        for title, network in (("base", yolo.trainer.model), ("small", callback.small)):
+            print(f"{title}: {sum(weight.numel() for weight in network.parameters())} parameters")
+        small = with_model(YOLO(options.model), callback.small)
+        small.model.pt_path = str(folder / "small.pt")  # the exporter writes beside it
+        written = YOLO(small.export(format="onnx", imgsz=SIDE, simplify=False), task="detect")
+        images = sorted((folder / "data" / "images" / "val").iterdir())[:8]
+        settings = {"imgsz": SIDE, "conf": 1e-4, "verbose": False}
+        here, there = (each.predict(images, **settings) for each in (small, written))
+        found = sum(len(each.boxes) for each in here)
+        print(f"small.onnx: {found} detections, boxes at most {apart(here, there):.1g} pixels apart")
+
+
+if __name__ == "__main__":
+    main()
