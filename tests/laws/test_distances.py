@@ -82,20 +82,83 @@ def test_near_equality_it_is_quadratic(distance, make):
     assert ratio.item() == pytest.approx(4, rel=0.05)
 
 
-def fisher_form(p: Tensor, step: Tensor, fisher: Tensor) -> float:
-    return 0.5 * torch.einsum("ni,nij,nj->n", step, fisher, step).mean().item()
+def blocks(forms: Tensor) -> Tensor:
+    """Return the block-diagonal matrix of matrices (..., K, K)."""
+    return torch.block_diag(*forms.flatten(0, -3))
 
 
-def test_the_quadratic_form_is_half_the_fisher_information():
-    p, step = drawn(3, 5)(0), 1e-5 * drawn(3, 5)(1)
-    s = p.softmax(dim=1)
-    categorical = torch.diag_embed(s) - s[:, :, None] * s[:, None, :]
-    assert d.class_kl(p, p + step).item() == pytest.approx(fisher_form(p, step, categorical), rel=1e-3)
-    bernoulli = torch.diag_embed(p.sigmoid() * (1 - p.sigmoid()))
-    assert d.label_kl(p, p + step).item() == pytest.approx(fisher_form(p, step, bernoulli), rel=1e-3)
-    sigma = 0.7
-    gaussian = torch.eye(5, dtype=torch.float64).expand(3, 5, 5) / sigma**2 / 5  # the mean over five elements
-    assert d.gaussian_kl(p, p + step, scale=sigma).item() == pytest.approx(fisher_form(p, step, gaussian), rel=1e-9)
+def categorical(logits: Tensor) -> Tensor:
+    """Return diag(s) - s sᵀ of every softmax s over the last dimension."""
+    s = logits.softmax(dim=-1)
+    return torch.diag_embed(s) - s[..., :, None] * s[..., None, :]
+
+
+def bernoulli(logits: Tensor) -> Tensor:
+    return torch.diag(logits.sigmoid().flatten() * (1 - logits.sigmoid().flatten()))
+
+
+def similarities(z: Tensor) -> Tensor:
+    u = z / z.norm(dim=1, keepdim=True)
+    return (u @ u.T).flatten()
+
+
+def of_directions(z: Tensor) -> Tensor:
+    u = z / z.norm(dim=1, keepdim=True)
+    return (torch.eye(z.shape[1]) - u[:, :, None] * u[:, None, :]) / z.norm(dim=1)[:, None, None] ** 2
+
+
+def of_relations(z: Tensor) -> Tensor:
+    jacobian = torch.autograd.functional.jacobian(similarities, z).flatten(1)
+    return 2 * jacobian.T @ jacobian / len(z) ** 2
+
+
+def predicted(p: Tensor, q: Tensor) -> Tensor:
+    """Return the KL of Gaussians whose means and log scales are the halves of the outputs."""
+    return d.gaussian_kl(p[0], q[0], log_scales=(p[1], q[1]))
+
+
+def weights_of(scores: Tensor) -> Tensor:
+    """Return the weight of every logit, its anchor's share of the confidence."""
+    shares = d.confidence(scores) / d.confidence(scores).sum()
+    return shares.unsqueeze(-1).expand_as(scores).flatten()
+
+
+SHARES = WEIGHTS[:1, :3] / WEIGHTS[:1, :3].sum()
+FORMS: dict[str, tuple[Callable[..., Tensor], Made, Callable[[Tensor], Tensor]]] = {
+    "class_kl": (d.class_kl, drawn(3, 5), lambda p: blocks(categorical(p)) / 3),
+    "class_kl, T": (
+        lambda p, q: d.class_kl(p, q, temperature=4),
+        drawn(3, 5),
+        lambda p: blocks(categorical(p / 4)) / 3,
+    ),
+    "heatmap_kl": (d.heatmap_kl, drawn(2, 2, 5), lambda p: blocks(categorical(p)) / 4),
+    "label_kl": (d.label_kl, drawn(3, 5), lambda p: bernoulli(p) / 3),
+    "score_kl": (d.score_kl, drawn(2, 3, 2), lambda p: bernoulli(p) * weights_of(p)),
+    "bins_kl": (
+        lambda p, q: d.bins_kl(p, q, WEIGHTS[:1, :3]),
+        drawn(1, 3, 4, 3),
+        lambda p: blocks(categorical(p) * SHARES[..., None, None, None] / 4),
+    ),
+    "gaussian_kl": (lambda p, q: d.gaussian_kl(p, q, scale=0.7), drawn(3, 4), lambda p: torch.eye(12) / 0.7**2 / 12),
+    "gaussian_kl, log_scales": (
+        predicted,
+        drawn(2, 4),
+        lambda p: torch.diag(torch.cat([torch.exp(-2 * p[1]), torch.full((4,), 2.0)])) / 4,
+    ),
+    "cosine_distance": (d.cosine_distance, drawn(3, 4), lambda p: blocks(of_directions(p)) / 3),
+    "relation_distance": (d.relation_distance, drawn(3, 4), of_relations),
+    "charbonnier": (lambda p, q: d.charbonnier(p, q, epsilon=0.1), drawn(3, 4), lambda p: torch.eye(12) / 0.1 / 12),
+}
+"""Name -> distance, outputs, and F of section 6 of docs/theory.md over all elements, with the factor of the mean."""
+
+
+@pytest.mark.parametrize(("distance", "make", "form"), FORMS.values(), ids=FORMS)
+def test_the_second_derivative_at_equality_is_the_form_of_the_theory(distance, make, form):
+    p = make(0)
+    size = p.numel()
+    found = torch.autograd.functional.hessian(lambda q: distance(p, q), p.clone()).reshape(size, size)
+    assert found.abs().max() > 1e-3
+    torch.testing.assert_close(found, form(p).to(found.dtype), rtol=1e-6, atol=1e-9)
 
 
 def test_kl_agrees_with_torch_distributions():
