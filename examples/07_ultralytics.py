@@ -80,7 +80,8 @@ class Adjoined:
         return loss, items[0]
 
     def finish(self, trainer: Any) -> None:
-        """Cut the small network out."""
+        """Measure the statistics of the norms on the training images, and cut the small network out."""
+        self.net.measure_statistics(trainer.preprocess_batch(batch)["img"] for batch in trainer.train_loader)
         self.small = self.net.eval().extract()
 
 
@@ -120,11 +121,16 @@ def draw(folder: Path, count: int) -> Path:
 
 
 def apart(one: Any, two: Any) -> float:
-    """Return how far the boxes of two lists of results are apart, in pixels; the classes must be the same."""
+    """Return how far any detection is, in pixels, from the nearest one of its class in the other list of results."""
     distance = 0.0
     for first, second in zip(one, two, strict=True):
-        assert torch.equal(first.boxes.cls, second.boxes.cls), "other classes"
-        distance = max([distance, *(first.boxes.xyxy - second.boxes.xyxy).abs().flatten().tolist()])
+        # In order of their scores, nearly equal ones may change places.
+        placed = [torch.cat([1e6 * each.boxes.cls[:, None], each.boxes.xyxy], dim=1) for each in (first, second)]
+        gaps = torch.cdist(*placed, p=torch.inf)
+        assert len(placed[0]) == len(placed[1]), "other detections"
+        distance = max(
+            [distance, *gaps.amin(dim=0).tolist(), *gaps.amin(dim=1).tolist()] if gaps.numel() else [distance]
+        )
     return distance
 
 
@@ -139,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ.setdefault("YOLO_CONFIG_DIR", str(folder))
-        from ultralytics import YOLO
+        from ultralytics import YOLO  # pyright: ignore[reportMissingImports] - no dependency
 
         data, callback = draw(folder / "data", options.images), Adjoined(options.alpha)
         yolo = YOLO(options.model)

@@ -5,21 +5,23 @@ three strides, and a decoupled head whose boxes are distributions over bins. Eac
 its own assignment of anchor points to objects, and the small network is pulled towards the base, most where the base is
 confident. Decoding and non-maximum suppression are outside the network, so that it exports as it is.
 
-`--alone` also trains the base and the small network alone, for as many epochs; `--onnx FOLDER` exports both networks
-and compares the detections.
+`--alone` also trains the base and the small network alone, for as many epochs; `--export FOLDER` writes both networks
+for ONNX Runtime and OpenVINO and compares the detections; `detector_files.py` times these files.
 
 Usage:
 
     python examples/detector.py
     python examples/detector.py --epochs 60 --images 1024 --alone --seed 1
-    python examples/detector.py --epochs 1 --images 32 --onnx build/detectors
+    python examples/detector.py --epochs 1 --images 32 --export build/detectors
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,18 +29,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detector_files import RUNTIMES
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
 
 import adjoined
+from adjoined.benchmark.environment import environment
 from adjoined.distances import bins_kl, confidence, score_kl
 from adjoined.methods.scratch import fresh_small
+from adjoined.objective import objective_terms
+from adjoined.slicing import measure_cost
 from adjoined.statistics import measure_statistics
 
 SHAPES, SIDE, MOST = ("disc", "square", "triangle"), 96, 4  # classes, pixels, objects in an image
 STRIDES, BINS = (8, 16, 32), 8  # a side is at most 7 strides away from its anchor point
+LAST = ("heads.*.1",)  # the last convolution of every branch: each network has its own
 Detections = dict[str, Tensor]
 
 
@@ -273,6 +280,16 @@ def batches(images: Tensor, truth: Truth, size: int, seed: int) -> Iterator[tupl
         yield x, Truth(boxes, truth.labels[chosen])
 
 
+def objective(outputs: Sequence[dict[str, Tensor]], truth: Truth, progress: float) -> Tensor:
+    """Return the loss of both networks: each one's own task, and λ(t) times their distance.
+
+    `adjoint_objective` would multiply the small network's task by λ(t), too, so that the base begins alone. In a
+    training of few epochs that costs the small network more than the base gains.
+    """
+    terms = objective_terms(outputs, task=partial(task, truth=truth), distance=distance)
+    return terms.task + terms.small_task + adjoined.kl_weight(progress) * terms.distance
+
+
 def train(network: nn.Module, data: tuple[Tensor, Truth], epochs: int, seed: int, size: int = 16) -> None:
     """Train one network, or base and small network together if it is a joint one."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
@@ -284,12 +301,8 @@ def train(network: nn.Module, data: tuple[Tensor, Truth], epochs: int, seed: int
         total = torch.zeros(())
         for x, truth in batches(*data, size, seed + 1000 * epoch):
             outputs = network(x)
-            if isinstance(network, adjoined.AdjoinedNetwork):
-                loss = adjoined.adjoint_objective(
-                    outputs, task=partial(task, truth=truth), distance=distance, progress=step / steps
-                )
-            else:
-                loss = task(outputs, truth=truth)
+            joint = isinstance(network, adjoined.AdjoinedNetwork)
+            loss = objective(outputs, truth, step / steps) if joint else task(outputs, truth)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 10.0)
@@ -301,8 +314,8 @@ def train(network: nn.Module, data: tuple[Tensor, Truth], epochs: int, seed: int
 
 
 @torch.no_grad()
-def mean_average_precision(network: nn.Module, data: tuple[Tensor, Truth]) -> float:
-    """Return COCO's mAP, over IoU thresholds of 0.5 to 0.95, of a network in evaluation mode."""
+def mean_average_precision(network: nn.Module, data: tuple[Tensor, Truth]) -> dict[str, float]:
+    """Return COCO's `map`, over IoU thresholds of 0.5 to 0.95, and `map_50` of a network in evaluation mode."""
     metric = MeanAveragePrecision()
     images, truth = data
     for start in range(0, len(images), 64):
@@ -312,36 +325,25 @@ def mean_average_precision(network: nn.Module, data: tuple[Tensor, Truth]) -> fl
             for boxes, labels in zip(truth.boxes[part], truth.labels[part], strict=True)
         ]
         metric.update(detect(network(images[part])), wanted)
-    return float(metric.compute()["map"])
+    found = metric.compute()
+    return {name: float(found[name]) for name in ("map", "map_50")}
 
 
+@torch.no_grad()
 def export(networks: dict[str, nn.Module], images: Tensor, folder: Path) -> None:
-    """Write every network as ONNX, and compare its detections with PyTorch's."""
-    import onnxruntime
-
+    """Write every network for ONNX Runtime and OpenVINO, and compare its detections there with PyTorch's."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in networks.items():
-        path = folder / f"{name}.onnx"
-        batch = {"x": {0: torch.export.Dim.DYNAMIC}}
-        torch.onnx.export(
-            network,
-            (images[:2],),
-            path,
-            dynamo=True,
-            dynamic_shapes=batch,
-            output_names=["scores", "boxes"],
-            verbose=False,
-        )
-        session = onnxruntime.InferenceSession(path)
-        found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        there = detect(dict(zip(("scores", "boxes"), map(torch.from_numpy, found), strict=True)), threshold=0.02)
-        with torch.no_grad():
-            here = detect(network(images), threshold=0.02)
-        apart = 0.0
-        for one, two in zip(here, there, strict=True):
-            assert torch.equal(one["labels"], two["labels"]), "other classes"
-            apart = max([apart, *(one["boxes"] - two["boxes"]).abs().flatten().tolist()])
-        print(f"{path}: {sum(len(each['labels']) for each in here)} detections, boxes at most {apart:.1g} pixels apart")
+        here = detect(network(images), threshold=0.02)
+        for suffix, write, open_it in RUNTIMES.values():
+            path = folder / f"{name}{suffix}"
+            write(network, images, path)
+            apart = 0.0
+            for one, two in zip(here, detect(open_it(path)(images), threshold=0.02), strict=True):
+                assert torch.equal(one["labels"], two["labels"]), "other classes"
+                apart = max([apart, *(one["boxes"] - two["boxes"]).abs().flatten().tolist()])
+            count = sum(len(each["labels"]) for each in here)
+            print(f"{path}: {count} detections, boxes at most {apart:.1g} pixels apart")
 
 
 def main() -> None:
@@ -350,30 +352,38 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="images to train on")
     parser.add_argument("--alpha", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--alone", action="store_true", help="also train the base and the small network alone")
-    parser.add_argument("--onnx", type=Path, help="folder for ONNX files")
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--joint", action=flag, default=True, help="train the base and the small network together")
+    parser.add_argument("--alone", action=flag, default=False, help="train the base and the small network alone")
+    parser.add_argument("--export", type=Path, help="folder for the files of the two networks")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
+    if options.export and not options.joint:
+        parser.error("--export is for the networks that are trained together")
 
     data, test = draw(options.images, seed=10 + options.seed), draw(256, seed=5)
     torch.manual_seed(options.seed)
-    model = Detector()
-    net = adjoined.adjoin(model, data[0][:1], alpha=options.alpha)
+    base = Detector()
+    net = adjoined.adjoin(base, data[0][:1], alpha=options.alpha, private=LAST)
     networks: dict[str, nn.Module] = {}
     if options.alone:
-        torch.manual_seed(options.seed)
-        base = Detector()
-        networks = {"base alone": base, "small alone": fresh_small(base, net.plans[0])}
-    train(net, data, options.epochs, options.seed)
-    for network in networks.values():
-        train(network, data, options.epochs, options.seed)
-    networks = {"base": model, "small": net.eval().extract()} | networks
+        small = fresh_small(base, net.plans[0])
+        networks = {"small alone": small, "base alone": copy.deepcopy(base)}
+        for network in networks.values():
+            train(network, data, options.epochs, options.seed)
+    if options.joint:
+        train(net, data, options.epochs, options.seed)
+        networks |= {"base": base, "small": net.eval().extract()}
+    figures = []
     for name, network in networks.items():
         measure_statistics([network], [network], data[0].split(64))
-        size = sum(parameter.numel() for parameter in network.parameters())
-        found = mean_average_precision(network.eval(), test)
-        print(f"{name}: {size} parameters, mAP {100 * found:.1f}")
-    if options.onnx:
-        export({name: network for name, network in networks.items() if " " not in name}, test[0][:16], options.onnx)
+        found, cost = mean_average_precision(network.eval(), test), measure_cost(network, test[0][:1])
+        figures.append({"name": name, "parameters": cost.parameters, "macs": cost.macs, **found})
+        print(f"{name}: {cost.parameters} parameters, {cost.macs / 1e6:.1f} M MACs, mAP {100 * found['map']:.1f}")
+    if options.out:
+        options.out.write_text(json.dumps({"networks": figures, "environment": environment()}, indent=1) + "\n")
+    if options.export:
+        export({name: networks[name] for name in ("base", "small")}, test[0][:16], options.export)
 
 
 if __name__ == "__main__":

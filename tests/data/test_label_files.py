@@ -63,7 +63,6 @@ def test_marked_splits_are_kept(folder: Path):
         (LISTED.replace("b.png,", "b.png"), "labels.csv, row 3: a wrong number of columns"),
         (MARKED.replace("val\nd", "later\nd"), "labels.csv, row 4: no such split"),
         (LISTED.replace("file", "path"), "labels.csv: the columns are not those of a label file"),
-        (LISTED.replace("c.png", "./a.png"), "labels.csv, row 4: the image is listed twice"),
         (LISTED.replace("c.png", 300 * "c"), "labels.csv, row 4: no such image"),
         (LISTED.replace("round  big", '"round'), "labels.csv, row 4: not CSV"),
         (LISTED.replace("big", "b\udcf6g"), "labels.csv, row 4: the text is not UTF-8"),

@@ -1,5 +1,6 @@
 """The examples run, say what they promise, and their usage lines are commands that exist."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adjoined.cli import main
+from adjoined.data import DataSettings, open_data
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
@@ -34,7 +36,9 @@ def test_there_are_examples_and_each_says_how_to_run_it():
         "04_segmentation.py",
         "05_timm.py",
         "06_huggingface.py",
+        "07_ultralytics.py",
         "detector.py",
+        "detector_files.py",
     ]
     assert [path.name for path in EXAMPLES] == names
     for path in EXAMPLES:
@@ -85,17 +89,30 @@ def test_two_networks_that_tell_pixels_apart():
     assert min(base[1], small[1]) > 0.25  # all background would be a quarter of its share, under 0.22
 
 
+def test_the_drawn_images_are_data_of_the_command_line(tmp_path: Path):
+    run(EXAMPLES[3], "--write", str(tmp_path / "shapes"))
+    data = open_data(DataSettings(name=f"segmentation:{tmp_path / 'shapes'}", image_size=32))
+    data.check()
+    assert (len(data.train), len(data.val), data.info.num_classes) == (384, 128, 4)
+
+
 def test_two_detectors_detect_the_same_after_export(tmp_path: Path):
-    lines = run(EXAMPLES[6], "--epochs", "1", "--images", "32", "--onnx", str(tmp_path)).splitlines()
-    sizes = [re.fullmatch(r"(base|small): (\d+) parameters, mAP (.+)", line) for line in lines]
-    base, small = [int(match[2]) for match in sizes if match]
-    assert base > 3.8 * small
-    for name in ("base", "small"):
-        (line,) = [line for line in lines if line.startswith(str(tmp_path / f"{name}.onnx"))]
+    figures = tmp_path / "figures.json"
+    written = ["--export", str(tmp_path), "--out", str(figures)]
+    lines = run(EXAMPLES[7], "--epochs", "1", "--images", "32", *written).splitlines()
+    base, small = json.loads(figures.read_text())["networks"]
+    assert (base["name"], small["name"]) == ("base", "small")
+    assert all(base[cost] > 3.8 * small[cost] for cost in ("parameters", "macs"))
+    for name in ("base.onnx", "base.xml", "small.onnx", "small.xml"):
+        (line,) = [line for line in lines if line.startswith(str(tmp_path / name))]
         found = re.search(r": (\d+) detections, boxes at most (.+) pixels apart", line)
         assert found
         assert int(found[1]) > 0
         assert float(found[2]) < 1e-3
+    out = run(EXAMPLES[8], str(tmp_path), "--seconds", "0.4")
+    assert re.findall(r"^(.+), 1 thread, (.+): [\d.]+ ms", out, re.MULTILINE) == [
+        (runtime, name) for runtime in ("ONNX Runtime", "OpenVINO") for name in ("base", "small")
+    ]
 
 
 def test_a_network_of_ones_own_is_sliced():
