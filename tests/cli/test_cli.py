@@ -1,4 +1,4 @@
-"""The command line before anything is trained: finding commands, reading flags, planning, saying what is wrong."""
+"""The command line before anything is trained: finding commands, reading flags, planning, reporting mistakes."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_every_flag_is_explained(capsys: pytest.CaptureFixture[str]):
             assert "_" not in lines[i].split()[0]
 
 
-def test_a_wrong_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]):
+def test_the_nearest_command_is_suggested(capsys: pytest.CaptureFixture[str]):
     assert "Did you mean `adjoined plan`?" in fails(capsys, "paln")
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("adjoined ")
@@ -75,7 +75,7 @@ def test_a_wrong_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str])
         (PermissionError(13, "Permission denied", "a.txt"), 2, "adjoined: error: a.txt: Permission denied."),
     ],
 )
-def test_what_stops_a_command_is_told_in_one_line(
+def test_what_stops_a_command_is_reported_in_one_line(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     def stopped(argv: list[str]) -> None:
@@ -88,7 +88,7 @@ def test_what_stops_a_command_is_told_in_one_line(
     assert err.count("\n") == 1
 
 
-def test_a_fault_of_the_program_keeps_its_trace(monkeypatch: pytest.MonkeyPatch):
+def test_a_bug_keeps_its_stack_trace(monkeypatch: pytest.MonkeyPatch):
     def broken(argv: list[str]) -> None:
         raise ZeroDivisionError
 
@@ -156,7 +156,7 @@ def test_the_error_names_the_flag_and_the_mistake(line: str, where: str, what: s
     assert (caught.value.where, caught.value.what) == (where, what)
 
 
-def test_the_rest_of_a_line_after_two_hyphens_is_no_flag():
+def test_the_rest_of_a_line_after_two_hyphens_is_not_a_flag():
     assert typed(["a", "--", "--alpha", "2"], Options)["words"] == ["a", "--alpha", "2"]
 
 
@@ -190,7 +190,7 @@ def test_the_rest_of_a_line_after_two_hyphens_is_no_flag():
         ("predict nowhere a.png --top 0", "--top: out of range"),
     ],
 )
-def test_wrong_flags_are_told_in_one_line(argv: str, told: str, capsys: pytest.CaptureFixture[str]):
+def test_wrong_flags_are_reported_in_one_line(argv: str, told: str, capsys: pytest.CaptureFixture[str]):
     assert told in fails(capsys, *argv.split())
 
 
@@ -341,12 +341,12 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
         ('resnet20 --model-options {"depth":9}', "option depth"),
     ],
 )
-def test_what_cannot_be_planned_is_told_in_one_line(argv: str, told: str, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_planned_is_reported_in_one_line(argv: str, told: str, capsys: pytest.CaptureFixture[str]):
     assert told in fails(capsys, "plan", *argv.split())
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["train", "--print-config"]], ids=" ".join)
-def test_a_reader_who_has_gone_is_no_error(argv: list[str]):
+def test_a_closed_pipe_is_not_an_error(argv: list[str]):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([COMMAND, *argv], env=SHELL, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
@@ -354,7 +354,7 @@ def test_a_reader_who_has_gone_is_no_error(argv: list[str]):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_output_that_is_full_is_told_in_one_line():
+def test_a_full_disk_is_reported_in_one_line():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [COMMAND, "--help"], env=SHELL, stdout=full, stderr=subprocess.PIPE, text=True, check=False

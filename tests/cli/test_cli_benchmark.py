@@ -103,7 +103,7 @@ def test_exported_files_of_a_run_are_the_ones_measured(run: Path, capsys: pytest
     assert not list(run.glob("*.onnx"))
 
 
-def test_a_runtime_that_is_not_installed_is_told_how_to_get(
+def test_a_missing_runtime_is_reported_with_the_install_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     found = util.find_spec
@@ -135,7 +135,7 @@ def test_pytorch_holds_networks_and_images_channels_last_if_told_to(
         assert main([*line, *flags, "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
         assert told["channels_last"] == bool(flags)
-        assert expected in seen  # weights of 1x1 lie both ways
+        assert expected in seen  # 1x1 weights are contiguous in both formats
         assert [row["runtime"] for row in told["rows"]] == [
             each for each in ("eager", "torch-export") for _ in range(2)
         ]
@@ -212,7 +212,7 @@ def test_published_figures_stand_beside_the_counted_ones(capsys: pytest.CaptureF
     assert "The library publishes 11.69 M parameters and 1.81 G MACs of this base network." in out
 
 
-def test_a_run_of_own_code_wants_the_code_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_of_own_code_needs_the_code_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     settings = with_code(tmp_path)
     folder = train(settings, tmp_path / "run", console=QUIET).folder
     line = [folder, "--runtimes", "eager", "--batch-sizes", "1", *QUICK]
@@ -235,7 +235,7 @@ def test_a_run_of_own_code_wants_the_code_again(tmp_path: Path, capsys: pytest.C
         (["resnet20", "--input-size", "32", "--out", "nowhere/x.json"], "nowhere/x.json: cannot be written"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     argv: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -243,7 +243,9 @@ def test_mistakes_are_told_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_run_and_flags_that_are_no_run_s(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_not_a_run_and_flags_that_do_not_apply_to_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert "model flags do not apply to a run" in fails(capsys, "benchmark", run, "--alpha", 2)
     assert "there is no run in this folder" in fails(capsys, "benchmark", tmp_path)
     (run / "small.safetensors").write_bytes(b"damaged")
@@ -260,7 +262,7 @@ def test_figures_of_another_version_are_refused(tmp_path: Path):
 
 @pytest.mark.slow
 def test_compiled_networks_are_measured_and_a_missing_compiler_is_told(tmp_path: Path):
-    """In processes of their own: the compiler is looked for once, and leaves much behind."""
+    """In separate processes: the compiler is looked up once, and leaves state behind."""
     line = [sys.executable, "-m", "adjoined.cli", "benchmark", *MODEL, "--runtimes", "compiled", "--batch-sizes", "1"]
     shell = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     for compiler, wanted in (("g++", ""), (str(tmp_path / "none"), "torch.compile found no working C++ compiler")):

@@ -1,4 +1,4 @@
-"""The command line around a run: train with the real command, use what it leaves, and lose nothing by mistakes."""
+"""The command line around a run: train with the real command, use its results, and lose nothing by mistakes."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture
 def run(trained: tuple[Path, str], tmp_path: Path) -> Path:
-    """A copy of that run, to do anything with."""
+    """A copy of that run that may be changed."""
     return Path(shutil.copytree(trained[0], tmp_path / "run"))
 
 
@@ -134,7 +134,7 @@ def test_a_run_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Monke
 # ---- evaluate and predict --------------------------------------------------------------------------------------------
 
 
-def test_evaluate_gives_what_the_run_has_recorded(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_evaluate_reproduces_the_recorded_figures(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     for network in told["networks"]:
@@ -146,7 +146,7 @@ def test_evaluate_gives_what_the_run_has_recorded(run: Path, capsys: pytest.Capt
     assert "These are the accuracies that the run recorded." in capsys.readouterr().out
 
 
-def test_evaluate_says_when_the_figures_are_others(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_evaluate_says_when_the_figures_differ(run: Path, capsys: pytest.CaptureFixture[str]):
     record = json.loads((run / "run.json").read_bytes())
     record["result"]["networks"][1]["top1"] = 0.987
     (run / "run.json").write_text(json.dumps(record))
@@ -202,10 +202,10 @@ def test_predict_goes_through_a_folder_and_past_a_damaged_image(
     assert ["error" in each for each in json.loads(capsys.readouterr().out)] == [False, True, False]
 
 
-# ---- a model of one's own --------------------------------------------------------------------------------------------
+# ---- your own model --------------------------------------------------------------------------------------------------
 
 
-def test_code_of_ones_own_is_named_anew_each_time(
+def test_own_code_is_named_each_time(
     tmp_path: Path, digit: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -306,7 +306,7 @@ def test_what_cannot_be_trained(argv: str, told: str, tmp_path: Path, capsys: py
     assert told in fails(capsys, "train", *QUICK[:4], *argv.split(), "--run", tmp_path / "run")
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_non_finite_loss_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
     message = fails(capsys, "train", *QUICK, "--lr", "1e30", "--run", run)
     assert f"adjoined train --resume {run} --lr 0.01" in message
@@ -329,7 +329,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path):
     assert (tmp_path / "run" / "small.safetensors").is_file()
 
 
-def test_a_run_stopped_from_the_keyboard_says_how_to_go_on(tmp_path: Path):
+def test_a_run_stopped_from_the_keyboard_says_how_to_continue(tmp_path: Path):
     line = [COMMAND, "train", *QUICK, "--epochs", "100000", "--run", "run"]
     with subprocess.Popen(
         line, cwd=tmp_path, env=SHELL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

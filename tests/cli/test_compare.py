@@ -1,4 +1,4 @@
-"""`adjoined compare`: equal settings, no run twice, and a table that says what the runs have come to."""
+"""`adjoined compare`: equal settings, no run twice, and a table of the results."""
 
 import csv
 import json
@@ -68,7 +68,7 @@ def lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_killed_comparison_goes_on_and_does_no_run_twice(finished):
+def test_a_killed_comparison_continues_and_does_no_run_twice(finished):
     sittings = {
         each.name: len(json.loads((each / "run.json").read_text())["sittings"])
         for each in (finished / "runs").iterdir()
@@ -92,7 +92,7 @@ def test_a_finished_comparison_is_left_as_it_is(finished, capsys):
     assert before == {path: path.read_bytes() for path in (finished / "runs").rglob("*") if path.is_file()}
 
 
-def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path, capsys):
+def test_a_failed_run_is_reported_and_the_others_are_done(tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["compare", *QUICK, "--methods", "standard,adjoint:small_ce=1e39,adjoint", "--seeds", "1", "--out", str(out)]
     assert main(argv) == 2
@@ -191,7 +191,7 @@ def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_unequal_settings_are_taken_and_told_where_they_are_asked_for(tmp_path):
+def test_unequal_settings_are_accepted_and_reported_on_request(tmp_path):
     variants = read_variants(["standard", "adjoint:lr=0.3"], TINY, unequal=True)
     assert [each.settings.lr for each in variants] == [0.1, 0.3]
     from adjoined.comparison.study import differing
@@ -200,7 +200,7 @@ def test_unequal_settings_are_taken_and_told_where_they_are_asked_for(tmp_path):
     assert differing(read_variants(["standard", "adjoint:small_ce=1:alpha=2"], TINY, unequal=False)) == []
 
 
-def test_the_outlook_tells_what_is_done_and_what_is_to_come(finished):
+def test_the_outlook_tells_what_is_done_and_what_remains(finished):
     recorded = json.loads((finished / "comparison.json").read_text())
     settings = Settings.from_dict(recorded["settings"])
     variants = read_variants([*recorded["methods"], "scratch"], settings, unequal=False)
@@ -244,7 +244,7 @@ def test_names_are_moved_apart_and_keep_their_order():
     assert sum(moved) == pytest.approx(sum(places))
 
 
-def test_a_missing_library_is_told_before_the_first_run(tmp_path, capsys, monkeypatch):
+def test_a_missing_library_is_reported_before_the_first_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("adjoined.methods.base.find_spec", lambda library: None)
     assert main(["compare", *QUICK, "--methods", "standard,slimming", "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'adjoined[pruning]'" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_runs_side_by_side_end_as_they_do_one_after_another(tmp_path: Path, caps
         assert (tmp_path / "two" / each).read_bytes() == (tmp_path / "one" / each).read_bytes()
 
 
-def test_a_run_that_fails_and_a_process_that_dies_are_told_and_the_others_done(
+def test_a_failed_run_and_a_dead_process_are_reported_and_the_others_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -148,6 +148,8 @@ def test_a_run_waits_for_what_it_needs_alone():
         (["--jobs", "2", "--devices", "2"], "--jobs: runs side by side have one device each"),
     ],
 )
-def test_mistakes_are_told_in_one_line(flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_mistakes_are_reported_in_one_line(
+    flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert told in fails(capsys, *compare(tmp_path / "out", "standard,adjoint", *flags))
     assert not (tmp_path / "out").exists()

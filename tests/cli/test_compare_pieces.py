@@ -55,7 +55,7 @@ def test_parts_share_a_folder_and_the_command_without_them_shows_the_table(
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/2/3"])
-def test_what_is_not_a_part_is_told(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_not_a_part_is_reported(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([*ARGV, "--out", str(tmp_path / "x"), "--only", part]) == 2
     assert "K/N" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

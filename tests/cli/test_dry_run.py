@@ -1,4 +1,4 @@
-"""`adjoined train --dry-run`: what would run, where, in what memory and time; and nothing is written."""
+"""`adjoined train --dry-run`: what would run, on which devices, in what memory and time; nothing is written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_it_tells_what_would_run_and_writes_nothing(
 @pytest.mark.parametrize(
     ("flags", "told"), [("--devices 3", "--batch-size"), ("--method distillation", "--method standard --dry-run")]
 )
-def test_what_cannot_be_tried_is_told(flags: str, told: str, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_tried_is_reported(flags: str, told: str, capsys: pytest.CaptureFixture[str]):
     assert main([*ARGV, "--dry-run", *flags.split()]) == 2
     assert told in capsys.readouterr().err
 

@@ -194,7 +194,7 @@ def test_imagenette_is_what_torchvision_s_image_folder_finds(data_root):
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Two classes of ten photos each, with files beside them that are none."""
+    """Two classes of ten photos each, with other files beside them."""
     random = np.random.default_rng(0)
     for number in range(20):
         folder = tmp_path / "photos" / ("cat", "dog")[number % 2] / f"day{number % 3}"
@@ -241,16 +241,16 @@ def test_files_of_any_name_are_found(photos, name):
             assert part[index][0].shape == (3, 8, 8)
 
 
-def test_limit_takes_so_many_of_each_class_and_a_larger_limit_takes_more():
+def test_limit_takes_that_many_of_each_class_and_a_larger_limit_takes_more():
     kept = {limit: sources(limit=limit)[0] for limit in (3, 10)}
     assert kept[3].labels.bincount().tolist() == [3] * 10
     assert kept[10].labels.bincount().tolist() == [10] * 10
     assert set(rows(kept[3].images)) < set(rows(kept[10].images))
-    assert len(sources(limit=3)[1].labels) == len(sources()[1].labels)  # what is measured on stays the same
+    assert len(sources(limit=3)[1].labels) == len(sources()[1].labels)  # the evaluation images stay the same
     assert len(sources(limit=10**6)[0].labels) == len(sources()[0].labels)
 
 
-# What is wrong with data is said in one line
+# Wrong data are reported in one line
 
 
 def refusal(**settings) -> str:
@@ -262,7 +262,7 @@ def refusal(**settings) -> str:
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100", "imagenette", "imagenet"])
-def test_missing_data_are_an_error_that_says_where_and_how(tmp_path, name):
+def test_missing_data_are_an_error_that_says_where_and_how_to_get_them(tmp_path, name):
     line = refusal(name=name, root=str(tmp_path / "nowhere"))
     assert name in line
     assert str(tmp_path / "nowhere") in line

@@ -1,4 +1,4 @@
-"""Order and variation are a pure function of (seed, epoch, index), and no other random state is touched."""
+"""Order and augmentation are a pure function of (seed, epoch, index), and no other random state is touched."""
 
 import itertools
 import pickle
@@ -61,14 +61,14 @@ def test_workers_kept_over_epochs_change_nothing():
         assert same(list(loader), batches(alone, seed=5, epoch=epoch))
 
 
-def test_seed_and_epoch_change_order_and_variation():
+def test_seed_and_epoch_change_order_and_augmentation():
     data = digits()
     assert same(batches(data, seed=3, epoch=1), batches(data, seed=3, epoch=1))
     runs = [batches(data, seed=seed, epoch=epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert not any(same(one, other) for one, other in itertools.pairwise([*runs, runs[0]]))
 
 
-def test_an_image_s_variation_depends_neither_on_batch_size_nor_on_rank():
+def test_an_image_s_augmentation_depends_neither_on_batch_size_nor_on_rank():
     data = digits()
     expected = {index: data.train[index, seed][0] for index, seed in data.train_loader(seed=0).sampler}
     for options in ({}, {"rank": 1, "world_size": 3}):
@@ -190,7 +190,7 @@ def test_a_damaged_image_is_named_in_the_same_line_from_every_worker(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_what_is_no_image_is_refused(tmp_path, content):
+def test_what_is_not_an_image_is_refused(tmp_path, content):
     path = tmp_path / "image.png"
     path.write_bytes(content)
     with pytest.raises(AdjoinedError, match=r"image\.png: the image cannot be read"):

@@ -75,7 +75,7 @@ def test_marked_splits_are_kept(folder: Path):
         ("file,labels\na.png,red\n", "labels.csv: fewer than two labels"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line_with_file_and_row(folder: Path, text: str, told: str):
+def test_what_is_wrong_is_reported_in_one_line_with_file_and_row(folder: Path, text: str, told: str):
     with pytest.raises(AdjoinedError) as caught:
         opened(folder, text)
     assert told in str(caught.value)

@@ -77,7 +77,7 @@ def test_classes_are_named_in_a_file(squares: Path):
     assert "expected 2 to 255 lines, with a name in each, got 256" in refusal(squares)
 
 
-def test_wrong_masks_are_told_in_one_line_with_file_and_value(squares: Path):
+def test_wrong_masks_are_reported_in_one_line_with_file_and_value(squares: Path):
     mask, original = squares / "masks" / "3.png", Image.open(squares / "masks" / "3.png").copy()
     values = np.asarray(original).copy()
     values[0, 0] = 7

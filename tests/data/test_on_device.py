@@ -47,7 +47,7 @@ def plain(y: torch.Tensor) -> torch.Tensor:
     return torch.stack([dataset()[int(label)][0] for label in y])
 
 
-def test_without_variation_the_images_are_those_of_the_data_set():
+def test_without_augmentation_the_images_are_those_of_the_data_set():
     x, y = epoch(loader(flip=False), 0)
     assert sorted(y.tolist()) == list(range(COUNT))
     torch.testing.assert_close(x, plain(y))
@@ -92,13 +92,13 @@ def test_it_is_a_function_of_seed_and_epoch_and_processes_share_an_epoch():
     assert sorted(torch.cat(parts).tolist()) == list(range(COUNT))
 
 
-def test_views_are_varied_apart():
+def test_views_are_augmented_separately():
     x, _ = epoch(loader(shift=2, views=2), 0)
     assert x.shape == (COUNT, 2, 3, SIZE, SIZE)
     assert not torch.equal(x[:, 0], x[:, 1])
 
 
-def test_what_cannot_stay_on_the_device_is_said(tmp_path: Path):
+def test_what_cannot_stay_on_the_device_is_reported(tmp_path: Path):
     with pytest.raises(AdjoinedError, match="larger than the images"):
         loader(shift=SIZE)
     settings = Settings(data_on_device=True, epochs=1)  # the digits, which are turned and scaled

@@ -1,4 +1,4 @@
-"""Folders of one's own: what is read and what is left out, whether it is whole, and whether it is what it was."""
+"""The user's own folders: which files are read, which are damaged, and which have changed."""
 
 import gzip
 import json
@@ -130,7 +130,7 @@ def test_every_folder_is_read_once_for_a_class(photos):
     assert "5 links to folders read elsewhere" in data.left_out
 
 
-def test_an_empty_class_is_told_what_lies_in_it(photos):
+def test_the_error_for_an_empty_class_lists_its_files(photos):
     (photos / "fox").mkdir()
     (photos / "fox" / "1.heic").touch()
     assert "1 .heic" in (line := refusal(opened, photos))
@@ -179,7 +179,7 @@ def test_a_byte_changed_inside_a_png_is_found(photos):
     assert "--bad-images skip" in line
 
 
-def test_damaged_files_are_left_out_before_the_split_if_wanted(photos):
+def test_damaged_files_are_left_out_before_the_split_on_request(photos):
     for name in ("cat", "eel"):
         damage(photos / name / "3.png", "cut in half")
     data = opened(photos, bad_images="skip")
@@ -187,7 +187,7 @@ def test_damaged_files_are_left_out_before_the_split_if_wanted(photos):
     assert len(data.train) + len(data.val) == 28
     data.check()
     assert "damaged images left out: 2 (cat/3.png, eel/3.png)" in data.in_words()
-    fill(photos / "cat", 4)  # the file is there again, but a run that began without it goes on without it
+    fill(photos / "cat", 4)  # the file is there again, but a run that began without it continues without it
     known = open_data(data.settings, skipped=data.skipped)
     assert DataRecord.of(data).fits(known)
 
@@ -198,7 +198,7 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(photos):
     assert "class eel" in refusal(lambda: opened(photos, bad_images="skip"))
 
 
-def test_the_images_are_said_in_three_lines(photos):
+def test_the_images_are_described_in_three_lines(photos):
     classes, train, val = opened(photos, val_fraction=0.3, limit=5).in_words().splitlines()
     assert "3 classes" in classes
     assert train == "15 images to train on (--limit 5 per class)"
@@ -206,10 +206,10 @@ def test_the_images_are_said_in_three_lines(photos):
     assert "--val-fraction 0.3, --split-seed 0" in val
 
 
-# What networks are measured on
+# Evaluation images
 
 
-def test_all_images_are_measured_whatever_training_was_told(photos):
+def test_all_images_are_evaluated_whatever_the_training_settings(photos):
     trained = opened(photos, limit=2, val_fraction=0.5, augment="strong")
     data = open_to_measure(trained.settings, trained.info)
     assert (len(data.val), len(data.train)) == (30, 0)
@@ -262,7 +262,7 @@ def recorded(photos, tmp_path):
     return change_told
 
 
-def test_images_that_are_what_they_were_pass_wherever_they_lie(photos, tmp_path):
+def test_unchanged_images_pass_wherever_they_are(photos, tmp_path):
     record = DataRecord.of(opened(photos))
     photos.rename(tmp_path / "elsewhere")
     assert record.fits(opened(tmp_path / "elsewhere"))
@@ -288,7 +288,7 @@ def test_what_has_changed_is_counted_and_named(photos, recorded):
 @pytest.mark.parametrize(
     ("size", "place"), [(500, 250), (65536, 40000), (400_000, 0), (400_000, 133_000), (400_000, -1)]
 )
-def test_contents_that_change_at_equal_name_and_size_are_told(photos, recorded, size, place):
+def test_contents_that_change_at_equal_name_and_size_are_reported(photos, recorded, size, place):
     file = photos / "cat" / "3.bmp"
     content = bytearray(size)
     file.write_bytes(content)
@@ -327,7 +327,7 @@ def test_images_in_a_read_only_folder_are_opened_checked_and_recorded(photos):
         assert DataRecord.of(data).fits(opened(photos))
 
 
-def test_a_renamed_class_and_another_split_are_told(photos, recorded):
+def test_a_renamed_class_and_another_split_are_reported(photos, recorded):
     assert "on the other side of the split" in recorded(split_seed=1)
     (photos / "cat").rename(photos / "zebra")
     assert "class cat is now called zebra; 10 renamed" in recorded()

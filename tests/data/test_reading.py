@@ -166,7 +166,7 @@ def test_a_damaged_exif_tag_turns_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
-def test_of_an_animation_the_first_frame_is_seen(tmp_path, suffix):
+def test_the_first_frame_of_an_animation_is_used(tmp_path, suffix):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black")]
     frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:])
     assert seen(tmp_path / f"moving.{suffix}").min() > 250

@@ -70,7 +70,7 @@ def test_nothing_to_measure_is_a_mistake(modules: dict[str, nn.Module], seconds:
         latency(modules, torch.zeros(1, 1), seconds=seconds)
 
 
-def test_the_command_is_recorded_so_that_it_can_be_given_again(tmp_path: Path):
+def test_the_command_is_recorded_so_that_it_can_be_rerun(tmp_path: Path):
     script = tmp_path / "measure.py"
     script.write_text("from adjoined.benchmark.environment import environment\nprint(environment()['command'])\n")
     given = ["--out", "a file's name.json", "--model-options", "{width: 2}", "--alpha", "2,4", "*", "$HOME"]

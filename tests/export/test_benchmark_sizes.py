@@ -1,4 +1,4 @@
-"""What a benchmark counts without running anything: memory by hand and by PyTorch's own books, odd widths, reasons."""
+"""What a benchmark counts without running anything: memory by hand and by PyTorch's records, odd widths, reasons."""
 
 from dataclasses import replace
 
@@ -124,7 +124,7 @@ def reasons(
     return "\n".join(explain(Benchmark("x", [4.0], [3, 8, 8], [BASE, small], None, told, rows, speedups)))
 
 
-def test_a_speedup_near_the_ratio_of_macs_needs_no_words():
+def test_a_speedup_near_the_ratio_of_macs_needs_no_explanation():
     assert reasons(SMALL, timed(160, 10, 1), timed(1200, 80, 8)) == ""
 
 
@@ -167,7 +167,7 @@ def test_memory_that_is_handed_back_is_told_with_the_remedy_unless_it_is_in_use(
         assert "handed back" not in reasons(wide, timed(40, 8, 8), malloc=remedy)
     for other in ({"THP_MEM_ALLOC_ENABLE": "0"}, {"MALLOC_ARENA_MAX": "2"}):
         assert "handed back" in reasons(wide, timed(40, 8, 8), malloc=other)
-    assert "handed back" not in reasons(wide, timed(40, 8, 8, "onnx"))  # has memory of its own
+    assert "handed back" not in reasons(wide, timed(40, 8, 8, "onnx"))  # it has its own allocator
     assert "handed back" not in reasons(replace(wide, activation_bytes={"8": 64 * 2**20}), timed(40, 8, 8))
 
 

@@ -115,7 +115,7 @@ def test_classes_that_are_equally_likely_count_as_the_same():
     assert export.compare(lambda _: other, module, [(x, x)]).other_class == 1
 
 
-def test_logits_that_are_no_numbers_are_refused():
+def test_logits_that_are_not_finite_are_refused():
     x = torch.zeros(2, 3)
     with pytest.raises(AdjoinedError, match=r"finite numbers of shape \(2, 3\), got shape \(2, 3\), 1 of them"):
         export.compare(lambda _: torch.tensor([[0, 0, 0], [0, 0, float("nan")]]), nn.Identity(), [(x, x)])

@@ -1,4 +1,4 @@
-"""`adjoined export`: files of a run, what they carry, int8, and use without PyTorch."""
+"""`adjoined export`: files of a run, their metadata, int8, and use without PyTorch."""
 
 import json
 import re

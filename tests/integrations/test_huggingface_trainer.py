@@ -106,7 +106,7 @@ def test_a_resumed_training_ends_as_one_that_was_never_stopped(tmp_path: Path):
     assert changed  # the first part alone is another network
 
 
-def test_widths_that_no_config_can_say_have_none():
+def test_widths_that_no_config_can_describe_have_none():
     import adjoined
 
     inner = "resnet.encoder.stages.0.layers.0.layer.0.convolution"  # in a block; the config has one width for all of it

@@ -1,4 +1,4 @@
-"""The Lightning callback: somebody's LightningModule, unchanged, trains both networks, resumes, and leaves both."""
+"""The Lightning callback: a user's LightningModule, unchanged, trains both networks, resumes, and returns both."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_model() -> nn.Module:
 
 
 class Theirs(lightning.LightningModule):
-    """A module as somebody has it: it knows nothing of adjoined."""
+    """A user's module, without any reference to adjoined."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,6 +186,6 @@ class NoExample(Theirs):
         (NoExample, "model", "no example input"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path: Path, module: type[Theirs], attribute: str, message: str):
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, module: type[Theirs], attribute: str, message: str):
     with pytest.raises(AdjoinedError, match=message):
         fit(tmp_path, Adjoined(attribute), 1, module=module())

@@ -1,4 +1,4 @@
-"""timm's task seam: its checkpoints hold both networks, its script runs unchanged."""
+"""timm's tasks: their checkpoints hold both networks, its script runs unchanged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_checkpoint_of_timm_holds_both_networks(tmp_path: Path, ema: bool):
     assert sum(each.numel() for each in small.parameters()) < 0.1 * sum(each.numel() for each in base.parameters())
 
 
-def test_a_task_goes_on_where_it_was():
+def test_a_task_resumes():
     task, _ = trained()
     torch.manual_seed(1)
     other = AdjoinedTask(make_model(), nn.CrossEntropyLoss(), updates=4, verbose=False)
@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_adjoint_plus(done: int):
     torch.testing.assert_close(task.eval()(X, Y)["loss"], expected)
 
 
-def test_small_terms_do_not_pull_at_what_the_base_alone_has():
+def test_small_terms_do_not_reach_the_base_s_own_layers():
     """The last layer is the base's own, so its gradient is that of the base's loss alone."""
     task, _ = trained(0)
     task.done = 4
@@ -87,7 +87,7 @@ def test_small_terms_do_not_pull_at_what_the_base_alone_has():
     torch.testing.assert_close(joint, task.net.base.get_classifier().weight.grad)
 
 
-def test_what_is_missing_is_said():
+def test_what_is_missing_is_reported():
     task = AdjoinedTask(make_model(), verbose=False)
     with pytest.raises(AdjoinedError, match="length of the training"):
         task(X, Y)

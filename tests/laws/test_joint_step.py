@@ -67,7 +67,7 @@ def test_norms_of_all_networks_are_synchronised():
     names = list(net.state_dict())
     norms = [name for name, each in net.named_modules() if isinstance(each, nn.BatchNorm2d)]
     assert any(name.startswith("smalls.") for name in norms)
-    nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place, but for a norm that is the whole module
+    nn.SyncBatchNorm.convert_sync_batchnorm(net)  # in place, except for a norm that is the whole module
     assert [name for name, each in net.named_modules() if isinstance(each, nn.SyncBatchNorm)] == norms
     assert list(net.state_dict()) == names
     for got, wanted in zip(net(X), outputs, strict=True):

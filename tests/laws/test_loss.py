@@ -1,6 +1,6 @@
-"""Law 5 and all else that adjoined.loss promises.
+"""Law 5 and everything else that adjoined.loss promises.
 
-λ(0) = 0 and λ(t ≥ ½) = 1; the KL term is computed from log-softmax in float32, is >= 0, is 0 for equal outputs alone,
+λ(0) = 0 and λ(t ≥ ½) = 1; the KL term is computed from log-softmax in float32, is >= 0, is 0 only for equal outputs,
 and sends a gradient into both networks.
 """
 

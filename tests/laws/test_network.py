@@ -1,4 +1,4 @@
-"""Laws 1, 3 and 4: what the joint network computes, holds and hands out, and how it is stored."""
+"""Laws 1, 3 and 4: what the joint network computes, holds and extracts, and how it is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A last layer of the small networks' own: where it lies, what trains it, how it is handed out and stored."""
+"""The small networks' private last layer: where it is, what trains it, how it is extracted and stored."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_each_head_learns_from_its_own_network_alone():
     assert net.base.get_submodule("stem").get_parameter("weight").grad is not None  # shared as ever
 
 
-def test_what_is_handed_out_has_it():
+def test_extracted_networks_have_it():
     net = with_head(FAMILY)
     step(net)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_what_is_handed_out_has_it():
             assert same(net.small(X, which=which), q)
 
 
-def test_a_saved_state_holds_both_heads_and_goes_on():
+def test_a_saved_state_holds_both_heads_and_resumes():
     net, other = with_head(), with_head()
     step(net)
     other.load_state_dict(net.state_dict())
@@ -124,7 +124,7 @@ def test_further_modules_may_be_private():
         AdjoinedNetwork(model, [plan], private=("stam",))
 
 
-def test_a_tied_weight_stays_shared_where_it_is_no_head():
+def test_a_tied_weight_stays_shared_where_it_is_not_the_head():
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -34,7 +34,7 @@ def weight(seed: int = 3) -> Tensor:
 
 
 def plain(w: Tensor, indices: Indices) -> Tensor:
-    """Slicing as everyone would write it."""
+    """Plain slicing."""
     for dim, index in enumerate(indices):
         if index is not None:
             w = w.index_select(dim, torch.tensor(index.tolist()))

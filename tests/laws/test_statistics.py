@@ -1,4 +1,4 @@
-"""Law 3: what is delivered has statistics that fit. `measure_statistics` against statistics computed by hand."""
+"""Law 3: the finished networks have statistics that fit. `measure_statistics` against statistics computed by hand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def batches() -> Iterator[Tensor]:
     return (images(5, 3, 8, 8, seed=10 + seed) for seed in range(3))
 
 
-def test_the_statistics_are_those_of_the_network_that_is_delivered():
+def test_the_statistics_are_those_of_the_extracted_network():
     net = trained()
     stale = net.extract().state_dict()["norm.running_mean"].clone()
     before = copy.deepcopy(net.state_dict())

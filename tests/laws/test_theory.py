@@ -63,7 +63,7 @@ def test_penalty_is_computed_in_float32(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (2, 4)), ((2, 3), (3,)), ((3,), (3,)), ((2, 3, 1), (2, 3))])
-def test_penalty_refuses_what_is_no_pair_of_logits(shapes: tuple[tuple[int, ...], tuple[int, ...]]):
+def test_penalty_refuses_what_is_not_a_pair_of_logits(shapes: tuple[tuple[int, ...], tuple[int, ...]]):
     with pytest.raises(AdjoinedError, match=r"quadratic_penalty: .*\(N, C, \.\.\.\)"):
         quadratic_penalty(*(torch.zeros(shape) for shape in shapes))
 
@@ -334,7 +334,7 @@ class Deep:
         return torch.tanh(hidden @ self.second[:S, :S].T + self.b2[:S]) @ self.last[:, :S].T
 
     def linearised(self) -> Tensor:
-        """What the dropped units say while nobody listens, carried to the logits by the small network."""
+        """The dropped units' outputs while nothing reads them, carried to the logits by the small network."""
         hidden = torch.tanh(self.x @ self.first.T + self.b1)
         kept = torch.tanh(hidden[:, :S] @ self.second[:S, :S].T + self.b2[:S])
         dropped = torch.tanh(hidden @ self.second[S:].T + self.b2[S:])

@@ -28,7 +28,7 @@ def eager_switching() -> Iterator[None]:
 
 
 def together(*calls: Callable[[], Tensor]) -> list[list[Tensor]]:
-    """Make each call several times in a thread of its own, all at the same time; return what they gave."""
+    """Make each call several times in its own thread, all at the same time; return the results."""
     gate, failures = threading.Barrier(len(calls)), []
     found: list[list[Tensor]] = [[] for _ in calls]
 
@@ -158,7 +158,7 @@ TRANSFORMS: dict[str, Callable[[AdjoinedNetwork, Tensor], Any]] = {
 
 
 class Apart(nn.Module):
-    """The same outputs, computed by networks of their own."""
+    """The same outputs, computed by separate networks."""
 
     def __init__(self, net: AdjoinedNetwork) -> None:
         super().__init__()

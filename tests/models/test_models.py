@@ -182,7 +182,7 @@ def test_functions_are_code(spec):
 
 
 @pytest.mark.parametrize("spec", ["resnet18", "timm:resnet18", "torchvision:x", "adjoined:x", "hf-hub:a/b", "net.py"])
-def test_library_names_are_no_code(spec):
+def test_library_names_are_not_code(spec):
     assert not is_code(spec)
 
 

@@ -16,7 +16,7 @@ from constructs import Net, X
 from zoo import lively, seeded
 
 SHARE = 0.135
-"""At most so many of the parameters are left, where nothing stays at full width (ideal: between 1/16 and 1/4)."""
+"""The largest share of the parameters left where nothing stays at full width (ideal: between 1/16 and 1/4)."""
 
 WIDE: dict[type[nn.Module], tuple[float, str]] = {
     places.PermutedByIndexing: (0.30, r"index|of bounds"),

@@ -115,7 +115,7 @@ class TalkingHeadsByConvolution(Heads):
 
 
 class SeparateHeads(TokenNet):
-    """Queries, keys and values from layers of their own; a number of heads is stored."""
+    """Queries, keys and values from separate layers; a number of heads is stored."""
 
     def parts(self) -> None:
         self.heads = 8

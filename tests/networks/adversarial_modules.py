@@ -15,7 +15,7 @@ from zoo import conv, images
 
 
 class Swish(torch.autograd.Function):
-    """An activation with a backward pass of its own."""
+    """An activation with its own backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class OwnFunction(Net):
 
 
 class StraightThrough(Net):
-    """Rounded values whose gradient passes as if they were not."""
+    """Rounded values whose gradient passes as if they were not rounded."""
 
     def mid(self, x: Tensor) -> Tensor:
         return x + (x.round() - x).detach()

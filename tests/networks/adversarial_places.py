@@ -145,7 +145,7 @@ class Shuffled(Net):
 
 
 class ChannelsAsBatch(Net):
-    """Every channel is blurred as an image of its own, with one kernel for all of them."""
+    """Every channel is blurred as a separate image, with one kernel for all of them."""
 
     def parts(self) -> None:
         self.kernel = nn.Parameter(torch.randn(1, 1, 3, 3))

@@ -1,4 +1,4 @@
-"""Small networks around one construct each: such as narrow, and equal the masked form exactly.
+"""Small networks around one construct each that narrow, and equal the masked form exactly.
 
 `odd_constructs.py` has those that stay wide, or take statistics across channels.
 """

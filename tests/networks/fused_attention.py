@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class FusedAttention(nn.Module):
-    """Attention over places; the code computes what it asks `view` for from two numbers that it keeps."""
+    """Attention over positions; the code computes the target of `view` from two stored numbers."""
 
     def __init__(self, width: int, heads: int, key: int) -> None:
         super().__init__()

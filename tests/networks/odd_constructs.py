@@ -1,4 +1,4 @@
-"""Small networks around one construct each: such as stay wide, cut channels by numbers, or look across channels."""
+"""Small networks around one construct each that stay wide, cut channels by numbers, or compute across channels."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ class LearnedResampling(Net):
 
 
 class LearnedTransform(Net):
-    """There, a gain for each frequency, and back."""
+    """A learned transform, a gain for each frequency, and its inverse."""
 
     def parts(self) -> None:
         self.there, self.back, self.gain = raw(8, 6), raw(6, 8), raw(32, 1, 6)

@@ -1,4 +1,4 @@
-"""Networks with channel shuffles, written by hand in the ways in which people write them."""
+"""Networks with channel shuffles, written by hand in the usual ways."""
 
 from __future__ import annotations
 

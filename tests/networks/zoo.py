@@ -49,7 +49,7 @@ def lively(model: Module, x: Tensor) -> Module:
     """Give a model float64 weights, random affine parameters, and BatchNorm statistics measured on x; eval mode.
 
     With the initial state (scales of 1, shifts and means of 0) a norm that is sliced wrongly would look right, and deep
-    networks let their signal die away.
+    networks would let their signal fade.
     """
     generator = torch.Generator().manual_seed(7)
     model.double().train()
@@ -109,7 +109,7 @@ def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """A small network of most usual parts: stem, residual block with norms, depthwise convolution, linear head.
+    """A small network of the most common parts: stem, residual block with norms, depthwise convolution, linear head.
 
     Convolutions before a BatchNorm have no bias: its gradient would be nothing but rounding.
     """

@@ -1,4 +1,4 @@
-"""The CPU study: what is estimated is what would be run, and every contender is one that there is."""
+"""The CPU study: the estimate covers the real runs, and every contender exists."""
 
 import sys
 from pathlib import Path

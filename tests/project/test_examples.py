@@ -1,4 +1,4 @@
-"""The examples run, say what they promise, and their usage lines are commands that exist."""
+"""The examples run, print the promised figures, and their usage lines are commands that exist."""
 
 import json
 import re
@@ -80,7 +80,7 @@ torch.distributed.destroy_process_group()
     assert done.stdout.split() == ["DistributedDataParallel", "True"], done.stderr
 
 
-def test_two_networks_that_tell_pixels_apart():
+def test_two_segmentation_networks():
     lines = run(EXAMPLES[3], "--epochs", "2").splitlines()
     pattern = r"(base|small): (\d+) parameters, (.+) % of the test pixels right, mean IoU (.+)"
     found = [re.fullmatch(pattern, line) for line in lines[-2:]]
@@ -115,7 +115,7 @@ def test_two_detectors_detect_the_same_after_export(tmp_path: Path):
     ]
 
 
-def test_a_network_of_ones_own_is_sliced():
+def test_your_own_network_is_sliced():
     out = run(EXAMPLES[2])
     assert "gives the same logits: True" in out
 

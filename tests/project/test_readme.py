@@ -85,7 +85,7 @@ def test_commands_do_what_they_say(
 ):
     capsys.readouterr()
     if argv[0] == "train" and "--resume" not in argv:
-        # The whole training would take its time: the flags are read, and the settings are those they should be.
+        # A whole training would take too long: only the flags and the settings are checked.
         assert main([*argv, "--print-config"]) == 0
         assert "recipe: " in capsys.readouterr().out
         return
@@ -97,7 +97,7 @@ def test_commands_do_what_they_say(
     if argv[0] == "benchmark":  # measures in every runtime, for seconds each: here one small image, in one of them
         argv = [*argv, "--runtimes", "eager", "--seconds", "0.1", "--batch-sizes", "1"]
         argv += ["--input-size", "64"] if "resnet50" in argv else []
-    if argv[0] == "demo":  # would wait for visitors; tests/report/test_demo.py is one
+    if argv[0] == "demo":  # would wait for requests; tests/report/test_demo.py sends some
         monkeypatch.setattr("adjoined.demo.page", lambda *_: None)
         monkeypatch.setattr("adjoined.demo.serve", lambda app, port, ready: ready("base"))
     if argv[0] == "push":  # nothing leaves this machine

@@ -65,7 +65,7 @@ def test_answers_are_those_of_the_networks(run: Path, images: Path):
 
 
 @pytest.mark.parametrize("name", ["cut.png", "text.png"])
-def test_what_is_no_image_is_refused_without_names_of_folders(images: Path, name: str):
+def test_what_is_not_an_image_is_refused_without_names_of_folders(images: Path, name: str):
     with pytest.raises(AdjoinedError, match="the image cannot be read") as refusal:
         demo.open_image(images / name)
     assert str(images) not in str(refusal.value)
@@ -78,7 +78,7 @@ def test_a_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         demo.open_image(tmp_path / "large.png")
 
 
-def test_mistakes_are_told_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_mistakes_are_reported_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     assert "--port: out of range (expected 0 to 65535, got 99999)" in fails(capsys, "demo", run, "--port", 99999)
 
     def none(name: str) -> str:
@@ -160,7 +160,7 @@ def test_the_page_answers_over_http(page: Page, images: Path):
         assert told in refused
         assert str(images) not in refused
         assert not any((seen, base, small, table))
-    assert page.look(images / "digit.png")[0] == ""  # it goes on
+    assert page.look(images / "digit.png")[0] == ""  # it continues
 
 
 def test_a_large_upload_is_refused(page: Page, tmp_path: Path):
@@ -194,7 +194,7 @@ def test_the_page_is_for_this_machine_alone(page: Page):
     assert [each for each in listening if int(each.partition(":")[2], 16) == port] == [f"0100007F:{port:04X}"]
 
 
-def test_a_taken_port_is_told_in_one_line(page: Page, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_a_taken_port_is_reported_in_one_line(page: Page, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.setattr(demo, "page", lambda *_: None)
     port = page.url.rstrip("/").rpartition(":")[2]
     assert main(["demo", str(run), "--port", port]) == 2
@@ -202,7 +202,7 @@ def test_a_taken_port_is_told_in_one_line(page: Page, run: Path, capsys: pytest.
 
 
 def test_the_page_in_a_browser(page: Page, images: Path):
-    """Drop an image, read both answers; nothing is asked of other machines, and nothing sticks out on a phone."""
+    """Drop an image, read both answers; no other machine is contacted, and nothing sticks out on a phone."""
     if CHROMIUM is None:
         pytest.skip("the page was not seen in a browser: there is no chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="the page was not seen in a browser: no playwright")

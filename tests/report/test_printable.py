@@ -1,4 +1,4 @@
-"""Text from outside is shown, never obeyed: in a terminal, on a page, in Markdown, in a message, in any encoding."""
+"""Untrusted text is shown, never interpreted: in a terminal, on a page, in Markdown, in a message, in any encoding."""
 
 import io
 import json
@@ -27,7 +27,7 @@ OBEYED = set("\x1b\x07\x9b\x00\x08\r\u202e\u2066\ud800")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run whose class names would be obeyed."""
+    """A run with hostile class names."""
     run = train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
     for name in ("base", "small"):
         data = json.loads((run / f"{name}.json").read_text())
@@ -42,7 +42,7 @@ def test_what_is_harmless_stays(text):
     assert printable(text) == text
 
 
-def test_what_is_obeyed_becomes_visible():
+def test_control_characters_become_visible():
     assert not set(printable(HOSTILE)) & OBEYED
     assert printable("a\nb\tc") == "a\\x0ab\\x09c"
     assert printable("a\nb\tc", lines=True) == "a\nb\tc"

@@ -1,4 +1,4 @@
-"""Tables: figures are right, nothing is cut that counts, and the three faces say the same."""
+"""Tables: figures are right, nothing important is cut, and the three formats say the same."""
 
 import io
 import re
@@ -93,7 +93,7 @@ def test_plain_text_fits_the_width_and_has_no_boxes(full: bool):
     assert not BOX_DRAWING.search(text)
 
 
-def test_long_names_give_way_and_figures_do_not():
+def test_long_names_are_shortened_and_figures_are_not():
     row = ("stages.2.blocks." * 12 + "conv", "123.45 M", "1.23 M")
     text = Table(("layers", "parameters", "small"), (row,), notes=("word " * 60,)).text(80)
     assert max(map(len, text.splitlines())) <= 80
@@ -131,7 +131,7 @@ def test_a_run_of_the_base_alone_has_a_table_too():
 
 
 @pytest.mark.parametrize("shown", [result_table(BASE, [SMALL], title="a title"), planned(4)], ids=["result", "plan"])
-def test_the_three_faces_say_the_same(shown: Table):
+def test_the_three_formats_say_the_same(shown: Table):
     terminal = io.StringIO()
     Console(file=terminal, width=140, force_terminal=True, color_system=None).print(shown)
     cells = [cell for row in shown.rows for cell in row]

@@ -1,4 +1,4 @@
-"""What the page says of answers is right: against other libraries, and against what must add up."""
+"""The page's figures on predictions are right: compared with other libraries, and by sums."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_the_calibration_error_is_that_of_torchmetrics(guesses: Answers):
     found = calibration(confidence, right)
     assert found.ece == pytest.approx(float(binary_calibration_error(confidence, right.long(), n_bins=15)), abs=1e-6)
     assert sum(images for images, _, _ in found.bins) == len(confidence)
-    assert found.ece != pytest.approx(calibration(confidence.roll(1), right).ece, abs=1e-6)  # it can tell
+    assert found.ece != pytest.approx(calibration(confidence.roll(1), right).ece, abs=1e-6)  # the comparison can fail
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

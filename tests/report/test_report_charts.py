@@ -1,4 +1,4 @@
-"""Charts: what is drawn is what is told, at its place, and nothing breaks them."""
+"""Charts: the drawing shows the figures in the right places, whatever the values."""
 
 import math
 import xml.etree.ElementTree as ET

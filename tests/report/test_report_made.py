@@ -1,4 +1,4 @@
-"""The report page of a run of which `adjoined export` and `adjoined benchmark` have left their figures."""
+"""The report page of a run that holds figures of `adjoined export` and `adjoined benchmark`."""
 
 import json
 import re
@@ -109,7 +109,7 @@ def _without_a_row(told: Any) -> None:
         (lambda told: told.update(alpha=["4"]), "Expected `float`, got `str` - at `$.alpha[0]`"),
     ],
 )
-def test_a_damaged_benchmark_is_told_in_one_line(
+def test_a_damaged_benchmark_is_reported_in_one_line(
     damage: Callable[[Any], None], said: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = Path(shutil.copytree(made, tmp_path / "run"))

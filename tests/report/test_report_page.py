@@ -1,4 +1,4 @@
-"""The report page as a file: it holds what it should, needs nothing from outside, and runs nobody's text."""
+"""The report page as a file: it holds what it should, loads nothing from outside, and runs no text."""
 
 import base64
 import csv
@@ -323,7 +323,7 @@ def test_mistakes_take_one_line_and_leave_nothing(
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_missing_images_are_said_and_can_be_done_without(
+def test_missing_images_are_reported_and_not_needed_for_a_page(
     capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path
 ):
     run = Path(shutil.copytree(trained, tmp_path / "run"))

@@ -151,7 +151,7 @@ def test_the_name_beside_is_new_each_time_and_leaves_nothing(tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == {"a", "b"}
 
 
-def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
+def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "zero.json").symlink_to("/dev/zero")
@@ -222,7 +222,7 @@ def test_a_description_without_a_size_of_images_is_built_all_the_same(run):
     assert adjoined.load(run)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
-def test_entries_of_a_newer_minor_version_are_passed_over(run):
+def test_entries_of_a_newer_minor_version_are_ignored(run):
     for name in ("run.json", "small.json", "base.json", "result.json", "plan.json"):
         if (run / name).exists():
             data = read_json(run / name, "anything")

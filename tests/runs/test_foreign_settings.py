@@ -94,7 +94,7 @@ def test_bytes_that_are_not_utf8_are_refused(tmp_path):
         Settings.from_yaml(tmp_path / "settings.yaml")
 
 
-def test_a_newer_version_s_setting_is_passed_over_by_readers_and_refused_by_resuming(finished, tmp_path):
+def test_a_newer_version_s_setting_is_ignored_by_readers_and_refused_by_resuming(finished, tmp_path):
     run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     with run.settings.open("a") as file:
         file.write("from_the_future: 3\n")

@@ -1,4 +1,4 @@
-"""Sharing a run: over real HTTP to a stand-in for a hub, and back; what is told to others, and what stays at home."""
+"""Sharing a run: over real HTTP to a stand-in for a hub, and back; what is shared, and what is not."""
 
 import json
 import os
@@ -85,7 +85,9 @@ def test_what_is_pushed_loads_to_the_bit(run: Path, hub: Hub, capsys: pytest.Cap
     exec(out.strip().splitlines()[-1], names)  # the printed line
     assert same(names["model"], adjoined.load(run, "small"))
     assert same(adjoined.load("hub:ann/digits", "base"), adjoined.load(run, "base"))
-    assert not same(adjoined.load("hub:ann/digits", "base"), adjoined.load(run, "small"))  # else the check says nothing
+    assert not same(
+        adjoined.load("hub:ann/digits", "base"), adjoined.load(run, "small")
+    )  # otherwise the check shows nothing
 
 
 def test_other_commands_take_a_run_from_the_hub(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
@@ -152,7 +154,7 @@ def test_the_card_tells_what_the_run_is(run: Path, tmp_path: Path, capsys: pytes
     assert same(adjoined.load(tmp_path / "shared"), adjoined.load(run))
 
 
-def test_nothing_of_this_machine_is_told(tmp_path: Path):
+def test_nothing_of_this_machine_is_shared(tmp_path: Path):
     settings = with_code(tmp_path)
     run = train(settings, tmp_path / "run", console=QUIET).folder
     at_home = run.joinpath("run.json").read_text() + run.joinpath("settings.yaml").read_text()
@@ -180,7 +182,9 @@ def same_classes(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_told_in_one_line_and_leave_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_mistakes_are_reported_in_one_line_and_leave_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert "--to: a place is missing" in fails(capsys, "push", run)
     assert "hub:digits: not a name on a hub (expected hub:OWNER/NAME" in fails(
         capsys, "push", run, "--to", "hub:digits"
@@ -193,7 +197,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(run: Path, tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
-def test_what_a_hub_refuses_is_told_in_one_line(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
+def test_what_a_hub_refuses_is_reported_in_one_line(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
     push = ("push", run, "--to", "hub:ann/digits")
     for status, told in ((403, "the hub denies permission"), (401, "you are not logged in to the hub")):
         hub.closed_to["ann/digits"] = status
@@ -207,7 +211,7 @@ def test_what_a_hub_refuses_is_told_in_one_line(run: Path, hub: Hub, capsys: pyt
     assert "a run is pushed to a name, not to a revision" in fails(capsys, *push[:3], "hub:ann/digits@v1")
 
 
-def test_a_hub_that_is_not_there_is_told_in_one_line(tmp_path: Path):
+def test_a_hub_that_is_not_there_is_reported_in_one_line(tmp_path: Path):
     code = "import adjoined; adjoined.load('hub:ann/digits')"
     shell = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HOME": str(tmp_path)}
     done = subprocess.run(
@@ -220,7 +224,7 @@ def test_a_hub_that_is_not_there_is_told_in_one_line(tmp_path: Path):
     assert "hub:ann/digits: the hub cannot be reached, and the run is not in the cache" in done.stderr.splitlines()[-1]
 
 
-def test_a_missing_extra_is_told_how_to_get(
+def test_a_missing_extra_is_reported_with_the_install_command(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     found = util.find_spec

@@ -1,4 +1,4 @@
-"""A run goes on with the images that it began with, wherever they lie, or not at all."""
+"""A run resumes with the images that it started with, wherever they are, or not at all."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def unfinished(run: Path) -> None:
     (run / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))
 
 
-def test_images_are_found_in_their_new_place(moved: tuple[Path, Path]):
+def test_images_are_found_in_their_new_location(moved: tuple[Path, Path]):
     run, images = moved
     opened = open_run(run)
     with pytest.raises(AdjoinedError, match="no such folder"):
@@ -80,7 +80,7 @@ def test_other_images_are_not_taken_for_the_run_s_own(moved: tuple[Path, Path]):
         open_images(opened, data=data)
 
 
-def test_a_run_goes_on_where_its_images_are_now_but_not_on_others(moved: tuple[Path, Path]):
+def test_a_run_resumes_on_moved_images_but_not_on_others(moved: tuple[Path, Path]):
     run, images = moved
     unfinished(run)
     settings = replace(RunFolder(run).read_settings(), data=f"folder:{images}")

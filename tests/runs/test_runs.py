@@ -125,7 +125,7 @@ def test_a_stopped_run_is_not_trained_over(tmp_path):
         train(TINY, tmp_path, console=QUIET)
 
 
-def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
+def test_a_run_resumes_with_its_own_settings_only(tmp_path):
     (tmp_path / "settings.yaml").write_text(TINY.to_yaml())
     with pytest.raises(AdjoinedError, match=r"other settings \(epochs, seed\).*epochs 2.*got 5"):
         train(replace(TINY, epochs=5, lr=0.2, seed=3), tmp_path, resume=True, console=QUIET)
@@ -242,7 +242,7 @@ def test_no_code_runs_because_a_file_names_it(of_code, capsys):
     assert "user code runs" not in capsys.readouterr().out
 
 
-def test_a_network_of_ones_own_loads_when_it_is_handed_in(of_code):
+def test_a_network_of_own_code_loads_when_it_is_passed_in(of_code):
     spec = RunFolder(of_code.folder).read_settings().model
     by_name = load(of_code.folder, model=spec)
 

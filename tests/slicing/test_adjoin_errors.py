@@ -33,7 +33,7 @@ def fails(call: Callable[[], Any], *parts: str) -> AdjoinedError:
 
 @pytest.mark.parametrize("call", [adjoin, make_plan])
 @pytest.mark.parametrize("alpha", [0.5, 0, -4, "x", "4", math.nan, math.inf, None, True, 1 + 0j])
-def test_alpha_that_is_no_factor(call: Callable[..., Any], alpha: Any):
+def test_alpha_that_is_not_a_factor(call: Callable[..., Any], alpha: Any):
     error = fails(lambda: call(residual(), X, alpha=alpha), "expected a number of at least 1", "Use 4")
     assert error.where == "alpha"
     assert error.got == str(alpha)
@@ -50,7 +50,7 @@ def test_family_with_a_bad_alpha(alpha: Any):
     assert fails(lambda: adjoin(residual(), X, alpha=alpha)).where == "alpha"
 
 
-def test_family_of_none():
+def test_an_empty_family():
     fails(lambda: adjoin(residual(), X, alpha=()), "at least one")
 
 
@@ -62,14 +62,14 @@ def test_alpha_beyond_every_layer():
 
 
 def test_alpha_is_measured_against_the_whole_model():
-    """All that may narrow is a layer of 2 channels, as in a squeeze and excitation: alpha = 4 is still no mistake."""
+    """Only a layer of 2 channels may be narrowed, as in squeeze and excitation: alpha = 4 is still valid."""
     model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 2), nn.ReLU(), conv(2, 5))
     plan = make_plan(model, X, alpha=4, keep=["0"], round_to=1)
     assert [group.kept for group in plan.groups] == [64, 1, 5]
 
 
 @pytest.mark.parametrize("round_to", [0, -8, 2.5, "8", None, True])
-def test_round_to_that_is_no_count(round_to: Any):
+def test_round_to_that_is_not_a_count(round_to: Any):
     error = fails(lambda: adjoin(residual(), X, round_to=round_to), "whole number of at least 1", "Use 8")
     assert error.where == "round_to"
 
@@ -94,12 +94,12 @@ def test_keep_of_another_type(keep: Any):
     [torch.zeros(1, 4, 8, 8), torch.zeros(3), (X, X), {"image": X}, {}, torch.zeros(1, 3, 8, 8, dtype=torch.long)],
     ids=["channels", "dimensions", "arguments", "keyword", "nothing", "dtype"],
 )
-def test_example_input_that_the_model_does_not_take(example: Any):
+def test_example_input_that_the_model_does_not_accept(example: Any):
     error = fails(lambda: adjoin(residual(), example), "does not run on the example input", "Pass the example input")
     assert error.where == "Residual"
 
 
-def test_image_size_that_the_model_does_not_take():
+def test_image_size_that_the_model_does_not_accept():
     fails(lambda: adjoin(Flattened(), torch.zeros(1, 3, 16, 16)), "does not run on the example input", "1536")
 
 
@@ -117,7 +117,7 @@ def test_not_a_model(model: Any):
 
 
 @pytest.mark.parametrize("compress", [0.5, 0, "x", math.nan, True])
-def test_compress_that_is_no_factor(compress: Any):
+def test_compress_that_is_not_a_factor(compress: Any):
     fails(lambda: adjoin(residual(), X, compress=compress), "compress", "a number of at least 1")
 
 
@@ -155,7 +155,7 @@ def test_plan_of_another_model():
 
 
 @pytest.mark.parametrize("plan", ["plan.json", Path("plan.json"), {"alpha": 4}, [3], 4])
-def test_plan_that_is_none(plan: Any):
+def test_something_other_than_a_plan(plan: Any):
     assert "plan" in fails(lambda: adjoin(residual(), X, plan=plan)).where
 
 
@@ -195,7 +195,7 @@ def test_errors_leave_the_model_alone():
 
 
 @pytest.mark.parametrize("model", [nn.AvgPool2d(2), nn.BatchNorm2d(3), nn.Sequential()], ids=repr)
-def test_what_is_no_cnn(model: nn.Module):
+def test_what_is_not_a_cnn(model: nn.Module):
     for call in (adjoin, make_plan):
         error = fails(lambda call=call: call(model, X), "not a CNN", "a model with convolutions (or linear layers)")
         assert error.where == type(model).__name__
@@ -246,7 +246,7 @@ def test_arguments_that_were_not_given(example: Any, parts: tuple[str, ...]):
     ],
     ids=["channels", "dtype", "size", "the model itself"],
 )
-def test_the_layer_that_does_not_take_its_input_is_named(model: nn.Module, example: Tensor, parts: tuple[str, ...]):
+def test_the_layer_that_does_not_accept_its_input_is_named(model: nn.Module, example: Tensor, parts: tuple[str, ...]):
     fails(lambda: adjoin(model, example), *parts)
 
 
@@ -287,7 +287,7 @@ def test_values_that_send_the_small_network_another_way():
     fails(lambda: adjoin(model, X, alpha=16, round_to=1), "own forward reads them", "'near'", "'far'", "torch.where")
 
 
-def test_a_value_that_decides_no_layer_is_no_mistake():
+def test_a_value_that_decides_no_layer_is_accepted():
     class Scaled(Branching):
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x).relu()

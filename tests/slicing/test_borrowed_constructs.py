@@ -1,4 +1,4 @@
-"""What networks of other packages do that those of timm and torchvision do not, each in a small network of our own."""
+"""Constructs of other packages that timm and torchvision do not use, each in a small network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ X = images(2, 3, 8, 8)
 
 
 class Parting(nn.Conv2d):
-    """A convolution whose weight is cut in two by a number of its own, as octave convolutions do: outputs part."""
+    """A convolution that cuts its weight in two at a stored number, as octave convolutions do: its outputs split."""
 
     def __init__(self, into: int, out: int) -> None:
         super().__init__(into, out, 1, bias=False)
@@ -25,7 +25,7 @@ class Parting(nn.Conv2d):
 
 
 class Joining(nn.Conv2d):
-    """The same of its inputs: they join."""
+    """The same for its inputs, which join."""
 
     def __init__(self, into: int, out: int) -> None:
         super().__init__(into, out, 1, bias=False)
@@ -47,7 +47,7 @@ class InTwoParts(nn.Module):
 
 
 class Fused(nn.Module):
-    """Two convolutions, in eval mode computed as one whose weight is set anew, through `data`, in every call."""
+    """Two convolutions that eval mode computes as one, whose weight is set through `data` in every call."""
 
     def __init__(self, into: int, out: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def wide(plan: SlicePlan) -> list[str]:
     return [group.name for group in plan.groups if group.why and group.why.kind is not Kind.OUTPUT]
 
 
-def test_numbers_that_a_class_derived_from_a_layer_keeps_are_corrected():
+def test_sizes_stored_by_a_subclass_of_a_layer_are_corrected():
     model = seeded(InTwoParts).eval()
     plan = plan_of(model, alpha=4)
     small = plan.apply(model)
@@ -98,7 +98,7 @@ def test_weights_that_are_set_from_others_in_every_call_are_narrowed_with_them()
     assert check_plan(model, X, plan).how == "masked base"
 
 
-def test_training_such_a_network_trains_what_the_others_are_set_from():
+def test_training_such_a_network_trains_the_source_weights():
     net = adjoin(seeded(OfFused), X, alpha=4, round_to=1, check=True).train()
     p, q = net(X)
     (p.square().mean() + q.square().mean()).backward()

@@ -39,7 +39,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 
 @pytest.mark.parametrize("make", [chain, Residual, Concatenated])
 @pytest.mark.parametrize("alpha", [1, 3])
-def test_a_plan_tells_what_both_networks_cost(make: Any, alpha: float):
+def test_a_plan_has_the_cost_of_both_networks(make: Any, alpha: float):
     model = make().eval()
     plan = plan_of(model, alpha=alpha)
     assert plan.cost == measure_cost(plan.apply(model), X)

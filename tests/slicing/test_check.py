@@ -1,4 +1,4 @@
-"""`check_plan`: what is right passes, what is wrong by one index does not, in a state in which it shows."""
+"""`check_plan`: correct plans pass, plans with one wrong index fail, in a state that shows the difference."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def error_of(model: nn.Module, plan: SlicePlan) -> float:
 
 
 def second(index: Index | None) -> Index:
-    """The second half of what `index` keeps the first half of."""
+    """The second half of the range of which `index` keeps the first half."""
     assert index is not None
     return Index.of(i + len(index) for i in index.tolist())
 
@@ -237,7 +237,7 @@ def test_the_literal_masked_form_of_the_tests_agrees():
 
 
 class Narrow(Net):
-    """Code that asks for float32 by name, and makes tensors of its own."""
+    """Code that names float32, and creates tensors."""
 
     def mid(self, x: Tensor) -> Tensor:
         return x.float() * torch.linspace(0.5, 1, 8, dtype=torch.float32) + torch.zeros(1)
@@ -275,7 +275,7 @@ def test_indices_stay_what_they_are_and_every_output_is_compared():
         check_plan(model, example, wrong)
 
 
-def test_outputs_that_are_not_finite_are_said():
+def test_outputs_that_are_not_finite_are_reported():
     model = seeded(Infinite)
     checked = check_plan(model, X, plan_of(model))
     assert checked.error is None

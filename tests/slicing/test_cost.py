@@ -56,7 +56,7 @@ def test_published_figures_of_all_torchvision_networks():
         published = torchvision_published(name, size)
         assert published is not None
         if name.startswith("regnet"):
-            continue  # their constructor asks for values, which the meta device has not
+            continue  # their constructor asks for values, which the meta device does not have
         with torch.device("meta"):
             cost = measure_cost(build(f"torchvision:{name}", num_classes=1000), torch.zeros(1, 3, size, size))
         if name != "inception_v3":  # published with its auxiliary head
@@ -115,10 +115,10 @@ def test_narrowing_everything_costs_less_than_the_paper_s_network():
 
 def test_every_kind_of_layer_by_hand():
     layers = {
-        "plain": conv(3, 8),  # 3*8*9 + 8; on 6 x 6 places
+        "plain": conv(3, 8),  # 3*8*9 + 8; at 6 x 6 positions
         "depthwise": conv(8, 8, groups=8, bias=False),  # 8*9
         "grouped": conv(8, 16, groups=2, bias=False),  # 16*4*9
-        "strided": nn.Conv2d(16, 4, 3, stride=2, padding=1, bias=False),  # 4*16*9; on 3 x 3 places
+        "strided": nn.Conv2d(16, 4, 3, stride=2, padding=1, bias=False),  # 4*16*9; at 3 x 3 positions
         "up": nn.ConvTranspose2d(4, 2, 2, stride=2, bias=False),  # 4*2*4; every one of 3 x 3 inputs times its weights
         "norm": nn.BatchNorm2d(2),
         "flat": nn.Flatten(),

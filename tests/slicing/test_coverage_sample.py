@@ -85,7 +85,7 @@ def test_tables_are_written_between_their_marks(coverage: Any, tmp_path: Path, m
     assert "time limit of 600 s" in text
 
 
-def test_a_failure_names_the_stage_that_it_came_in(coverage: Any):
+def test_a_failure_names_its_stage(coverage: Any):
     from coverage_models import Subject
 
     measure, *_ = coverage

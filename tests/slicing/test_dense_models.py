@@ -19,7 +19,7 @@ LEFT_AT_MOST = {2: 0.45, 4: 0.22}
 """Share of the parameters that may be left, by alpha."""
 
 VIDEO = {"r3d_18": (8, 48), "mc3_18": (8, 48), "r2plus1d_18": (8, 48), "s3d": (16, 224)}
-"""Video networks, and the frames and the pixels of a side that they ask for."""
+"""Video networks, with the number of frames and the image side that they need."""
 VIDEO_WITH_ATTENTION = {"mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}
 """Hybrids: convolutions pool their queries, keys and values. The patches of swin3d are its only convolution."""
 
@@ -152,7 +152,7 @@ def test_deeplab_trains_adjointly():
 
 
 def test_a_head_that_no_box_reaches_keeps_its_outputs():
-    """Values decide how many objects there are; with none, nothing of the head's output is to be seen in the run."""
+    """Values decide how many objects there are; without any, the run does not show the head's output."""
 
     class Finder(nn.Module):
         def __init__(self, *, by_value: bool) -> None:

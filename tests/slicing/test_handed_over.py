@@ -1,4 +1,4 @@
-"""Models as people have them: wrapped, trained already, with layers that cannot be narrowed or keep activations."""
+"""Models as users have them: wrapped, trained already, with layers that cannot be narrowed or store activations."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Keeps(nn.Module):
         return self.head(self.features.mean((2, 3)))
 
 
-def test_activations_that_a_forward_keeps_are_in_nobody_s_way():
+def test_stored_activations_do_no_harm():
     net = adjoin(seeded(Keeps), X, alpha=2, round_to=1)
     sum(out.square().sum() for out in net(X)).backward()  # pyright: ignore[reportAttributeAccessIssue]
     small = net.extract()
@@ -159,7 +159,7 @@ class Mixed(nn.Module):
 
 
 class OnlyWide(nn.Conv2d):
-    """Its code takes one width."""
+    """Its code accepts only one width."""
 
     @property
     def out_channels(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -185,7 +185,7 @@ FIXED: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("kind", FIXED)
-def test_a_layer_that_takes_no_narrower_tensors_stays_wide_with_a_reason(kind: str):
+def test_a_layer_that_rejects_narrower_tensors_stays_wide_with_a_reason(kind: str):
     model = seeded(lambda: nn.Sequential(conv(3, 32), FIXED[kind](), nn.ReLU(), conv(32, 64), nn.ReLU(), conv(64, 5)))
     net = adjoin(model.eval(), X, alpha=2, round_to=1)
     assert net.plan.small_shape("3.weight")[0] == 32
@@ -204,7 +204,7 @@ def test_a_model_that_cannot_be_copied_is_refused():
 
 
 class KeepsInBuffers(nn.Module):
-    """Buffers that a forward makes, or gives other shapes, and computes with the next time."""
+    """Buffers that a forward creates or reshapes, and uses in the next call."""
 
     later: Tensor
 

@@ -31,7 +31,7 @@ class Both:
 
 
 class Features:
-    """No container that torch knows of."""
+    """Not a container that torch knows."""
 
     def __init__(self, logits: Tensor, features: Tensor) -> None:
         self.logits, self.features = logits, features
@@ -69,7 +69,7 @@ class Returning(nn.Module):
 
 
 class Taking(nn.Module):
-    """Two inputs that meet, an optional mask, and an option that is no tensor."""
+    """Two inputs that meet, an optional mask, and an option that is not a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def of_dimension(n: int, *, transposed: bool = True) -> nn.Sequential:
 
 
 class Waves(nn.Module):
-    """Raw sound (N, samples): a learned filter bank, a recurrent-free classifier, one vote a frame."""
+    """Raw sound (N, samples): a learned filter bank, a recurrent-free classifier, one vote per frame."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def test_video():
 
 
 def test_volumes_to_volumes():
-    """A 3-D decoder with a skip; the loss is that of dense prediction."""
+    """A 3-D decoder with a skip connection; the loss is that of dense prediction."""
 
     class Volumes(nn.Module):
         def __init__(self) -> None:
@@ -230,7 +230,7 @@ def test_volumes_to_volumes():
 
 
 class Pathways(nn.Module):
-    """Two pathways in one list, which every stage writes its own outputs into, as networks for video do."""
+    """Two pathways in one list, into which every stage writes its outputs, as video networks do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,14 +265,14 @@ def test_a_forward_that_writes_into_its_input_list_leaves_that_of_the_caller_alo
 
 @dataclass
 class Batch:
-    """What detectors are called with: a container that torch does not know of."""
+    """The input of a detector: a container that torch does not know."""
 
     image: Tensor
     sizes: dict[str, list[Tensor]]
 
 
 class Changes(nn.Module):
-    """Changes what it is given, in one of many ways, and computes with what it has made of it."""
+    """Changes its input in one of many ways, and computes with the result."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -330,8 +330,8 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_a_forward_changes_in_place_reaches_no_other_network(way: str):
-    """Law 8. Two small networks: the second is not to see what the first has changed, either."""
+def test_changes_in_place_reach_no_other_network(way: str):
+    """Law 8. With two small networks, the second must not see the changes of the first, either."""
     model = seeded(lambda: Changes(way)).eval()
     args, kwargs = given_to(way)
     example = (*args, *kwargs.values())
@@ -360,7 +360,7 @@ def test_the_caller_s_own_tensor_sees_what_the_base_does_to_it():
 
 
 class Remembers(nn.Module):
-    """Keeps what it has seen: in a buffer, a list, an attribute, and a cache that all of its class would share."""
+    """Stores what it has seen in a buffer, a list, an attribute, and a cache of the class."""
 
     cache: dict[int, Tensor] = {}  # noqa: RUF012
     mean: Tensor
@@ -381,7 +381,7 @@ class Remembers(nn.Module):
         return self.head(self.body(x + self.last).relu().mean((2, 3)))
 
 
-def test_what_a_forward_keeps_reaches_no_other_network():
+def test_stored_tensors_reach_no_other_network():
     net = adjoin(seeded(Remembers), X, alpha=2, round_to=1)
     assert not Remembers.cache
     assert not net.base.seen

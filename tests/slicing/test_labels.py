@@ -98,7 +98,7 @@ def test_a_reshaped_slot_gives_every_element_the_label_that_it_had(case: tuple[T
 
 @quick
 @given(reshapes())
-def test_a_reshape_and_back_is_nothing(case: tuple[Tensor, list[int], list[int]]):
+def test_a_reshape_and_back_changes_nothing(case: tuple[Tensor, list[int], list[int]]):
     slot, shape, target = case
     back = reshaped(reshaped(slot, shape, target), target, shape)
     assert torch.equal(squeeze_equal(back), squeeze_equal(slot))
@@ -184,7 +184,7 @@ def test_the_first_reason_for_full_width_stays_whatever_is_tied_and_pinned_later
 
 @quick
 @given(ties_of_labels, st.sets(st.integers(1, COUNT)), st.integers(1, COUNT), st.integers(1, COUNT))
-def test_frozen_ties_take_no_new_tie_of_a_narrowed_group(
+def test_frozen_ties_reject_new_ties_of_a_narrowed_group(
     links: list[tuple[int, int]], chosen: set[int], a: int, b: int
 ):
     roots = tied(links).roots()

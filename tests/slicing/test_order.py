@@ -98,7 +98,7 @@ def test_channels_behind_shuffles_are_ordered():
 
 
 @pytest.mark.parametrize("make", [Residual, TwoGroups, Concatenated])
-def test_function_in_train_mode_and_what_training_makes_of_it(make: Callable[[], nn.Module]):
+def test_function_in_train_mode_and_after_training(make: Callable[[], nn.Module]):
     before, after, _ = reordered(seeded(make), X)
     for model in (before, after):
         optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1)
@@ -183,7 +183,7 @@ def test_the_plan_fits_the_reordered_model(name: str):
 # ---- parameters stay the objects they are ---------------------------------------------------------------------------
 
 
-def test_parameters_gradients_and_optimizers_go_on():
+def test_parameters_gradients_and_optimizers_stay_valid():
     model = lively(seeded(Residual), X)
     before = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -269,7 +269,7 @@ def test_attention_across_channels_keeps_its_order():
 
 
 @pytest.mark.parametrize("name", ["cumsum", "argmax"])
-def test_a_mistake_is_seen_though_the_weights_hide_it(name: str):
+def test_a_mistake_is_seen_even_if_the_weights_hide_it(name: str):
     """The check of the outputs can fail: a scale of zero silences the channels, until it is trained."""
     model = seeded(lambda: Ordered(MIDDLES[name])).double().eval()
     with torch.no_grad():
@@ -311,7 +311,7 @@ def test_the_plan_says_what_was_done():
     assert "l2" in str(net.plan)
 
 
-def test_orders_that_cannot_be():
+def test_impossible_orders():
     model = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 5))
     before = copy.deepcopy(model)
     with pytest.raises(AdjoinedError, match="l1 or l2"):

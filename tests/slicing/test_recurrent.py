@@ -1,4 +1,4 @@
-"""Recurrent layers and cells, tables of words, kernels for each image, statistics behind a pixel shuffle narrow."""
+"""Narrowing of recurrent layers and cells, embeddings, kernels for each image, statistics behind a pixel shuffle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that modules keep: the right one is corrected, whatever else has its value, or the channels stay wide."""
+"""Sizes stored in modules: the right one is corrected, even if others are equal, or the channels stay wide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ X = images(2, 3, 8, 8)
 
 
 class Attention(nn.Module):
-    """Self-attention over places that keeps what it needs as numbers, several of the same value."""
+    """Self-attention over positions that stores its sizes, several of them equal."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, places, _ = x.shape
-        x = x.reshape(b, self.window, -1, self.dim).flatten(1, 2)  # does nothing, but asks for the window's size
+        x = x.reshape(b, self.window, -1, self.dim).flatten(1, 2)  # changes nothing, but uses the window's size
         q, kv = self.qkv(x).split(self.sizes, dim=-1)
         k, v = kv.reshape(b, places, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q = q.reshape(b, places, self.num_heads, self.head_dim).transpose(1, 2)
@@ -49,7 +49,7 @@ class Attentive(nn.Module):
 
 
 @pytest.mark.parametrize(("dim", "heads", "left", "small"), [(64, 8, 2, 8), (64, 4, 1, 16), (48, 3, 3, 4)])
-def test_the_number_that_the_operator_was_told_is_corrected(dim: int, heads: int, left: int, small: int):
+def test_the_size_passed_to_the_operator_is_corrected(dim: int, heads: int, left: int, small: int):
     model = seeded(lambda: Attentive(dim, heads))
     plan = plan_of(model, alpha=4)
     net = plan.apply(model)
@@ -63,7 +63,7 @@ def test_the_number_that_the_operator_was_told_is_corrected(dim: int, heads: int
 
 
 class Table(nn.Module):
-    """A bias for each head, which another module asks for by a method."""
+    """A bias for each head, which another module gets by calling a method."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Table(nn.Module):
 
 
 class Biased(nn.Module):
-    """Attention of `heads` heads over 4 places, with a table of biases in a module of its own."""
+    """Attention of `heads` heads over 4 positions, with a table of biases in its own module."""
 
     def __init__(self, heads: int, features: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Biased(nn.Module):
 
 
 class BiasedTwice(nn.Sequential):
-    """Two of them: in each, 4 heads, 4 places and 4 features are one and the same number."""
+    """Two of them: in each, the numbers of heads, positions and features are all 4."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -104,7 +104,7 @@ class Turned(nn.Module):
         return x.transpose(1, 2)
 
 
-def test_a_number_of_a_module_is_found_that_another_module_asks_by_a_method():
+def test_a_size_that_another_module_gets_by_a_method_is_found():
     model = seeded(BiasedTwice)
     plan = plan_of(model, alpha=4)
     small = plan.apply(model)
@@ -136,14 +136,14 @@ class Counted(nn.Module):
 
 def test_a_width_that_code_divides_stays_divisible():
     model = seeded(Counted)
-    plan = plan_of(model, alpha=4)  # 152 / 4 = 38 channels are no 8 equal rows; 8 rows of 19 / 4 = 5 are
+    plan = plan_of(model, alpha=4)  # 152 / 4 = 38 channels do not make 8 equal rows; 8 rows of 5 do
     small = plan.apply(model)
     assert small.stem.out_channels == small.mix.out_channels == 40
     assert small(X).shape == (2, 5)
 
 
 class Refusing(nn.Module):
-    """Checks a width with code of its own, against a number written into it."""
+    """Checks a width in its own code, against a literal number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Refusing(nn.Module):
         return self.head(self.body(x).relu().mean((2, 3)))
 
 
-def test_code_that_refuses_narrow_tensors_keeps_those_channels_wide_with_its_own_words_as_the_reason():
+def test_code_that_rejects_narrow_tensors_keeps_those_channels_wide_and_its_message_is_the_reason():
     model = seeded(Refusing)
     plan = plan_of(model)
     small = plan.apply(model)
@@ -167,7 +167,7 @@ def test_code_that_refuses_narrow_tensors_keeps_those_channels_wide_with_its_own
 
 
 class NamedInTheClass(nn.Module):
-    """Keeps its number of channels in the body of the class."""
+    """Stores its number of channels in the body of the class."""
 
     channels = 32
 
@@ -223,7 +223,7 @@ def test_channels_that_are_looked_at_side_by_side_keep_their_neighbours(pool: bo
 
 
 class Caching(nn.Module):
-    """Keeps what it has computed from a parameter in eval mode, as attention biases are kept."""
+    """Caches what it computes from a parameter in eval mode, as attention biases are cached."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class Caching(nn.Module):
         return self.head((self.stem(x) * self.scale_cache["cpu"][:, None, None]).relu().mean((2, 3)))
 
 
-def test_what_a_model_has_cached_at_full_width_does_not_reach_its_small_network():
+def test_a_cache_at_full_width_does_not_reach_the_small_network():
     model = seeded(Caching).eval()
     with torch.no_grad():
         model(X)
@@ -248,7 +248,7 @@ def test_what_a_model_has_cached_at_full_width_does_not_reach_its_small_network(
 
 
 class Particular(nn.Module):
-    """Refuses features of another width than it was made for, without a word, as many a library's layer does."""
+    """Rejects features of any width but its own, without a message, as layers of many libraries do."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class Particular(nn.Module):
 
 
 class OfTwoGroups(nn.Module):
-    """Features of two channel groups of different widths, side by side, before a layer that is particular."""
+    """Features of two channel groups of different widths, side by side, before such a layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ def test_a_number_that_counts_the_channels_of_several_groups_is_corrected():
     ("block", "width", "heads", "key"),
     [(FusedAttention, 64, 1, 32), (FusedAttention, 64, 2, 16), (FusedLinear, 64, 4, 8), (OnOneHalf, 128, 2, 16)],
 )
-def test_a_size_computed_from_several_numbers_is_set_right(
+def test_a_size_computed_from_several_numbers_is_corrected(
     block: type[nn.Module], width: int, heads: int, key: int, alpha: float
 ):
     model = seeded(lambda: Detector(block, width, heads, key))

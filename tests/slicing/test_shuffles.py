@@ -40,7 +40,7 @@ def test_splits_and_shuffles_by_hand(style: str, alpha: float):
     check(ShuffleNetV2(style, widths=(48,), units=(4,)), alpha)
 
 
-def test_a_width_without_a_place_for_every_channel_becomes_one_that_has():
+def test_a_width_without_a_place_for_every_channel_is_replaced_by_one_that_has():
     """Among 12 of 24 channels is one that the base reads a unit earlier or a unit later, but not in the same unit."""
     plan = check(ShuffleNetV2("chunk", widths=(48,), units=(7,)), 2)
     assert {group.kept for group in plan.groups if group.width == 24} == {8}

@@ -26,7 +26,7 @@ LEFT_AT_MOST = 0.22
 LEFT_MORE = {
     "maxvit_t": (0.45, "window attention has a table of relative positions for a fixed number of heads"),
 }
-"""Who keeps more, how much, and why; in all others nothing but the model's outputs is of full width."""
+"""Networks that keep more: how much, and why; in all others only the model's outputs stay at full width."""
 
 
 def check(name: str, model: nn.Module, size: int) -> None:

@@ -97,7 +97,7 @@ def test_slices_hold_the_model_s_numbers(make: Callable[[], nn.Module]):
         assert torch.equal(tensor, expected), name
 
 
-def test_sizes_that_modules_keep_as_numbers_follow():
+def test_sizes_stored_in_modules_follow():
     model = constructs.network(constructs.GroupedInWholeGroups)
     small: Any = plan_of(model.float()).apply(model)
     assert (small.one.in_channels, small.one.out_channels, small.one.groups) == (8, 16, 2)
@@ -216,7 +216,7 @@ def test_damaged_newer_or_foreign_file(damage: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"PK\x03\x04"])
-def test_file_that_is_no_json(content: bytes, tmp_path: Path):
+def test_file_that_is_not_json(content: bytes, tmp_path: Path):
     path = tmp_path / "plan.json"
     path.write_bytes(content)
     with pytest.raises(AdjoinedError, match=r"cannot be read: .+ \(expected a slice plan\)") as caught:

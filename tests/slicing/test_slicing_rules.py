@@ -131,7 +131,7 @@ def test_construct_stays_wide_for_a_named_reason(cls: type[Net], module: str, re
     assert groups[0].why.remedy
 
 
-def test_channels_before_a_bound_written_into_the_code_stay_and_those_behind_it_narrow():
+def test_channels_before_a_literal_bound_stay_wide_and_those_behind_it_narrow():
     model = network(odd.HardCodedSlice)
     plan = make_plan(model, X, alpha=4, round_to=1)
     equals_masked(model, plan)
@@ -242,7 +242,7 @@ def test_tuple_of_outputs():
 
 
 class DecidesByValues(Net):
-    """Control flow that looks at values cannot be followed without them."""
+    """Control flow by values cannot be followed without values."""
 
     def mid(self, x: Tensor) -> Tensor:
         return x if bool((x > -1).any()) else -x

@@ -1,4 +1,4 @@
-"""Parts that the example input does not reach: followed where their place says what they read, named, else refused."""
+"""Parts that the example input does not reach: sliced by their position if that is clear, named, refused otherwise."""
 
 from __future__ import annotations
 

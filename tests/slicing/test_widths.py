@@ -1,4 +1,4 @@
-"""`widths=`: widths by group, for the channels that modules write; and what cannot be asked for."""
+"""`widths=`: widths by group, for the channels that modules write; and invalid requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def out(plan: SlicePlan, *layers: str) -> list[int]:
     return [plan.small_shape(f"{layer}.weight")[0] for layer in layers]
 
 
-# ---- what is asked for is what comes --------------------------------------------------------------------------------
+# ---- requested widths ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_they_are_recorded():
     assert reasons["2"] == "widths='2' asks for all of its channels"
 
 
-# ---- what cannot be asked for ---------------------------------------------------------------------------------------
+# ---- invalid requests -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_they_are_recorded():
         ({"0": "1/2", "[0]": "1/4"}, r"channel group '0': two widths.*'1/2' for '0' and '1/4' for '\[0\]'"),
     ],
 )
-def test_mistakes_are_told(widths: Any, said: str):
+def test_mistakes_are_reported(widths: Any, said: str):
     with pytest.raises(AdjoinedError, match=said):
         plan_of(chain(), widths=widths)
 
@@ -181,7 +181,7 @@ def test_keep_wins_and_says_so():
         plan_of(residual(), keep=("stem",), widths={"outer": "1/2"})
 
 
-def test_mistakes_are_told_at_once_where_alpha_is_searched_for():
+def test_mistakes_are_reported_at_once_when_alpha_is_searched():
     with pytest.raises(AdjoinedError, match="no module of the model"):
         make_plan(chain(), X, compress=4, widths={"stem": "1/2"})
     with pytest.raises(AdjoinedError, match="model output"):

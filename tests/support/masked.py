@@ -1,6 +1,6 @@
 """The oracle of law 2: the paper's masked form, z₂ = x₂ * (W ∘ M), written out on the full-width network.
 
-It knows of a slice plan no more than `plan.indices(name)`: every weight is multiplied by its mask, and the dropped
+It uses nothing of a slice plan but `plan.indices(name)`: every weight is multiplied by its mask, and the dropped
 channels are set to zero after every normalisation and activation. Norms keep the base network's statistics and affine
 parameters. Nothing of it is narrow, so a wrong slice cannot hide in it.
 """

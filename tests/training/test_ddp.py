@@ -79,7 +79,7 @@ def test_a_run_on_two_devices_is_the_run_on_one(runs):
             torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
-def test_every_process_returns_the_result_and_one_of_them_speaks(runs):
+def test_every_process_returns_the_result_and_one_of_them_prints(runs):
     shown = (runs[2].parent / "shown2").read_text()
     assert shown.count("epoch 1/2") == 1
     results = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]

@@ -1,4 +1,4 @@
-"""What a run does where something outside it fails: names, numbers, readers, disks and processes."""
+"""What a run does when something outside it fails: names, numbers, readers, disks and processes."""
 
 import io
 import json
@@ -81,11 +81,11 @@ def test_a_network_that_cannot_be_built_again_is_found_before_the_first_step(tmp
 
 
 def test_a_clock_that_jumps_changes_nothing_but_the_dates(tmp_path, monkeypatch):
-    """An hour back at every look: durations come from the clock that only goes forward."""
+    """An hour back every time it is read: durations come from the monotonic clock."""
     looks = iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(looks))
     jumped = train(TINY, tmp_path / "jumped", console=QUIET)
-    assert next(looks) > 0, "nobody looked at the clock"
+    assert next(looks) > 0, "the clock was never read"
     monkeypatch.undo()
     plain = train(TINY, tmp_path / "plain", console=QUIET)
     for name in ("base", "small"):
@@ -199,7 +199,7 @@ def test_one_value_per_channel_names_the_batch_size(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_only_shown_may_be_told_anew_on_resume(tmp_path):
+def test_display_settings_may_change_on_resume(tmp_path):
     settings = replace(with_code(tmp_path), model_options={"fails_at": 8, "by": "SIGINT"})
     with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "run", console=QUIET)
@@ -240,7 +240,7 @@ def test_output_that_cannot_be_written_never_stops_a_run(error, console, tmp_pat
     assert train(replace(with_code(tmp_path), epochs=1), tmp_path / "run", console=shown).networks
 
 
-def test_a_reader_who_goes_does_not_end_the_command(tmp_path):
+def test_a_closed_pipe_does_not_end_the_command(tmp_path):
     line = f"'{ADJOINED}' train {' '.join(QUICK)} --epochs 3 --run run 2> err | head -1"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {line}"], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""What a run delivers has the statistics of the weights that it ended with."""
+"""The networks of a run have the statistics of its final weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, RunResult]
     return settings, train(settings, folder / "run", console=QUIET)
 
 
-def test_networks_with_slow_norms_are_delivered_as_good_as_they_are(slow: tuple[Settings, RunResult]):
+def test_slow_norms_do_not_spoil_the_finished_networks(slow: tuple[Settings, RunResult]):
     settings, result = slow
     images = make_job(settings).images
     assert result.statistics == len(images.train) // settings.batch_size * settings.batch_size

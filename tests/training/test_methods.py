@@ -1,4 +1,4 @@
-"""Each method by itself: its loss in closed form, what it trains, what it leaves, what its step costs."""
+"""Each method: its loss in closed form, what it trains, its results, and the cost of a step."""
 
 import copy
 from dataclasses import replace
@@ -27,7 +27,7 @@ X, Y = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torc
 
 
 def job_of(name: str, **changes: Any) -> Job:
-    """Return the job of a method, the stages before it left out: untrained networks take their place."""
+    """Return the job of a method without its earlier stages: untrained networks replace theirs."""
     settings = replace(TINY, model_options={"width": 1}).for_method(name, **changes)
     stages = METHODS[name](settings).before()
     earlier = {stage.name: make_job(settings.for_method("standard")).model for stage in stages}
@@ -179,7 +179,7 @@ def test_distillation_is_hinton_s_with_the_weights_of_repdistiller():
     torch.testing.assert_close(warm.loss, 0.5 * F.cross_entropy(q, Y) + 0.5 * 4 * kl(p, q, 2.0))
 
 
-def test_the_siamese_branches_see_two_variations():
+def test_the_siamese_branches_see_two_augmentations():
     job = job_of("siamese")
     one, other = X, X.flip(3)
     step = step_of(job, torch.stack([one, other], dim=1), progress=0.25)
@@ -210,7 +210,7 @@ def test_dropout_drops_inputs_of_the_last_layer_in_training_alone():
     assert (seen[1] == 0).float().mean() < 0.1
     finished = job.method.finish(job.built)["base"].module
     assert not finished.get_submodule("fc")._forward_pre_hooks
-    assert job.network.get_submodule("fc")._forward_pre_hooks  # the training goes on with it
+    assert job.network.get_submodule("fc")._forward_pre_hooks  # the training continues with it
 
 
 def test_sparse_scales_add_the_l1_norm_of_batchnorm():
@@ -253,7 +253,9 @@ def test_a_fresh_small_network_has_the_spread_that_its_own_rule_would_give():
         elif weight.ndim == 1:
             assert torch.equal(weight.unique(), full[name].unique())
     sliced = dict(plan.apply(model).named_parameters())
-    assert sliced["layer3.1.conv1.weight"].std() < 0.6 * narrow["layer3.1.conv1.weight"].std()  # as it would be else
+    assert (
+        sliced["layer3.1.conv1.weight"].std() < 0.6 * narrow["layer3.1.conv1.weight"].std()
+    )  # as it would be otherwise
     assert not torch.equal(small["layer1.0.conv1.weight"], sliced["layer1.0.conv1.weight"])
 
 
@@ -274,7 +276,7 @@ def cost_of(name: str) -> int:
 
 def test_the_count_of_a_training_step_in_closed_form():
     # 3x3 convolution, 2 to 4 channels, then a linear layer of 4 * 36 inputs: the forward pass, and twice as much
-    # backward, but for the first layer, whose input wants no gradient.
+    # backward, except for the first layer, whose input needs no gradient.
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(144, 5))
     conv, linear = 4 * 2 * 9 * 36, 144 * 5
     method = METHODS["standard"](Settings(method="standard"))

@@ -78,7 +78,7 @@ def test_widths_are_spelled_with_commas_or_as_json():
         (["--order", "taylor"], "--order: invalid value"),
     ],
 )
-def test_mistakes_are_told_in_one_line(capsys: pytest.CaptureFixture[str], flags: list[str], said: str):
+def test_mistakes_are_reported_in_one_line(capsys: pytest.CaptureFixture[str], flags: list[str], said: str):
     assert said in fails(capsys, "plan", *MODEL, *flags)
 
 
@@ -121,7 +121,7 @@ def test_a_stopped_run_ends_as_the_whole_one(tmp_path: Path):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
 
 
-def test_going_on_with_a_plan_reorders_nothing():
+def test_continuing_with_a_plan_reorders_nothing():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 4, 3))
     x = torch.zeros(1, 1, 8, 8)
     net = adjoin(model, x, order="l1", round_to=1)

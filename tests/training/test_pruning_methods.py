@@ -1,4 +1,4 @@
-"""Methods that prune: how much is left, which part it is, and that what is gone stays gone."""
+"""Methods that prune: how much is left, which weights, and that removed weights stay zero."""
 
 import sys
 from dataclasses import replace
@@ -190,7 +190,7 @@ def _zeros_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: each == 0 for name, each in network.named_parameters() if each.ndim > 1}
 
 
-def test_a_method_that_does_not_say_how_it_prunes_cannot_be_made():
+def test_a_method_that_does_not_define_prune_cannot_be_created():
     class Unsaid(FineTuned):
         pass
 

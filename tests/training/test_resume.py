@@ -1,4 +1,4 @@
-"""Law 6: a run that is killed anywhere and resumed ends as the run that was not, to the bit on a CPU.
+"""Law 6: a run that is killed anywhere and resumed ends like an uninterrupted one, bit for bit on a CPU.
 
 The kills are real: this file, run as a program, forks a process for every run, and SIGKILL ends it. A program of its
 own, because a test process has threads, which a fork does not take along.
@@ -185,7 +185,7 @@ def _killed_after(seconds: float, settings, folder: Path) -> None:
 
 
 def _run(settings, folder: Path, prepare=lambda: None, kill_after: float | None = None) -> int:
-    """Train in a process of its own, and return how it ended."""
+    """Train in a separate process, and return how it ended."""
     child = os.fork()
     if child == 0:
         code = 1

@@ -48,7 +48,7 @@ def test_a_value_out_of_range_names_its_flag_in_one_line(values, flag):
     assert "\n" not in str(caught.value)
 
 
-def test_a_method_that_is_misspelt_is_guessed():
+def test_the_nearest_method_is_suggested():
     with pytest.raises(AdjoinedError, match="Did you mean adjoint"):
         Settings(method="adjiont")
 
@@ -106,7 +106,7 @@ def test_yaml_cannot_name_code(tmp_path):
         Settings.from_yaml(file)
 
 
-def test_numbers_in_yaml_may_be_written_as_people_do(tmp_path):
+def test_numbers_in_yaml_may_be_written_as_people_write_them(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("lr: 4e-3\nalpha: 4\n")
     read = Settings.from_yaml(file)

@@ -1,4 +1,4 @@
-"""Methods of several stages: what they cost in all, what they hand on, and that a killed run goes on where it was."""
+"""Methods with several stages: their total cost, what they pass on, and that a killed run resumes in its stage."""
 
 import json
 import os
@@ -129,7 +129,7 @@ MOMENTS = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Settings, Path]:
-    """A run of filter pruning that nobody has stopped."""
+    """An uninterrupted run of filter pruning."""
     settings = with_code(folder := tmp_path_factory.mktemp("whole"))
     settings = replace(settings, method="filter-pruning", epochs=2, alpha=2.0)
     train(settings, folder / "run", console=QUIET)
@@ -140,7 +140,7 @@ SOME = ("in the first stage", "in the last stage")
 
 
 @pytest.mark.parametrize("moment", [m if m in SOME else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])
-def test_a_killed_run_goes_on_in_its_stage_and_ends_the_same(moment, whole, tmp_path):
+def test_a_killed_run_resumes_in_its_stage_and_ends_the_same(moment, whole, tmp_path):
     settings, reference = whole
     (tmp_path / "settings.yaml").write_text(settings.to_yaml())
     place, times = MOMENTS[moment]
@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_in_its_stage_and_ends_the_same(moment, whole, tmp_
     assert len(record["sittings"]) == 2
 
 
-def test_a_stopped_stage_says_how_to_go_on_with_the_run(tmp_path, monkeypatch):
+def test_a_stopped_stage_says_how_to_resume_the_run(tmp_path, monkeypatch):
     settings = replace(with_code(tmp_path), method="distillation", alpha=2.0)
     settings = replace(settings, model_options={"fails_at": 3, "by": "nan"})
     with pytest.raises(AdjoinedError, match="no longer finite"):

@@ -1,4 +1,4 @@
-"""Runs whose networks tell classes of pixels, or any number of labels: training, figures, report, evaluation."""
+"""Runs on masks, or on any number of labels: training, figures, report, evaluation."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def test_masks_are_learned_by_every_kind_of_method(tmp_path: Path, squares: Sett
     assert float(rows[-1][f"val_{last}_loss"]) < float(rows[0][f"val_{last}_loss"])
 
 
-def test_a_run_on_masks_is_told_as_any_run_is(
+def test_a_segmentation_run_is_reported_like_any_run(
     tmp_path: Path, squares: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     run = str(tmp_path / "run")
@@ -72,7 +72,7 @@ def test_a_run_on_masks_is_told_as_any_run_is(
     assert page.count("data:image/png") >= 6 * 4  # image, truth, base and small of the six held-out images
     capsys.readouterr()
     assert main(["predict", run, *own, str(next((tmp_path / "run").iterdir()))]) == 2
-    assert "one class for each image" in capsys.readouterr().err
+    assert "one class per image" in capsys.readouterr().err
 
 
 def test_the_loss_leaves_out_pixels_that_do_not_count():

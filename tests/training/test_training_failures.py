@@ -36,7 +36,7 @@ def failing(settings: Settings, step: int, by: str) -> Settings:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_stays(plain, tmp_path):
-    settings = failing(plain, 5 + 3 + 1, "nan")  # the forward pass that made the plan is none in training mode
+    settings = failing(plain, 5 + 3 + 1, "nan")  # the forward pass for the plan is not in training mode
     with pytest.raises(
         AdjoinedError, match=r"epoch 2, step 9: .*finite.*got nan.*last good checkpoint.*--lr 0.01.*--grad-clip"
     ) as caught:
@@ -53,7 +53,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_st
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_run_that_is_stopped_says_how_to_go_on(name, plain, tmp_path):
+def test_a_stopped_run_says_how_to_continue(name, plain, tmp_path):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt, match="adjoined train --resume"):
         train(failing(plain, 3, name), tmp_path / "run", console=QUIET)

@@ -1,4 +1,4 @@
-"""Fine-tuning from trained weights: what the small network inherits, and that the base does not notice."""
+"""Fine-tuning from trained weights: what the small network inherits, and that the base is unaffected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRANSFER = replace(TINY, method="transfer", alpha=2, round_to=1)
 
 
 class Redundant(nn.Module):
-    """Half of its channels are copies of others in other strengths: half the width is enough."""
+    """Half of its channels are scaled copies of others: half the width is enough."""
 
     def __init__(self, groups: int = 1) -> None:
         super().__init__()
