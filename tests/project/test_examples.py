@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from adjoined.cli import main
 from adjoined.data import DataSettings, open_data
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+EXAMPLES = Path(__file__).parents[2] / "examples"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
@@ -37,21 +38,20 @@ def test_there_are_examples_and_each_says_how_to_run_it():
         "05_timm.py",
         "06_huggingface.py",
         "07_ultralytics.py",
+        "compare_with_ray.py",
         "detector.py",
         "detector_files.py",
     ]
-    assert [path.name for path in EXAMPLES] == names
-    for path in EXAMPLES:
-        assert f"python examples/{path.name}" in usage(path)
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == names
+    for name in names:
+        assert f"python examples/{name}" in usage(EXAMPLES / name)
 
 
 @pytest.mark.parametrize(
-    ("path", "epochs"),
-    [(EXAMPLES[0], 2), (EXAMPLES[1], 2), (EXAMPLES[4], 4), (EXAMPLES[5], 4)],
-    ids=lambda each: getattr(each, "name", ""),
+    ("name", "epochs"), [("01_plain_loop.py", 2), ("02_lightning.py", 2), ("05_timm.py", 4), ("06_huggingface.py", 4)]
 )
-def test_both_networks_learn_and_the_small_one_is_small(path: Path, epochs: int):
-    lines = run(path, "--epochs", str(epochs)).splitlines()
+def test_both_networks_learn_and_the_small_one_is_small(name: str, epochs: int):
+    lines = run(EXAMPLES / name, "--epochs", str(epochs)).splitlines()
     found = [
         re.fullmatch(r"(base|small): (\d+) parameters, (.+) % of the test digits right", line) for line in lines[-2:]
     ]
@@ -63,7 +63,7 @@ def test_both_networks_learn_and_the_small_one_is_small(path: Path, epochs: int)
 def test_the_task_of_timm_can_be_distributed(tmp_path: Path):
     code = f"""
 import adjoined, runpy, timm, torch
-made = runpy.run_path({str(EXAMPLES[4])!r})
+made = runpy.run_path({str(EXAMPLES / "05_timm.py")!r})
 torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/meeting", rank=0, world_size=1)
 net = adjoined.adjoin(timm.create_model("resnet10t", num_classes=10), torch.zeros(1, 3, 32, 32))
 task = made["AdjoinedTask"](net, updates=2)
@@ -81,7 +81,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_segmentation_networks():
-    lines = run(EXAMPLES[3], "--epochs", "2").splitlines()
+    lines = run(EXAMPLES / "04_segmentation.py", "--epochs", "2").splitlines()
     pattern = r"(base|small): (\d+) parameters, (.+) % of the test pixels right, mean IoU (.+)"
     found = [re.fullmatch(pattern, line) for line in lines[-2:]]
     base, small = [(int(match[2]), float(match[4])) for match in found if match]
@@ -90,7 +90,7 @@ def test_two_segmentation_networks():
 
 
 def test_the_drawn_images_are_data_of_the_command_line(tmp_path: Path):
-    run(EXAMPLES[3], "--write", str(tmp_path / "shapes"))
+    run(EXAMPLES / "04_segmentation.py", "--write", str(tmp_path / "shapes"))
     data = open_data(DataSettings(name=f"segmentation:{tmp_path / 'shapes'}", image_size=32))
     data.check()
     assert (len(data.train), len(data.val), data.info.num_classes) == (384, 128, 4)
@@ -99,7 +99,7 @@ def test_the_drawn_images_are_data_of_the_command_line(tmp_path: Path):
 def test_two_detectors_detect_the_same_after_export(tmp_path: Path):
     figures = tmp_path / "figures.json"
     written = ["--export", str(tmp_path), "--out", str(figures)]
-    lines = run(EXAMPLES[7], "--epochs", "1", "--images", "32", *written).splitlines()
+    lines = run(EXAMPLES / "detector.py", "--epochs", "1", "--images", "32", *written).splitlines()
     base, small = json.loads(figures.read_text())["networks"]
     assert (base["name"], small["name"]) == ("base", "small")
     assert all(base[cost] > 3.8 * small[cost] for cost in ("parameters", "macs"))
@@ -109,21 +109,28 @@ def test_two_detectors_detect_the_same_after_export(tmp_path: Path):
         assert found
         assert int(found[1]) > 0
         assert float(found[2]) < 1e-3
-    out = run(EXAMPLES[8], str(tmp_path), "--seconds", "0.4")
+    out = run(EXAMPLES / "detector_files.py", str(tmp_path), "--seconds", "0.4")
     assert re.findall(r"^(.+), 1 thread, (.+): [\d.]+ ms", out, re.MULTILINE) == [
         (runtime, name) for runtime in ("ONNX Runtime", "OpenVINO") for name in ("base", "small")
     ]
 
 
+@pytest.mark.skipif(not find_spec("ray"), reason="ray is not installed: pip install -c constraints.txt -e '.[ray]'")
+def test_a_comparison_runs_as_tasks_of_ray(tmp_path: Path):
+    arguments = ["--recipe", "digits", "--epochs", "1", "--methods", "standard", "--seeds", "2", "--out", str(tmp_path)]
+    out = run(EXAMPLES / "compare_with_ray.py", "--parts", "2", "--cpus", "0.5", "--", *arguments)
+    assert "standard  2" in out
+
+
 def test_your_own_network_is_sliced():
-    out = run(EXAMPLES[2])
+    out = run(EXAMPLES / "03_own_model.py")
     assert "gives the same logits: True" in out
 
 
 def test_the_own_network_can_be_planned_as_its_usage_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.chdir(EXAMPLES[0].parents[1])
-    (line,) = [line for line in usage(EXAMPLES[2]) if line.startswith("adjoined plan ")]
+    monkeypatch.chdir(EXAMPLES.parent)
+    (line,) = [line for line in usage(EXAMPLES / "03_own_model.py") if line.startswith("adjoined plan ")]
     assert main(line.split()[1:]) == 0
     assert "64→16" in capsys.readouterr().out
