@@ -1,7 +1,7 @@
-"""The runs of `adjoined compare` on a Ray cluster: each part of them is a task, and Ray decides where and when it runs.
+"""The runs of `adjoined compare` on a Ray cluster: each part of them is a task, and Ray decides where and when.
 
-All machines need the same environment (`pip install 'adjoined[ray]'`), the data and the folder --out. A part that fails,
-or whose machine is lost, is tried again and continues from its last epoch. At the end the table is shown here.
+All machines need the same environment (`pip install 'adjoined[ray]'`), the data and the folder --out. A part that fails
+or loses its machine is tried again and continues from its last epoch. At the end the table is shown here.
 
 Usage:
 
