@@ -79,8 +79,8 @@ def adjoint_loss(
         detach: stop the gradient of the KL term at p (plain distillation from a moving teacher); an ablation.
         temperature: T, an ablation: the KL term becomes T² KL(p/T ‖ q/T), with the logits divided by T.
         small_ce: weight of CE(q, y), the small network's own cross-entropy, within λ(t) · [KL + small_ce · CE(q, y)];
-            0 is the paper's loss. With `detach=True, temperature=4, small_ce=1`, and `adjoin(..., private_head=True)`,
-            the loss is that of `adjoined train --method adjoint+`.
+            0 is the paper's loss. `adjoined train --method adjoint+` uses `detach=True, temperature=4, small_ce=1`
+            with `adjoin(..., private_head=True, small_gradient=0.5)`.
 
     Returns:
         A scalar in nats, float32 or float64, the mean over samples (and positions).

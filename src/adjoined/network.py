@@ -33,6 +33,9 @@ from adjoined.slicing import (
 )
 from adjoined.statistics import measure_statistics
 
+ADJOINT_PLUS = {"private_head": True, "small_gradient": 0.5}
+"""The settings of `adjoin` for the method `adjoint+`: what the base needs to stay as accurate as alone."""
+
 
 class AdjoinedNetwork(nn.Module):
     """A base network and one or several small networks on shared weights, called together.
@@ -47,6 +50,7 @@ class AdjoinedNetwork(nn.Module):
             ablation. Running statistics are always private.
         private: names or patterns (as for file names) of further modules whose weights are private to each small
             network; they begin as slices.
+        small_gradient: factor on the small networks' gradients of the shared weights, in [0, 1].
 
     Private weights are frozen at first where the base's are. Later, `net.requires_grad_(True)` unfreezes all networks,
     and `net.base.requires_grad_(True)` the shared weights only.
@@ -71,6 +75,7 @@ class AdjoinedNetwork(nn.Module):
         *,
         private_norms: bool = True,
         private: Collection[str] = (),
+        small_gradient: float = 1.0,
     ) -> None:
         super().__init__()
         if not plans:
@@ -88,7 +93,11 @@ class AdjoinedNetwork(nn.Module):
                 )
             plan.check_fits(base)
         own = private_names(base, matching_modules(base, private, setting="private"), norms=private_norms)
-        self._weights = SharedWeights(base, self.plans, own)
+        if not 0 <= small_gradient <= 1:
+            raise AdjoinedError(
+                "not a factor", where="small_gradient", expected="a number from 0 to 1", got=small_gradient
+            )
+        self._weights = SharedWeights(base, self.plans, own, gradient=small_gradient)
         self.smalls = nn.ModuleList(
             make_skeleton(self._weights, number, plan) for number, plan in enumerate(self.plans)
         )
@@ -254,6 +263,7 @@ def adjoin(
     private_norms: bool = True,
     private_head: bool = False,
     private: Iterable[str] = (),
+    small_gradient: float = 1.0,
 ) -> AdjoinedNetwork:
     """Join a model with a small network (or a family of them) on shared weights.
 
@@ -294,6 +304,8 @@ def adjoin(
         private: names or patterns (as for file names) of further modules whose weights are private to each small
             network; they begin as slices. With ("*",) nothing is shared after the start: the base trains as it would
             alone, and each small network adds its own parameters.
+        small_gradient: factor on the small networks' gradients of the shared weights, in [0, 1]: below 1 the base has
+            the greater say in them. Private weights get their whole gradients.
 
     Returns:
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.
@@ -326,7 +338,9 @@ def adjoin(
     if order is not None:
         plans = slicer.reorder(plans, order)
     head = (slicer.last_layer(),) if private_head else ()
-    net = AdjoinedNetwork(model, plans, private_norms=private_norms, private=(*private, *head))
+    net = AdjoinedNetwork(
+        model, plans, private_norms=private_norms, private=(*private, *head), small_gradient=small_gradient
+    )
     if check:
         for each in net.plans:
             check_plan(model, example_input, each)

@@ -32,13 +32,16 @@ class SharedWeights:
         base: the base network, which holds the weights.
         plans: the slice plans of the small networks.
         private: names of the tensors that are not shared.
+        gradient: factor on the gradients of the slices, as in `share`.
 
     Attributes:
         shared: the weights.
     """
 
-    def __init__(self, base: nn.Module, plans: Sequence[SlicePlan], private: set[str]) -> None:
-        self.base = base
+    def __init__(
+        self, base: nn.Module, plans: Sequence[SlicePlan], private: set[str], *, gradient: float = 1.0
+    ) -> None:
+        self.base, self.gradient = base, gradient
         owners: dict[int, list[tuple[str, str]]] = {}
         for where, module in base.named_modules():
             for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
@@ -56,7 +59,7 @@ class SharedWeights:
         assert weight is not None
         if not torch.compiler.is_compiling():
             refuse_sharded(weight, full_name(where, name))
-        return share(weight, shared.slices)
+        return share(weight, shared.slices, self.gradient)
 
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
@@ -84,7 +87,7 @@ def submodule(root: nn.Module, where: str) -> nn.Module:
     return root
 
 
-def share(weight: Tensor, slices: Sequence[Indices]) -> tuple[Tensor, ...]:
+def share(weight: Tensor, slices: Sequence[Indices], gradient: float = 1.0) -> tuple[Tensor, ...]:
     """Return the slice of a weight for every small network.
 
     The backward pass of plain slicing allocates a gradient of full size for each small network, and for each piece
@@ -93,41 +96,48 @@ def share(weight: Tensor, slices: Sequence[Indices]) -> tuple[Tensor, ...]:
     Args:
         weight: a parameter of the base network.
         slices: kept indices for each dimension, one entry for every small network.
+        gradient: factor on the gradients that reach the weight through its slices.
 
     Returns:
         A tensor for every small network: the weight itself if it is not sliced, a view if the indices are consecutive,
         else a copy.
     """
-    if all(index is None for indices in slices for index in indices):
-        return (weight,) * len(slices)
-    plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if plain or not (torch.is_grad_enabled() and weight.requires_grad):
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed and gradient != 1:
+        still = weight.detach()
+        weight = still + gradient * (weight - still)
+    if transformed or not (torch.is_grad_enabled() and weight.requires_grad):
         return tuple(take(weight, indices) for indices in slices)
-    return _Share.apply(weight, tuple(slices))  # pyright: ignore[reportReturnType]
+    if gradient == 1 and all(index is None for indices in slices for index in indices):
+        return (weight,) * len(slices)
+    return _Share.apply(weight, tuple(slices), gradient)  # pyright: ignore[reportReturnType]
 
 
 class _Share(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, slices: tuple[Indices, ...]) -> tuple[Tensor, ...]:
-        ctx.slices, ctx.shape = slices, weight.shape
+    def forward(ctx: Any, weight: Tensor, slices: tuple[Indices, ...], gradient: float) -> tuple[Tensor, ...]:
+        ctx.slices, ctx.shape, ctx.gradient = slices, weight.shape, gradient
         ctx.set_materialize_grads(False)
         return tuple(_taken(weight, indices) for indices in slices)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
-        arrived = [(indices, part) for indices, part in zip(ctx.slices, gradients, strict=True) if part is not None]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
+        pairs = zip(ctx.slices, gradients, strict=True)
+        arrived = [(indices, part) for indices, part in pairs if part is not None]
         if not arrived:
-            return None, None
+            return None, None, None
+        if ctx.gradient != 1:
+            arrived = [(indices, ctx.gradient * part) for indices, part in arrived]
         if all(part.is_sparse and indices[0] is None for indices, part in arrived):  # of a table: rows are not channels
-            return reduce(torch.add, (_sparse_at(ctx.shape, indices, part) for indices, part in arrived)), None
+            return reduce(torch.add, (_sparse_at(ctx.shape, indices, part) for indices, part in arrived)), None, None
         total = torch.zeros(ctx.shape, dtype=arrived[0][1].dtype, device=arrived[0][1].device)
         for indices, part in arrived:
             add_at(total, indices, part.to_dense())
-        return total, None
+        return total, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        tangent = tangents[0]
+        tangent = ctx.gradient * tangents[0]
         return tuple(_taken(tangent, indices) for indices in ctx.slices)
 
 

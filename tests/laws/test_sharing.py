@@ -74,6 +74,41 @@ def test_gradients_of_gradients(slices: tuple[Indices, ...]):
     assert torch.autograd.gradgradcheck(lambda w: share(w, slices), w)
 
 
+@pytest.mark.parametrize("slices", SLICES[:-1], ids=lambda slices: f"{len(slices)} slices")
+def test_a_factor_on_the_gradients_of_the_slices(slices: tuple[Indices, ...]):
+    w = weight()
+    parts = share(w, slices, 0.25)
+    for got, part in zip(parts, share(w, slices), strict=True):
+        torch.testing.assert_close(got, part, rtol=0, atol=0)
+    (got,) = torch.autograd.grad(value([w]) + value(parts), w)
+    (own,) = torch.autograd.grad(value([w]), w)
+    (of_slices,) = torch.autograd.grad(value(share(w, slices)), w)
+    torch.testing.assert_close(got, own + 0.25 * of_slices, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own rules for jvp
+def test_the_factor_holds_under_every_way_to_differentiate():
+    layers = conv(3, 32), nn.ReLU(), conv(32, 16), nn.Flatten(), nn.Linear(256, 5)
+    model = nn.Sequential(*layers).double()
+    x = images(2, 3, 4, 4, dtype=torch.float64)
+    net = adjoin(model, x, alpha=4, small_gradient=0.25)
+    whole = adjoin(model, x, alpha=4)
+    weights = dict(net.named_parameters())
+
+    def of_small(joint: nn.Module, weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(joint, weights, (x,))[1].square().sum()
+
+    expected = [0.25 * each for each in torch.autograd.grad(of_small(whole, weights), list(weights.values()))]
+    eager = torch.autograd.grad(of_small(net, weights), list(weights.values()))
+    functional = torch.func.grad(lambda weights: of_small(net, weights))(weights)
+    _, directional = torch.func.jvp(lambda weights: of_small(net, weights), (weights,), (weights,))
+    for got, also, right in zip(eager, functional.values(), expected, strict=True):
+        torch.testing.assert_close(got, right)
+        torch.testing.assert_close(also, right)
+    along = torch.stack([(each * weight).sum() for each, weight in zip(expected, weights.values(), strict=True)]).sum()
+    torch.testing.assert_close(directional, along)
+
+
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1)])
 def test_parts_without_a_gradient_count_as_zero(used: tuple[int, ...]):
     w = weight()

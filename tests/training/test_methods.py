@@ -15,7 +15,7 @@ from adjoined.loss import adjoint_loss, adjoint_terms
 from adjoined.methods import METHODS, Step
 from adjoined.methods.scratch import fresh_small
 from adjoined.models import build
-from adjoined.network import adjoin
+from adjoined.network import AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
 from adjoined.settings import Settings
 from adjoined.slicing import make_plan, measure_cost
@@ -121,8 +121,9 @@ def test_the_temperature_keeps_the_size_of_the_gradient():
             adjoint_loss(p, q, Y, progress=0.5, temperature=wrong)
 
 
-def test_adjoint_plus_is_adjoint_with_settings():
-    plus = step_of(job_of("adjoint+"))
+def test_adjoint_plus_is_adjoint_with_settings_and_half_of_the_gradient():
+    job = job_of("adjoint+")
+    plus = step_of(job)
     chosen = {"kl_detach": True, "small_ce": 1.0, "temperature": 4.0, "private_head": True}
     same = step_of(job_of("adjoint", **chosen))
     other = step_of(job_of("adjoint"))
@@ -131,6 +132,22 @@ def test_adjoint_plus_is_adjoint_with_settings():
     p, q = plus.logits["base"], plus.logits["small"]
     own_loop = adjoint_loss(p, q, Y, progress=0.25, detach=True, temperature=4, small_ce=1)  # as docs/method.md has it
     torch.testing.assert_close(plus.loss, own_loop)
+
+    network = job.network
+    assert isinstance(network, AdjoinedNetwork)
+    weight, private = (
+        next(each for each in network.base.parameters() if each.ndim == 4),
+        next(network.smalls.parameters()),
+    )
+    p, q = network(X)
+    alone = torch.autograd.grad(F.cross_entropy(p, Y), weight, retain_graph=True)[0]
+    of_joint = torch.autograd.grad(plus.loss, [weight, private], retain_graph=True)
+    other = adjoin(network.base, X, plan=network.plan, private_head=True)
+    other.smalls.load_state_dict(network.smalls.state_dict())
+    own = adjoint_loss(*other(X), Y, progress=0.25, detach=True, temperature=4, small_ce=1)
+    whole = torch.autograd.grad(own, [weight, next(other.smalls.parameters())])
+    torch.testing.assert_close(of_joint[0] - alone, 0.5 * (whole[0] - alone))
+    torch.testing.assert_close(of_joint[1], whole[1])
 
 
 def test_slimmable_trains_each_network_by_the_labels():

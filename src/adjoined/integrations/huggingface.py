@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_terms
-from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
 from adjoined.slicing import SlicePlan
 
@@ -29,7 +29,8 @@ class AdjoinedTrainer(Trainer):
     Args:
         model: the base network; it is used, not copied.
         args: the training arguments.
-        adjoin_settings: as for `adjoin`: alpha, keep, order, ... `private_head` is True by default.
+        adjoin_settings: as for `adjoin`: alpha, keep, order, ... By default `private_head` is True and
+            `small_gradient` 0.5, as in `adjoint+`.
         example_input: an input of the model; None: {"pixel_values": float32 (1, C, 224, 224)}, with the image size and
             channels of the model's config if it has them.
         **options: as for `transformers.Trainer`.
@@ -48,7 +49,7 @@ class AdjoinedTrainer(Trainer):
         **options: Any,
     ) -> None:
         example = _example_of(model) if example_input is None else example_input
-        self.net = adjoin(model, example, **{"private_head": True, **(adjoin_settings or {})})
+        self.net = adjoin(model, example, **{**ADJOINT_PLUS, **(adjoin_settings or {})})
         self._tap = _Tap(self.net)
         args.label_names = args.label_names or ["labels"]
         super().__init__(model=self._tap, args=args, **options)

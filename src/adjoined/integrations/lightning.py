@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_terms, sum_cross_entropy
-from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
 from adjoined.slicing import SlicePlan
 
@@ -44,7 +44,8 @@ class Adjoined(Callback):
         metrics: name -> metric over (output, target) of a validation batch. None: top-1 accuracy, if y holds class
             indices.
         target: returns the target of a batch. None: the second entry.
-        **settings: as for `adjoin`: alpha, keep, round_to, widths, order, ... `private_head` is True by default.
+        **settings: as for `adjoin`: alpha, keep, round_to, widths, order, ... By default `private_head` is True and
+            `small_gradient` 0.5, as in `adjoint+`.
 
     Attributes:
         net: the joint network while `fit` runs; None before.
@@ -74,7 +75,7 @@ class Adjoined(Callback):
         self.attribute, self.example_input = attribute, example_input
         self.small_loss = small_loss or classification_terms
         self.target = target or _second
-        self.settings = {"private_head": True, **settings}
+        self.settings = {**ADJOINT_PLUS, **settings}
         self.net: AdjoinedNetwork | None = None
         self.base: nn.Module | None = None
         self.smalls: list[nn.Module] = []

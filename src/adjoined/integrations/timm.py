@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from adjoined.distances import class_kl
 from adjoined.errors import AdjoinedError
-from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import adjoint_objective
 from adjoined.slicing import SlicePlan
 
@@ -43,7 +43,8 @@ class AdjoinedTask(ClassificationTask):
         updates: optimizer steps of the whole training; λ(t) follows them. Without it, set `updates` before training.
         example_input: what the model takes; None: float32 (1, C, H, W) by the model's `pretrained_cfg`.
         device, dtype, verbose: as for timm's tasks.
-        **settings: as for `adjoin`: alpha, keep, order, ... `private_head` is True by default.
+        **settings: as for `adjoin`: alpha, keep, order, ... By default `private_head` is True and
+            `small_gradient` 0.5, as in `adjoint+`.
 
     Example:
         >>> import timm
@@ -66,7 +67,7 @@ class AdjoinedTask(ClassificationTask):
     ) -> None:
         if not isinstance(model, AdjoinedNetwork):
             example = _example_of(model) if example_input is None else example_input
-            model = adjoin(model, example, **{"private_head": True, **settings})
+            model = adjoin(model, example, **{**ADJOINT_PLUS, **settings})
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose)
         self.updates, self.done = updates, 0
 

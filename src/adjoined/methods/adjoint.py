@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adjoined.methods.base import Step
 from adjoined.methods.joint import Joint, named
+from adjoined.network import ADJOINT_PLUS
 from adjoined.objective import kl_weight
 
 
@@ -58,13 +59,14 @@ class AdjointPlus(Adjoint):
 
     The small network has a private last layer, so that the base's serves only the base. The KL term, at temperature 4,
     trains only the small network (detached), together with the small network's own cross-entropy. λ, as in the paper,
-    multiplies both, so the base begins alone. benchmarks/results/README.md has the comparisons.
+    multiplies both, so the base begins alone. Of the small network's gradients the shared weights get half, so that the
+    base has the greater say in them. benchmarks/results/README.md has the comparisons.
     """
 
     @property
-    def private_head(self) -> bool:
-        """True: the private head is part of the method."""
-        return True
+    def joining(self) -> dict[str, Any]:
+        """A private head and half of the gradient, which are part of the method."""
+        return ADJOINT_PLUS
 
     @property
     def mix(self) -> Mix:

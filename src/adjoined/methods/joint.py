@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,20 +19,14 @@ class Joint(Method):
     """Trains base and small networks on shared weights; a subclass defines the loss."""
 
     @property
-    def private_head(self) -> bool:
-        """Whether the small network has a private last layer."""
-        return self.settings.private_head
+    def joining(self) -> dict[str, Any]:
+        """Settings of `adjoin` beside the request: what is private, and how the networks share the rest."""
+        return {"private_head": self.settings.private_head}
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return base and small networks on shared weights."""
         settings = self.settings
-        network = adjoin(
-            model,
-            example,
-            request=Request.of(settings),
-            order=settings.order,
-            private_head=self.private_head,
-        )
+        network = adjoin(model, example, request=Request.of(settings), order=settings.order, **self.joining)
         return BuiltNetwork(network, named([None, *network.plans]))
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
