@@ -75,7 +75,7 @@ class SmallSettings:
 class MethodSettings:
     """The training method."""
 
-    method: str = "adjoint"
+    method: str = "adjoint+"
     """How the networks are trained; `docs/method.md` has the list."""
     private_head: bool = _for(False, *_SHARED)
     """Give the small network a private last layer, initially a slice of the base's."""

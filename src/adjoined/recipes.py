@@ -139,6 +139,7 @@ def paper_cifar100_resnet50() -> Settings:
     """Return the paper's run on CIFAR-100, as in its authors' code: one cycle, 4e-3, batches of 32, 100 epochs."""
     return Settings(
         model="cifar_resnet50",
+        method="adjoint",
         data="cifar100",
         epochs=100,
         batch_size=32,
@@ -157,6 +158,7 @@ def paper_imagenet_resnet50() -> Settings:
     """Return the paper's run on ImageNet, as in its authors' code: one cycle, 4e-3, batches of 256, 60 epochs."""
     return Settings(
         model="torchvision:resnet50",
+        method="adjoint",
         data="imagenet",
         image_size=224,
         epochs=60,
