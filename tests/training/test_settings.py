@@ -133,11 +133,12 @@ def test_the_recipes_of_the_paper_follow_its_authors():
         assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (epochs, batch, 4e-3, 1e-2)
         assert (recipe.schedule, recipe.optimizer, recipe.round_to, recipe.alpha) == ("onecycle", "adamw", 1, 4)
         assert recipe.keep == ["conv1", "bn1", "layer1"]
+        assert recipe.method == "adjoint"
 
 
-def test_the_default_is_the_digits_with_the_papers_method():
+def test_the_default_is_adjoint_plus_on_digits():
     assert digits() == Settings()
-    assert digits().method == "adjoint"
+    assert digits().method == "adjoint+"
 
 
 def test_every_method_has_its_class():
