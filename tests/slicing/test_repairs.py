@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined.slicing import Kind, check_plan
+from adjoined.slicing import Kind, check_plan, make_plan
 from fused_attention import Detector, FusedAttention, FusedLinear, OnOneHalf
 from zoo import images, parameters, plan_of, seeded
 
@@ -296,3 +296,35 @@ def test_a_size_computed_from_several_numbers_is_corrected(
     assert parameters(plan.apply(model)) < (0.35 if alpha == 2 else 0.12) * parameters(model)
     checked = check_plan(model, X, plan)
     assert (checked.how, checked.error is not None and checked.error <= 1e-12) == ("masked base", True)
+
+
+class RelativeAttention(nn.Module):
+    """Attention by einsum, whose operators depend on whether there is one head or several."""
+
+    def __init__(self, dim: int, heads: int, places: int) -> None:
+        super().__init__()
+        self.heads, self.places = heads, places
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.table = nn.Parameter(torch.randn(places, heads))
+        steps = torch.arange(places)
+        self.register_buffer("index", (steps[:, None] - steps[None, :]).abs())
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, places, width = x.shape
+        q, k, v = (each.reshape(n, places, self.heads, width // self.heads) for each in self.qkv(x).chunk(3, -1))
+        bias = self.table[self.index.view(-1)].view(self.places, self.places, -1).permute(2, 0, 1)
+        weights = (torch.einsum("nihd,njhd->nhij", q, k) + bias).softmax(-1)
+        return self.out(torch.einsum("nhij,njhd->nihd", weights, v).reshape(n, places, width))
+
+
+@pytest.mark.parametrize("alpha", [2, 4])
+def test_heads_of_attention_by_einsum_are_dropped_down_to_one(alpha: int):
+    model = nn.Sequential(nn.Linear(5, 64), RelativeAttention(64, 4, 9), nn.Linear(64, 5))
+    x = images(2, 9, 5)
+    plan = make_plan(model, x, alpha=alpha, round_to=1)
+    assert [group.why.kind for group in plan.groups if group.why is not None] == [Kind.OUTPUT]
+    assert plan.apply(model)[1].heads == 4 // alpha
+    checked = check_plan(model, x, plan)
+    assert checked.how == "masked base"
+    assert checked.error is not None
+    assert checked.error <= 1e-8

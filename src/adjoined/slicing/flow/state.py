@@ -76,6 +76,7 @@ class State:
         self._entry: CodeType | None = None  # the code that called the model
         self._train = False
         self._count: dict[tuple[str, str], int] = defaultdict(int)
+        self._within = ""  # the call of torch.einsum that runs
         self._slots: Any = WeakIdKeyDictionary()
         self._uniform: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
@@ -107,6 +108,7 @@ class State:
 
     def site(self, family: str, ahead: int = 0) -> Site:
         """Return the key of the latest operator of a family, or of the one that comes `ahead` calls later."""
+        family = self._within + family
         return Site(self.module, family, self._count[self.module, family] + ahead, self._train)
 
     # ---- slots of tensors --------------------------------------------------------------------------------------------
