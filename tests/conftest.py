@@ -1,6 +1,7 @@
-"""What every test file shares: one thread, and the folder of real data."""
+"""What test files share: one thread, the folder of real data, and a finished run."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import torch
 torch.set_num_threads(1)  # the suite runs in several processes at once; more threads would only fight for the cores
 
 
-# A job that a script puts into the background ignores Ctrl-C, and so does all that it starts: runs that tests interrupt
-# would go on for ever.
+# A job that a script puts into the background ignores Ctrl-C, and so do the processes that it starts: runs that tests
+# interrupt would never end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -25,3 +26,18 @@ def data_root() -> Path:
             f"no real data: {root} has no cifar-100-python and imagenette224; name their folder in ADJOINED_DATA"
         )
     return root
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small finished run, trained once; tests that change files take the copy `run`."""
+    from adjoined.training import train
+    from tiny_runs import QUIET, TINY
+
+    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, which a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

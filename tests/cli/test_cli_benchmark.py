@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib import util
@@ -20,20 +19,10 @@ from adjoined.runs import load
 from adjoined.slicing import make_plan, measure_cost
 from adjoined.training import train
 from mistakes import fails
-from tiny_runs import QUIET, TINY, with_code
+from tiny_runs import QUIET, with_code
 
 QUICK = ["--seconds", "0.2", "--threads", "1", "--devices", "cpu"]
 MODEL = ["resnet20", "--input-size", "32", "--classes", "10", *QUICK]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_a_model_is_measured_without_training(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adjoined.data import DataSettings, ImageData, load_image, open_data
+from adjoined.data import DataSettings, ImageData, open_data
 from adjoined.errors import AdjoinedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with a single core
@@ -187,16 +187,3 @@ def test_a_damaged_image_is_named_in_the_same_line_from_every_worker(tmp_path):
         data = open_data(DataSettings(name=f"folder:{tmp_path}", image_size=16, batch_size=2, workers=workers))
         with pytest.raises(AdjoinedError, match=line):
             list(itertools.chain(data.train_loader(seed=0), data.val_loader()))
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_what_is_not_an_image_is_refused(tmp_path, content):
-    path = tmp_path / "image.png"
-    path.write_bytes(content)
-    with pytest.raises(AdjoinedError, match=r"image\.png: the image cannot be read"):
-        load_image(path)
-
-
-def test_a_missing_image_is_named(tmp_path):
-    with pytest.raises(AdjoinedError, match=r"none\.png: no such image"):
-        load_image(tmp_path / "none.png")

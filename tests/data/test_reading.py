@@ -177,8 +177,14 @@ def test_the_first_frame_of_an_animation_is_used(tmp_path, suffix):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no image", png(9, 9, 8, 0, b"")[:60], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"],
-    ids=["empty", "text", "cut off", "PostScript"],
+    [
+        b"",
+        b"no image",
+        b"\x89PNG\r\n\x1a\n" + bytes(40),
+        png(9, 9, 8, 0, b"")[:60],
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ],
+    ids=["empty", "text", "signature", "cut off", "PostScript"],
 )
 def test_what_is_not_an_image_is_refused(tmp_path, content):
     path = tmp_path / "image.png"

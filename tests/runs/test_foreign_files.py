@@ -24,16 +24,6 @@ from adjoined.training.checkpoints import read_checkpoint
 from tiny_runs import QUIET, TINY
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
-
-
-@pytest.fixture
-def run(finished, tmp_path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
 @pytest.fixture
 def secret(tmp_path) -> Path:
     """A file outside of the run that nobody may change or copy."""

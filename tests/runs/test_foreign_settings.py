@@ -12,8 +12,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.runs import RunFolder, load
 from adjoined.runs.finished import open_run
 from adjoined.settings import Settings
-from adjoined.training import train
-from tiny_runs import QUIET, TINY
+from tiny_runs import TINY
 
 NAMED = {
     "a class": "{a: {class_path: planted.Thing, init_args: {}}}",
@@ -22,11 +21,6 @@ NAMED = {
     "a module": "{class_path: planted}",
 }
 LINES = [f"model_options: {each}" for each in NAMED.values()] + ["model: planted:make", "teacher: planted.Thing"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,16 +20,6 @@ from adjoined.training import train
 from hub_server import Hub, serving
 from mistakes import fails
 from tiny_runs import QUIET, TINY, with_code
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture

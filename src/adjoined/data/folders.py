@@ -99,19 +99,8 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
         )
     )
     assert train is not None
-    return Source(
-        train=train,
-        val=val,
-        val_name=f"folder {layout.val}/" if val else "held-out split",
-        class_names=_readable(train_classes),
-        channels=channels,
-        size=None,
-        mean=IMAGENET_MEAN[:channels],
-        std=IMAGENET_STD[:channels],
-        vary=photo_transform,
-        class_folders=tuple(train_classes),
-        left_out=left_out,
-    )
+    val_name = f"folder {layout.val}/" if val else "held-out split"
+    return _photos(train, val, val_name, train_classes, channels, left_out)
 
 
 def open_all_photos(folder: Path, *, channels: int) -> Source:
@@ -144,10 +133,18 @@ def open_all_photos(folder: Path, *, channels: int) -> Source:
         )
     for label in sorted(set(range(len(classes))) - set(filled.tolist())):
         left_out.add("classes without images", classes[label])
+    nothing = images.subset(torch.zeros(len(images.labels), dtype=torch.bool))
+    val_name = f"all of {layout.val}/" if layout.val else "all of them"
+    return _photos(nothing, images, val_name, classes, channels, left_out)
+
+
+def _photos(
+    train: FileImages, val: FileImages | None, val_name: str, classes: list[str], channels: int, left_out: LeftOut
+) -> Source:
     return Source(
-        train=images.subset(torch.zeros(len(images.labels), dtype=torch.bool)),
-        val=images,
-        val_name=f"all of {layout.val}/" if layout.val else "all of them",
+        train=train,
+        val=val,
+        val_name=val_name,
         class_names=_readable(classes),
         channels=channels,
         size=None,
