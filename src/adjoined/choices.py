@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Any, NamedTuple
 
 STEPS = 64
 """Steps that an epoch should have, for batches of 8 to 128 images: few images need many steps to be learned from."""
 FEW, MANY = 2_000, 20_000
 """Training images below which the small network is 1/1.5 as wide as the base, and from which on 1/4."""
+
+
+SHOWN = ("method", "alpha", "optimizer", "lr", "batch_size", "warmup_epochs")
+"""Settings that the start of a run shows wherever they come from."""
 
 
 class Choice(NamedTuple):
@@ -24,8 +29,19 @@ class Choice(NamedTuple):
             >>> Choice("batch_size", 16, "600 training images").line()
             '--batch-size 16: 600 training images'
         """
-        value = self.value if isinstance(self.value, str) else f"{self.value:g}"
-        return f"--{self.name.replace('_', '-')} {value}: {self.why}"
+        return f"{as_flag(self.name, self.value)}: {self.why}"
+
+
+def as_flag(name: str, value: object) -> str:
+    """Return a setting as its flag.
+
+    Example:
+        >>> as_flag("batch_size", 16), as_flag("alpha", [2.0, 4.0]), as_flag("budget", "1 MB")
+        ('--batch-size 16', '--alpha 2,4', "--budget '1 MB'")
+    """
+    values = value if isinstance(value, list) else [value]
+    text = ",".join(each if isinstance(each, str) else f"{each:g}" for each in values)
+    return f"--{name.replace('_', '-')} {quote(text)}"
 
 
 def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Choice]:
@@ -66,6 +82,7 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Ch
         *own,
         Choice("alpha", alpha, few),
         Choice("optimizer", "adamw", "one rate fits more networks than with sgd"),
+        Choice("warmup_epochs", 1.0, "the rate rises to its highest at first"),
         Choice("weight_decay", 0.05, "adamw"),
         Choice("label_smoothing", 0.1, few),
     ]

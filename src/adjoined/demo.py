@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from adjoined.data import ImageData
 from adjoined.data.info import DataInfo
 from adjoined.data.preprocessing import evaluation_transform, load_image, preprocess, to_tensor
 from adjoined.errors import AdjoinedError
 from adjoined.report import units
+from adjoined.report.page.render import asset
 from adjoined.versions import versions
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ CALLS = 11
 GUESSES = 5
 SIDE = 160
 """Height of the images on the page, pixels."""
+PICTURES = 12
+"""Validation images to start with."""
 
 # The browser itself is forbidden to load anything from elsewhere, whatever the page asks for.
 _POLICY = (
@@ -45,18 +50,6 @@ _POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "frame-ancestors 'none'; form-action 'self'"
 )
-_CSS = """
-.adjoined table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-#figures { overflow-x: auto; }
-#figures td { white-space: nowrap; }
-@media (max-width: 480px) {
-  #figures table { font-size: .8rem; }
-  #figures :is(th, td) { padding: .3rem; }
-}
-.adjoined th, .adjoined td { padding: .3rem .6rem; text-align: right; }
-.adjoined th:first-child, .adjoined td:first-child { text-align: left; }
-.adjoined .refused { border-left: 4px solid #b91c1c; padding: .5rem .8rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -108,13 +101,39 @@ def look(networks: Sequence[DemoNetwork], info: DataInfo, image: PIL.Image.Image
     return answers
 
 
-def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str) -> FastAPI:
+@dataclass(frozen=True)
+class Picture:
+    """A validation image to start with."""
+
+    image: PIL.Image.Image
+    """As the data set has it."""
+    name: str
+    """Its true class."""
+
+
+def pictures(images: ImageData) -> list[Picture]:
+    """Return a few validation images, spread evenly over the classes.
+
+    Args:
+        images: the data of a run.
+    """
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    by_class = images.val.labels.argsort(stable=True).tolist()
+    count = min(PICTURES, len(by_class))
+    chosen = [by_class[number * len(by_class) // count] for number in range(count)]
+    names, labels = images.info.class_names, images.val.labels.tolist()
+    return [Picture(to_pil_image(images.val.images.pixels(index)), names[labels[index]]) for index in chosen]
+
+
+def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: Sequence[Picture] = ()) -> FastAPI:
     """Return the page as a web application.
 
     Args:
         networks: the base network first.
         info: the classes, and how images are prepared.
         title: title of the run.
+        examples: images that a visitor may click instead of bringing one.
 
     Raises:
         AdjoinedError: Gradio is not installed.
@@ -132,13 +151,31 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str) -> FastAPI
             image = open_image(Path(path))
         except AdjoinedError as error:
             return [_refusal(error), None, *[None for _ in networks], ""]
+        return answer_to(image)
+
+    def answer_to(image: PIL.Image.Image) -> list[Any]:
         found = look(networks, info, image)
         return ["", _as_seen(info, image), *[each.guesses for each in found], _table(found)]
 
-    fonts = ("system-ui", "sans-serif")
-    theme = gradio.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
-    with gradio.Blocks(title=f"adjoined: {title}", analytics_enabled=False) as blocks:
-        gradio.Markdown(f"# {title}\n\n{_about(info)}")
+    def click(event: Any) -> list[Any]:
+        return answer_to(examples[event.index].image)
+
+    click.__annotations__["event"] = gradio.SelectData  # how gradio knows what to hand in
+    with gradio.Blocks(title=f"adjoined demo: {title}", analytics_enabled=False) as blocks:
+        gradio.HTML(_head(title, info, bool(examples)), elem_classes="adjoined")
+        shown = gradio.Gallery(
+            [(_enlarged(each.image), each.name) for each in examples],
+            label="Validation images",
+            show_label=False,
+            visible=bool(examples),
+            columns=6,
+            height="auto",
+            object_fit="contain",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="pictures",
+        )
         with gradio.Row():
             given = gradio.File(label="Image", file_types=["image"], type="filepath", height=SIDE, scale=2)
             seen = gradio.Image(
@@ -152,9 +189,19 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str) -> FastAPI
             )
         refused = gradio.HTML(elem_classes="adjoined", elem_id="refused")
         with gradio.Row():
-            labels = [gradio.Label(label=each.name, num_top_classes=GUESSES, elem_id=each.name) for each in networks]
+            labels = [
+                gradio.Label(
+                    label=each.name,
+                    num_top_classes=GUESSES,
+                    elem_id=each.name,
+                    elem_classes=["network", f"n{min(number, 3)}"],
+                )
+                for number, each in enumerate(networks)
+            ]
         table = gradio.HTML(elem_classes="adjoined", elem_id="figures")
-        given.change(answer, given, [refused, seen, *labels, table], api_name="look", show_progress="minimal")
+        answers = [refused, seen, *labels, table]
+        given.change(answer, given, answers, api_name="look", show_progress="minimal")
+        shown.select(click, None, answers, api_name=False, show_progress="minimal")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _confine(app)
     return gradio.mount_gradio_app(
@@ -163,8 +210,8 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str) -> FastAPI
         path="/",
         server_name=HOST,
         max_file_size=LARGEST_FILE,
-        theme=theme,
-        css=_CSS,
+        theme=_theme(gradio),
+        css=asset("page.css").partition("\n\n")[0] + asset("demo.css"),  # the report's colours and fonts first
         footer_links=[],
         ssr_mode=False,
         show_error=True,
@@ -246,6 +293,39 @@ def open_image(path: Path) -> PIL.Image.Image:
         raise error.at(path.name) from error
 
 
+def _theme(gradio: Any) -> Any:
+    """Return Gradio's theme in the colours of the report."""
+    theme = gradio.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
+    colours = {
+        "body_background_fill": "var(--paper)",
+        "body_text_color": "var(--ink)",
+        "body_text_color_subdued": "var(--soft)",
+        "background_fill_primary": "var(--paper)",
+        "background_fill_secondary": "var(--sheet)",
+        "block_background_fill": "var(--paper)",
+        "block_label_background_fill": "var(--sheet)",
+        "block_label_text_color": "var(--soft)",
+        "border_color_primary": "var(--rule)",
+        "block_border_color": "var(--rule)",
+        "link_text_color": "var(--link)",
+    }
+    return theme.set(
+        color_accent="var(--link)", **colours, **{f"{name}_dark": colour for name, colour in colours.items()}
+    )
+
+
+def _enlarged(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return a small image with larger pixels, and a large one smaller, for display."""
+    from PIL.Image import Resampling
+
+    times = SIDE // max(image.size)
+    if times > 1:
+        return image.resize((times * image.width, times * image.height), Resampling.NEAREST)
+    shown = image.copy()
+    shown.thumbnail((2 * SIDE, 2 * SIDE))
+    return shown
+
+
 def _as_seen(info: DataInfo, image: PIL.Image.Image) -> PIL.Image.Image:
     """Return the crop of the image that the networks see, at their resolution, enlarged for display."""
     from PIL.Image import Resampling
@@ -256,19 +336,19 @@ def _as_seen(info: DataInfo, image: PIL.Image.Image) -> PIL.Image.Image:
     return pixels.resize((times * info.image_size, times * info.image_size), Resampling.NEAREST)
 
 
-def _about(info: DataInfo) -> str:
+def _head(title: str, info: DataInfo, examples: bool) -> str:
+    """Return the head of the page: the project's name, the run's, and what to do."""
     kind = "grey" if info.channels == 1 else "colour"
-    return (
-        f"Drop an image: both networks classify it side by side, and the page shows the part that they see. "
-        f"They were trained on {_plain(info.name)}, "
+    about = (
+        f"{'Click a validation image, or drop one of yours' if examples else 'Drop an image'}: all networks classify "
+        f"it side by side, and the page shows the part that they see. They were trained on {info.name}, "
         f"{info.num_classes} classes, {kind} images of {info.image_size} x {info.image_size} pixels. "
-        f"The image stays on this machine."
+        f"Images stay on this machine."
     )
-
-
-def _plain(text: str) -> str:
-    """Keep a name from being read as Markdown."""
-    return html.escape(text).translate({ord(sign): f"\\{sign}" for sign in "*_`[]#|"})
+    return (
+        f'<p class="brand">adjoined <span>demo</span></p><h1>{html.escape(title)}</h1>'
+        f'<p class="lead">{html.escape(about)}</p>'
+    )
 
 
 def _refusal(error: AdjoinedError) -> str:
@@ -279,11 +359,11 @@ def _refusal(error: AdjoinedError) -> str:
 
 def _table(answers: Sequence[Answer]) -> str:
     base = answers[0]
-    rows = []
+    rows, decimals = [], units.decimals_of(each.milliseconds for each in answers)
     for label, value, written in (
         ("parameters", lambda each: each.network.parameters, units.count),
         ("file", lambda each: each.network.file_bytes, units.size),
-        ("time of a call", lambda each: each.milliseconds, units.milliseconds),
+        ("time of a call", lambda each: each.milliseconds, partial(units.milliseconds, decimals=decimals)),
     ):
         cells = [written(value(base))]
         for each in answers[1:]:

@@ -67,8 +67,9 @@ def test_a_run_keeps_its_figures_in_its_folder(run: Path, capsys: pytest.Capture
         assert network["file_bytes"] == (run / f"{network['name']}.safetensors").stat().st_size
         assert network["parameters"] == sum(p.numel() for p in load(run, network["name"]).parameters())
     markdown = (run / "benchmark.md").read_text()
+    decimals = units.decimals_of(row["median_ms"] for row in told["rows"])
     for row in told["rows"]:
-        for figure in (units.rate(row["images_per_second"]), units.milliseconds(row["median_ms"])):
+        for figure in (units.rate(row["images_per_second"]), units.milliseconds(row["median_ms"], decimals)):
             assert figure in markdown
             assert figure in printed
 

@@ -140,6 +140,13 @@ def test_a_busy_machine_is_told():
     assert reasons(SMALL, (calm, speedups)) == ""
 
 
+def test_a_ratio_that_the_noise_disowns_is_not_explained():
+    rows, speedups = timed(40, 8, 1)
+    assert "below 70% of the ratio" in reasons(SMALL, (rows, speedups))
+    disturbed = [rows[0], replace(rows[1], latency=replace(rows[1].latency, upper_quartile_ms=20.0))]
+    assert "below 70% of the ratio" not in reasons(SMALL, (disturbed, speedups))
+
+
 def test_fixed_cost_of_a_call_is_told_where_batches_show_it():
     told = reasons(replace(SMALL, moved_bytes=250), timed(40, 8, 1), timed(200, 16, 8))
     assert "below 70% of the ratio of MACs (16.0x): PyTorch at batch 1 5.0x." in told

@@ -215,6 +215,14 @@ def test_the_page_in_a_browser(page: Page, images: Path):
         tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         tab.on("pageerror", lambda error: wrong.append(str(error)))
         tab.goto(page.url)
+        tab.wait_for_selector("#pictures button img")
+        assert tab.inner_text(".brand") == "adjoined demo"
+        classes = tab.locator("#pictures .caption-label").all_inner_texts()
+        assert len(classes) == tab.locator("#pictures button img").count() == demo.PICTURES
+        tab.locator("#pictures button").nth(demo.PICTURES - 1).click()
+        tab.wait_for_selector("#figures table")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+        tab.reload()
         tab.wait_for_selector("input[type=file]", state="attached")
         tab.set_input_files("input[type=file]", images / "digit.png")
         tab.wait_for_selector("#figures table")

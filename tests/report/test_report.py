@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,8 +121,24 @@ def test_results_are_compared_each_in_its_own_way():
     assert rows["MACs"] == ("400.00 M", "30.00 M", "13.3x")
     assert rows["file"] == ("8.00 MB", "620.00 kB", "12.9x")
     assert rows["top-1 accuracy"] == ("99.00 %", "98.12 %", "-0.88 points")
-    assert rows["latency, batch 1"] == ("20.0 ms", "5.00 ms", "4.0x")
+    assert rows["latency, batch 1"] == ("20.00 ms", "5.00 ms", "4.0x")
     assert "top-5 accuracy" not in rows
+
+
+def test_a_ratio_of_unsteady_latencies_is_marked_and_its_networks_are_named():
+    assert BASE.latency is not None
+    unsteady = replace(BASE, latency=replace(BASE.latency, upper_quartile_ms=2 * BASE.latency.median_ms))
+    shown = result_table(unsteady, [SMALL])
+    assert shown.rows[-1][-1] == "4.0x ?"
+    assert "the inter-quartile range of base is more than 25%" in shown.notes[-1]
+    assert "?" not in result_table(BASE, [SMALL]).text()
+
+
+def test_a_column_has_the_same_decimals():
+    for numbers in ([2.4518, 0.0231, 0.0], [1234.5, 7.0], [1e-9, 3.0]):
+        assert len({len(cell.partition(".")[2]) for cell in units.column(numbers)}) == 1
+    rows = result_table(BASE, [SMALL]).rows
+    assert len({len(row[-1].partition(".")[2]) for row in rows if row[-1].endswith("x")}) == 1
 
 
 def test_a_run_of_the_base_alone_has_a_table_too():

@@ -218,4 +218,4 @@ def test_a_screen_reader_finds_regions_headings_and_charts_by_name(pages: dict[s
     for role in ("banner", "main", "contentinfo"):
         assert page.get_by_role(role).count() == 1
     assert page.get_by_role("heading", level=1).count() == 1
-    assert page.get_by_role("table", name="Expected calibration error").count() == 1
+    assert page.get_by_role("table", name="Confidence and accuracy of the networks").count() == 1

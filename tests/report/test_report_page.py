@@ -17,6 +17,7 @@ import torch
 from adjoined.cli import main
 from adjoined.commands.outcome import measure
 from adjoined.data import DataInfo
+from adjoined.report import units
 from adjoined.report.page import Answers, Evidence, read_story, run_page
 from adjoined.report.page.published import published
 from adjoined.settings import Settings
@@ -69,7 +70,6 @@ def test_every_part_is_there(page: Page):
     assert headings == [
         "Networks side by side",
         "Learning curves",
-        "Accuracy and cost",
         "Widths",
         "Where the networks disagree",
         "Confusion of the classes",
@@ -80,6 +80,18 @@ def test_every_part_is_there(page: Page):
     assert {"Top-1 accuracy", "Weight of the KL term, λ", "Channels of every layer", "Reliability"} <= set(
         page.written("h3")
     )
+
+
+def test_a_loss_of_accuracy_is_not_shown_as_a_saving(page: Page):
+    assert page.written("dt")[:5] == [
+        "fewer parameters", "fewer multiply-adds (MACs)", "smaller file", "lower latency, one image",
+        "points of top-1 accuracy",
+    ]  # fmt: skip
+    assert [each["class"] for each in page.all("div") if each.get("class") == "quality"] == ["quality"]
+
+
+def test_points_are_plotted_where_there_are_more_than_two(family: Path, tmp_path: Path):
+    assert "Accuracy and cost" in page_of(family, "--images", 0, out=tmp_path / "page.html").written("h2")
 
 
 def test_headings_go_down_one_level_at_a_time(page: Page):
@@ -136,7 +148,7 @@ def test_figures_are_those_of_the_run(page: Page, trained: Path):
     cells = page.written("td")
     for network in result["networks"]:
         assert f"{100 * network['top1']:.2f} %" in cells
-    assert f"{float(rows[-1]['kl']):.3g}" in cells
+    assert units.column([float(row["kl"]) for row in rows])[-1] in cells
     told = "Accuracies: 30 images of folder:images (folder val/)"
     assert any(text.startswith(told) for text in page.written("p"))
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from safetensors.torch import load_file
 from torch import nn
 
@@ -132,6 +133,27 @@ def test_in_a_terminal_there_is_a_bar(plain, tmp_path):
     console = Console(file=shown, width=160, force_terminal=True, legacy_windows=False)
     train(plain, tmp_path / "run", console=console)
     assert all(word in shown.getvalue() for word in ("epoch 2/2", "100%", "base", "small", "λ ", "\x1b["))
+
+
+def test_a_bar_of_80_columns_moves_every_step_and_nothing_of_it_is_cut(plain, tmp_path, monkeypatch):
+    moved: list[int] = []
+    update = Progress.update
+
+    def recorded(self: Progress, task: TaskID, **told: Any) -> None:
+        moved.append(told["completed"])
+        update(self, task, **told)
+
+    monkeypatch.setattr(Progress, "update", recorded)  # the terminal itself is redrawn four times a second
+    shown = io.StringIO()
+    console = Console(file=shown, width=80, force_terminal=True, color_system=None, legacy_windows=False)
+    folder = train(plain, tmp_path / "run", console=console).folder
+    steps = max(int(row["step"]) for row in csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert sorted(set(moved)) == list(range(steps + 1))
+    bar = [line for line in shown.getvalue().replace("\r", "\n").splitlines() if " step " in line]
+    assert f" step {steps}/{steps} " in bar[-1]
+    assert " left " in bar[-1]
+    assert bar[-1].rstrip().endswith(" images/s") or " images/s · " in bar[-1]
+    assert not any("…" in line for line in bar)
 
 
 # ---- what is computed ------------------------------------------------------------------------------------------------

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from adjoined.benchmark import IN_PYTORCH, RUNTIMES
 from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
-from adjoined.benchmark.turns import Latency
+from adjoined.benchmark.turns import NOISY
 from adjoined.report.units import count, milliseconds, size
 
 FAR = 0.7
 """A speed-up below this fraction of the ratio of MACs is explained."""
-NOISY = 0.25
-"""Inter-quartile range / median above which measurements are too noisy."""
 FIXED = 0.25
 """Fixed fraction of a call's time above which it is reported."""
 KEPT = 64 * 2**20
@@ -27,12 +25,13 @@ def explain(found: Benchmark) -> list[str]:
         found: a benchmark; only its sizes, times and allocator settings are used.
 
     Returns:
-        First a warning if the machine was too busy for reliable figures; then the speed-ups that fall short, and the
-        causes that the figures show.
+        First a warning if the machine was too busy for reliable figures; then the reliable speed-ups that fall short,
+        and the causes that the figures show.
     """
     base, sentences = found.networks[0], _noise(found.rows)
     for small in found.networks[1:]:
-        behind = [each for each in found.speedups if each.network == small.name and _is_far(each)]
+        reliable = (each for each in found.speedups if each.network == small.name and not found.is_doubtful(each))
+        behind = [each for each in reliable if _is_far(each)]
         if not behind:
             continue
         places = ", ".join(f"{_place(each)} {each.speedup:.1f}x" for each in behind)
@@ -46,13 +45,8 @@ def explain(found: Benchmark) -> list[str]:
     return sentences
 
 
-def is_noisy(latency: Latency) -> bool:
-    """Return whether calls vary too much for a reliable speed-up."""
-    return latency.iqr_ms > NOISY * latency.median_ms
-
-
 def _noise(rows: Sequence[Timing]) -> list[str]:
-    noisy = [row for row in rows if is_noisy(row.latency)]
+    noisy = [row for row in rows if row.latency.is_noisy]
     if not noisy:
         return []
     named = ", ".join(

@@ -132,6 +132,17 @@ class Benchmark:
     explanations: list[str] = field(default_factory=list)
     channels_last: bool = False
 
+    def is_doubtful(self, each: Speedup) -> bool:
+        """Return whether the calls of the two networks of a speed-up vary too much for it."""
+        place = each.runtime, each.device, each.batch_size
+        compared = ((self.networks[0].name, each.against), (each.network, each.precision))
+        return any(
+            row.latency.is_noisy
+            for row in self.rows
+            if (row.runtime, row.latency.device, row.latency.batch_size) == place
+            and (row.network, row.precision) in compared
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data, in the format above."""
         return {

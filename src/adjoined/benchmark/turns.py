@@ -15,6 +15,8 @@ from adjoined.errors import AdjoinedError
 
 TURNS = 12
 """Turns of each network: interleaving spreads a slow phase of the machine over all of them."""
+NOISY = 0.25
+"""Inter-quartile range / median above which calls vary too much for a reliable ratio."""
 LEAST_TURNS = 5
 """Turns if the calls are too slow for more."""
 
@@ -40,6 +42,11 @@ class Latency:
     def iqr_ms(self) -> float:
         """Inter-quartile range, ms: the spread of the calls."""
         return self.upper_quartile_ms - self.lower_quartile_ms
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether calls vary too much for a reliable ratio to another network's."""
+        return self.iqr_ms > NOISY * self.median_ms
 
     @classmethod
     def of(cls, times: Times, example: Tensor, threads: int) -> Latency:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
-from adjoined.commands.options import OfRun, OwnCode
+from adjoined.commands.options import ChosenWeights, OfRun, OwnCode
 from adjoined.errors import AdjoinedError
+
+if TYPE_CHECKING:
+    from adjoined.demo import Picture
+    from adjoined.runs.finished import FinishedRun
 
 PURPOSE = (
     "Serve a page, reachable only from this machine, where both networks of a run classify an image that you drop, "
@@ -16,7 +22,7 @@ PURPOSE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions(OwnCode, OfRun):
+class DemoOptions(ChosenWeights, OwnCode, OfRun):
     """What to show, and where."""
 
     port: int = 7860
@@ -35,11 +41,23 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.runs.finished import open_run
 
     demo.require()
-    run = open_run(options.run, options.model)
+    run = open_run(options.run, options.model, weights=options.weights)
     run.require_classes("demo")
     networks = [
         demo.DemoNetwork(each.label, each.module, each.result.parameters, each.result.path.stat().st_size)
         for each in run.networks
     ]
-    app = demo.page(networks, run.info, run.folder.resolve().name)
+    app = demo.page(networks, run.info, run.folder.resolve().name, _pictures(run))
     demo.serve(app, options.port, lambda address: print(f"{address}\nStop with Ctrl-C.", flush=True))
+
+
+def _pictures(run: FinishedRun) -> list[Picture]:
+    """Return some of the run's validation images; none, with a line about it, where they are gone."""
+    from adjoined.demo import pictures
+    from adjoined.runs.finished import open_images
+
+    try:
+        return pictures(open_images(run))
+    except AdjoinedError as error:
+        print(f"adjoined: the page starts without validation images: {error}", file=sys.stderr)
+        return []

@@ -139,7 +139,8 @@ def _table(path: str, seen: Sequence[dict[str, Any]]) -> Table:
         (str(rank + 1), *(text for network in seen for text in _guess(network["guesses"][rank])))
         for rank in range(len(seen[0]["guesses"]))
     ]
-    times = ("time", *(text for network in seen for text in ("", units.milliseconds(network["milliseconds"]))))
+    decimals = units.decimals_of(network["milliseconds"] for network in seen)
+    times = ("time", *(t for each in seen for t in ("", units.milliseconds(each["milliseconds"], decimals))))
     return Table(tuple(columns), (*rows, times), title=path, totals=1)
 
 

@@ -260,13 +260,24 @@ def _announce(chosen: Sequence[str], job: Job) -> None:
     base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(["base", *plans], costs, strict=True))
     title = f"{job.settings.model} on {job.images.info.name}, {job.images.info.image_size} px"
     show(job.images.in_words(), "")
-    if chosen:
-        show("\n".join(["Chosen for this model and data:", *(f"  {line}" for line in chosen)]), "")
+    lines = ["Chosen for this model and data:", *(f"  {line}" for line in chosen)] if chosen else []
+    show("\n".join([*lines, f"Training with {_main_flags(job.settings)}"]), "")
     if plans:
         show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls))
     else:
         show(result_table(base, [], title=title))
     print()
+
+
+def _main_flags(settings: Settings) -> str:
+    """Return the settings that matter most as flags, wherever they come from."""
+    from adjoined.choices import SHOWN, as_flag
+    from adjoined.methods import METHODS
+
+    sized_by = next((name for name in ("compress", "budget") if getattr(settings, name) is not None), "alpha")
+    read = [name for name in SHOWN if name not in METHODS[settings.method].ignores]
+    names = [sized_by if name == "alpha" else name for name in read]
+    return " ".join(as_flag(name, getattr(settings, name)) for name in names)
 
 
 def _conclude(folder: Path, settings: Settings) -> None:

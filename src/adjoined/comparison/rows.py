@@ -17,6 +17,7 @@ from adjoined.files import write_whole
 from adjoined.kinds import MAIN, MEASURES, heading, short_name, task_kind
 from adjoined.models import is_code
 from adjoined.report import units
+from adjoined.report.figures import noise_note
 from adjoined.report.table import Table
 from adjoined.runs import RunResult
 from adjoined.runs.finished import FinishedRun, open_run
@@ -165,6 +166,9 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     measure = measure_of(study)
     short = short_name(measure)
     columns = ("method", "n", f"base {short}", f"small {short}", "parameters", "MACs", "cost", "time", "speed-up")
+    base = next((row.latency for row in rows if row.network == "base" and row.latency), None)
+    noisy = [row.label for row in rows if row.latency and row.latency.is_noisy]
+    doubt = {row.label: units.DOUBT for row in rows if row.label in noisy or (base and base.is_noisy)}
     cells = tuple(
         (
             row.label,
@@ -175,7 +179,7 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
             units.count(row.macs),
             _times(row.training_macs),
             _times(row.training_seconds),
-            _times(row.speedup),
+            _times(row.speedup) + (doubt.get(row.label, "") if row.speedup else ""),
         )
         for row in rows
     )
@@ -191,6 +195,8 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
             f"Speed-up: latency at batch 1 of the base network of `standard`, divided by the network's; measured in "
             f"interleaved calls on {measured.device} with {units.threads(measured.threads)}, in eager PyTorch."
         )
+        if noisy and base is not None:
+            notes.append(noise_note(noisy))
     if names := differing(study.variants):
         notes.append(f"NOT under equal settings: {', '.join(names)} differ.")
     settings = study.settings

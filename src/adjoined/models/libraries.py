@@ -129,9 +129,28 @@ def build_timm(
     # Only networks with a fixed input size accept the argument img_size.
     fixed = image_size is not None and config is not None and config.fixed_input_size
     size = {"img_size": image_size} if fixed else {}
-    return timm.create_model(
+    model = timm.create_model(
         name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **{**size, **options}
     )
+    if not pretrained or config is None or config.num_classes != num_classes:
+        _calm_new_head(model)
+    return model
+
+
+def _calm_new_head(model: nn.Module) -> None:
+    """Narrow a last layer whose first logits would be large.
+
+    timm draws the last layer of MobileNets and EfficientNets from a range of 1/sqrt(classes), which suits a thousand
+    classes. With three, the logits of the first step have a standard deviation of 6, and training from scratch loses
+    epochs until they have shrunk. Such weights get the standard deviation of torch's own initialisation.
+    """
+    head: object = model.get_classifier() if hasattr(model, "get_classifier") else None
+    if not isinstance(head, nn.Linear):
+        return
+    with torch.no_grad():
+        spread, largest = head.weight.std().item(), head.in_features**-0.5
+        if spread > largest:
+            head.weight.mul_(largest / math.sqrt(3) / spread)
 
 
 def _refuse_forbidden(library: str, options: Mapping) -> None:

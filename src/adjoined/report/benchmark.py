@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adjoined.benchmark import RUNTIMES
-from adjoined.benchmark.explain import is_noisy
 from adjoined.report import units
 from adjoined.report.table import Table
 
@@ -98,7 +97,7 @@ def _times(found: Benchmark, device: str, batch: int) -> Table:
     for each in compared:
         base = by_key[each.runtime, found.networks[0].name, each.against]
         small = by_key[each.runtime, each.network, each.precision]
-        doubt = " ?" if is_noisy(base.latency) or is_noisy(small.latency) else ""
+        doubt = units.DOUBT if found.is_doubtful(each) else ""
         cells = (*_cells(base, times), *_cells(small, times))
         lines.append((_label(each, several), *cells, f"{each.speedup:.2f}x{doubt}", f"{each.mac_ratio:.1f}x"))
     if not compared:  # a base network alone

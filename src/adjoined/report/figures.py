@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from adjoined.benchmark.turns import Latency
+from adjoined.benchmark.turns import NOISY, Latency
 from adjoined.errors import AdjoinedError
 from adjoined.kinds import NAMES, Measures
 from adjoined.report import units
@@ -83,7 +83,6 @@ _LINES: tuple[tuple[str, Callable[[Figures], Value], Callable[[Value], str], Cal
     ("MACs", lambda f: f.macs, units.count, units.times),
     ("file", lambda f: f.file_bytes, units.size, units.times),
     *((label, attrgetter(name), units.percent, units.points) for name, label in NAMES.items()),
-    ("latency, batch 1", lambda f: f.median_ms, units.milliseconds, units.times),
 )
 
 
@@ -120,21 +119,49 @@ def result_table(base: Figures, smalls: Sequence[Figures], *, title: str = "", n
         for number in values[1:]:
             row += [written(number), compared(values[0], number)]
         rows.append(tuple(row))
-    measured = [network for network in (base, *smalls) if network.latency]
-    return Table(tuple(columns), tuple(rows), title, (*notes, *_latency_note(measured)))
+    measured = {network.name: network.latency for network in (base, *smalls) if network.latency}
+    if measured:
+        rows.append(_latency_row(base, smalls))
+    return Table(tuple(columns), tuple(rows), title, (*notes, *_latency_notes(measured)))
 
 
-def _latency_note(networks: Sequence[Figures]) -> tuple[str, ...]:
-    if not networks:
+def is_doubtful(base: Figures, small: Figures) -> bool:
+    """Return whether the calls of two networks vary too much for a ratio of their latencies."""
+    return any(each.latency is not None and each.latency.is_noisy for each in (base, small))
+
+
+def _latency_row(base: Figures, smalls: Sequence[Figures]) -> tuple[str, ...]:
+    decimals = units.decimals_of(each.median_ms for each in (base, *smalls))
+    row = ["latency, batch 1", units.milliseconds(base.median_ms, decimals)]
+    for small in smalls:
+        ratio = units.times(base.median_ms, small.median_ms)
+        doubt = units.DOUBT if ratio != units.ABSENT and is_doubtful(base, small) else ""
+        row += [units.milliseconds(small.median_ms, decimals), ratio + doubt]
+    return tuple(row)
+
+
+def _latency_notes(times: Mapping[str, Latency]) -> tuple[str, ...]:
+    """Say how latencies were measured, how far they spread, and which vary too much for their ratios."""
+    if not times:
         return ()
-    first = networks[0].latency
-    assert first is not None
+    first = next(iter(times.values()))
+    quartiles = [(each.lower_quartile_ms, each.upper_quartile_ms) for each in times.values()]
+    decimals = units.decimals_of(bound for each in quartiles for bound in each)
     spread = ", ".join(
-        f"{network.name} {network.latency.lower_quartile_ms:.3g} to {network.latency.upper_quartile_ms:.3g} ms"
-        for network in networks
-        if network.latency
+        f"{name} {low:.{decimals}f} to {high:.{decimals}f} ms"
+        for name, (low, high) in zip(times, quartiles, strict=True)
     )
-    return (
+    how = (
         f"Latency: median of interleaved calls on {first.device} with {units.threads(first.threads)}, in "
-        f"eager PyTorch; quartiles: {spread}.",
+        f"eager PyTorch; quartiles: {spread}."
+    )
+    noisy = [name for name, each in times.items() if each.is_noisy]
+    return (how, noise_note(noisy)) if len(times) > 1 and noisy else (how,)
+
+
+def noise_note(names: Sequence[str]) -> str:
+    """Return the note about ratios of latencies that vary too much."""
+    return (
+        f"The machine was busy: the inter-quartile range of {', '.join(names)} is more than {NOISY:.0%} of the median, "
+        "so ratios marked with ? are unreliable."
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import isfinite
 
 ABSENT = "–"
 """Shown for a figure that was not measured."""
+DOUBT = " ?"
+"""Follows a ratio of times that vary too much for it."""
 
 
 def count(number: int | float | None) -> str:
@@ -41,6 +44,10 @@ def percent(share: float | None) -> str:
 def milliseconds(number: float | None, decimals: int | None = None) -> str:
     """Format a time in milliseconds with three significant digits and at most four decimals, or with given decimals.
 
+    Args:
+        number: the time, ms.
+        decimals: those of its row or column (`decimals_of`); None: those of this time alone.
+
     Example:
         >>> [milliseconds(t) for t in (0.00038, 0.02136, 0.1234, 3.456, 34.56, 345.6)]
         ['0.0004 ms', '0.0214 ms', '0.123 ms', '3.46 ms', '34.6 ms', '346 ms']
@@ -50,24 +57,36 @@ def milliseconds(number: float | None, decimals: int | None = None) -> str:
     return f"{number:.{decimals_of([number]) if decimals is None else decimals}f} ms"
 
 
-def decimals_of(numbers: Iterable[float]) -> int:
-    """Return the decimals that give each time in a column three significant digits, at most four.
+def decimals_of(numbers: Iterable[float | None], most: int = 4) -> int:
+    """Return the decimals that give each number of a column three significant digits, at most `most`.
 
     Example:
-        >>> decimals_of([0.1234, 34.56])
+        >>> decimals_of([0.1234, 34.56, None])
         3
     """
-    return max((sum(number < bound for bound in (100, 10, 1, 0.1)) for number in numbers), default=0)
+    sizes = (abs(number) for number in numbers if number is not None)
+    return max((sum(size < 10.0 ** (2 - place) for place in range(most)) for size in sizes if size), default=0)
+
+
+def column(numbers: Sequence[float]) -> list[str]:
+    """Format the numbers of a column with the same decimals: three significant digits for the smallest, at most six.
+
+    Example:
+        >>> column([2.451, 0.0231]), column([1234.5, 100])
+        (['2.4510', '0.0231'], ['1,234', '100'])
+    """
+    decimals = decimals_of((number for number in numbers if isfinite(number)), most=6)
+    return [f"{number:,.{decimals}f}" for number in numbers]
 
 
 def rate(number: float) -> str:
-    """Format a rate per second.
+    """Format a rate per second, always with two decimals.
 
     Example:
         >>> [rate(r) for r in (0.5, 16.43, 999.4, 13_498.6)]
-        ['0.5', '16.43', '999.4', '13.50 k']
+        ['0.50', '16.43', '999.40', '13.50 k']
     """
-    return f"{number:.4g}" if number < 999.95 else count(number)
+    return f"{number:.2f}" if number < 999.995 else count(number)
 
 
 def threads(number: int) -> str:
@@ -81,16 +100,13 @@ def threads(number: int) -> str:
 
 
 def times(base: float | None, small: float | None) -> str:
-    """Format the ratio base / small.
+    """Format the ratio base / small, always with one decimal.
 
     Example:
-        >>> times(25.557, 1.866)
-        '13.7x'
+        >>> times(25.557, 1.866), times(3.2, 1.7)
+        ('13.7x', '1.9x')
     """
-    if base is None or not small:
-        return ABSENT
-    ratio = base / small
-    return f"{ratio:.{1 if ratio >= 3 else 2}f}x"
+    return ABSENT if base is None or not small else f"{base / small:.1f}x"
 
 
 def points(base: float | None, small: float | None) -> str:
@@ -100,7 +116,17 @@ def points(base: float | None, small: float | None) -> str:
         >>> points(0.9876, 0.9801)
         '-0.75 points'
     """
-    return ABSENT if base is None or small is None else f"{100 * (small - base):+.2f} points"
+    return ABSENT if base is None or small is None else f"{change(base, small):+.2f} points"
+
+
+def change(base: float, small: float) -> float:
+    """Return the difference of two fractions in percentage points, to two decimals, never -0.
+
+    Example:
+        >>> change(0.5, 0.49999)
+        0.0
+    """
+    return round(100 * (small - base), 2) + 0.0
 
 
 def _scaled(number: int | float | None, units: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 WORTH_TELLING = 0.05
 """Fraction of time spent waiting for images above which it is shown."""
+
+
+BAR = 12
+"""Characters of the bar itself."""
+OTHERS = 29
+"""Characters of the line that are the same at every step: its words, the percentage, the time left and the gaps."""
 
 
 @dataclass
@@ -128,13 +135,11 @@ class Display(Callback):
             return
         assert isinstance(pl_module, TrainingModule)
         loss = [f"loss {pl_module.latest['loss']:.3f}"] if pl_module.latest else []
-        epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 0)
-        self._bar.update(
-            self._task,
-            completed=trainer.global_step,
-            description=f"epoch {epoch}/{trainer.max_epochs}",
-            figures=" · ".join([*speed(self._pace), *loss, *weight(pl_module.latest)]),
-        )
+        images, *waiting = speed(self._pace) or [""]
+        epoch = f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 0)}/{trainer.max_epochs}"
+        room = self.console.width - len(epoch) - 2 * len(str(pl_module.steps)) - BAR - OTHERS
+        figures = fitting([images, *loss, *waiting, *weight(pl_module.latest)], room)
+        self._bar.update(self._task, completed=trainer.global_step, description=epoch, figures=figures)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -147,9 +152,19 @@ def _bar(console: Console) -> Any:
     from rich.progress import TimeRemainingColumn as TimeLeft
 
     steps, left = [TextColumn("step"), MofNCompleteColumn()], [TimeLeft(), TextColumn("left")]
-    columns = [TextColumn("{task.description}"), BarColumn(16), TaskProgressColumn(), *steps, *left]
+    columns = [TextColumn("{task.description}"), BarColumn(BAR), TaskProgressColumn(), *steps, *left]
     columns.append(TextColumn("{task.fields[figures]}"))
     return Progress(*columns, console=console, refresh_per_second=4, speed_estimate_period=120)
+
+
+def fitting(parts: Sequence[str], room: int) -> str:
+    """Return the first parts, as many as fit into a number of characters: a narrow terminal would cut all of them.
+
+    Example:
+        >>> fitting(["112 images/s", "loss 0.406", "λ 1.00"], 25)
+        '112 images/s · loss 0.406'
+    """
+    return next((text for n in range(len(parts), 0, -1) if len(text := " · ".join(parts[:n])) <= room), "")
 
 
 def network_figures(row: EpochFigures) -> list[str]:

@@ -76,6 +76,12 @@ class Axis:
     """The narrowest range to show: a narrower one would exaggerate small differences."""
     bounds: tuple[float, float] | None = None
     """The range of possible values; the axis stays within it."""
+    column: Callable[[Sequence[float]], Sequence[str]] | None = None
+    """How a table writes a column of values; None: each by itself, as on the axis."""
+
+    def cells(self, values: Sequence[float]) -> Sequence[str]:
+        """Return the values as a column of the chart's table."""
+        return [self.write(value) for value in values] if self.column is None else self.column(values)
 
     def scale(self, values: Sequence[float], start: float, end: float, spare: float = 0.0) -> Scale:
         """Return the scale for values; `spare` is the fraction left free at each end."""
@@ -137,7 +143,8 @@ def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis, *, note: str 
             )
         parts.append(element("g", *drawn, class_=look(each.look)))
     about = "; ".join(f"{each.name} at {x.write(each.x)}: {y.write(each.y)}" for each in all_marks if each.look >= 0)
-    rows = tuple((each.name, x.write(each.x), y.write(each.y)) for each in all_marks)
+    names, xs, ys = zip(*((each.name, each.x, each.y) for each in all_marks), strict=True)
+    rows = tuple(zip(names, x.cells(xs), y.cells(ys), strict=True))
     return Chart(title, f"{about}.", Markup().join(parts), Table(("network", x.label, y.label), rows, title), note)
 
 
@@ -242,8 +249,11 @@ def _blocks(names: Sequence[str], across: Scale) -> list[Markup]:
 def _by_x(title: str, shown: Sequence[Line], x: Axis, y: Axis) -> Table:
     found: dict[float, dict[str, str]] = {}
     for line in shown:
-        for a, b in line.points:
-            found.setdefault(a, {})[line.name] = y.write(b)
-    names = [line.name for line in shown]
-    rows = tuple((x.write(a), *(found[a].get(name, "–") for name in names)) for a in sorted(found))
+        for (a, _), cell in zip(line.points, y.cells([b for _, b in line.points]), strict=True):
+            found.setdefault(a, {})[line.name] = cell
+    names, places = [line.name for line in shown], sorted(found)
+    rows = tuple(
+        (x_cell, *(found[a].get(name, "–") for name in names))
+        for a, x_cell in zip(places, x.cells(places), strict=True)
+    )
     return Table((x.label, *names), rows, title)

@@ -60,6 +60,7 @@ def comparable(stories: Sequence[RunStory]) -> bool:
 def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
     """Return one row per network of every run."""
     rows = []
+    decimals = units.decimals_of(figures.median_ms for story in stories for figures in story.figures)
     for name, story in zip(names, stories, strict=True):
         for label, figures in zip(story.labels, story.figures, strict=False):
             rows.append(
@@ -69,7 +70,7 @@ def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
                     units.count(figures.parameters),
                     units.count(figures.macs),
                     units.size(figures.file_bytes),
-                    units.milliseconds(figures.median_ms),
+                    units.milliseconds(figures.median_ms, decimals),
                 )
             )
         if not story.figures:

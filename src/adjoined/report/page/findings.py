@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adjoined.report import units
 from adjoined.report.page.answers import BINS, calibration, confusion, disagreements
@@ -16,7 +16,12 @@ MOST_PICTURES = 30
 """Number of pictures on a page, over all galleries."""
 MOST_ROWS = 15
 _LEVELS = (0.0, 0.02, 0.05, 0.1, 0.2)
-_SHARE = Axis("share of images", lambda value: f"{100 * value:.3g} %", low=0.0)
+_SHARE = Axis(
+    "share of images",
+    lambda value: f"{100 * value:.3g} %",
+    low=0.0,
+    column=lambda values: [units.percent(value) for value in values],
+)
 
 
 @dataclass(frozen=True)
@@ -171,8 +176,14 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
     """Return the reliability diagram, the distribution of confidence, and the calibration errors."""
     answers = evidence.answers
     found = {name: calibration(confidence, answers.right(name)) for name, confidence in answers.confidence.items()}
-    sure = Axis("confidence", lambda value: f"{100 * value:.0f} %", low=0.0, high=1.0, ticks=(0, 0.2, 0.4, 0.6, 0.8, 1))
-    right = Axis("accuracy", sure.write, low=0.0, high=1.0, ticks=sure.ticks)
+    sure = replace(
+        _SHARE,
+        label="confidence",
+        write=lambda value: f"{100 * value:.0f} %",
+        high=1.0,
+        ticks=(0, 0.2, 0.4, 0.6, 0.8, 1),
+    )
+    right = replace(sure, label="accuracy")
     reliability = [Line("perfect", -1, [(0.0, 0.0), (1.0, 1.0)], faint=True)]
     spread = []
     for name, each in found.items():
@@ -201,7 +212,11 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
         for name, each in found.items()
     )
     heads = ("", "calibration error", "mean confidence", "accuracy")
-    return charts, Table(heads, rows, f"Expected calibration error (ECE), {BINS} bins")
+    note = (
+        f"Expected calibration error (ECE): the gap between confidence and accuracy, as a mean over {BINS} bins of "
+        "confidence, weighted by their images."
+    )
+    return charts, Table(heads, rows, "Confidence and accuracy of the networks", (note,))
 
 
 def _case(evidence: Evidence, index: int, *networks: str) -> Case:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from adjoined.benchmark.environment import command_line
 from adjoined.kinds import NAMES, heading
 from adjoined.report import units
-from adjoined.report.figures import Figures
+from adjoined.report.figures import Figures, is_doubtful
 from adjoined.report.page.charts import Axis, Chart, Line, Mark, lines, marks, place
 from adjoined.report.page.published import PublishedNetwork, Source, published
 from adjoined.report.page.story import RunStory
@@ -31,11 +32,18 @@ class Tile:
     label: str
     value: str
     detail: str
+    saves: bool = True
+    """Whether the figure is a saving; a change in quality is not."""
 
 
 def share(measure: str) -> Axis:
     """Return the axis of a measure."""
-    return Axis(NAMES[measure], lambda value: f"{100 * value:.4g} %", bounds=(0.0, 1.0))
+    return Axis(
+        NAMES[measure],
+        lambda value: f"{100 * value:.4g} %",
+        bounds=(0.0, 1.0),
+        column=lambda values: [units.percent(value) for value in values],
+    )
 
 
 def title(story: RunStory) -> str:
@@ -51,7 +59,8 @@ def facts(story: RunStory) -> list[tuple[str, str]]:
     if settings.method != "standard":
         compressed = f"chosen for {settings.compress:.3g}x" if settings.compress else ""
         compressed = f"chosen for {settings.budget}" if settings.budget else compressed
-        told.append(("α", compressed or ", ".join(f"{alpha:.3g}" for alpha in settings.alphas)))
+        kept = ", ".join(f"{alpha:.3g}" for alpha in settings.alphas)
+        told.append(("α: 1/α of the channels are kept", compressed or kept))
     told.append(("Epochs", f"{done} of {settings.epochs}" if result is None else f"{result.epochs}"))
     seconds = sum(row.get("seconds", 0.0) for row in story.history)
     told += [("Training time", str(timedelta(seconds=round(seconds)))), ("Seed", str(settings.seed))]
@@ -70,17 +79,23 @@ def tiles(figures: Sequence[Figures]) -> list[Tile]:
     base, small = figures
     told = [
         ("fewer parameters", base.parameters, small.parameters, units.count),
-        ("fewer MACs", base.macs, small.macs, units.count),
+        ("fewer multiply-adds (MACs)", base.macs, small.macs, units.count),
         ("smaller file", base.file_bytes, small.file_bytes, units.size),
-        ("lower latency, batch 1", base.median_ms, small.median_ms, units.milliseconds),
     ]
     found = [
         Tile(label, units.times(a, b), f"{write(a)} → {write(b)}") for label, a, b, write in told if a is not None and b
     ]
+    if base.median_ms is not None and small.median_ms:
+        decimals = units.decimals_of((base.median_ms, small.median_ms))
+        slow, fast = (units.milliseconds(each, decimals) for each in (base.median_ms, small.median_ms))
+        doubt = is_doubtful(base, small)
+        value = units.times(base.median_ms, small.median_ms) + (units.DOUBT if doubt else "")
+        detail = f"{slow} → {fast}" + ("; unreliable, the machine was busy" if doubt else "")
+        found.append(Tile("lower latency, one image", value, detail))
     if base.main is not None and small.main is not None:
-        change = f"{100 * (small.main - base.main):+.2f}".replace("-", "−")
+        change = f"{units.change(base.main, small.main):+.2f}".replace("-", "−")
         detail = f"{units.percent(base.main)} → {units.percent(small.main)}"
-        found.append(Tile(f"points of {NAMES[base.main_name]}", change, detail))
+        found.append(Tile(f"points of {NAMES[base.main_name]}", change, detail, saves=False))
     return found
 
 
@@ -98,15 +113,17 @@ def learning_curves(story: RunStory) -> list[Chart]:
         )
     ]
     loss = [curve(rows, f"val_{name}_loss", label, place(name)) for name, label in names]
-    weights = Axis("λ", _plain, low=0.0, high=1.05 * max(1.0, *(row.get("lambda", 0.0) for row in rows)))
+    most = max(1.0, *(row.get("lambda", 0.0) for row in rows))
+    weights = Axis("λ", _plain, low=0.0, high=1.05 * most, column=units.column)
     charts = [
         _curve(heading(story.main), accuracy, share(story.main),
                "Validation images; faint: augmented training images."),
         _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
         _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
-               f"Epoch mean of λ(t) = {_SCHEDULES[story.settings.kl_schedule]}; t is the fraction of training done."),
-        _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)], Axis("learning rate", _plain, low=0.0),
-               "At the start of the epoch."),
+               "The KL term pulls the class probabilities of the networks together. Epoch mean of "
+               f"λ(t) = {_SCHEDULES[story.settings.kl_schedule]}; t is the fraction of training done."),
+        _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)],
+               Axis("learning rate", _plain, low=0.0, column=units.column), "At the start of the epoch."),
     ]  # fmt: skip
     return [chart for chart in charts if chart]
 
@@ -132,11 +149,18 @@ def trade_offs(story: RunStory) -> list[Chart]:
 
 
 def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[PublishedNetwork] = ()) -> list[Chart]:
-    """Return the same charts for any networks, given as name, look and figures."""
+    """Return the same charts for any networks, given as name, look and figures; none of fewer than three points."""
+    counts, times = (
+        partial(Axis, write=write, log=True, column=column)
+        for write, column in (
+            (_count, lambda values: [units.count(value) for value in values]),
+            (_milliseconds, _milliseconds_of),
+        )
+    )
     against = [
-        ("parameters", Axis("parameters", _count, log=True), lambda f: f.parameters, lambda p: p.parameters),
-        ("MACs", Axis("MACs of one image", _count, log=True), lambda f: f.macs, lambda p: p.macs),
-        ("latency", Axis("latency, batch 1", _milliseconds, log=True), lambda f: f.median_ms, lambda _: None),
+        ("parameters", counts("parameters"), lambda f: f.parameters, lambda p: p.parameters),
+        ("MACs", counts("MACs of one image"), lambda f: f.macs, lambda p: p.macs),
+        ("latency", times("latency, batch 1"), lambda f: f.median_ms, lambda _: None),
     ]
     charts: list[Chart] = []
     if not own:
@@ -156,7 +180,7 @@ def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[P
             for number, each in enumerate(others, 1)
             if (value := of_other(each)) is not None
         ]
-        if len(found) + len(foreign) > 1:
+        if len(found) + len(foreign) > 2:  # two points are two figures, which the table has
             note = "Grey marks: published networks, numbered as in the list." if foreign else ""
             if not foreign and others:
                 note = "This run only: published times come from other machines."
@@ -174,8 +198,8 @@ def published_table(story: RunStory) -> tuple[Table | None, list[tuple[Source, s
     rows = tuple(
         (
             f"{i}: {it.name}",
-            _count(it.parameters),
-            units.ABSENT if it.macs is None else _count(it.macs),
+            units.count(it.parameters),
+            units.count(it.macs),
             units.percent(it.top1),
         )
         for i, it in enumerate(others, 1)
@@ -223,8 +247,8 @@ def _nats(all_lines: Sequence[Line], note: str, *, from_zero: bool = True) -> tu
     """Return the axis for losses, logarithmic if they span a wide range, and the note that says so."""
     values = [value for line in all_lines for _, value in line.points if value > 0]
     if values and max(values) > 30 * min(values):
-        return Axis("nats", _plain, log=True), f"{note} Logarithmic axis."
-    return Axis("nats", _plain, low=0.0 if from_zero else None), note
+        return Axis("nats", _plain, log=True, column=units.column), f"{note} Logarithmic axis."
+    return Axis("nats", _plain, low=0.0 if from_zero else None, column=units.column), note
 
 
 def _curve(name: str, all_lines: Sequence[Line], axis: Axis, note: str) -> Chart | None:
@@ -254,6 +278,11 @@ def _count(value: float) -> str:
 
 def _milliseconds(value: float) -> str:
     return f"{value:.3g} ms"
+
+
+def _milliseconds_of(values: Sequence[float]) -> list[str]:
+    decimals = units.decimals_of(values)
+    return [units.milliseconds(value, decimals) for value in values]
 
 
 def _plain(value: float) -> str:
