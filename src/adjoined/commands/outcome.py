@@ -36,8 +36,8 @@ def kept_or_measured(run: FinishedRun) -> list[Figures]:
 def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     """Return the result table of a run."""
     result = run.result
-    which = "the moving average of the weights" if result.weights == "ema" else "the weights after the last step"
-    notes = [f"Accuracies: {result.images} images of {run.info.name} ({result.val_name}), with {which}."]
+    which = "the moving average of the weights" if result.weights == "ema" else "the weights"
+    notes = [f"Accuracies: {result.images} images of {run.info.name} ({result.val_name}), with {which} {run.when}."]
     for network in result.networks:
         if network.nonzero is not None:
             left = f"{network.nonzero} of {network.parameters} parameters are nonzero"

@@ -107,7 +107,8 @@ def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | 
     if final:
         return replace(story, figures=tuple(kept_or_measured(run))), run
     # Exports and timings in the folder belong to the finished networks.
-    return replace(story, result=run.result, figures=tuple(measure(run)), benchmark=None, exports=()), run
+    figures = tuple(measure(run))
+    return replace(story, result=run.result, figures=figures, benchmark=None, exports=(), when=run.when), run
 
 
 def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:

@@ -46,6 +46,16 @@ class FinishedRun:
     result: RunResult
     networks: tuple[FinishedNetwork, ...]
     """The base network first."""
+    weights: str = "final"
+    """Which of its networks: "final", "last" or "best"."""
+
+    @property
+    def when(self) -> str:
+        """When in training the networks had their weights, in words."""
+        epoch = f"of epoch {self.result.epochs}"
+        return {"best": f"{epoch}, the best one", "last": f"{epoch}, the last checkpoint"}.get(
+            self.weights, "after the last step"
+        )
 
     @property
     def info(self) -> DataInfo:
@@ -89,7 +99,8 @@ def open_run(folder: str | Path, model: str | None = None, *, weights: str = "fi
         raise AdjoinedError(
             "the run is not finished", where=run.path, fix=f"Continue with `adjoined train --resume {run.path}`{use}."
         )
-    return with_networks(run.path, holder.path, found, model)
+    which = "final" if holder.path == run.path else weights
+    return replace(with_networks(run.path, holder.path, found, model), weights=which)
 
 
 def with_networks(folder: Path, holder: Path, result: RunResult, model: str | None) -> FinishedRun:

@@ -65,7 +65,8 @@ def facts(story: RunStory) -> list[tuple[str, str]]:
     seconds = sum(row.get("seconds", 0.0) for row in story.history)
     told += [("Training time", str(timedelta(seconds=round(seconds)))), ("Seed", str(settings.seed))]
     if result:
-        told.append(("Weights", "moving average" if result.weights == "ema" else "after the last step"))
+        averaged = "moving average " if result.weights == "ema" else ""
+        told.append(("Weights", averaged + (story.when or "after the last step")))
     finished = story.record.get("finished")
     if isinstance(finished, str):
         told.append(("Finished", _day(finished)))

@@ -40,6 +40,8 @@ class RunStory:
     """benchmark.json, written by `adjoined benchmark`."""
     exports: tuple[ExportedFile, ...] = ()
     """export/export.json, written by `adjoined export`."""
+    when: str = ""
+    """When in training the networks had their weights, in words; "" for the finished networks."""
 
     @property
     def name(self) -> str:
