@@ -256,4 +256,6 @@ def test_the_folder_of_a_run_tells_its_contender():
     assert (one.folder(0), other.folder(2)) == ("adjoint+-seed0", "adjoint-small-ce-0.5-seed2")
     with pytest.raises(AdjoinedError, match="NAME=VALUE"):
         read_variants(["adjoint:small_ce"], TINY, unequal=False)
+    with pytest.raises(AdjoinedError, match=r"--methods adjoint:small_ce=\[: not a value"):
+        read_variants(["adjoint:small_ce=["], TINY, unequal=False)
     assert not RunFolder(one.folder(0)).finished

@@ -78,7 +78,10 @@ def _read(told: str, settings: Settings, unequal: bool) -> Variant:
                 got=change,
                 fix="Set it for all of them with a separate flag, or add --unequal if this is intended.",
             )
-        values[name] = yaml.safe_load(value)
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise AdjoinedError("not a value", where=f"--methods {told}", got=change) from error
     # The settings report an unknown method, with the list of known ones.
     common = asdict(settings.for_method(method))
     return Variant(told, Settings.from_dict({**common, **values}, where=f"--methods {told}"))

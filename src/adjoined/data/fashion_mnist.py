@@ -17,6 +17,8 @@ from adjoined.data.images import MemoryImages
 from adjoined.data.source import Source, damaged, find
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_LARGEST = 1 << 26
+"""Most bytes of a file once unpacked; the largest has 47,040,016."""
 _CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -63,11 +65,14 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     if not path.exists():
         path = folder / f"{name}.gz"
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
         zero, kind, dimensions = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{dimensions}i", content, offset=4)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise damaged(path, error) from error
+    if len(content) > _LARGEST:
+        raise damaged(path, f"it has more than {_LARGEST} bytes")
     start = 4 + 4 * dimensions
     if (zero, kind) != (0, 8) or len(content) - start != math.prod(shape) or not math.prod(shape):
         raise damaged(path, f"not an idx file of bytes, or of the wrong length: {len(content)} bytes")
