@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adjoined.data import DataSettings, ImageData, open_data
+from adjoined.data import DataSettings, ImageData, labels, open_data
 from adjoined.errors import AdjoinedError
 
 LISTED = "file,labels\na.png,red;round\nb.png,\nc.png,round  big\nd.png,red\n"
@@ -49,6 +49,13 @@ def test_a_label_is_the_same_in_every_unicode_form(folder: Path):
 
 def test_marked_splits_are_kept(folder: Path):
     assert [Path(opened(folder, MARKED).val.images.place(index)).name for index in (0, 1)] == ["c.png", "d.png"]
+
+
+def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(labels, "LARGEST_TABLE", 4 * 3)
+    assert len(opened(folder, LISTED).info.class_names) == 3
+    with pytest.raises(AdjoinedError, match=r"labels.csv: too many labels .*got 4 labels, 4 images"):
+        opened(folder, LISTED.replace("b.png,", "b.png,blue"))
 
 
 @pytest.mark.parametrize(

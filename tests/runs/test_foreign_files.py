@@ -111,7 +111,7 @@ def test_what_a_link_leads_to_is_neither_copied_nor_changed(run, secret, link, t
     assert b"SECRET" not in texts_in(tmp_path / "pushed")
 
 
-@pytest.mark.parametrize("folder", ["checkpoints", "tensorboard", "stages"])
+@pytest.mark.parametrize("folder", ["checkpoints", "tensorboard", "stages", ".lock"])
 def test_training_writes_through_no_link(tmp_path, folder):
     (tmp_path / "run").mkdir()
     (tmp_path / "elsewhere").mkdir()

@@ -22,6 +22,8 @@ from adjoined.files import read_bytes
 
 FILE, LABELS, SPLIT = "file", "labels", "split"
 """Columns: the image, below the folder of the CSV file; its labels, unless each has a column; train or val, or none."""
+LARGEST_TABLE = 1 << 28
+"""Most images times labels; their table takes four times as many bytes."""
 _BETWEEN = re.compile(r"[;,\s]+")
 _Row = tuple[int, dict[str, str]]
 
@@ -54,10 +56,17 @@ def open_labels(path: Path) -> Source:
     if len(names) < 2:
         raise AdjoinedError("fewer than two labels", where=path, got=", ".join(names) or "none")
     places = {name: place for place, name in enumerate(names)}
+    files, sizes = _files(path, rows)
+    if len(rows) * len(names) > LARGEST_TABLE:
+        raise AdjoinedError(
+            "too many labels for this many images",
+            where=path,
+            expected=f"a product of at most {LARGEST_TABLE}",
+            got=f"{len(names)} labels, {len(rows)} images",
+        )
     labels = torch.zeros(len(rows), len(names))
     for row, present in enumerate(given):
         labels[row, [places[name] for name in present]] = 1.0
-    files, sizes = _files(path, rows)
     images = LabelledFiles(path.parent, files, labels, 3, sizes)
     train, val = _split(path, rows, images)
     return Source(

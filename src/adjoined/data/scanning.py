@@ -7,6 +7,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import DirEntry
 from pathlib import Path
@@ -122,7 +123,7 @@ def scan(root: Path, inside: str, classes: Sequence[str], left_out: LeftOut, *, 
     names: list[str] = []
     sizes: list[int] = []
     labels: list[int] = []
-    try:
+    with _walked(root):
         place = root / inside
         known = _with_parents(place)
         starts = [_identity(os.stat(place / name)) for name in classes]
@@ -132,8 +133,6 @@ def scan(root: Path, inside: str, classes: Sequence[str], left_out: LeftOut, *, 
             names += [name for name, _ in found]
             sizes += [size for _, size in found]
             labels += [label] * len(found)
-    except OSError as error:
-        raise AdjoinedError(f"cannot be read: {error.strerror}", where=error.filename or root) from error
     return FileImages(root, names, torch.tensor(labels, dtype=torch.int64), channels, sizes)
 
 
@@ -143,11 +142,20 @@ def images_below(folder: Path, left_out: LeftOut) -> list[str]:
     Raises:
         AdjoinedError: a folder cannot be read.
     """
-    try:
+    with _walked(folder):
         names = sorted(name for name, _ in _files(folder, "", _with_parents(folder), left_out))
+    return [os.path.join(folder, name) for name in names]
+
+
+@contextmanager
+def _walked(folder: Path) -> Iterator[None]:
+    """Report what keeps a folder from being walked through in the block."""
+    try:
+        yield
     except OSError as error:
         raise AdjoinedError(f"cannot be read: {error.strerror}", where=error.filename or folder) from error
-    return [os.path.join(folder, name) for name in names]
+    except RecursionError as error:
+        raise AdjoinedError("its folders are nested too deeply", where=folder) from error
 
 
 def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> Iterator[tuple[str, int]]:

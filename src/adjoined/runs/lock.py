@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write
+from adjoined.files import cannot_write, refuse_link
 
 NAME = ".lock"
 
@@ -23,22 +23,24 @@ def locked(folder: Path) -> Iterator[None]:
     the process: data workers that outlive a killed parent by a few seconds do not keep it.
 
     Raises:
-        AdjoinedError: another process, or another run in this process, holds the lock.
+        AdjoinedError: another process, or another run in this process, holds the lock; or its file is a link.
     """
     import fcntl
 
-    path = (folder / NAME).resolve()
+    path = folder.resolve() / NAME
+    refuse_link(path)
     if path in _held:  # a record lock does not exclude its own process
         raise _in_use(folder)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise cannot_write(error, folder) from error
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
+    except OSError as error:
         os.close(handle)
-        raise _in_use(folder) from error
+        held = isinstance(error, BlockingIOError | PermissionError)
+        raise (_in_use(folder) if held else cannot_write(error, path)) from error  # else: no locks on this file system
     _held.add(path)
     try:
         yield
