@@ -155,8 +155,11 @@ class AdjoinedNetwork(nn.Module):
         """Run one small network alone, on slices of the weights as they are now.
 
         Args:
-            args, kwargs: the model's arguments.
+            args, kwargs: the model's arguments, such as a float tensor (N, C, H, W).
             which: number of the small network, from 0.
+
+        Returns:
+            What the model returns, such as logits (N, classes).
         """
         return self._runners[which].run([each[which] for each in self._weights.slices()], args, kwargs)
 

@@ -48,13 +48,23 @@ def load(
         weights: "final", those of a finished run; "last" or "best", those of the last checkpoint or of the epoch with
             the best validation accuracy of the small networks, which also work for a stopped run.
 
+    Returns:
+        A module of the model's own classes; on normalised images, float32 (N, C, H, W), it gives logits, float32
+        (N, classes).
+
     Raises:
         AdjoinedError: the network does not exist, a file is damaged, foreign or newer, `model` is missing or wrong, or
             the hub cannot be read (see `adjoined.runs.hub.located`).
 
     Example:
-        >>> small = load("runs/digits", "small")  # doctest: +SKIP
-        >>> small(images).argmax(dim=1)  # doctest: +SKIP
+        >>> import torch
+        >>> from adjoined import adjoin, save
+        >>> from adjoined.models import build
+        >>> net = adjoin(build("resnet8", num_classes=10, in_channels=1), torch.zeros(1, 1, 8, 8), alpha=4)
+        >>> result = save(net, "runs/mine", model="resnet8", data="digits")  # usually after training
+        >>> small = load("runs/mine", "small")
+        >>> tuple(small(torch.zeros(5, 1, 8, 8)).shape), small.training
+        ((5, 10), False)
     """
     check_name(which, "which")
     run = RunFolder(located(folder, (f"{which}.json", f"{which}.safetensors")))

@@ -56,9 +56,11 @@ def save(
             `network` is neither a joint network nor a small one with its plan. Nothing is left in the folder then.
 
     Example:
-        >>> net = adjoin(models.build("resnet18", num_classes=10), x, alpha=4)  # doctest: +SKIP
-        >>> # train it in any loop, then
-        >>> save(net, "runs/mine", model="resnet18", data="folder:photos", image_size=224)  # doctest: +SKIP
+        >>> from adjoined import adjoin
+        >>> net = adjoin(models.build("resnet8", num_classes=10, in_channels=1), torch.zeros(1, 1, 8, 8), alpha=4)
+        >>> result = save(net, "runs/mine", model="resnet8", data="digits")  # usually after training
+        >>> [(each.name, each.parameters) for each in result.networks], result.images
+        ([('base', 77754), ('small', 6386)], 359)
     """
     finished = _finished(network, plan)
     plans = [each.plan for each in finished.values() if each.plan is not None]

@@ -90,6 +90,13 @@ class SlicePlan:
         base_cost, cost: parameters, bytes and MACs (for one sample of the example input's size) of the base and of the
             small network; None in a plan of format 1, or one that was not made by tracing. Two plans are equal whatever
             the size of the input was.
+
+    Example:
+        >>> from adjoined.slicing import make_plan
+        >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 10, 1))
+        >>> plan = make_plan(net, torch.zeros(1, 3, 8, 8), alpha=4)
+        >>> plan.small_shape("0.weight"), plan.cost.parameters, plan.groups[1].reason
+        ((8, 3, 3, 3), 314, 'model output')
     """
 
     alpha: float
