@@ -326,6 +326,7 @@ def test_networks_of_a_stopped_run_can_be_used(tmp_path, capsys):
     assert [network.result.top1 for network in run.networks] == pytest.approx(
         [rows[best][f"val_{name}_top1"] for name in ("base", "small-1", "small-2")]
     )
+    assert (run.when, open_run(whole.folder).when) == (f"of epoch {best + 1}, the best one", "after the last step")
     x, images = torch.rand(8, 1, 8, 8), open_images(run)
     for network in run.networks:
         assert torch.equal(load(whole.folder, network.name, weights="best")(x), network.module(x))

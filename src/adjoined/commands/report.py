@@ -97,7 +97,7 @@ def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | 
 
     from adjoined.report.page import read_story
 
-    story, final = read_story(folder), options.weights == "final"
+    story, final = read_story(folder, weights=options.weights), options.weights == "final"
     if story.result is None and final:
         return story, None
     from adjoined.commands.outcome import kept_or_measured, measure
@@ -106,9 +106,7 @@ def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | 
     run = open_run(folder, options.model, weights=options.weights)
     if final:
         return replace(story, figures=tuple(kept_or_measured(run))), run
-    # Exports and timings in the folder belong to the finished networks.
-    figures = tuple(measure(run))
-    return replace(story, result=run.result, figures=figures, benchmark=None, exports=(), when=run.when), run
+    return replace(story, result=run.result, figures=tuple(measure(run)), when=run.when), run
 
 
 def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:

@@ -19,6 +19,7 @@ from adjoined.kinds import MAIN, task_kind
 from adjoined.report.figures import Figures
 from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, RunResult
+from adjoined.runs.folder import name_for
 from adjoined.settings import Settings
 
 
@@ -68,19 +69,20 @@ class RunStory:
         return tuple(each.name for each in self.figures) or self.names
 
 
-def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> RunStory:
+def read_story(folder: str | Path, figures: Sequence[Figures] | None = None, *, weights: str = "final") -> RunStory:
     """Read a run folder; nothing is computed and no network is built.
 
     Args:
         folder: the run folder, of a finished or unfinished run.
         figures: figures of the finished networks; by default those in the run's result.json, if any.
+        weights: the networks whose timings and exports to read: "final", "last" or "best".
 
     Raises:
         AdjoinedError: there is no run, or a file is damaged.
     """
     run = RunFolder(folder)
     settings, record, result = run.read_settings(), run.read_record(), run.read_result()
-    benchmark = run.path / BENCHMARK
+    benchmark = run.path / name_for(BENCHMARK, weights)
     return RunStory(
         folder=run.path,
         settings=settings,
@@ -89,7 +91,7 @@ def read_story(folder: str | Path, figures: Sequence[Figures] | None = None) -> 
         result=result,
         figures=tuple(figures if figures is not None else kept_figures(run.path)),
         benchmark=read_benchmark(benchmark) if benchmark.is_file() else None,
-        exports=tuple(read_exports(run.exports)),
+        exports=tuple(read_exports(run.path / name_for(run.exports.name, weights))),
     )
 
 
