@@ -1,4 +1,4 @@
-"""What is chosen for a training where neither a recipe nor a flag says it: by what is trained, and on how much."""
+"""Settings that are chosen for the model and the number of images if neither a recipe nor a flag sets them."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_streams()
     try:
         _dispatch(arguments)
-        sys.stdout.flush()  # here, and not at the end of the process, a reader who has gone or a full disk can be told
+        sys.stdout.flush()  # a closed pipe or a full disk can be reported here, but not at the end of the process
         return 0
     except AdjoinedError as error:
         return _fail(f"error: {error}", USER_MISTAKE)

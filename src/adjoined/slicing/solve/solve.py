@@ -18,7 +18,7 @@ from adjoined.slicing.model.cost import cost_of_run
 from adjoined.slicing.model.inputs import tensor_leaves
 from adjoined.slicing.model.misuse import another_path
 from adjoined.slicing.model.modules import full_name, matching_modules, named_tensors, owner_of
-from adjoined.slicing.plan.index import Index
+from adjoined.slicing.plan.index import Index, take
 from adjoined.slicing.plan.plan import ChannelGroup, DoesNotFit, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.align import NoPlace, align
@@ -213,7 +213,7 @@ def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> N
             continue
         seen.add(id(tensor))
         vectors = zip(traced.labels[name], plan.indices(name), strict=True)
-        kept = [v if index is None or v is None else v[index.tensor(v.device)] for v, index in vectors]
+        kept = [None if v is None else take(v, (index,)) for v, index in vectors]
         flow.carry(tensor, [along(v, d, tensor.ndim) for d, v in enumerate(kept) if v is not None])
     with torch.random.fork_rng(devices=[]):
         outputs = tensor_leaves(flow.run(small, traced.inputs))
