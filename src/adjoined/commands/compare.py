@@ -25,7 +25,7 @@ PURPOSE = (
     "to continue a stopped comparison. Settings work as for `adjoined train`: defaults, recipe, --config FILE.yaml, "
     "flags. A method may have its own settings: --methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true"
 )
-METHODS = ["standard", "scratch", "distillation", "slimmable", "adjoint"]
+METHODS = ["standard", "scratch", "distillation", "adjoint", "adjoint+"]
 SECONDS = 2.0
 """Seconds to spend on each network's latency."""
 
