@@ -59,8 +59,9 @@ class SmallSettings:
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8
     """Round the small network's widths to multiples of this, where the base network's allow it, channels."""
-    widths: dict[str, str] = field(default_factory=dict)
-    """Other widths than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'."""
+    widths: dict[str, str] | Literal["search"] = field(default_factory=dict)
+    """Other widths than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'; search:
+    `adjoined train --pretrained` finds a width for each channel group first, at no higher cost."""
     order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
     """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
     write them), bn (scale of their batch norms); none: as they are."""

@@ -16,6 +16,8 @@ from adjoined.method_settings import METHODS, METHODS_OF, MethodSettings, ModelS
 if TYPE_CHECKING:
     from adjoined.data import DataSettings
 
+SEARCH = "search"
+"""Value of `widths` for which `adjoined train` finds widths."""
 PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
 """Settings of where a run is computed, not what: they may change when it is resumed."""
 
@@ -173,7 +175,10 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         if self.compress is not None:
             self._require("compress", 1 <= self.compress < float("inf"), "a number of at least 1, or none")
             self._require("compress", len(self.alphas) == 1, "none where --alpha has several values")
-        if self.widths:
+        if self.widths == SEARCH:
+            self._require("widths", self.pretrained, "widths by module; search only with --pretrained")
+            self._require("widths", len(self.alphas) == 1, "widths by module where --alpha has several values")
+        elif self.widths:
             from adjoined.slicing import check_widths
 
             check_widths(self.widths)

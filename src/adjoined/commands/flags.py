@@ -247,7 +247,7 @@ def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
     if type(None) in get_args(hint) and text in ("none", "null"):
         return None
     told: Any = text
-    if hint == dict[str, str] and not text.lstrip().startswith("{"):
+    if _is_mapping(hint) and text not in choices(hint) and not text.lstrip().startswith("{"):
         told = _mapping(flag, text)
     elif _is_list(hint, text) and not text.startswith("["):
         told = [part.strip() for part in text.split(",") if part.strip()]
@@ -274,6 +274,11 @@ def _is_list(hint: Any, text: str) -> bool:
     if is_union(hint):
         return "," in text and any(item_type(each) for each in get_args(hint))
     return bool(item_type(hint))
+
+
+def _is_mapping(hint: Any) -> bool:
+    """Return whether a value is a mapping from names to texts, or may be one."""
+    return dict[str, str] in (hint, *(get_args(hint) if is_union(hint) else ()))
 
 
 def _mapping(flag: str, text: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from difflib import get_close_matches
 from functools import partial
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by, parse, typed
 from adjoined.commands.latency_flags import LatencyOptions
+from adjoined.commands.measured_first import images_and_model, measure_first
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.streams import drop_output
 from adjoined.errors import AdjoinedError
@@ -23,10 +24,7 @@ from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from adjoined.choices import Choice
-    from adjoined.data import ImageData
     from adjoined.training.job import Job
     from adjoined.training.output import Unstoppable
 
@@ -66,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     run, settings, timing, chosen = _read(argv, told)
     check_code_is_named(told, settings)
     if run.resume is None:
-        settings, found = _within_milliseconds(settings, timing)
+        settings, found = measure_first(settings, timing)
         chosen += found
     folder = Path(run.resume or run.run or _new_folder(settings))
     if run.dry_run:
@@ -137,40 +135,9 @@ def _choices(settings: Settings) -> list[Choice]:
 
     from adjoined.choices import choose
 
-    images, model = _images_and_model(settings)
+    images, model = images_and_model(settings)
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
     return choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed)
-
-
-def _images_and_model(settings: Settings) -> tuple[ImageData, nn.Module]:
-    """Return the images and the base network of these settings, with random weights."""
-    from adjoined import models
-    from adjoined.data import open_data
-    from adjoined.training.job import model_recipe
-
-    images = open_data(settings.data_settings())
-    recipe = model_recipe(settings, images)
-    return images, models.build(recipe.pop("spec"), **recipe)
-
-
-def _within_milliseconds(settings: Settings, timing: LatencyOptions) -> tuple[Settings, list[str]]:
-    """Return the settings with the alpha that a budget in milliseconds gives, and a line about it.
-
-    The run records alpha, so that it resumes with the same networks whatever the machine then measures.
-    """
-    from adjoined.slicing import Request, Slicer, read_budget
-
-    limits = read_budget(settings.budget) if settings.budget else ()
-    if all(limit.quantity != "ms" for limit in limits):
-        return settings, []
-    import torch
-
-    images, model = _images_and_model(settings)
-    info = images.info
-    example = torch.zeros(1, info.channels, info.image_size, info.image_size)
-    (plan,) = Slicer(model, example).plans(Request.of(settings), latency=timing.measure(example))
-    why = f"the largest small network within {settings.budget}, measured {timing.in_words()}"
-    return replace(settings, alpha=plan.alpha, budget=None), [f"--alpha {plan.alpha:.4g}: {why}"]
 
 
 def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:

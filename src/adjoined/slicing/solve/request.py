@@ -143,6 +143,7 @@ def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
             where="widths",
             expected="a mapping such as {'layer3.*': '1/2', 'head': '24 channels'}",
             got=repr(widths),
+            fix="`adjoined train --pretrained --widths search` and `search_widths` find widths.",
         )
     for pattern, text in widths.items():
         if not isinstance(pattern, str) or not isinstance(text, str) or not _alpha(text, 10**9):

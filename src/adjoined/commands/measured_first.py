@@ -1,0 +1,84 @@
+"""What is measured before a run starts, so that it resumes with the same networks: alpha for a time, and widths."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from adjoined.commands.latency_flags import LatencyOptions
+from adjoined.errors import AdjoinedError
+from adjoined.settings import SEARCH, Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from adjoined.data import ImageData
+    from adjoined.slicing import SlicePlan
+
+MEASURED = "ADJOINED_MEASURED"
+"""Environment variable in which the processes that a run starts find what the first one measured."""
+
+
+def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings, list[str]]:
+    """Return the settings with alpha and widths in place of what is measured, and a line about each.
+
+    Raises:
+        AdjoinedError: the budget cannot be met, or several processes would each measure for themselves.
+    """
+    from adjoined.slicing import read_budget
+
+    limits = read_budget(settings.budget) if settings.budget else ()
+    timed, searched = any(limit.quantity == "ms" for limit in limits), settings.widths == SEARCH
+    if not timed and not searched:
+        return settings, []
+    if os.environ.get("LOCAL_RANK", "0") != "0" and MEASURED in os.environ:
+        return replace(settings, budget=None, **json.loads(os.environ[MEASURED])), []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise AdjoinedError(
+            "every process would measure for itself, and choose another small network",
+            where="--widths search" if searched else f"--budget {settings.budget!r}",
+            fix="Add --dry-run in one process, and give the --alpha and --widths that it prints.",
+        )
+    within = f" within {settings.budget}" if settings.budget else ""
+    how = f", measured {timing.in_words()}" if timed else ""
+    if searched:
+        from adjoined.training.searching import searched_plan
+
+        plan = searched_plan(settings, timing.measure if timed else None)
+        found = {"alpha": plan.alpha, "widths": dict(plan.widths)}
+        told = ",".join(f"{name}={share}" for name, share in plan.widths.items())
+        lines = [f"--widths {told}: found by search{within}{how}"] if told else []
+        lines += [] if told else [f"--widths: the uniform network{within}{how} has the lowest loss"]
+    else:
+        plan = _fastest_enough(settings, timing)
+        found, lines = {"alpha": plan.alpha}, []
+    if settings.budget:
+        lines.insert(0, f"--alpha {plan.alpha:.4g}: the largest small network{within}{how}")
+    os.environ[MEASURED] = json.dumps(found)
+    return replace(settings, budget=None, **found), lines
+
+
+def images_and_model(settings: Settings) -> tuple[ImageData, nn.Module]:
+    """Return the images and the base network of these settings, with random weights."""
+    from adjoined import models
+    from adjoined.data import open_data
+    from adjoined.training.job import model_recipe
+
+    images = open_data(settings.data_settings())
+    recipe = model_recipe(settings, images)
+    return images, models.build(recipe.pop("spec"), **recipe)
+
+
+def _fastest_enough(settings: Settings, timing: LatencyOptions) -> SlicePlan:
+    """Return the plan of the largest small network within a budget that has milliseconds."""
+    import torch
+
+    from adjoined.slicing import Request, Slicer
+
+    images, model = images_and_model(settings)
+    info = images.info
+    example = torch.zeros(1, info.channels, info.image_size, info.image_size)
+    (plan,) = Slicer(model, example).plans(Request.of(settings), latency=timing.measure(example))
+    return plan

@@ -1,0 +1,76 @@
+"""The widths of a run's small network by search, on training images, before the run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adjoined import models
+from adjoined.data import open_data
+from adjoined.head import trial_head
+from adjoined.methods.transfer import ORDER
+from adjoined.settings import Settings
+from adjoined.slicing import Latency, Request, SlicePlan
+from adjoined.tasks import task_of
+from adjoined.training.checkpoints import WholeCheckpointIO
+from adjoined.training.failures import quiet
+from adjoined.training.job import model_recipe
+from adjoined.training.loaders import training_batches
+from adjoined.training.run import make_trainer
+from adjoined.width_search import search_widths
+
+SAMPLES = 768
+"""Training images; two thirds of them fit a trial head to the pretrained features."""
+BATCH = 64
+"""Images per forward pass."""
+
+
+def searched_plan(settings: Settings, latency: Callable[[Tensor], Latency] | None = None) -> SlicePlan:
+    """Return the plan of the small network with searched widths; see `adjoined.width_search`.
+
+    The images are augmented as in an epoch that the training does not have.
+
+    Args:
+        settings: the settings of a run from pretrained weights, with `widths` "search".
+        latency: an example input, float32 (1, C, H, W) -> the function that measures a candidate, for a budget in
+            milliseconds.
+
+    Raises:
+        AdjoinedError: as for `search_widths`, or the data or the model cannot be opened.
+    """
+    images = open_data(settings.data_settings())
+    images.check()
+    torch.manual_seed(settings.seed)
+    recipe = model_recipe(settings, images)
+    model = models.build(recipe.pop("spec"), **recipe, pretrained=True).eval()
+    alone = replace(settings, devices=1, nodes=1, strategy="auto")
+    with quiet():
+        device = make_trainer(alone, Path(), [], WholeCheckpointIO()).strategy.root_device
+    wanted = -(-SAMPLES // images.settings.batch_size)
+    batches = list(islice(training_batches(settings, images, device, settings.epochs), wanted))
+    x, y = (torch.cat(each)[:SAMPLES].to(device) for each in zip(*batches, strict=True))
+    example, judged, task = x[:1].cpu(), max(len(x) // 3, 2), task_of(settings)
+    model.to(device)
+    measure = None if latency is None else latency(example)
+    head = trial_head(model, x[judged:], y[judged:]) if task.kind == "classification" else nullcontext()
+    request = Request.of(replace(settings, widths={}))
+    with head:
+        return search_widths(
+            model,
+            x[:1],
+            list(zip(x[:judged].split(BATCH), y[:judged].split(BATCH), strict=True)),
+            lambda output, target: task.loss([output], target),
+            order=ORDER if settings.method == "transfer" else settings.order,
+            alpha=request.alphas[0],
+            keep=request.keep,
+            round_to=request.round_to,
+            compress=request.compress,
+            budget=request.budget,
+            latency=None if measure is None else lambda network: measure(network.cpu()),
+        )
