@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from adjoined.data.preprocessing import normalise
 from adjoined.data.sampling import EpochSampler
 from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
@@ -50,6 +52,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_st
     assert all(each.isfinite().all() for each in last["state_dict"].values())
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1"]
+
+
+def test_images_that_are_not_finite_are_named(tmp_path, monkeypatch):
+    def with_nan(images: Tensor, *args) -> Tensor:
+        return normalise(images, *args).index_fill(0, torch.tensor([1]), float("nan"))
+
+    monkeypatch.setattr("adjoined.data.images.normalise", with_nan)
+    with pytest.raises(AdjoinedError, match="epoch 1, step 1: the images are not finite") as caught:
+        train(TINY, tmp_path / "run", console=QUIET)
+    second = [index for index, _ in EpochSampler(160, seed=TINY.seed)][1]
+    assert f"in 1 of 32 images (image {second})). Repair or remove" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

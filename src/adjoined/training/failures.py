@@ -57,6 +57,8 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
         raise KeyboardInterrupt(f"stopped; continue with: {go_on}") from None
     except NotFinite as error:
         run.worth_keeping = stage.worth_keeping = True
+        if error.fix:  # resuming would not help
+            raise
         raise _remedied(error, stage, settings, go_on) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise AdjoinedError(

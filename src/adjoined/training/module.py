@@ -211,15 +211,22 @@ class TrainingModule(LightningModule):
         places = self._data.train_places(batch_idx)
         named = [places[index] for index in wrong] or places
         shown = ", ".join(named[:_SHOWN]) + (", …" if len(named) > _SHOWN else "")
-        what = "the images are not finite" if wrong else "the loss is no longer finite"
-        images = f" in {len(wrong)} of {len(x)} images ({shown})" if wrong else f" in a batch of {len(x)} ({shown})"
-        raise self._not_finite(what, value, step=self.global_step + 1, images=images)
+        step = self.global_step + 1
+        if wrong:
+            images = f" in {len(wrong)} of {len(x)} images ({shown})"
+            fix = "Repair or remove these images, and start a new run."
+            raise self._not_finite("the images are not finite", value, step=step, images=images, fix=fix)
+        images = f" in a batch of {len(x)} ({shown})"
+        raise self._not_finite("the loss is no longer finite", value, step=step, images=images)
 
-    def _not_finite(self, what: str, got: object, *, step: int | None = None, images: str = "") -> NotFinite:
+    def _not_finite(
+        self, what: str, got: object, *, step: int | None = None, images: str = "", fix: str = ""
+    ) -> NotFinite:
         return NotFinite(
             what,
             where=f"epoch {self.current_epoch + 1}, step {step or self.global_step}",
             got=f"{got} at learning rate {self.lr:.3g}{images}",
+            fix=fix,
         )
 
 
