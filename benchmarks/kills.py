@@ -93,7 +93,10 @@ def killed(start: Start, settings: Settings, folder: Path, after: float, dice: r
             return False
         time.sleep(0.005)
     children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-    os.kill(dice.choice([first, *map(int, children)]), signal.SIGKILL)
+    try:
+        os.kill(dice.choice([first, *map(int, children)]), signal.SIGKILL)
+    except ProcessLookupError:  # the drawn child has just ended
+        os.kill(first, signal.SIGKILL)
     if start is command:  # the others end by themselves within a minute; a scheduler does not wait that long
         with_group(first)
     os.waitpid(first, 0)
