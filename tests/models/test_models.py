@@ -154,6 +154,20 @@ def test_what_is_listed_as_pretrained_has_weights_and_nothing_else_has():
     assert all(each.pretrained and timm.is_model_pretrained(each.spec.removeprefix("timm:")) for each in weights)
 
 
+def test_a_new_last_layer_starts_with_small_logits_and_one_for_imagenet_is_timms():
+    import timm
+
+    for name in ("mobilenetv3_small_050", "efficientnet_lite0"):
+        theirs = timm.create_model(name, num_classes=3).get_classifier()
+        ours = build(f"timm:{name}", num_classes=3).get_classifier()
+        assert ours.weight.std() < ours.in_features**-0.5 < theirs.weight.std()
+    torch.manual_seed(0)
+    published = timm.create_model("mobilenetv3_small_050").state_dict()
+    torch.manual_seed(0)
+    built = build("timm:mobilenetv3_small_050", num_classes=1000).state_dict()
+    assert all(torch.equal(built[key], value) for key, value in published.items())
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
