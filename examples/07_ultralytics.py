@@ -75,8 +75,9 @@ class Adjoined:
         def distance(p: Any, q: Any) -> Tensor:
             return len(x) * head_distance(p, q, bins=model.model[-1].reg_max)
 
-        loss = adjoined.adjoint_objective(self.net(x), task=task, distance=distance, progress=self.step / self.steps)
+        progress = min(self.step / self.steps, 1.0)  # the trainer may repeat an epoch
         self.step += 1
+        loss = adjoined.adjoint_objective(self.net(x), task=task, distance=distance, progress=progress)
         return loss, items[0]
 
     def finish(self, trainer: Any) -> None:
@@ -87,9 +88,13 @@ class Adjoined:
 
 def head_distance(p: dict[str, Tensor], q: dict[str, Tensor], bins: int) -> Tensor:
     """Return the distance of two heads' outputs: `scores` (N, K, A) and `boxes` (N, 4 * bins, A)."""
-    scores = [each["scores"].transpose(1, 2) for each in (p, q)]
-    sides = [each["boxes"].transpose(1, 2).unflatten(2, (4, bins)) for each in (p, q)]
-    return score_kl(*scores) + bins_kl(*sides, confidence(scores[0]))
+
+    def parts(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        scores, boxes = (output[name].transpose(1, 2) for name in ("scores", "boxes"))
+        return scores, boxes.unflatten(2, (4, bins))
+
+    (p_scores, p_sides), (q_scores, q_sides) = parts(p), parts(q)
+    return score_kl(p_scores, q_scores) + bins_kl(p_sides, q_sides, confidence(p_scores))
 
 
 def with_model(yolo: Any, model: Any) -> Any:

@@ -23,7 +23,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,6 @@ import adjoined
 from adjoined.benchmark.environment import environment
 from adjoined.distances import bins_kl, confidence, score_kl
 from adjoined.methods.scratch import fresh_small
-from adjoined.objective import objective_terms
 from adjoined.slicing import measure_cost
 from adjoined.statistics import measure_statistics
 
@@ -286,8 +284,8 @@ def objective(outputs: Sequence[dict[str, Tensor]], truth: Truth, progress: floa
     `adjoint_objective` would multiply the small network's task by λ(t), too, so that the base begins alone. In a
     training of few epochs that costs the small network more than the base gains.
     """
-    terms = objective_terms(outputs, task=partial(task, truth=truth), distance=distance)
-    return terms.task + terms.small_task + adjoined.kl_weight(progress) * terms.distance
+    p, q = outputs
+    return task(p, truth) + task(q, truth) + adjoined.kl_weight(progress) * distance(p, q)
 
 
 def train(network: nn.Module, data: tuple[Tensor, Truth], epochs: int, seed: int, size: int = 16) -> None:
