@@ -282,7 +282,7 @@ def objective(outputs: Sequence[dict[str, Tensor]], truth: Truth, progress: floa
     """Return the loss of both networks: each one's own task, and λ(t) times their distance.
 
     `adjoint_objective` would multiply the small network's task by λ(t), too, so that the base begins alone. In a
-    training of few epochs that costs the small network more than the base gains.
+    training of ten epochs that was worse for both networks.
     """
     p, q = outputs
     return task(p, truth) + task(q, truth) + adjoined.kl_weight(progress) * distance(p, q)
