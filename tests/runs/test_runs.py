@@ -16,9 +16,11 @@ from torch import nn
 from adjoined.cli import main
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
+from adjoined.files import replaced_folder
 from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, load, read_description
 from adjoined.runs.lock import locked
+from adjoined.runs.networks import settled
 from adjoined.training import train
 from adjoined.training.evaluate import evaluate
 from read_only import read_only
@@ -112,6 +114,33 @@ def test_deleted_networks_are_made_again_from_the_last_checkpoint(copy, finished
     assert [each.top1 for each in again.networks] == [each.top1 for each in finished.networks]
     for each in finished.networks:
         assert (copy / each.path.name).read_bytes() == each.path.read_bytes()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_folder_that_training_replaces_while_it_is_read_is_read_again(told, tmp_path):
+    """Reading the networks of the last epoch, half of the files may be of one epoch and half of the next."""
+    best = tmp_path / "best"
+
+    def write(epoch: str) -> None:
+        with replaced_folder(best) as folder:
+            for name in ("base", "small"):
+                (folder / name).write_text(epoch)
+
+    def read(path: Path) -> list[str]:
+        found = [(path / "base").read_text()]
+        if found == ["1"]:
+            write("2")
+        found.append((path / "small").read_text())
+        if told and len(set(found)) > 1:
+            raise AdjoinedError("the files do not belong together")
+        return found
+
+    write("1")
+    assert settled(lambda: best, read) == ["2", "2"]
+    (best / "small").write_text("damaged")
+    if told:
+        with pytest.raises(AdjoinedError, match="do not belong together"):
+            settled(lambda: best, read)
 
 
 def test_a_finished_run_is_not_trained_over(finished):

@@ -15,7 +15,7 @@ from adjoined.data.settings import folder_of
 from adjoined.errors import AdjoinedError
 from adjoined.runs.folder import RunFolder
 from adjoined.runs.hub import located
-from adjoined.runs.networks import load, read_description
+from adjoined.runs.networks import load, read_description, settled
 from adjoined.runs.result import NetworkResult, RunResult
 
 
@@ -91,7 +91,11 @@ def open_run(folder: str | Path, model: str | None = None, *, weights: str = "fi
     """
     run = RunFolder(located(folder))
     run.read_settings()
-    holder = RunFolder(run.holding(weights))
+    return settled(lambda: run.holding(weights), lambda path: _opened(run, path, model, weights))
+
+
+def _opened(run: RunFolder, path: Path, model: str | None, weights: str) -> FinishedRun:
+    holder = RunFolder(path)
     found = holder.read_result()
     if found is None:
         usable = [each for each in ("last", "best") if (run.checkpoints / each).is_dir()]

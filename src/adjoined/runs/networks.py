@@ -9,10 +9,10 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,8 @@ LARGEST_HEADER = 16 << 20
 """Largest header of a weights file, bytes."""
 MOST_SMALLER = 4096
 """Largest allowed ratio of the base network's size to a small network's file."""
+T = TypeVar("T")
+_ATTEMPTS = 5
 Model = nn.Module | str | Callable[[], nn.Module]
 
 
@@ -68,8 +70,39 @@ def load(
     """
     check_name(which, "which")
     run = RunFolder(located(folder, (f"{which}.json", f"{which}.safetensors")))
-    if weights != "final":
-        run = RunFolder(run.holding(weights))
+    return settled(lambda: run.holding(weights), lambda path: _loaded(RunFolder(path), which, model))
+
+
+def settled(place: Callable[[], Path], read: Callable[[Path], T]) -> T:
+    """Return what is read from a folder; if a run in training has replaced the folder meanwhile, read it again.
+
+    Args:
+        place: finds the folder.
+        read: reads it; raises AdjoinedError if its files do not belong together.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        path = place()
+        before = _version(path)
+        try:
+            found = read(path)
+        except AdjoinedError:
+            if _version(path) == before:
+                raise
+        else:
+            if _version(path) == before:
+                return found
+    return read(place())
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """Return what differs between a folder and its replacement."""
+    with suppress(OSError):
+        status = folder.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
+
+
+def _loaded(run: RunFolder, which: str, model: Model | None) -> nn.Module:
     description = read_description(run.path, which)
     _, size = read_shapes(run.weights(which))
     module = rebuild(description, where=run.description(which), model=model, tensor_bytes=size)
