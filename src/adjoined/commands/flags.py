@@ -61,7 +61,7 @@ def parse(
     for path in told.pop("config", ()):
         found = _from_file(path, hints)
         values |= found
-        files |= dict.fromkeys(found, path)
+        files |= {name: str(path) for name in found}
     printed, words = told.pop("print_config", False), told.pop("words")
     for name, text in told.items():
         values[name] = _read(_flag(name), text, hints[name], see_help)

@@ -144,7 +144,7 @@ def _calm_new_head(model: nn.Module) -> None:
     classes. With three, the logits of the first step have a standard deviation of 6, and training from scratch loses
     epochs until they have shrunk. Such weights get the standard deviation of torch's own initialisation.
     """
-    head: object = model.get_classifier() if hasattr(model, "get_classifier") else None
+    head: object = getattr(model, "get_classifier", lambda: None)()
     if not isinstance(head, nn.Linear):
         return
     with torch.no_grad():
