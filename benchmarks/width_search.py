@@ -37,8 +37,11 @@ def train(network: nn.Module, settings: Settings, images: ImageData) -> None:
         network.train()
         for x, y in training_batches(settings, images, torch.device("cpu"), epoch):
             outputs = network(x)
-            alone = isinstance(outputs, Tensor)
-            loss = sum_cross_entropy([outputs], y) if alone else adjoint_loss(*outputs, y, progress=1, small_ce=1)
+            if isinstance(outputs, Tensor):
+                loss = sum_cross_entropy([outputs], y)
+            else:
+                p, q = outputs
+                loss = adjoint_loss(p, q, y, progress=1, small_ce=1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -64,7 +67,7 @@ def small_accuracy(base: nn.Module, plan: SlicePlan, x: Tensor, settings: Settin
 
 def main() -> None:
     """Train and print a line for each seed."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="digits_resnet")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--data-root", default=Settings().data_root)

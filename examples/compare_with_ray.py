@@ -12,7 +12,7 @@ import argparse
 import subprocess
 import sys
 
-import ray
+import ray  # pyright: ignore[reportMissingImports] - an extra
 
 
 def compare(*arguments: str) -> None:
