@@ -99,15 +99,15 @@ def share(weight: Tensor, slices: Sequence[Indices], gradient: float = 1.0) -> t
         gradient: factor on the gradients that reach the weight through its slices.
 
     Returns:
-        A tensor for every small network: the weight itself if it is not sliced, a view if the indices are consecutive,
-        else a copy.
+        A tensor for every small network: the weight itself if it is not sliced, a view if that is contiguous, else a
+        copy. A model's own code may call `view` on its weights.
     """
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if transformed and gradient != 1:
         still = weight.detach()
         weight = still + gradient * (weight - still)
     if transformed or not (torch.is_grad_enabled() and weight.requires_grad):
-        return tuple(take(weight, indices) for indices in slices)
+        return tuple(_dense(take(weight, indices), weight) for indices in slices)
     if gradient == 1 and all(index is None for indices in slices for index in indices):
         return (weight,) * len(slices)
     return _Share.apply(weight, tuple(slices), gradient)  # pyright: ignore[reportReturnType]
@@ -130,9 +130,10 @@ class _Share(torch.autograd.Function):
             arrived = [(indices, ctx.gradient * part) for indices, part in arrived]
         if all(part.is_sparse and indices[0] is None for indices, part in arrived):  # of a table: rows are not channels
             return reduce(torch.add, (_sparse_at(ctx.shape, indices, part) for indices, part in arrived)), None, None
-        total = torch.zeros(ctx.shape, dtype=arrived[0][1].dtype, device=arrived[0][1].device)
-        for indices, part in arrived:
-            add_at(total, indices, part.to_dense())
+        dense = [(indices, part.to_dense()) for indices, part in arrived]
+        total = dense[0][1].new_zeros(ctx.shape)  # a batch of gradients, where a Jacobian is vectorised
+        for indices, part in dense:
+            add_at(total, indices, part)
         return total, None, None
 
     @staticmethod
@@ -143,8 +144,13 @@ class _Share(torch.autograd.Function):
 
 def _taken(tensor: Tensor, indices: Indices) -> Tensor:
     """Return a slice as a tensor of its own, also where it is the whole: a node returns no input."""
-    part = take(tensor, indices)
+    part = _dense(take(tensor, indices), tensor)
     return part.view_as(part)
+
+
+def _dense(part: Tensor, weight: Tensor) -> Tensor:
+    """Return a slice contiguous where the weight is."""
+    return part.contiguous() if weight.is_contiguous() and not part.is_contiguous() else part
 
 
 def _sparse_at(shape: torch.Size, indices: Indices, part: Tensor) -> Tensor:

@@ -185,3 +185,12 @@ def test_torch_func(transform: str):
         expected = TRANSFORMS[transform](Apart(net), x)  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(found, expected)
     assert found.abs().max() > 0
+
+
+def test_a_batch_of_gradients():
+    net = joint().double().eval()
+    weight, logits = net.base.get_parameter("stem.weight"), logits_of(net, X[:1].double()).flatten()
+    each = torch.eye(len(logits), dtype=torch.float64)
+    (batch,) = torch.autograd.grad(logits, weight, each, is_grads_batched=True, retain_graph=True)
+    expected = [torch.autograd.grad(logits, weight, one, retain_graph=True)[0] for one in each]
+    torch.testing.assert_close(batch, torch.stack(expected))

@@ -39,7 +39,6 @@ WIDE: dict[type[nn.Module], tuple[float, str]] = {
     layers.DeformableWithMask: (0.16, r"a deformable kernel, in 'one' \(deform_conv2d\)"),
     layers.GridSampled: (0.09, r"combined with a tensor of fixed width"),
     layers.LocalDescriptors: (0.22, r"two channels at once, in 'back'"),
-    layers.ChannelMixing: (0.27, r"two channels at once"),
     modules.Scripted: (0.60, r"TorchScript module 'two'"),
     modules.SinusoidsAdded: (0.30, r"combined with a tensor of fixed width.*\(add\)"),
 }

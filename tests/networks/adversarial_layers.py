@@ -331,11 +331,9 @@ class LocalDescriptors(Net):
 class ChannelMixing(Net):
     """Einsums of several forms."""
 
-    reads = 24
-
     def parts(self) -> None:
         self.mix, self.each = nn.Parameter(torch.randn(40, 32) / 6), nn.Parameter(torch.randn(40, 8, 8))
-        self.groups = nn.Parameter(torch.randn(8, 5, 3))
+        self.groups = nn.Parameter(torch.randn(8, 5, 4))
 
     def mid(self, x: Tensor) -> Tensor:
         x = torch.einsum("nchw,dc->nhwd", x, self.mix)

@@ -136,6 +136,55 @@ class ExpertsInTheMiddle(Experts):
         return torch.einsum("npe,npeo->npo", share, torch.einsum("npi,ieo->npeo", x, self.matrices))
 
 
+class ExpertsByView(Net):
+    """One convolution computes what all experts do; a sum weighs them."""
+
+    def parts(self) -> None:
+        self.gate, self.experts = nn.Linear(32, 4), nn.Conv2d(32, 4 * 32, 3, padding=1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.mix(self.experts(x), self.gate(x.mean((2, 3))).softmax(-1))
+
+    def mix(self, x: Tensor, share: Tensor) -> Tensor:
+        x = x.view(len(x), share.shape[1], -1, *x.shape[2:])
+        return torch.einsum("neohw,ne->nohw", x, share)
+
+
+class ExpertsByViewAndSum(ExpertsByView):
+    def mix(self, x: Tensor, share: Tensor) -> Tensor:
+        return (x.unflatten(1, (4, -1)) * share[:, :, None, None, None]).sum(1)
+
+
+class ExpertsByViewBehindChannels(ExpertsByView):
+    """The gates are no shares, and the experts are the inner dimension."""
+
+    def parts(self) -> None:
+        self.gate, self.experts = nn.Conv2d(32, 4, 1), nn.Conv2d(32, 4 * 32, 3, padding=1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return (self.experts(x).unflatten(1, (-1, 4)) * self.gate(x).sigmoid()[:, None]).sum(2)
+
+
+class ExpertsOfOneWeight(ExpertsByView):
+    """CondConv, its kernels in one weight."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        weight = self.experts.weight
+        kernel = self.gate(x.mean((2, 3))).softmax(-1) @ weight.view(4, -1)
+        return F.conv2d(x.reshape(1, -1, h, w), kernel.view(-1, *weight.shape[1:]), padding=1, groups=n).view_as(x)
+
+
+class LayersWeighed(Net):
+    """The same four weights for every input."""
+
+    def parts(self) -> None:
+        self.layers, self.weights = nn.Conv2d(32, 4 * 32, 3, padding=1), raw(4)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.layers(x).unflatten(1, (-1, 4)).movedim(2, -1) @ self.weights
+
+
 class LargestOfSeveral(Net):
     """Maxout: four layers, of which the largest counts."""
 
@@ -252,6 +301,61 @@ class LearnedQueries(Net):
         return tokens.transpose(1, 2)[..., None]
 
 
+class BasisOfFunctions(Net):
+    """Each channel is read through seven bumps, with a weight for each."""
+
+    def parts(self) -> None:
+        self.share, self.centre = raw(32, 32, 7), raw(7)
+
+    def mid(self, x: Tensor) -> Tensor:
+        bumps = torch.exp(-((x.permute(0, 2, 3, 1)[..., None] - self.centre) ** 2))
+        return F.linear(bumps.flatten(3), self.share.flatten(1)).permute(0, 3, 1, 2)
+
+
+class Polynomials(Net):
+    def parts(self) -> None:
+        self.share, self.order = raw(32, 32, 5), nn.Buffer(torch.arange(5.0))
+
+    def mid(self, x: Tensor) -> Tensor:
+        angles = x.tanh().acos()[..., None] * self.order
+        return torch.einsum("nihwd,iod->nohw", angles.cos(), self.share)
+
+
+class Neighbourhoods(Net):
+    """A convolution written with `unfold`: channels and the nine places around are one dimension of a product."""
+
+    def parts(self) -> None:
+        self.kernel = raw(32, 32, 9)
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
+        return torch.einsum("nihwk,oik->nohw", x, self.kernel)
+
+
+class HeadsInAParameter(Net):
+    """Attention whose weights have a dimension for heads."""
+
+    def parts(self) -> None:
+        self.query, self.key, self.value, self.out = raw(32, 4, 8), raw(32, 4, 8), raw(32, 4, 8), raw(4, 8, 32)
+
+    def mid(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("ncl,chd->nhld", x.flatten(2), w) for w in (self.query, self.key, self.value))
+        weights = torch.einsum("nhld,nhmd->nhlm", q, k).softmax(-1)
+        return torch.einsum("nhlm,nhmd,hdc->ncl", weights, v, self.out).view_as(x)
+
+
+class Residuals(Net):
+    """NetVLAD: how far the places are from six centres, in one vector."""
+
+    def parts(self) -> None:
+        self.near, self.centres, self.out = nn.Conv2d(32, 6, 1), raw(6, 32), nn.Linear(192, 32)
+
+    def mid(self, x: Tensor) -> Tensor:
+        near = self.near(x).flatten(2).softmax(1)
+        away = (x.flatten(2)[:, None] - self.centres[None, :, :, None]) * near[:, :, None]
+        return self.out(away.sum(3).flatten(1)).tanh()[..., None, None].expand(-1, -1, 8, 8)
+
+
 KEPT: dict[type[Net], dict[str, tuple[int, ...]]] = {
     SumOfKernels: {"one": (2, 3), "two": (2, 3)},
     KernelsInOneDimension: {"one": (2,), "two": (2,)},
@@ -265,6 +369,11 @@ KEPT: dict[type[Net], dict[str, tuple[int, ...]]] = {
     ExpertsInABatch: {"gate.weight": (0,), "matrices": (0,), "bias": (0,)},
     ExpertsOfTwoLayers: {"gate.weight": (0,), "up": (0,), "down": (0,)},
     ExpertsInTheMiddle: {"gate.weight": (0,), "matrices": (1,)},
+    ExpertsByView: {"gate.weight": (0,)},
+    ExpertsByViewAndSum: {"gate.weight": (0,)},
+    ExpertsByViewBehindChannels: {"gate.weight": (0,)},
+    ExpertsOfOneWeight: {"gate.weight": (0,)},
+    LayersWeighed: {"weights": (0,)},
     LargestOfSeveral: {"matrices": (0,), "bias": (0,)},
     WindowedFilter: {"taps": (0,), "window": (0,)},
     Wavelet: {"low": (0,), "high": (0,)},
@@ -275,5 +384,10 @@ KEPT: dict[type[Net], dict[str, tuple[int, ...]]] = {
     TimeWindow: {"window": (0,), "fade": (0,)},
     RelativePositions: {"table": (0,), "more": (0,)},
     LearnedQueries: {"tokens": (1,), "position": (1,)},
+    BasisOfFunctions: {"share": (2,), "centre": (0,)},
+    Polynomials: {"share": (2,), "order": (0,)},
+    Neighbourhoods: {"kernel": (2,)},
+    HeadsInAParameter: {"query": (1,), "key": (1,), "value": (1,), "out": (0,)},
+    Residuals: {"centres": (0,), "near.weight": (0,)},
 }
 """Network -> parameter -> dimensions that are not channels."""

@@ -112,7 +112,7 @@ WIDE: list[tuple[type[Net], str, str]] = [
     (odd.Sorted, "stem.0", r"sorted by value"),
     (odd.Fourier, "stem.0", r"a Fourier transform along the channels"),
     (odd.Rolled, "stem.0", r"two channel groups meet in 'body'"),
-    (odd.OuterProduct, "one", r"two channels at once, in 'body' \(convolution\)"),
+    (odd.OuterProduct, "two", r"two channels at once, in 'body' \(convolution\)"),
 ]
 
 

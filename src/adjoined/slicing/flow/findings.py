@@ -53,6 +53,12 @@ class Findings:
     """Product between tensors whose heads are kept or dropped whole -> a label for each head."""
     head_width: dict[Site, int] = field(default_factory=dict)
     """The same product -> features of each of its heads."""
+    weighed: dict[Site, list[int]] = field(default_factory=dict)
+    """Operator between the parts of a fold and a gate for each -> the labels of the gates."""
+    mixed: dict[Site, tuple[int, int]] = field(default_factory=dict)
+    """The same, where all parts stay and keep the same channels -> (operand with the gates, their dimension)."""
+    left_out: dict[Site, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Operator -> labels that stay, as elements of its operands belong to them and to other channels at once."""
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels, so that dropped channels at zero still count."""
     read: set[int] = field(default_factory=set)

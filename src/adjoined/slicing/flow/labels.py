@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import ClassVar, NamedTuple
@@ -241,6 +242,18 @@ def lines(slot: Slot, dims: Sequence[int]) -> list[list[int]]:
     """
     places = math.prod(slot.shape[d] for d in dims)
     return slot.movedim(tuple(dims), tuple(range(len(dims)))).reshape(places, -1).tolist()
+
+
+def proportions(line: Iterable[int]) -> dict[int, int]:
+    """Return how often each label comes in a row, in lowest terms: beside it, other channels may be narrowed, too.
+
+    Example:
+        >>> proportions([5, 5, 7, 7, 7, 7])
+        {5: 1, 7: 2}
+    """
+    counts = Counter(line)
+    divisor = math.gcd(*counts.values())
+    return {label: count // divisor for label, count in counts.items()}
 
 
 def in_order(slot: Slot) -> tuple[list[int], Tensor]:

@@ -25,6 +25,8 @@ from adjoined.slicing.flow.labels import (
     distinct,
     in_order,
     lines,
+    pairs,
+    proportions,
     squeeze_equal,
     varying,
 )
@@ -204,15 +206,50 @@ class State:
 
     def vector(self, slots: Iterable[Slot], dim: int) -> Tensor | None:
         """Return the labels along one dimension as a vector; None where it has none."""
-        found: Tensor | None = None
-        for slot in slots:
+        found: list[Tensor] = []
+        for slot in self._without_left_out(slots):
             if slot.shape[dim] > 1:
                 labels = self.collapse(slot, (dim,)).reshape(-1)
-                if found is not None and not torch.equal(found, labels):
-                    self.pin(found, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
-                    self.pin(labels, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
-                found = labels if found is None else self.tie(found, labels)
-        return found
+                if not any(torch.equal(labels, other) for other in found):
+                    found.append(labels)
+        return self._one_of(found) if found else None
+
+    def untangle(self, slots: Sequence[Slot]) -> list[Slot]:
+        """Return slots of one tensor of which no two vary along one dimension; what is left out keeps full width."""
+        apart: list[Slot] = []
+        for slot in self._without_left_out(slots):
+            tangled = [other for other in apart if set(varying(slot)) & set(varying(other))]
+            if tangled:
+                apart = [other for other in apart if not any(other is each for each in tangled)]
+                slot = self._one_of([*tangled, slot])
+            apart.append(slot)
+        return apart
+
+    def _one_of(self, slots: Sequence[Slot]) -> Slot:
+        """Return one of several slots along one dimension, where elements belong to two channels at once; pin the rest.
+
+        It is one that is known as channels, rather than as positions that were flattened with them, and the longest.
+        """
+        if all(self._tied(slots[0], other) for other in slots[1:]):
+            return slots[0]
+        first = max(slots, key=lambda slot: (distinct(slot)[0] in self.findings.channels, len(distinct(slot))))
+        for slot in slots:
+            if slot is not first:
+                self.pin(slot, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
+                if not self.strict:
+                    self.findings.left_out[self.cut].update(distinct(slot))
+        return first
+
+    def _without_left_out(self, slots: Iterable[Slot]) -> Iterable[Slot]:
+        """Leave out the slots that the first run left out: one of which a single channel is left is gone by now."""
+        if not self.strict or self.cut not in self.findings.left_out:
+            return slots
+        out = self.findings.left_out[self.cut]
+        return [slot for slot in slots if not out.issuperset(distinct(slot))]
+
+    def _tied(self, a: Slot, b: Slot) -> bool:
+        """Tell whether two slots are tied element by element."""
+        return all(self.ties.find(x) == self.ties.find(y) for x, y in pairs(a, b))
 
     def knows(self, tensor: Tensor) -> bool:
         """Tell whether a tensor carries labels."""
@@ -233,6 +270,8 @@ class State:
         """Raise Mismatch if code asks for more or fewer channels than are left of those that it first asked for."""
         sizes = self.findings.sizes.get(site)
         if sizes is None or site in self.unaligned or self.is_kept is None:
+            return
+        if site.operator == "view" and len(asked) != len(sizes):  # another call, made on the way to a failure
             return
         position = check_sizes(asked, sizes, self.is_kept, by_value=self.values.decide)
         if position is not None:
@@ -340,8 +379,8 @@ class State:
         rows = [d for d in varying(before) if before.shape[d] == folded.shape[d]]
         if before.shape == folded.shape or not rows:
             return False
-        kept = [sorted(filter(self._has, line)) for line in lines(before, rows)]
-        return kept == [sorted(filter(None, line)) for line in lines(folded, rows)]
+        kept = [proportions(filter(self._has, line)) for line in lines(before, rows)]
+        return kept == [proportions(filter(None, line)) for line in lines(folded, rows)]
 
     def _kept_of(self, slot: Slot) -> Slot:
         """Return the part of a slot that the small network has: along each dimension, lines with a kept or no label."""
@@ -359,9 +398,15 @@ class State:
         if self.is_kept is None:
             self.findings.operands[self.cut, operand].append(slot)
             return set(varying(slot))
+        return {dim for each in self._in_base(operand, slot) for dim in varying(each)} | set(varying(slot))
+
+    def is_folded(self, operand: int, slot: Slot, dims: set[int]) -> bool:
+        """Tell whether a slot for which `spans` was asked varies along several dimensions at once in the base."""
+        return any(dims <= set(varying(each)) for each in self._in_base(operand, slot))
+
+    def _in_base(self, operand: int, slot: Slot) -> list[Slot]:
         labels = set(distinct(slot))
-        found = [each for each in self.findings.operands.get((self.cut, operand), ()) if labels & set(distinct(each))]
-        return {dim for each in found for dim in varying(each)} | set(varying(slot))
+        return [each for each in self.findings.operands.get((self.cut, operand), ()) if labels & set(distinct(each))]
 
     def _has(self, label: int) -> bool:
         """Tell whether a label is one of a channel that the small network has."""

@@ -236,6 +236,13 @@ def hand_on_kept(source: nn.Module, target: nn.Module) -> None:
 _OF_MODULES = set(vars(nn.Module()))
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64 or complex128; integers stay."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 class WithoutHistory(TorchFunctionMode):
     """Lets `copy.deepcopy` copy tensors that an operation has returned, which torch refuses otherwise."""
 

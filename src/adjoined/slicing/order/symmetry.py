@@ -16,7 +16,7 @@ from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
-from adjoined.slicing.model.modules import duplicate, named_tensors
+from adjoined.slicing.model.modules import duplicate, named_tensors, widened
 from adjoined.slicing.solve.groups import Grouping
 
 Gathers = Mapping[str, Sequence[Tensor | None]]
@@ -117,7 +117,7 @@ class Probe:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._original, self._inputs = model, inputs
-        self.model = duplicate(model).double().eval()
+        self.model = duplicate(model)._apply(widened).eval()
         self._runs: list[tuple[Inputs, bool]] = []
         self._expected: list[Tensor] = []
         self._tolerance = FLOAT64_TOLERANCE
@@ -133,8 +133,7 @@ class Probe:
             self.model = duplicate(self._original).eval()
             inputs = _varied(self._inputs)
             if double:
-                self.model = self.model.double()
-                inputs = inputs.map(lambda t: t.double() if t.is_floating_point() else t)
+                self.model, inputs = self.model._apply(widened), inputs.map(widened)
             self._tolerance = FLOAT64_TOLERANCE if double else OTHER_TOLERANCE
             self._runs = [(inputs, False)]
             if train_inputs is not None:
@@ -182,7 +181,7 @@ class Probe:
     def _close(self, found: Tensor, expected: Tensor) -> bool:
         if found.shape != expected.shape:
             return False
-        if not expected.is_floating_point() or not expected.numel():
+        if not (expected.is_floating_point() or expected.is_complex()) or not expected.numel():
             return torch.equal(found, expected)
         return bool((found - expected).abs().max() <= self._tolerance * expected.abs().max())
 

@@ -16,7 +16,7 @@ from adjoined.slicing.flow.labels import Axis, Slot, distinct, sets_of, squeeze_
 from adjoined.slicing.flow.places import NOT_CHANNELS
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.plan.reasons import Reason
+from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.request import RequestedWidth
 
 Piece = tuple[Site, int, int]
@@ -160,13 +160,22 @@ class Grouping:
     def tied_groups(self) -> set[str]:
         """Return the modules whose groups of channels (of a convolution, or heads) are all tied to each other.
 
+        Where gates weigh the parts of a fold, it is the operator's site, not its module.
+
         These cannot be dropped whole, but may be narrowed inside. What ties them is a sum over the groups, as in split
         attention, or a table that all heads read.
         """
         of = self._findings.conv_groups
         choices = [(module, of[module].tolist()) for module in self._findings.whole_by_choice]
         choices += [(site.module, labels) for site, labels in self._findings.whole_heads.items()]
-        return {module for module, labels in choices if len({self.roots[label] for label in labels}) == 1}
+        choices += [(f"{site}", labels) for site, labels in self._findings.weighed.items()]
+        return {module for module, labels in choices if self._are_stuck(labels)}
+
+    def _are_stuck(self, labels: Iterable[int]) -> bool:
+        """Tell whether groups of channels are all tied to each other, or stay because others lie across them."""
+        whys = [self.of(label).why for label in labels]
+        across = all(why is not None and why.kind is Kind.TWO_AT_ONCE for why in whys)
+        return across or len({self.roots[label] for label in labels}) == 1
 
     def narrowed_labels(self) -> Tensor:
         """Return for every label whether its group is narrowed (bool vector), as the groups' `kept` say now."""

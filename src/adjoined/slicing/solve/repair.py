@@ -51,10 +51,12 @@ class Repairs:
     corrections: Corrections = field(init=False)
     _trial: _Trial | None = None
     _widened: Counter[str] = field(default_factory=Counter)
+    _required: list[RequiredWidth | None] = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin with all attributes as the base network has them."""
         self.corrections = Corrections(self.trace, self.grouping)
+        self._required = [group.required for group in self.grouping.groups]
 
     def repair(self, failure: Failure, is_kept: Callable[[int], bool]) -> None:
         """Change something, so that the next attempt gets further.
@@ -81,7 +83,10 @@ class Repairs:
 
     def _undo(self, trial: _Trial) -> None:
         self.corrections.corrected = dict(trial.corrected)
-        for group, required in zip(self.grouping.groups, trial.required, strict=True):
+        self._require(trial.required)
+
+    def _require(self, widths: list[RequiredWidth | None]) -> None:
+        for group, required in zip(self.grouping.groups, widths, strict=True):
             group.required = required
 
     def _ways(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
@@ -165,6 +170,7 @@ class Repairs:
             raise Unaligned(self._and_alike(cuts))
         if not self._widen(failure.labels, failure.module, failure.why):
             raise OutOfStep(failure.message)
+        self._require(self._required)  # widths were chosen for code that met other widths
         self.log.append(f"kept wide after: {failure.message}")
 
     def _and_alike(self, cuts: set[Site]) -> set[Site]:

@@ -13,16 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm, named_tensors
 
-LOW = (torch.float32, torch.float16, torch.bfloat16)
+WIDER = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64)
+WIDER |= {torch.complex64: torch.complex128}
 
 
 def random_inputs(inputs: Inputs, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-    """Return the inputs with normal random numbers in all floating-point tensors; indices and masks stay."""
+    """Return the inputs with normal random numbers for all real and complex ones; indices and masks stay."""
 
     def draw(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
-        return torch.randn(tensor.shape, dtype=dtype, generator=generator).to(tensor.device)
+        drawn = dtype.to_complex() if tensor.is_complex() else dtype
+        return torch.randn(tensor.shape, dtype=drawn, generator=generator).to(tensor.device)
 
     return inputs.map(draw)
 
@@ -84,7 +86,7 @@ class _Calibrate(TorchDispatchMode):
         bias, factors = (args[2], args[:2]) if convolution else (args[0] if name == "addmm" else None, args[-2:])
         product = func(*factors, None, *args[3:]) if convolution else factors[0] @ factors[1]
         weight = next((found for each in factors if (found := self._take(each)) is not None), None)
-        size = float(product.square().mean().sqrt())
+        size = float(product.abs().square().mean().sqrt())
         if weight is not None and 0 < size < float("inf"):
             weight.div_(size)
             product.div_(size)
@@ -128,6 +130,6 @@ def in_float64() -> Iterator[None]:
 class _Widen(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in LOW:
-            kwargs["dtype"] = torch.float64
+        if kwargs.get("dtype") in WIDER:
+            kwargs["dtype"] = WIDER[kwargs["dtype"]]
         return func(*args, **kwargs)

@@ -11,6 +11,7 @@ from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import Slot, along, varying
 from adjoined.slicing.flow.operators import Statistic, rule
 from adjoined.slicing.flow.rules.attention import heads_of, keeps_whole_heads
+from adjoined.slicing.flow.rules.pointwise import PARTS
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
 
@@ -35,12 +36,17 @@ def product_and_sum(state: State, call: Call) -> None:
 def product_with_vector(state: State, call: Call) -> None:
     """(n, k) by (k): the rows keep their labels."""
     matrix, vector = call["mat"] if call.name == "addmv" else call["self"], call["vec"]
-    inner = [slot for slot in state.slots(matrix) if 1 in varying(slot)]
-    read, weight = state.vector(inner, 1), state.vector(state.slots(vector), 0)
+    spans = [(slot, state.spans(0, slot)) for slot in state.slots(matrix)]
+    rest = state.slots(vector)
+    if _folded(state, 0, spans, 1, 0):
+        spans = _mixed(state, 0, spans, 1, 0)
+        for slot in rest:
+            state.pin(slot, PARTS)
+    read, weight = state.vector([slot for slot, dims in spans if 1 in dims], 1), state.vector(rest, 0)
     if read is not None or weight is not None:
         state.tie_vectors(read, weight, "reads features of fixed width")
         state.note_crossing()
-    state.carry(call.out, [slot.reshape(-1) for slot in state.slots(matrix) if varying(slot) == (0,)])
+    state.carry(call.out, [slot.reshape(-1) for slot, _ in spans if varying(slot) == (0,)])
 
 
 @rule("dot", "vdot", statistic=Statistic.SUM)
@@ -79,6 +85,12 @@ def _product(
         carried = heads_of(state, [slot for slots in by_head for slot in slots], 0)
         state.note_read(carried[0])
     else:
+        # A weight that all rows of `a` share reads what lies along them.
+        shared = state.values.computed(a) and not state.values.computed(b) and b.shape[column] > 1
+        in_rows = not state.in_linear and not shared and _folded(state, 0, spans_a, inner_a, a.ndim - 2)
+        if in_rows or _folded(state, 1, spans_b, inner_b, column):
+            spans_a = _mixed(state, 0, spans_a, inner_a, a.ndim - 2)
+            spans_b = _mixed(state, 1, spans_b, inner_b, column)
         read = state.vector([slot for slot, dims in spans_a if inner_a in dims], inner_a)
         weight_in = state.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
         if weight_in is not None and state.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
@@ -109,6 +121,31 @@ def _product(
     if bias is not None and state.slots(bias):
         columns = state.tie_vectors(columns, state.vector(state.slots(bias), bias.ndim - 1), "its bias has fixed width")
     return state.carry(out, carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else []))
+
+
+Spans = Sequence[tuple[Slot, set[int]]]
+"""The slots of a factor, with the dimensions along which each varies in the base."""
+
+
+def _folded(state: State, operand: int, spans: Spans, inner: int, other: int) -> bool:
+    """Tell whether labels lie along the dimension that is summed over and another one at once: (experts, channels)."""
+    return any(state.is_folded(operand, slot, {inner, other}) for slot, _ in spans)
+
+
+def _mixed(state: State, operand: int, spans: Spans, inner: int, other: int) -> Spans:
+    """Keep all parts of a fold that a product adds up, such as experts that one convolution computes.
+
+    Every part keeps the same channels.
+    """
+    stay: list[tuple[Slot, set[int]]] = []
+    for slot, dims in spans:
+        if state.is_folded(operand, slot, {inner, other}):
+            stay.append((state.collapse(slot, [d for d in range(slot.ndim) if d != inner]), dims - {inner}))
+            continue
+        if inner in dims:
+            state.pin(slot, PARTS)
+        stay.append((slot, dims))
+    return stay
 
 
 class _Factor(NamedTuple):

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import Slot, varying
+from adjoined.slicing.flow.labels import Slot, distinct, varying
 from adjoined.slicing.flow.operators import UNKNOWN, Statistic, rule
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
+
+PARTS = Reason(Kind.PLACES, "counts the parts that a sum mixes")
 
 
 @rule("add", "where", "lerp", "addcmul", "addcdiv", "_prelu_kernel", "prelu", "maximum", "minimum", "hypot")
@@ -27,8 +29,11 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
     """
     ndim = out.ndim
     slots = [[left_padded(slot, ndim) for slot in state.slots(tensor)] for tensor in operands]
+    if sum(map(bool, slots)) > 1:
+        slots = _mixed(state, [state.untangle(of_one) for of_one in slots])
     labelled = [{d for slot in of_one for d in varying(slot)} for of_one in slots]
-    united = state.unite(slot for of_one in slots for slot in of_one)
+    every = [slot for of_one in slots for slot in of_one]
+    united = state.unite(every) if sum(map(bool, slots)) > 1 else every
     for tensor, dims in zip(operands, labelled, strict=True):
         if state.is_uniform(tensor):
             continue
@@ -40,6 +45,45 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
                 state.pin(slot, Reason(Kind.FIXED_WIDTH, "combined with a tensor of fixed width"))
                 united = [other for other in united if other is not slot]  # of fixed width from here on
     state.carry(out, united)
+
+
+def _mixed(state: State, slots: list[list[Slot]]) -> list[list[Slot]]:
+    """Keep all parts of a fold that another operand weighs, where they cannot be dropped whole.
+
+    One operand has labels along the parts (a gate for each expert), another along the parts and a second dimension at
+    once (experts, channels). As a rule they are tied, and whole parts are dropped. Where a sum over the parts ties all
+    of them, the model is traced again, and every part stays, with the same channels.
+    """
+    cut = state.cut
+    if not state.strict and (found := _gate(slots)) is not None:
+        operand, gate = found
+        (dim,), labels = varying(gate), distinct(gate)
+        if state.choose_groups(f"{cut}", len(labels), 1):  # of one channel each: whole, unless tied
+            state.findings.mixed[cut] = operand, dim
+        else:
+            state.findings.weighed[cut] = labels
+    if cut not in state.findings.mixed:
+        return slots
+    operand, dim = state.findings.mixed[cut]
+    for slot in slots[operand]:
+        if varying(slot) == (dim,):
+            state.pin(slot, PARTS)
+    inside = [d for d in range(max((slot.ndim for of_one in slots for slot in of_one), default=0)) if d != dim]
+    return [
+        of_one if number == operand else [state.collapse(slot, inside) for slot in of_one]
+        for number, of_one in enumerate(slots)
+    ]
+
+
+def _gate(slots: Sequence[Sequence[Slot]]) -> tuple[int, Slot] | None:
+    """Return the number of an operand, and its slot along one dimension along which another's slot is one of two."""
+    for number, of_one in enumerate(slots):
+        others = [varying(slot) for other in slots if other is not of_one for slot in other]
+        for slot in of_one:
+            dims = varying(slot)
+            if len(dims) == 1 and any(len(other) > 1 and dims[0] in other for other in others):
+                return number, slot
+    return None
 
 
 def left_padded(slot: Slot, ndim: int) -> Slot:
