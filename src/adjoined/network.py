@@ -188,6 +188,8 @@ class AdjoinedNetwork(nn.Module):
             for name, tensor in module.state_dict().items():
                 if name not in own or name in shared:  # shared slices are bound while another thread runs the network
                     continue
+                if not isinstance(tensor, torch.Tensor):  # a module's own state of another kind, such as a dtype
+                    continue
                 if tensor.shape == own[name].shape:
                     tensor.copy_(own[name])
                 else:  # a buffer that the forward resizes
