@@ -44,7 +44,7 @@ def test_there_are_examples_and_each_says_how_to_run_it():
     ]
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == names
     for name in names:
-        assert f"python examples/{name}" in usage(EXAMPLES / name)
+        assert any(line.startswith(f"python examples/{name}") for line in usage(EXAMPLES / name))
 
 
 @pytest.mark.parametrize(
