@@ -292,7 +292,7 @@ class Changes(nn.Module):
             case "a keyword":
                 assert mean is not None
                 x = x - mean.mul_(3)
-            case "one tensor twice":
+            case "one tensor twice" | "one tensor's views":
                 assert mean is not None
                 x.mul_(3)
                 x = x - mean
@@ -311,6 +311,7 @@ def given_to(way: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         "a keyword": ((x,), {"mean": torch.ones(1)}),
         "one tensor twice": ((x, x), {}),
+        "one tensor's views": ((x[:, :, 1:], x[:, :, :-1]), {}),
         "in a dict": (({"image": x},), {}),
         "an object": ((Batch(x, {"all": [x]}),), {}),
     }
@@ -324,6 +325,7 @@ WAYS = [
     "as numpy",
     "a keyword",
     "one tensor twice",
+    "one tensor's views",
     "in a dict",
     "an object",
 ]

@@ -79,7 +79,8 @@ def apart(given: Any) -> Any:
 
     A forward may scale its input in place, write its own tensors into a list, or set fields of an object. Tensors are
     cloned (gradients flow through); containers and objects are copied with everything in them. A tensor that occurs
-    twice is cloned once. Modules, and objects that cannot be copied (generators, open files), are passed on unchanged.
+    twice is cloned once, and tensors that overlap in memory overlap in the copy, too. Modules, and objects that cannot
+    be copied (generators, open files), are passed on unchanged.
 
     Example:
         >>> x = torch.zeros(2)
@@ -89,7 +90,8 @@ def apart(given: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
-    clones: dict[int, Any] = {}
+    leaves = tree_leaves(given)
+    clones: dict[int, Any] = _overlapping([t for leaf in leaves for t in _held_by(leaf, set())])
 
     def own(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -106,6 +108,42 @@ def apart(given: Any) -> Any:
             return leaf
 
     return tree_map(own, given)
+
+
+def _overlapping(tensors: list[Tensor]) -> dict[int, Tensor]:
+    """Return id -> copy of the tensors that overlap in memory, such as views of one tensor, with the same overlaps.
+
+    Tensors that require a gradient are left out: what flows into one of them has to flow through its own clone.
+
+    Example:
+        >>> x = torch.zeros(4)
+        >>> first, second = _overlapping([x[:3], x[2:]]).values()
+        >>> first.fill_(1), second
+        (tensor([1., 1., 1.]), tensor([1., 0.]))
+    """
+    if len(tensors) < 2 or torch._C._are_functorch_transforms_active():
+        return {}
+    placed: dict[tuple[int, torch.dtype], list[tuple[int, int, Tensor]]] = {}
+    for tensor in {id(each): each for each in tensors}.values():
+        if type(tensor) is Tensor and tensor.layout == torch.strided and tensor.numel() and not tensor.requires_grad:
+            begin = tensor.storage_offset()
+            span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            where = (tensor.untyped_storage()._cdata, tensor.dtype)
+            placed.setdefault(where, []).append((begin, begin + span + 1, tensor))
+    copies: dict[int, Tensor] = {}
+    for pieces in placed.values():
+        pieces.sort(key=lambda piece: piece[:2])
+        while pieces:
+            together = [pieces.pop(0)]
+            begin, end, first = together[0]
+            while pieces and pieces[0][0] < end:
+                together.append(pieces.pop(0))
+                end = max(end, together[-1][1])
+            if len(together) > 1:
+                memory = first.as_strided((end - begin,), (1,), begin).clone()
+                for start, _, tensor in together:
+                    copies[id(tensor)] = memory.as_strided(tensor.shape, tensor.stride(), start - begin)
+    return copies
 
 
 _WITHOUT_STATE = (
