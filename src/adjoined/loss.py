@@ -86,7 +86,8 @@ def adjoint_loss(
         A scalar in nats, float32 or float64, the mean over samples (and positions).
 
     Raises:
-        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, or `p` and `q` are not logits of one shape.
+        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, `p` and `q` are not logits of one shape, or
+            a class index is out of range (noticed on the CPU only).
 
     Source: arXiv 2006.05624, "adjoint loss"; the authors' 1e-6 inside the logarithm is replaced by log-softmax.
 
@@ -117,7 +118,7 @@ def _case(
     """Return the objective's outputs, task and distance for classification."""
     family = list(q) if isinstance(q, (list, tuple)) else [q]
     _check_logits(p, family)
-    _check_targets(p, y, label_smoothing)
+    _check_targets(p, y, label_smoothing, ignore_index)
     counted = None if y.is_floating_point() else y != ignore_index
 
     def task(logits: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ def sum_cross_entropy(
     return torch.stack([F.cross_entropy(q, y, **options) for q in family]).sum() / counted
 
 
-def _check_targets(p: Tensor, y: object, label_smoothing: float) -> None:
+def _check_targets(p: Tensor, y: object, label_smoothing: float, ignore_index: int) -> None:
     by_class = (p.shape[0], *p.shape[2:])
     if not isinstance(y, Tensor) or y.shape != (p.shape if y.is_floating_point() else by_class):
         raise AdjoinedError(
@@ -157,10 +158,26 @@ def _check_targets(p: Tensor, y: object, label_smoothing: float) -> None:
             expected=f"class indices, int64 {by_class}, or class probabilities, float {tuple(p.shape)}",
             got=f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__,
         )
+    if not y.is_floating_point() and (wrong := _outside(y, p.shape[1], ignore_index)) is not None:
+        raise AdjoinedError(
+            "a class index is out of range",
+            where="y",
+            expected=f"whole numbers from 0 to {p.shape[1] - 1}, or ignore_index={ignore_index}",
+            got=wrong,
+        )
     if not 0 <= label_smoothing <= 1:
         raise AdjoinedError(
             "not a share of the target", where="label_smoothing", expected="a number from 0 to 1", got=label_smoothing
         )
+
+
+def _outside(y: Tensor, classes: int, ignore_index: int) -> int | None:
+    """Return a class index that is none, or None; on other devices than the CPU looking would stop the queue."""
+    plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if not plain or y.device.type != "cpu" or not y.numel():
+        return None
+    wrong = y[(y != ignore_index) & ((y < 0) | (y >= classes))]
+    return int(wrong[0]) if len(wrong) else None
 
 
 def _check_logits(p: object, family: Sequence[object]) -> None:

@@ -361,3 +361,11 @@ def test_an_empty_batch_has_no_loss(y: Tensor):
     loss = adjoint_loss(p, q, y, progress=1.0, small_ce=1.0)
     assert loss.item() == 0
     loss.backward()
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 255])
+def test_a_class_index_out_of_range_is_told(wrong: int):
+    p, q = torch.randn(2, 3, 4).unbind(0)
+    with pytest.raises(AdjoinedError, match=rf"y: a class index is out of range \(expected .* 0 to 3,.* got {wrong}\)"):
+        adjoint_loss(p, q, torch.tensor([0, wrong, 3]), progress=0.5)
+    adjoint_loss(p, q, torch.tensor([0, wrong, 3]), progress=0.5, ignore_index=wrong)
