@@ -69,6 +69,7 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
             f"there is only {only}/",
             where=f"data folder {folder.absolute()}",
             expected="both train/ and val/ (or valid/, validation/, test/), or neither",
+            got=str(left_out) or "nothing else",
             fix=f"Use folder:{folder / str(only)} to hold out a fraction of it.",
         )
     train_folders = _named(folder / (layout.train or ""), left_out)

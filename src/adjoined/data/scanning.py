@@ -86,7 +86,8 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
     """Return the names of the subfolders of a folder, without hidden ones and links to a parent or to one another."""
     found = []
     seen = _with_parents(folder)
-    for entry in sorted(_entries(folder), key=DirEntry.is_symlink):  # the folder itself before a link to it
+    # A folder comes before a link to it.
+    for entry in sorted(_entries(folder), key=lambda each: (each.is_symlink(), each.name)):
         if entry.name.startswith("."):
             left_out.add("hidden", entry.name)
         elif not _leads_to(entry.is_dir):

@@ -39,7 +39,7 @@ def matching(pattern: str) -> list[Listed]:
     whole = asked if set(asked) & set("*?") else f"*{asked}*"
     names = {library: list_names() for library, list_names in LIBRARIES.items()}
     if "." in asked:
-        names["timm"] += timm_weights()
+        names["timm"] = [*names["timm"], *timm_weights()]
     specs = [(library, name) for library, known in names.items() for name in known]
     return [
         _listed(library, name)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from adjoined.errors import AdjoinedError
@@ -105,7 +105,7 @@ def step_bytes(job: Job, images: int) -> int:
     """Return the peak of the tensors in a training step, estimated: bytes, float32.
 
     Weights and the optimizer's state are always there. What autograd keeps for the backward pass, counted on the meta
-    device with two images, grows with their number. It is freed as the gradients are computed, so only the larger of
+    device with a few images, grows with their number. It is freed as the gradients are computed, so only the larger of
     the two counts.
 
     Args:
@@ -115,6 +115,19 @@ def step_bytes(job: Job, images: int) -> int:
     network = copy.deepcopy(job.network).to("meta").train()
     optimizer = make_optimizer(job.settings, network, small_rate=job.method.small_rate)
     held = [*network.parameters(), *network.buffers()]
+    few, loss = _kept_in_step(job, network, held, SAMPLE)
+    more, _ = _kept_in_step(job, network, held, 2 * SAMPLE)
+    for_one = (more - few) / SAMPLE  # what does not grow with the batch, such as copied slices, is in both
+    activations = few + for_one * (images - SAMPLE)
+    loss.backward()
+    optimizer.step()
+    state = [each for values in optimizer.state.values() for each in values.values() if isinstance(each, Tensor)]
+    gradients = [each.grad for each in network.parameters() if each.grad is not None]
+    return _bytes([*held, *state]) + max(round(activations), _bytes(gradients))
+
+
+def _kept_in_step(job: Job, network: nn.Module, held: Iterable[Tensor], images: int) -> tuple[int, Tensor]:
+    """Return the bytes that autograd keeps of a step with some images on the meta device, and the loss."""
     own = {each.untyped_storage()._cdata for each in held}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -124,16 +137,11 @@ def step_bytes(job: Job, images: int) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    shape = (SAMPLE, *([job.method.views] if job.method.views > 1 else []), *job.example.shape[1:])
-    x, y = torch.zeros(shape, device="meta"), torch.zeros(SAMPLE, dtype=torch.int64, device="meta")
+    shape = (images, *([job.method.views] if job.method.views > 1 else []), *job.example.shape[1:])
+    x, y = torch.zeros(shape, device="meta"), torch.zeros(images, dtype=torch.int64, device="meta")
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = job.method.step(network, x, y, progress=0.5, measure=False).loss
-    activations = sum(storage.nbytes() for storage in kept.values()) / SAMPLE * images
-    loss.backward()
-    optimizer.step()
-    state = [each for values in optimizer.state.values() for each in values.values() if isinstance(each, Tensor)]
-    gradients = [each.grad for each in network.parameters() if each.grad is not None]
-    return _bytes([*held, *state]) + max(round(activations), _bytes(gradients))
+    return sum(storage.nbytes() for storage in kept.values()), loss
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
