@@ -126,8 +126,8 @@ def _overlapping(tensors: list[Tensor]) -> dict[int, Tensor]:
     placed: dict[tuple[int, torch.dtype], list[tuple[int, int, Tensor]]] = {}
     for tensor in {id(each): each for each in tensors}.values():
         if type(tensor) is Tensor and tensor.layout == torch.strided and tensor.numel() and not tensor.requires_grad:
-            begin = tensor.storage_offset()
-            span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            begin = int(tensor.storage_offset())
+            span = int(sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)))
             where = (tensor.untyped_storage()._cdata, tensor.dtype)
             placed.setdefault(where, []).append((begin, begin + span + 1, tensor))
     copies: dict[int, Tensor] = {}
