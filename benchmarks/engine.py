@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bare_trainer import bare_trainer
 from environment import write
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -143,20 +144,7 @@ def main() -> None:
             done += 1
 
     turns = Turns(bare)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=settings.precision,
-        max_epochs=settings.epochs,
-        gradient_clip_val=settings.grad_clip or None,
-        callbacks=[turns],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = bare_trainer(settings, turns)
     module = TrainingModule(settings, method, network(), CLASSES)
     profiler = cProfile.Profile()
     if args.profile:

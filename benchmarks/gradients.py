@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bare_trainer import bare_trainer
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -110,20 +111,7 @@ def main() -> None:
     job = make_job(settings)
     module = TrainingModule(settings, job.method, job.built, job.images.info.num_classes)
     gradients = Gradients(args.at)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=settings.precision,
-        max_epochs=settings.epochs,
-        gradient_clip_val=settings.grad_clip or None,
-        callbacks=[gradients],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = bare_trainer(settings, gradients)
     trainer.fit(module, datamodule=RunData(settings, job.images, job.method.views))
     show(gradients.rows)
     if args.out:
