@@ -62,7 +62,7 @@ def search_widths(
         `widths` has no new entry where the uniform network is better.
 
     Raises:
-        AdjoinedError: there is no batch, the loss is not a finite number, or as for `make_plan`.
+        AdjoinedError: `batches` is empty, the loss is NaN or infinite, or `make_plan` refuses the model or settings.
 
     Source: the threshold is that of FastNAS in NVIDIA's Model-Optimizer.
 

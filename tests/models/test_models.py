@@ -1,9 +1,7 @@
-"""Our networks against published figures and torchvision's own; the grammar of names; building from code."""
+"""Our networks against published figures and torchvision's own; the grammar of names; networks of libraries."""
 
 import math
 import socket
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -303,114 +301,6 @@ def test_numbers_below_one_are_refused(wrong):
 def test_our_networks_have_no_pretrained_weights():
     with pytest.raises(AdjoinedError, match="no pretrained weights"):
         build("resnet20", num_classes=10, pretrained=True)
-
-
-# Code of the user's
-
-NET = """
-from torch import nn
-from beside_the_net import WIDTH
-
-class Net(nn.Sequential):
-    pass
-
-def make(num_classes, in_channels=3, *, extra=0):
-    return Net(nn.Conv2d(in_channels, WIDTH + extra, 3), nn.Flatten(), nn.LazyLinear(num_classes))
-
-def sized(num_classes, image_size, pretrained=False):
-    return Net(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes, bias=not pretrained))
-
-def anything(**options):
-    return Net(nn.Linear(options.pop("inputs"), options.pop("num_classes")), *options)
-
-def fails(num_classes):
-    raise RuntimeError("no such luck")
-
-def no_network():
-    return 5
-"""
-
-
-@pytest.fixture
-def net(tmp_path) -> Path:
-    (tmp_path / "beside_the_net.py").write_text("WIDTH = 6\n")
-    path = tmp_path / "net.py"
-    path.write_text(NET)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _imports_as_they_were(monkeypatch):
-    before = dict(sys.modules), list(sys.path)
-    yield
-    assert sys.path == before[1]
-    for name in set(sys.modules) - set(before[0]):
-        if "net" in name and str(getattr(sys.modules[name], "__file__", "")).find("pytest-of") >= 0:
-            del sys.modules[name]
-
-
-def test_a_function_of_a_file_gets_what_it_takes(net):
-    network = build(f"{net}:make", num_classes=4, in_channels=1, image_size=16, options={"extra": 2})
-    assert network[0].weight.shape == (8, 1, 3, 3)
-    assert network(torch.randn(2, 1, 16, 16)).shape == (2, 4)
-    assert build(f"{net}:sized", num_classes=4, image_size=8)[1].weight.shape == (4, 192)
-    assert build(f"{net}:sized", num_classes=4, image_size=8, pretrained=True)[1].bias is None
-    assert build(f"{net}:anything", num_classes=4, options={"inputs": 3})[0].weight.shape == (4, 3)
-
-
-def test_a_function_of_a_package_is_found_from_the_current_folder(net, monkeypatch):
-    monkeypatch.chdir(net.parent)
-    assert build("net:make", num_classes=4)[0].weight.shape == (6, 3, 3, 3)
-    assert build("torchvision.models.resnet:resnet18", num_classes=4).fc.out_features == 4
-
-
-def test_resolve_runs_no_code_and_gives_a_full_path(tmp_path, monkeypatch):
-    (tmp_path / "trap.py").write_text("raise SystemExit('this ran')")
-    monkeypatch.chdir(tmp_path)
-    assert resolve("trap.py:make") == f"{tmp_path.resolve() / 'trap.py'}:make"
-    assert resolve("trap:make") == "trap:make"
-
-
-def test_building_twice_gives_one_class_and_an_edited_file_another(net):
-    first, again = (type(build(f"{net}:make", num_classes=2)) for _ in range(2))
-    assert first is again
-    net.write_text(NET.replace("WIDTH + extra", "2 * WIDTH"))
-    edited = build(f"{net}:make", num_classes=2)
-    assert type(edited) is not first
-    assert edited[0].out_channels == 12
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "words"),
-    [
-        ("maek", {}, ["no such function", "make"]),
-        ("WIDTH", {}, ["no such function"]),
-        ("fails", {}, ["RuntimeError: no such luck", "line 18", "net.py"]),
-        ("no_network", {}, ["did not return a network", "int"]),
-        ("make", {"options": {"extras": 1}}, ["option extras", "one of extra"]),
-        ("make", {"pretrained": True}, ["pretrained"]),
-        ("sized", {}, ["TypeError", "image_size"]),
-    ],
-)
-def test_a_function_that_fails_is_an_error_in_one_line(net, function, arguments, words):
-    with pytest.raises(AdjoinedError) as caught:
-        build(f"{net}:{function}", num_classes=2, **arguments)
-    assert all(word in str(caught.value) for word in words), caught.value
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "word"), [("import nothing_like_this", "nothing_like_this"), ("def make(:", "SyntaxError")]
-)
-def test_a_file_that_cannot_be_imported_is_an_error_with_its_line(tmp_path, text, word):
-    (tmp_path / "broken_net.py").write_text(f"\n{text}\n")
-    with pytest.raises(AdjoinedError, match=rf"{word}.*line 2 of"):
-        build(f"{tmp_path / 'broken_net.py'}:make", num_classes=2)
-
-
-def test_a_missing_package_is_named():
-    with pytest.raises(AdjoinedError, match="no_such_package"):
-        build("no_such_package.nets:make", num_classes=2)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 
 
 def check_device(device: str) -> None:
@@ -12,5 +12,4 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
-        reason = str(error).splitlines()[0]
-        raise AdjoinedError(f"the device cannot be used: {reason}", where="--device", got=device) from error
+        raise AdjoinedError(f"the device cannot be used: {first_line(error)}", where="--device", got=device) from error

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from msgspec import Meta
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 from adjoined.files import make_folder, open_regular, write_whole
 from adjoined.schema import conform
 from adjoined.training.history import EpochFigures, History, of_networks
@@ -115,12 +115,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             file.seek(0)
             with warnings.catch_warnings(action="ignore"):  # advice about files that are refused below anyway
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except (
-            Exception
-        ) as error:  # zipfile and torch raise almost anything: struct.error, IndexError, NotImplementedError
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # zipfile and torch raise almost anything on a damaged file
+            reason = first_line(error, 120)
             raise AdjoinedError(
-                f"the checkpoint is damaged or not a checkpoint: {reason[:120]}", where=path, fix=advice
+                f"the checkpoint is damaged or not a checkpoint: {reason}", where=path, fix=advice
             ) from error
     found = checkpoint.get(MARK) if isinstance(checkpoint, dict) else None
     if found != FORMAT:
