@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.findings import Findings, Sum
@@ -25,14 +21,13 @@ from adjoined.slicing.flow.labels import (
     distinct,
     in_order,
     lines,
-    pairs,
     proportions,
     squeeze_equal,
     varying,
 )
-from adjoined.slicing.flow.sizes import Mismatch, Site, check_sizes, family_of, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.flow.sizes import Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.flow.slots import Slots
 from adjoined.slicing.flow.values import Values
-from adjoined.slicing.plan.reasons import Kind, Reason
 
 GroupChoice = Callable[[str, int, int], bool]
 """(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
@@ -41,7 +36,7 @@ SLOTS = 8
 """A tensor has at most this many slots; most have fewer slots than dimensions."""
 
 
-class State:
+class State(Slots):
     """The state of a labelled run.
 
     A rule gets it with each call of its operator. It reads the labels of the operands (`slots`, `vector`), ties labels
@@ -50,14 +45,10 @@ class State:
     records; the second, on the small network, compares its own with them. Both runs use the same rules.
 
     Attributes:
-        ties: `Ties` in the first run, which ties labels; `FrozenTies` in the second, which checks.
-        findings: filled in the first run, read in the second.
         unaligned: cuts behind which the channels count, but not their identity.
-        is_kept: label -> whether the small network has it; None in the first run.
         choose_groups: how grouped convolutions are narrowed.
         values: which tensors depend on the values of the input.
         in_linear: whether the module that runs is a linear layer.
-        last_op: name of the operator that runs.
     """
 
     def __init__(
@@ -69,197 +60,10 @@ class State:
         is_kept: Callable[[int], bool] | None = None,
         choose_groups: GroupChoice = lambda module, groups, size: False,
     ) -> None:
-        self.ties, self.findings = ties, findings
-        self.unaligned, self.is_kept, self.choose_groups = frozenset(unaligned), is_kept, choose_groups
+        super().__init__(ties, findings, is_kept=is_kept)
+        self.unaligned, self.choose_groups = frozenset(unaligned), choose_groups
         self.values = Values()
         self.in_linear = False
-        self.last_op = ""
-        self._modules = [""]  # that run, from the outside
-        self._entry: CodeType | None = None  # the code that called the model
-        self._train = False
-        self._count: dict[tuple[str, str], int] = defaultdict(int)
-        self._within = ""  # the call of torch.einsum that runs
-        self._slots: Any = WeakIdKeyDictionary()
-        self._uniform: Any = WeakIdKeyDictionary()
-        self._names: Any = WeakIdKeyDictionary()
-        self._stored: set[int] = set()
-        self._buffers: set[int] = set()
-        self._last: list[Slot] = []
-
-    # ---- where the run is --------------------------------------------------------------------------------------------
-
-    @property
-    def strict(self) -> bool:
-        """Whether this is the second run, which checks the small network."""
-        return self.is_kept is not None
-
-    @property
-    def module(self) -> str:
-        """Name of the running module; "" for the model itself."""
-        return self._modules[-1]
-
-    @property
-    def here(self) -> str:
-        """The running module and operator, for messages."""
-        return f"'{self.module}' ({self.last_op})" if self.module else f"the model's own forward ({self.last_op})"
-
-    @property
-    def cut(self) -> Site:
-        """The key of the current operator: the same in both runs if the module's code takes the same path."""
-        return self.site(family_of(self.last_op))
-
-    def site(self, family: str, ahead: int = 0) -> Site:
-        """Return the key of the latest operator of a family, or of the one that comes `ahead` calls later."""
-        family = self._within + family
-        return Site(self.module, family, self._count[self.module, family] + ahead, self._train)
-
-    # ---- slots of tensors --------------------------------------------------------------------------------------------
-
-    def slots(self, tensor: Any) -> list[Slot]:
-        """Return the slots of a tensor; an empty list for a tensor without labels, and for None."""
-        return self._slots.get(tensor, []) if isinstance(tensor, Tensor) else []
-
-    def carry(self, tensor: Any, slots: Iterable[Slot]) -> None:
-        """Give a tensor its slots."""
-        if isinstance(tensor, Tensor):
-            self._slots[tensor] = [slot for slot in slots if slot.numel() > 1]
-
-    def name(self, tensor: Tensor, name: str) -> None:
-        """Remember the name of a parameter or buffer, to record which operators read it."""
-        self._names[tensor] = name
-        memory = tensor.untyped_storage()._cdata
-        self._stored.add(memory)
-        if not isinstance(tensor, nn.Parameter):
-            self._buffers.add(memory)
-
-    def is_uniform(self, tensor: Tensor) -> bool:
-        """Tell whether all elements are equal by construction (zeros, ones): such a tensor fits any width."""
-        return tensor in self._uniform and tensor not in self._slots
-
-    def is_stored(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor is a parameter or buffer, or a view of one."""
-        return tensor.untyped_storage()._cdata in self._stored
-
-    def is_buffer(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor is a buffer, or a view of one."""
-        return tensor.untyped_storage()._cdata in self._buffers
-
-    # ---- ties --------------------------------------------------------------------------------------------------------
-
-    def tie(self, a: Slot, b: Slot) -> Slot:
-        """Tie two slots that broadcast to each other; return their union, labels of `a` first."""
-        alike = a.shape == b.shape
-        if alike and torch.equal(a, b):
-            return a
-        self.ties.tie(a, b, self.here)
-        if alike and a.is_contiguous() and bool(a.all()):
-            return a  # what the lines below return, in half the time: a layer ties several vectors
-        a, b = torch.broadcast_tensors(a, b)
-        return torch.where(a == 0, b, a)
-
-    def unite(self, slots: Iterable[Slot]) -> list[Slot]:
-        """Tie the slots that vary along the same dimensions; return one for each set of dimensions."""
-        united: list[Slot] = []
-        for slot in slots:
-            for i, other in enumerate(united):
-                if set(varying(slot)) & set(varying(other)):
-                    united[i] = self.tie(other, slot)
-                    break
-            else:
-                united.append(slot)
-        return united
-
-    def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
-        """Tie two dimensions that must agree; where only one has labels, pin it to full width because of `why`."""
-        if a is None or b is None:
-            known = b if a is None else a
-            if known is not None:
-                self.pin(known, Reason(Kind.FIXED_WIDTH, why))
-            return known
-        if a.numel() != b.numel():
-            if 1 in (a.numel(), b.numel()):
-                return b if a.numel() == 1 else a
-            raise OutOfStep(f"{a.numel()} channels meet {b.numel()} in {self.here}", distinct(a) + distinct(b))
-        return self.tie(a, b)
-
-    def tied_along(self, slot: Slot) -> set[int]:
-        """Return the dimensions along which a slot changes from one set of tied channels to another."""
-        if not varying(slot):
-            return set()
-        labels, places = torch.unique(slot, return_inverse=True)
-        roots = torch.tensor([self.ties.find(label) for label in labels.tolist()])
-        return set(varying(squeeze_equal(roots[places])))
-
-    def pin(self, slot: Slot, reason: Reason) -> None:
-        """Pin the channels of a slot to full width; the current position is added to the reason's text."""
-        self.ties.pin(slot, replace(reason, text=f"{reason.text}, in {self.here}"))
-
-    def collapse(self, slot: Slot, keep: Sequence[int]) -> Slot:
-        """Tie all labels along the dimensions outside `keep`; return the slot that varies along `keep` only."""
-        for d in varying(slot):
-            if d not in keep:
-                first = slot.narrow(d, 0, 1)
-                first = torch.where(first == 0, slot.amax(d, keepdim=True), first)  # 0: not written
-                self.ties.couple(first, slot, self.here)
-                slot = first
-        return slot
-
-    def vector(self, slots: Iterable[Slot], dim: int) -> Tensor | None:
-        """Return the labels along one dimension as a vector; None where it has none."""
-        found: list[Tensor] = []
-        for slot in self._without_left_out(slots):
-            if slot.shape[dim] > 1:
-                labels = self.collapse(slot, (dim,)).reshape(-1)
-                if not any(torch.equal(labels, other) for other in found):
-                    found.append(labels)
-        return self._one_of(found) if found else None
-
-    def untangle(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Return slots of one tensor of which no two vary along one dimension; what is left out keeps full width."""
-        apart: list[Slot] = []
-        for slot in self._without_left_out(slots):
-            tangled = [other for other in apart if set(varying(slot)) & set(varying(other))]
-            if tangled:
-                apart = [other for other in apart if not any(other is each for each in tangled)]
-                slot = self._one_of([*tangled, slot])
-            apart.append(slot)
-        return apart
-
-    def _one_of(self, slots: Sequence[Slot]) -> Slot:
-        """Return one of several slots along one dimension, where elements belong to two channels at once; pin the rest.
-
-        It is one that is known as channels, rather than as positions that were flattened with them, and the longest.
-        """
-        if all(self._tied(slots[0], other) for other in slots[1:]):
-            return slots[0]
-        first = max(slots, key=lambda slot: (distinct(slot)[0] in self.findings.channels, len(distinct(slot))))
-        for slot in slots:
-            if slot is not first:
-                self.pin(slot, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
-                if not self.strict:
-                    self.findings.left_out[self.cut].update(distinct(slot))
-        return first
-
-    def _without_left_out(self, slots: Iterable[Slot]) -> Iterable[Slot]:
-        """Leave out the slots that the first run left out: one of which a single channel is left is gone by now."""
-        if not self.strict or self.cut not in self.findings.left_out:
-            return slots
-        out = self.findings.left_out[self.cut]
-        return [slot for slot in slots if not out.issuperset(distinct(slot))]
-
-    def _tied(self, a: Slot, b: Slot) -> bool:
-        """Tell whether two slots are tied element by element."""
-        return all(self.ties.find(x) == self.ties.find(y) for x, y in pairs(a, b))
-
-    def knows(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor carries labels."""
-        return tensor in self._slots
-
-    def last_labels(self) -> tuple[int, ...]:
-        """Return the labels in what the last operator with labels returned."""
-        return tuple(label for slot in self._last for label in distinct(slot))
-
-    # ---- records of the first run, with which the second run is compared ---------------------------------------------
 
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
         """Record the sizes that code handed to an operator, with the channels that they count."""
