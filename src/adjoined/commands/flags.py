@@ -106,7 +106,7 @@ def _culprit(
         try:
             _filled(options, {**values, name: before[name]})
         except AdjoinedError as other:
-            if other.args == error.args:
+            if (type(other), other.where) == (type(error), error.where):
                 continue
         return name
     return None

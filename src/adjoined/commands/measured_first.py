@@ -62,13 +62,11 @@ def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings,
 
 def images_and_model(settings: Settings) -> tuple[ImageData, nn.Module]:
     """Return the images and the base network of these settings, with random weights."""
-    from adjoined import models
     from adjoined.data import open_data
-    from adjoined.training.job import model_recipe
+    from adjoined.training.job import base_network
 
     images = open_data(settings.data_settings())
-    recipe = model_recipe(settings, images)
-    return images, models.build(recipe.pop("spec"), **recipe)
+    return images, base_network(settings, images)
 
 
 def _fastest_enough(settings: Settings, timing: LatencyOptions) -> SlicePlan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS, BuiltNetwork, Method
 from adjoined.settings import Settings
 from adjoined.training.freezing import freeze
-from adjoined.training.loaders import training_batches
+from adjoined.training.loaders import training_images
 from adjoined.training.optimizers import check_optimizer
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def make_job(
     Raises:
         AdjoinedError: the data are missing or damaged, the model is unknown, or they do not fit together.
     """
-    from adjoined import models
     from adjoined.data import open_data
 
     method = METHODS[settings.method](settings)
@@ -70,8 +68,7 @@ def make_job(
         images.check_on_device()
     images.check()
     torch.manual_seed(settings.seed)
-    recipe = model_recipe(settings, images)
-    model = models.build(recipe.pop("spec"), **recipe, pretrained=settings.pretrained and method.from_pretrained)
+    model = base_network(settings, images, pretrained=settings.pretrained and method.from_pretrained)
     example = torch.randn(1, images.info.channels, images.info.image_size, images.info.image_size)
     _check_logits(model, example, method.task.shape(images.info.num_classes, images.info.image_size), settings)
     adapted = method.adapt(model, example)
@@ -87,12 +84,18 @@ def prepare(job: Job, device: torch.device) -> None:
         job: the training job; its network is returned to the CPU.
         device: device of the computation.
     """
-    wanted = -(-job.method.samples // job.images.settings.batch_size)
-    batches = list(islice(training_batches(job.settings, job.images, device, 0), wanted))
-    x, y = (torch.cat(each)[: job.method.samples].to(device) for each in zip(*batches, strict=True))
+    x, y = training_images(job.settings, job.images, device, 0, job.method.samples)
     job.network.to(device)
     job.method.prepare(job.built, x, y)
     job.network.cpu()
+
+
+def base_network(settings: Settings, images: ImageData, *, pretrained: bool = False) -> nn.Module:
+    """Return the base network named in the settings, for these images."""
+    from adjoined import models
+
+    recipe = model_recipe(settings, images)
+    return models.build(recipe.pop("spec"), **recipe, pretrained=pretrained)
 
 
 def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:

@@ -37,6 +37,20 @@ def training_batches(settings: Settings, images: ImageData, device: torch.device
     return iter(loader)
 
 
+def training_images(settings: Settings, images: ImageData, device: torch.device, epoch: int, count: int) -> Batch:
+    """Return the first training images of an epoch and their targets in one batch; arguments of `training_batches`.
+
+    Args:
+        settings, images, epoch: as for `training_batches`.
+        device: device of the batch.
+        count: number of images; fewer if the epoch has fewer.
+    """
+    wanted = -(-count // images.settings.batch_size)
+    batches = list(islice(training_batches(settings, images, device, epoch), wanted))
+    x, y = (torch.cat(each)[:count].to(device) for each in zip(*batches, strict=True))
+    return x, y
+
+
 class RunData(LightningDataModule):
     """This process's share of the images, in an order that depends only on seed and epoch.
 

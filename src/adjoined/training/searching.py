@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from adjoined import models
 from adjoined.data import open_data
 from adjoined.head import trial_head
 from adjoined.methods.transfer import ORDER
@@ -20,8 +18,8 @@ from adjoined.slicing import Latency, Request, SlicePlan
 from adjoined.tasks import task_of
 from adjoined.training.checkpoints import WholeCheckpointIO
 from adjoined.training.failures import quiet
-from adjoined.training.job import model_recipe
-from adjoined.training.loaders import training_batches
+from adjoined.training.job import base_network
+from adjoined.training.loaders import training_images
 from adjoined.training.run import make_trainer
 from adjoined.width_search import search_widths
 
@@ -47,14 +45,11 @@ def searched_plan(settings: Settings, latency: Callable[[Tensor], Latency] | Non
     images = open_data(settings.data_settings())
     images.check()
     torch.manual_seed(settings.seed)
-    recipe = model_recipe(settings, images)
-    model = models.build(recipe.pop("spec"), **recipe, pretrained=True).eval()
+    model = base_network(settings, images, pretrained=True).eval()
     alone = replace(settings, devices=1, nodes=1, strategy="auto")
     with quiet():
         device = make_trainer(alone, Path(), [], WholeCheckpointIO()).strategy.root_device
-    wanted = -(-SAMPLES // images.settings.batch_size)
-    batches = list(islice(training_batches(settings, images, device, settings.epochs), wanted))
-    x, y = (torch.cat(each)[:SAMPLES].to(device) for each in zip(*batches, strict=True))
+    x, y = training_images(settings, images, device, settings.epochs, SAMPLES)
     example, judged, task = x[:1].cpu(), max(len(x) // 3, 2), task_of(settings)
     model.to(device)
     measure = None if latency is None else latency(example)
