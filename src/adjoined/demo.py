@@ -211,7 +211,7 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: 
         server_name=HOST,
         max_file_size=LARGEST_FILE,
         theme=_theme(gradio),
-        css=asset("page.css").partition("\n\n")[0] + asset("demo.css"),  # the report's colours and fonts first
+        css=asset("theme.css") + asset("demo.css"),
         footer_links=[],
         ssr_mode=False,
         show_error=True,

@@ -278,6 +278,20 @@ def read_bytes(path: Path, kind: str, *, links: bool = False, largest: int = LAR
             raise AdjoinedError(f"cannot be read: {error.strerror}", where=path, expected=kind) from error
 
 
+def read_utf8(path: Path, kind: str) -> str:
+    """Read a text file of a user; a byte-order mark is left out.
+
+    Raises:
+        AdjoinedError: as for `read_bytes`, or the text is not UTF-8; it names the row.
+    """
+    content = read_bytes(path, kind)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise AdjoinedError("the text is not UTF-8", where=f"{path}, row {row}", fix="Save it as UTF-8.") from error
+
+
 def cannot_write(error: OSError, path: object) -> AdjoinedError:
     """Turn an operating-system error into a one-line AdjoinedError with advice."""
     if error.errno in _FULL:

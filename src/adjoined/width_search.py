@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing import Choice, Inputs, Latency, Limit, Request, SlicePlan, Slicer, duplicate, unwrap
+from adjoined.slicing import Inputs, Latency, Limit, Request, SlicePlan, Slicer, WidthChoice, duplicate, unwrap
 
 LARGEST = 1e30
 """A loss that is not finite counts as this."""
@@ -81,7 +81,7 @@ def search_widths(
 class _Group(NamedTuple):
     """One channel group: its widths to choose from, and how much the loss rises at each of them."""
 
-    choice: Choice
+    choice: WidthChoice
     rises: list[float]
     """For each share, ascending; they do not rise."""
 
@@ -109,7 +109,7 @@ class _Search:
         self.request = replace(request, alpha=uniform.alpha, compress=None, budget=None)
         if order is not None:
             self._reorder(uniform, order)
-        groups = self._groups(self.slicer.choices(self.request))
+        groups = self._groups(self.slicer.width_choices(self.request))
         found = self._fitting(groups)
         if found is None:
             return uniform
@@ -127,7 +127,7 @@ class _Search:
                 self.loss(Inputs.of(inputs).run(self.model), target).backward()
         self.slicer.reorder(plan, order)
 
-    def _groups(self, choices: Sequence[Choice]) -> list[_Group]:
+    def _groups(self, choices: Sequence[WidthChoice]) -> list[_Group]:
         """Return the groups, with the rise of the loss when each alone is narrow."""
         whole = replace(self.request, alpha=1.0, widths={})
         before = self._loss(*self.slicer.plans(whole))

@@ -207,7 +207,7 @@ class Pieces(nn.Module):
 
 
 def test_pieces_that_one_layer_writes_are_one_choice():
-    choices = Slicer(Pieces(), X).choices(Request(alpha=4, round_to=4))
+    choices = Slicer(Pieces(), X).width_choices(Request(alpha=4, round_to=4))
     assert [choice.modules for choice in choices] == [("both",), ("own",)]
     for choice in choices:
         assert [str(share) for share in choice.shares] == ["1/8", "1/4", "3/8", "1/2"]

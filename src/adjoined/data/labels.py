@@ -18,7 +18,7 @@ from adjoined.data.folders import IMAGENET_MEAN, IMAGENET_STD
 from adjoined.data.images import FileImages
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_bytes
+from adjoined.files import read_utf8
 
 FILE, LABELS, SPLIT = "file", "labels", "split"
 """Columns: the image, below the folder of the CSV file; its labels, unless each has a column; train or val, or none."""
@@ -87,12 +87,7 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     """Return the names of the columns, and every row with its line number."""
     if not path.is_file():
         raise AdjoinedError("no such file", where=path.absolute(), expected="a CSV file: labels:FILE.csv")
-    content = read_bytes(path, "the labels of images, as CSV")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
-        raise AdjoinedError("the text is not UTF-8", where=f"{path}, row {row}", fix="Save it as UTF-8.") from error
+    text = read_utf8(path, "the labels of images, as CSV")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [_one_form(name) for name in reader.fieldnames or ()]

@@ -25,7 +25,7 @@ from adjoined.data.preprocessing import check_pixels, opened_image, quiet
 from adjoined.data.scanning import LeftOut, images_below
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_bytes
+from adjoined.files import read_utf8
 
 IGNORED = 255
 """Value of a mask's pixels that belong to no class."""
@@ -259,12 +259,7 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
 
 def _names_in(path: Path) -> tuple[str, ...]:
     """Return the names of the classes, a name in each line."""
-    content = read_bytes(path, "the names of the classes")
-    try:
-        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
-        raise AdjoinedError("the text is not UTF-8", where=f"{path}, row {row}", fix="Save it as UTF-8.") from error
+    lines = [line.strip() for line in read_utf8(path, "the names of the classes").splitlines()]
     names: dict[str, int] = {}
     for row, name in enumerate(lines, start=1):
         if name in names:

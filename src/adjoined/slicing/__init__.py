@@ -19,9 +19,9 @@ from adjoined.slicing.plan.index import Index, add_at, take
 from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.budget import Limit, in_units, read_budget
-from adjoined.slicing.solve.choices import Choice
 from adjoined.slicing.solve.find_alpha import Latency, OverBudget
 from adjoined.slicing.solve.request import Request, check_widths
+from adjoined.slicing.solve.width_choices import WidthChoice
 from adjoined.slicing.solve.widths import AlphaTooLarge
 from adjoined.slicing.verify.check import Checked, check_plan
 
@@ -29,7 +29,6 @@ __all__ = [
     "AlphaTooLarge",
     "ChannelGroup",
     "Checked",
-    "Choice",
     "Cost",
     "Index",
     "Inputs",
@@ -41,6 +40,7 @@ __all__ = [
     "Request",
     "SlicePlan",
     "Slicer",
+    "WidthChoice",
     "WithoutHistory",
     "add_at",
     "apart",

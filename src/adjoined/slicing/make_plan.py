@@ -15,11 +15,11 @@ from adjoined.slicing.model.original import has_functions
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.reorder import reorder_channels
 from adjoined.slicing.plan.plan import SlicePlan
-from adjoined.slicing.solve.choices import Choice, choices
 from adjoined.slicing.solve.find_alpha import Latency, find_alpha
 from adjoined.slicing.solve.request import Request
 from adjoined.slicing.solve.solve import solve
 from adjoined.slicing.solve.traces import Traces
+from adjoined.slicing.solve.width_choices import WidthChoice, width_choices
 
 
 class Slicer:
@@ -60,7 +60,7 @@ class Slicer:
             return [find_alpha(self._traces, request, latency)]
         return [solve(self._traces, request, alpha) for alpha in request.alphas]
 
-    def choices(self, request: Request) -> list[Choice]:
+    def width_choices(self, request: Request) -> list[WidthChoice]:
         """Return the widths that can be chosen one by one around those of a small network of one alpha.
 
         Raises:
@@ -69,12 +69,12 @@ class Slicer:
         Example:
             >>> import torch
             >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1))
-            >>> (choice,) = Slicer(net, torch.zeros(1, 3, 8, 8)).choices(Request(alpha=4))
+            >>> (choice,) = Slicer(net, torch.zeros(1, 3, 8, 8)).width_choices(Request(alpha=4))
             >>> choice.modules, [str(share) for share in choice.shares]
             (('0',), ['1/8', '1/4', '3/8', '1/2'])
         """
         solve(self._traces, request, *request.alphas)
-        return choices(self._traces.model, self._traces.latest[1].groups, request.round_to)
+        return width_choices(self._traces.model, self._traces.latest[1].groups, request.round_to)
 
     def reorder(self, plans: SlicePlan | Sequence[SlicePlan], order: str = "l1") -> list[SlicePlan]:
         """Reorder the model's channels in place; see `adjoined.slicing.reorder`."""

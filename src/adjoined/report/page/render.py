@@ -90,7 +90,7 @@ def _render(name: str, told: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (asset(name) for name in ("page.css", "page.js"))
+    style, script = asset("theme.css") + asset("page.css"), asset("page.js")
     # The browser may load nothing and may run only the page's own script.
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "

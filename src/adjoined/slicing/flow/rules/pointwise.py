@@ -30,7 +30,7 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
     ndim = out.ndim
     slots = [[left_padded(slot, ndim) for slot in state.slots(tensor)] for tensor in operands]
     if sum(map(bool, slots)) > 1:
-        slots = _mixed(state, [state.untangle(of_one) for of_one in slots])
+        slots = _weighed(state, [state.untangle(of_one) for of_one in slots])
     labelled = [{d for slot in of_one for d in varying(slot)} for of_one in slots]
     every = [slot for of_one in slots for slot in of_one]
     united = state.unite(every) if sum(map(bool, slots)) > 1 else every
@@ -47,7 +47,7 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
     state.carry(out, united)
 
 
-def _mixed(state: State, slots: list[list[Slot]]) -> list[list[Slot]]:
+def _weighed(state: State, slots: list[list[Slot]]) -> list[list[Slot]]:
     """Keep all parts of a fold that another operand weighs, where they cannot be dropped whole.
 
     One operand has labels along the parts (a gate for each expert), another along the parts and a second dimension at

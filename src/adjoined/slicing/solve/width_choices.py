@@ -18,7 +18,7 @@ FACTORS = (1 / 2, 3 / 4, 1, 3 / 2, 2)
 
 
 @dataclass(frozen=True)
-class Choice:
+class WidthChoice:
     """Channels whose width can be chosen by itself.
 
     Attributes:
@@ -27,7 +27,7 @@ class Choice:
         present: the present width, one of `shares`.
 
     Example:
-        >>> choice = Choice(("layer1",), (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2)), Fraction(1, 4))
+        >>> choice = WidthChoice(("layer1",), (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2)), Fraction(1, 4))
         >>> choice.widths(choice.shares[-1])
         {'layer1': '1/2'}
     """
@@ -41,7 +41,7 @@ class Choice:
         return dict.fromkeys(self.modules, f"{share.numerator}/{share.denominator}")
 
 
-def choices(model: nn.Module, groups: Iterable[Group], round_to: int) -> list[Choice]:
+def width_choices(model: nn.Module, groups: Iterable[Group], round_to: int) -> list[WidthChoice]:
     """Return the widths that can be chosen one by one, in the order of the groups.
 
     Groups that one module writes together, such as the pieces of a split, are one choice.
@@ -68,7 +68,7 @@ def choices(model: nn.Module, groups: Iterable[Group], round_to: int) -> list[Ch
         width, kept = sum(g.width for g in together), sum(g.kept * g.bundle for g in together)
         shares = tuple(Fraction(each, width) for each in _near(together, width, kept, round_to))
         if len(shares) > 1:
-            found.append(Choice(_one_each(together, writers, dims), shares, Fraction(kept, width)))
+            found.append(WidthChoice(_one_each(together, writers, dims), shares, Fraction(kept, width)))
     return found
 
 
