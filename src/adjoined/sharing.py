@@ -103,11 +103,11 @@ def share(weight: Tensor, slices: Sequence[Indices], gradient: float = 1.0) -> t
         copy. A model's own code may call `view` on its weights.
     """
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed and gradient != 1:
-        still = weight.detach()
-        weight = still + gradient * (weight - still)
     if transformed or not (torch.is_grad_enabled() and weight.requires_grad):
-        return tuple(_dense(take(weight, indices), weight) for indices in slices)
+        parts = tuple(_dense(take(weight, indices), weight) for indices in slices)
+        if not transformed or gradient == 1:
+            return parts
+        return tuple(part.detach() + gradient * (part - part.detach()) for part in parts)
     if gradient == 1 and all(index is None for indices in slices for index in indices):
         return (weight,) * len(slices)
     return _Share.apply(weight, tuple(slices), gradient)  # pyright: ignore[reportReturnType]
