@@ -3,13 +3,15 @@
 Every round times all variants in turn, so that a slow phase of the machine affects all of them; ratios are taken round
 by round, and their median is reported with its quartiles.
 
-Beside each ratio stands its limit by multiply-adds, 1 + small / base. Memory is the peak of all tensors in a step, from
-torch's records of what it allocates and frees, so it does not depend on the machine.
+Beside each ratio stands its limit by multiply-adds, 1 + small / base. On a CPU, memory is the peak of all tensors in a
+step, from torch's records of what it allocates and frees, so it does not depend on the machine; on a GPU it is what
+torch's allocator held at most.
 
 Usage:
     python benchmarks/train_step.py                                   # ResNet-50, 224 px, batch 8, alpha 4
     python benchmarks/train_step.py --model resnet18 --size 32 --batch 64 --rounds 20
     python benchmarks/train_step.py --all                             # five models and alphas, without the masked form
+    python benchmarks/train_step.py --device cuda --batch 128 --bf16 --channels-last --compile default
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def masked_base(model: nn.Module, plan: adjoined.SlicePlan) -> nn.Module:
         mask = torch.ones_like(weight)
         for dim, index in enumerate(plan.indices(f"{name}.weight")):
             if index is not None:
-                line = torch.zeros(weight.shape[dim])
+                line = torch.zeros(weight.shape[dim], device=weight.device)
                 line[index.tolist()] = 1
                 mask = mask * line.view([-1 if d == dim else 1 for d in range(weight.ndim)])
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -73,29 +75,40 @@ def _zero_channels(mask: Tensor, _module: nn.Module, _inputs: Any, out: Tensor) 
 
 
 def variants(
-    model: nn.Module, net: adjoined.AdjoinedNetwork, x: Tensor, y: Tensor, masked: bool
+    model: nn.Module, net: adjoined.AdjoinedNetwork, x: Tensor, y: Tensor, args: argparse.Namespace, masked: bool
 ) -> dict[str, Callable[[], None]]:
     """Return one training step of every variant, without the optimizer, which is the same for all."""
     small = net.extract()
     modules = [net.train(), small.train()]
+    run: dict[str, Any] = {"model": model, "net": net, "small": small}
+    if args.compile:
+        run = {name: torch.compile(module, mode=args.compile) for name, module in run.items()}
+    autocast = partial(torch.autocast, x.device.type, torch.bfloat16, enabled=args.bf16)
 
     def clear() -> None:
         for module in modules:
             module.zero_grad(set_to_none=True)
 
+    def alone(name: str) -> None:
+        with autocast():
+            loss = F.cross_entropy(run[name](x), y)
+        loss.backward()
+
     def base() -> None:
         clear()
-        F.cross_entropy(model(x), y).backward()
+        alone("model")
 
     def joint() -> None:
         clear()
-        p, q = net(x)
-        adjoined.adjoint_loss(p, q, y, progress=1.0).backward()
+        with autocast():
+            p, q = run["net"](x)
+            loss = adjoined.adjoint_loss(p, q, y, progress=1.0)
+        loss.backward()
 
     def apart() -> None:
         clear()
-        F.cross_entropy(model(x), y).backward()
-        F.cross_entropy(small(x), y).backward()
+        alone("model")
+        alone("small")
 
     steps: dict[str, Callable[[], None]] = {"base": base, "joint": joint, "apart": apart}
     if masked:
@@ -104,14 +117,35 @@ def variants(
 
         def as_in_the_paper() -> None:
             clear()
-            adjoined.adjoint_loss(model(x), full(x), y, progress=1.0).backward()
+            with autocast():
+                loss = adjoined.adjoint_loss(model(x), full(x), y, progress=1.0)
+            loss.backward()
 
         steps["masked"] = as_in_the_paper
+    if x.is_cuda:
+        second = torch.cuda.Stream()
+
+        def two_streams() -> None:
+            clear()
+            second.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(second):
+                alone("small")
+            alone("model")
+            torch.cuda.current_stream().wait_stream(second)
+
+        if not args.compile:
+            steps["apart, two streams"] = two_streams
     return steps
 
 
-def peak_bytes(step: Callable[[], None]) -> int:
+def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
     """Return the peak memory that a step allocates on top of what exists before it, bytes."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     results: Any = profiler.profiler
@@ -123,23 +157,33 @@ def measure(model_name: str, alpha: float, args: argparse.Namespace, masked: boo
     """Time all variants of one model in turns, and return their figures."""
     torch.manual_seed(0)
     model = build(resolve(model_name), num_classes=1000, image_size=args.size)
+    device = torch.device(args.device)
     x = torch.randn(args.batch, 3, args.size, args.size)
-    y = torch.randint(0, 1000, (args.batch,))
+    y = torch.randint(0, 1000, (args.batch,)).to(device)
     net = adjoined.adjoin(model, x[:1], alpha=alpha)
     macs = [measure_cost(each, x[:1]).macs for each in (model, net.extract())]
-    steps = variants(model, net, x, y, masked)
+    x = x.to(device)
+    net.to(device)
+    if args.channels_last:
+        net.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    wait = partial(torch.cuda.synchronize, device) if x.is_cuda else lambda: None
+    steps = variants(model, net, x, y, args, masked)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(args.rounds + 1):
+    warm_up = 3 if args.compile else 1
+    for number in range(args.rounds + warm_up):
         for name, step in steps.items():
+            wait()
             begin = time.perf_counter()
             step()
-            if number:
+            wait()
+            if number >= warm_up:
                 seconds[name].append(time.perf_counter() - begin)
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
     net.zero_grad(set_to_none=True)
     peaks = {}
     for name in ("base", "joint"):
-        peaks[name] = weights + peak_bytes(steps[name])
+        peaks[name] = weights + peak_bytes(steps[name], device)
         net.zero_grad(set_to_none=True)
     ratios = {
         name: [round(v, 3) for v in statistics.quantiles([a / b for a, b in zip(of, seconds["base"], strict=True)])]
@@ -167,18 +211,23 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=12, help="timed rounds after one warm-up round")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 for its own choice")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--bf16", action="store_true", help="automatic mixed precision with bfloat16")
+    parser.add_argument("--channels-last", action="store_true", help="channels-last memory")
+    parser.add_argument("--compile", choices=("default", "reduce-overhead"), help="torch.compile's mode; none: eager")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     cases = CASES if args.all else ((args.model, args.alpha),)
-    rows = [measure(model, alpha, args, masked=not args.all) for model, alpha in cases]
+    rows = [measure(model, alpha, args, masked=not (args.all or args.compile)) for model, alpha in cases]
     for row in rows:
         joint, limit = row["figures"]["joint"]["ratio"][1], row["least possible by MACs"]
         memory = row["peak memory, joint / base"]
         print(f"{row['model']} α = {row['alpha']:g}: time {joint:.3f} (by MACs {limit:.3f}), memory {memory:.3f}")
     ratio = "quartiles of variant / base, round by round"
-    write({"rounds": args.rounds, "seed": 0, "ratio": ratio, "cases": rows}, args.out)
+    told = {"batch": args.batch, "size": args.size, "device": args.device, "bf16": args.bf16, "compile": args.compile}
+    write({**told, "rounds": args.rounds, "seed": 0, "ratio": ratio, "cases": rows}, args.out)
 
 
 if __name__ == "__main__":

@@ -10,25 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from adjoined import AdjoinedError, load
-from adjoined.data.images import ImageDataset, MemoryImages
 from adjoined.data.on_device import DeviceLoader
 from adjoined.data.sampling import EpochSampler
 from adjoined.settings import Settings
 from adjoined.statistics import measure_statistics
 from adjoined.training import train
 from adjoined.training.job import make_job
+from device_images import COUNT, SIZE, dataset
 from tiny_runs import QUIET
 
-COUNT, SIZE = 60, 8
 CPU = torch.device("cpu")
-
-
-def dataset() -> ImageDataset:
-    """Images without repetition, so that each can be told from its shifted and flipped self."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (COUNT, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-    images = MemoryImages(pixels, torch.arange(COUNT))
-    return ImageDataset(images, lambda image: image, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
 def loader(rank: int = 0, world_size: int = 1, **options) -> DeviceLoader:
