@@ -15,8 +15,8 @@ NAMES = {
     "mean_ap": "mean average precision",
 }
 """Measure -> its name in tables."""
-
-
+CLASSES = {"classification": "classes", "segmentation": "classes", "multilabel": "labels"}
+"""Task -> what its networks tell apart."""
 MEASURES = {
     "classification": ("top1", "top5"),
     "segmentation": ("miou", "pixel_accuracy"),

@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from adjoined.data import DataSettings, ImageData, labels, open_data
+from adjoined.data import DataSettings, ImageData, labels, open_data, open_to_measure
 from adjoined.errors import AdjoinedError
 
 LISTED = "file,labels\na.png,red;round\nb.png,\nc.png,round  big\nd.png,red\n"
 QUOTED = LISTED.replace("red;round", '"red, round"')
+BARS = LISTED.replace("red;round", "red|round")
 MARKED = "file,big,red,round,split\na.png,0,1,1,train\nb.png,0,0,0,train\nc.png,1,0,1,val\nd.png,0,1,0,val\n"
 TRUTH = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0]])  # big, red, round
 
@@ -29,7 +30,7 @@ def opened(folder: Path, text: str) -> ImageData:
 
 
 def test_all_kinds_of_files_say_the_same(folder: Path):
-    for text in (LISTED, QUOTED, MARKED):
+    for text in (LISTED, QUOTED, BARS, MARKED):
         data = opened(folder, text)
         assert (data.info.task, data.info.class_names) == ("multilabel", ("big", "red", "round"))
         assert len(data.train) == len(data.val) == 2
@@ -49,6 +50,18 @@ def test_a_label_is_the_same_in_every_unicode_form(folder: Path):
 
 def test_marked_splits_are_kept(folder: Path):
     assert [Path(opened(folder, MARKED).val.images.place(index)).name for index in (0, 1)] == ["c.png", "d.png"]
+
+
+def test_labels_of_other_images_are_matched_by_name(folder: Path):
+    trained = opened(folder, MARKED).info
+    other = folder / "other.csv"
+    settings = DataSettings(name=f"labels:{other}")
+    other.write_text("file,labels\na.png,round;red\nd.png,red\n")
+    data = open_to_measure(settings, trained).val
+    assert torch.equal(data.images.labels, TRUTH[[0, 3]])
+    other.write_text("file,labels\na.png,round;blue\n")
+    with pytest.raises(AdjoinedError, match=r"expected 3 labels \(big, red, round\), got 1 labels \(blue\)"):
+        open_to_measure(settings, trained)
 
 
 def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -78,6 +91,7 @@ def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: 
         (MARKED.replace("big", "red"), "labels.csv, row 1: two columns have the same name"),
         ("# photos\n" + LISTED, "labels.csv: the columns are not those of a label file"),
         (MARKED.replace(",", ";"), "labels.csv: the columns are not those of a label file"),
+        (LISTED.replace("red;round", "\"['red', 'round']\""), "labels.csv, row 2: the labels are written as a list"),
         ("file,labels\n", "labels.csv: no rows"),
         ("file,labels\na.png,red\n", "labels.csv: fewer than two labels"),
     ],

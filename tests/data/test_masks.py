@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adjoined.data import DataSettings, ImageData, open_data
+from adjoined.data import DataSettings, ImageData, open_data, open_to_measure
 from adjoined.data.segmentation import NOT_COUNTED
 from adjoined.errors import AdjoinedError
 from drawn_masks import draw
@@ -150,3 +150,14 @@ def test_masks_of_0_and_255_are_not_taken_for_one_class(tmp_path: Path):
     for path in (tmp_path / "masks").iterdir():
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
     assert "the masks have one class only" in refusal(tmp_path)
+
+
+def test_other_masks_may_lack_the_last_classes_but_not_have_more(squares: Path, tmp_path: Path):
+    draw(tmp_path / "other" / "images", tmp_path / "other" / "masks", 4)
+    for path in (tmp_path / "other" / "masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == 2, 1, mask).astype(np.uint8)).save(path)
+    trained, other = opened(squares).info, opened(tmp_path / "other")
+    assert open_to_measure(other.settings, trained).info == trained
+    with pytest.raises(AdjoinedError, match=r"expected 2 classes \(0, 1\), got 3 classes \(0, 1, 2\)\).*classes.txt"):
+        open_to_measure(opened(squares).settings, other.info)

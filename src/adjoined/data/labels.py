@@ -24,7 +24,7 @@ FILE, LABELS, SPLIT = "file", "labels", "split"
 """Columns: the image, below the folder of the CSV file; its labels, unless each has a column; train or val, or none."""
 LARGEST_TABLE = 1 << 28
 """Most images times labels; their table takes four times as many bytes."""
-_BETWEEN = re.compile(r"[;,\s]+")
+_BETWEEN = re.compile(r"[;,|\s]+")
 _Row = tuple[int, dict[str, str]]
 
 
@@ -40,19 +40,18 @@ def open_labels(path: Path) -> Source:
     """Return the images listed in a CSV file with its labels.
 
     The column `file` has the path of an image below the folder of the CSV file. Either the column `labels` has the
-    image's labels, separated by semicolons, commas or spaces; or every further column is a label, with 1 where the
-    image has it and 0 where not. With a column `split`, images marked `val` are validated on; otherwise a fraction is
-    held out.
+    image's labels, separated by semicolons, commas, spaces or bars; or every further column is a label, with 1 where
+    the image has it and 0 where not. With a column `split`, images marked `val` are validated on; otherwise a fraction
+    is held out.
 
     Raises:
         AdjoinedError: the file or a column is missing, or a row is wrong; the error names the row.
     """
     header, rows = _read(path)
     columns = _label_columns(path, header)
-    listed = not columns
     _check_rows(path, len(header), rows)
-    given = [_listed(row) if listed else list(_marked(path, number, row, columns)) for number, row in rows]
-    names = sorted({label for labels in given for label in labels}) if listed else columns
+    given = [_present(path, number, row, columns) for number, row in rows]
+    names = columns or sorted({label for labels in given for label in labels})
     if len(names) < 2:
         raise AdjoinedError("fewer than two labels", where=path, got=", ".join(names) or "none")
     places = {name: place for place, name in enumerate(names)}
@@ -103,7 +102,13 @@ def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
     got = ", ".join(header)[:200] or "nothing"
     if FILE not in header or (LABELS in header) == bool(columns):
         expected = f"{FILE}, and either {LABELS} or a column of 0 and 1 for each label; {SPLIT} is optional"
-        raise AdjoinedError("the columns are not those of a label file", where=path, expected=expected, got=got)
+        raise AdjoinedError(
+            "the columns are not those of a label file",
+            where=path,
+            expected=expected,
+            got=got,
+            fix="Separate the columns by commas." if len(header) == 1 else "",
+        )
     if "" in header:
         raise AdjoinedError(f"column {header.index('') + 1} has no name", where=f"{path}, row 1", got=got)
     if len(set(header)) < len(header):
@@ -124,8 +129,19 @@ def _one_form(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip())
 
 
-def _listed(row: dict[str, str]) -> list[str]:
-    return [label for label in _BETWEEN.split(_one_form(row[LABELS])) if label]
+def _present(path: Path, number: int, row: dict[str, str], columns: Sequence[str]) -> list[str]:
+    """Return the labels of the image in a row."""
+    if columns:
+        return list(_marked(path, number, row, columns))
+    text = _one_form(row[LABELS])
+    if text.startswith("["):  # how pandas writes a list; brackets and quotes would become part of the labels
+        raise AdjoinedError(
+            "the labels are written as a list",
+            where=f"{path}, row {number}",
+            expected="labels separated by semicolons: red;round",
+            got=text[:100],
+        )
+    return [label for label in _BETWEEN.split(text) if label]
 
 
 def _marked(path: Path, number: int, row: dict[str, str], columns: Sequence[str]) -> Iterator[str]:

@@ -15,14 +15,20 @@ from adjoined.data.scanning import as_text
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
-from adjoined.kinds import kind_of
+from adjoined.kinds import CLASSES, kind_of
+
+_FIXES = {
+    "classification": "Name the folders like the classes, and remove those of other classes.",
+    "segmentation": "Name the classes in classes.txt, in the same order as for the training.",
+    "multilabel": "Name the labels as for the training, and remove others.",
+}
 
 
 def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Sequence[str] = ()) -> ImageData:
     """Open evaluation images for networks that were trained on others: all that are not marked as training images.
 
-    These are a data set's test images or its val/ folder or, without such a part, all its images. Classes are matched
-    by name, and some may be missing. Split, limit and augmentation do not apply.
+    These are a data set's test images or its val/ folder or, without such a part, all its images. Classes and
+    labels are matched by name, and some may be missing. Split, limit and augmentation do not apply.
 
     Args:
         settings: the choice of images; of the others, only `root`, `eval_batch_size`, `workers` and `bad_images` apply.
@@ -54,11 +60,13 @@ def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Seque
             got=source.channels,
         )
     skipped = skip_damaged(source, settings, info.resize) if settings.bad_images == "skip" else ()
-    images = source.val if source.val is not None else source.train
+    images, where = source.val if source.val is not None else source.train, f"data {settings.name}"
     if info.task == "classification":
-        images = images.relabelled(_matched(source, info, class_folders, f"data {settings.name}")[images.labels])
-    elif source.class_names != info.class_names:
-        raise _strange(info.class_names, source.class_names, f"data {settings.name}")
+        images = images.relabelled(_matched(source, info, class_folders, where)[images.labels])
+    elif info.task == "multilabel":
+        images = images.relabelled(_columns(source, info, images.labels, where))
+    elif source.class_names != info.class_names[: len(source.class_names)]:
+        raise _strange(info, source.class_names, where)
     none = source.train.subset(torch.zeros(len(source.train.labels), dtype=torch.bool))
     transform = evaluation_transform(info)
     return ImageData(
@@ -87,19 +95,32 @@ def _matched(source: Source, info: DataInfo, class_folders: Sequence[str], where
     present = set((source.val if source.val is not None else source.train).labels.unique().tolist())
     strange = [name for label, name in enumerate(source.class_names) if found[label] is None and label in present]
     if strange:
-        raise _strange(info.class_names, strange, where)
+        raise _strange(info, strange, where)
     return torch.tensor([-1 if label is None else label for label in found])
 
 
-def _strange(known: Sequence[str], found: Sequence[str], where: str) -> AdjoinedError:
+def _columns(source: Source, info: DataInfo, labels: Tensor, where: str) -> Tensor:
+    """Return the labels of images, 0 or 1 (N, K), with the columns of `info`; a label that is missing is 0."""
+    places = {name: place for place, name in enumerate(info.class_names)}
+    present = [(column, name) for column, name in enumerate(source.class_names) if labels[:, column].any()]
+    if strange := [name for _, name in present if name not in places]:
+        raise _strange(info, strange, where)
+    found = labels.new_zeros(len(labels), len(places))
+    for column, name in present:
+        found[:, places[name]] = labels[:, column]
+    return found
+
+
+def _strange(info: DataInfo, found: Sequence[str], where: str) -> AdjoinedError:
+    what = CLASSES[info.task]
+
+    def brief(names: Sequence[str]) -> str:
+        return f"{len(names)} {what} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+
     return AdjoinedError(
-        "the class names of the images differ from those the networks were trained on",
+        f"the {what} of the images differ from those the networks were trained on",
         where=where,
-        expected=_brief(known),
-        got=_brief(found),
-        fix="Name the folders like the classes, and remove those of other classes.",
+        expected=brief(info.class_names),
+        got=brief(found),
+        fix=_FIXES[info.task],
     )
-
-
-def _brief(names: Sequence[str]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"

@@ -25,7 +25,7 @@ from adjoined.data.segmentation import open_segmentation
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
 from adjoined.errors import AdjoinedError
-from adjoined.kinds import OWN, kind_of
+from adjoined.kinds import CLASSES, OWN, kind_of
 from adjoined.printable import printable
 
 _SETS: dict[str, Callable[[Path], Source]] = {
@@ -112,8 +112,9 @@ class ImageData:
         per_class = " per class" if info.task == "classification" else ""
         limit = "" if settings.limit is None else f" (--limit {settings.limit}{per_class})"
         split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed}" if self.splits else ""
+        classes = f"{info.num_classes} {CLASSES[info.task]}"
         lines = [
-            f"{printable(as_text(settings.name))}: {info.num_classes} classes, {info.image_size} px (--image-size)",
+            f"{printable(as_text(settings.name))}: {classes}, {info.image_size} px (--image-size)",
             f"{len(self.train)} images to train on{limit}",
             f"{len(self.val)} images to measure on ({self.val_name}{split})",
         ]
