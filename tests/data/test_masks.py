@@ -89,6 +89,8 @@ def test_wrong_masks_are_reported_in_one_line_with_file_and_value(squares: Path)
     assert "got 7" in refusal(squares)
     original.convert("RGB").save(mask)
     assert f"{mask}: the mask does not have one integer per pixel" in refusal(squares)
+    original.convert("L").save(mask, format="jpeg")
+    assert f"{mask}: JPEG changes the values of a mask" in refusal(squares)
     original.resize((30, 24)).save(mask)
     assert f"{mask}: the mask does not have the size of its image (expected 20 x 24" in refusal(squares)
     mask.write_bytes(mask.read_bytes()[:60])
@@ -150,6 +152,7 @@ def test_masks_of_0_and_255_are_not_taken_for_one_class(tmp_path: Path):
     for path in (tmp_path / "masks").iterdir():
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
     assert "the masks have one class only" in refusal(tmp_path)
+    assert "got only 0 and 255). Save the class that is 255 as 1." in refusal(tmp_path)
 
 
 def test_other_masks_may_lack_the_last_classes_but_not_have_more(squares: Path, tmp_path: Path):

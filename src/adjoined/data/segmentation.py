@@ -129,10 +129,12 @@ def read_mask(path: str) -> np.ndarray:
     """Return the class indices of a mask file, int64 (H, W); of a palette image the indices, not the colours.
 
     Raises:
-        AdjoinedError: the file is damaged, or has colours or floating-point values.
+        AdjoinedError: the file is damaged, lossy, or has colours or floating-point values.
     """
     with quiet(), opened_image(path) as image:
         check_pixels(*image.size)
+        if image.format == "JPEG":
+            raise AdjoinedError("JPEG changes the values of a mask", where=path, expected="a PNG file", got="JPEG")
         if image.mode not in _MODES:
             raise AdjoinedError(
                 "the mask does not have one integer per pixel",
@@ -241,10 +243,19 @@ def _matched(folder: Path, images: str, masks: str, left_out: LeftOut) -> tuple[
 def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
     if (folder / NAMES).is_file():
         return _names_in(folder / NAMES)
-    found = _values_in(folder, masks)
+    found = dict(_values_in(folder, masks))
+    ignored = found.pop(IGNORED, None)
     if not found:
         raise AdjoinedError("no pixel of the masks belongs to a class", where=folder / masks[0], got=f"only {IGNORED}")
     values = sorted(found)
+    if values == [0] and ignored is not None:
+        raise AdjoinedError(
+            "the masks have one class only",
+            where=folder / ignored,
+            expected=f"values from 0 without a gap; {IGNORED} marks pixels that do not count",
+            got=f"only 0 and {IGNORED}",
+            fix=f"Save the class that is {IGNORED} as 1.",
+        )
     missing, strange = next((pair for pair in enumerate(values) if pair[0] != pair[1]), (None, 0))
     if missing is not None or len(found) < 2:
         raise AdjoinedError(
@@ -279,7 +290,7 @@ def _names_in(path: Path) -> tuple[str, ...]:
 
 
 def _values_in(folder: Path, masks: Sequence[str]) -> dict[int, str]:
-    """Return every value in the masks but 255, with the first file that has it."""
+    """Return every value in the masks, with the first file that has it."""
     stats = [os.stat(folder / mask) for mask in masks]
     files = [(mask, stat.st_size, stat.st_mtime_ns) for mask, stat in zip(masks, stats, strict=True)]
     key = hashlib.sha256(repr((str(folder.absolute()), files)).encode()).hexdigest()
@@ -288,6 +299,5 @@ def _values_in(folder: Path, masks: Sequence[str]) -> dict[int, str]:
         for mask in masks:
             for value in np.unique(read_mask(str(folder / mask))).tolist():
                 found.setdefault(value, mask)
-        found.pop(IGNORED, None)
         _values[key] = found
     return _values[key]
