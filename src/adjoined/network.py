@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -80,7 +80,7 @@ class AdjoinedNetwork(nn.Module):
         super().__init__()
         if not plans:
             raise AdjoinedError("a joint network needs at least one slice plan", where="plans")
-        self.base = base
+        self.base = base = unwrap(base)
         self.plans = tuple(plans)
         for plan in self.plans:
             if not isinstance(plan, SlicePlan):
@@ -225,6 +225,24 @@ class AdjoinedNetwork(nn.Module):
         """
         runs = [partial(self.small, which=which) for which in range(len(self.smalls))]
         return measure_statistics(list(self.smalls), runs, batches)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Self:
+        """Apply a function, such as one that initialises weights, to every module of all networks, as torch does.
+
+        Parts of small networks that are slices of the base's weights are left out: they follow the base.
+
+        Args:
+            fn: gets one module at a time.
+        """
+        shared = {where for each in self._weights.shared for where, _ in each.owners}
+        self.base.apply(fn)
+        for small in self.smalls:
+            for name, module in reversed(list(small.named_modules())):  # children first
+                if name not in shared:
+                    fn(module)
+        fn(self.smalls)
+        fn(self)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to copy or store, without slices kept for a backward pass."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing import Index, SlicePlan, add_at, full_name, take
@@ -23,6 +24,10 @@ class Shared(NamedTuple):
     """(module name, parameter name) wherever it is used: more than one for tied weights."""
     slices: tuple[Indices, ...]
     """Kept indices for each dimension, one entry for every small network."""
+    shape: tuple[int, ...]
+    """Its shape, for which the slices were chosen."""
+    unknown: tuple[bool, ...]
+    """For every small network, whether it must not read the weight, because its channels there are unknown."""
 
 
 class SharedWeights:
@@ -47,23 +52,86 @@ class SharedWeights:
             for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
                 if parameter is not None and full_name(where, name) not in private:
                     owners.setdefault(id(parameter), []).append((where, name))
-        self.shared = [
-            Shared(tuple(of_one), tuple(plan.indices(full_name(*of_one[0])) for plan in plans))
-            for of_one in owners.values()
-        ]
+        self.shared = []
+        for of_one in owners.values():
+            names = [full_name(*owner) for owner in of_one]
+            slices = tuple(plan.indices(names[0]) for plan in plans)
+            unknown = tuple(all(map(plan.is_unknown, names)) for plan in plans)
+            self.shared.append(Shared(tuple(of_one), slices, plans[0].shapes[names[0]], unknown))
 
     def slices_of(self, shared: Shared) -> tuple[Tensor, ...]:
-        """Return every small network's slice of a weight, with its current values."""
+        """Return every small network's slice of a weight, with its current values.
+
+        Raises:
+            AdjoinedError: the base network no longer has the weight, or has one of another shape.
+        """
         where, name = shared.owners[0]
-        weight = submodule(self.base, where)._parameters[name]
-        assert weight is not None
+        try:
+            weight = submodule(self.base, where)._parameters[name]
+        except (KeyError, AttributeError):  # AttributeError: a part was set to None
+            weight = None
+        if weight is None or weight.shape != shared.shape:
+            raise _changed(full_name(where, name), shared.shape, weight)
         if not torch.compiler.is_compiling():
             refuse_sharded(weight, full_name(where, name))
-        return share(weight, shared.slices, self.gradient)
+        slices = share(weight, shared.slices, self.gradient)
+        if not any(shared.unknown) or torch.compiler.is_compiling():
+            return slices
+        name = full_name(where, name)
+        pairs = zip(slices, shared.unknown, strict=True)
+        return tuple(_Unreadable.of(part, name) if unknown else part for part, unknown in pairs)
 
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
+
+
+def cannot_run(where: str, error: str = "") -> AdjoinedError:
+    """Return the error for a part of a small network that the example input did not reach, and that may raise."""
+    return AdjoinedError(
+        "the small network cannot run this part: the example input did not reach it, so its channels are unknown",
+        where=where,
+        got=error,
+        fix="Call adjoin with an example input, or with options, that reach all parts in use.",
+    )
+
+
+class _Unreadable(Tensor):
+    """A weight that a small network must not read: its sizes may be asked for, anything else is refused."""
+
+    part: str
+
+    @classmethod
+    def of(cls, weight: Tensor, name: str) -> _Unreadable:
+        """Return the weight as one that is refused by its name."""
+        refused = weight.as_subclass(cls)
+        refused.part = name
+        return refused
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ASKS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        given = tree_leaves((args, kwargs))
+        raise cannot_run(f"'{next(each.part for each in given if isinstance(each, cls))}'")
+
+
+_ASKS = {
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad")),
+}  # fmt: skip
+"""What a model's code may ask of a weight without reading it."""
+
+
+def _changed(name: str, shape: tuple[int, ...], weight: Tensor | None) -> AdjoinedError:
+    return AdjoinedError(
+        "the base network was changed after it was joined, and its small networks were not",
+        where=f"'{name}'",
+        expected=f"a parameter of shape {shape}",
+        got="no such parameter" if weight is None else tuple(weight.shape),
+        fix="Prune, replace or parametrize layers before the call of adjoin; to go on from here, call it again.",
+    )
 
 
 def refuse_sharded(tensor: Tensor | None, name: str) -> None:
@@ -81,9 +149,7 @@ def refuse_sharded(tensor: Tensor | None, name: str) -> None:
 def submodule(root: nn.Module, where: str) -> nn.Module:
     """Return `root.get_submodule(where)`; a training step does this for every weight, and dictionaries are faster."""
     for name in where.split(".") if where else ():
-        child = root._modules[name]
-        assert child is not None
-        root = child
+        root = root._modules[name]  # pyright: ignore[reportAssignmentType]
     return root
 
 

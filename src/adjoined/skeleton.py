@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjoined.errors import AdjoinedError
-from adjoined.sharing import Shared, SharedWeights, submodule
+from adjoined.errors import first_line
+from adjoined.sharing import Shared, SharedWeights, cannot_run, submodule
 from adjoined.slicing import SlicePlan, duplicate, full_name
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
@@ -40,8 +40,9 @@ def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Mo
         small.get_submodule(where).register_forward_pre_hook(lender.lend)
         small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
     for name, followed in plan.unreached.items() if plan.tensors else ():
-        if not followed and name not in plan.shapes:
-            small.get_submodule(name).register_forward_pre_hook(_Refusal(name))
+        if name not in plan.shapes:
+            hook = _Guess(name) if followed else _Refusal(name)
+            small.get_submodule(name).register_forward_pre_hook(hook)
     for module in small.modules():
         for switch in CHECKPOINTING:
             if vars(module).get(switch) is True:
@@ -66,12 +67,12 @@ class Runner:
 
     def __init__(self, module: nn.Module, weights: SharedWeights) -> None:
         self._module, self._weights = module, weights
-        self._idle, self._copies = [module], list[_Copy]()
+        self._idle, self._copies = [(module, _guesses(module))], list[_Copy]()
         self._checkpoints, self._left = _mentions_checkpoints(module), False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the copies, which are made again where they are needed."""
-        return vars(self) | {"_idle": [self._module], "_copies": [], "_left": False}
+        return vars(self) | {"_idle": [(self._module, _guesses(self._module))], "_copies": [], "_left": False}
 
     def run(self, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the network with one slice for each shared weight."""
@@ -82,19 +83,26 @@ class Runner:
             bound = {full_name(*owner): value for value, shared in both for owner in shared.owners}
             return torch.func.functional_call(self._module, bound, args, kwargs, tie_weights=False)
         try:
-            module = self._idle.pop()
+            idle = self._idle.pop()
         except IndexError:
             copied = self._take_copy()
             try:
-                return self._call(copied.module, slices, args, kwargs)
+                return self._call(copied.module, copied.guesses, slices, args, kwargs)
             finally:
                 self._copies.append(copied)
         try:
-            return self._call(module, slices, args, kwargs)
+            return self._call(*idle, slices, args, kwargs)
         finally:
-            self._idle.append(module)
+            self._idle.append(idle)
 
-    def _call(self, module: nn.Module, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(
+        self,
+        module: nn.Module,
+        guesses: list[_Guess],
+        slices: Sequence[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         parameters = [(submodule(module, where), name) for each in self._weights.shared for where, name in each.owners]
         bound = [value for value, each in zip(slices, self._weights.shared, strict=True) for _ in each.owners]
         kept = [vars(part).pop(name, None) for part, name in parameters] if self._checkpoints else []
@@ -102,7 +110,14 @@ class Runner:
             for (part, name), value in zip(parameters, bound, strict=True):
                 part._parameters[name] = value  # pyright: ignore[reportArgumentType]
             return module(*args, **kwargs)
+        except RuntimeError as error:
+            guess = next((each for each in guesses if each.ran), None)
+            if guess is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise cannot_run(f"'{guess.name}'", first_line(error)) from error
         finally:
+            for guess in guesses:
+                guess.ran = False
             for part, name in parameters:
                 part._parameters[name] = None
             if self._checkpoints:
@@ -158,6 +173,7 @@ class _Copy:
             except RuntimeError:  # another thread added an attribute meanwhile
                 if attempt == ATTEMPTS - 1:
                     raise
+        self.guesses = _guesses(self.module)
         self._stamp = _stamp(skeleton)
         shared = {owner for each in weights.shared for owner in each.owners}
         self._private, self._numbers = [], []
@@ -194,11 +210,23 @@ class _Refusal:
         self.name = name
 
     def __call__(self, module: nn.Module, _args: object) -> None:
-        raise AdjoinedError(
-            "the small network cannot run this part: the example input did not reach it, so its channels are unknown",
-            where=f"'{self.name}' ({type(module).__name__})",
-            fix="Call adjoin with an example input, or with options, that reach all parts in use.",
-        )
+        raise cannot_run(f"'{self.name}' ({type(module).__name__})")
+
+
+class _Guess:
+    """Notes that a part of a small network runs whose channels follow those of another part, as its place suggests."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.ran = name, False
+
+    def __call__(self, _module: nn.Module, _args: object) -> None:
+        self.ran = True
+
+
+def _guesses(module: nn.Module) -> list[_Guess]:
+    """Return the hooks on parts whose channels are guessed."""
+    hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
+    return [hook for hook in hooks if isinstance(hook, _Guess)]
 
 
 class _Lender:

@@ -99,6 +99,42 @@ def test_a_copy_that_runs_or_changes_the_original_is_refused(change: Callable[[P
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 
+class Store:
+    """Features that a hook keeps and the forward reads."""
+
+    def __init__(self) -> None:
+        self.features: dict[str, Tensor] = {}
+
+
+class Reading(Plain):
+    """Reads what a hook has kept, in a dict or in an object."""
+
+    def __init__(self, *, in_object: bool) -> None:
+        super().__init__()
+        self.in_object, self.store = in_object, Store()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out + (self.store.features if self.in_object else self.kept)["stem"].mean()
+
+
+@pytest.mark.parametrize(
+    ("in_object", "message"),
+    [(False, "a copy of the model writes into the original: 'kept' changes"), (True, "original: 'store' changes")],
+)
+@pytest.mark.parametrize("ran", [False, True], ids=["not run", "run"])
+def test_a_copy_that_does_not_find_what_a_closure_keeps_is_refused_for_that(in_object: bool, message: str, ran: bool):
+    model = seeded(lambda: Reading(in_object=in_object))
+    kept = model.store.features if in_object else model.kept
+    model.stem.register_forward_hook(lambda _m, _a, out: kept.__setitem__("stem", out))
+    if ran:
+        model(X)
+    before = dict(kept)
+    with pytest.raises(AdjoinedError, match=rf"{message}.*types\.MethodType"):
+        adjoin(model, X, alpha=2)
+    assert kept == before
+
+
 def with_hook_that_only_looks(model: Plain) -> None:
     model.body.register_forward_hook(lambda _m, _a, out: out * (2 if model.training else 1))
 

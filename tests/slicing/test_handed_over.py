@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 from torch.optim.swa_utils import AveragedModel
 
-from adjoined import AdjoinedError, adjoin, make_plan
-from adjoined.slicing import Kind
+from adjoined import AdjoinedError, AdjoinedNetwork, adjoin, make_plan
+from adjoined.slicing import Kind, check_plan
 from zoo import conv, images, parameters, seeded
 
 X = images(2, 3, 8, 8)
@@ -42,6 +42,9 @@ def test_the_model_is_taken_out_of_a_wrapper(wrap: Callable[[nn.Module], Any]):
     assert {id(p) for p in net.base.parameters()} == {id(p) for p in wrapped.parameters()}
     assert parameters(net.extract()) < 0.4 * parameters(net.base)
     assert make_plan(wrapped, X, alpha=2, round_to=1) == net.plan
+    assert check_plan(wrapped, X, net.plan).error is not None
+    assert parameters(net.plan.apply(wrapped)) == parameters(net.extract())
+    assert type(AdjoinedNetwork(wrapped, [net.plan]).base) is nn.Sequential
 
 
 @pytest.fixture
@@ -66,12 +69,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "'0' is an exported program.*before it was exported",
     ),
     "distributed": (lambda: DistributedDataParallel(plain()), "several processes.*wrap the joint network"),
+    "quantized": (lambda: torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear}), "'7' is quantized.*at the end"),
     "class": (lambda: nn.Linear, "not a model"),
 }
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:FutureWarning", "ignore:torch.ao:DeprecationWarning", "ignore::UserWarning"
+)
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_narrowed_is_refused_with_the_remedy(kind: str):
     make, message = REFUSED[kind]
@@ -91,6 +97,67 @@ def test_a_scripted_part_stays_wide_and_the_plan_says_how_to_narrow_it():
     python = plain()
     python.load_state_dict(model[1].state_dict())
     assert parameters(make_plan(python, X, alpha=2).apply(python)) < parameters(python)
+
+
+# ---- a base that is changed afterwards ------------------------------------------------------------------------------
+
+
+def other_head(base: nn.Sequential) -> None:
+    base[7] = nn.Linear(64, 9)
+
+
+def no_layer(base: nn.Sequential) -> None:
+    base[3] = nn.Identity()
+
+
+CHANGES: dict[str, tuple[Callable[[nn.Sequential], Any], str]] = {
+    "pruned": (lambda base: prune.l1_unstructured(base[3], "weight", 0.5), r"3\.weight"),
+    "parametrized": (lambda base: parametrizations.weight_norm(base[0]), r"0\.weight"),
+    "other head": (other_head, r"7\.weight.*\(5, 64\).*\(9, 64\)"),
+    "no layer": (no_layer, r"3\.weight"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_base_that_is_changed_afterwards_is_refused_at_the_next_call(change: str):
+    apply, message = CHANGES[change]
+    base = plain()
+    net = adjoin(base, X, alpha=2, round_to=1)
+    apply(base)
+    for call in (net, net.small):
+        with pytest.raises(AdjoinedError, match=f"{message}.*call it again"):
+            call(X)
+
+
+def test_a_function_is_applied_to_what_each_network_owns():
+    net = adjoin(plain(), X, alpha=2, round_to=1)
+    applied: list[nn.Module] = []
+
+    def initialise(module: nn.Module) -> None:
+        applied.append(module)
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+            nn.init.constant_(module.weight, 2.0)
+
+    assert net.apply(initialise) is net
+    assert applied[-1] is net
+    assert all(bool((p == 2).all()) for name, p in net.named_parameters() if name.endswith("weight"))
+    assert {name for name, module in net.named_modules() if not any(module is each for each in applied)} == {
+        "smalls.0.0", "smalls.0.3", "smalls.0.7"
+    }  # fmt: skip
+    assert bool((net.extract().get_submodule("3").weight == 2).all())
+
+
+def test_a_default_device_is_the_model_s_business():
+    """Users set it to "cuda"; "meta" shows here whether anything of ours is computed there."""
+    model = seeded(plain)
+    expected = make_plan(model, X, alpha=2.5)
+    torch.set_default_device("meta")
+    try:
+        net = adjoin(model, X, alpha=2.5, order="l1", check=True)
+        assert net.plan.tensors == expected.tensors
+        assert [each.device.type for each in (*net(X), *net.extract().parameters())] == ["cpu"] * 10
+    finally:
+        torch.set_default_device(None)
 
 
 # ---- models that have run ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined import adjoin, adjoint_loss
+from adjoined import AdjoinedError, adjoin, adjoint_loss
 from adjoined.slicing import measure_cost, tensor_leaves
 from zoo import conv, images, lively, parameters, seeded
 
@@ -33,8 +33,29 @@ class Both:
 class Features:
     """Not a container that torch knows."""
 
-    def __init__(self, logits: Tensor, features: Tensor) -> None:
+    def __init__(self, logits: Any, features: Any) -> None:
         self.logits, self.features = logits, features
+
+
+class Slotted:
+    """Without a dict of attributes."""
+
+    __slots__ = ("logits", "maps")
+
+    def __init__(self, logits: Any, features: Any) -> None:
+        self.logits, self.maps = logits, features
+
+
+class Yields(nn.Module):
+    """Returns a generator: its code has not run when it returns."""
+
+    def __init__(self, nested: bool) -> None:
+        super().__init__()
+        self.body, self.nested = conv(3, 32), nested
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.body(x)
+        return torch.nested.nested_tensor(list(x)) if self.nested else (each.mean() for each in x)
 
 
 def returned(kind: str, logits: Tensor, features: Tensor) -> Any:
@@ -46,12 +67,17 @@ def returned(kind: str, logits: Tensor, features: Tensor) -> Any:
         "named tuple": lambda: Pair(logits, features),
         "dataclass": lambda: Both(logits, features),
         "object": lambda: Features(logits, features),
+        "object with slots": lambda: Slotted(logits, features),
+        "object in an object": lambda: Features(logits, Features(features, None)),
         "nested": lambda: {"deep": [(logits, {"features": features})], "scale": 2.0, "none": None},
     }
     return kinds[kind]()
 
 
-KINDS = ["tuple", "list", "dict", "ordered dict", "named tuple", "dataclass", "object", "nested"]
+KINDS = [
+    "tuple", "list", "dict", "ordered dict", "named tuple", "dataclass", "object", "object with slots",
+    "object in an object", "nested",
+]  # fmt: skip
 
 
 class Returning(nn.Module):
@@ -156,6 +182,13 @@ def test_outputs(kind: str):
     p, q = follow(seeded(lambda: Returning(kind)), X, X)
     for out in (p, q):
         assert [tuple(each.shape) for each in tensor_leaves(out)] == [(2, CLASSES), (2, 24, 8, 8)]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize(("nested", "got"), [(False, "a generator"), (True, "a nested tensor")])
+def test_outputs_that_cannot_be_followed_are_refused(nested: bool, got: str):
+    with pytest.raises(AdjoinedError, match=f"Yields: what the model returns.*dense tensors.*got {got}.*Return a list"):
+        adjoin(Yields(nested), X, alpha=2)
 
 
 MASK = (images(2, 1, 8, 8, seed=3) > 0).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -101,6 +102,46 @@ def test_parts_that_were_not_followed_are_refused_at_the_call(part: str):
             call(X, **{part: True})
     net(X)
     adjoin(model, X, alpha=1)(X, **{part: True})  # where nothing is narrow, all parts fit
+
+
+class Scales(nn.Module):
+    """Scales by domain, and others that the example does not read; a second branch whose width nothing shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.other = conv(3, 32), nn.Sequential(conv(32, 48), nn.ReLU()), conv(32, 48)
+        self.scales = nn.ParameterDict({name: torch.full((48, 1, 1), 0.5) for name in ("photo", "sketch")})
+        self.flat = nn.ParameterList([torch.ones(48)])
+        self.spare = nn.Parameter(torch.ones(48))
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor, domain: str = "photo", scale: str = "", branch: str = "branch") -> Tensor:
+        x = self.get_submodule(branch)(self.stem(x).relu()) * self.scales[domain]
+        if scale:
+            scales = {"flat": lambda: self.flat[0], "spare": lambda: self.spare, "size": lambda: self.spare.shape[0]}
+            x = x * (scales[scale]() if scale == "size" else scales[scale]()[:, None, None])
+        return self.head(x.mean((2, 3)))
+
+
+def test_parameters_of_another_domain_are_followed():
+    net = adjoin(seeded(Scales).eval(), X, alpha=2, round_to=1)
+    assert net.plan.unreached["scales.sketch"] == "scales.photo"
+    with torch.no_grad():
+        assert torch.equal(net(X, domain="sketch")[1], net.extract()(X, domain="sketch"))
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [({"scale": "flat"}, "flat.0"), ({"scale": "spare"}, "spare"), ({"branch": "other"}, "other")],
+)
+def test_what_was_not_read_is_refused_at_the_call(options: dict[str, str], part: str):
+    net = adjoin(seeded(Scales), X, alpha=2, round_to=1)
+    for call in (net, net.small, copy.deepcopy(net)):
+        with pytest.raises(AdjoinedError, match=f"'{part}'.*did not reach it.*Call adjoin with"):
+            call(X, **options)
+    net(X)
+    net(X, scale="size")  # a size is not a value
+    adjoin(seeded(Scales), X, alpha=1)(X, **options)
 
 
 def test_the_plan_names_them():

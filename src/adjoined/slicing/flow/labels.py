@@ -89,7 +89,7 @@ class Ties:
         self._channel.extend(range(first, first + count))
         self._pinned.extend(repeat(0, count))
         self.axes.extend([Axis(tensor, dim)] * count)
-        return torch.arange(first, first + count, dtype=LABEL)
+        return torch.arange(first, first + count, dtype=LABEL, device="cpu")
 
     def find(self, label: int) -> int:
         """Return the root of the label's set, its smallest label."""
@@ -154,7 +154,7 @@ def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
         >>> list(sets_of([0, 1, 1, 3, 1]))
         [(1, [1, 2, 4]), (3, [3])]
     """
-    table = torch.tensor(roots)
+    table = torch.tensor(roots, device="cpu")
     ordered = torch.argsort(table, stable=True)
     found, counts = torch.unique_consecutive(table[ordered], return_counts=True)
     members, end = array("q", ordered.tolist()), 0

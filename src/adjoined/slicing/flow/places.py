@@ -48,7 +48,7 @@ def _pin_unused(ties: Ties, findings: Findings) -> None:
     used = _used_as_channels(ties, findings)
     for root, members in sets_of(ties.roots()):
         if root not in used:
-            ties.pin(torch.tensor(members, dtype=LABEL), NOT_CHANNELS)
+            ties.pin(torch.tensor(members, dtype=LABEL, device="cpu"), NOT_CHANNELS)
 
 
 def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
@@ -57,7 +57,7 @@ def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | N
     A tensor whose labels appear in a computed kernel along its positions, or along its output and input channels at
     once, is made of kernels; its other dimensions count them. Weights of `layers` are not banks: they read channels.
     """
-    roots = torch.tensor(ties.roots())
+    roots = torch.tensor(ties.roots(), device="cpu")
     for kernel in findings.kernels:
         dims: dict[int, set[int]] = {}
         for dim, slot in kernel:
@@ -85,13 +85,13 @@ def _pin_experts(ties: Ties, findings: Findings, labels: dict[str, list[Tensor |
     weights have a dimension for heads, the second sum is over features inside heads, which are a batch of products, or
     over both at once.
     """
-    roots = torch.tensor(ties.roots())
+    roots = torch.tensor(ties.roots(), device="cpu")
 
     def sets(slot: Tensor) -> set[int]:
         return set(roots[slot.long()].unique().tolist()) - {0}
 
     sums = [(sets(each.over), set().union(*map(sets, each.left)), each.product) for each in findings.sums]
-    shares = sets(torch.tensor(sorted(findings.shares), dtype=LABEL))
+    shares = sets(torch.tensor(sorted(findings.shares), dtype=LABEL, device="cpu"))
     for name, vectors in labels.items():
         known = {dim: vector for dim, vector in enumerate(vectors) if vector is not None}
         dims = {dim: sets(vector) for dim, vector in known.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, DoesNotRunError
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, sets_of
 from adjoined.slicing.flow.places import any_beside_channels, pin_places
@@ -20,7 +20,7 @@ from adjoined.slicing.flow.state import GroupChoice
 from adjoined.slicing.flow.unreached import follow_unreached
 from adjoined.slicing.model.cost import Cost, cost_of_run
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
-from adjoined.slicing.model.misuse import another_path, check_arguments, does_not_run
+from adjoined.slicing.model.misuse import another_path, check_arguments, check_output, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -86,6 +86,9 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
         if traced is None:
             original.undo()
             traced = _trace(_copied(model, None), inputs, choose_groups, unaligned, original)
+    except DoesNotRunError:
+        original.check_unchanged(original.undo())  # the copy looks in vain for what it wrote into the original
+        raise
     finally:
         changed = original.undo()
     original.check_unchanged(changed)
@@ -120,11 +123,13 @@ def _trace(
     before = Original(model)
     try:
         with torch.random.fork_rng(devices=[]):
-            outputs = tensor_leaves(flow.run(model, inputs))
+            returned = flow.run(model, inputs)
     except AdjoinedError:
         raise
     except Exception as error:  # whatever the model's own code raises
         raise does_not_run(model, error, flow.module, flow.called_with) from error
+    check_output(model, returned)
+    outputs = tensor_leaves(returned)
     train_inputs = None
     unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
     layers = kernel_names(model) | linear_names(model)
@@ -204,7 +209,8 @@ def _pin_unread(ties: Ties, findings: Findings) -> None:
     read = {ties.find(label) for label in findings.read}
     for root, members in sets_of(ties.roots()):
         if root not in read and len(members) > 1:
-            ties.pin(torch.tensor(members, dtype=LABEL), Reason(Kind.UNREAD, "no layer that ran reads them"))
+            unread = torch.tensor(members, dtype=LABEL, device="cpu")
+            ties.pin(unread, Reason(Kind.UNREAD, "no layer that ran reads them"))
 
 
 def _pin_scripted(prefix: str, made_from: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:

@@ -20,8 +20,9 @@ def follow_unreached(model: nn.Module, labels: Labels, ties: Ties, findings: Fin
     """Tie the channels of parts that did not run to those of parts that did.
 
     A part follows a sibling module of its class that ran, with tensors of the same sizes: one of several norms, a
-    second head, another branch. Otherwise a single layer, or the first layer of a sequence, reads the only channel
-    group of the model that has its width. Where several answers are possible, a part follows none.
+    second head, another branch; an entry of a ParameterDict or ParameterList follows another entry. Otherwise a single
+    layer, or the first layer of a sequence, reads the only channel group of the model that has its width. Where several
+    answers are possible, a part follows none.
 
     Args:
         model: the model that ran.
@@ -30,10 +31,11 @@ def follow_unreached(model: nn.Module, labels: Labels, ties: Ties, findings: Fin
         findings: of the run; groups of convolutions are added.
 
     Returns:
-        Each part, a module or a parameter of a module that ran -> the module whose channels it follows, or "".
+        Each part, a module or a parameter of a module that ran -> the part whose channels it follows, or "".
     """
     known = _Known(model, labels, ties, findings)
-    return {part: known.follow(part) for part in known.modules()} | dict.fromkeys(known.parameters(), "")
+    followed = {part: known.follow(part) for part in known.modules()}
+    return followed | {part: known.follow_entry(part) for part in known.parameters()}
 
 
 class _Known:
@@ -48,7 +50,7 @@ class _Known:
                 ran |= {f"{name}.{inner}".rstrip(".") for inner, _ in module.named_modules()}
         self.ran = {name.rsplit(".", n)[0] for name in ran for n in range(name.count(".") + 1)} | {""}
         roots = ties.roots()
-        self.members = torch.bincount(torch.tensor(roots))
+        self.members = torch.bincount(torch.tensor(roots, device="cpu"))
 
     def modules(self) -> Iterator[str]:
         """Yield the outermost modules with channels that did not run."""
@@ -72,6 +74,20 @@ class _Known:
     def follow(self, part: str) -> str:
         """Tie a part to the module that it follows and return that module's name; "" for none."""
         return self._as_sibling(part) or self._by_width(part)
+
+    def follow_entry(self, parameter: str) -> str:
+        """Tie an entry of a ParameterDict or ParameterList to others that were read; return the first one's name."""
+        holder, _, own = parameter.rpartition(".")
+        if not isinstance(self.model.get_submodule(holder), (nn.ParameterDict, nn.ParameterList)):
+            return ""
+        beside = [f"{holder}.{name}" for name, _ in self.model.get_submodule(holder).named_parameters() if name != own]
+        read = [other for other in beside if other in self.findings.readers]
+        alike = [other for other in read if self.tensors[other].shape == self.tensors[parameter].shape]
+        if len({self._channels(other) for other in alike}) != 1:
+            return ""
+        for mine, its in zip(self.labels[parameter], self.labels[alike[0]], strict=True):
+            self._tie(mine, its)
+        return alike[0]
 
     # ---- a module of the same class ran beside it --------------------------------------------------------------------
 
@@ -132,7 +148,7 @@ class _Known:
                     found.setdefault(self._roots(vector), owner)
         if len(found) != 1:
             return ""
-        self.ties.tie(reads, torch.tensor(*found, dtype=reads.dtype), part)
+        self.ties.tie(reads, reads.new_tensor(*found), part)
         return next(iter(found.values()))
 
     def _first_layer(self, part: str) -> tuple[str, int] | None:

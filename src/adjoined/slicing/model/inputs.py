@@ -178,11 +178,5 @@ def _held_by(holder: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def tensor_leaves(out: Any) -> list[Tensor]:
-    """Return all tensors in a model's output, in any containers, including attributes of unknown objects."""
-    leaves: list[Tensor] = []
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            leaves.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (nn.Module, type)):
-            leaves += [each for value in vars(leaf).values() for each in tree_leaves(value) if isinstance(each, Tensor)]
-    return leaves
+    """Return all tensors in a model's output, in any containers, including what objects of other classes hold."""
+    return [tensor for leaf in tree_leaves(out) for tensor in _held_by(leaf, set())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,6 +66,20 @@ def check_arguments(model: nn.Module, inputs: Inputs) -> None:
             got=_arguments(inputs),
             fix=f"{PASS} Here: {both}.",
         ) from error
+
+
+def check_output(model: nn.Module, out: Any) -> None:
+    """Raise AdjoinedError if a model returns something whose channels cannot be followed."""
+    for leaf in tree_leaves(out):
+        iterator, nested = isinstance(leaf, Iterator), isinstance(leaf, Tensor) and leaf.is_nested
+        if iterator or nested:
+            raise AdjoinedError(
+                "what the model returns cannot be followed",
+                where=type(model).__name__,
+                expected="dense tensors, in tuples, lists, dicts or objects",
+                got="a nested tensor" if nested else f"a {type(leaf).__name__}, whose code has not run yet",
+                fix="Return a list of its elements.",
+            )
 
 
 def _arguments(inputs: Inputs) -> str:

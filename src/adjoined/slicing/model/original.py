@@ -164,23 +164,58 @@ class Original:
 
 
 class _Kept:
-    """An attribute of a module, and its contents."""
+    """An attribute of a module, and the contents of what it holds."""
 
     def __init__(self, held: Any) -> None:
-        self.held, self.inside = held, _inside(held)
+        self.held = held
+        self.inside = [(holder, _contents(holder)) for holder in _holders(held)]
 
     def undo(self, module: nn.Module, attribute: str) -> bool:
         """Restore the attribute; tell whether that was necessary."""
-        held = vars(module).get(attribute)
-        if held is self.held and _ids(_inside(held)) == _ids(self.inside):
-            return False
+        changed = vars(module).get(attribute) is not self.held
         vars(module)[attribute] = self.held
-        if isinstance(self.held, list):
-            self.held[:] = self.inside.values()
-        elif isinstance(self.held, dict):
-            self.held.clear()
-            self.held.update(self.inside)
-        return True
+        for holder, contents in self.inside:
+            now = _contents(holder)
+            # A library's own objects may be shared and count or cache: only tensors in them are a network's.
+            seen = (contents, now) if holder is self.held else map(_tensors, (contents, now))
+            if len(set(map(_ids, seen))) > 1:
+                _refill(holder, contents)
+                changed = True
+        return changed
+
+
+def _holders(held: Any) -> Iterator[Any]:
+    """Yield the lists, dicts and other objects that an attribute holds, without modules and tensors."""
+    seen: set[int] = set()
+    left: list[tuple[Any, int]] = [(held, 0)]
+    while left:
+        each, depth = left.pop()
+        plain = isinstance(each, (nn.Module, Tensor, *_NO_OBJECTS))
+        if id(each) in seen or plain or not (isinstance(each, (list, dict)) or hasattr(each, "__dict__")):
+            continue
+        seen.add(id(each))
+        yield each
+        if depth < _DEEPEST:
+            left += [(value, depth + 1) for value in _contents(each).values()]
+
+
+def _contents(holder: Any) -> dict[Any, Any]:
+    """Return the elements of a list or a dict, or the attributes of another object."""
+    return _inside(holder) if isinstance(holder, (list, dict)) else dict(vars(holder))
+
+
+def _refill(holder: Any, contents: dict[Any, Any]) -> None:
+    """Give a list, a dict or an object the contents back that it had."""
+    if isinstance(holder, list):
+        holder[:] = contents.values()
+    else:
+        own = holder if isinstance(holder, dict) else vars(holder)
+        own.clear()
+        own.update(contents)
+
+
+def _tensors(contents: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: value for key, value in contents.items() if isinstance(value, Tensor)}
 
 
 def _inside(held: Any) -> dict[Any, Any]:
@@ -190,5 +225,5 @@ def _inside(held: Any) -> dict[Any, Any]:
     return dict(enumerate(held)) if isinstance(held, list) else {}
 
 
-def _ids(inside: dict[Any, Any]) -> dict[Any, int]:
-    return {key: id(value) for key, value in inside.items()}
+def _ids(inside: dict[Any, Any]) -> frozenset[tuple[Any, int]]:
+    return frozenset((key, id(value)) for key, value in inside.items())

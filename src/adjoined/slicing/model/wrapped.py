@@ -10,7 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from adjoined.errors import AdjoinedError
 
-WRAP = "Call adjoin on the plain model, and wrap the joint network that it returns."
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+WRAP = "Pass the plain model, and wrap the joint network that adjoin returns."
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -19,8 +20,8 @@ def unwrap(model: Any) -> nn.Module:
     `nn.DataParallel`, a compiled model and an average of weights run the model inside unchanged, so it is unwrapped.
 
     Raises:
-        AdjoinedError: not a module, or one that cannot be narrowed: scripted, traced or exported, sharded over
-            processes, or made by `adjoin`.
+        AdjoinedError: not a module, or one that cannot be narrowed: scripted, traced, exported or quantized, sharded
+            over processes, or made by `adjoin`.
     """
     while isinstance(model, (nn.DataParallel, AveragedModel)) or _is_compiled(model):
         model = model._orig_mod if _is_compiled(model) else model.module
@@ -44,8 +45,14 @@ def unwrap(model: Any) -> nn.Module:
         if any(kind.__module__.startswith("torch.export") for kind in type(part).__mro__):
             what = f"{inside}an exported program, which does not change between training and evaluation"
             raise _refused(model, what, "Call adjoin on the model as it was before it was exported.")
+        if any(kind.__module__.startswith(_QUANTIZED) for kind in type(part).__mro__):
+            fix = (
+                "Call adjoin on the model before it is quantized, and quantize its base and small networks at the end."
+            )
+            raise _refused(model, f"{inside}quantized already, and integers cannot be trained", fix)
         if isinstance(part, nn.parallel.DistributedDataParallel):
-            raise _refused(model, f"{inside}wrapped for several processes", WRAP)
+            plain = "Pass the plain model, its attribute `module`, and wrap the joint network that adjoin returns."
+            raise _refused(model, f"{inside}wrapped for several processes", plain)
         if any(kind.__module__.startswith("torch.distributed.fsdp") for kind in type(part).__mro__):
             raise _refused(model, f"{inside}sharded over several processes", WRAP)
     sharded = next((n for n, p in model.named_parameters() if _is_sharded(p)), None)

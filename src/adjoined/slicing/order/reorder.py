@@ -92,7 +92,8 @@ class _Ordering:
                         index[i] = j
         gathers: dict[str, list[Tensor | None]] = {}
         for (tensor, dim), index in found.items():
-            gathers.setdefault(tensor, [None] * len(self._traced.labels[tensor]))[dim] = torch.tensor(index)
+            of_tensor = gathers.setdefault(tensor, [None] * len(self._traced.labels[tensor]))
+            of_tensor[dim] = torch.tensor(index, device="cpu")
         return gathers
 
     def check_memory(self, tensors: Mapping[str, Tensor]) -> None:
@@ -167,7 +168,7 @@ def _depths(traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan]) -> di
         kept = [plan.indices(name) for plan in plans]
         for dim, vector in enumerate(vectors):
             if vector is not None:
-                depth = torch.zeros(vector.numel(), dtype=torch.long)
+                depth = torch.zeros(vector.numel(), dtype=torch.long, device="cpu")
                 for indices in kept:
                     index = indices[dim]
                     depth[slice(None) if index is None else index.tolist()] += 1

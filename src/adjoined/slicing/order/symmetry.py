@@ -197,7 +197,7 @@ def _varied(inputs: Inputs) -> Inputs:
 
     def vary(tensor: Tensor) -> Tensor:
         constant = tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
-        return torch.randn(tensor.shape, generator=generator).to(tensor) if constant else tensor
+        return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor) if constant else tensor
 
     return inputs.map(vary)
 
@@ -211,7 +211,7 @@ def _draw_weights(model: nn.Module) -> None:
             if not tensor.is_floating_point() or id(tensor) in seen or not bool(tensor.isfinite().all()):
                 continue
             seen.add(id(tensor))
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(tensor)
             size = float(tensor.std()) if tensor.numel() > 1 else 0.0
             if name.endswith("running_mean"):
                 tensor.copy_(0.1 * noise)

@@ -49,7 +49,8 @@ class Index:
         count = int(chosen.count_nonzero())
         if bool(chosen[:count].all()):  # most often, these are the first ones
             return cls(((0, count),) if count else ())
-        ends = torch.diff(chosen.to(torch.int8), prepend=torch.zeros(1, dtype=torch.int8), append=torch.zeros(1).char())
+        outside = chosen.new_zeros(1, dtype=torch.int8)
+        ends = torch.diff(chosen.to(torch.int8), prepend=outside, append=outside)
         starts, stops = ((ends == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
         return cls(tuple(zip(starts, stops, strict=True)))
 

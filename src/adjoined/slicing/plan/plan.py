@@ -18,6 +18,7 @@ from adjoined.json_files import read_json, write_json
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.modules import duplicate, in_place_of, named_tensors, set_sizes
 from adjoined.slicing.model.original import check_copy
+from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.checked import check_data
 from adjoined.slicing.plan.index import Index, take
 from adjoined.slicing.plan.reasons import Reason
@@ -132,6 +133,14 @@ class SlicePlan:
             for size, index in zip(self.shapes[name], self.indices(name), strict=True)
         )
 
+    def is_unknown(self, tensor: str) -> bool:
+        """Tell whether a tensor is of a part that did not run, and whose channels in the small network are unknown.
+
+        Where nothing is narrow, all parts fit.
+        """
+        parts = (part for part, followed in self.unreached.items() if not followed and self.tensors)
+        return any(tensor == part or tensor.startswith(f"{part}.") for part in parts)
+
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a small network made of slices of the model's tensors.
 
@@ -153,6 +162,7 @@ class SlicePlan:
             >>> tuple(small[0].weight.shape), tuple(small[2].weight.shape)
             ((8, 3, 3, 3), (10, 8, 1, 1))
         """
+        model = unwrap(model)
         small = self.cut(model)
         check_copy(small, model)
         return small

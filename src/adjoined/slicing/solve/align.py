@@ -128,7 +128,7 @@ def _places(trace: Trace, rows: Mapping[tuple[Site, int], Sequence[int]]) -> Pla
         places[label] |= pieces
     for key, slot in _folds(trace):
         dims = rows.get(key, ())
-        index = torch.stack(torch.meshgrid(*(torch.arange(n) for n in slot.shape), indexing="ij"), -1)
+        index = torch.stack(torch.meshgrid(*(torch.arange(n, device="cpu") for n in slot.shape), indexing="ij"), -1)
         for label, position in zip(slot.flatten().tolist(), index.flatten(0, -2).tolist(), strict=True):
             if label:
                 places[label].add((key, *(position[d] for d in dims)))

@@ -187,7 +187,7 @@ class Grouping:
 
     def _having(self, roots: Iterable[array[int]]) -> Tensor:
         """Return for every label whether its root is among these."""
-        among = torch.zeros(len(self.roots), dtype=torch.bool)
+        among = torch.zeros(len(self.roots), dtype=torch.bool, device="cpu")
         for each in roots:
             among[torch.frombuffer(each, dtype=torch.int64)] = True
         return among[self._table]
@@ -213,7 +213,7 @@ def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
     found: dict[int, set[Piece]] = defaultdict(set)
     for label, pieces in trace.findings.cuts.items():
         found[roots[label]] |= pieces
-    table = torch.tensor(roots)
+    table = torch.tensor(roots, device="cpu")
     for cut, slot in trace.findings.folds:
         tied = squeeze_equal(table[slot])
         for dim in _rows(tied)[0] if varying(tied) else ():

@@ -16,6 +16,7 @@ from adjoined.slicing.flow.operators import understood
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, widened
 from adjoined.slicing.model.original import Original
+from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.verify.liven import in_float64, liven, random_inputs
 from adjoined.slicing.verify.masked import MaskedBase, narrow
@@ -57,7 +58,7 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan, *, seed: i
     width with all dropped channels at zero and statistics across channels taken over the kept ones.
 
     Args:
-        model: the base network; it is neither run nor changed.
+        model: the base network, wrapped or not; it is neither run nor changed.
         example_input: as for `make_plan`. Random numbers replace its floating-point values; indices stay.
         plan: the slice plan of the small network.
         seed: seed of the random numbers.
@@ -76,6 +77,7 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan, *, seed: i
         >>> check_plan(net, example, make_plan(net, example, alpha=4)).error < 1e-12
         True
     """
+    model = unwrap(model)
     plan.check_fits(model)
     inputs = Inputs.of(example_input)
     for lively in (True, False):

@@ -24,7 +24,7 @@ def random_inputs(inputs: Inputs, dtype: torch.dtype, generator: torch.Generator
         if not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
         drawn = dtype.to_complex() if tensor.is_complex() else dtype
-        return torch.randn(tensor.shape, dtype=drawn, generator=generator).to(tensor.device)
+        return torch.randn(tensor.shape, dtype=drawn, generator=generator, device="cpu").to(tensor.device)
 
     return inputs.map(draw)
 
@@ -57,9 +57,9 @@ def _instead_of(tensor: Tensor, scale: bool, generator: torch.Generator) -> Tens
     """Return random numbers for a constant tensor: around 1 for a scale, around 0 for a shift or a weight."""
     shape = tensor.shape
     if scale:
-        return torch.rand(shape, dtype=torch.float64, generator=generator) + 0.5
+        return torch.rand(shape, dtype=torch.float64, generator=generator, device="cpu") + 0.5
     spread = 0.3 if sum(size > 1 for size in shape) < 2 else shape[0] ** 0.5 / tensor.numel() ** 0.5
-    return torch.randn(shape, dtype=torch.float64, generator=generator) * spread
+    return torch.randn(shape, dtype=torch.float64, generator=generator, device="cpu") * spread
 
 
 class _Calibrate(TorchDispatchMode):
@@ -93,7 +93,9 @@ class _Calibrate(TorchDispatchMode):
         own = self._take(bias)
         if own is not None and own.ndim == 1:
             mean = product.mean([d for d in range(product.ndim) if d != 1])
-            own.copy_(torch.rand(own.shape, dtype=own.dtype, generator=self._generator).to(own.device) - mean)
+            own.copy_(
+                torch.rand(own.shape, dtype=own.dtype, generator=self._generator, device="cpu").to(own.device) - mean
+            )
 
     def _take(self, tensor: Tensor | None) -> nn.Parameter | None:
         """Return the parameter that a tensor is, or is a view of, the first time it is seen; else None."""

@@ -43,7 +43,7 @@ class MaskedBase(LabelFlow):
         self.not_computed: dict[str, str] = {}
         tensors = named_tensors(model)
         labels = label_tensors(self, tensors, ties, kernels=kernel_names(model))
-        self._kept = torch.ones(len(ties.axes), dtype=torch.bool)
+        self._kept = torch.ones(len(ties.axes), dtype=torch.bool, device="cpu")
         for name, vectors in labels.items():
             for vector, index in zip(vectors, plan.indices(name), strict=True):
                 if vector is not None and index is not None:
