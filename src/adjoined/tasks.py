@@ -62,6 +62,10 @@ class Task(ABC):
         """Return the shape of the output for one image of `size` pixels."""
         return (1, num_classes)
 
+    @abstractmethod
+    def blank(self, output: Tensor) -> Tensor:
+        """Return targets of zeros that fit a network's output, to count the cost of a step."""
+
 
 class Classification(Task):
     """One class for each image: logits (N, K), classes int64 (N,) or probabilities (N, K)."""
@@ -81,6 +85,10 @@ class Classification(Task):
     def penalty(self, p: Tensor, q: Tensor) -> Tensor:
         """Return the quadratic penalty."""
         return quadratic_penalty(p.float(), q.float())
+
+    def blank(self, output: Tensor) -> Tensor:
+        """Return the first class for every sample and position."""
+        return torch.zeros_like(output[:, 0], dtype=torch.int64)
 
 
 class Segmentation(Classification):
@@ -120,6 +128,10 @@ class MultiLabel(Task):
         """Return ½ Σ σ(p) (1 − σ(p)) (p − q)² over the labels, the mean over the samples."""
         probability = p.float().sigmoid()
         return (probability * (1 - probability) * (p - q).float().square()).sum(dim=1).mean() / 2
+
+    def blank(self, output: Tensor) -> Tensor:
+        """Return no label for every sample."""
+        return torch.zeros_like(output)
 
 
 TASKS: dict[str, type[Task]] = {each.kind: each for each in (Classification, Segmentation, MultiLabel)}

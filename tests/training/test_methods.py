@@ -301,6 +301,13 @@ def test_the_count_of_a_training_step_in_closed_form():
     assert all(each.grad is None for each in model.parameters())
 
 
+@pytest.mark.parametrize(("data", "last"), [("segmentation:PATH", []), ("labels:FILE.csv", [nn.Flatten()])])
+def test_a_step_costs_the_same_whatever_the_task(data: str, last: list[nn.Module]):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), *last)
+    method = METHODS["standard"](Settings(method="standard", data=data))
+    assert step_macs(method, model, torch.zeros(1, 2, 8, 8)) == 2 * 4 * 2 * 9 * 64
+
+
 def test_the_costs_of_the_methods_relative_to_each_other():
     base, small = cost_of("standard"), cost_of("scratch")
     assert cost_of("adjoint") == cost_of("adjoint+") == cost_of("slimmable") == cost_of("mutual") == base + small

@@ -55,6 +55,7 @@ def test_masks_are_learned_by_every_kind_of_method(tmp_path: Path, squares: Sett
     last = result.networks[-1].name
     assert {f"val_{last}_miou", f"val_{last}_pixel_accuracy", f"train_{last}_miou"} <= rows[-1].keys()
     assert float(rows[-1][f"val_{last}_loss"]) < float(rows[0][f"val_{last}_loss"])
+    assert all(stage.macs for stage in result.stages)
 
 
 def test_a_segmentation_run_is_reported_like_any_run(

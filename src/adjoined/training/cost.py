@@ -58,10 +58,11 @@ def step_macs(method: Method, network: nn.Module, example: torch.Tensor) -> int:
 def _count(method: Method, network: nn.Module, example: torch.Tensor, device: str) -> int:
     images = 2  # BatchNorm in training needs more than one
     x = example.to(device).repeat(images, 1, 1, 1)
+    duplicate = copy.deepcopy(network).to(device).train()
+    with torch.no_grad():
+        y = method.task.blank(next(iter(method.logits(duplicate, x).values())))
     if method.views > 1:
         x = x.unsqueeze(1).repeat(1, method.views, 1, 1, 1)
-    y = torch.zeros(images, dtype=torch.int64, device=device)
-    duplicate = copy.deepcopy(network).to(device).train()
     with FlopCounterMode(display=False) as counter:
         method.step(duplicate, x, y, progress=0.5, measure=False).loss.backward()
     return counter.get_total_flops() // 2 // images
