@@ -63,12 +63,13 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
     """
     inputs = Inputs.of(images)
     modes = [(module, module.training) for network in (base, small) for module in network.modules()]
-    norms = [(name, module) for name, module in small.named_modules() if isinstance(module, _BatchNorm)]
-    hooks = [norm.register_forward_pre_hook(_fit_norm) for _, norm in norms if norm.running_var is not None]
+    norms = [module for module in small.modules() if isinstance(module, _BatchNorm)]
+    hooks = []
     try:
         with _Record(base.eval(), plan) as recorded:
             inputs.run(base)
         with _Fit(small.eval(), recorded.targets) as fitted:
+            hooks += [norm.register_forward_pre_hook(fitted.norm) for norm in norms if norm.running_var is not None]
             inputs.run(small)
     finally:
         for hook in hooks:
@@ -140,15 +141,30 @@ class _Fit(_Layers):
     def __init__(self, network: nn.Module, targets: dict[str, _Target]) -> None:
         super().__init__(network)
         self._targets = targets
+        self._fits = False
+        """Whether the last layer was fitted; if not, the deviation of its outputs does not tell what they explain."""
         self.count = 0
 
     def layer(self, name: str, call: _Call, run: Callable[[], Tensor]) -> Tensor:
         target = self._targets.pop(name, None)
-        if target is not None and target.fits(call.weight):
+        self._fits = target is not None and target.fits(call.weight)
+        if target is not None and self._fits:
             rows = _patches(call, target.positions) if target.positions is not None else call.input
             _solve(rows.reshape(-1, rows.shape[-1]), target.values, call)
             self.count += 1
         return run()
+
+    def norm(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        """Measure a batch norm on its input; behind a fitted layer, let it vary as the base would, given this input."""
+        assert isinstance(norm, _BatchNorm)
+        z = args[0].transpose(0, 1).flatten(1).float()
+        mean, var = z.mean(1), z.var(1)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        if norm.weight is not None and self._fits:
+            norm.weight.mul_(((var + norm.eps) / (norm.running_var + norm.eps)).sqrt().clamp(max=1))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
 
 
 class _Call(NamedTuple):
@@ -225,16 +241,3 @@ def _solve(x: Tensor, y: Tensor, call: _Call) -> None:
     weight.copy_(found.mT.reshape(weight.shape))
     if call.bias is not None:
         call.bias.copy_((mean_y - mean_x @ found.to(mean_x.dtype)).flatten())
-
-
-def _fit_norm(norm: nn.Module, args: tuple[Any, ...]) -> None:
-    """Measure a batch norm on its input; let its outputs vary as the base's would, given this input."""
-    assert isinstance(norm, _BatchNorm)
-    z = args[0].transpose(0, 1).flatten(1).float()
-    mean, var = z.mean(1), z.var(1)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    if norm.weight is not None:
-        norm.weight.mul_(((var + norm.eps) / (norm.running_var + norm.eps)).sqrt().clamp(max=1))
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(var)

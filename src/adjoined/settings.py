@@ -209,6 +209,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
                 got=self.batch_size,
                 fix=f"Use {max(1, self.batch_size // processes) * processes}.",
             )
+        from adjoined.models.usual import normalisation
+
         return DataSettings(
             name=self.data,
             root=self.data_root,
@@ -222,6 +224,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             split_seed=self.split_seed,
             limit=self.limit,
             bad_images=self.bad_images,
+            normalisation=normalisation(self.model) if self.pretrained else None,
         )
 
     def anchored(self) -> Settings:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from adjoined.data import DataRecord, DataSettings, ImageData, open_data, open_to_measure
 from adjoined.errors import AdjoinedError
+from adjoined.settings import Settings
 from read_only import read_only
 
 
@@ -207,6 +208,17 @@ def test_the_images_are_described_in_three_lines(photos):
 
 
 # Evaluation images
+
+
+def test_images_are_normalised_as_the_pretrained_network_expects(photos):
+    asked = Settings(model="timm:tf_efficientnet_lite0", data=f"folder:{photos}", pretrained=True)
+    for settings, mean in ((asked, 0.5), (replace(asked, pretrained=False), 0.485)):
+        images = open_data(settings.data_settings())
+        assert images.info.mean[0] == mean
+    black = DataSettings(f"folder:{photos}", normalisation=((0.5,) * 3, (0.25,) * 3))
+    x, _ = open_data(black).val[0]
+    assert x.min() >= -2
+    assert x.max() <= 2
 
 
 def test_all_images_are_evaluated_whatever_the_training_settings(photos):

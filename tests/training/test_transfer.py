@@ -92,6 +92,23 @@ def test_a_layer_with_more_inputs_than_the_images_can_tell_stays_a_slice():
         assert torch.equal(small.state_dict()["3.weight"], head) == (fitted == 1)
 
 
+@pytest.mark.parametrize(("count", "fitted"), [(63, False), (64, True)])
+def test_a_norm_behind_a_slice_keeps_its_scale(count: int, fitted: bool):
+    """Otherwise a network that inherits from few images falls silent: its norms shrink, and their shifts do not."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(64, 8, 1, bias=False), nn.BatchNorm2d(8, momentum=1.0), nn.ReLU())
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.MaxPool2d(8), *model, nn.Conv2d(8, 4, 1))
+    x = torch.randn(count, 3, 8, 8)
+    model(x)
+    model.eval()
+    plan = make_plan(model, x[:1], alpha=2, round_to=1)  # the second layer has 32 inputs, and a row of them per image
+    small: Any = plan.apply(model)
+    inherit(model, small, plan, x)
+    assert bool((small[3].weight < 1).any()) == fitted
+    reached = small[:5](x)
+    assert (reached.mean((0, 2, 3)) > 0.1).all(), "a silent channel"
+
+
 def test_a_trained_head_stays_and_a_new_one_is_fitted():
     torch.manual_seed(0)
     x = torch.randn(200, 1, 4, 4)

@@ -247,6 +247,9 @@ def open_source(settings: DataSettings) -> Source:
 def _info(settings: DataSettings, source: Source) -> DataInfo:
     size = settings.image_size or source.size or PHOTO_SIZE
     folder = folder_of(settings.name)
+    mean, std = settings.normalisation or (source.mean, source.std)
+    if len(mean) != source.channels:
+        mean, std = source.mean, source.std
     return DataInfo(
         # A full path would be private.
         name=settings.name if folder is None else f"{kind_of(settings.name)}:{folder.absolute().name}",
@@ -255,8 +258,8 @@ def _info(settings: DataSettings, source: Source) -> DataInfo:
         channels=source.channels,
         image_size=size,
         resize=size if source.size or source.task == "segmentation" else round(size / PHOTO_RATIO),
-        mean=source.mean,
-        std=source.std,
+        mean=mean,
+        std=std,
         task=source.task,
     )
 

@@ -44,6 +44,8 @@ class DataSettings:
         limit: training images per class, for studies of small data. Default: all.
         bad_images: treatment of files that are damaged, not images, or too large: stop reports them before any
             training; skip leaves them out, before the split, and counts them.
+        normalisation: mean and standard deviation per channel, of values in [0, 1], with which a pretrained network was
+            trained. Default, and for images with other channels: the data set's.
     """
 
     name: str = "digits"
@@ -58,6 +60,7 @@ class DataSettings:
     split_seed: int = 0
     limit: int | None = None
     bad_images: BadImages = "stop"
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def check(settings: DataSettings) -> None:

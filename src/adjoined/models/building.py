@@ -72,11 +72,12 @@ def build(
     except AdjoinedError:
         raise
     except Exception as error:  # the libraries raise almost anything: TypeError, AssertionError, URLError, ...
-        asked = ["options"] * bool(options) + ["pretrained weights, which may have to be downloaded"] * pretrained
+        told = [f"Check its options: {', '.join(options)}."] * bool(options)
+        told += ["Its weights are downloaded once; to use a file, give a function of yours that reads it."] * pretrained
         raise AdjoinedError(
-            f"{source} cannot build the network: {type(error).__name__}: {error}",
+            f"{source} cannot build the network: {type(error).__name__}: {str(error).rstrip('. ')}",
             where=f"model {spec!r}",
-            fix=f"Check its {' and its '.join(asked)}." if asked else "",
+            fix=" ".join(told),
         ) from error
 
 

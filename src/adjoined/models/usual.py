@@ -47,3 +47,29 @@ def usual_input(spec: str) -> UsualInput:
         channels, _, size = config.input_size
         return UsualInput(channels, size, config.num_classes or IMAGENET.classes)
     return IMAGENET._replace(size=299) if name == "inception_v3" else IMAGENET
+
+
+def normalisation(spec: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and standard deviation per channel of the images that a model's pretrained weights expect.
+
+    Args:
+        spec: the model, as `adjoined.models.build` takes it.
+
+    Returns:
+        Both of values in [0, 1]; None if they are not known. Torchvision's models expect ImageNet's, which photos have
+        anyway.
+
+    Raises:
+        AdjoinedError: there is no such model.
+
+    Example:
+        >>> normalisation("timm:tf_efficientnet_lite0"), normalisation("resnet20")
+        (((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), None)
+    """
+    source, _, name = ("", "", "") if is_code(spec) else resolve(spec).partition(":")
+    if source != "timm":
+        return None
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name)
+    return None if config is None else (tuple(config.mean), tuple(config.std))

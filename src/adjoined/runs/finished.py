@@ -191,7 +191,10 @@ def are_own(run: FinishedRun, data: str, data_root: str | None = None) -> bool:
 def _settings(folder: RunFolder, info: DataInfo, data: str | None, data_root: str | None, workers: int) -> DataSettings:
     own = folder.read_settings().data_settings()
     root, name = data_root or own.root, data or own.name
-    return replace(own, name=name, root=root, workers=workers, image_size=info.image_size)
+    normalisation = (info.mean, info.std)
+    return replace(
+        own, name=name, root=root, workers=workers, image_size=info.image_size, normalisation=normalisation
+    )
 
 
 def _check_classes(own: DataInfo, found: DataInfo, name: str) -> None:
