@@ -73,7 +73,9 @@ def build(
         raise
     except Exception as error:  # the libraries raise almost anything: TypeError, AssertionError, URLError, ...
         told = [f"Check its options: {', '.join(options)}."] * bool(options)
-        told += ["Its weights are downloaded once; to use a file, give a function of yours that reads it."] * pretrained
+        told += [
+            "Its pretrained weights are downloaded once; to use a file, give a function that reads it."
+        ] * pretrained
         raise AdjoinedError(
             f"{source} cannot build the network: {type(error).__name__}: {str(error).rstrip('. ')}",
             where=f"model {spec!r}",

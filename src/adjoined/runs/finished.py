@@ -192,9 +192,7 @@ def _settings(folder: RunFolder, info: DataInfo, data: str | None, data_root: st
     own = folder.read_settings().data_settings()
     root, name = data_root or own.root, data or own.name
     normalisation = (info.mean, info.std)
-    return replace(
-        own, name=name, root=root, workers=workers, image_size=info.image_size, normalisation=normalisation
-    )
+    return replace(own, name=name, root=root, workers=workers, image_size=info.image_size, normalisation=normalisation)
 
 
 def _check_classes(own: DataInfo, found: DataInfo, name: str) -> None:
