@@ -123,6 +123,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     train, test = draw(384, seed=1), draw(128, seed=2)
+    if options.write and options.write.exists():
+        parser.error(f"{options.write} exists; --write takes a new folder")
     if options.write:
         write({"train": train, "val": test}, options.write)
         return

@@ -358,6 +358,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.export and not options.joint:
         parser.error("--export is for the networks that are trained together")
+    if not (options.joint or options.alone):
+        parser.error("--no-joint trains nothing without --alone")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
 
     data, test = draw(options.images, seed=10 + options.seed), draw(256, seed=5)
     torch.manual_seed(options.seed)

@@ -97,10 +97,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4.0, help="time to spend")
     options = parser.parse_args()
+    names = ("base", "small")
+    paths = [options.folder / f"{name}{suffix}" for name in names for suffix, _, _ in RUNTIMES.values()]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        parser.error(f"no such file: {', '.join(missing)}; `detector.py --export FOLDER` writes them")
     os.environ.setdefault("CI", "true")  # no telemetry of OpenVINO
     print("one image, median [quartiles], on this machine as it is now: other work on it shows")
     threads = f"{options.threads} thread" + "s" * (options.threads != 1)
-    for runtime, times in latencies(options.folder, ("base", "small"), options.threads, options.seconds).items():
+    for runtime, times in latencies(options.folder, names, options.threads, options.seconds).items():
         for name, each in times.items():
             quartiles = f"[{each.lower_quartile_ms:.3f} to {each.upper_quartile_ms:.3f}]"
             print(f"{runtime}, {threads}, {name}: {each.median_ms:.3f} ms {quartiles}")
