@@ -190,7 +190,8 @@ def rebuild(
                 "user code builds this network, and no code is run because a file names it",
                 where=where,
                 got=told["spec"],
-                fix=f"Pass it: load(..., model={told['spec']!r}), or a module, or a function that returns one.",
+                fix=f"Pass it: --model {told['spec']}, or in Python load(..., model={told['spec']!r}), a module, "
+                "or a function that returns one.",
             )
         with nullcontext() if tensor_bytes is None else Ceiling(_base_bytes(plan, tensor_bytes, where), where):
             module = _build_as_told(told["spec"], size, told["options"], where)
