@@ -54,18 +54,18 @@ def cifar_resnet18() -> Settings:
 
 
 def cifar_fast() -> Settings:
-    """Return a residual network that reaches about 65 % on CIFAR-100 in ten epochs."""
+    """Return a residual network that reaches about 67 % on CIFAR-100 in twelve epochs."""
     return Settings(
         model="fast_resnet32",
         data="cifar100",
-        epochs=10,
+        epochs=12,
         batch_size=256,
         eval_batch_size=1000,
         optimizer="lookahead_sgd",
         lr=0.4,
         weight_decay=5e-4,
         schedule="onecycle",
-        warmup_epochs=2.5,
+        warmup_epochs=3,
         label_smoothing=0.2,
         shift=2,
         data_on_device=True,

@@ -192,14 +192,13 @@ class _Share(torch.autograd.Function):
         arrived = [(indices, part) for indices, part in pairs if part is not None]
         if not arrived:
             return None, None, None
-        if ctx.gradient != 1:
-            arrived = [(indices, ctx.gradient * part) for indices, part in arrived]
         if all(part.is_sparse and indices[0] is None for indices, part in arrived):  # of a table: rows are not channels
-            return reduce(torch.add, (_sparse_at(ctx.shape, indices, part) for indices, part in arrived)), None, None
+            padded = (_sparse_at(ctx.shape, indices, part, ctx.gradient) for indices, part in arrived)
+            return reduce(torch.add, padded), None, None
         dense = [(indices, part.to_dense()) for indices, part in arrived]
         total = dense[0][1].new_zeros(ctx.shape)  # a batch of gradients, where a Jacobian is vectorised
         for indices, part in dense:
-            add_at(total, indices, part)
+            add_at(total, indices, part, ctx.gradient)
         return total, None, None
 
     @staticmethod
@@ -219,9 +218,9 @@ def _dense(part: Tensor, weight: Tensor) -> Tensor:
     return part.contiguous() if weight.is_contiguous() and not part.is_contiguous() else part
 
 
-def _sparse_at(shape: torch.Size, indices: Indices, part: Tensor) -> Tensor:
-    """Return a sparse gradient of a slice as one of the whole weight, with the same rows."""
+def _sparse_at(shape: torch.Size, indices: Indices, part: Tensor, factor: float) -> Tensor:
+    """Return `factor` times a sparse gradient of a slice as one of the whole weight, with the same rows."""
     rows, values = part._indices(), part._values()
     total = values.new_zeros(len(values), *shape[1:])
-    add_at(total, indices, values)
+    add_at(total, indices, values, factor)
     return torch.sparse_coo_tensor(rows, total, shape, check_invariants=False)

@@ -105,8 +105,8 @@ def take(tensor: Tensor, indices: Sequence[Index | None]) -> Tensor:
     return tensor
 
 
-def add_at(total: Tensor, indices: Sequence[Index | None], part: Tensor) -> None:
-    """Add `part` in place to the slice of `total` that `take` returns, without a temporary of full size.
+def add_at(total: Tensor, indices: Sequence[Index | None], part: Tensor, factor: float = 1) -> None:
+    """Add `factor` · `part` in place to the slice of `total` that `take` returns, without a temporary of full size.
 
     Example:
         >>> total = torch.zeros(4)
@@ -120,7 +120,7 @@ def add_at(total: Tensor, indices: Sequence[Index | None], part: Tensor) -> None
             for size, index in zip(total.shape, indices, strict=False)
         ]
         places = tuple(line.view([-1] + [1] * (len(lines) - 1 - d)) for d, line in enumerate(lines))
-        total[places] += part
+        total[places] += part if factor == 1 else factor * part
         return
     for d, index in enumerate(indices):
         if index is not None:
@@ -132,7 +132,7 @@ def add_at(total: Tensor, indices: Sequence[Index | None], part: Tensor) -> None
             rest = [None if e <= d else other for e, other in enumerate(indices)]
             for start, stop in index.ranges:
                 size = stop - start
-                add_at(total.narrow(d, start, size), rest, part.narrow(d, offset, size))
+                add_at(total.narrow(d, start, size), rest, part.narrow(d, offset, size), factor)
                 offset += size
             return
-    total.add_(part)
+    total.add_(part, alpha=factor)
