@@ -7,8 +7,8 @@ the training itself goes on unchanged. On each shared weight's slice two numbers
     ratio   ‖g_small‖ / ‖g_base‖, both on the slice, before λ multiplies the small network's
 
 Usage:
-    python benchmarks/gradients.py --data-root FOLDER --out FILE                  # cifar-fast, twelve epochs of CIFAR-100
-    python benchmarks/gradients.py --recipe digits --at 0.5 --epochs 2            # a minute
+    python benchmarks/gradients.py --data-root FOLDER --out FILE            # cifar-fast, twelve epochs of CIFAR-100
+    python benchmarks/gradients.py --recipe digits --at 0.5 --epochs 2      # a minute
 
 The file has a row for every layer and point of the run.
 """
