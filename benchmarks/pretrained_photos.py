@@ -90,15 +90,18 @@ def main() -> None:
     done = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     for seed in asked.seeds:
         photos = None
-        for run in asked.runs:
-            key = {"run": run, "seed": seed, "epochs": asked.epochs, "pixels": asked.pixels, "alpha": asked.alpha}
+        for name in asked.runs:
+            key = {"run": name, "seed": seed, "epochs": asked.epochs, "pixels": asked.pixels, "alpha": asked.alpha}
             if any(key.items() <= row.items() for row in done):
                 continue
             photos = photos or Photos(asked.photos, asked.pixels, seed)
-            row = {**key, **Run(run, photos, asked.weights, asked.kept, asked.epochs, asked.alpha).result()}
-            print(json.dumps(row), flush=True)
-            with asked.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            run = Run(name, photos, asked.weights, asked.kept, asked.epochs, asked.alpha)
+            missing = name in GUIDED and not run.of_base.exists()
+            for each in [replace(run, name="base"), run] if missing else [run]:
+                row = {**key, "run": each.name, **each.result()}
+                print(json.dumps(row), flush=True)
+                with asked.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
 
 
 @dataclass(frozen=True)

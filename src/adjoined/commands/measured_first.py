@@ -50,7 +50,7 @@ def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings,
         found = {"alpha": plan.alpha, "widths": dict(plan.widths)}
         told = ",".join(f"{name}={share}" for name, share in plan.widths.items())
         lines = [f"--widths {told}: found by search{within}{how}"] if told else []
-        lines += [] if told else [f"--widths: the uniform network{within}{how} has the lowest loss"]
+        lines += [] if told else [f"--widths none: the uniform network has the lowest loss{within}{how}"]
     else:
         plan = _fastest_enough(settings, timing)
         found, lines = {"alpha": plan.alpha}, []
