@@ -26,6 +26,15 @@ class Recurrent(nn.Module):
         return self.head(self.layer(self.stem(x).relu().transpose(1, 2))[0].mean(1))
 
 
+class Packed(Recurrent):
+    """Sequences of different lengths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu().transpose(1, 2)
+        packed = nn.utils.rnn.pack_padded_sequence(x, [x.shape[1], x.shape[1] - 2], batch_first=True)
+        return self.head(nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0], batch_first=True)[0].mean(1))
+
+
 class Cell(nn.Module):
     """A recurrent cell, step by step, from the state that torch gives it, or from zeros of the cell's own width."""
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mixtures
 import places
 from adjoined import adjoin
 from adjoined.slicing import check_plan, make_plan
 from constructs import Net, X, network
 from masked import masked, relative_error
-from places import KEPT
 
+KEPT = places.KEPT | mixtures.KEPT
 EACH = pytest.mark.parametrize("cls", KEPT, ids=lambda cls: cls.__name__)
 
 
@@ -45,6 +46,7 @@ BESIDE: dict[type[Net], dict[str, tuple[int, ...]]] = {
     places.Residuals: {"centres": (6, 16), "out.weight": (16, 96)},
 }
 """Network -> the small shapes of parameters in which channels and other dimensions lie side by side, at alpha 2."""
+BESIDE |= mixtures.NARROWED
 
 
 @pytest.mark.parametrize("cls", BESIDE, ids=lambda cls: cls.__name__)
@@ -53,6 +55,12 @@ def test_channels_beside_other_dimensions_narrow_by_themselves(cls: type[Net]):
     assert {name: plan.small_shape(name) for name in BESIDE[cls]} == BESIDE[cls]
     net = adjoin(network(cls), X, plan=plan)  # slices of weights are bound, of which the code makes views
     torch.testing.assert_close(net(X)[1], net.extract()(X))
+
+
+def test_codes_drawn_at_random_keep_their_number():
+    plan = make_plan(network(mixtures.CodesAtRandom), X, alpha=2, round_to=1)
+    assert plan.small_shape("codes.weight") == (24, 16)
+    assert plan.small_shape("score.weight") == (24, 16, 1, 1)
 
 
 def test_a_width_chosen_on_the_way_to_a_failure_is_given_up_with_it():

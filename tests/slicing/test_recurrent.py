@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adjoined import adjoin
 from adjoined.slicing import Kind, SlicePlan, check_plan, make_plan
-from recurrent import SOUND, Cell, ModulatedUpsampling, Recurrent, Words
+from recurrent import SOUND, Cell, ModulatedUpsampling, Packed, Recurrent, Words
 from zoo import images, parameters, seeded
 
 WORDS = torch.arange(24).view(2, 12) % 50
@@ -27,6 +27,8 @@ EACH: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "LSTM with projections": (lambda: Recurrent(nn.LSTM, num_layers=2, proj_size=12), SOUND),
     "LSTM beside a value": (lambda: Recurrent(nn.LSTM, reads=True, bidirectional=True), SOUND),
     "GRU beside a value": (lambda: Recurrent(nn.GRU, reads=True), SOUND),
+    "LSTM on packed sequences": (lambda: Packed(nn.LSTM, bidirectional=True), SOUND),
+    "GRU on packed sequences": (lambda: Packed(nn.GRU), SOUND),
     "Embedding": (Words, WORDS),
     "EmbeddingBag": (lambda: Words(together=True), WORDS),
     "groups are images": (ModulatedUpsampling, images(2, 3, 8, 8)),

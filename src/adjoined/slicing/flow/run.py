@@ -21,6 +21,7 @@ from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slo
 from adjoined.slicing.flow.memory import Memory
 from adjoined.slicing.flow.operators import UNKNOWN, Operator
 from adjoined.slicing.flow.rules import OPERATORS
+from adjoined.slicing.flow.shares import Shares
 from adjoined.slicing.flow.shortcuts import run_operator
 from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State
@@ -66,6 +67,7 @@ class LabelFlow(State, TorchDispatchMode):
         self.steps = 0
         self._idle = False  # whether a norm with an empty input runs: torch then only reads its first element
         self._memory = Memory()
+        self._shares = Shares(self, self.values)
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -173,6 +175,8 @@ class LabelFlow(State, TorchDispatchMode):
             changed = [t for a, t in zip(_schema(func), args, strict=False) if a.changes and isinstance(t, Tensor)]
             written = [(tensor, self.slots(tensor)) for tensor in changed]
             _operator(call).rule(self, call)
+            if not self.strict:
+                self._shares.note(call)
             self._last = [slot for tensor in results for slot in self.slots(tensor)]
             self._remember(written)
             self.note_sizes(call, self._written(read), [self._written(self.slots(each)) for each in results])

@@ -69,6 +69,18 @@ def move_in_place(state: State, call: Call) -> None:
     state.carry(call.out, [getattr(slot, name)(*numbers) for slot in state.slots(call["self"])])
 
 
+@rule("_pack_padded_sequence")
+def pack(state: State, call: Call) -> None:
+    """Steps of sequences (N, T, …), or (T, N, …), become rows (all steps, …): features stay."""
+    carried = []
+    for slot in state.slots(call["input"]):
+        if {0, 1} & set(varying(slot)):
+            state.pin(slot, Reason(Kind.NO_RULE, "packed along the sequences"))
+        else:
+            carried.append(slot[0])
+    state.carry(call.outputs[0], carried)
+
+
 def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
     """Return the operator's results on the labels; None if it does not accept them."""
     if call.name in RESHAPES:

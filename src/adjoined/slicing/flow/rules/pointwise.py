@@ -94,8 +94,8 @@ def left_padded(slot: Slot, ndim: int) -> Slot:
 @rule(
     "clone", "detach", "alias", "_to_copy", "lift_fresh", "dropout", "native_dropout", "zeros_like", "ones_like",
     "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "hardswish", "hardswish_", "hardtanh",
-    "hardtanh_", "zero_", "fill_", "bernoulli_", "normal_", "uniform_", "rrelu_with_noise", "contiguous",
-    "tril", "triu", "_pin_memory", "native_dropout_backward",
+    "hardtanh_", "zero_", "fill_", "bernoulli_", "normal_", "uniform_", "exponential_", "log_normal_", "cauchy_",
+    "geometric_", "rrelu_with_noise", "contiguous", "tril", "triu", "_pin_memory", "native_dropout_backward",
 )  # fmt: skip
 @rule("cumsum", statistic=Statistic.ALONG)
 def same(state: State, call: Call) -> None:
