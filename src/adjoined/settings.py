@@ -256,13 +256,16 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     def differences(self, other: Settings) -> list[str]:
         """Return the names of differing settings that affect the results of two runs.
 
-        A folder of images may have moved: its contents are compared with the run's record of its images.
+        A folder of images may have moved: its contents are compared with the run's record of its images. So may the
+        file of a model's code.
         """
         from adjoined.data.settings import folder_of
 
         mine, others = asdict(self), asdict(other)
         if folder_of(self.data) and folder_of(other.data) and kind_of(self.data) == kind_of(other.data):
             others["data"] = self.data
+        if _code_of(self.model) == _code_of(other.model):
+            others["model"] = self.model
         return [name for name in mine if name not in PLACE_ONLY and mine[name] != others[name]]
 
     def to_yaml(self) -> str:
@@ -343,3 +346,9 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         if not fits:
             flag, got = f"--{name.replace('_', '-')}", getattr(self, name)
             raise AdjoinedError("the value is out of range", where=flag, expected=expected, got=got, fix=fix)
+
+
+def _code_of(model: str) -> str:
+    """Return `FILE.py:FUNCTION` without the folder of the file; another name unchanged."""
+    place, colon, function = model.rpartition(":")
+    return f"{Path(place).name}{colon}{function}" if place.endswith(".py") else model

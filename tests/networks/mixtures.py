@@ -86,6 +86,16 @@ class ByChannel(Net):
         return x * (self.gate(x.mean((2, 3))).softmax(1) * self.scale)[..., None, None]
 
 
+class Activation(Net):
+    """Softmax as an activation: the next layer reads what it returns as channels."""
+
+    def parts(self) -> None:
+        self.up, self.down = nn.Linear(32, 48), nn.Linear(48, 32)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return x * self.down(self.up(x.mean((2, 3))).softmax(1))[..., None, None]
+
+
 class ByBranch(Net):
     """Selective kernels: softmax over two branches, for each channel."""
 
@@ -121,6 +131,7 @@ KEPT: dict[type[Net], dict[str, tuple[int, ...]]] = {
 
 NARROWED: dict[type[Net], dict[str, tuple[int, ...]]] = {
     ByChannel: {"gate.weight": (16, 16), "scale": (16,)},
+    Activation: {"up.weight": (24, 16), "down.weight": (16, 24)},
     ByBranch: {"branches.1.weight": (16, 16, 3, 3), "gates.0.weight": (16, 16)},
     AcrossChannels: {"qkv.weight": (48, 16, 1, 1), "out.weight": (16, 16, 1, 1)},
 }

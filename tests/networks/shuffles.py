@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -75,9 +77,11 @@ class UnitV2(nn.Module):
     def joined(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([self.left(a) if self.stride == 2 else a, self.right(b)], 1)
 
-    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def split(self, x: Tensor) -> Sequence[Tensor]:
         if self.style == "slice":
             return x[:, : self.half], x[:, self.half :]
+        if self.style == "number":
+            return torch.split(x, self.half, 1)
         return x.chunk(2, 1) if self.style == "chunk" else torch.split(x, [self.half, x.shape[1] - self.half], 1)
 
     @staticmethod

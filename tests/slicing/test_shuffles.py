@@ -35,7 +35,7 @@ def test_grouped_convolutions_with_shuffles(groups: int, alpha: float):
     check(ShuffleNetV1(groups, units=(2,)), alpha)
 
 
-@pytest.mark.parametrize(("style", "alpha"), [("slice", 2.5), ("chunk", 4), ("split", 3), ("deal", 4)])
+@pytest.mark.parametrize(("style", "alpha"), [("slice", 2.5), ("chunk", 4), ("split", 3), ("number", 4), ("deal", 4)])
 def test_splits_and_shuffles_by_hand(style: str, alpha: float):
     check(ShuffleNetV2(style, widths=(48,), units=(4,)), alpha)
 

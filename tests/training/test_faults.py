@@ -266,7 +266,7 @@ def test_a_run_folder_that_vanishes_ends_in_one_line(tmp_path):
     with pytest.raises(AdjoinedError) as caught:
         train(settings, tmp_path / "run", console=QUIET, announce=lambda _: shutil.rmtree(tmp_path / "run"))
     assert "\n" not in str(caught.value)
-    assert str(tmp_path / "run") in str(caught.value)
+    assert f"{tmp_path / 'run'}: the run's folder was renamed, moved or removed" in str(caught.value)
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 def test_every_kind_of_kill_took_place(runs):
     names = [name for name in runs if not name.startswith("whole")]
-    assert len(names) == len(MOMENTS) + RANDOM_KILLS + 1
+    assert len(names) == len(MOMENTS) + RANDOM_KILLS + 2
 
 
 def test_a_killed_run_ends_with_the_weights_of_the_whole_one(runs):
@@ -88,7 +89,8 @@ def test_a_killed_run_ends_with_the_weights_of_the_whole_one(runs):
         for file in files:
             assert (folder / file).read_bytes() == (whole / file).read_bytes(), f"{file}, {name}"
             description = file.replace("safetensors", "json")
-            assert (folder / description).read_text() == (whole / description).read_text(), f"{description}, {name}"
+            told = (folder / description).read_text().replace("/there/net.py", "/net.py")
+            assert told == (whole / description).read_text(), f"{description}, {name}"
 
 
 def test_a_killed_run_ends_with_the_history_of_the_whole_one(runs):
@@ -163,6 +165,13 @@ def main(folder: Path, seed: int) -> None:
         place = new(f"{file} {times} {when}")
         assert _run(settings, place, lambda at=(file, times, when): _die_at(*at)) == -signal.SIGKILL
         assert _run(settings, place) == 0
+    place = new("run and model moved")
+    assert _run(settings, place, lambda: _die_at("last.ckpt", 1, "after the rename")) == -signal.SIGKILL
+    there = folder / "there"
+    there.mkdir()
+    (there / "net.py").write_text(MODEL)
+    places["run and model moved"] = str(place.rename(there / "its new name").relative_to(folder))
+    assert _run(replace(settings, model=f"{there / 'net.py'}:make"), there / "its new name") == 0
     for number in range(RANDOM_KILLS):
         after = dice.uniform(0.05, 0.9) * seconds
         _killed_after(after, settings, folder / places.setdefault(f"random {number}", f"run{len(places)}"))
@@ -214,7 +223,7 @@ def _die_at(file: str, times: int, when: str) -> None:
     """Arrange that this process kills itself around a certain rename."""
     rename, written = os.replace, 0
 
-    def replace(source, target) -> None:
+    def put(source, target) -> None:
         nonlocal written
         this = Path(target).name == file and not Path(target).parent.name.endswith(".part")  # not the rehearsal's
         its_time = this and written == times
@@ -227,7 +236,7 @@ def _die_at(file: str, times: int, when: str) -> None:
         if its_time:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.replace = replace
+    os.replace = put
 
 
 if __name__ == "__main__":

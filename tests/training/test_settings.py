@@ -117,6 +117,9 @@ def test_differences_are_those_in_what_is_computed():
     settings = Settings()
     assert settings.differences(replace(settings, workers=3, data_root="elsewhere")) == []
     assert settings.differences(replace(settings, lr=0.2, seed=1)) == ["lr", "seed"]
+    own = replace(settings, model="/here/net.py:make")
+    assert own.differences(replace(own, model="/there/net.py:make")) == []
+    assert own.differences(replace(own, model="/here/net.py:other")) == ["model"]
     assert {field.name for field in fields(Settings)} >= PLACE_ONLY
 
 

@@ -81,8 +81,19 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
                 fix=f"Continue with: {go_on}",
             ) from error
         raise
+    except AdjoinedError as error:
+        if run.record.is_file():
+            raise
+        raise _moved(run) from error
     except OSError as error:
-        raise cannot_write(error, error.filename or run.path) from error
+        there = run.record.is_file()
+        raise (cannot_write(error, error.filename or run.path) if there else _moved(run)) from error
+
+
+def _moved(run: RunFolder) -> AdjoinedError:
+    """Return the error for a run whose folder is gone."""
+    fix = "If it was renamed or moved, resume it where it is now: adjoined train --resume FOLDER."
+    return AdjoinedError("the run's folder was renamed, moved or removed while it trained", where=run.path, fix=fix)
 
 
 def resume_command(run: RunFolder, settings: Settings, *flags: str) -> str:

@@ -176,7 +176,7 @@ class LabelFlow(State, TorchDispatchMode):
             written = [(tensor, self.slots(tensor)) for tensor in changed]
             _operator(call).rule(self, call)
             if not self.strict:
-                self._shares.note(call)
+                self._shares.note(call, in_layer=self.in_linear)
             self._last = [slot for tensor in results for slot in self.slots(tensor)]
             self._remember(written)
             self.note_sizes(call, self._written(read), [self._written(self.slots(each)) for each in results])

@@ -1,8 +1,9 @@
 """Mixtures: entries of a learned table (codes, basis functions, bins) that a softmax weighs keep their number.
 
-A softmax over channels is nothing special: attention over channels is narrowed with them. But where its shares go into
-a sum over a tensor that does not depend on the input, they weigh the entries of a table. Fewer entries would be another
-table: the first half of the codes, or of the ages that a regression by classes averages.
+A softmax over channels is nothing special: attention over channels is narrowed with them, and a layer may read what it
+returns as channels. But where its shares go into a sum over a tensor that does not depend on the input, they weigh the
+entries of a table. Fewer entries would be another table: the first half of the codes, or of the ages that a regression
+by classes averages.
 """
 
 from __future__ import annotations
@@ -42,8 +43,13 @@ class Shares:
         self._labels_of: Any = WeakIdKeyDictionary()
         self._in_table: Any = WeakIdKeyDictionary()
 
-    def note(self, call: Call) -> None:
-        """Follow the shares through an operator, and pin the entries of a table that it weighs by them."""
+    def note(self, call: Call, *, in_layer: bool) -> None:
+        """Follow the shares through an operator, and pin the entries of a table that it weighs by them.
+
+        Args:
+            call: the operator.
+            in_layer: whether a linear layer runs it.
+        """
         if call.name in _SOFTMAX:
             x = call.tensors[0]
             over = [slot for slot in self._slots.slots(x) if call["dim"] % x.ndim in varying(slot)]
@@ -58,7 +64,10 @@ class Shares:
         if call.name in _ALIKE or (operator is not None and operator.moves):
             self._mark(call.outputs, labels, in_table=in_table)
         elif call.name in _INNER:
-            self._weigh(given[-2:] if "add" in call.name else given[:2], _INNER[call.name])
+            factors = given[-2:] if "add" in call.name else given[:2]
+            # A layer that writes channels reads channels; one that writes a single number takes a mean.
+            if not (in_layer or call.name == "convolution") or 1 in factors[1].shape[:2]:
+                self._weigh(factors, _INNER[call.name])
         elif call.name == "sum" and in_table:
             self._pin(shared[0], call["dim"] or range(shared[0].ndim))
         elif torch.Tag.pointwise in call.op.tags:
