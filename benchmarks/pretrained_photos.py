@@ -140,6 +140,8 @@ class Run:
             )
             row[label] = accuracy(finished.module, self.photos)
             row |= {f"{label}_running": before, f"{label}_parameters": cost.parameters, f"{label}_macs": cost.macs}
+        if self.name == "searched":
+            row["widths"] = dict(SlicePlan.load(self.of_search).widths)
         return row
 
     @property
@@ -167,6 +169,11 @@ class Run:
     def of_base(self) -> Path:
         """The file that the run `base` leaves for others."""
         return self.kept / f"base-seed{self.photos.seed}-epochs{self.epochs}-pixels{self.photos.pixels}.pt"
+
+    @property
+    def of_search(self) -> Path:
+        """The file of the plan with searched widths."""
+        return self.kept / f"widths-seed{self.photos.seed}-alpha{self.alpha:g}-pixels{self.photos.pixels}.json"
 
     def start(self) -> tuple[Method, BuiltNetwork]:
         """Return the method of the training, and what is trained."""
@@ -203,7 +210,7 @@ class Run:
 
     def searched(self, model: nn.Module) -> SlicePlan:
         """Return the plan with searched widths, as `adjoined train --widths search` does; it is kept in a file."""
-        file = self.kept / f"widths-seed{self.photos.seed}-alpha{self.alpha:g}-pixels{self.photos.pixels}.json"
+        file = self.of_search
         if file.exists():
             return SlicePlan.load(file)
         uniform = make_plan(model, self.example, alpha=self.alpha)
