@@ -123,6 +123,11 @@ class Ties:
             root = self.find(label)
             self._pinned[root] = self._pinned[root] or number
 
+    def roots_of(self, slot: Slot) -> Tensor:
+        """Return the root of every label of a slot (int64, the slot's shape)."""
+        labels, places = torch.unique(slot, return_inverse=True)
+        return torch.tensor([self.find(label) for label in labels.tolist()])[places]
+
     def roots(self) -> array[int]:
         """Return the root of every label."""
         return array("q", map(self.find, range(len(self._parent))))
@@ -171,12 +176,14 @@ class FrozenTies:
 
     Args:
         roots: the root of every label.
-        narrowed: whether each label belongs to channels of which some are dropped.
+        narrowed: whether each label belongs to channels of which some are dropped (bool).
         channels: the smallest label of the same channel, for every label, where the small network has its channels in
             another order than the base; None where channels that are tied have one order everywhere.
     """
 
-    def __init__(self, roots: array[int], narrowed: Sequence[bool], channels: array[int] | None = None) -> None:
+    def __init__(
+        self, roots: array[int], narrowed: Sequence[bool] | Tensor, channels: array[int] | None = None
+    ) -> None:
         self._roots, self._narrowed = roots, narrowed
         self._root_of = torch.frombuffer(roots, dtype=torch.int64)  # every operator of a run compares
         self._channel_of = self._root_of if channels is None else torch.frombuffer(channels, dtype=torch.int64)
@@ -184,6 +191,10 @@ class FrozenTies:
     def find(self, label: int) -> int:
         """Return the root of the label's set, its smallest label."""
         return self._roots[label]
+
+    def roots_of(self, slot: Slot) -> Tensor:
+        """Return the root of every label of a slot (int64, the slot's shape)."""
+        return self._root_of[slot]
 
     def tie(self, a: Slot, b: Slot, where: str) -> None:
         """Raise OutOfStep if a narrowed set would be tied to another set."""
@@ -194,7 +205,7 @@ class FrozenTies:
         self._compare(self._root_of, a, b, where)
 
     def _compare(self, table: Tensor, a: Slot, b: Slot, where: str) -> None:
-        if torch.equal(table[a], table[b]):
+        if a.shape == b.shape and torch.equal(*(table.index_select(0, slot.reshape(-1)) for slot in (a, b))):
             return
         for x, y in pairs(a, b):
             if table[x] != table[y] and (self._narrowed[x] or self._narrowed[y]):
@@ -202,7 +213,7 @@ class FrozenTies:
 
     def any_narrowed(self, labels: Iterable[int]) -> bool:
         """Tell whether any of the labels belongs to a group that is narrowed."""
-        return any(self._narrowed[label] for label in labels)
+        return any(bool(self._narrowed[label]) for label in labels)
 
     def pin(self, slot: Slot, reason: Reason) -> None:
         """Do nothing: the first run has pinned it."""

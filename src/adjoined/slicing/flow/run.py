@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from adjoined.errors import first_line
 from adjoined.slicing.flow.call import Call, tensors_in
@@ -25,6 +24,7 @@ from adjoined.slicing.flow.shares import Shares
 from adjoined.slicing.flow.shortcuts import run_operator
 from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State
+from adjoined.slicing.model.cost import flops_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
@@ -73,12 +73,13 @@ class LabelFlow(State, TorchDispatchMode):
 
     def run(self, model: nn.Module, inputs: Inputs, *, train: bool = False) -> Any:
         """Run the module without gradients and return its output; its mode and hooks are restored."""
-        hooks = []
-        for name, module in model.named_modules(remove_duplicate=True):
-            if not isinstance(module, torch.jit.ScriptModule):
-                hooks.append(module.register_forward_pre_hook(lambda *call, name=name: self._enter(name, *call)))
-                hooks.append(module.register_forward_hook(lambda *_, name=name: self._leave(name)))
-        modes = [(module, module.training) for module in model.modules()]
+        named = list(model.named_modules())
+        watched = [(name, module) for name, module in named if not isinstance(module, torch.jit.ScriptModule)]
+        hook = -id(self)  # torch numbers hooks from 0; its handles would be more objects than the modules themselves
+        for name, module in watched:
+            module._forward_pre_hooks[hook] = lambda module, args, name=name: self._enter(name, module, args)
+            module._forward_hooks[hook] = lambda module, args, out, name=name: self._leave(name)
+        modes = [(module, module.training) for _, module in named]
         model.train(train)
         self._modules, self._entry = [""], LabelFlow.run.__code__
         self._count.clear()
@@ -89,10 +90,11 @@ class LabelFlow(State, TorchDispatchMode):
             with torch.no_grad(), _plain_operators(model), self, _Calls(self):
                 return model(*inputs.args, **inputs.kwargs)
         finally:
-            for hook in hooks:
-                hook.remove()
+            for _, module in watched:
+                del module._forward_pre_hooks[hook], module._forward_hooks[hook]
             for module, mode in modes:
-                module.training = mode
+                if module.training != mode:
+                    module.training = mode
 
     @contextlib.contextmanager
     def counting_apart(self) -> Iterator[None]:
@@ -159,8 +161,8 @@ class LabelFlow(State, TorchDispatchMode):
                 raise
             concerned = (label for slot in self._concerned(name, args, labelled) for label in distinct(slot))
             raise OutOfStep(f"{first_line(error, 160)} in {self.here}", concerned) from error
-        if not self._train and (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += count(*args, **kwargs, out_val=out)
+        if not self._train:
+            self.flops += flops_of(func, args, kwargs, out)
         for tensor in labelled:
             if tensor in self._names:
                 self.findings.readers[self._names[tensor]].add(name)

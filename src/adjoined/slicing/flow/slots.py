@@ -145,9 +145,7 @@ class Slots:
         """Return the dimensions along which a slot changes from one set of tied channels to another."""
         if not varying(slot):
             return set()
-        labels, places = torch.unique(slot, return_inverse=True)
-        roots = torch.tensor([self.ties.find(label) for label in labels.tolist()])
-        return set(varying(squeeze_equal(roots[places])))
+        return set(varying(squeeze_equal(self.ties.roots_of(slot))))
 
     def pin(self, slot: Slot, reason: Reason) -> None:
         """Pin the channels of a slot to full width; the current position is added to the reason's text."""

@@ -211,7 +211,8 @@ class State(Slots):
 
     def _in_base(self, operand: int, slot: Slot) -> list[Slot]:
         labels = set(distinct(slot))
-        return [each for each in self.findings.operands.get((self.cut, operand), ()) if labels & set(distinct(each))]
+        recorded = self.findings.operands.get((self.cut, operand), ())
+        return [each for each in recorded if not labels.isdisjoint(each.flatten().tolist())]
 
     def _has(self, label: int) -> bool:
         """Tell whether a label is one of a channel that the small network has."""

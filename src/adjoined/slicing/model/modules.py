@@ -192,8 +192,9 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         memo.update({id(held): type(held)() for held in vars(module).values() if type(held) in _DICTS and not held})
     with WithoutHistory():
         copied = copy.deepcopy(model, memo)
+        caches = {kind: _caches_of_class(kind) for kind in set(map(type, copied.modules()))}
         for module in copied.modules():
-            for name, held in _caches_of_class(type(module)).items():
+            for name, held in caches[type(module)].items():
                 with suppress(Exception):  # what cannot be copied stays shared
                     vars(module).setdefault(name, copy.deepcopy(held, memo))
     for module in copied.modules():

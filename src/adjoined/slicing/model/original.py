@@ -116,9 +116,11 @@ class Original:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-        self._kept = {
-            name: {attribute: _Kept(held) for attribute, held in vars(module).items()}
-            for name, module in model.named_modules()
+        self._kept = {name: dict(vars(module)) for name, module in model.named_modules()}
+        # Most attributes hold nothing that could change; a copy of each would mostly be work for the garbage collector.
+        self._inside = {
+            name: {attribute: inside for attribute, held in kept.items() if (inside := _contents_in(held))}
+            for name, kept in self._kept.items()
         }
 
     def check_not_read(self, tensors: Iterable[Tensor], module: str) -> None:
@@ -143,11 +145,13 @@ class Original:
         """Undo what a run changed or added in the modules' attributes; return the names of these attributes."""
         changed: list[str] = []
         for name, module in [each for each in self._model.named_modules() if each[0] in self._kept]:
-            kept = self._kept[name]
-            added = [attribute for attribute in vars(module) if attribute not in kept]
+            kept, inside, now = self._kept[name], self._inside[name], vars(module)
+            added = [attribute for attribute in now if attribute not in kept]
             for attribute in added:
-                del vars(module)[attribute]
-            undone = [attribute for attribute, each in kept.items() if each.undo(module, attribute)]
+                del now[attribute]
+            other = {attribute: held for attribute, held in kept.items() if now.get(attribute, _ABSENT) is not held}
+            now.update(other)
+            undone = [each for each, held in kept.items() if _undo(held, inside.get(each, ())) or each in other]
             changed += [full_name(name, attribute) for attribute in (*added, *undone)]
         return changed
 
@@ -163,25 +167,32 @@ class Original:
             )
 
 
-class _Kept:
-    """An attribute of a module, and the contents of what it holds."""
+_ABSENT = object()
 
-    def __init__(self, held: Any) -> None:
-        self.held = held
-        self.inside = [(holder, _contents(holder)) for holder in _holders(held)]
 
-    def undo(self, module: nn.Module, attribute: str) -> bool:
-        """Restore the attribute; tell whether that was necessary."""
-        changed = vars(module).get(attribute) is not self.held
-        vars(module)[attribute] = self.held
-        for holder, contents in self.inside:
-            now = _contents(holder)
-            # A library's own objects may be shared and count or cache: only tensors in them are a network's.
-            seen = (contents, now) if holder is self.held else map(_tensors, (contents, now))
-            if len(set(map(_ids, seen))) > 1:
-                _refill(holder, contents)
-                changed = True
-        return changed
+def _contents_in(held: Any) -> list[tuple[Any, dict[Any, Any]]]:
+    """Return what an attribute holds that can change, each with its contents; nothing for an empty list or dict."""
+    if isinstance(held, (list, dict)) and not held:
+        return []
+    return [(holder, _contents(holder)) for holder in _holders(held)]
+
+
+def _undo(held: Any, inside: Sequence[tuple[Any, dict[Any, Any]]]) -> bool:
+    """Restore the contents of what an attribute holds; tell whether that was necessary."""
+    if not inside:
+        filled = isinstance(held, (list, dict)) and bool(held)
+        if filled:
+            held.clear()
+        return filled
+    changed = False
+    for holder, contents in inside:
+        now = _contents(holder)
+        # A library's own objects may be shared and count or cache: only tensors in them are a network's.
+        seen = (contents, now) if holder is held else map(_tensors, (contents, now))
+        if len(set(map(_ids, seen))) > 1:
+            _refill(holder, contents)
+            changed = True
+    return changed
 
 
 def _holders(held: Any) -> Iterator[Any]:

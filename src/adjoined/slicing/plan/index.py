@@ -54,6 +54,32 @@ class Index:
         starts, stops = ((ends == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
         return cls(tuple(zip(starts, stops, strict=True)))
 
+    @classmethod
+    def where_each(cls, chosen: Tensor, ranges: Tensor) -> list[Index | None]:
+        """Return the index of each range of a bool vector, as `where` does; None for a range that is true throughout.
+
+        Args:
+            chosen: bool vector.
+            ranges: (start, stop) of each range, int64 (ranges, 2).
+
+        Example:
+            >>> Index.where_each(torch.tensor([True, True, False, True]), torch.tensor([[0, 2], [1, 4]]))
+            [None, Index(ranges=((0, 1), (2, 3)))]
+        """
+        before = torch.cat([chosen.new_zeros(1, dtype=torch.int64), chosen.cumsum(0)])
+        starts, stops = ranges.unbind(1)
+        counts = before[stops] - before[starts]
+        in_front = before[starts + counts] - before[starts] == counts  # most often, the chosen ones are the first ones
+        found: list[Index | None] = []
+        for (start, stop), count, first in zip(ranges.tolist(), counts.tolist(), in_front.tolist(), strict=True):
+            if count == stop - start:
+                found.append(None)
+            elif first:
+                found.append(cls(((0, count),) if count else ()))
+            else:
+                found.append(cls.where(chosen[start:stop]))
+        return found
+
     def __len__(self) -> int:
         return sum(stop - start for start, stop in self.ranges)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.json_files import read_json, write_json
@@ -169,8 +169,7 @@ class SlicePlan:
 
     def cut(self, model: nn.Module) -> nn.Module:
         """Return what `apply` returns, for a model whose copies have been run and are independent of it."""
-        tensors = named_tensors(model)
-        self.check_fits(model)
+        tensors = self.check_fits(model)
         # deepcopy returns what the memo holds, so nothing is copied at full width, and tied tensors stay tied.
         memo: dict[int, Any] = {}
         for module in model.modules():
@@ -178,7 +177,9 @@ class SlicePlan:
                 memo[id(module)] = copy.deepcopy(module)
         for name, tensor in tensors.items():
             if id(tensor) not in memo:
-                kept = take(tensor.detach(), self.tensors.get(name, ())).clone(memory_format=torch.preserve_format)
+                # For a slice of a contiguous tensor they are the same, but `preserve_format` takes long to say so.
+                layout = torch.contiguous_format if tensor.is_contiguous() else torch.preserve_format
+                kept = take(tensor.detach(), self.tensors.get(name, ())).clone(memory_format=layout)
                 memo[id(tensor)] = in_place_of(tensor, kept)
         small = duplicate(model, memo)
         for name, module in small.named_modules():
@@ -202,16 +203,21 @@ class SlicePlan:
                 setattr(held[module], attribute, like(value) if isinstance(value, list) else value)
         return small
 
-    def check_fits(self, model: nn.Module) -> None:
-        """Raise AdjoinedError if the model's tensors are not those that the plan was made for."""
-        found = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    def check_fits(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the model's parameters and buffers by name.
+
+        Raises:
+            AdjoinedError: they are not those that the plan was made for.
+        """
+        tensors = named_tensors(model)
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         learned = dict(model.named_parameters(remove_duplicate=False)).keys()
         # A forward may create buffers or change their shapes; only sliced buffers have to match.
         fixed = {name for name in found if name in learned} | self.tensors.keys()
         fixed |= {name for name in self.shapes if name not in found}
         wrong = [name for name in fixed if found.get(name) != self.shapes.get(name)]
         if not wrong:
-            return
+            return tensors
         name = min(wrong)
         raise AdjoinedError(
             "the slice plan was made for another model",

@@ -90,6 +90,8 @@ class Grouping:
         self._findings, self._labels = trace.findings, trace.labels
         self.roots = trace.ties.roots()
         self._table = torch.frombuffer(self.roots, dtype=torch.int64)
+        vectors = [vector for each in trace.labels.values() for vector in each if vector is not None]
+        self.ranges = torch.tensor([(vector[0], vector[-1] + 1) for vector in vectors]).view(-1, 2)
         reason_of = trace.ties.reasons()
         real = set(trace.labels)
         axis_of = trace.ties.axes

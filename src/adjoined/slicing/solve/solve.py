@@ -178,7 +178,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
             repairs.repair(Failure(error.cause, error.module, steps=0), kept.__getitem__)
             continue
         flow = LabelFlow(
-            FrozenTies(grouping.roots, grouping.narrowed_labels().tolist()),
+            FrozenTies(grouping.roots, grouping.narrowed_labels()),
             traced.findings,
             unaligned=traced.unaligned,
             is_kept=kept.__getitem__,
@@ -255,13 +255,11 @@ def _draft(
 ) -> SlicePlan:
     """Return the plan with the current widths of the groups and the current repairs."""
     tensors: dict[str, tuple[Index | None, ...]] = {}
+    found = iter(Index.where_each(is_kept, grouping.ranges))
     for name, vectors in traced.labels.items():
-        indices: list[Index | None] = []
-        for vector in vectors:
-            places = None if vector is None else is_kept[vector]
-            indices.append(None if places is None or bool(places.all()) else Index.where(places))
+        indices = tuple(None if vector is None else next(found) for vector in vectors)
         if any(index is not None for index in indices):
-            tensors[name] = tuple(indices)
+            tensors[name] = indices
     narrowed = {
         module: count
         for module, labels in traced.findings.conv_groups.items()

@@ -53,7 +53,7 @@ def slices_inside(groups: int, size: int, alpha: float, round_to: int) -> bool:
 
 def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
     """Pin every group with channels in one of these modules, or in a module inside one, to full width."""
-    for group in groups:
+    for group in groups if modules else ():
         for tensor, _ in group.axes:
             owner = next((m for m in _ancestors(tensor) if m in modules), None)
             if owner is not None and group.why is None:
