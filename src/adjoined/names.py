@@ -9,7 +9,6 @@ from adjoined.errors import AdjoinedError
 BASE, SMALL, SPARSE = "base", "small", "sparse"
 NETWORK_NAMES = '"base"; "small", or "small-1", "small-2" … of a family; "sparse" where single weights are zero'
 """All names, for help texts and errors."""
-MOST_NETWORKS = 1000
 
 
 def small_names(count: int) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ from adjoined.slicing.order.importance import check_order
 from adjoined.slicing.plan.index import Index, add_at, take
 from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
-from adjoined.slicing.solve.budget import Limit, in_units, read_budget
-from adjoined.slicing.solve.find_alpha import Latency, OverBudget
+from adjoined.slicing.solve.budget import Limit, read_budget
+from adjoined.slicing.solve.find_alpha import Latency
 from adjoined.slicing.solve.request import Request, check_widths
 from adjoined.slicing.solve.width_choices import WidthChoice
 from adjoined.slicing.solve.widths import AlphaTooLarge
@@ -35,7 +35,6 @@ __all__ = [
     "Kind",
     "Latency",
     "Limit",
-    "OverBudget",
     "Reason",
     "Request",
     "SlicePlan",
@@ -52,7 +51,6 @@ __all__ = [
     "duplicate",
     "full_name",
     "hand_on_kept",
-    "in_units",
     "last_linear",
     "make_plan",
     "matching_modules",

@@ -8,11 +8,6 @@ from typing import Any
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.cost import last_layer_of
-from adjoined.slicing.model.inputs import Inputs
-from adjoined.slicing.model.misuse import check_weights
-from adjoined.slicing.model.original import has_functions
-from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.reorder import reorder_channels
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.find_alpha import Latency, find_alpha
@@ -42,9 +37,7 @@ class Slicer:
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
-        model = unwrap(model)
-        check_weights(model)
-        self._traces = Traces(model, Inputs.of(example_input))
+        self._traces = Traces(model, example_input)
 
     def plans(self, request: Request, *, latency: Latency | None = None) -> list[SlicePlan]:
         """Return the plan of every requested small network.
@@ -82,8 +75,7 @@ class Slicer:
 
     def check_copies(self) -> None:
         """Raise AdjoinedError if copies of the model still run it; a model without functions is not traced for that."""
-        if has_functions(self._traces.model):
-            self._traces.latest  # noqa: B018
+        self._traces.check_copies()
 
     def last_layer(self) -> str:
         """Return the name of the last linear layer to run, or of the last convolution where there is none.
@@ -91,7 +83,7 @@ class Slicer:
         Raises:
             AdjoinedError: there is neither.
         """
-        return last_layer_of(self._traces.model, self._traces.latest[0].finished)
+        return self._traces.last_layer()
 
 
 def make_plan(

@@ -23,10 +23,6 @@ CLOSE = 1.02
 """Alphas closer than this ratio are not measured separately."""
 
 
-class OverBudget(AdjoinedError):
-    """Not even the smallest small network of a model fits."""
-
-
 def find_alpha(traces: Traces, request: Request, latency: Latency | None = None) -> SlicePlan:
     """Return the plan of the largest small network within `compress` or `budget`.
 
@@ -39,8 +35,8 @@ def find_alpha(traces: Traces, request: Request, latency: Latency | None = None)
         latency: measures a candidate; needed for a budget in milliseconds.
 
     Raises:
-        OverBudget: the smallest network is too large; the message says how large it is.
-        AdjoinedError: the budget is in milliseconds and `latency` is missing; or as in `solve`.
+        AdjoinedError: the smallest network is too large (the message says how large it is), the budget is in
+            milliseconds and `latency` is missing, or as in `solve`.
     """
     limits = request.limits
     timed = next((limit for limit in limits if limit.quantity == "ms"), None)
@@ -91,7 +87,7 @@ class _Search:
         """Return the number of the smallest alpha with which all limits hold.
 
         Raises:
-            OverBudget: there is none.
+            AdjoinedError: there is none.
         """
 
         def fits(number: int) -> bool:
@@ -112,7 +108,7 @@ class _Search:
         """Return the number of the smallest alpha, from the first on, with which the network is fast enough.
 
         Raises:
-            OverBudget: there is none.
+            AdjoinedError: there is none.
         """
         found: dict[int, float] = {}
 
@@ -124,7 +120,7 @@ class _Search:
         while not fits(high):
             if high == last:
                 text = f"{min(found.values()):.3g} ms (alpha {self.alphas[min(found, key=lambda n: found[n])]:g})"
-                raise OverBudget(
+                raise AdjoinedError(
                     "no small network of this model is fast enough",
                     where=f"budget={limit.text!r}",
                     expected=f"at least {text}",
@@ -144,7 +140,7 @@ class _Search:
         """Return the number of the alpha closest to the geometric mean of two that are not neighbours."""
         return min(max(self._nearest(math.sqrt(self.alphas[low] * self.alphas[high])), low + 1), high - 1)
 
-    def _over(self, limits: list[Limit]) -> OverBudget:
+    def _over(self, limits: list[Limit]) -> AdjoinedError:
         """Return the error for limits that no small network meets, with the nearest that can be reached."""
         plan = self.plan(len(self.alphas) - 1)
         assert plan.cost is not None
@@ -152,7 +148,7 @@ class _Search:
         fix = "Keep fewer modules at full width, or lower round_to."
         if self.request.compress is not None:
             reached = plan.base_cost.parameters_without_last / plan.cost.parameters_without_last
-            return OverBudget(
+            return AdjoinedError(
                 "narrowing cannot make the network that much smaller",
                 where=f"compress={self.request.compress:g}",
                 expected=f"at most {reached:.4g} (alpha {plan.alpha:g})",
@@ -160,7 +156,7 @@ class _Search:
             )
         over = [limit for limit in limits if limit.of(plan.cost) > limit.most]
         least = ", ".join(in_units(limit.of(plan.cost), limit.quantity) for limit in over)
-        return OverBudget(
+        return AdjoinedError(
             "no small network of this model fits",
             where=f"budget={', '.join(limit.text for limit in over)!r}",
             expected=f"at least {least} (alpha {plan.alpha:g})",

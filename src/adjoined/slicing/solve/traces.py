@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
 from adjoined.slicing.flow.trace import Trace, trace
+from adjoined.slicing.model.cost import last_layer_of
 from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.misuse import check_weights
+from adjoined.slicing.model.original import has_functions
+from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.solve.groups import Grouping
 
 MOST = 3
@@ -29,14 +34,23 @@ class _Known:
 class Traces:
     """A model's traces: one, unless different small networks narrow its grouped convolutions in different ways.
 
+    Args:
+        model: any module with convolutions.
+        example_input: an input of the model, as for `make_plan`.
+
     Attributes:
-        model: the model; it is neither run nor changed.
+        model: the model without wrappers; it is neither run nor changed.
         inputs: the example input.
         tied: modules whose groups are tied to each other, so that none can be dropped whole.
+
+    Raises:
+        AdjoinedError: `model` is not a model, or has no weights to narrow.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, example_input: Any) -> None:
+        self.model = unwrap(model)
+        check_weights(self.model)
+        self.inputs = Inputs.of(example_input)
         self.tied: set[str] = set()
         self._known: list[_Known] = []
 
@@ -78,6 +92,15 @@ class Traces:
         if not self._known:
             self.get(lambda *_: False)
         return self._known[-1].trace, self._known[-1].grouping
+
+    def last_layer(self) -> str:
+        """Return the name of the last linear layer to run; see `last_layer_of`."""
+        return last_layer_of(self.model, self.latest[0].finished)
+
+    def check_copies(self) -> None:
+        """Raise AdjoinedError if copies of the model still run it, as only functions that it holds could do."""
+        if has_functions(self.model):
+            self.latest  # noqa: B018
 
     def counts(self) -> set[int]:
         """Return all numbers of channels, or of bundles of channels, that alpha divides in the traces so far."""
