@@ -126,7 +126,7 @@ class Ties:
     def roots_of(self, slot: Slot) -> Tensor:
         """Return the root of every label of a slot (int64, the slot's shape)."""
         labels, places = torch.unique(slot, return_inverse=True)
-        return torch.tensor([self.find(label) for label in labels.tolist()])[places]
+        return torch.tensor([self.find(label) for label in labels.tolist()], device="cpu")[places]
 
     def roots(self) -> array[int]:
         """Return the root of every label."""

@@ -91,7 +91,8 @@ class Grouping:
         self.roots = trace.ties.roots()
         self._table = torch.frombuffer(self.roots, dtype=torch.int64)
         vectors = [vector for each in trace.labels.values() for vector in each if vector is not None]
-        self.ranges = torch.tensor([(vector[0], vector[-1] + 1) for vector in vectors]).view(-1, 2)
+        ranges = [(int(vector[0]), int(vector[-1]) + 1) for vector in vectors]
+        self.ranges = torch.tensor(ranges, dtype=torch.int64, device="cpu").view(-1, 2)
         reason_of = trace.ties.reasons()
         real = set(trace.labels)
         axis_of = trace.ties.axes
