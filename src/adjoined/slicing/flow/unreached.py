@@ -148,7 +148,7 @@ class _Known:
                     found.setdefault(self._roots(vector), owner)
         if len(found) != 1:
             return ""
-        self.ties.tie(reads, reads.new_tensor(*found), part)
+        self.ties.tie(reads, torch.tensor(*found, dtype=reads.dtype, device="cpu"), part)
         return next(iter(found.values()))
 
     def _first_layer(self, part: str) -> tuple[str, int] | None:
