@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from adjoined.errors import AdjoinedError
+from adjoined.network import AdjoinedNetwork
 from adjoined.slicing import Index, Inputs, SlicePlan, named_tensors
 
 POSITIONS = 64
@@ -77,6 +79,42 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
         for module, mode in modes:
             module.training = mode
     return fitted.count
+
+
+def inherit_all(net: AdjoinedNetwork, images: Any) -> None:
+    """Let every small network of a joint network inherit from its base, as `inherit` does.
+
+    Args:
+        net: a joint network whose small networks have their own weights: `adjoin(..., private=("*",))`. Their weights
+            and statistics are changed in place; optimizers stay valid.
+        images: one batch of images, as for `inherit`.
+
+    Raises:
+        AdjoinedError: a small network shares weights with the base, which fits would change.
+
+    Example:
+        >>> from adjoined import adjoin
+        >>> model, images = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)), torch.randn(32, 3, 8, 8)
+        >>> net = adjoin(model, images, alpha=2, private=("*",))
+        >>> inherit_all(net, images)
+        >>> p, q = net(images)
+        >>> bool(torch.allclose(p, q, atol=0.1))
+        True
+    """
+    for skeleton, plan in zip(net.smalls, net.plans, strict=True):
+        small = plan.apply(net.base)
+        own = skeleton.state_dict().keys()
+        shared = [name for name, _ in small.named_parameters() if name not in own]
+        if shared:
+            raise AdjoinedError(
+                "the small network shares weights with the base",
+                where=shared[0],
+                expected="a small network with its own weights",
+                fix="Use adjoin(..., private=('*',)).",
+            )
+        inherit(net.base, small, plan, images)
+        found = small.state_dict()
+        skeleton.load_state_dict({name: found[name] for name in own})
 
 
 class _Target(NamedTuple):

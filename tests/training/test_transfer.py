@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from adjoined import AdjoinedError, adjoin, load
 from adjoined.head import fit_head
-from adjoined.inherit import inherit
+from adjoined.inherit import inherit, inherit_all
 from adjoined.methods import METHODS
 from adjoined.network import AdjoinedNetwork
 from adjoined.settings import Settings
@@ -107,6 +108,19 @@ def test_a_norm_behind_a_slice_keeps_its_scale(count: int, fitted: bool):
     assert bool((small[3].weight < 1).any()) == fitted
     reached = small[:5](x)
     assert (reached.mean((0, 2, 3)) > 0.1).all(), "a silent channel"
+
+
+def test_only_small_networks_with_their_own_weights_inherit_in_a_joint_network():
+    torch.manual_seed(0)
+    model, x = Redundant().eval(), torch.randn(64, 3, 10, 10)
+    before = copy.deepcopy(model.state_dict())
+    net = adjoin(model, x[:1], alpha=(2, 4), round_to=1, private=("*",)).eval()
+    inherit_all(net, x)
+    p, *family = net(x)
+    assert all(torch.equal(each, before[name]) for name, each in net.base.state_dict().items())
+    assert (family[0] - p).abs().mean() < 0.05 * p.abs().mean() < (family[1] - p).abs().mean()
+    with pytest.raises(AdjoinedError, match=r"a\.weight: the small network shares weights"):
+        inherit_all(adjoin(model, x[:1], alpha=2, round_to=1), x)
 
 
 def test_a_trained_head_stays_and_a_new_one_is_fitted():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined.head import trial_head
-from adjoined.inherit import inherit
+from adjoined.inherit import inherit_all
 from adjoined.methods.base import BuiltNetwork, Step
 from adjoined.methods.joint import Joint, named
 from adjoined.network import AdjoinedNetwork, adjoin
@@ -56,11 +56,7 @@ class Transfer(Joint):
         reorder(base, example, network.plans, ORDER)
         base.zero_grad()
         base.train(training)
-        for skeleton, plan in zip(network.smalls, network.plans, strict=True):
-            small = plan.apply(base)
-            inherit(base, small, plan, x[:judged])
-            found = small.state_dict()
-            skeleton.load_state_dict({name: found[name] for name in skeleton.state_dict()})
+        inherit_all(network, x[:judged])
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return CE(p, y) + CE(q, y) + T² KL(p ‖ q), with p detached in the KL term."""
