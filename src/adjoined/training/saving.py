@@ -46,8 +46,8 @@ def save(
         data: the images, as for `adjoined train --data`; the networks are measured on their validation part.
         plan: the slice plan of a small network that is saved alone.
         settings: further settings of model and data by their names in `adjoined.settings.Settings`, such as
-            `image_size`, `model_options` or `data_root`; `pretrained=True` normalises the images as the model's pretrained
-            weights expect, and loads none.
+            `image_size`, `model_options` or `data_root`; `pretrained=True` normalises the images as the model's
+            pretrained weights expect, and loads none.
 
     Returns:
         The networks' files, sizes and accuracies on the validation images.
