@@ -18,7 +18,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.printable import printable
 
 COMMANDS = {
-    "models": "list the models that `--model` takes, or those whose names have a pattern",
+    "models": "list the models that `--model` takes, or those whose names match a pattern",
     "plan": "show the small networks of a model, without training",
     "train": "train a base and a small network in one run, or continue a run",
     "compare": "train with several methods under equal settings, and compare the results",
@@ -103,9 +103,8 @@ def _dispatch(arguments: list[str]) -> None:
         )
     if missing := [each for each in LIBRARIES if find_spec(each) is None]:
         raise AdjoinedError(
-            "the command line needs more libraries than the rest of adjoined",
+            f"the command line needs libraries that are not installed: {', '.join(missing)}",
             where=f"adjoined {name}",
-            got=f"not installed: {', '.join(missing)}",
             fix="Install them: pip install 'adjoined[train]'.",
         )
     try:

@@ -167,7 +167,7 @@ def _check_targets(p: Tensor, y: object, label_smoothing: float, ignore_index: i
         )
     if not 0 <= label_smoothing <= 1:
         raise AdjoinedError(
-            "not a share of the target", where="label_smoothing", expected="a number from 0 to 1", got=label_smoothing
+            "out of range", where="label_smoothing", expected="a number from 0 to 1", got=label_smoothing
         )
 
 

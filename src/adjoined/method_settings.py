@@ -52,15 +52,15 @@ class SmallSettings:
     alpha: float | list[float] = 4.0
     """The small network keeps about 1/alpha of each layer's channels; several values (2,4,8) make a family."""
     compress: float | None = None
-    """Ratio of parameters, base to small, without the last linear layer; it chooses alpha."""
+    """Choose alpha for this ratio of parameters, base to small, without the last linear layer."""
     budget: str | None = None
-    """The most that the small network may cost: '1 MB', '50 MMACs', '300 k parameters', '3 ms'; it chooses alpha."""
+    """Choose alpha for the most that the small network may cost: '1 MB', '50 MMACs', '300 k parameters', '3 ms'."""
     keep: list[str] = field(default_factory=list)
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8
-    """Round the small network's widths to multiples of this, where the base network's allow it, channels."""
+    """Round the small network's widths up to multiples of this many channels, as far as the base network's allow it."""
     widths: dict[str, str] | Literal["search"] = field(default_factory=dict)
-    """Other widths than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'; search:
+    """Widths other than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'; search:
     `adjoined train --pretrained` finds a width for each channel group first, at no higher cost."""
     order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
     """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that

@@ -95,7 +95,7 @@ class AdjoinedNetwork(nn.Module):
         own = private_names(base, matching_modules(base, private, setting="private"), norms=private_norms)
         if not 0 <= small_gradient <= 1:
             raise AdjoinedError(
-                "not a factor", where="small_gradient", expected="a number from 0 to 1", got=small_gradient
+                "out of range", where="small_gradient", expected="a number from 0 to 1", got=small_gradient
             )
         self._weights = SharedWeights(base, self.plans, own, gradient=small_gradient)
         self.smalls = nn.ModuleList(

@@ -92,7 +92,7 @@ def cannot_run(where: str, error: str = "") -> AdjoinedError:
         "the small network cannot run this part: the example input did not reach it, so its channels are unknown",
         where=where,
         got=error,
-        fix="Call adjoin with an example input, or with options, that reach all parts in use.",
+        fix="Call adjoin with an example input or options that reach every part in use.",
     )
 
 

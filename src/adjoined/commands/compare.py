@@ -44,8 +44,8 @@ class Comparison(FromRecipe):
     """Parallel runs, each in its own process: on its own GPU if there are several, otherwise with its share of the
     cores."""
     minutes: float | None = None
-    """Time for this piece, minutes: the run in progress stops at the end of an epoch, and the same command continues.
-    None: until all runs are finished."""
+    """Stop after this many minutes, at the end of an epoch; the same command continues. None: until all runs are
+    finished."""
     only: str | None = None
     """Do one part of the runs, K/N, such as 2/3 for the second of three: each part may run on its own machine, in a
     shared --out. None: all runs."""
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         raise AdjoinedError("out of range", where="--jobs", expected="at least 1", got=asked.jobs)
     part = None if asked.only is None else _part(asked.only)
     if part is not None and asked.jobs > 1:
-        raise AdjoinedError("runs of one part follow one another", where="--jobs", fix="Use more parts instead.")
+        raise AdjoinedError("the runs of a part follow one another", where="--jobs", fix="Use more parts instead.")
     if asked.minutes is not None and (asked.minutes <= 0 or asked.jobs > 1):
         raise AdjoinedError(
             "out of range", where="--minutes", expected="a number above 0, together with --jobs 1", got=asked.minutes

@@ -70,7 +70,7 @@ def _read(told: str, settings: Settings, unequal: bool) -> Variant:
         name, equals, value = change.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
-            raise AdjoinedError("no setting", where=f"--methods {told}", expected="NAME=VALUE", got=change)
+            raise AdjoinedError("not a setting", where=f"--methods {told}", expected="NAME=VALUE", got=change)
         if name not in OWN and not unequal:
             raise AdjoinedError(
                 "the contenders would not be trained under equal settings",

@@ -129,7 +129,7 @@ class DataRecord:
             where=f"data {data.settings.name}",
             expected=f"{self.train.images} images to train on, {self.val.images} to validate on",
             got=f"{len(data.train)} and {len(data.val)}",
-            fix=f"Restore them, or give their place (--data {kind_of(self.name) or 'folder'}:PATH). "
+            fix=f"Restore them, or give their new location (--data {kind_of(self.name) or 'folder'}:PATH). "
             "For other images start a new run.",
         )
 

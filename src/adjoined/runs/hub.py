@@ -128,4 +128,4 @@ def _explained(error: Exception, where: str) -> AdjoinedError:
             fix="Check the network connection (and that HF_HUB_OFFLINE is not set), and try again.",
         )
     reason = first_line(error, 200)
-    return AdjoinedError(f"the hub fails: {type(error).__name__}: {reason}", where=where, fix="Try again later.")
+    return AdjoinedError(f"the hub failed: {type(error).__name__}: {reason}", where=where, fix="Try again later.")

@@ -32,14 +32,14 @@ class Inputs:
         inputs = cls(tuple(example) if isinstance(example, (tuple, list)) else (example,))
         if not tensor_leaves(inputs.args):
             raise AdjoinedError(
-                "no tensor to run the model on",
+                "the example input has no tensor",
                 where="example_input",
                 expected="a tensor such as torch.zeros(1, 3, 224, 224), a tuple of arguments or a dict of them",
                 got=type(example).__name__,
             )
         if not inputs.batch_size:
             raise AdjoinedError(
-                "a batch of no samples",
+                "the batch is empty",
                 where="example_input",
                 expected="at least one sample, in the first dimension",
                 got=tuple(tensor_leaves(inputs.args)[0].shape),

@@ -21,7 +21,7 @@ def check_weights(model: nn.Module) -> None:
     lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
         raise AdjoinedError(
-            "an uninitialized parameter",
+            "the parameter is uninitialized",
             where=lazy,
             fix="Run the model once on an input, so that lazy layers get their shapes, and call adjoin after that.",
         )
@@ -40,7 +40,7 @@ def check_trainable(model: nn.Module) -> None:
     name = next((name for name, parameter in weights if parameter.is_inference()), None)
     if name is not None:
         raise AdjoinedError(
-            "a weight that was created in inference mode, so it cannot be trained",
+            "the weight was created in inference mode and cannot be trained",
             where=name,
             fix="Build or load the model outside of torch.inference_mode().",
         )

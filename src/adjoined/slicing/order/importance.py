@@ -26,7 +26,7 @@ def check_order(order: str) -> str:
     """
     if order not in ORDERS:
         raise AdjoinedError(
-            "channels cannot be ordered by this",
+            "unknown order of channels",
             where="order",
             expected="l1 or l2 (norms of the filters), bn (scales of the batch norms) or taylor (gradients)",
             got=repr(order),

@@ -107,7 +107,7 @@ def check_compress(compress: float) -> float:
     """
     if isinstance(compress, bool) or not isinstance(compress, Real) or not compress >= 1:
         raise AdjoinedError(
-            "not a factor by which a network can be made smaller",
+            "invalid value",
             where="compress",
             expected="a number of at least 1",
             got=compress,
@@ -223,7 +223,7 @@ def check_alpha(alpha: float) -> float:
     """
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha) or alpha < 1:
         raise AdjoinedError(
-            "not a factor by which layers can be narrowed",
+            "invalid value",
             where="alpha",
             expected="a number of at least 1",
             got=alpha,
@@ -240,7 +240,7 @@ def check_round_to(round_to: int) -> int:
     """
     if isinstance(round_to, bool) or not isinstance(round_to, Integral) or round_to < 1:
         raise AdjoinedError(
-            "widths cannot be rounded to this",
+            "invalid value",
             where="round_to",
             expected="a whole number of at least 1",
             got=round_to,

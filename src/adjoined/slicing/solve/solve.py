@@ -154,7 +154,7 @@ def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: f
         return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request, alpha)
     except OutOfStep as error:
         raise AdjoinedError(
-            f"not even the network at full width runs again: {error}",
+            f"the network does not run again even at full width: {error}",
             where=type(traced.model).__name__,
             fix="Its forward has to run the same operators for the same input shapes.",
         ) from error

@@ -222,7 +222,7 @@ def _watching(model: nn.Module, steps: _Steps | None, part: Callable[[Tensor], T
 
 def _differs(name: str, error: float) -> AdjoinedError:
     return AdjoinedError(
-        "the small network does not compute what the base network does with its dropped channels at zero",
+        "the small network does not compute what the base network does with its dropped channels set to zero",
         where=_named(name),
         expected=f"a relative error of at most {TOLERANCE:g} in float64",
         got=f"{error:.1e}, in the first module that differs",
