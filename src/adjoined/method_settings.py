@@ -58,7 +58,7 @@ class SmallSettings:
     keep: list[str] = field(default_factory=list)
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8
-    """Round the small network's widths up to multiples of this many channels, as far as the base network's allow it."""
+    """Round the small network's widths up to multiples of this many channels, but never beyond the base network's."""
     widths: dict[str, str] | Literal["search"] = field(default_factory=dict)
     """Widths other than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'; search:
     `adjoined train --pretrained` finds a width for each channel group first, at no higher cost."""

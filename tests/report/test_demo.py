@@ -72,7 +72,7 @@ def test_what_is_not_an_image_is_refused_without_names_of_folders(images: Path, 
 
 
 def test_a_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(demo, "LARGEST_FILE", 10)
+    monkeypatch.setattr("adjoined.demo.answers.LARGEST_FILE", 10)
     (tmp_path / "large.png").write_bytes(b"x" * 11)
     with pytest.raises(AdjoinedError, match=r"large.png: the file is too large \(expected at most 20 MB, got 11 B\)"):
         demo.open_image(tmp_path / "large.png")

@@ -10,17 +10,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, Field, fields
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args
 
+from adjoined.commands.flag_help import help_parser
 from adjoined.commands.hints import choices, in_words, is_union, item_type
+from adjoined.commands.option_fields import default_of, fields_of, flag_of, has_default, hints_of, is_positional
 from adjoined.errors import AdjoinedError, DoesNotRunError
 
 TRUE_OR_FALSE = ("true", "false")
-OPTIONAL = {"positional": True}
-"""Metadata of a field with a default that is a positional argument all the same."""
 
 
 def parse(
@@ -49,11 +49,11 @@ def parse(
         AdjoinedError: an unknown flag or key, or a value that does not fit its type.
         SystemExit: after `--help` or `--print-config`.
     """
-    hints, known = _hints(options), _fields(options)
-    values = {name: _default(field) for name, field in known.items() if _has_default(field)} | dict(defaults or {})
+    hints, known = hints_of(options), fields_of(options)
+    values = {name: default_of(field) for name, field in known.items() if has_default(field)} | dict(defaults or {})
     told = typed(argv, *options, config=config)
     if told.pop("help", False):
-        _parser(command, options, purpose, config, values).print_help()
+        help_parser(command, options, purpose, config, values).print_help()
         raise SystemExit(0)
     see_help = f"See `adjoined {command} --help`."
     files: dict[str, str] = {}  # setting -> the file that it comes from
@@ -64,15 +64,15 @@ def parse(
         files |= {name: str(path) for name in found}
     printed, words = told.pop("print_config", False), told.pop("words")
     for name, text in told.items():
-        values[name] = _read(_flag(name), text, hints[name], see_help)
+        values[name] = _read(flag_of(name), text, hints[name], see_help)
         files.pop(name, None)
     if printed:
         import yaml
 
         print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None), end="")
         raise SystemExit(0)
-    wanted = [name for name, field in known.items() if _is_positional(field)]
-    needed = sum(not _has_default(known[name]) for name in wanted)
+    wanted = [name for name, field in known.items() if is_positional(field)]
+    needed = sum(not has_default(known[name]) for name in wanted)
     values |= _positional(words, wanted, needed, hints, see_help)
     try:
         return _filled(options, values)
@@ -136,7 +136,7 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         >>> typed(["a", "--input-size", "32", "--no-ema"], Options)
         {'input_size': '32', 'ema': 'false', 'words': ['a']}
     """
-    known, hints = _fields(options), _hints(options)
+    known, hints = fields_of(options), hints_of(options)
     switches = {name for name in known if hints[name] is bool}
     scout = _Scout(add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS)
     scout.add_argument("-h", "--help", action="store_true")
@@ -145,10 +145,10 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         scout.add_argument("--print-config", action="store_true")
     for name, field in known.items():
         if name in switches:
-            scout.add_argument(_flag(name), dest=name, action="store_const", const="true")
-            scout.add_argument(_flag(f"no_{name}"), dest=name, action="store_const", const="false")
-        elif not _is_positional(field):
-            scout.add_argument(_flag(name), dest=name)
+            scout.add_argument(flag_of(name), dest=name, action="store_const", const="true")
+            scout.add_argument(flag_of(f"no_{name}"), dest=name, action="store_const", const="false")
+        elif not is_positional(field):
+            scout.add_argument(flag_of(name), dest=name)
     try:
         told, rest = scout.parse_known_args(_spelled(argv, switches))
     except argparse.ArgumentError as error:  # without declared types, nothing else can be wrong
@@ -156,7 +156,7 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
     end = rest.index("--") if "--" in rest else len(rest)
     if unknown := next((word for word in rest[:end] if word.startswith("--")), None):
         flag = unknown.partition("=")[0]
-        near = get_close_matches(flag, map(_flag, known), n=1)
+        near = get_close_matches(flag, map(flag_of, known), n=1)
         fix = f"Did you mean {near[0]}?" if near else "`--help` lists all flags."
         raise AdjoinedError("unknown flag or argument", where=flag, fix=fix)
     return {**vars(told), "words": [*rest[:end], *rest[end + 1 :]]}
@@ -178,13 +178,6 @@ class _Scout(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise AdjoinedError(message)
-
-
-class _Help(argparse.HelpFormatter):
-    """Help in lines of up to 100 characters."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=100)
 
 
 def _spelled(argv: Sequence[str], switches: set[str]) -> list[str]:
@@ -291,95 +284,3 @@ def _mapping(flag: str, text: str) -> dict[str, str]:
             raise AdjoinedError(wrong, where=flag, expected="NAME=VALUE,NAME=VALUE", got=part)
         found[name] = value
     return found
-
-
-def _parser(
-    command: str, options: Sequence[type], purpose: str, config: bool, values: Mapping[str, Any]
-) -> argparse.ArgumentParser:
-    """Return a parser for its help: flags, types, defaults, and the docstring of each field."""
-    from docstring_parser import parse_from_object
-
-    hints = _hints(options)
-    positional = {name: field for name, field in _fields(options).items() if _is_positional(field)}
-    shown = [_in_usage(name, hints[name], field) for name, field in positional.items()]
-    usage = " ".join(["adjoined", command, *shown, "[flags]"])
-    parser = argparse.ArgumentParser(usage=usage, description=purpose, formatter_class=_Help, add_help=False)
-    parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
-    if config:
-        parser.add_argument("--config", metavar="FILE", help="YAML file with values for any of the flags below.")
-        parser.add_argument("--print-config", action="store_true", help="Print the resulting values and exit.")
-    groups: dict[type, Any] = {}
-    for option, home, field in _with_homes(options):
-        name, about = field.name, parse_from_object(home)
-        group = home if len(about.params) > 1 else option  # a single shared flag does not get its own group
-        if group not in groups:
-            title = parse_from_object(group).short_description or ""
-            groups[group] = parser.add_argument_group(title.rstrip("."))
-        text = next(param.description or "" for param in about.params if param.arg_name == name)
-        if readers := field.metadata.get("methods"):
-            text += f" (--method {', '.join(readers)})"
-        text = text.replace("%", "%%")
-        if name in positional:
-            groups[group].add_argument(name.upper(), help=text, nargs="*" if item_type(hints[name]) else None)
-        else:
-            names = [_flag(name), _flag(f"no_{name}")] if hints[name] is bool else [_flag(name)]
-            told = {"action": "store_true"} if hints[name] is bool else {"metavar": _shown(hints[name])}
-            groups[group].add_argument(*names, help=text + _written(values[name]), **told)
-    return parser
-
-
-def _with_homes(options: Sequence[type]) -> Iterator[tuple[type, type, Field[Any]]]:
-    """Yield each field with its options class and the base class that declares it."""
-    for option in options:
-        for field in fields(option):
-            home = next(each for each in option.__mro__ if field.name in vars(each).get("__annotations__", {}))
-            yield option, home, field
-
-
-def _shown(hint: Any) -> str:
-    """Return the placeholder for the value of a flag in its help."""
-    if hint == dict[str, str]:
-        return "NAME=VALUE,..."
-    if is_union(hint):
-        return "|".join(_shown(each) for each in get_args(hint) if each is not type(None))
-    if get_origin(hint) in (dict, list, tuple):
-        return "MAPPING" if get_origin(hint) is dict else f"{_shown(item_type(hint))},..."
-    return "|".join(map(str, get_args(hint))) or {int: "N", float: "X"}.get(hint, "TEXT")
-
-
-def _written(value: Any) -> str:
-    """Return the note on a default, written as on the command line; "" for a flag that is empty by default."""
-    if value in (None, {}, [], (), "", False):
-        return ""
-    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return f" (default: {text.lower() if value is True else text})"
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _fields(options: Sequence[type]) -> dict[str, Field[Any]]:
-    return {field.name: field for each in options for field in fields(each)}
-
-
-def _in_usage(name: str, hint: Any, field: Field[Any]) -> str:
-    """Return a positional argument as the usage line shows it."""
-    text = name.upper() + (" ..." if item_type(hint) else "")
-    return f"[{text}]" if _has_default(field) else text
-
-
-def _is_positional(field: Field[Any]) -> bool:
-    return field.metadata.get("positional", not _has_default(field))
-
-
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def _hints(options: Sequence[type]) -> dict[str, Any]:
-    return {name: hint for each in options for name, hint in get_type_hints(each).items()}

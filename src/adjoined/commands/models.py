@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from adjoined.commands.flags import OPTIONAL, parse
+from adjoined.commands.flags import parse
+from adjoined.commands.option_fields import OPTIONAL
 from adjoined.commands.options import AsJson
 from adjoined.errors import AdjoinedError
 from adjoined.json_files import json_text

@@ -1,129 +1,29 @@
-"""A local page, made with Gradio, where both networks of a run classify a dropped image.
-
-The page is for one machine: it is bound to the loopback interface, and its browser may load nothing from elsewhere.
-"""
+"""The page, made with Gradio."""
 
 from __future__ import annotations
 
 import html
 import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from adjoined.data import ImageData
 from adjoined.data.info import DataInfo
-from adjoined.data.preprocessing import evaluation_transform, load_image, preprocess, to_tensor
+from adjoined.data.preprocessing import evaluation_transform, to_tensor
+from adjoined.demo.answers import GUESSES, LARGEST_FILE, Answer, DemoNetwork, Picture, look, open_image
+from adjoined.demo.serving import HOST, confine, require
 from adjoined.errors import AdjoinedError
 from adjoined.report import units
 from adjoined.report.page.render import asset
-from adjoined.versions import versions
 
 if TYPE_CHECKING:
     import PIL.Image
     from fastapi import FastAPI
 
-HOST = "127.0.0.1"
-OLDEST = 6
-"""Oldest supported version of Gradio."""
-LARGEST_FILE = 20_000_000
-"""Largest image file, bytes."""
-CALLS = 11
-"""Timed calls of each network; the median is shown."""
-GUESSES = 5
 SIDE = 160
 """Height of the images on the page, pixels."""
-PICTURES = 12
-"""Validation images to start with."""
-
-# The browser itself is forbidden to load anything from elsewhere, whatever the page asks for.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
-    "frame-ancestors 'none'; form-action 'self'"
-)
-
-
-@dataclass(frozen=True)
-class DemoNetwork:
-    """One network on the page."""
-
-    name: str
-    module: nn.Module
-    """In evaluation mode, on the CPU."""
-    parameters: int
-    file_bytes: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One network's predictions for one image."""
-
-    network: DemoNetwork
-    guesses: dict[str, float]
-    """Class -> probability in [0, 1], the most probable first."""
-    milliseconds: float
-    """Median time of a call."""
-
-
-def look(networks: Sequence[DemoNetwork], info: DataInfo, image: PIL.Image.Image) -> list[Answer]:
-    """Classify an image with every network, in interleaved calls.
-
-    Args:
-        networks: the base network first.
-        info: the classes, and how images are prepared.
-        image: an image of any mode and size.
-    """
-    x = preprocess(info, image)
-    times: dict[str, list[float]] = {network.name: [] for network in networks}
-    logits: dict[str, Tensor] = {}
-    with torch.inference_mode():
-        for number in range(CALLS + 1):
-            for network in networks:
-                begin = time.perf_counter()
-                logits[network.name] = network.module(x)[0]
-                if number:  # the first call is slow
-                    times[network.name].append(1000 * (time.perf_counter() - begin))
-    answers = []
-    for network in networks:
-        likeliest = logits[network.name].softmax(dim=0).topk(min(GUESSES, info.num_classes))
-        pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        guesses = {info.class_names[index]: probability for index, probability in pairs}
-        answers.append(Answer(network, guesses, median(times[network.name])))
-    return answers
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A validation image to start with."""
-
-    image: PIL.Image.Image
-    """As the data set has it."""
-    name: str
-    """Its true class."""
-
-
-def pictures(images: ImageData) -> list[Picture]:
-    """Return a few validation images, spread evenly over the classes.
-
-    Args:
-        images: the data of a run.
-    """
-    from torchvision.transforms.v2.functional import to_pil_image
-
-    by_class = images.val.labels.argsort(stable=True).tolist()
-    count = min(PICTURES, len(by_class))
-    chosen = [by_class[number * len(by_class) // count] for number in range(count)]
-    names, labels = images.info.class_names, images.val.labels.tolist()
-    return [Picture(to_pil_image(images.val.images.pixels(index)), names[labels[index]]) for index in chosen]
 
 
 def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: Sequence[Picture] = ()) -> FastAPI:
@@ -203,7 +103,7 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: 
         given.change(answer, given, answers, api_name="look", show_progress="minimal")
         shown.select(click, None, answers, api_name=False, show_progress="minimal")
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _confine(app)
+    confine(app)
     return gradio.mount_gradio_app(
         app,
         blocks,
@@ -217,80 +117,6 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: 
         show_error=True,
         enable_monitoring=False,
     )
-
-
-def serve(app: FastAPI, port: int, started: Callable[[str], None]) -> None:
-    """Serve the page on the loopback interface until the process is interrupted.
-
-    Args:
-        app: the page.
-        port: port to listen on; 0 chooses a free one.
-        started: called with the page's address once it can be opened.
-
-    Raises:
-        AdjoinedError: the port is taken.
-    """
-    import socket
-
-    import uvicorn
-
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((HOST, port))
-        except OSError as error:
-            raise AdjoinedError(
-                f"cannot listen: {error.strerror}", where=f"--port {port}", fix="Choose another port, or 0 for any."
-            ) from error
-        listening.listen()
-        started(f"http://{HOST}:{listening.getsockname()[1]}/")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
-
-
-def require() -> None:
-    """Raise AdjoinedError, with the command to install it, if Gradio is missing or too old."""
-    found = versions("gradio").get("gradio", "none")
-    if not found[0].isdigit() or int(found.partition(".")[0]) < OLDEST:
-        raise AdjoinedError(
-            "gradio is needed",
-            where="adjoined demo",
-            expected=f"version {OLDEST} or newer",
-            got=found,
-            fix="Install it with: pip install 'adjoined[demo]'",
-        )
-
-
-def _confine(app: FastAPI) -> None:
-    """Refuse requests for host names other than this machine's, and forbid the browser to load from elsewhere.
-
-    Otherwise a foreign page could resolve its own name to 127.0.0.1 and read this page (DNS rebinding).
-    """
-    from fastapi import Request, Response
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-
-    @app.middleware("http")
-    async def add_policy(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _POLICY
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
-
-def open_image(path: Path) -> PIL.Image.Image:
-    """Read an image after checking the size of its file.
-
-    Raises:
-        AdjoinedError: the file is too large, or `load_image` refuses it; it names the file without its folder.
-    """
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise AdjoinedError("the file is too large", where=path.name, expected="at most 20 MB", got=units.size(size))
-    try:
-        return load_image(path)
-    except AdjoinedError as error:
-        raise error.at(path.name) from error
 
 
 def _theme(gradio: Any) -> Any:
