@@ -53,7 +53,7 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     if len(result.stages) > 1:
         each = ", ".join(f"{stage.name} {stage.epochs} in {stage.seconds:.0f} s" for stage in result.stages)
         notes.append(f"Epochs by stage: {each}.")
-    title = f"{run.folder}: {result.epochs} epochs in {result.seconds:.0f} s"
+    title = f"{run.folder}: {result.epochs} epoch{'s' * (result.epochs != 1)} in {result.seconds:.0f} s"
     return result_table(figures[0], figures[1:], title=title, notes=notes)
 
 
