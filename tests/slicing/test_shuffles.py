@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adjoined import adjoin, adjoint_loss
-from adjoined.slicing import Index, SlicePlan, add_at, check_plan, make_plan, take
+from adjoined.slicing import Index, Kind, SlicePlan, add_at, check_plan, make_plan, take
 from pairs import same
 from shuffles import ShuffleNetV1, ShuffleNetV2
 from zoo import images, lively, parameters, seeded, torchvision_model
@@ -36,6 +36,18 @@ def test_grouped_convolutions_with_shuffles(groups: int, alpha: float):
 @pytest.mark.parametrize(("style", "alpha"), [("slice", 2.5), ("chunk", 4), ("split", 3), ("number", 4), ("deal", 4)])
 def test_splits_and_shuffles_by_hand(style: str, alpha: float):
     check(ShuffleNetV2(style, widths=(48,), units=(4,)), alpha)
+
+
+def test_around_a_literal_number_the_rest_narrows_and_the_plan_names_the_line():
+    """The units hand on 48 channels, as the code says; between their convolutions, the channels narrow."""
+    model, x = ShuffleNetV2("literal", widths=(48,), units=(3,)), images(2, 3, 32, 32)
+    plan = make_plan(model, x, alpha=2.5, round_to=1)
+    assert not plan.unaligned
+    assert check_plan(model, x, plan).how == "masked base"
+    assert parameters(plan.apply(model)) < 0.45 * parameters(model)
+    reasons = [group.why for group in plan.groups if group.why is not None and group.why.kind is not Kind.OUTPUT]
+    assert {reason.kind for reason in reasons} == {Kind.FIXED_SIZE}
+    assert all("shuffles.py" in reason.text for reason in reasons)
 
 
 def test_a_width_without_a_place_for_every_channel_is_replaced_by_one_that_has():

@@ -32,6 +32,8 @@ from adjoined.slicing.flow.values import Values
 GroupChoice = Callable[[str, int, int], bool]
 """(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
 
+SPLITS = ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
+
 SLOTS = 8
 """A tensor has at most this many slots; most have fewer slots than dimensions."""
 
@@ -73,7 +75,7 @@ class State(Slots):
     def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
         """Raise Mismatch if code asks for more or fewer channels than are left of those that it first asked for."""
         sizes = self.findings.sizes.get(site)
-        free = site in self.unaligned and site.operator != "split"  # one number for all pieces never raises by itself
+        free = site in self.unaligned and site.operator not in SPLITS  # whose sizes are the code's own
         if sizes is None or free or self.is_kept is None:
             return
         if site.operator == "view" and len(asked) != len(sizes):  # another call, made on the way to a failure

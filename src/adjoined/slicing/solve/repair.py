@@ -7,17 +7,16 @@ merely looks like a width is never left changed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from adjoined.slicing.flow.labels import OutOfStep, TooNarrow
 from adjoined.slicing.flow.sizes import Formula, Mismatch, Site, count_left
 from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.plan.reasons import Reason
 from adjoined.slicing.solve.attributes import Attribute, Corrections, and_parents
 from adjoined.slicing.solve.failure import Failure
-from adjoined.slicing.solve.groups import Grouping, RequiredWidth
+from adjoined.slicing.solve.groups import Group, Grouping, RequiredWidth
 
 PATIENCE = 4
 """How often a module's own groups are widened before those of its parent are widened, too."""
@@ -168,7 +167,7 @@ class Repairs:
         cuts = {piece[0] for piece in pieces} - self.trace.unaligned
         if cuts and self.may_unalign:
             raise Unaligned(self._and_alike(cuts))
-        if not self._widen(failure.labels, failure.module, failure.why):
+        if not self._widen(failure):
             raise OutOfStep(failure.message)
         self._require(self._required)  # widths were chosen for code that met other widths
         self.log.append(f"kept wide after: {failure.message}")
@@ -180,14 +179,24 @@ class Repairs:
         alike = {(kinds[cut.module], cut._replace(module="")) for cut in cuts}
         return {cut for cut in known if (kinds[cut.module], cut._replace(module="")) in alike}
 
-    def _widen(self, labels: tuple[int, ...], module: str, reason: Reason) -> bool:
-        """Keep the groups concerned at full width; if there are none, those of the module, its parents, the model."""
-        self._widened[module] += 1
-        groups = {id(g): g for g in map(self.grouping.of, labels) if not g.why}
-        for level, name in enumerate(and_parents(module)):
-            if groups and self._widened[module] <= PATIENCE * (level + 1):
+    def _widen(self, failure: Failure) -> bool:
+        """Keep the groups concerned at full width.
+
+        If there are none left, it is those of what the last operator returned, which the code may have counted; then
+        those of the module, its parents, the model.
+        """
+        self._widened[failure.module] += 1
+        groups = self._narrow(map(self.grouping.of, failure.labels))
+        groups = groups or self._narrow(map(self.grouping.of, failure.last))
+        for level, name in enumerate(and_parents(failure.module)):
+            if groups and self._widened[failure.module] <= PATIENCE * (level + 1):
                 break
-            groups |= {id(g): g for g in self.grouping.inside(name) if not g.why}
+            groups |= self._narrow(self.grouping.inside(name))
         for group in groups.values():
-            group.why = reason
+            group.why = failure.why
         return bool(groups)
+
+    @staticmethod
+    def _narrow(groups: Iterable[Group]) -> dict[int, Group]:
+        """Return the groups that may be narrowed, once each."""
+        return {id(group): group for group in groups if not group.why}

@@ -36,6 +36,9 @@ from adjoined.slicing.solve.widths import (
     slices_inside,
 )
 
+FAILURES = (Kind.FIXED_SIZE, Kind.DOES_NOT_RUN)
+"""Why repairs keep channels wide."""
+
 ROUNDS = 200
 """The most repairs of one trace; each corrects or widens something, so small models never get here."""
 
@@ -65,7 +68,7 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
     unaligned: frozenset[Site] = frozenset()
     may_unalign = True
     other = OtherWidths(request.round_to, alike=False)
-    without_identity: SlicePlan | None = None
+    best: SlicePlan | None = None  # of those with other channels behind a cut, or with none that have a place
     while True:
         traced, grouping = traces.get(slice_inside, unaligned)
         if tied := grouping.tied_groups() - traces.tied:
@@ -79,29 +82,37 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
         try:
             plan = _settle(traced, grouping, repairs, request, alpha)
             if not unaligned:
-                return plan
-            without_identity = without_identity or plan
+                return _smaller(plan, best)
+            best = best or plan
         except Unaligned as found:
             cuts = found.cuts
             plan = _without_repairs(traced, grouping, other, request, alpha)
         except OutOfStep as error:
-            if without_identity is not None:
-                return without_identity
             if not unaligned:
-                return _at_full_width(traced, grouping, request, alpha, error.why)
+                return best or _at_full_width(traced, grouping, request, alpha, error.why)
             unaligned, may_unalign = frozenset(), False
             continue
         base = traced if not unaligned else traces.get(slice_inside)[0]
         placed = _in_place(traces, base, plan)
         if isinstance(placed, SlicePlan):
-            return placed
-        if other.propose(grouping.groups, placed.axes):
+            best = placed
+            if not unaligned or not any(g.why and g.why.kind in FAILURES for g in placed.groups):
+                return placed
+        elif other.propose(grouping.groups, placed.axes):
             continue
-        if not cuts:
-            assert without_identity is not None
-            return without_identity
-        unaligned |= cuts
-        other = OtherWidths(request.round_to, alike=True)
+        if cuts:
+            unaligned |= cuts
+            other = OtherWidths(request.round_to, alike=True)
+        else:  # where the code has numbers of its own, less may stay wide if no channel changes its place
+            unaligned, may_unalign = frozenset(), False
+            other = OtherWidths(request.round_to, alike=False)
+
+
+def _smaller(plan: SlicePlan, other: SlicePlan | None) -> SlicePlan:
+    """Return the plan with fewer parameters, the first one where both have as many."""
+    if other is None or plan.cost is None or other.cost is None:
+        return plan
+    return other if other.cost.parameters < plan.cost.parameters else plan
 
 
 def _without_repairs(
