@@ -27,7 +27,7 @@ class Shared(NamedTuple):
     shape: tuple[int, ...]
     """Its shape, for which the slices were chosen."""
     unknown: tuple[bool, ...]
-    """For every small network, whether it must not read the weight, because its channels there are unknown."""
+    """For every small network, whether the channels of the weight are unknown there."""
 
 
 class SharedWeights:
@@ -79,7 +79,7 @@ class SharedWeights:
             return slices
         name = full_name(where, name)
         pairs = zip(slices, shared.unknown, strict=True)
-        return tuple(_Unreadable.of(part, name) if unknown else part for part, unknown in pairs)
+        return tuple(Unknown.of(part, name) if unknown else part for part, unknown in pairs)
 
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
@@ -88,33 +88,39 @@ class SharedWeights:
 
 def cannot_run(where: str, error: str = "") -> AdjoinedError:
     """Return the error for a part of a small network that the example input did not reach, and that may raise."""
+    why = "the example input did not reach it, so its channels are unknown"
     return AdjoinedError(
-        "the small network cannot run this part: the example input did not reach it, so its channels are unknown",
+        f"the small network cannot run this part: {why}" + (f": {error}" if error else ""),
         where=where,
-        got=error,
         fix="Call adjoin with an example input or options that reach every part in use.",
     )
 
 
-class _Unreadable(Tensor):
-    """A weight that a small network must not read: its sizes may be asked for, anything else is refused."""
+class Unknown(Tensor):
+    """A weight whose channels in a small network are unknown, so that it has the base's width; it notes who reads it.
+
+    Attributes:
+        part: its name.
+        was_read: whether an operator has read it, beyond its size and type.
+    """
 
     part: str
+    was_read: bool
 
     @classmethod
-    def of(cls, weight: Tensor, name: str) -> _Unreadable:
-        """Return the weight as one that is refused by its name."""
-        refused = weight.as_subclass(cls)
-        refused.part = name
-        return refused
+    def of(cls, weight: Tensor, name: str) -> Unknown:
+        """Return the weight under its name."""
+        unknown = weight.as_subclass(cls)
+        unknown.part, unknown.was_read = name, False
+        return unknown
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _ASKS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
-        given = tree_leaves((args, kwargs))
-        raise cannot_run(f"'{next(each.part for each in given if isinstance(each, cls))}'")
+        for each in tree_leaves((args, kwargs)) if func not in _ASKS else ():
+            if isinstance(each, cls):
+                each.was_read = True
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 _ASKS = {

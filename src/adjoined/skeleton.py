@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import first_line
-from adjoined.sharing import Shared, SharedWeights, cannot_run, submodule
+from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, submodule
 from adjoined.slicing import SlicePlan, duplicate, full_name
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
@@ -111,10 +111,11 @@ class Runner:
                 part._parameters[name] = value  # pyright: ignore[reportArgumentType]
             return module(*args, **kwargs)
         except RuntimeError as error:
-            guess = next((each for each in guesses if each.ran), None)
-            if guess is None or isinstance(error, torch.OutOfMemoryError):
+            read = [value.part for value in bound if isinstance(value, Unknown) and value.was_read]
+            ran = [guess.name for guess in guesses if guess.ran]
+            if not (read or ran) or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise cannot_run(f"'{guess.name}'", first_line(error)) from error
+            raise cannot_run(f"'{(read or ran)[0]}'", first_line(error)) from error
         finally:
             for guess in guesses:
                 guess.ran = False

@@ -112,7 +112,7 @@ class Scales(nn.Module):
         self.stem, self.branch, self.other = conv(3, 32), nn.Sequential(conv(32, 48), nn.ReLU()), conv(32, 48)
         self.scales = nn.ParameterDict({name: torch.full((48, 1, 1), 0.5) for name in ("photo", "sketch")})
         self.flat = nn.ParameterList([torch.ones(48)])
-        self.spare = nn.Parameter(torch.ones(48))
+        self.spare, self.classes = nn.Parameter(torch.ones(48)), nn.Parameter(torch.ones(5))
         self.head = nn.Linear(48, 5)
 
     def forward(self, x: Tensor, domain: str = "photo", scale: str = "", branch: str = "branch") -> Tensor:
@@ -120,10 +120,12 @@ class Scales(nn.Module):
         if scale:
             scales = {"flat": lambda: self.flat[0], "spare": lambda: self.spare, "size": lambda: self.spare.shape[0]}
             x = x * (scales[scale]() if scale == "size" else scales[scale]()[:, None, None])
-        return self.head(x.mean((2, 3)))
+        x = self.head(x.mean((2, 3)))
+        return x * self.classes if domain == "sketch" else x
 
 
 def test_parameters_of_another_domain_are_followed():
+    """And what is read at full width fits, where the base's width is full."""
     net = adjoin(seeded(Scales).eval(), X, alpha=2, round_to=1)
     assert net.plan.unreached["scales.sketch"] == "scales.photo"
     with torch.no_grad():

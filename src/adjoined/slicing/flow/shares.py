@@ -64,10 +64,10 @@ class Shares:
         if call.name in _ALIKE or (operator is not None and operator.moves):
             self._mark(call.outputs, labels, in_table=in_table)
         elif call.name in _INNER:
-            factors = given[-2:] if "add" in call.name else given[:2]
             # A layer that writes channels reads channels; one that writes a single number takes a mean.
-            if not (in_layer or call.name == "convolution") or 1 in factors[1].shape[:2]:
-                self._weigh(factors, _INNER[call.name])
+            channels = 1 if call.name == "convolution" else -1
+            if not (in_layer or call.name == "convolution") or call.out.shape[channels] == 1:
+                self._weigh(given[-2:] if "add" in call.name else given[:2], _INNER[call.name])
         elif call.name == "sum" and in_table:
             self._pin(shared[0], call["dim"] or range(shared[0].ndim))
         elif torch.Tag.pointwise in call.op.tags:

@@ -54,7 +54,7 @@ REMEDIES = {
     Kind.TOO_FEW: "A smaller `round_to` or a larger alpha narrows them.",
     Kind.TIED: "The model's structure ties them, for example by a sum or a norm over all of them.",
     Kind.TWO_AT_ONCE: "The model's structure ties them, for example by products of all pairs of channels.",
-    Kind.FIXED_WIDTH: "Make the other tensor a parameter or buffer of a module, or create it from x.shape.",
+    Kind.FIXED_WIDTH: "Make the other tensor a parameter or buffer of a module; zeros and ones may have the size of x.",
     Kind.FIXED_PADDING: "Compute the number of added channels from the tensors' shapes.",
     Kind.FIXED_SIZE: "Read that number from a tensor's shape or from an attribute of the module.",
     Kind.BY_VALUE: "Nothing to do: values choose the channels, and slices cannot follow values.",
