@@ -144,7 +144,7 @@ def test_a_function_is_applied_to_what_each_network_owns():
     assert {name for name, module in net.named_modules() if not any(module is each for each in applied)} == {
         "smalls.0.0", "smalls.0.3", "smalls.0.7"
     }  # fmt: skip
-    assert bool((net.extract().get_submodule("3").weight == 2).all())
+    assert bool((net.extract().get_parameter("3.weight") == 2).all())
 
 
 def test_a_default_device_is_the_model_s_business():

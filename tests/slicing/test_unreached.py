@@ -136,7 +136,7 @@ def test_parameters_of_another_domain_are_followed():
     ("options", "part"),
     [({"scale": "flat"}, "flat.0"), ({"scale": "spare"}, "spare"), ({"branch": "other"}, "other")],
 )
-def test_what_was_not_read_is_refused_at_the_call(options: dict[str, str], part: str):
+def test_what_was_not_read_is_refused_at_the_call(options: dict[str, Any], part: str):
     net = adjoin(seeded(Scales), X, alpha=2, round_to=1)
     for call in (net, net.small, copy.deepcopy(net)):
         with pytest.raises(AdjoinedError, match=f"'{part}'.*did not reach it.*Call adjoin with"):
