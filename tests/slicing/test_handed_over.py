@@ -364,7 +364,7 @@ def test_inference_mode_around_the_calls():
 def test_an_empty_batch():
     net = adjoin(seeded(plain).eval(), X, alpha=2)
     assert [out.shape for out in net(X[:0])] == [(0, 5), (0, 5)]
-    with pytest.raises(AdjoinedError, match="no samples"):
+    with pytest.raises(AdjoinedError, match="the batch is empty"):
         adjoin(plain(), X[:0])
 
 
