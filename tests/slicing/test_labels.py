@@ -189,7 +189,7 @@ def test_frozen_ties_reject_new_ties_of_a_narrowed_group(
 ):
     roots = tied(links).roots()
     narrow = {roots[label] for label in chosen}
-    frozen = FrozenTies(roots, [root in narrow for root in roots])
+    frozen = FrozenTies(roots, torch.tensor([root in narrow for root in roots]))
     new = roots[a] != roots[b] and (roots[a] in narrow or roots[b] in narrow)
     one, other = torch.tensor([a, 0]), torch.tensor([b, a])
     if new:

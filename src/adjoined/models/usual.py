@@ -60,7 +60,7 @@ def normalisation(spec: str) -> tuple[tuple[float, ...], tuple[float, ...]] | No
         anyway.
 
     Raises:
-        AdjoinedError: there is no such model.
+        AdjoinedError: no model has this name.
 
     Example:
         >>> normalisation("timm:tf_efficientnet_lite0"), normalisation("resnet20")

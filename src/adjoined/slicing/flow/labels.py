@@ -176,14 +176,12 @@ class FrozenTies:
 
     Args:
         roots: the root of every label.
-        narrowed: whether each label belongs to channels of which some are dropped (bool).
+        narrowed: whether each label belongs to channels of which some are dropped (bool vector).
         channels: the smallest label of the same channel, for every label, where the small network has its channels in
             another order than the base; None where channels that are tied have one order everywhere.
     """
 
-    def __init__(
-        self, roots: array[int], narrowed: Sequence[bool] | Tensor, channels: array[int] | None = None
-    ) -> None:
+    def __init__(self, roots: array[int], narrowed: Tensor, channels: array[int] | None = None) -> None:
         self._roots, self._narrowed = roots, narrowed
         self._root_of = torch.frombuffer(roots, dtype=torch.int64)  # every operator of a run compares
         self._channel_of = self._root_of if channels is None else torch.frombuffer(channels, dtype=torch.int64)
@@ -213,7 +211,7 @@ class FrozenTies:
 
     def any_narrowed(self, labels: Iterable[int]) -> bool:
         """Tell whether any of the labels belongs to a group that is narrowed."""
-        return any(bool(self._narrowed[label]) for label in labels)
+        return bool(self._narrowed[list(labels)].any())
 
     def pin(self, slot: Slot, reason: Reason) -> None:
         """Do nothing: the first run has pinned it."""

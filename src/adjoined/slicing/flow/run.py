@@ -154,7 +154,7 @@ class LabelFlow(State, TorchDispatchMode):
             self.check_sizes(self.cut, sizes_in(name, bound))
         try:
             out = run_operator(func, name, args, kwargs)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, NotImplementedError) and any(t.is_meta for t in given):
                 raise NeedsValues(str(func)) from error
             if not self.strict:

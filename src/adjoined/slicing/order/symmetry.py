@@ -84,7 +84,8 @@ def out_of_step(traced: Trace, grouping: Grouping, gathers: Gathers, moved: Sequ
         gathers: the new order.
         moved: for every label whether its group is reordered.
     """
-    flow = _PermutedFlow(FrozenTies(grouping.roots, list(moved)), traced.findings, is_kept=lambda label: True)
+    ties = FrozenTies(grouping.roots, torch.tensor(moved, device="cpu"))
+    flow = _PermutedFlow(ties, traced.findings, is_kept=lambda label: True)
     seen: set[int] = set()
     for name, tensor in named_tensors(traced.model).items():
         if id(tensor) not in seen:

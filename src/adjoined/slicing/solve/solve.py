@@ -138,7 +138,7 @@ def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPla
         return found
     plan = replace(plan, tensors=found.tensors, unaligned=())
     small = plan.apply(base.model)
-    ties = FrozenTies(base.ties.roots(), found.narrowed, base.ties.channels())
+    ties = FrozenTies(base.ties.roots(), torch.tensor(found.narrowed, device="cpu"), base.ties.channels())
     findings = replace(base.findings, sizes={})  # which channels a size counts depends on their order
     flow = LabelFlow(ties, findings, is_kept=found.kept.__getitem__)
     try:
