@@ -186,3 +186,27 @@ def test_stored_tensors_reach_no_other_network():
         small = net.extract()  # with what the small network has kept, and without its history
         assert not any(each.requires_grad for each in small.seen)  # pyright: ignore
         assert torch.equal(small(X), net(X)[1])
+
+
+def test_an_embedding_with_a_largest_norm():
+    """It changes its weight in place, in every forward."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.conv, self.head = (
+                nn.Embedding(50, 32, max_norm=1.0),
+                nn.Conv1d(32, 24, 3),
+                nn.Linear(24, 5),
+            )
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.conv(self.table(ids).transpose(1, 2)).relu().mean(2))
+
+    ids = torch.arange(24).view(2, 12)
+    net = adjoin(seeded(Words), ids, alpha=2, round_to=1)
+    sum(out.square().sum() for out in net(ids)).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        p, q = net(ids)
+        assert torch.equal(p, net.base(ids))
+        assert torch.equal(q, net.extract()(ids))

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from adjoined import adjoin, adjoint_loss, load
 from adjoined.cli import main
@@ -133,18 +132,17 @@ def test_a_run_on_the_gpu_delivers_networks_that_compute_the_same_on_the_cpu(cha
     torch.testing.assert_close(copy.deepcopy(small).to(GPU)(x.to(GPU)).cpu(), small(x), rtol=1e-3, atol=1e-3)
 
 
-def test_a_stopped_run_continues_on_the_gpu_and_on_the_cpu(tmp_path):
+def test_a_stopped_run_continues(tmp_path):
     settings: Settings = replace(TINY, accelerator="gpu", epochs=2)
     whole = train(settings, tmp_path / "whole", console=QUIET)
     first = tmp_path / "stopped"
     with pytest.raises(OutOfTime):
         train(settings, first, console=QUIET, deadline=time.monotonic())
     resumed = train(settings, first, resume=True, console=QUIET)
-    assert [each.name for each in resumed.networks] == [each.name for each in whole.networks]
-    for name in ("base", "small"):
-        a, b = load(tmp_path / "whole", name), load(first, name)
-        x = torch.rand(16, 1, 8, 8)
-        assert F.kl_div(a(x).log_softmax(1), b(x).log_softmax(1), log_target=True, reduction="batchmean") < 0.1
+    assert resumed.epochs == whole.epochs == 2
+    for one, other in zip(whole.networks, resumed.networks, strict=True):
+        assert other.name == one.name
+        assert other.loss == pytest.approx(one.loss, rel=0.02)  # to rounding: sums on a GPU have no fixed order
 
 
 def test_statistics_are_measured_where_the_network_is():
