@@ -4,7 +4,7 @@ At some points of a run the gradients of both networks' losses are taken on one 
 the training itself goes on unchanged. On each shared weight's slice two numbers say how they get along:
 
     cosine  cos(g_base, g_small): below 0 the networks pull in opposite directions
-    ratio   ‖g_small‖ / ‖g_base‖, both on the slice, before λ multiplies the small network's
+    ratio   ‖g_small‖ / ‖g_base‖, both on the slice; g_small is halved, as in `adjoint+`, but not multiplied by λ
 
 Usage:
     python benchmarks/gradients.py --data-root FOLDER --out FILE            # cifar-fast, twelve epochs of CIFAR-100
