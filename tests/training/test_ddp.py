@@ -4,6 +4,7 @@ This file, run as a program, is what the processes execute: `step` compares step
 `train` is a run that Lightning spreads over two processes by starting the program once more.
 """
 
+import atexit
 import csv
 import json
 import os
@@ -87,6 +88,11 @@ def test_every_process_returns_the_result_and_one_of_them_prints(runs):
     assert results[0]["main"] != results[1]["main"]
 
 
+def test_the_processes_leave_their_group_before_they_end(runs):
+    """One that does not may abort at its end: Gloo's threads outlive the interpreter."""
+    assert [(runs[2].parent / f"left2-{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
 def test_the_finished_networks_of_two_devices_have_the_recorded_accuracy(runs):
     recorded = json.loads((runs[2] / "small.json").read_text())["metrics"]
     assert recorded["images"] == 359  # each of them once, though the processes' shares are padded to one length
@@ -153,9 +159,13 @@ def run(folder: Path, devices: int) -> None:
     from adjoined.settings import Settings
     from adjoined.training import is_main, train
 
+    def tell() -> None:
+        (folder / f"left{devices}-{rank}").write_text(str(not torch.distributed.is_initialized()))
+
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    atexit.register(tell)  # called after what the run registers
     settings = Settings.from_dict({**SETTINGS, "model": f"{folder / 'net.py'}:make", "devices": devices})
     result = train(settings, folder / f"run{devices}")
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
     # A file for each process: what two print into one pipe may share a line.
     returned = {"main": is_main(), "result": result.to_json()}
     (folder / f"returned{devices}-{rank}.json").write_text(json.dumps(returned))

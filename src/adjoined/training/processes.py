@@ -1,13 +1,16 @@
-"""The role of this process when several train together, and its end when its parent ends."""
+"""The role of this process when several train together, and how such a process ends."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
+
+import torch
 
 MAIN = "ADJOINED_MAIN_PROCESS"
 """Environment variable: id of the process that starts those of its machine's other devices."""
@@ -49,3 +52,26 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def keep_group() -> None:
+    """Leave the process group alone at exit: from here on, its other processes may be in the middle of a call.
+
+    Leaving a group waits for what is under way in it, which after a failure could be the whole of its timeout.
+    """
+    atexit.unregister(_leave_group)
+
+
+def leave_group_at_exit() -> None:
+    """After the last call that processes make together: leave their process group before the interpreter ends.
+
+    Lightning does this for NCCL alone. A thread of Gloo's that releases a tensor while the interpreter ends aborts
+    the process: a finished run would exit with a signal.
+    """
+    keep_group()
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -31,7 +31,7 @@ from adjoined.training.job import Job, make_job, prepare
 from adjoined.training.loaders import RunData
 from adjoined.training.module import TrainingModule
 from adjoined.training.output import unstoppable
-from adjoined.training.processes import end_with_parent, is_main
+from adjoined.training.processes import end_with_parent, is_main, keep_group, leave_group_at_exit
 from adjoined.training.stages import StageResults, check_stages, run_stages
 from adjoined.training.tensorboard import TensorBoard
 
@@ -58,6 +58,7 @@ def run_training(
 
         console = Console()
     end_with_parent()
+    keep_group()
     settings = settings.anchored()
     run = RunFolder(run_folder)
     if resume and (done := run.read_result() if run.record.exists() else None):
@@ -135,6 +136,8 @@ def run_training(
             result = ending.finish(trainer.strategy.root_device) if ending else None
         result = trainer.strategy.broadcast(result)
         assert result is not None
+        if part_of is None:
+            leave_group_at_exit()
         return result
 
 
