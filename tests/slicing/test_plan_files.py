@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from adjoined import AdjoinedError, SlicePlan
+from adjoined import AdjoinedError, SlicePlan, adjoin
 from adjoined.slicing import Kind
 from planned import PLANNED
 from zoo import images, plan_of, residual
@@ -37,6 +37,17 @@ def test_json_round_trip(make: Callable[[], nn.Module], tmp_path: Path):
         assert torch.equal(one(X), other(X))
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name])
+
+
+def test_the_plan_of_a_costly_network_is_read(tmp_path: Path):
+    """One call of ResNet-50 at 224 pixels takes 4.1 G MACs, more than a signed number of 32 bits holds."""
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 10, 1))
+    plan = adjoin(model, torch.zeros(1, 64, 256, 256), alpha=2).plan
+    assert plan.base_cost is not None
+    assert plan.base_cost.macs > 1 << 31
+    plan.save(tmp_path / "plan.json")
+    read = SlicePlan.load(tmp_path / "plan.json")
+    assert (read.base_cost, read.cost) == (plan.base_cost, plan.cost)
 
 
 def test_file_is_plain_readable_json(tmp_path: Path):

@@ -12,6 +12,9 @@ from adjoined.plain import check, entry, named, texts, value, whole
 COUNTS = ("parameters", "parameters_without_last", "macs")
 """The entries of a cost."""
 
+DEAREST = (1 << 63) - 1
+"""The largest cost."""
+
 LARGEST = 1 << 40
 """The most elements of a tensor in a plan."""
 
@@ -53,7 +56,7 @@ def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]
             check(plain, f"{where}, attributes, {place}", "a number or a list of numbers", kept)
     for name in ("base_cost", "cost"):
         for quantity in () if data.get(name) is None else COUNTS:
-            whole(entry(data, name, dict, where), quantity, f"{where}, {name}", least=0)
+            whole(entry(data, name, dict, where), quantity, f"{where}, {name}", least=0, most=DEAREST)
     for group in entry(data, "groups", list, where):
         _check_group(value(group, dict, f"{where}, groups"), f"{where}, groups")
     shapes = named(data, "shapes", list, where)
