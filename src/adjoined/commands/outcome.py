@@ -47,9 +47,7 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     for network in result.networks:
         if network.running is not None and network.main is not None and abs(network.main - network.running) > LAG:
             lagging = f"{100 * network.running:.1f} % with the moving averages of training"
-            notes.append(
-                f"{network.name}: {lagging}; its batch norms have a small momentum and lag behind the weights."
-            )
+            notes.append(f"{network.name}: {lagging}, which lag behind the weights.")
     if len(result.stages) > 1:
         each = ", ".join(f"{stage.name} {stage.epochs} in {stage.seconds:.0f} s" for stage in result.stages)
         notes.append(f"Epochs by stage: {each}.")
