@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adjoined import AdjoinedError
-from adjoined.benchmark.turns import TURNS, latency
+from adjoined.benchmark.turns import LEAST_TURNS, TURNS, latency
 
 
 class Recorder(nn.Module):
@@ -35,6 +35,14 @@ def test_modules_take_turns_in_inference_mode():
     # One call of each turn is not counted, and the first turn not at all.
     assert found["a"].calls < sum(name == "a" for name, *_ in log) - TURNS
     assert found["a"].calls >= TURNS
+
+
+def test_slow_calls_count_from_the_first_of_a_turn(monkeypatch):
+    monkeypatch.setattr("adjoined.benchmark.turns.SLOW", 1e-9)
+    log: list[tuple[str, bool, bool, int]] = []
+    found = latency({"a": Recorder("a", log)}, torch.zeros(3, 1), seconds=1e-6)
+    assert found["a"].calls == LEAST_TURNS
+    assert len(log) == LEAST_TURNS + 1  # and one to warm up
 
 
 def test_a_summary_is_in_order_and_says_what_was_measured():

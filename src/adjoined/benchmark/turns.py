@@ -19,6 +19,8 @@ NOISY = 0.25
 """Inter-quartile range / median above which calls vary too much for a reliable ratio."""
 LEAST_TURNS = 5
 """Turns if the calls are too slow for more."""
+SLOW = 1.0
+"""A call of as many seconds needs no uncounted call before it: reading all weights takes milliseconds."""
 
 Call = Callable[[Tensor], object]
 Times = list[list[float]]
@@ -93,8 +95,8 @@ def take_turns(calls: Mapping[str, Call], example: Tensor, *, seconds: float) ->
     """Time interleaved calls on one input, under `torch.inference_mode`.
 
     Each turn begins with an uncounted call that brings the weights back into the caches, where they would be in a
-    service that runs one network. There are 12 turns, or as few as 5 if the calls are slow. On a GPU the time is
-    measured between two CUDA events around the call.
+    service that runs one network; a call of a second or more counts at once. There are 12 turns, or as few as 5 if the
+    calls are slow. On a GPU the time is measured between two CUDA events around the call.
 
     Args:
         calls: name -> function to call with `example`.
@@ -136,14 +138,16 @@ def ratios(base: Times, small: Times) -> list[float]:
 
 
 def _take_turn(call: Call, example: Tensor, seconds: float) -> list[float]:
-    """Call for `seconds`, at least twice; return the times of all calls except the first, s."""
+    """Call for `seconds`, at least twice, or once if that is slow; return the times of the calls that count, s."""
     once = _time_on_gpu if example.is_cuda else _time_on_cpu
-    times = []
     start = time.perf_counter()
-    while True:
+    first = once(call, example)
+    if first >= SLOW:
+        return [first]
+    times = [once(call, example)]
+    while time.perf_counter() - start < seconds:
         times.append(once(call, example))
-        if len(times) > 1 and time.perf_counter() - start >= seconds:
-            return times[1:]
+    return times
 
 
 def _time_on_cpu(call: Call, example: Tensor) -> float:
