@@ -278,13 +278,13 @@ def read_bytes(path: Path, kind: str, *, links: bool = False, largest: int = LAR
             raise AdjoinedError(f"cannot be read: {error.strerror}", where=path, expected=kind) from error
 
 
-def read_utf8(path: Path, kind: str) -> str:
-    """Read a text file of a user; a byte-order mark is left out.
+def read_utf8(path: Path, kind: str, *, largest: int = LARGEST_TEXT) -> str:
+    """Read a text file of a user, which may be a link; a byte-order mark is left out.
 
     Raises:
         AdjoinedError: as for `read_bytes`, or the text is not UTF-8; it names the row.
     """
-    content = read_bytes(path, kind)
+    content = read_bytes(path, kind, links=True, largest=largest)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

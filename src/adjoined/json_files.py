@@ -15,7 +15,8 @@ from adjoined.files import read_bytes, write_whole
 DEEPEST = 32
 """Deepest nesting in a file that is read."""
 
-_LARGEST_NUMBER = 1 << 63
+LONGEST_NUMBER = 30
+"""Most digits of a whole number in a file that is read: long training of a large network takes more than 2**63 MACs."""
 
 
 def json_text(data: Any) -> str:
@@ -54,7 +55,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, kind: str, *, links: bool = False) -> dict[str, Any]:
-    """Read a JSON object whose numbers are finite and fit into 64 bits.
+    """Read a JSON object whose numbers are finite and have at most 30 digits.
 
     Args:
         path: the file.
@@ -92,10 +93,9 @@ def _check_depth(text: str) -> None:
 
 
 def _whole(text: str) -> int:
-    number = int(text) if len(text) <= 20 else _LARGEST_NUMBER
-    if abs(number) >= _LARGEST_NUMBER:
-        raise ValueError(f"the number {text[:20]}… does not fit into 64 bits")
-    return number
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(f"the number {text[:20]}… has more than {LONGEST_NUMBER} digits")
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -15,8 +15,8 @@ from adjoined.files import read_bytes
 from adjoined.json_files import DEEPEST, read_json
 
 T = TypeVar("T")
-LARGEST_YAML = 64 << 10
-"""Largest YAML file that is read, bytes."""
+LARGEST_YAML = 1 << 20
+"""Largest YAML file that is read, bytes: the widths of every layer of a deep network take 100 kB."""
 _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
 
 from adjoined.data import DataRecord, DataSettings, ImageData, open_data, open_to_measure
 from adjoined.errors import AdjoinedError
@@ -43,6 +44,18 @@ def refusal(function, *arguments) -> str:
 
 
 # Which folders are what
+
+
+@pytest.mark.parametrize(("of", "first"), [("imagenet-1k", "tench"), ("imagenet-22k", "n00004475")])
+def test_a_thousand_folders_get_readable_names_if_they_are_those_of_imagenet(tmp_path, of, first):
+    fill(tmp_path, 1)
+    for name in sorted(ImageNetInfo(of).label_names())[:1000]:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "train" / name / f"{number}.png").hardlink_to(tmp_path / "0.png")
+    data = opened(tmp_path / "train")
+    assert (data.info.num_classes, data.info.class_names[0]) == (1000, first)
+    assert len(data.train) == len(data.val) == 1000
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "eval", "holdout", "test", "Valid"])

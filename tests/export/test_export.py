@@ -115,6 +115,22 @@ def test_classes_that_are_equally_likely_count_as_the_same():
     assert export.compare(lambda _: other, module, [(x, x)]).other_class == 1
 
 
+def test_a_difference_does_not_depend_on_the_size_of_the_batches():
+    masks = images(12, 5, 4, 4)
+    masks[3, 0, 0, 0] = 9.0  # the largest logit, in one batch of several
+    given = masks + images(12, 5, 4, 4, seed=2)
+    whole, parts = (
+        export.compare(nn.Identity(), nn.Identity(), list(zip(given.split(size), masks.split(size), strict=True)))
+        for size in (12, 5)
+    )
+    assert whole.scale == 9.0
+    assert whole.other_class > 0
+    assert (whole.images, whole.maximum, whole.scale, whole.other_class) == (
+        parts.images, parts.maximum, parts.scale, parts.other_class
+    )  # fmt: skip
+    assert whole.mean == pytest.approx(parts.mean)
+
+
 def test_logits_that_are_not_finite_are_refused():
     x = torch.zeros(2, 3)
     with pytest.raises(AdjoinedError, match=r"finite numbers of shape \(2, 3\), got shape \(2, 3\), 1 of them"):

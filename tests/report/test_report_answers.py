@@ -7,7 +7,10 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 from torchmetrics.functional.classification import binary_calibration_error
 
+from adjoined.data import DataInfo
 from adjoined.report.page.answers import Answers, ask, calibration, confusion, disagreements
+from adjoined.report.page.evidence import Evidence
+from adjoined.report.page.findings import class_table, confused_pairs
 from adjoined.training.evaluate import evaluate
 
 
@@ -18,6 +21,12 @@ def guesses() -> Answers:
     classes = {name: torch.randint(5, (400,), generator=generator) for name in ("base", "small")}
     classes = {name: torch.where(torch.rand(400, generator=generator) < 0.6, labels, c) for name, c in classes.items()}
     return Answers(labels, classes, {name: 0.2 + 0.8 * torch.rand(400, generator=generator) for name in classes})
+
+
+def evidence(answers: Answers, classes: int) -> Evidence:
+    names = tuple(map(str, range(classes)))
+    info = DataInfo("folder:x", classes, names, 1, image_size=8, resize=8, mean=(0.5,), std=(0.5,))
+    return Evidence(info, answers, {}, len(answers.labels))
 
 
 def test_the_calibration_error_is_that_of_torchmetrics(guesses: Answers):
@@ -42,6 +51,26 @@ def test_an_overconfident_network_is_off_by_its_overconfidence():
 def test_confusion_is_that_of_scikit_learn(guesses: Answers):
     found = confusion(guesses.labels, guesses.classes["small"], 5)
     assert np.array_equal(found.numpy(), confusion_matrix(guesses.labels, guesses.classes["small"], labels=range(5)))
+
+
+def test_confused_pairs_and_shares_of_classes_are_those_of_the_confusion(guesses: Answers):
+    found = {name: confusion(guesses.labels, classes, 5) for name, classes in guesses.classes.items()}
+    pairs = confused_pairs(evidence(guesses, 5))
+    assert pairs is not None
+    assert len(pairs.rows) == 15
+    for place, (text, *counts) in enumerate(pairs.rows):
+        true, taken = (int(name) for name in text.split(" taken for "))
+        assert counts == [str(int(each[true, taken])) for each in found.values()]
+        assert sum(map(int, counts)) <= sum(map(int, pairs.rows[max(place - 1, 0)][1:]))
+    for name, images, *shares in class_table(evidence(guesses, 5)).rows:
+        own = [each[int(name)] for each in found.values()]
+        assert images == str(int(own[0].sum()))
+        assert shares == [f"{100 * float(each[int(name)] / each.sum()):.1f} %" for each in own]
+
+
+def test_a_million_classes_take_no_table_of_all_their_pairs(guesses: Answers):
+    many = evidence(guesses, 10**6)
+    assert (confused_pairs(many), class_table(many)) != (None, None)
 
 
 def test_every_image_is_agreed_on_or_disagreed_on_once(guesses: Answers):

@@ -17,8 +17,9 @@ from adjoined.cli import main
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
 from adjoined.files import replaced_folder
+from adjoined.json_files import read_json, write_json
 from adjoined.report.result import kept_figures
-from adjoined.runs import RunFolder, load, read_description
+from adjoined.runs import RunFolder, RunResult, load, read_description
 from adjoined.runs.lock import locked
 from adjoined.runs.networks import settled
 from adjoined.training import train
@@ -83,6 +84,16 @@ def test_the_small_network_is_small_and_plain(finished):
     assert base.parameters > 5 * small.parameters
     module = load(finished.folder, "small")
     assert not any(type(each).__module__.startswith("adjoined.network") for each in module.modules())
+
+
+def test_the_longest_training_of_a_large_network_is_read_again(finished, tmp_path):
+    """600 epochs of EfficientNet-B7 at 600 pixels: 37 G multiply-adds an image, forward and backward."""
+    macs = 3 * 37_000_000_000 * 1_281_167 * 600
+    assert macs > 1 << 64
+    cost = replace(finished.stages[-1], macs=macs)
+    write_json(tmp_path / "far.json", replace(finished, stages=(cost,)).to_json())
+    data = read_json(tmp_path / "far.json", "a result")
+    assert RunResult.from_json(data, finished.folder).macs == macs
 
 
 def test_a_moved_run_loads(copy, finished):

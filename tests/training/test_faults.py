@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from adjoined import models
+from adjoined.data import DataSettings, open_data
 from adjoined.errors import AdjoinedError
 from adjoined.runs import RunFolder
 from adjoined.settings import Settings
@@ -298,6 +301,33 @@ def test_a_killed_data_worker_ends_in_one_line(tmp_path):
     assert said.count("\n") == 1
     assert "signal 9 (SIGKILL)" in said
     assert "adjoined train --resume run" in said
+
+
+def test_a_worker_killed_while_the_main_process_does_something_else_is_reported_as_such(tmp_path, monkeypatch):
+    """torch raises wherever the main process is: here, where it builds networks again from their files."""
+    build = models.build
+
+    def killing(*args: Any, **kwargs: Any) -> Any:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            time.sleep(60)  # cut short by the exception
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(models, "build", killing)
+    with pytest.raises(AdjoinedError, match=r"data worker was ended by signal 9 \(SIGKILL\)"):
+        train(replace(TINY, workers=1), tmp_path / "run", console=QUIET)
+
+
+def test_a_killed_worker_has_an_exit_code_even_before_the_system_has_ended_it():
+    loader = open_data(DataSettings(workers=1)).train_loader(seed=0)
+    next(iter(loader))
+    (worker,) = multiprocessing.active_children()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # torch would raise at once
+    try:
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        assert loader.killed_worker() == -signal.SIGKILL
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")

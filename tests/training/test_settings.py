@@ -72,6 +72,13 @@ def test_every_field_survives_yaml(tmp_path):
     assert list(asdict(changed)) == [field.name for field in fields(Settings)]
 
 
+def test_the_widths_of_a_thousand_layers_survive_yaml(tmp_path):
+    widths = {f"stages.3.blocks.{number}.conv_block.conv_pointwise_linear": "232 channels" for number in range(1000)}
+    settings = Settings(widths=widths, freeze=list(widths))
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
+    assert Settings.from_yaml(tmp_path / "settings.yaml") == settings
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

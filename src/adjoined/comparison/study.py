@@ -178,26 +178,27 @@ class Study:
             at_work: the runs that are already in progress.
         """
         runs, (variant, number) = self.runs(), run
-        done = [each for each in runs if self.result(*each) is not None]
+        results = [(each, result) for each in runs if (result := self.result(*each)) is not None]
+        done = [each for each, _ in results]
         left = [each for each in runs if each not in done]
         to_come = [each for each in left if each != run and each not in at_work]
         place = len(done) + len(at_work) + 1
         parts = [f"run {place} of {len(runs)}: {variant.label}, seed {variant.run_settings(number).seed}"]
         if done:
-            seconds = sum(self._expected(each, done) for each, _ in left) / (len(at_work) + 1)
+            seconds = sum(_expected(each, results) for each, _ in left) / (len(at_work) + 1)
             parts.append(f"about {timedelta(seconds=round(seconds))} left")
         parts += [f"done: {_names(done)}"] if done else []
         parts += [f"in progress: {_names(at_work)}"] if at_work else []
         parts += [f"remaining: {_names(to_come)}"] if to_come else []
         return "\n" + "; ".join(parts)
 
-    def _expected(self, variant: Variant, done: Sequence[Run]) -> float:
-        """Estimate the seconds that a run takes from the same contender's runs, or else from all runs."""
-        results = [(each.label, self.result(each, number)) for each, number in done]
-        # Only its own training: earlier stages are mostly copied from a run that exists already.
-        seconds = [(label, result.stages[-1].seconds) for label, result in results if result and result.stages]
-        same = [time for label, time in seconds if label == variant.label] or [time for _, time in seconds]
-        return sum(same) / max(len(same), 1)
+
+def _expected(variant: Variant, done: Sequence[tuple[Run, RunResult]]) -> float:
+    """Estimate the seconds that a run takes from the same contender's runs, or else from all runs."""
+    # Only its own training: earlier stages are mostly copied from a run that exists already.
+    seconds = [(each.label, result.stages[-1].seconds) for (each, _), result in done if result.stages]
+    same = [time for label, time in seconds if label == variant.label] or [time for _, time in seconds]
+    return sum(same) / max(len(same), 1)
 
 
 def _names(runs: Sequence[Run]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -257,8 +256,10 @@ def _readable(classes: list[str]) -> tuple[str, ...]:
     """Return readable names for ImageNet's class folders, which are named by WordNet ids; other names unchanged."""
     if all(name in _IMAGENETTE for name in classes):
         return tuple(_IMAGENETTE[name] for name in classes)
-    if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):
+    if len(classes) == 1000:  # other choices of a thousand of ImageNet's 21,841 classes have other names
+        from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
         from torchvision.models import ResNet50_Weights
 
-        return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+        if classes == ImageNetInfo("imagenet-1k").label_names():
+            return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
     return tuple(class_name(name) for name in classes)

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from signal import SIGTERM
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 Batch = tuple[Tensor, Tensor]
 _BLOCKS, _BLOCK = 4, 16 << 10  # bytes: reading all of a large data set would take as long as an epoch
 _THREADS = 8  # they wait for the disk together
+DYING = 1.0
+"""Seconds that a killed process may take to end."""
 
 
 class Images(Protocol):
@@ -311,8 +314,13 @@ class ImageLoader(DataLoader[Batch]):
     def killed_worker(self) -> int | None:
         """Return the exit code of a worker that was killed, as the kernel does when memory is short.
 
-        torch reports it by a RuntimeError at an arbitrary point in the main process.
+        torch reports it by a RuntimeError at an arbitrary point in the main process. The pipes of a killed process
+        break a moment before it has an exit code.
         """
+        ended = wait([each.sentinel for each in self._processes], DYING) if self._processes else []
+        for each in self._processes:
+            if each.sentinel in ended:
+                each.join()
         codes = (each.exitcode for each in self._processes)
         return next((code for code in codes if code not in (None, 0, -SIGTERM)), None)
 

@@ -8,7 +8,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +24,10 @@ FILE, LABELS, SPLIT = "file", "labels", "split"
 """Columns: the image, below the folder of the CSV file; its labels, unless each has a column; train or val, or none."""
 LARGEST_TABLE = 1 << 28
 """Most images times labels; their table takes four times as many bytes."""
+LARGEST_FILE = 1 << 28
+"""Largest CSV file, bytes: a column for each of 80 labels of 118,000 photos takes 21 MB."""
 _BETWEEN = re.compile(r"[;,|\s]+")
-_Row = tuple[int, dict[str, str]]
+_Row = tuple[int, list[str]]  # its line and its cells
 
 
 class LabelledFiles(FileImages):
@@ -50,12 +52,13 @@ def open_labels(path: Path) -> Source:
     header, rows = _read(path)
     columns = _label_columns(path, header)
     _check_rows(path, len(header), rows)
-    given = [_present(path, number, row, columns) for number, row in rows]
+    at = {name: place for place, name in enumerate(header)}
+    given = [_present(path, number, row, columns, at) for number, row in rows]
     names = columns or sorted({label for labels in given for label in labels})
     if len(names) < 2:
         raise AdjoinedError("fewer than two labels", where=path, got=", ".join(names) or "none")
     places = {name: place for place, name in enumerate(names)}
-    files, sizes = _files(path, rows)
+    files, sizes = _files(path, [(number, row[at[FILE]].strip()) for number, row in rows])
     if len(rows) * len(names) > LARGEST_TABLE:
         raise AdjoinedError(
             "too many labels for this many images",
@@ -67,7 +70,8 @@ def open_labels(path: Path) -> Source:
     for row, present in enumerate(given):
         labels[row, [places[name] for name in present]] = 1.0
     images = LabelledFiles(path.parent, files, labels, 3, sizes)
-    train, val = _split(path, rows, images)
+    parts = [(number, row[at[SPLIT]].strip()) for number, row in rows] if SPLIT in at else []
+    train, val = _split(path, parts, images)
     return Source(
         train=train,
         val=val,
@@ -86,14 +90,17 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     """Return the names of the columns, and every row with its line number."""
     if not path.is_file():
         raise AdjoinedError("no such file", where=path.absolute(), expected="a CSV file: labels:FILE.csv")
-    text = read_utf8(path, "the labels of images, as CSV")
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    text = read_utf8(path, "the labels of images, as CSV", largest=LARGEST_FILE)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[_Row] = []
     try:
-        header = [_one_form(name) for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        return header, [(reader.line_num, row) for row in reader]
+        for row in reader:
+            rows.append((reader.line_num, row))
     except csv.Error as error:
-        raise AdjoinedError(f"not CSV: {error}", where=f"{path}, row {reader.line_num + 1}") from error  # the next one
+        after = rows[-1][0] if rows else 0
+        raise AdjoinedError(f"not CSV: {error}", where=f"{path}, row {after + 1}") from error
+    header = rows.pop(0)[1] if rows else []
+    return [_one_form(name) for name in header], [(number, row) for number, row in rows if row]
 
 
 def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
@@ -118,7 +125,7 @@ def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
 
 def _check_rows(path: Path, columns: int, rows: Sequence[_Row]) -> None:
     for number, row in rows:
-        if None in row or None in row.values():
+        if len(row) != columns:
             raise AdjoinedError("a wrong number of columns", where=f"{path}, row {number}", expected=columns)
     if not rows:
         raise AdjoinedError("no rows", where=path, expected="an image in each row")
@@ -129,11 +136,11 @@ def _one_form(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip())
 
 
-def _present(path: Path, number: int, row: dict[str, str], columns: Sequence[str]) -> list[str]:
-    """Return the labels of the image in a row."""
+def _present(path: Path, number: int, row: list[str], columns: Sequence[str], at: Mapping[str, int]) -> list[str]:
+    """Return the labels of the image in a row; `at` gives the place of each column."""
     if columns:
-        return list(_marked(path, number, row, columns))
-    text = _one_form(row[LABELS])
+        return [name for name in columns if _is_marked(path, number, row[at[name]].strip(), name)]
+    text = _one_form(row[at[LABELS]])
     if text.startswith("["):  # how pandas writes a list; brackets and quotes would become part of the labels
         raise AdjoinedError(
             "the labels are written as a list",
@@ -144,26 +151,25 @@ def _present(path: Path, number: int, row: dict[str, str], columns: Sequence[str
     return [label for label in _BETWEEN.split(text) if label]
 
 
-def _marked(path: Path, number: int, row: dict[str, str], columns: Sequence[str]) -> Iterator[str]:
-    for name in columns:
-        if (mark := row[name].strip()) not in ("0", "1"):
-            raise AdjoinedError(
-                "a label is marked by 0 or 1",
-                where=f"{path}, row {number}, column {name}",
-                expected="0 or 1",
-                got=mark[:100] or "nothing",
-            )
-        if mark == "1":
-            yield name
+def _is_marked(path: Path, number: int, mark: str, name: str) -> bool:
+    if mark not in ("0", "1"):
+        raise AdjoinedError(
+            "a label is marked by 0 or 1",
+            where=f"{path}, row {number}, column {name}",
+            expected="0 or 1",
+            got=mark[:100] or "nothing",
+        )
+    return mark == "1"
 
 
-def _files(path: Path, rows: Sequence[_Row]) -> tuple[list[str], list[int]]:
+def _files(path: Path, told: Sequence[tuple[int, str]]) -> tuple[list[str], list[int]]:
+    """Return the images and their sizes in bytes, from the line and the text of each."""
     sizes: list[int] = []
     seen: dict[str, int] = {}
-    for number, row in rows:
-        name, where = os.path.normpath(row[FILE].strip()), f"{path}, row {number}"  # an image listed twice could leak
-        got = row[FILE].strip()[:200] or "nothing"
-        if os.path.isabs(name) or ".." in Path(row[FILE]).parts:
+    for number, text in told:
+        name, where = os.path.normpath(text), f"{path}, row {number}"  # an image listed twice could leak
+        got = text[:200] or "nothing"
+        if os.path.isabs(name) or ".." in Path(text).parts:
             raise AdjoinedError(
                 "the image is not below the folder of the file", where=where, expected="a relative path", got=got
             )
@@ -178,14 +184,15 @@ def _files(path: Path, rows: Sequence[_Row]) -> tuple[list[str], list[int]]:
     return list(seen), sizes
 
 
-def _split(path: Path, rows: Sequence[_Row], images: FileImages) -> tuple[FileImages, FileImages | None]:
-    if SPLIT not in rows[0][1]:
+def _split(path: Path, parts: Sequence[tuple[int, str]], images: FileImages) -> tuple[FileImages, FileImages | None]:
+    """Return the images to train and to validate on, from the line and the part of each, if they are given."""
+    if not parts:
         return images, None
-    for number, row in rows:
-        if row[SPLIT].strip() not in ("train", "val"):
-            got = row[SPLIT].strip()[:100] or "nothing"
+    for number, part in parts:
+        if part not in ("train", "val"):
+            got = part[:100] or "nothing"
             raise AdjoinedError("no such split", where=f"{path}, row {number}", expected="train or val", got=got)
-    held_out = torch.tensor([row[SPLIT].strip() == "val" for _, row in rows])
+    held_out = torch.tensor([part == "val" for _, part in parts])
     if held_out.all() or not held_out.any():
         raise AdjoinedError("one of train and val is empty", where=path, expected="rows of both")
     return images.subset(~held_out), images.subset(held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -86,7 +87,8 @@ def _matched(source: Source, info: DataInfo, class_folders: Sequence[str], where
     if source.class_names == info.class_names:
         return torch.arange(len(info.class_names))
     # Two of ImageNet's classes are called crane: only their folders distinguish them.
-    known = {name: label for label, name in enumerate(info.class_names) if info.class_names.count(name) == 1}
+    count = Counter(info.class_names)
+    known = {name: label for label, name in enumerate(info.class_names) if count[name] == 1}
     folders = {name: label for label, name in enumerate(class_folders)}
     places = source.class_folders or source.class_names
     pairs = zip(places, source.class_names, strict=True)

@@ -153,13 +153,9 @@ class DataRecord:
 
     def _difference(self, data: ImageData, files: Path) -> str:
         found = []
-        gone, new = (
-            [name for name in ones if name not in others]
-            for ones, others in (
-                (self.class_names, data.info.class_names),
-                (data.info.class_names, self.class_names),
-            )
-        )
+        known, now = set(self.class_names), set(data.info.class_names)
+        gone = [name for name in self.class_names if name not in now]
+        new = [name for name in data.info.class_names if name not in known]
         if len(gone) == len(new) == 1:
             found.append(f"class {gone[0]} is now called {new[0]}")
         elif gone or new:

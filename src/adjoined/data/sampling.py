@@ -85,7 +85,7 @@ def choose_per_class(labels: Tensor, count: Callable[[int], int], seed: int) -> 
     """
     generator = seeded(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().squeeze(1)
+    # Sorted once: looking for the members of every class would take minutes with ten thousand classes.
+    for members in labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist()):
         chosen[members[torch.randperm(len(members), generator=generator)[: count(len(members))]]] = True
     return chosen

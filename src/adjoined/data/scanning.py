@@ -6,7 +6,7 @@ import errno
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import DirEntry
@@ -126,11 +126,9 @@ def scan(root: Path, inside: str, classes: Sequence[str], left_out: LeftOut, *, 
     labels: list[int] = []
     with _walked(root):
         place = root / inside
-        known = _with_parents(place)
-        starts = [_identity(os.stat(place / name)) for name in classes]
+        elsewhere = _with_parents(place) | {_identity(os.stat(place / name)) for name in classes}
         for label, name in enumerate(classes):
-            seen = known | set(starts)
-            found = sorted(_files(root, os.path.join(inside, name), seen, left_out))
+            found = sorted(_files(root, os.path.join(inside, name), elsewhere, left_out))
             names += [name for name, _ in found]
             sizes += [size for _, size in found]
             labels += [label] * len(found)
@@ -159,19 +157,29 @@ def _walked(folder: Path) -> Iterator[None]:
         raise AdjoinedError("its folders are nested too deeply", where=folder) from error
 
 
-def _files(root: Path, inside: str, seen: set[_Identity], left_out: LeftOut) -> Iterator[tuple[str, int]]:
-    """Yield every image below a folder, and its size in bytes."""
+def _files(
+    root: Path, inside: str, elsewhere: Set[_Identity], left_out: LeftOut, seen: set[_Identity] | None = None
+) -> Iterator[tuple[str, int]]:
+    """Yield every image below a folder, and its size in bytes.
+
+    Args:
+        root, inside: the folder is `root`/`inside`.
+        elsewhere: folders that are not followed.
+        left_out: collects what is not an image.
+        seen: folders that have been visited.
+    """
+    seen = set() if seen is None else seen
     for entry in _entries(root / inside):
         name = os.path.join(inside, entry.name)
         if entry.name.startswith("."):
             left_out.add("hidden", name)
         elif _leads_to(entry.is_dir):
             identity = _identity(entry.stat())
-            if identity in seen:
+            if identity in elsewhere or identity in seen:
                 left_out.add(_ELSEWHERE, name)
             else:
                 seen.add(identity)
-                yield from _files(root, name, seen, left_out)
+                yield from _files(root, name, elsewhere, left_out, seen)
         elif not _leads_to(entry.is_file):
             left_out.add("broken links, pipes or devices", name)
         elif not _is_image(entry.name):

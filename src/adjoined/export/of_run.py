@@ -26,7 +26,7 @@ from adjoined.files import make_folder
 from adjoined.versions import versions
 
 BATCH = 64
-"""Batch size when many images are run."""
+"""Batch size when many images are run, of up to 224 pixels; batches of larger images have as many pixels."""
 
 
 @dataclass
@@ -106,9 +106,9 @@ class Exporter:
         `count` images are spread evenly over the data.
         """
         info, transform = self.data.info, evaluation_transform(self.data.info)
-        whole = len(dataset)
+        whole, size = len(dataset), max(BATCH * 224**2 // max(224, info.image_size) ** 2, 1)
         chosen = torch.linspace(0, whole - 1, min(count or whole, whole)).round().long()
-        for indices in chosen.split(BATCH):
+        for indices in chosen.split(size):
             pixels = torch.stack([transform(dataset.images.pixels(index)) for index in indices.tolist()])
             normalised = normalise(pixels, info.mean, info.std)
             yield as_taken(pixels, self.takes, normalised), normalised, dataset.labels[indices]

@@ -65,27 +65,30 @@ def compare(
         >>> compare(linear, linear, [(x := torch.ones(4, 3), x)]).relative
         0.0
     """
-    found, wanted = [], []
+    images = numbers = 0
+    maximum = total = scale = 0.0
+    behind: list[Tensor] = []
     with torch.no_grad():
-        for given, prepared in batches:
-            found.append(run(given))
-            wanted.append(module(prepared))
-    if not found:
+        for given, prepared in batches:  # nothing of a batch is kept: the logits of large masks take gigabytes
+            logits, reference = run(given), module(prepared)
+            if logits.shape != reference.shape or not logits.isfinite().all():
+                raise AdjoinedError(
+                    "the file's logits are unlike PyTorch's",
+                    where="export",
+                    expected=f"finite numbers of shape {tuple(reference.shape)}",
+                    got=f"shape {tuple(logits.shape)}, {int((~logits.isfinite()).sum())} of them not finite",
+                )
+            apart = (logits.double() - reference.double()).abs()
+            images, numbers = images + len(logits), numbers + apart.numel()
+            maximum, total = max(maximum, float(apart.max())), total + float(apart.sum())
+            scale = max(scale, float(reference.abs().max()))
+            likeliest = logits.argmax(dim=1, keepdim=True)
+            short = reference.max(dim=1, keepdim=True).values - reference.gather(1, likeliest)
+            behind.append(short[short > 0])
+    if not images:
         raise AdjoinedError("there are no images to compare on", where="export")
-    logits, reference = torch.cat(found), torch.cat(wanted)
-    if logits.shape != reference.shape or not logits.isfinite().all():
-        raise AdjoinedError(
-            "the file's logits are unlike PyTorch's",
-            where="export",
-            expected=f"finite numbers of shape {tuple(reference.shape)}",
-            got=f"shape {tuple(logits.shape)}, {int((~logits.isfinite()).sum())} of them not finite",
-        )
-    apart = (logits.double() - reference.double()).abs()
-    scale = float(reference.abs().max())
-    likeliest = logits.argmax(dim=1, keepdim=True)
-    behind = reference.max(dim=1, keepdim=True).values - reference.gather(1, likeliest)
-    other = int((behind > tolerance * scale).sum())
-    return Difference(len(logits), float(apart.max()), float(apart.mean()), scale, other)
+    other = int((torch.cat(behind) > tolerance * scale).sum())
+    return Difference(images, maximum, total / numbers, scale, other)
 
 
 def check(difference: Difference, tolerance: float, where: object) -> None:

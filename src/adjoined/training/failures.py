@@ -67,27 +67,26 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
             got=settings.batch_size,
             fix="Use a smaller batch with --accumulate, or --precision bf16-mixed.",
         ) from error
-    except (RuntimeError, ConnectionError, EOFError) as error:
+    except (AdjoinedError, RuntimeError, OSError, EOFError) as error:
+        # torch reports a killed worker by an exception at an arbitrary point, where it may be taken for another fault.
         if (code := data.killed_worker()) is not None:
             raise AdjoinedError(
                 f"a data worker was ended by {how(code)}",
                 where=f"--workers {settings.workers}",
                 fix=f"If memory is short, use fewer --workers or a smaller --batch-size. Continue with: {go_on}",
             ) from error
-        if (code := _ended_process(trainer)) is not None:
+        of_files = isinstance(error, AdjoinedError | OSError) and not isinstance(error, ConnectionError)
+        if of_files and not run.record.is_file():
+            raise _moved(run) from error
+        if not of_files and (code := _ended_process(trainer)) is not None:
             raise AdjoinedError(
                 f"another process of this run was ended by {how(code)}",
                 where=f"--devices {settings.devices}",
                 fix=f"Continue with: {go_on}",
             ) from error
+        if of_files and isinstance(error, OSError):
+            raise cannot_write(error, error.filename or run.path) from error
         raise
-    except AdjoinedError as error:
-        if run.record.is_file():
-            raise
-        raise _moved(run) from error
-    except OSError as error:
-        there = run.record.is_file()
-        raise (cannot_write(error, error.filename or run.path) if there else _moved(run)) from error
 
 
 def _moved(run: RunFolder) -> AdjoinedError:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adjoined import models
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder
-from adjoined.json_files import write_json
+from adjoined.json_files import read_json, write_json
 from adjoined.kinds import NAMES
 from adjoined.methods import TrainedNetwork
 from adjoined.report.result import figures_from, keep_figures
@@ -59,9 +59,9 @@ class Ending:
         with scratch_folder(self.run.path) as folder:
             scratch = RunFolder(folder)
             try:
-                write_json(
-                    scratch.record, self._write(scratch, self._built.network.state_dict(), self._run_once).to_json()
-                )
+                result = self._write(scratch, self._built.network.state_dict(), self._run_once)
+                write_json(scratch.record, result.to_json())
+                RunResult.from_json(read_json(scratch.record, "the result of a run"), folder)  # it is read, too
             except AdjoinedError as error:
                 where = error.where.replace(str(folder), str(self.run.path))
                 again = "Free some space, or choose another folder, and rerun the command."

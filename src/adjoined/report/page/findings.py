@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from adjoined.report import units
@@ -140,16 +141,17 @@ def matrices(evidence: Evidence) -> list[Matrix]:
 def confused_pairs(evidence: Evidence) -> Table | None:
     """Return the pairs of classes that the networks confuse most; None if they confuse none."""
     classes, answers = evidence.info.class_names, evidence.answers
-    counts = [confusion(answers.labels, each, len(classes)) for each in answers.classes.values()]
-    total = sum(counts[1:], counts[0]).clone()
-    total.fill_diagonal_(0)
-    values, places = total.flatten().sort(descending=True, stable=True)
-    rows = []
-    for value, where in zip(values.tolist()[:MOST_ROWS], places.tolist()[:MOST_ROWS], strict=True):
-        true, taken = divmod(where, len(classes))
-        if value:
-            each_count = (str(int(each[true, taken])) for each in counts)
-            rows.append((f"{classes[true]} taken for {classes[taken]}", *each_count))
+    # The pairs that occur: a matrix of all pairs of 20,000 classes would take gigabytes.
+    truths = answers.labels.tolist()
+    counts = [
+        Counter((true, taken) for true, taken in zip(truths, each.tolist(), strict=True) if true != taken)
+        for each in answers.classes.values()
+    ]
+    total = sorted(sum(counts, Counter()).items(), key=lambda pair: (-pair[1], pair[0]))
+    rows = [
+        (f"{classes[true]} taken for {classes[taken]}", *(str(each[true, taken]) for each in counts))
+        for (true, taken), _ in total[:MOST_ROWS]
+    ]
     columns = ("true class, prediction", *answers.classes)
     return Table(columns, tuple(rows), "Most confused pairs of classes, images") if rows else None
 
@@ -157,12 +159,12 @@ def confused_pairs(evidence: Evidence) -> Table | None:
 def class_table(evidence: Evidence) -> Table | None:
     """Return each network's accuracy per class; with many classes, those where the networks differ most."""
     classes, answers = evidence.info.class_names, evidence.answers
-    tables = [confusion(answers.labels, each, len(classes)) for each in answers.classes.values()]
-    images = tables[0].sum(dim=1)
-    shares = [table.diagonal() / images.clamp(min=1) for table in tables]
+    images = answers.labels.bincount(minlength=len(classes))
+    rights = [answers.labels[answers.right(name)].bincount(minlength=len(classes)) for name in answers.classes]
+    shares = [right / images.clamp(min=1) for right in rights]
     order = list(range(len(classes)))
     name = "Accuracy per class"
-    if len(classes) > MATRIX_UP_TO and len(tables) > 1:
+    if len(classes) > MATRIX_UP_TO and len(shares) > 1:
         apart = (shares[0] - shares[-1]).abs()
         order = apart.argsort(descending=True, stable=True).tolist()[:MOST_ROWS]
         name = "Classes whose accuracy differs most between base and small network"
