@@ -1,4 +1,4 @@
-"""A head fitted to the features of a trained network, which tells what each channel is worth."""
+"""A head fitted to the features of a trained network, so that its loss shows which channels matter."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ STEPS = 50
 
 
 def fit_head(model: nn.Module, x: Tensor, y: Tensor) -> bool:
-    """Fit the model's last linear layer to its features by logistic regression, if that is better than it is.
+    """Fit the model's last linear layer to its features by logistic regression, unless it is trained already.
 
-    Better is told on the second half of the images by a head fitted on the first: a head that is trained stays.
+    It is if, on the second half of the images, its loss is no higher than that of a head fitted to the first half.
 
     Args:
         model: a classifier in eval mode; its last linear layer is changed in place.

@@ -25,7 +25,7 @@ from adjoined.slicing import Index, Inputs, SlicePlan, named_tensors
 POSITIONS = 64
 """Positions of each image at which a convolution's outputs are compared."""
 ENOUGH = 2
-"""Rows to fit to for each input of a layer: with fewer, a fit learns its images by heart, and the slice stays."""
+"""Rows to fit to for each input of a layer: with fewer, a fit would memorise its images, and the slice stays."""
 RIDGE = 0.1
 """Weight of staying near the slice, as a share of the mean square of the inputs."""
 

@@ -172,7 +172,7 @@ def _check_targets(p: Tensor, y: object, label_smoothing: float, ignore_index: i
 
 
 def _outside(y: Tensor, classes: int, ignore_index: int) -> int | None:
-    """Return a class index that is none, or None; on other devices than the CPU looking would stop the queue."""
+    """Return a class index that is out of range, or None; looking on a GPU would stop its queue."""
     plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     if not plain or y.device.type != "cpu" or not y.numel():
         return None

@@ -54,14 +54,15 @@ class SmallSettings:
     compress: float | None = None
     """Choose alpha for this ratio of parameters, base to small, without the last linear layer."""
     budget: str | None = None
-    """Choose alpha for the most that the small network may cost: '1 MB', '50 MMACs', '300 k parameters', '3 ms'."""
+    """Choose the largest small network that costs at most this: '1 MB' (float32 weights), '50 MMACs',
+    '300 k parameters', '3 ms', or several, separated by commas."""
     keep: list[str] = field(default_factory=list)
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8
     """Round the small network's widths up to multiples of this many channels, but never beyond the base network's."""
     widths: dict[str, str] | Literal["search"] = field(default_factory=dict)
-    """Widths other than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'; search:
-    `adjoined train --pretrained` finds a width for each channel group first, at no higher cost."""
+    """Widths other than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'. The
+    word search, for `adjoined train --pretrained`: find a width for each channel group first, at no higher cost."""
     order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
     """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
     write them), bn (scale of their batch norms); none: as they are."""
@@ -77,7 +78,9 @@ class MethodSettings:
     """The training method."""
 
     method: str = "adjoint+"
-    """How the networks are trained; `docs/method.md` has the list."""
+    """Training method: adjoint+, adjoint (the paper's), transfer (from pretrained weights); or, to compare with:
+    standard, scratch, scratch-compute, dropout, siamese, distillation, mutual, slimmable, slimmable-distill,
+    filter-pruning, slimming, weight-pruning, lottery-ticket."""
     private_head: bool = _for(False, *_SHARED)
     """Give the small network a private last layer, initially a slice of the base's."""
     kl_schedule: Literal["paper", "constant"] = _for("paper", "adjoint")
@@ -95,7 +98,7 @@ class MethodSettings:
     teacher: str | None = _for(None, "distillation")
     """Folder of a finished run whose base network is the teacher; none: a teacher is trained first."""
     prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning", "slimming")
-    """The size that pruning reduces to that of the small network given by alpha."""
+    """What pruning reduces to that of the small network: its parameters or its MACs."""
     slimming_l1: float = _for(1e-4, "slimming", "sparse-scales")
     """Weight of the L1 penalty on BatchNorm scales, before pruning."""
     sparsity: float | None = _for(None, "weight-pruning", "lottery-ticket")

@@ -37,7 +37,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     """
 
     pretrained: bool = False
-    """Start from the weights that timm or torchvision offer for the model."""
+    """Start from pretrained weights: those that timm or torchvision offer for the model, or that your own function
+    loads if it has a parameter `pretrained`."""
 
     data: str = "digits"
     """Data set: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet; or folder:PATH (a folder of images per

@@ -333,7 +333,7 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
         ("resnet20 --alpha 65", "at most 64"),
         ("resnet20 --alpha []", "--alpha: needs one alpha"),
         ("resnet20 --compress 0.5", "compress"),
-        ("resnet20 --compress 3 --alpha 2,4", "--compress: needs one alpha"),
+        ("resnet20 --compress 3 --alpha 2,4", "--compress: finds one alpha itself"),
         ("resnet20 --out x.json --alpha 2,4", "--out: needs one alpha"),
         ("resnet20 --out nowhere/x.json", "nowhere/x.json"),
         ("resnet20 --input-size 0", "--input-size: out of range"),

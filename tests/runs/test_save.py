@@ -61,13 +61,19 @@ def test_evaluate_reproduces_the_recorded_accuracies(run: Path, capsys: pytest.C
         assert network["top1"] == told["recorded"][network["name"]]["top1"]
 
 
-def test_export_benchmark_and_report_take_the_run(run: Path):
+def test_the_commands_take_the_run_and_claim_nothing_about_its_training(run: Path):
     assert main(["export", str(run), "--to", "torch-export"]) == 0
     assert list((run / "export").glob("small*"))
     assert main(["benchmark", str(run), "--runtimes", "eager", "--batch-sizes", "1", "--seconds", "1"]) == 0
     assert (run / "benchmark.json").is_file()
     assert main(["report", str(run)]) == 0
-    assert "small" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "a loop of your own" in page
+    assert "adjoint+" not in page  # the settings of `adjoined train` were not used
+    assert main(["push", str(run), "--to", str(run.parent / "shared")]) == 0
+    card = (run.parent / "shared" / "README.md").read_text()
+    assert "training loop of its author's own" in card
+    assert "learning rate" not in card
 
 
 def test_a_small_network_alone_needs_its_plan(trained: AdjoinedNetwork, tmp_path: Path):

@@ -8,7 +8,7 @@ from adjoined.benchmark import IN_PYTORCH, RUNTIMES
 from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
 from adjoined.benchmark.turns import NOISY
-from adjoined.report.units import count, milliseconds, size
+from adjoined.report.units import count, size
 
 FAR = 0.7
 """A speed-up below this fraction of the ratio of MACs is explained."""
@@ -71,25 +71,28 @@ def _place(each: Speedup) -> str:
 
 def _fixed_costs(rows: Sequence[Timing], behind: Sequence[Speedup], small: NetworkFigures) -> list[str]:
     """Compare a call with one image to the time per image in the largest batch: the excess is a fixed cost."""
-    sentences = []
+    shares, rest = [], ""
     for place in behind:
         alike = {
             row.latency.batch_size: row.latency.median_ms
             for row in rows
-            if (row.runtime, row.network, row.precision, row.latency.device)
+            if not row.latency.is_noisy
+            and (row.runtime, row.network, row.precision, row.latency.device)
             == (place.runtime, small.name, "fp32", place.device)
         }
-        most = max(alike)
+        most = max(alike, default=1)
         if place.batch_size != 1 or most == 1:
             continue
         one, share = alike[1], alike[most] / most
         if one - share >= FIXED * one:
-            sentences.append(
-                f"Launch overhead: in {_place(place)} a call of {small.name} takes {milliseconds(one)}, but an image "
-                f"in a batch of {most} takes {milliseconds(share)}. The rest, {1 - share / one:.0%} of the call, does "
-                f"not shrink with the channels: it launches {count(small.operators)} operators, as many as the base."
+            where = f"{RUNTIMES[place.runtime]}{' on a GPU' if place.device != 'cpu' else ''}"
+            shares.append(f"{1 - share / one:.0%} in {where}")
+            rest = (
+                f"Launch overhead: an image alone takes {small.name} longer than one in a batch of {most}. The "
+                f"difference does not shrink with the channels, because {small.name} has as many operators to launch "
+                f"as the base ({count(small.operators)}). Of a call with one image it is "
             )
-    return sentences
+    return [f"{rest}{', '.join(shares)}."] if shares else []
 
 
 def _keeps_memory(told: Environment) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_origin
 
 from adjoined.commands.hints import is_union, item_type
 from adjoined.commands.option_fields import fields_of, flag_of, has_default, hints_of, is_positional
+from adjoined.report.table import PLAIN_WIDTH
 
 
 def help_parser(
@@ -80,7 +82,8 @@ def _in_usage(name: str, hint: Any, field: Field[Any]) -> str:
 
 
 class _Help(argparse.HelpFormatter):
-    """Help in lines of up to 100 characters."""
+    """Help in lines of up to 100 characters, or as wide as the terminal."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=100)
+        columns = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
+        super().__init__(prog, max_help_position=28, width=min(columns, PLAIN_WIDTH))

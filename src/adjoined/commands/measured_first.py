@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from adjoined.choices import Choice
 from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.errors import AdjoinedError
 from adjoined.settings import SEARCH, Settings
@@ -21,8 +22,8 @@ MEASURED = "ADJOINED_MEASURED"
 """Environment variable in which the processes that a run starts find what the first one measured."""
 
 
-def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings, list[str]]:
-    """Return the settings with alpha and widths in place of what is measured, and a line about each.
+def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings, list[Choice]]:
+    """Return the settings with alpha and widths in place of what is measured, and these two as choices.
 
     Raises:
         AdjoinedError: the budget cannot be met, or several processes would each measure for themselves.
@@ -49,15 +50,15 @@ def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings,
         plan = searched_plan(settings, timing.measure if timed else None)
         found = {"alpha": plan.alpha, "widths": dict(plan.widths)}
         told = ",".join(f"{name}={share}" for name, share in plan.widths.items())
-        lines = [f"--widths {told}: found by search{within}{how}"] if told else []
-        lines += [] if told else [f"--widths none: the uniform network has the lowest loss{within}{how}"]
+        why = "found by search" if told else "the uniform network has the lowest loss"
+        choices = [Choice("widths", told or "none", f"{why}{within}{how}")]
     else:
         plan = _fastest_enough(settings, timing)
-        found, lines = {"alpha": plan.alpha}, []
+        found, choices = {"alpha": plan.alpha}, []
     if settings.budget:
-        lines.insert(0, f"--alpha {plan.alpha:.4g}: the largest small network{within}{how}")
+        choices.insert(0, Choice("alpha", plan.alpha, f"the largest small network{within}{how}"))
     os.environ[MEASURED] = json.dumps(found)
-    return replace(settings, budget=None, **found), lines
+    return replace(settings, budget=None, **found), choices
 
 
 def images_and_model(settings: Settings) -> tuple[ImageData, nn.Module]:

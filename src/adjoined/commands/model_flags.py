@@ -40,8 +40,10 @@ class ModelOptions(SmallSettings):
                 flag = f"--{name.replace('_', '-')}"
                 raise AdjoinedError("out of range", where=flag, expected="at least 1", got=getattr(self, name))
         if not self.alphas or ((self.compress or self.budget) and len(self.alphas) > 1):
-            flag = "--compress" if self.compress else "--budget" if self.budget else "--alpha"
-            raise AdjoinedError("needs one alpha", where=flag, got=list(self.alphas), fix="Give one --alpha.")
+            if not self.alphas:
+                raise AdjoinedError("needs one alpha", where="--alpha", got=[])
+            flag = "--compress" if self.compress else "--budget"
+            raise AdjoinedError("finds one alpha itself", where=flag, got=list(self.alphas), fix="Leave out --alpha.")
 
     def build(
         self, spec: str, latency: Callable[[Tensor], Latency] | None = None

@@ -11,7 +11,7 @@ class OfRun:
     """The run."""
 
     run: str
-    """The run folder."""
+    """The run folder, or hub:OWNER/NAME."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,14 +44,18 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
             notes.append(f"{network.name}: {left}; zeros are stored and computed like any other number.")
     if result.statistics:
         notes.append(f"Running statistics: measured on {result.statistics} training images after the last step.")
-    for network in result.networks:
-        if network.running is not None and network.main is not None and abs(network.main - network.running) > LAG:
-            lagging = f"{100 * network.running:.1f} % with the moving averages of training"
-            notes.append(f"{network.name}: {lagging}, which lag behind the weights.")
+    lagging = [
+        f"{network.name} {100 * network.running:.1f} %"
+        for network in result.networks
+        if network.running is not None and network.main is not None and abs(network.main - network.running) > LAG
+    ]
+    if lagging:
+        notes.append(f"With the moving averages of training, which lag behind the weights: {', '.join(lagging)}.")
     if len(result.stages) > 1:
         each = ", ".join(f"{stage.name} {stage.epochs} in {stage.seconds:.0f} s" for stage in result.stages)
         notes.append(f"Epochs by stage: {each}.")
-    title = f"{run.folder}: {result.epochs} epoch{'s' * (result.epochs != 1)} in {result.seconds:.0f} s"
+    took = f": {result.epochs} epoch{'s' * (result.epochs != 1)} in {result.seconds:.0f} s"
+    title = f"{run.folder}{'' if result.own_loop else took}"
     return result_table(figures[0], figures[1:], title=title, notes=notes)
 
 

@@ -108,6 +108,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
         code=_code(run),
         license=license,
         files=files,
+        own_loop=run.result.own_loop,
     )
     write_text(folder / "README.md", card.markdown())
 

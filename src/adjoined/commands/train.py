@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 PURPOSE = (
     "Train a base and a small network in one run. Precedence, lowest first: defaults, recipe, --config FILE, flags. "
-    f"Recipes: {', '.join(RECIPES)}; `adjoined train --recipe NAME --help` shows the values of one."
+    f"Recipes: {', '.join(RECIPES)}; `adjoined train --recipe NAME --help` shows the values of one. With a --model or "
+    "--data of your own and no recipe, settings that suit them replace the defaults below; the run shows them first."
 )
 
 
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         say_what_was_lost(streams, f"the run is complete: {folder}")
 
 
-def _dry_run(run: Run, settings: Settings, chosen: Sequence[str], folder: Path) -> None:
+def _dry_run(run: Run, settings: Settings, chosen: Sequence[Choice], folder: Path) -> None:
     """Print what the command would do."""
     if run.resume:
         raise AdjoinedError("a dry run is for a new run", where="--dry-run", fix="Leave out --resume.")
@@ -109,8 +110,8 @@ def _list_recipes() -> None:
         show(f"{name:{wide}}  {text[:1].upper()}{text[1:]}")
 
 
-def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, LatencyOptions, list[str]]:
-    """Return the run, its settings, how time is measured, and a line for each setting chosen for the model and data.
+def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, LatencyOptions, list[Choice]]:
+    """Return the run, its settings, how time is measured, and the settings chosen for the model and data.
 
     Settings are chosen where no recipe is named and model or data are not those of the default recipe.
     """
@@ -126,7 +127,7 @@ def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, 
     check_code_is_named(told, settings)
     choices = _choices(settings)
     run, settings, timing = read(argv, *classes, defaults={each.name: each.value for each in choices})
-    return run, settings, timing, [each.line() for each in choices if getattr(settings, each.name) == each.value]
+    return run, settings, timing, _in_use(choices, settings)
 
 
 def _choices(settings: Settings) -> list[Choice]:
@@ -138,6 +139,14 @@ def _choices(settings: Settings) -> list[Choice]:
     images, model = images_and_model(settings)
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
     return choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed)
+
+
+def _in_use(choices: Sequence[Choice], settings: Settings) -> list[Choice]:
+    """Return the choices that the settings follow: no flag replaced them, and the method reads them."""
+    from adjoined.methods import METHODS
+
+    unread = METHODS[settings.method].ignores | ({"alpha"} if _sized_by(settings) != "alpha" else set())
+    return [each for each in choices if each.name not in unread and getattr(settings, each.name) == each.value]
 
 
 def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:
@@ -214,7 +223,7 @@ def _new_folder(settings: Settings) -> Path:
     return Path("runs", "-".join([*parts, started]))
 
 
-def _announce(chosen: Sequence[str], job: Job) -> None:
+def _announce(chosen: Sequence[Choice], job: Job) -> None:
     """Print what will be trained, and what was chosen for it."""
     from adjoined.report.console import show
     from adjoined.report.figures import Figures, result_table
@@ -226,9 +235,9 @@ def _announce(chosen: Sequence[str], job: Job) -> None:
     costs = [cost_by_module(network, job.example) for network in networks]
     base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(["base", *plans], costs, strict=True))
     title = f"{job.settings.model} on {job.images.info.name}, {job.images.info.image_size} px"
-    show(job.images.in_words(), "")
-    lines = ["Chosen for this model and data:", *(f"  {line}" for line in chosen)] if chosen else []
-    show("\n".join([*lines, f"Training with {_main_flags(job.settings)}"]), "")
+    lines = ["Chosen for this model and data:", *(f"  {each.line()}" for each in chosen)]
+    how = "\n".join(lines) if chosen else f"Training with {_main_flags(job.settings)}"
+    show(job.images.in_words(), f"{how}\n")
     if plans:
         show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls))
     else:
@@ -241,10 +250,14 @@ def _main_flags(settings: Settings) -> str:
     from adjoined.choices import SHOWN, as_flag
     from adjoined.methods import METHODS
 
-    sized_by = next((name for name in ("compress", "budget") if getattr(settings, name) is not None), "alpha")
     read = [name for name in SHOWN if name not in METHODS[settings.method].ignores]
-    names = [sized_by if name == "alpha" else name for name in read]
+    names = [_sized_by(settings) if name == "alpha" else name for name in read]
     return " ".join(as_flag(name, getattr(settings, name)) for name in names)
+
+
+def _sized_by(settings: Settings) -> str:
+    """Return the name of the setting that sizes the small network."""
+    return next((name for name in ("compress", "budget") if getattr(settings, name) is not None), "alpha")
 
 
 def _conclude(folder: Path, settings: Settings) -> None:

@@ -115,8 +115,8 @@ class ImageData:
         classes = f"{info.num_classes} {CLASSES[info.task]}"
         lines = [
             f"{printable(as_text(settings.name))}: {classes}, {info.image_size} px (--image-size)",
-            f"{len(self.train)} images to train on{limit}",
-            f"{len(self.val)} images to measure on ({self.val_name}{split})",
+            f"{len(self.train)} training images{limit}",
+            f"{len(self.val)} validation images ({self.val_name}{split})",
         ]
         if self.skipped:
             names = ", ".join(map(printable, self.skipped[:3]))

@@ -34,8 +34,8 @@ class Transfer(Joint):
     samples = 768
     small_rate = 2.0
     judged = 256
-    """Images of the samples that tell what channels matter: others than those that the head was fitted on, of which the
-    loss is next to nothing. Small networks are fitted on as many."""
+    """Samples whose loss shows which channels matter; the head is fitted to the others, whose loss is close to zero.
+    Small networks are fitted to as many."""
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return base and small networks, each with its own weights."""

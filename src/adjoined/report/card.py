@@ -33,6 +33,7 @@ class Card:
         code: the name of the user's own function that builds the model, "" for a library's model.
         license: identifier for the metadata; "" leaves it out.
         files: names of the files beside the card.
+        own_loop: whether the networks were trained in the author's own loop, so that the settings tell nothing of it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Card:
     code: str
     license: str
     files: Sequence[str]
+    own_loop: bool = False
 
     def markdown(self) -> str:
         """Return the card: metadata in YAML, then text in Markdown."""
@@ -97,9 +99,9 @@ class Card:
         )
         model, data = markdown(settings.model), markdown(self.info.name)
         return (
-            f"A base network ({model}) and {narrow}, trained in one run on {data}: the weights of "
-            f"the small network are slices of the base's, except in its normalisation layers (adjoined networks, arXiv "
-            f"2006.05624). Each is a plain PyTorch network in a separate file."
+            f"A base network ({model}) and {narrow}, trained on {data} with `adjoined` (adjoined networks, arXiv "
+            f"2006.05624): the small network has the base's layers with fewer channels. Each is a plain PyTorch "
+            f"network in a separate file."
         )
 
     def _loading(self) -> str:
@@ -134,6 +136,8 @@ class Card:
     def _training(self) -> str:
         settings = self.settings
         versions = ", ".join(markdown(f"{name} {version}") for name, version in self.versions.items())
+        if self.own_loop:
+            return f"In a training loop of its author's own.\n\nVersions: {versions}."
         return (
             f"Method {settings.method}, {settings.epochs} epochs, batches of {settings.batch_size}, "
             f"{settings.optimizer} with a learning rate of {settings.lr:g}, seed {settings.seed}. All settings are in "

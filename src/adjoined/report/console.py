@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from adjoined.printable import printable
@@ -24,10 +25,16 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
         from rich.console import Console
 
         console = Console(file=out, highlight=False)
-        console.width = max(console.width, PLAIN_WIDTH)  # a narrow terminal wraps the lines; figures are never cut
+        narrow, wide = console.width, max(console.width, PLAIN_WIDTH)
         for number, part in enumerate(parts):
-            shown = printable(part, lines=True) if isinstance(part, str) else part
-            console.print(*[""] * bool(number), shown, sep="\n", markup=False, emoji=False)
+            console.print("\n" * bool(number), end="")
+            if isinstance(part, str):
+                console.print(printable(part, lines=True), markup=False, emoji=False, soft_wrap=True)
+                continue
+            console.width = wide  # a narrow terminal wraps the rows; figures are never cut
+            console.print(replace(part, notes=()))
+            console.width = narrow
+            console.print(*part.dim_notes())
         return
     texts = [printable(part, lines=True) if isinstance(part, str) else part.text() for part in parts]
     print("\n\n".join(texts), file=out, flush=True)

@@ -90,8 +90,13 @@ class Table:
             last_before_totals = self.totals > 0 and i == len(self.rows) - self.totals - 1
             drawn.add_row(*map(Text, row), end_section=last_before_totals)
         yield drawn
-        for note in self.notes:
-            yield Text(note, style="dim")
+        yield from self.dim_notes()
+
+    def dim_notes(self) -> list[Any]:
+        """Return the notes for rich, which wraps them to the width of the terminal."""
+        from rich.text import Text
+
+        return [Text(note, style="dim") for note in self.notes]
 
     def _wrapped_notes(self, width: int) -> list[str]:
         return [line for note in self.notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]

@@ -71,6 +71,11 @@ class RunResult:
         counted = [stage.macs for stage in self.stages if stage.macs is not None]
         return sum(counted) if self.stages and len(counted) == len(self.stages) else None
 
+    @property
+    def own_loop(self) -> bool:
+        """Whether `adjoined.save` wrote it: the settings then tell model and data, but not the training."""
+        return self.epochs == 0
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data, without paths."""
         told = asdict(self)

@@ -127,7 +127,9 @@ class Display(Callback):
         left = timedelta(seconds=round(mean * (epochs - done)))
         row = self.history.rows[-1]
         head = f"epoch {done:>{len(str(epochs))}}/{epochs}"
-        parts = [head, f"loss {row['loss']:.4f}", *network_figures(row), *weight(row), f"{row['seconds']:.1f} s"]
+        parts = [head, f"loss {row['loss']:.4f}", *network_figures(row), f"{row['seconds']:.1f} s", *weight(row)]
+        if self._bar is not None:  # the bar has the rest, and a long line would break
+            return fitting(parts, max(self.console.width, 50), between="  ")
         return "  ".join([*parts, *speed(self._pace), f"{left} left"])
 
     def _move(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,14 +159,14 @@ def _bar(console: Console) -> Any:
     return Progress(*columns, console=console, refresh_per_second=4, speed_estimate_period=120)
 
 
-def fitting(parts: Sequence[str], room: int) -> str:
+def fitting(parts: Sequence[str], room: int, between: str = " · ") -> str:
     """Return the first parts, as many as fit into a number of characters: a narrow terminal would cut all of them.
 
     Example:
         >>> fitting(["112 images/s", "loss 0.406", "λ 1.00"], 25)
         '112 images/s · loss 0.406'
     """
-    return next((text for n in range(len(parts), 0, -1) if len(text := " · ".join(parts[:n])) <= room), "")
+    return next((text for n in range(len(parts), 0, -1) if len(text := between.join(parts[:n])) <= room), "")
 
 
 def network_figures(row: EpochFigures) -> list[str]:

@@ -55,16 +55,18 @@ def facts(story: RunStory) -> list[tuple[str, str]]:
     """Return the short list under the title."""
     settings, result = story.settings, story.result
     done = len(story.history)
-    told = [("Model", settings.model), ("Data", settings.data), ("Method", settings.method)]
+    method = "a loop of your own" if story.own_loop else settings.method
+    told = [("Model", settings.model), ("Data", settings.data), ("Method", method)]
     if settings.method != "standard":
         compressed = f"chosen for {settings.compress:.3g}x" if settings.compress else ""
         compressed = f"chosen for {settings.budget}" if settings.budget else compressed
         kept = ", ".join(f"{alpha:.3g}" for alpha in settings.alphas)
         told.append(("α: 1/α of the channels are kept", compressed or kept))
-    told.append(("Epochs", f"{done} of {settings.epochs}" if result is None else f"{result.epochs}"))
-    seconds = sum(row.get("seconds", 0.0) for row in story.history)
-    told += [("Training time", str(timedelta(seconds=round(seconds)))), ("Seed", str(settings.seed))]
-    if result:
+    if not story.own_loop:
+        told.append(("Epochs", f"{done} of {settings.epochs}" if result is None else f"{result.epochs}"))
+        seconds = sum(row.get("seconds", 0.0) for row in story.history)
+        told += [("Training time", str(timedelta(seconds=round(seconds)))), ("Seed", str(settings.seed))]
+    if result and not story.own_loop:
         averaged = "moving average " if result.weights == "ema" else ""
         told.append(("Weights", averaged + (story.when or "after the last step")))
     finished = story.record.get("finished")

@@ -68,6 +68,11 @@ class RunStory:
         """The networks' names on the page; with their alpha in a family."""
         return tuple(each.name for each in self.figures) or self.names
 
+    @property
+    def own_loop(self) -> bool:
+        """Whether the networks come from a loop of the user's own, of which the settings tell nothing."""
+        return self.result is not None and self.result.own_loop
+
 
 def read_story(folder: str | Path, figures: Sequence[Figures] | None = None, *, weights: str = "final") -> RunStory:
     """Read a run folder; nothing is computed and no network is built.
