@@ -10,8 +10,6 @@ import sys
 import threading
 import time
 
-import torch
-
 MAIN = "ADJOINED_MAIN_PROCESS"
 """Environment variable: id of the process that starts those of its machine's other devices."""
 LOOK = 1.0
@@ -73,5 +71,7 @@ def leave_group_at_exit() -> None:
 
 
 def _leave_group() -> None:
+    import torch  # heavy, and this module is imported for --help, too
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
