@@ -84,7 +84,7 @@ class Classification(Task):
 
     def penalty(self, p: Tensor, q: Tensor) -> Tensor:
         """Return the quadratic penalty."""
-        return quadratic_penalty(p.float(), q.float())
+        return quadratic_penalty(p, q)
 
     def blank(self, output: Tensor) -> Tensor:
         """Return the first class for every sample and position."""
@@ -126,8 +126,9 @@ class MultiLabel(Task):
 
     def penalty(self, p: Tensor, q: Tensor) -> Tensor:
         """Return ½ Σ σ(p) (1 − σ(p)) (p − q)² over the labels, the mean over the samples."""
-        probability = p.float().sigmoid()
-        return (probability * (1 - probability) * (p - q).float().square()).sum(dim=1).mean() / 2
+        p, q = at_least_float32(p), at_least_float32(q)
+        probability = p.sigmoid()
+        return (probability * (1 - probability) * (p - q).square()).sum(dim=1).mean() / 2
 
     def blank(self, output: Tensor) -> Tensor:
         """Return no label for every sample."""

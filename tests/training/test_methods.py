@@ -19,7 +19,7 @@ from adjoined.network import AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
 from adjoined.settings import Settings
 from adjoined.slicing import make_plan, measure_cost
-from adjoined.training.cost import step_macs
+from adjoined.training.cost import step_macs, training_macs
 from adjoined.training.job import Job, make_job
 from tiny_runs import TINY
 
@@ -315,6 +315,12 @@ def test_the_costs_of_the_methods_relative_to_each_other():
     assert cost_of("dropout") == base
     job = job_of("distillation")
     assert cost_of("distillation") == small + measure_cost(job.model, job.example).macs
+
+
+def test_several_processes_share_the_cost_of_a_training():
+    costs = [training_macs(make_job(TINY, processes)) for processes in (1, 2)]
+    assert costs[0] is not None
+    assert costs[0] == costs[1]
 
 
 def test_scratch_compute_trains_for_what_the_base_would_cost():

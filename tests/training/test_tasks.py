@@ -21,6 +21,8 @@ from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 from adjoined.tasks import MultiLabel, Segmentation
 from adjoined.training import train
+from adjoined.training.job import make_job
+from adjoined.training.outlook import step_bytes
 from drawn_masks import CODE, draw
 from tiny_runs import QUIET
 
@@ -122,6 +124,23 @@ def test_labels_are_learned(tmp_path: Path, marked: Settings, method: str):
         assert network.mean_ap > 0.6
     small = adjoined.load(tmp_path / "run", "small")
     assert small(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("task", ["squares", "marked"])
+def test_the_memory_of_a_step_is_estimated_for_every_task(task: str, request: pytest.FixtureRequest):
+    job = make_job(request.getfixturevalue(task))
+    weights = sum(each.numel() * each.element_size() for each in job.network.parameters())
+    assert weights < step_bytes(job, 8) < step_bytes(job, 64)
+
+
+def test_the_penalty_keeps_the_digits_of_its_outputs():
+    p, q = torch.full((1, 2), 0.1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    q[0, 0] = 0.3
+    for task in (Segmentation(), MultiLabel()):
+        assert task.penalty(p, q).dtype == torch.float64
+        torch.testing.assert_close(
+            task.penalty(p.half(), q.half()), task.penalty(p.half().double(), q.half().double()).float()
+        )
 
 
 def test_loss_and_distance_of_labels_are_sums_over_them():

@@ -22,8 +22,8 @@ def training_macs(job: Job) -> int | None:
         job: the training job.
     """
     images = job.images
-    size = min(job.settings.batch_size, len(images.train))
-    per_epoch = len(images.train_loader(seed=0)) * size
+    size = min(images.settings.batch_size, len(images.train))
+    per_epoch = len(images.train_loader(seed=0)) * size  # of all processes: one loader alone reads everything
     try:
         per_image = step_macs(job.method, job.network, job.example)
     except Exception:

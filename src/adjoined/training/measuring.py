@@ -39,7 +39,8 @@ def measure_finished(
     """
     modules = [each.module.to(device) for each in finished.values() if not (settings.freeze and each.plan is None)]
     dtype = next((each.dtype for module in modules for each in module.parameters()), torch.float32)
-    some = islice(training_batches(settings, images, device, settings.epochs), max(IMAGES // settings.batch_size, 1))
+    batches = max(IMAGES // images.settings.batch_size, 1)
+    some = islice(training_batches(settings, images, device, settings.epochs), batches)
     count = measure_statistics(modules, modules, (x.to(dtype) for x, _ in some)) if modules else 0
     for module in modules:
         module.cpu()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -60,7 +61,7 @@ class Outlook:
         batch = settings.batch_size // self.devices
         each = f"{batch} on each of {self.devices} devices" if self.devices > 1 else "on one device"
         batches = f", {settings.accumulate} batches a step" if settings.accumulate > 1 else ""
-        time_left = timedelta(seconds=round(self.seconds * self.steps * settings.accumulate))
+        whole = timedelta(seconds=round(self.seconds * self.steps * settings.accumulate))
         memory = "unknown: the network needs values to run" if self.bytes is None else f"about {size(self.bytes)}"
         return [
             f"devices   {self.devices} x {self.device} on {settings.nodes} machines, {self.strategy}"
@@ -69,7 +70,7 @@ class Outlook:
             f"batch     {settings.batch_size} images, {each}{batches}",
             f"steps     {self.steps // settings.epochs} an epoch, {self.steps} in {settings.epochs} epochs",
             f"memory    {memory} on each device: weights, optimizer and activations, in float32",
-            f"time      about {time_left}: {self.seconds:.3g} s a batch on this machine, without evaluation",
+            f"time      about {whole}: {self.seconds:.3g} s a batch on this machine, without evaluation",
         ]
 
 
@@ -93,7 +94,7 @@ def look_ahead(settings: Settings, folder: Path) -> Outlook:
     with quiet():
         trainer = make_trainer(settings, folder, [], WholeCheckpointIO())
         job = make_job(settings, trainer.world_size)
-        batches = ceil(len(job.images.train_loader(seed=settings.seed, world_size=trainer.world_size)))
+        batches = len(job.images.train_loader(seed=settings.seed, world_size=trainer.world_size))
         steps = ceil(batches / settings.accumulate) * settings.epochs
         memory = _if_it_runs(lambda: step_bytes(job, settings.batch_size // trainer.world_size))
         seconds = _time(job, folder)
@@ -137,8 +138,10 @@ def _kept_in_step(job: Job, network: nn.Module, held: Iterable[Tensor], images: 
             kept[storage._cdata] = storage
         return tensor
 
+    task, info = job.method.task, job.images.info
     shape = (images, *([job.method.views] if job.method.views > 1 else []), *job.example.shape[1:])
-    x, y = torch.zeros(shape, device="meta"), torch.zeros(images, dtype=torch.int64, device="meta")
+    x = torch.zeros(shape, device="meta")
+    y = task.blank(torch.zeros(images, *task.shape(info.num_classes, info.image_size)[1:], device="meta"))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = job.method.step(network, x, y, progress=0.5, measure=False).loss
     return sum(storage.nbytes() for storage in kept.values()), loss
@@ -181,4 +184,4 @@ def _time(job: Job, folder: Path) -> float:
     settings = replace(alone, batch_size=alone.batch_size // processes)
     module = TrainingModule(settings, job.method, built, job.images.info.num_classes)
     trainer.fit(module, datamodule=RunData(settings, job.images, job.method.views))
-    return median(end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False))
+    return median(end - begin for begin, end in pairwise(clock.ends))
