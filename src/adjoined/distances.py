@@ -1,8 +1,10 @@
 """Distances between a small network's output and the base's, for every kind of output that CNNs have.
 
-Each distance is a function of (p, q), the outputs of base and small network, and returns a nonnegative scalar in at
-least float32. `pull` sets where its gradient flows: if False, it trains only the small network; if True, it also pulls
-the base towards what the small network can follow, which is the paper's regularisation.
+Each distance is a function of (p, q), the outputs of base and small network, and returns a scalar of at least 0, in
+float32, or in float64 for outputs in float64. `pull` sets where its gradient flows: if False, it trains only the small
+network; if True, it also pulls the base towards what the small network can follow, which is the paper's regularisation.
+
+All raise AdjoinedError if the shapes of p and q do not go together, or if a temperature, scale or width is not above 0.
 
 Shape legend: N samples, C classes, K independent labels or key points, H, W positions, A anchors or proposals, B bins.
 """
@@ -34,9 +36,6 @@ def class_kl(
         pull: whether the gradient flows into `p`, too.
         counted: bool (N, ...), the positions that count, such as `y != ignore_index`; None: all. With none, 0.
 
-    Raises:
-        AdjoinedError: the shapes differ, or the temperature is not above 0.
-
     Source: equation 2 of arXiv 2006.05624 (T = 1, pull); Hinton et al., arXiv 1503.02531 (T² and T).
 
     Example:
@@ -44,9 +43,8 @@ def class_kl(
         >>> round(class_kl(p, q).item(), 4)
         0.1201
     """
+    _require_positive(temperature, "temperature")
     p, q = _checked(p, q, pull)
-    if not temperature > 0:
-        raise AdjoinedError("not a temperature", where="temperature", expected="a number above 0", got=temperature)
     log_p, log_q = F.log_softmax(p / temperature, dim=1), F.log_softmax(q / temperature, dim=1)
     kl = kl_by_class(log_p, log_q).sum(dim=1)
     return temperature**2 * _mean(kl, counted)
@@ -72,6 +70,7 @@ def label_kl(
         >>> round(label_kl(p, q).item(), 4)
         0.3278
     """
+    _require_positive(temperature, "temperature")
     p, q = _checked(p, q, pull)
     kl = temperature**2 * _bernoulli_kl(p / temperature, q / temperature)
     if counted is not None:
@@ -130,8 +129,7 @@ def gaussian_kl(
     """
     p, q = _checked(p, q, pull)
     if log_scales is None:
-        if not scale > 0:
-            raise AdjoinedError("not a scale", where="scale", expected="a number above 0", got=scale)
+        _require_positive(scale, "scale")
         return ((p - q) ** 2).mean() / (2 * scale**2)
     log_p, log_q = _checked(*log_scales, pull)
     ratio = log_p - log_q
@@ -192,9 +190,8 @@ def charbonnier(p: Tensor, q: Tensor, *, epsilon: float = 1e-3, pull: bool = Fal
         >>> round(charbonnier(torch.zeros(2), torch.tensor([0.0, 1.0])).item(), 4)
         0.4995
     """
+    _require_positive(epsilon, "epsilon")
     p, q = _checked(p, q, pull)
-    if not epsilon > 0:
-        raise AdjoinedError("not a width", where="epsilon", expected="a number above 0", got=epsilon)
     squared = (p - q) ** 2
     return (squared / (torch.sqrt(squared + epsilon**2) + epsilon)).mean()
 
@@ -254,6 +251,7 @@ def bins_kl(p: Tensor, q: Tensor, weights: Tensor, *, temperature: float = 1.0, 
         >>> round(bins_kl(p, p + torch.tensor([0.0, 1.0]), torch.ones(1, 1)).item(), 4)
         0.1201
     """
+    _require_positive(temperature, "temperature")
     p, q = _checked(p, q, pull)
     log_p, log_q = F.log_softmax(p / temperature, dim=-1), F.log_softmax(q / temperature, dim=-1)
     kl = kl_by_class(log_p, log_q).sum(dim=-1).mean(dim=-1)
@@ -311,8 +309,8 @@ def kl_by_class(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _bernoulli_kl(p: Tensor, q: Tensor) -> Tensor:
-    """Return KL(σ(p) ‖ σ(q)) element by element, from logits."""
-    return p.sigmoid() * (p - q) + F.softplus(q) - F.softplus(p)
+    """Return KL(σ(p) ‖ σ(q)) element by element, from logits: that of two classes, of logits p and 0."""
+    return kl_by_class(F.logsigmoid(p), F.logsigmoid(q)) + kl_by_class(F.logsigmoid(-p), F.logsigmoid(-q))
 
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
@@ -325,6 +323,11 @@ def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
     if counted is None:
         return values.sum() / max(values.numel(), 1)
     return torch.where(counted, values, torch.zeros_like(values)).sum() / counted.sum().clamp(min=1)
+
+
+def _require_positive(value: float, name: str) -> None:
+    if not value > 0:
+        raise AdjoinedError("out of range", where=name, expected="a number above 0", got=value)
 
 
 def _checked(p: Tensor, q: Tensor, pull: bool) -> tuple[Tensor, Tensor]:

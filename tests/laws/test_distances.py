@@ -195,7 +195,8 @@ def test_rounding_makes_no_kl_negative():
     p = 10 * drawn(512, 100)(0).float()
     for scale in (0.0, 1e-7, 1e-6, 1e-5):
         q = p + scale * drawn(512, 100)(1).float()
-        assert all(d.class_kl(p[i : i + 1], q[i : i + 1]).item() >= 0 for i in range(0, 512, 16))
+        for kl in (d.class_kl, d.label_kl):
+            assert all(kl(p[i : i + 1], q[i : i + 1]).item() >= 0 for i in range(0, 512, 16))
 
 
 def test_half_precision_is_computed_in_float32():
@@ -209,6 +210,8 @@ def test_half_precision_is_computed_in_float32():
     [
         (lambda: d.class_kl(torch.zeros(2, 3), torch.zeros(2, 4)), r"\(2, 3\) and \(2, 4\)"),
         (lambda: d.class_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature=0.0), "temperature"),
+        (lambda: d.label_kl(torch.zeros(2, 3), torch.zeros(2, 3), temperature=-1.0), "temperature"),
+        (lambda: d.bins_kl(*torch.zeros(2, 1, 1, 4, 2), torch.ones(1, 1), temperature=0.0), "temperature"),
         (lambda: d.gaussian_kl(torch.zeros(2), torch.zeros(2), scale=-1.0), "scale"),
         (lambda: d.charbonnier(torch.zeros(2), torch.zeros(2), epsilon=0.0), "epsilon"),
         (lambda: d.relation_distance(torch.zeros(2, 3), torch.zeros(3, 3)), r"\(N, D\) and \(N, E\)"),
