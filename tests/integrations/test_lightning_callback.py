@@ -112,6 +112,21 @@ def test_both_networks_learn_in_a_module_that_is_left_as_it_is(tmp_path: Path):
         assert (callback.small(x).argmax(1) == y).float().mean() > 0.9
 
 
+class _Fails(lightning.Callback):
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise RuntimeError("the disk is gone")
+
+
+def test_a_module_whose_training_failed_can_be_trained_again(tmp_path: Path):
+    module, callback = Theirs(), Adjoined("model", alpha=2)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        fit(tmp_path / "failed", Adjoined("model", alpha=2), 1, module=module, further=[_Fails()])
+    fit(tmp_path / "again", callback, 1, module=module)
+    assert type(module.model) is nn.Sequential
+    assert "training_step" not in vars(module)
+    assert callback.small[0].out_channels == 16
+
+
 def test_checkpoints_are_those_of_the_module(tmp_path: Path):
     callback = Adjoined("model", alpha=2)
     module, _ = fit(tmp_path, callback, 1)

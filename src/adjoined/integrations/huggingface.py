@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_terms
+from adjoined.names import small_names
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
 from adjoined.slicing import SlicePlan
@@ -102,11 +103,9 @@ class AdjoinedTrainer(Trainer):
     ) -> dict[str, float]:
         """Return the metrics of the base network, then those of every small one."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        count = len(self.net.plans)
         try:
-            for which in range(count):
+            for which, name in enumerate(small_names(len(self.net.plans))):
                 self._tap.which = which
-                name = "small" if count == 1 else f"small-{which + 1}"
                 metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_{name}")
         finally:
             self._tap.which = None

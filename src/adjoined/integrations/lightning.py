@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_terms, sum_cross_entropy
+from adjoined.names import small_names
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
 from adjoined.slicing import SlicePlan
@@ -109,6 +110,9 @@ class Adjoined(Callback):
             )
         owner, name = self._owner(pl_module)
         model = getattr(owner, name)
+        if isinstance(model, _Tap):  # after an error in `fit`, Lightning tears nothing down
+            model = model.net.base
+            pl_module.__dict__.pop("training_step", None)
         example = pl_module.example_input_array if self.example_input is None else self.example_input
         if example is None:
             raise AdjoinedError(
@@ -210,8 +214,7 @@ class Adjoined(Callback):
 
     def _names(self) -> tuple[str, ...]:
         assert self.net is not None
-        count = len(self.net.plans)
-        return ("base", "small") if count == 1 else ("base", *(f"small-{i + 1}" for i in range(count)))
+        return ("base", *small_names(len(self.net.plans)))
 
     def _new_metrics(self, output: Any, target: Any, device: torch.device) -> dict[str, Metric]:
         metrics = self._metrics
@@ -308,7 +311,7 @@ def _with_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: obje
 
 def _forgive_smalls(module: nn.Module, incompatible: Any) -> None:
     """Leave the small networks to the callback's own state."""
-    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if f"{_SMALLS}" not in name]
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if _SMALLS not in name]
 
 
 def classification_terms(p: Tensor, smalls: Sequence[Tensor], batch: Any, progress: float) -> Tensor:

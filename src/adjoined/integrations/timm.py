@@ -24,7 +24,7 @@ from timm.utils.model import unwrap_model
 from torch import Tensor, nn
 
 from adjoined.distances import class_kl
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import adjoint_objective
 from adjoined.slicing import SlicePlan
@@ -174,9 +174,8 @@ def finished(model: nn.Module, checkpoint: str | os.PathLike[str], *, ema: bool 
     except AdjoinedError:
         raise
     except Exception as error:  # torch.load and load_state_dict raise many kinds
-        text = str(error).splitlines()
         raise AdjoinedError(
-            f"this checkpoint cannot be read: {text[0] if text else type(error).__name__}",
+            f"this checkpoint cannot be read: {first_line(error)}",
             where=os.fspath(checkpoint),
             expected="a checkpoint that timm saved of an AdjoinedTask with this model",
         ) from error
