@@ -8,7 +8,9 @@ import pytest
 
 from adjoined.cli import main
 from adjoined.runs.folder import RunFolder
+from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan
+from adjoined.training import searching
 from mistakes import fails
 
 CODE = """
@@ -79,3 +81,14 @@ def test_processes_do_not_search_each_for_itself(
 
 def test_a_plan_has_no_images_to_search_widths_on(capsys: pytest.CaptureFixture[str]):
     assert "adjoined train --pretrained --widths search" in fails(capsys, "plan", "resnet20", "--widths", "search")
+
+
+def test_no_batch_of_the_search_has_a_single_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    normed = CODE.replace("nn.Linear(32, num_classes)", "nn.Sequential(nn.BatchNorm1d(32), nn.Linear(32, num_classes))")
+    (tmp_path / "net.py").write_text(normed)
+    monkeypatch.setattr(searching, "SAMPLES", 3 * (searching.BATCH + 1))  # a third of them is one more than a batch
+    settings = Settings(model=f"{tmp_path}/net.py:make", pretrained=True, widths="search", alpha=2, accelerator="cpu")
+    plan = searching.searched_plan(settings)
+    assert plan.cost is not None
+    assert plan.base_cost is not None
+    assert plan.cost.macs < plan.base_cost.macs

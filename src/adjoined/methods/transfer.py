@@ -48,7 +48,7 @@ class Transfer(Joint):
         network = built.network
         assert isinstance(network, AdjoinedNetwork)
         base, example = network.base, x[:1]
-        training, judged = base.training, min(self.judged, len(x) // 3)
+        training, judged = base.training, min(self.judged, max(len(x) // 3, 1))
         base.zero_grad()
         with trial_head(base.eval(), x[judged:], y[judged:]):
             for images, classes in zip(x[:judged].split(BATCH), y[:judged].split(BATCH), strict=True):

@@ -26,7 +26,7 @@ from adjoined.width_search import search_widths
 SAMPLES = 768
 """Training images; two thirds of them fit a trial head to the pretrained features."""
 BATCH = 64
-"""Images per forward pass."""
+"""Most images per forward pass."""
 
 
 def searched_plan(settings: Settings, latency: Callable[[Tensor], Latency] | None = None) -> SlicePlan:
@@ -55,11 +55,12 @@ def searched_plan(settings: Settings, latency: Callable[[Tensor], Latency] | Non
     measure = None if latency is None else latency(example)
     head = trial_head(model, x[judged:], y[judged:]) if task.kind == "classification" else nullcontext()
     request = Request.of(replace(settings, widths={}))
+    batches = -(-judged // BATCH)  # of nearly equal size: a last one with a single image has no statistics
     with head:
         return search_widths(
             model,
             x[:1],
-            list(zip(x[:judged].split(BATCH), y[:judged].split(BATCH), strict=True)),
+            list(zip(x[:judged].chunk(batches), y[:judged].chunk(batches), strict=True)),
             lambda output, target: task.loss([output], target),
             order=ORDER if settings.method == "transfer" else settings.order,
             alpha=request.alphas[0],
