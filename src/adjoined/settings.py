@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -20,6 +21,28 @@ SEARCH = "search"
 """Value of `widths` for which `adjoined train` finds widths."""
 PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
 """Settings of where a run is computed, not what: they may change when it is resumed."""
+
+
+_RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "a whole number of at least 1",
+        lambda value: value >= 1,
+        ("epochs", "batch_size", "eval_batch_size", "accumulate", "nodes", "round_to", "checkpoint_every", "log_every",
+         "lottery_rounds", "image_size", "limit", "finetune_epochs"),
+    ),
+    ("a whole number of at least 0", lambda value: value >= 0, ("workers", "seed", "split_seed", "shift")),
+    ("a number of at least 1", lambda value: 1 <= value < inf, ("compress",)),
+    (
+        "a number of at least 0",
+        lambda value: 0 <= value < inf,
+        ("weight_decay", "norm_weight_decay", "warmup_epochs", "mixup", "grad_clip", "small_ce", "slimming_l1"),
+    ),
+    ("a number above 0", lambda value: 0 < value < inf, ("temperature", "finetune_lr")),
+    ("a number in (0, 1)", lambda value: 0 < value < 1, ("val_fraction", "sparsity")),
+    ("a number in [0, 1)", lambda value: 0 <= value < 1, ("momentum", "label_smoothing", "ema", "dropout_rate")),
+    ("a number in [0, 1]", lambda value: 0 <= value <= 1, ("kl_share",)),
+)  # fmt: skip
+"""(range, whether a value is in it, settings with this range); settings that are none by default may stay so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,39 +150,22 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         """Check every value, and those that depend on each other."""
-        for name in ("epochs", "batch_size", "eval_batch_size", "accumulate", "nodes", "round_to"):
-            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("checkpoint_every", "log_every"):
-            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        defaults = {each.name: each.default for each in fields(self)}
+        for expected, fits, names in _RANGES:
+            for name in names:
+                value, optional = getattr(self, name), defaults[name] is None
+                self._require(
+                    name, (optional and value is None) or fits(value), f"{expected}{', or none' if optional else ''}"
+                )
         if self.image_size is not None:
             from adjoined.data.info import LARGEST_IMAGE  # imports torch, which --help does not need
 
             self._require("image_size", self.image_size <= LARGEST_IMAGE, f"at most {LARGEST_IMAGE} pixels")
-        for name in ("image_size", "limit", "finetune_epochs"):
-            value = getattr(self, name)
-            self._require(name, value is None or value >= 1, "a whole number of at least 1, or none")
-        for name in ("workers", "seed", "split_seed"):
-            self._require(name, getattr(self, name) >= 0, "a whole number of at least 0")
-        for name in ("weight_decay", "norm_weight_decay", "mixup", "grad_clip"):
-            self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
-        for name in ("small_ce", "slimming_l1"):
-            self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
-        for name in ("temperature", "finetune_lr"):
-            value = getattr(self, name)
-            self._require(name, value is None or 0 < value < float("inf"), "a number above 0, or none")
-        self._require("sparsity", self.sparsity is None or 0 < self.sparsity < 1, "a number in (0, 1), or none")
-        self._require("lottery_rounds", self.lottery_rounds >= 1, "a whole number of at least 1")
         last = self.lottery_rounds if self.lottery_round is None else self.lottery_round
         self._require("lottery_round", 1 <= last <= self.lottery_rounds, "1 to --lottery-rounds, or none")
-        for name in ("momentum", "label_smoothing", "ema", "dropout_rate"):
-            self._require(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
-        self._require("kl_share", 0 <= self.kl_share <= 1, "a number in [0, 1]")
-        self._require("lr", 0 < self.lr < float("inf"), "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
-        self._require("val_fraction", 0 < self.val_fraction < 1, "a number in (0, 1)")
+        self._require("lr", 0 < self.lr < inf, "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
         self._require("devices", self.devices >= 1 or self.devices == -1, "at least 1, or -1 for all")
-        self._require("warmup_epochs", 0 <= self.warmup_epochs < float("inf"), "a number of at least 0")
         self._require("layer_decay", 0 < self.layer_decay <= 1, "a number in (0, 1]", "0.75 is usual for fine-tuning.")
-        self._require("shift", self.shift is None or self.shift >= 0, "a whole number of at least 0, or none")
         resolutions = [(int(size), share) for size, share in self.low_resolution.items() if size.isdecimal()]
         self._require(
             "low_resolution",
@@ -172,23 +178,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             self._require("augment", False, "none, light or standard together with --data-on-device")
         self._require("alpha", bool(self.alphas), "a number of at least 1, or several")
         for alpha in self.alphas:
-            self._require("alpha", 1 <= alpha < float("inf"), "numbers of at least 1", "4 is a good start.")
-        if self.compress is not None:
-            self._require("compress", 1 <= self.compress < float("inf"), "a number of at least 1, or none")
-            self._require("compress", len(self.alphas) == 1, "none where --alpha has several values")
-        if self.widths == SEARCH:
-            self._require("widths", self.pretrained, "widths by module; search only with --pretrained")
-            self._require("widths", len(self.alphas) == 1, "widths by module where --alpha has several values")
-        elif self.widths:
-            from adjoined.slicing import check_widths
-
-            check_widths(self.widths)
-        if self.budget is not None:
-            from adjoined.slicing import read_budget
-
-            read_budget(self.budget)
-            self._require("budget", self.compress is None, "one of --budget and --compress")
-            self._require("budget", len(self.alphas) == 1, "none where --alpha has several values")
+            self._require("alpha", 1 <= alpha < inf, "numbers of at least 1", "4 is a good start.")
+        self._check_size()
         self._check_method()
 
     def data_settings(self, processes: int = 1) -> DataSettings:
@@ -227,6 +218,13 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             bad_images=self.bad_images,
             normalisation=normalisation(self.model) if self.pretrained else None,
         )
+
+    @property
+    def code(self) -> str | None:
+        """The model if the user's own code builds it, for functions that run no code because a file names it."""
+        from adjoined.models import is_code
+
+        return self.model if is_code(self.model) else None
 
     def anchored(self) -> Settings:
         """Return the same settings with absolute data paths, valid from any folder."""
@@ -323,6 +321,24 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             return cls(**told)
         except AdjoinedError as error:
             raise error.at(f"{where}, {error.where}") from error
+
+    def _check_size(self) -> None:
+        """Check the settings that choose the size of the small network, beside alpha."""
+        one = len(self.alphas) == 1
+        self._require("compress", self.compress is None or one, "none where --alpha has several values")
+        self._require("budget", self.budget is None or one, "none where --alpha has several values")
+        self._require("budget", self.budget is None or self.compress is None, "one of --budget and --compress")
+        if self.budget is not None:
+            from adjoined.slicing import read_budget
+
+            read_budget(self.budget)
+        if self.widths == SEARCH:
+            self._require("widths", self.pretrained, "widths by module; search only with --pretrained")
+            self._require("widths", one, "widths by module where --alpha has several values")
+        elif self.widths:
+            from adjoined.slicing import check_widths
+
+            check_widths(self.widths)
 
     def _check_task(self) -> None:
         kind = task_kind(self.data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adjoined.benchmark.turns import latency
-from adjoined.files import write_whole
+from adjoined.files import write_text
 from adjoined.report.figures import Figures, result_table
 from adjoined.report.result import figures_from, keep_figures, kept_figures
 from adjoined.report.table import Table
@@ -63,22 +63,26 @@ def paths(run: FinishedRun) -> str:
     """Return the paths of the networks, and the line that loads one."""
     width = max(len(network.name) for network in run.networks)
     lines = [f"{network.name.ljust(width)}  {network.result.path}" for network in run.networks]
-    code = _code(run)
+    return "\n".join([*lines, "", load_line(run.folder, run.networks[-1].name, run.code)])
+
+
+def load_line(place: object, name: str, code: str | None) -> str:
+    """Return the line that loads a network.
+
+    Args:
+        place: the run folder, or `hub:OWNER/NAME`.
+        name: name of the network.
+        code: the user's own code that builds the model, if it does.
+
+    Example:
+        >>> print(load_line("runs/mine", "small", "net.py:make"))
+        import adjoined; model = adjoined.load("runs/mine", "small", model='net.py:make')
+    """
     handed_in = f", model={code!r}" if code else ""
-    last = run.networks[-1].name
-    return "\n".join([*lines, "", f'import adjoined; model = adjoined.load("{run.folder}", "{last}"{handed_in})'])
+    return f'import adjoined; model = adjoined.load("{place}", "{name}"{handed_in})'
 
 
 def keep(run: FinishedRun, figures: list[Figures], table: Table) -> None:
     """Write result.json, now with the latency, and result.md into the run folder, each atomically."""
     keep_figures(run, figures)
-    write_whole(
-        run.folder / "result.md", lambda file: file.write(f"{table.markdown()}\n```\n{paths(run)}\n```\n".encode())
-    )
-
-
-def _code(run: FinishedRun) -> str:
-    from adjoined.models import is_code
-
-    spec = run.networks[0].description["model"]["spec"]
-    return spec if is_code(spec) else ""
+    write_text(run.folder / "result.md", f"{table.markdown()}\n```\n{paths(run)}\n```\n")

@@ -41,6 +41,7 @@ class PushOptions(OwnCode, OfRun):
 def main(argv: Sequence[str]) -> None:
     """Gather the files, upload them, and show how to load them."""
     (options,) = parse("push", argv, PushOptions, purpose=PURPOSE)
+    from adjoined.commands.outcome import load_line
     from adjoined.files import written_beside
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run
@@ -65,8 +66,7 @@ def main(argv: Sequence[str]) -> None:
             part.mkdir()
             gather(run, part, options.to, options.license)
         show(f"written: {options.to}")
-    last = run.networks[-1].name
-    show(f'\nimport adjoined; model = adjoined.load("{options.to}", "{last}"{_handed_in(run)})')
+    show(f"\n{load_line(options.to, run.networks[-1].name, _shared_code(run))}")
 
 
 def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> None:
@@ -105,7 +105,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
         settings=settings,
         images=f"{run.result.images} images of {info.name} ({run.result.val_name})",
         versions=record["versions"],
-        code=_code(run),
+        code=_shared_code(run) or "",
         license=license,
         files=files,
         own_loop=run.result.own_loop,
@@ -165,13 +165,5 @@ def _without_path(name: str) -> str:
     return Path(name).name if ".py:" in name else name
 
 
-def _code(run: FinishedRun) -> str:
-    from adjoined.models import is_code
-
-    spec = run.networks[0].description["model"]["spec"]
-    return _without_path(spec) if is_code(spec) else ""
-
-
-def _handed_in(run: FinishedRun) -> str:
-    code = _code(run)
-    return f", model={code!r}" if code else ""
+def _shared_code(run: FinishedRun) -> str | None:
+    return None if run.code is None else _without_path(run.code)

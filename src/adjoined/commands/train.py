@@ -187,9 +187,7 @@ def recipe_defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def check_code_is_named(told: Mapping[str, Any], settings: Settings) -> None:
     """Refuse to run code because a settings file names it; `told` is the command line, as `typed` returns it."""
-    from adjoined.models import is_code
-
-    if is_code(settings.model) and "model" not in told:
+    if settings.code and "model" not in told:
         raise AdjoinedError(
             "the settings file names code as the model, and no code runs because a file names it",
             where=settings.model,
@@ -263,12 +261,11 @@ def _sized_by(settings: Settings) -> str:
 def _conclude(folder: Path, settings: Settings) -> None:
     """Print the results of the run and save them in its folder."""
     from adjoined.commands.outcome import keep, kept_or_measured, outcome_table, paths
-    from adjoined.models import is_code
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run
 
     # The user named the code in this command (or resumed the run that names it): it has already run.
-    run = open_run(folder, settings.model if is_code(settings.model) else None)
+    run = open_run(folder, settings.code)
     figures = kept_or_measured(run)
     table = outcome_table(run, figures)
     if not (folder / "result.md").exists():

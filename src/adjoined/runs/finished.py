@@ -13,6 +13,7 @@ from adjoined.data import DataInfo, DataSettings, ImageData, open_data, open_to_
 from adjoined.data.preprocessing import evaluation_transform
 from adjoined.data.settings import folder_of
 from adjoined.errors import AdjoinedError
+from adjoined.models import is_code
 from adjoined.runs.folder import RunFolder
 from adjoined.runs.hub import located
 from adjoined.runs.networks import load, read_description, settled
@@ -61,6 +62,12 @@ class FinishedRun:
     def info(self) -> DataInfo:
         """The training data, and how images are prepared for the networks."""
         return DataInfo.from_json(self.networks[0].description["data"])
+
+    @property
+    def code(self) -> str | None:
+        """The user's own code that builds the model, FILE.py:FUNCTION or package.module:FUNCTION; None for others."""
+        spec = self.networks[0].description["model"]["spec"]
+        return spec if is_code(spec) else None
 
     def require_classes(self, command: str) -> None:
         """Raise AdjoinedError unless the networks predict one class per image."""

@@ -16,7 +16,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write
-from adjoined.models import is_code
 from adjoined.runs import RunFolder
 from adjoined.settings import Settings
 from adjoined.training.finite import NotFinite
@@ -102,7 +101,7 @@ def resume_command(run: RunFolder, settings: Settings, *flags: str) -> str:
         >>> resume_command(RunFolder("my runs/1"), Settings(), "--lr", "0.01")
         "adjoined train --resume 'my runs/1' --lr 0.01"
     """
-    code = ["--model", settings.model] if is_code(settings.model) else []  # no code is run because a file names it
+    code = ["--model", settings.code] if settings.code else []  # no code is run because a file names it
     return shlex.join(["adjoined", "train", "--resume", str(run.path), *code, *flags])
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjoined import models
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder
 from adjoined.json_files import read_json, write_json
@@ -30,7 +29,7 @@ from adjoined.training.measuring import measure_finished
 from adjoined.training.stages import StageResults
 from adjoined.training.writing import Measure, write_network
 
-NUMBERS = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
+_DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Precision -> dtype of the weights, if it is not float32."""
 
 
@@ -46,7 +45,7 @@ class Ending:
     def __init__(self, run: RunFolder, job: Job, earlier: StageResults) -> None:
         self.run, self.job, self.earlier = run, job, earlier
         # A copy from before the training: a forward pass may leave tensors in a model that cannot be copied.
-        network = copy.deepcopy(job.built.network).to("cpu", NUMBERS.get(job.settings.precision))
+        network = copy.deepcopy(job.built.network).to("cpu", _DTYPES.get(job.settings.precision))
         self._built = replace(job.built, network=network)
         self._macs = training_macs(job)
 
@@ -120,7 +119,7 @@ class Ending:
         running = [replace(each, running=rows[-1].get(f"val_{each.name}_{each.main_name}")) for each in result.networks]
         result = replace(result, networks=tuple(running))
         # The figures first: once the record is written, the run is finished.
-        finished = with_networks(self.run.path, self.run.path, result, self._code)
+        finished = with_networks(self.run.path, self.run.path, result, self.job.settings.code)
         keep_figures(finished, figures_from(finished))
         self.run.finish(result.to_json())
         shutil.rmtree(self.run.checkpoints / "last", ignore_errors=True)  # they are the finished ones
@@ -149,7 +148,7 @@ class Ending:
                 name,
                 finished,
                 self._describe(),
-                code=self._code,
+                code=self.job.settings.code,
                 measure=measure,
                 measured_on={"measured_on": images.val_name, "device": device.type if device else "cpu"},
             )
@@ -178,11 +177,6 @@ class Ending:
             "model": model_recipe(self.job.settings, self.job.images),
             "data": self.job.images.info.to_json(),
         }
-
-    @property
-    def _code(self) -> str | None:
-        # The settings come from the user, not from a file of the run, so their code may be run.
-        return self.job.settings.model if models.is_code(self.job.settings.model) else None
 
     @property
     def _weights(self) -> str:

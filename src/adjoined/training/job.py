@@ -103,7 +103,7 @@ def model_recipe(settings: Settings, images: ImageData) -> dict[str, Any]:
     from adjoined import models
 
     return {
-        "spec": settings.model if models.is_code(settings.model) else models.resolve(settings.model),
+        "spec": settings.code or models.resolve(settings.model),
         "num_classes": images.info.num_classes,
         "in_channels": images.info.channels,
         "image_size": images.info.image_size,

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from adjoined import models
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
 from adjoined.methods import TrainedNetwork
@@ -58,7 +57,8 @@ def save(
 
     Example:
         >>> from adjoined import adjoin
-        >>> net = adjoin(models.build("resnet8", num_classes=10, in_channels=1), torch.zeros(1, 1, 8, 8), alpha=4)
+        >>> from adjoined.models import build
+        >>> net = adjoin(build("resnet8", num_classes=10, in_channels=1), torch.zeros(1, 1, 8, 8), alpha=4)
         >>> result = save(net, "runs/mine", model="resnet8", data="digits")  # usually after training
         >>> [(each.name, each.parameters) for each in result.networks], result.images
         ([('base', 77754), ('small', 6386)], 359)
@@ -74,7 +74,6 @@ def save(
         images.check()
         run.begin(known)
         run.keep_data(images)
-        code = known.model if models.is_code(known.model) else None
         description = {
             "weights": "last",
             "model": model_recipe(known, images),
@@ -90,7 +89,7 @@ def save(
                 name,
                 each,
                 description,
-                code=code,
+                code=known.code,
                 measure=measure,
                 measured_on={"measured_on": images.val_name, "device": "cpu"},
             )
@@ -109,7 +108,7 @@ def save(
             weights="last",
             stages=(StageCost(OWN_LOOP, 0, None, 0.0),),
         )
-        loaded = with_networks(run.path, run.path, result, code)
+        loaded = with_networks(run.path, run.path, result, known.code)
         keep_figures(loaded, figures_from(loaded))
         run.finish(result.to_json())
     return result

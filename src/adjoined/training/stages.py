@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from adjoined import models
 from adjoined.data import DataInfo, ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, written_beside
@@ -152,8 +151,8 @@ def _copy(source: Path, target: Path) -> None:
 def _take_in(earlier: StageResults, stage: Stage, run: RunFolder, settings: Settings) -> None:
     result = run.read_result()
     assert result is not None
-    code = settings.model if models.is_code(settings.model) else None  # the user named it in this command
-    earlier.modules[stage.name] = load(run.path, stage.network, model=code)
+    # The user named the code of the model in this command.
+    earlier.modules[stage.name] = load(run.path, stage.network, model=settings.code)
     earlier.carried += [each for each in result.networks if stage.carried and each.name == stage.network]
     earlier.costs.append(replace(own_cost(result), name=stage.name))
 
