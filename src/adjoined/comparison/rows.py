@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from adjoined.benchmark.turns import Latency, latency
 from adjoined.comparison.study import Study, differing
 from adjoined.comparison.variants import Variant, train_command
 from adjoined.errors import AdjoinedError
-from adjoined.files import write_whole
+from adjoined.files import write_text
 from adjoined.kinds import MAIN, MEASURES, heading, short_name, task_kind
-from adjoined.models import is_code
 from adjoined.report import units
 from adjoined.report.figures import noise_note
 from adjoined.report.table import Table
 from adjoined.runs import RunResult
 from adjoined.runs.finished import FinishedRun, open_run
 from adjoined.slicing import measure_cost
+from adjoined.training.history import as_csv
 
 BASELINES_LAST = ("adjoint", "adjoint+")
 """Methods listed last in a table."""
@@ -72,13 +70,23 @@ class Row:
     """Time of training, over all stages, as a multiple of the standard method's."""
     latency: Latency | None
     speedup: float | None
-    """Latency of the standard base network divided by that of `network`."""
+    """Latency of the base network divided by that of `network`; None where no contender trains the base alone."""
     command: str
 
     @property
     def main(self) -> Mean | None:
         """Main measure of `network`."""
         return self.small or self.base
+
+
+class _Contender(NamedTuple):
+    """A contender with a finished run."""
+
+    variant: Variant
+    results: list[RunResult]
+    """Of all its finished runs."""
+    run: FinishedRun
+    """One of them, with its networks."""
 
 
 def gather(study: Study, *, seconds: float) -> tuple[tuple[Row, ...], list[AdjoinedError]]:
@@ -94,49 +102,15 @@ def gather(study: Study, *, seconds: float) -> tuple[tuple[Row, ...], list[Adjoi
         The rows, and errors about networks that could not be loaded: those of another seed replace them, and a
         contender without any is left out.
     """
-    found: list[tuple[Variant, list[RunResult]]] = []
-    first: dict[str, FinishedRun] = {}
-    damaged: list[AdjoinedError] = []
-    code = study.settings.model if is_code(study.settings.model) else None
-    for variant in sorted(study.variants, key=lambda each: each.settings.method in BASELINES_LAST):
-        results = [study.result(variant, number) for number in range(study.seeds)]
-        finished = [each for each in results if each is not None]
-        for result in finished:
-            try:
-                first[variant.label] = open_run(result.folder, code)
-            except AdjoinedError as error:
-                damaged.append(error)
-            else:
-                found.append((variant, finished))
-                break
-    if not found:
+    contenders, damaged = _contenders(study)
+    if not contenders:
         return (), damaged
-    modules = {(label, network.name): network.module for label, run in first.items() for network in run.networks}
-    example = next(iter(first.values())).example()
-    by_text = {f"{label} {name}": each for (label, name), each in modules.items()}
-    times = latency(by_text, example, seconds=seconds * len(modules))
-    standard = next((results for variant, results in found if variant.settings.method == "standard"), None)
-    rows = []
-    for variant, results in found:
-        names = [network.name for network in results[0].networks]
-        for name in [each for each in names if each != "base"] or names:
-            network = next(each for each in results[0].networks if each.name == name)
-            cost = measure_cost(modules[variant.label, name], example)
-            rows.append(
-                Row(
-                    label=variant.label if len(names) <= 2 else f"{variant.label} {name}",
-                    network=name,
-                    base=_main(results, "base"),
-                    small=None if name == "base" else _main(results, name),
-                    parameters=network.nonzero if network.nonzero is not None else cost.parameters,
-                    macs=cost.macs,
-                    training_macs=_relative(results, standard, "macs"),
-                    training_seconds=_relative(results, standard, "seconds"),
-                    latency=times[f"{variant.label} {name}"],
-                    speedup=None,
-                    command=train_command(variant.settings, study.recipe),
-                )
-            )
+    networks = {
+        f"{each.variant.label} {network.name}": network.module for each in contenders for network in each.run.networks
+    }
+    times = latency(networks, contenders[0].run.example(), seconds=seconds * len(networks))
+    standard = next((each.results for each in contenders if each.variant.settings.method == "standard"), None)
+    rows = [row for each in contenders for row in _rows_of(each, times, standard, study.recipe)]
     base = next((row.latency for row in rows if row.network == "base" and row.latency), None)
     if base is None:
         return tuple(rows), damaged
@@ -144,8 +118,48 @@ def gather(study: Study, *, seconds: float) -> tuple[tuple[Row, ...], list[Adjoi
     return tuple(replace(row, speedup=each) for row, each in zip(rows, speedups, strict=True)), damaged
 
 
+def _contenders(study: Study) -> tuple[list[_Contender], list[AdjoinedError]]:
+    """Return the contenders with networks that can be loaded, and the errors about others."""
+    found: list[_Contender] = []
+    damaged: list[AdjoinedError] = []
+    for variant in sorted(study.variants, key=lambda each: each.settings.method in BASELINES_LAST):
+        results = [study.result(variant, number) for number in range(study.seeds)]
+        finished = [each for each in results if each is not None]
+        for result in finished:
+            try:
+                found.append(_Contender(variant, finished, open_run(result.folder, study.settings.code)))
+                break
+            except AdjoinedError as error:
+                damaged.append(error)
+    return found, damaged
+
+
+def _rows_of(
+    contender: _Contender, times: Mapping[str, Latency], standard: Sequence[RunResult] | None, recipe: str | None
+) -> Iterator[Row]:
+    """Yield a row for each small network of a contender, or for its base if that is alone; without the speed-up."""
+    variant, results, run = contender
+    example, several = run.example(), len(run.networks) > 2
+    for network in [each for each in run.networks if each.name != "base"] or run.networks:
+        cost, nonzero = measure_cost(network.module, example), network.result.nonzero
+        yield Row(
+            label=f"{variant.label} {network.name}" if several else variant.label,
+            network=network.name,
+            base=_main(results, "base"),
+            small=None if network.name == "base" else _main(results, network.name),
+            parameters=cost.parameters if nonzero is None else nonzero,
+            macs=cost.macs,
+            training_macs=_relative(results, standard, "macs"),
+            training_seconds=_relative(results, standard, "seconds"),
+            latency=times[f"{variant.label} {network.name}"],
+            speedup=None,
+            command=train_command(variant.settings, recipe),
+        )
+
+
 def _main(results: Sequence[RunResult], name: str) -> Mean | None:
-    return Mean.of([each.main or 0.0 for result in results for each in result.networks if each.name == name])
+    mains = [each.main for result in results for each in result.networks if each.name == name]
+    return Mean.of([main for main in mains if main is not None])
 
 
 def measure_of(study: Study) -> str:
@@ -192,7 +206,7 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     measured = next((row.latency for row in rows if row.latency), None)
     if measured is not None:
         notes.append(
-            f"Speed-up: latency at batch 1 of the base network of `standard`, divided by the network's; measured in "
+            f"Speed-up: latency at batch 1 of the base network, divided by the network's; measured in "
             f"interleaved calls on {measured.device} with {units.threads(measured.threads)}, in eager PyTorch."
         )
         if noisy and base is not None:
@@ -208,8 +222,8 @@ def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:
     """Write table.md, table.csv (one line per row) and runs.csv (one line per network of each run)."""
     commands = "\n".join(dict.fromkeys(row.command for row in rows))
     text = f"{table.markdown()}\nCommands for the first seed (`--seed` sets the others):\n\n```sh\n{commands}\n```\n"
-    write_whole(study.folder / "table.md", lambda file: file.write(text.encode()))
-    _write_csv(study, "table.csv", [_flat(row, measure_of(study)) for row in rows])
+    write_text(study.folder / "table.md", text)
+    write_text(study.folder / "table.csv", as_csv([_flat(row, measure_of(study)) for row in rows]))
     lines = []
     for variant, number in study.runs():
         result = study.result(variant, number)
@@ -229,7 +243,7 @@ def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:
                     "command": train_command(variant.run_settings(number), study.recipe),
                 }
             )
-    _write_csv(study, "runs.csv", lines)
+    write_text(study.folder / "runs.csv", as_csv(lines))
 
 
 def _flat(row: Row, measure: str) -> dict[str, Any]:
@@ -244,16 +258,6 @@ def _flat(row: Row, measure: str) -> dict[str, Any]:
         else:
             cells[field.name] = value
     return cells
-
-
-def _write_csv(study: Study, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    if not lines:
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_whole(study.folder / name, lambda file: file.write(text.getvalue().encode()))
 
 
 def _times(ratio: float | None) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from adjoined.files import write_whole
+from adjoined.files import write_text
 from adjoined.kinds import main_in
 from adjoined.training.module import TrainingModule
 
@@ -55,7 +56,7 @@ class History(Callback):
         counts = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         self.rows.append({**counts, "seconds": seconds, "lr": self._lr, **means})
         if trainer.is_global_zero:
-            write_whole(self.path, lambda file: file.write(as_csv(self.rows)))
+            write_text(self.path, as_csv(self.rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all rows."""
@@ -66,11 +67,18 @@ class History(Callback):
         self.rows = [dict(row) for row in state_dict["rows"]]
 
 
-def as_csv(rows: list[EpochFigures]) -> bytes:
-    """Return rows as the content of metrics.csv."""
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV with a header; a row without some column has an empty cell there.
+
+    Example:
+        >>> print(as_csv([{"epoch": 1}, {"epoch": 2, "loss": 0.5}]), end="")
+        epoch,loss
+        1,
+        2,0.5
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue()
