@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, EISDIR, ELOOP, ENOSPC
+from errno import EDQUOT, EFBIG, ELOOP, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -208,11 +208,13 @@ def check_writable(path: Path) -> None:
 
     Useful for a file that is written only after hours of work.
     """
+    if path.is_dir():
+        raise AdjoinedError("is a folder", where=path, expected="a file", fix="Name a file in it.")
+    if not path.parent.is_dir():
+        raise AdjoinedError("no such folder", where=path.parent, fix="Create it, or choose another one.")
     try:
         with TemporaryFile(dir=path.parent):
             pass
-        if path.is_dir():
-            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
     except OSError as error:
         raise cannot_write(error, path) from error
 

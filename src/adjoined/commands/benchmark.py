@@ -15,7 +15,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.errors import AdjoinedError
-from adjoined.files import refuse_link
+from adjoined.files import check_writable, refuse_link, write_text
 from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
@@ -86,7 +86,6 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.benchmark.measure import run_benchmark
     from adjoined.benchmark.result import NAME
     from adjoined.commands.device import check_device
-    from adjoined.files import check_writable
     from adjoined.report.benchmark import benchmark_tables
     from adjoined.report.console import show
     from adjoined.runs.folder import name_for
@@ -97,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         out = Path(options.subject, name_for(NAME, options.weights))
     devices = options.devices or _devices()
     for device in devices:
-        check_device(device)
+        check_device(device, "--devices")
     subject = _of_run(options, asked) if is_run else _of_model(options.subject, asked)
     if out:
         check_writable(out)  # before the minutes that the measurement takes
@@ -193,11 +192,10 @@ def _of_model(spec: str, asked: ModelOptions) -> Subject:
 def _keep(found: Benchmark, out: Path) -> None:
     """Write the results; for a run, as JSON and as Markdown beside it."""
     from adjoined.benchmark.result import NAME
-    from adjoined.files import write_whole
     from adjoined.report.benchmark import benchmark_tables
 
     text = "\n".join(table.markdown() for table in benchmark_tables(found))
     if out.suffix != ".md":
         found.save(out)
     if out.suffix == ".md" or out.name == NAME:
-        write_whole(out.with_suffix(".md"), lambda file: file.write(text.encode()))
+        write_text(out.with_suffix(".md"), text)

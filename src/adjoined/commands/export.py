@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adjoined.commands.flags import parse
+from adjoined.commands.option_fields import flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode
 from adjoined.errors import AdjoinedError
 from adjoined.json_files import json_text
@@ -52,9 +53,7 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
         """Check the options that only this command has."""
         for name in ("images", "calibration", "largest_batch"):
             if getattr(self, name) < 1:
-                raise AdjoinedError(
-                    "out of range", where=f"--{name.replace('_', '-')}", expected="at least 1", got=getattr(self, name)
-                )
+                raise AdjoinedError("out of range", where=flag_of(name), expected="at least 1", got=getattr(self, name))
         if not 0 <= self.max_drop <= 1:
             raise AdjoinedError("out of range", where="--max-drop", expected="a number in [0, 1]", got=self.max_drop)
         if not self.to:

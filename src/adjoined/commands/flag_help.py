@@ -36,7 +36,7 @@ def help_parser(
             title = parse_from_object(group).short_description or ""
             groups[group] = parser.add_argument_group(title.rstrip("."))
         text = next(param.description or "" for param in about.params if param.arg_name == name)
-        if readers := field.metadata.get("methods"):
+        if "method" in hints and (readers := field.metadata.get("methods")):
             text += f" (--method {', '.join(readers)})"
         text = text.replace("%", "%%")
         if name in positional:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by
+from adjoined.commands.option_fields import flag_of
 from adjoined.errors import AdjoinedError
 from adjoined.method_settings import SmallSettings
 
@@ -37,8 +38,7 @@ class ModelOptions(SmallSettings):
         """Check the flags that are not checked where they are used."""
         for name in ("input_size", "channels", "classes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                flag = f"--{name.replace('_', '-')}"
-                raise AdjoinedError("out of range", where=flag, expected="at least 1", got=getattr(self, name))
+                raise AdjoinedError("out of range", where=flag_of(name), expected="at least 1", got=getattr(self, name))
         if not self.alphas or ((self.compress or self.budget) and len(self.alphas) > 1):
             if not self.alphas:
                 raise AdjoinedError("needs one alpha", where="--alpha", got=[])

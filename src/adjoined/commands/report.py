@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
 from adjoined.errors import AdjoinedError
+from adjoined.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from adjoined.report.page import Evidence, MaskCase, RunStory
@@ -52,19 +52,17 @@ def main(argv: Sequence[str]) -> None:
     out = Path(options.out) if options.out else default
     page = _comparison(options, out) if len(options.run) > 1 else _page(options, out)
 
-    from adjoined.files import write_whole
     from adjoined.report.console import show
 
-    content = page.encode()
-    write_whole(out, lambda file: file.write(content))
-    show(f"{out}  {len(content) / 1e6:.2f} MB")
+    write_text(out, page)
+    show(f"{out}  {out.stat().st_size / 1e6:.2f} MB")
 
 
 def _page(options: ReportOptions, out: Path) -> str:
     from adjoined.report.page import run_page
 
     story, run = _tell(options.run[0], options)
-    _check_out(out)
+    check_writable(out)
     if run is None:
         return run_page(story)
     from adjoined.commands.outcome import outcome_table
@@ -87,14 +85,12 @@ def _comparison(options: ReportOptions, out: Path) -> str:
             print(f"adjoined: left out: {error}", file=sys.stderr)
     if not stories:
         raise damaged[0]
-    _check_out(out)
+    check_writable(out)
     return comparison_page(stories)
 
 
 def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | None]:
     """Read a run, load its networks if it has them, and measure figures that it has not recorded."""
-    from dataclasses import replace
-
     from adjoined.report.page import read_story
 
     story, final = read_story(folder, weights=options.weights), options.weights == "final"
@@ -110,8 +106,6 @@ def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | 
 
 
 def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:
-    from dataclasses import replace
-
     from adjoined.commands.device import check_device
     from adjoined.report.page.evidence import look_at
     from adjoined.report.plan import layers, plan_table
@@ -138,13 +132,3 @@ def _look_at_masks(run: FinishedRun, options: ReportOptions) -> list[MaskCase]:
     images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
     modules = {network.label: network.module for network in run.networks}
     return compare_masks(modules, images, most=options.images, device=options.device)
-
-
-def _check_out(out: Path) -> None:
-    """Report at once, not after minutes, that the page cannot be written."""
-    if out.is_dir():
-        raise AdjoinedError("is a folder", where=out, expected="a file such as report.html", fix="Name a file in it.")
-    if not out.parent.is_dir():
-        raise AdjoinedError("no such folder", where=out.parent, fix="Create it, or choose another --out.")
-    if not os.access(out.parent, os.W_OK):
-        raise AdjoinedError("cannot be written to", where=out.parent, fix="Choose another --out.")
