@@ -58,7 +58,7 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Ch
         >>> {each.name: each.value for each in choose(1000, pretrained=True)}["method"]
         'transfer'
     """
-    few = f"{images} training images"
+    count = f"{images} training images"
     start = "pretrained weights" if pretrained else "from random weights"
     if pretrained:
         own = [
@@ -72,17 +72,17 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Ch
         batch = min((2**power for power in range(3, 8)), key=lambda size: abs(images / size - STEPS))
         own = [
             Choice("method", "adjoint+", "better for both networks than the paper's loss"),
-            Choice("batch_size", batch, few),
-            Choice("lr", 3e-3 if batch_norm else 1e-3, f"adamw, {'with' if batch_norm else 'no'} batch norms"),
+            Choice("batch_size", batch, count),
+            Choice("lr", 3e-3 if batch_norm else 1e-3, f"adamw, {'with' if batch_norm else 'without'} batch norms"),
             Choice("grad_clip", 1.0, start),
-            Choice("augment", "light" if images < MANY else "standard", few),
+            Choice("augment", "light" if images < MANY else "standard", count),
         ]
     alpha = 2.0 if pretrained else 1.5 if images < FEW else 4.0 if images >= MANY else 2.0
     return [
         *own,
-        Choice("alpha", alpha, start if pretrained else few),
+        Choice("alpha", alpha, start if pretrained else count),
         Choice("optimizer", "adamw", "one rate fits more networks than with sgd"),
         Choice("warmup_epochs", 1.0, "the rate rises gradually"),
         Choice("weight_decay", 0.05, "adamw"),
-        Choice("label_smoothing", 0.1, few),
+        Choice("label_smoothing", 0.1, count),
     ]

@@ -14,25 +14,15 @@ from adjoined.errors import AdjoinedError
 from adjoined.methods.alone import Alone
 from adjoined.methods.base import BuiltNetwork, Stage, TrainedNetwork, the_small_plan
 from adjoined.methods.finetune import BASE, FineTuned
+from adjoined.names import SPARSE
 from adjoined.settings import Settings
 from adjoined.slicing import measure_cost
 
-SPARSE = "sparse"
 
-
-class WeightPruning(FineTuned):
-    """Set the smallest weights of the trained base network, over all layers, to zero, and fine-tune the others.
-
-    Source: Han et al., "Learning both weights and connections", arXiv 1506.02626, in one round, with one threshold for
-    all layers (torch.nn.utils.prune.global_unstructured). The network keeps its shapes, so it is not faster on common
-    hardware.
-    """
+class _Sparse(Alone):
+    """Trains a `PrunedNetwork`; a subclass builds it."""
 
     name = SPARSE
-
-    def prune(self, trained: nn.Module, example: Tensor) -> BuiltNetwork:
-        """Return the trained network with its small weights held at zero."""
-        return self.built(PrunedNetwork(trained, smallest(trained, share_of_zeros(self.settings, trained, example))))
 
     def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return the network with its zeros in place."""
@@ -40,7 +30,20 @@ class WeightPruning(FineTuned):
         return {self.name: TrainedNetwork(built.network.plain(), sparse=True)}
 
 
-class LotteryTicket(Alone):
+class WeightPruning(_Sparse, FineTuned):
+    """Set the smallest weights of the trained base network, over all layers, to zero, and fine-tune the others.
+
+    Source: Han et al., "Learning both weights and connections", arXiv 1506.02626, in one round, with one threshold for
+    all layers (torch.nn.utils.prune.global_unstructured). The network keeps its shapes, so it is not faster on common
+    hardware.
+    """
+
+    def prune(self, trained: nn.Module, example: Tensor) -> BuiltNetwork:
+        """Return the trained network with its small weights held at zero."""
+        return self.built(PrunedNetwork(trained, smallest(trained, share_of_zeros(self.settings, trained, example))))
+
+
+class LotteryTicket(_Sparse):
     """Train, set the smallest weights to zero, reset the others to their initial values, and repeat in rounds.
 
     After round k of n, a fraction 1 − (1 − s)^(k/n) of the weights is zero, where s is the requested sparsity.
@@ -48,8 +51,6 @@ class LotteryTicket(Alone):
     Source: Frankle and Carbin, "The lottery ticket hypothesis", arXiv 1803.03635, iterative pruning with resetting;
     one threshold for all layers.
     """
-
-    name = SPARSE
 
     def before(self) -> tuple[Stage, ...]:
         """Return the training of the whole network, and the rounds before this one."""
@@ -66,11 +67,6 @@ class LotteryTicket(Alone):
         kept = 1 - share_of_zeros(settings, model, example)
         share = 1 - kept ** (self.round / settings.lottery_rounds)
         return self.built(PrunedNetwork(model, smallest(earlier[self.before()[-1].name], share)))
-
-    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
-        """Return the network with its zeros in place."""
-        assert isinstance(built.network, PrunedNetwork)
-        return {self.name: TrainedNetwork(built.network.plain(), sparse=True)}
 
     @property
     def round(self) -> int:

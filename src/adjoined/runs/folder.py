@@ -63,9 +63,10 @@ class RunFolder:
         data_files: data-files.txt.gz, the list of their files.
         metrics: metrics.csv, one row per epoch.
         tensorboard: the folder of TensorBoard's files.
-        checkpoints: the folder of last.ckpt, for resuming, and of the networks of the last and the best epoch.
+        checkpoints: the folder of `last`, and of the networks of the last and the best epoch.
         stages: the folder of the earlier training stages, each a separate run.
         exports: the folder of exported files.
+        last: last.ckpt, the checkpoint that a run is resumed from.
         worth_keeping: whether a new run can be resumed already; if its start fails earlier, the folder is removed.
     """
 

@@ -37,7 +37,8 @@ def train(
         settings: settings of model, data and training.
         run_folder: the folder of the run, new or empty; with `resume`, the folder of the run to resume.
         resume: continue from the last checkpoint, with the same outcome as an uninterrupted run; a finished run is
-            left unchanged. Settings in `adjoined.settings.FREE_ON_RESUME` may differ from the run's.
+            left unchanged. Settings of devices, display and storage may differ from the run's, and so may `lr`,
+            `finetune_lr`, `grad_clip` and `precision`.
         console: where to show progress; standard output by default.
         announce: called once with the job, before the first step of the method's own training.
         known: folders of runs. If one of them has finished an early stage of this method (see `adjoined.methods`)

@@ -38,7 +38,7 @@ def training_batches(settings: Settings, images: ImageData, device: torch.device
 
 
 def training_images(settings: Settings, images: ImageData, device: torch.device, epoch: int, count: int) -> Batch:
-    """Return the first training images of an epoch and their targets in one batch; arguments of `training_batches`.
+    """Return the first training images of an epoch and their targets in one batch.
 
     Args:
         settings, images, epoch: as for `training_batches`.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,57 +62,19 @@ def run_training(
     keep_group()
     settings = settings.anchored()
     run = RunFolder(run_folder)
-    if resume and (done := run.read_result() if run.record.exists() else None):
-        changes(run.read_settings(all_known=True), settings, run.path)  # they are not ignored without a word
-        if all(each.path.exists() for each in done.networks):
-            if is_main():
-                say(console, f"{run.path}: the run is finished, nothing to do")
-            return done
-        if is_main():
-            say(console, f"{run.path}: finished networks are missing; they are made again from the last checkpoint")
+    if resume and (done := _finished_before(run, settings, console)):
+        return done
     # Only one of several processes may write to the folder.
     with run.opened(settings, resume=resume) if is_main() else nullcontext(), quiet(), unstoppable(console):
-        if is_main() and part_of is None and (other := run.other_versions()):
-            pairs = ", ".join(f"{name} {now} (it started with {then})" for name, (then, now) in other.items())
-            say(console, f"{run.path}: resumed with {pairs}; the results may differ from those of an uninterrupted run")
-        history = History(run.metrics)
-        files = WholeCheckpointIO()
-        limit = Deadline(deadline)
+        if part_of is None and is_main():
+            _tell_other_versions(run, console)
+        history, files, limit = History(run.metrics), WholeCheckpointIO(), Deadline(deadline)
         trainer = make_trainer(settings, run.path, [*_callbacks(settings, run, history, console), limit], files)
         whole = part_of or run
-        earlier = StageResults()
-        known_data = run.known_data()
-        skipped = known_data.skipped if known_data else None
-        if known_data:
-            settings = replace(settings, data=known_data.found(settings.data_settings()).name)
-        images = check_stages(settings, trainer.world_size, skipped)
-        if images is not None:
-            run.check_data(images)
-            run.begin(settings)
-            run.keep_data(images)
-
-            def train_stage(settings: Settings, folder: Path) -> RunResult:
-                return run_training(
-                    settings,
-                    folder,
-                    resume=True,
-                    console=console,
-                    announce=None,
-                    known=known,
-                    part_of=whole,
-                    deadline=deadline,
-                )
-
-            # An earlier run whose images have changed since may have been trained on today's validation images.
-            known = [path for path in map(Path, known) if RunFolder(path).may_have_begun_with(images)]
-            earlier = run_stages(settings, whole.stages, train=train_stage, known=known, console=console)
-            job = make_job(settings, earlier=earlier.modules, skipped=skipped)
-        else:
-            job = make_job(settings, trainer.world_size, skipped=skipped)
-            run.check_data(job.images)
-            if is_main():  # not earlier: a typo in the name of the data leaves the folder free for the next attempt
-                run.begin(settings)
-                run.keep_data(job.images)
+        train_stage = partial(
+            run_training, resume=True, console=console, announce=None, part_of=whole, deadline=deadline
+        )
+        job, earlier = _start(run, whole, settings, trainer.world_size, train_stage, known, console)
         trainer.fit_loop.max_epochs = job.settings.epochs
         ending = Ending(run, job, earlier) if is_main() else None
         if ending is not None:
@@ -122,10 +85,10 @@ def run_training(
                     plan.save(run.plan(name))
             if announce is not None:
                 announce(job)
-        if job.method.samples and not run.last.exists():
+        checkpoint = run.last if run.last.exists() else None
+        if job.method.samples and checkpoint is None:
             prepare(job, trainer.strategy.root_device)
         module = TrainingModule(job.settings, job.method, job.built, job.images.info.num_classes)
-        checkpoint = run.last if run.last.exists() else None
         if checkpoint is not None:
             _check_fits(checkpoint, module)
         data = RunData(job.settings, job.images, job.method.views)
@@ -139,6 +102,57 @@ def run_training(
         if part_of is None:
             leave_group_at_exit()
         return result
+
+
+def _finished_before(run: RunFolder, settings: Settings, console: Console) -> RunResult | None:
+    """Return the result of a run that is finished already and has all its networks."""
+    done = run.read_result() if run.record.exists() else None
+    if done is None:
+        return None
+    changes(run.read_settings(all_known=True), settings, run.path)  # they are not ignored without a word
+    whole = all(each.path.exists() for each in done.networks)
+    if is_main():
+        missing = "finished networks are missing; they are made again from the last checkpoint"
+        say(console, f"{run.path}: {'the run is finished, nothing to do' if whole else missing}")
+    return done if whole else None
+
+
+def _tell_other_versions(run: RunFolder, console: Console) -> None:
+    if other := run.other_versions():
+        pairs = ", ".join(f"{name} {now} (it started with {then})" for name, (then, now) in other.items())
+        say(console, f"{run.path}: resumed with {pairs}; the results may differ from those of an uninterrupted run")
+
+
+def _start(
+    run: RunFolder,
+    whole: RunFolder,
+    settings: Settings,
+    processes: int,
+    train_stage: Callable[..., RunResult],
+    known: Iterable[str | os.PathLike[str]],
+    console: Console,
+) -> tuple[Job, StageResults]:
+    """Open the images, record the start of the run, finish its earlier stages, and build the network to train."""
+    record = run.known_data()
+    skipped = record.skipped if record else None
+    if record:
+        settings = replace(settings, data=record.found(settings.data_settings()).name)
+    images = check_stages(settings, processes, skipped)
+    if images is None:
+        job = make_job(settings, processes, skipped=skipped)
+        run.check_data(job.images)
+        if is_main():  # not earlier: a typo in the name of the data leaves the folder free for the next attempt
+            run.begin(settings)
+            run.keep_data(job.images)
+        return job, StageResults()
+    run.check_data(images)
+    run.begin(settings)
+    run.keep_data(images)
+    # An earlier run whose images have changed since may have been trained on today's validation images.
+    unchanged = [path for path in map(Path, known) if RunFolder(path).may_have_begun_with(images)]
+    train = partial(train_stage, known=unchanged)
+    earlier = run_stages(settings, whole.stages, train=train, known=unchanged, console=console)
+    return make_job(settings, earlier=earlier.modules, skipped=skipped), earlier
 
 
 def _callbacks(settings: Settings, run: RunFolder, history: History, console: Console) -> list[Callback]:

@@ -85,7 +85,6 @@ def look_at(
     if most < total:
         source = images.val.images
         chosen = choose_per_class(source.labels, lambda n: max(1, ceil(n * most / total)), images.settings.split_seed)
-        val = images.val
-        images = replace(images, val=ImageDataset(source.subset(chosen), val.transform, val.mean, val.std))
+        images = replace(images, val=images.val.of(source.subset(chosen)))
     answers = ask(networks, images.val_loader(), device)
     return Evidence(images.info, answers, Pictures(images.val), total)

@@ -160,8 +160,6 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.Bilinear):
         module.out_features, module.in1_features, module.in2_features = module.weight.shape
-    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif weight is not None and hasattr(module, "normalized_shape"):
