@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ class FileImages:
         """Return the path of an image below the folder."""
         return os.fsdecode(bytes(self.names[index]))
 
-    def subset(self, chosen: Tensor) -> FileImages:
+    def subset(self, chosen: Tensor) -> Self:
         """Return those for which `chosen`, bool (N,), is True."""
         subset = copy(self)
         subset.names, subset.sizes = self.names[chosen.numpy()], self.sizes[chosen.numpy()]
@@ -140,7 +140,7 @@ class FileImages:
         subset.labels = self.labels[chosen]
         return subset
 
-    def relabelled(self, labels: Tensor) -> FileImages:
+    def relabelled(self, labels: Tensor) -> Self:
         """Return the same images with other labels, int64 (N,)."""
         same = copy(self)
         same.labels = labels

@@ -54,10 +54,10 @@ class Part:
     @classmethod
     def of(cls, images: Images) -> Part:
         """Return the record of one part."""
-        contents = (
-            hashlib.sha256(images.checksums().astype("<u4").tobytes()) if isinstance(images, FileImages) else None
-        )
-        return cls(len(images.labels), images.identity(), contents.hexdigest() if contents else "")
+        contents = ""
+        if isinstance(images, FileImages):
+            contents = hashlib.sha256(images.checksums().astype("<u4").tobytes()).hexdigest()
+        return cls(len(images.labels), images.identity(), contents)
 
     def fits(self, other: Part) -> bool:
         """Return whether these are the same images; an old record says nothing of the contents of files."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from adjoined.data.augmentation import masked_photo_transform
 from adjoined.data.folders import IMAGENET_MEAN, IMAGENET_STD, TRAIN, VAL
 from adjoined.data.images import FileImages, ImageDataset, sampled_checksum
 from adjoined.data.levels import upright
-from adjoined.data.preprocessing import check_pixels, opened_image, quiet
+from adjoined.data.preprocessing import opened_image, quiet
 from adjoined.data.scanning import LeftOut, images_below
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
@@ -71,10 +70,9 @@ class MaskedImages(FileImages):
             )
         return torch.from_numpy(mask)
 
-    def subset(self, chosen: Tensor) -> MaskedImages:
+    def subset(self, chosen: Tensor) -> Self:
         """Return those for which `chosen`, bool (N,), is True."""
-        subset = copy(super().subset(chosen))
-        assert isinstance(subset, MaskedImages)
+        subset = super().subset(chosen)
         subset.masks = self.masks[chosen.numpy()]
         return subset
 
@@ -132,7 +130,6 @@ def read_mask(path: str) -> np.ndarray:
         AdjoinedError: the file is damaged, lossy, or has colours or floating-point values.
     """
     with quiet(), opened_image(path) as image:
-        check_pixels(*image.size)
         if image.format == "JPEG":
             raise AdjoinedError("JPEG changes the values of a mask", where=path, expected="a PNG file", got="JPEG")
         if image.mode not in _MODES:
