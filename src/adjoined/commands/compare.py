@@ -52,6 +52,28 @@ class Comparison(FromRecipe):
     unequal: bool = False
     """Allow methods to differ in shared settings, such as --methods standard:lr=0.05."""
 
+    def __post_init__(self) -> None:
+        """Check the options that only this command has."""
+        for name in ("seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise AdjoinedError("out of range", where=f"--{name}", expected="at least 1", got=getattr(self, name))
+        if self.part is not None and self.jobs > 1:
+            raise AdjoinedError("the runs of a part follow one another", where="--jobs", fix="Use more parts instead.")
+        if self.minutes is not None and (self.minutes <= 0 or self.jobs > 1):
+            expected = "a number above 0, together with --jobs 1"
+            raise AdjoinedError("out of range", where="--minutes", expected=expected, got=self.minutes)
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """K and N of `only`; None: all runs."""
+        if self.only is None:
+            return None
+        number, _, parts = self.only.partition("/")
+        if number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts):
+            return int(number), int(parts)
+        expected = "K/N with K from 1 to N, such as 1/3"
+        raise AdjoinedError("not a part of the runs", where="--only", expected=expected, got=self.only)
+
 
 def main(argv: Sequence[str]) -> None:
     """Train the unfinished runs and show the table."""
@@ -62,17 +84,6 @@ def main(argv: Sequence[str]) -> None:
     check_code_is_named(told, settings)
     if "method" in told:
         raise AdjoinedError("a comparison needs several methods", where="--method", fix="Name them with --methods.")
-    if asked.seeds < 1:
-        raise AdjoinedError("nothing to do", where="--seeds", expected="at least 1", got=asked.seeds)
-    if asked.jobs < 1:
-        raise AdjoinedError("out of range", where="--jobs", expected="at least 1", got=asked.jobs)
-    part = None if asked.only is None else _part(asked.only)
-    if part is not None and asked.jobs > 1:
-        raise AdjoinedError("the runs of a part follow one another", where="--jobs", fix="Use more parts instead.")
-    if asked.minutes is not None and (asked.minutes <= 0 or asked.jobs > 1):
-        raise AdjoinedError(
-            "out of range", where="--minutes", expected="a number above 0, together with --jobs 1", got=asked.minutes
-        )
 
     from rich.console import Console
 
@@ -88,15 +99,15 @@ def main(argv: Sequence[str]) -> None:
     console = Console()
     with unstoppable() as streams:
         if asked.jobs == 1:
-            failures = study.train(console, minutes=asked.minutes, part=part)
+            failures = study.train(console, minutes=asked.minutes, part=asked.part)
         else:
             failures = train_side_by_side(study, asked.jobs, console)
-        done = [study.result(*run) is not None for run in study.runs(part)]
+        done = [study.result(*run) is not None for run in study.runs(asked.part)]
         if not all(done) and not failures:
             console.print(f"\n{sum(done)} of {len(done)} runs are done; rerun the command to continue", highlight=False)
-        if part is not None and all(done):
+        if asked.part is not None and all(done):
             console.print(f"\nall runs of part {asked.only} are done; without --only the command shows the table")
-        damaged = _conclude(study, console) if any(done) and part is None else []
+        damaged = _conclude(study, console) if any(done) and asked.part is None else []
         for error in damaged:
             console.print(f"left out: {error}", highlight=False, soft_wrap=True, markup=False)
     say_what_was_lost(streams, f"the tables are in {study.folder}")
@@ -118,16 +129,6 @@ def main(argv: Sequence[str]) -> None:
 
 def _folder(settings: Settings) -> Path:
     return Path("runs", "compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}"))
-
-
-def _part(text: str) -> tuple[int, int]:
-    """Return K and N of "K/N"."""
-    number, _, parts = text.partition("/")
-    if number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts):
-        return int(number), int(parts)
-    raise AdjoinedError(
-        "not a part of the runs", where="--only", expected="K/N with K from 1 to N, such as 1/3", got=text
-    )
 
 
 def _check_libraries(variants: Sequence[Variant]) -> None:

@@ -43,6 +43,27 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: 
     from fastapi import FastAPI
 
     gradio: Any = import_module("gradio")  # its types change with its versions
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    confine(app)
+    return gradio.mount_gradio_app(
+        app,
+        _layout(gradio, networks, info, title, examples),
+        path="/",
+        server_name=HOST,
+        max_file_size=LARGEST_FILE,
+        theme=_theme(gradio),
+        css=asset("theme.css") + asset("demo.css"),
+        footer_links=[],
+        ssr_mode=False,
+        show_error=True,
+        enable_monitoring=False,
+    )
+
+
+def _layout(
+    gradio: Any, networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: Sequence[Picture]
+) -> Any:
+    """Return the elements of the page, as Gradio's blocks, and what a file or a click does."""
 
     def answer(path: str | None) -> list[Any]:
         if path is None:
@@ -102,21 +123,7 @@ def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: 
         answers = [refused, seen, *labels, table]
         given.change(answer, given, answers, api_name="look", show_progress="minimal")
         shown.select(click, None, answers, api_name=False, show_progress="minimal")
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    confine(app)
-    return gradio.mount_gradio_app(
-        app,
-        blocks,
-        path="/",
-        server_name=HOST,
-        max_file_size=LARGEST_FILE,
-        theme=_theme(gradio),
-        css=asset("theme.css") + asset("demo.css"),
-        footer_links=[],
-        ssr_mode=False,
-        show_error=True,
-        enable_monitoring=False,
-    )
+    return blocks
 
 
 def _theme(gradio: Any) -> Any:
