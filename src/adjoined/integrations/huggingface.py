@@ -38,6 +38,11 @@ class AdjoinedTrainer(Trainer):
 
     Raises:
         AdjoinedError: the model cannot be joined.
+
+    Example:
+        >>> trainer = AdjoinedTrainer(model, args, train_dataset=photos, adjoin_settings={"alpha": 4})  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+        >>> trainer.extract().save_pretrained("small")  # doctest: +SKIP
     """
 
     def __init__(
