@@ -4,7 +4,8 @@ Each distance is a function of (p, q), the outputs of base and small network, an
 float32, or in float64 for outputs in float64. `pull` sets where its gradient flows: if False, it trains only the small
 network; if True, it also pulls the base towards what the small network can follow, which is the paper's regularisation.
 
-All raise AdjoinedError if the shapes of p and q do not go together, or if a temperature, scale or width is not above 0.
+All raise AdjoinedError if the shapes of p, q and a mask do not go together, or if a temperature, scale or width is not
+above 0.
 
 Shape legend: N samples, C classes, K independent labels or key points, H, W positions, A anchors or proposals, B bins.
 """
@@ -73,9 +74,7 @@ def label_kl(
     _require_positive(temperature, "temperature")
     p, q = _checked(p, q, pull)
     kl = temperature**2 * _bernoulli_kl(p / temperature, q / temperature)
-    if counted is not None:
-        kl = torch.where(counted, kl, torch.zeros_like(kl))
-    return kl.sum(dim=1).mean()
+    return (kl if counted is None else _masked(kl, counted)).sum(dim=1).mean()
 
 
 def heatmap_kl(p: Tensor, q: Tensor, *, temperature: float = 1.0, pull: bool = False) -> Tensor:
@@ -322,7 +321,19 @@ def _weighted(values: Tensor, weights: Tensor) -> Tensor:
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
     if counted is None:
         return values.sum() / max(values.numel(), 1)
-    return torch.where(counted, values, torch.zeros_like(values)).sum() / counted.sum().clamp(min=1)
+    return _masked(values, counted).sum() / counted.sum().clamp(min=1)
+
+
+def _masked(values: Tensor, counted: Tensor) -> Tensor:
+    """Return the values that count, and 0 for the others, whatever they are."""
+    if counted.shape != values.shape or counted.dtype != torch.bool:
+        raise AdjoinedError(
+            "not a mask of the outputs",
+            where="counted",
+            expected=f"bool of the shape {tuple(values.shape)}",
+            got=f"{str(counted.dtype).removeprefix('torch.')} of the shape {tuple(counted.shape)}",
+        )
+    return torch.where(counted, values, torch.zeros_like(values))
 
 
 def _require_positive(value: float, name: str) -> None:

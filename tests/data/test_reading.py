@@ -12,7 +12,7 @@ from PIL import Image
 
 from adjoined.data import DataInfo, load_image, preprocess
 from adjoined.data.levels import plain
-from adjoined.data.preprocessing import LARGEST_IMAGE, to_tensor
+from adjoined.data.preprocessing import MOST_PIXELS, to_tensor
 from adjoined.errors import AdjoinedError
 
 GREY = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
@@ -210,7 +210,7 @@ def test_a_small_file_with_a_huge_image_is_refused_by_its_header(tmp_path, side)
 
 def test_an_image_that_resizing_would_make_huge_is_refused():
     info = DataInfo("any", 2, ("a", "b"), 1, image_size=224, resize=256, mean=(0.5,), std=(1,))
-    longest = LARGEST_IMAGE // 256**2
+    longest = MOST_PIXELS // 256**2
     assert preprocess(info, Image.new("L", (longest // 4, 1))).shape == (1, 1, 224, 224)
     with pytest.raises(AdjoinedError, match="too long"):
         preprocess(info, Image.new("L", (1, longest + 1)))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Transform = Callable[[Tensor], Tensor]
 
 
-LARGEST_IMAGE = 2**26
+MOST_PIXELS = 2**26
 """Most pixels of an image, decoded or resized: a file of a hundred bytes can ask for gigabytes."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Supported formats. Pillow knows more, such as PostScript, for which it starts another program."""
@@ -97,13 +97,13 @@ def opened_image(path: str | Path) -> Iterator[Image]:
 
 def check_pixels(width: int, height: int, resize: int | None = None) -> None:
     """Raise AdjoinedError if an image has too many pixels, or would have once its shorter side has `resize` pixels."""
-    if width * height > LARGEST_IMAGE:
+    if width * height > MOST_PIXELS:
         raise _too_many_pixels(f"{width} x {height}")
-    if resize is not None and resize * resize * max(width, height) > LARGEST_IMAGE * min(width, height):
+    if resize is not None and resize * resize * max(width, height) > MOST_PIXELS * min(width, height):
         raise AdjoinedError(
             f"the image is too long: with {resize} pixels on its shorter side it would have too many pixels",
             where="image",
-            expected=f"at most {LARGEST_IMAGE} pixels",
+            expected=f"at most {MOST_PIXELS} pixels",
             got=f"{width} x {height} before resizing",
             fix="Crop it, or remove it from the data.",
         )
@@ -113,7 +113,7 @@ def _too_many_pixels(got: str) -> AdjoinedError:
     return AdjoinedError(
         "the image has too many pixels",
         where="image",
-        expected=f"at most {LARGEST_IMAGE}",
+        expected=f"at most {MOST_PIXELS}",
         got=got,
         fix="Downscale it, or remove it from the data.",
     )
