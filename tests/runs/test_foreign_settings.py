@@ -73,7 +73,7 @@ def test_nothing_that_settings_name_is_imported(planted, finished, line):
         ("lr: -1", "settings.yaml, --lr: the value is out of range"),
         ("epochs: 3\n---\nepochs: 4", "another document"),
         ("", "an empty file"),
-        ("keep: [" + "a, " * 40_000 + "]", "too large"),
+        ("keep: [" + "a, " * 400_000 + "]", "too large"),
     ],
 )
 def test_what_no_settings_need_is_refused_at_once(tmp_path, text, message):
