@@ -68,6 +68,33 @@ def read_json(path: Path, kind: str, *, links: bool = False) -> dict[str, Any]:
     return parse_json(read_bytes(path, kind, links=links), path, kind)
 
 
+def read_versioned(path: Path, kind: str, *, format: str, version: int, fix: str = "") -> dict[str, Any]:
+    """Read a JSON object of a program's format and major version.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the error.
+        format: what its entry `format` must be.
+        version: the supported version; it is incremented when old programs can no longer read the file.
+        fix: what the user can do about a file of another program or an older version.
+
+    Raises:
+        AdjoinedError: the file cannot be read, or comes from another program or major version.
+    """
+    data = read_json(path, kind)
+    program, found = data.get("format"), data.get("version")
+    if (program, found) == (format, version):
+        return data
+    newer = program == format and isinstance(found, int) and found > version
+    raise AdjoinedError(
+        "the file was written by a newer version" if newer else "the file was written by another program or version",
+        where=path,
+        expected=f"format {format}, version {version}",
+        got=f"{str(program)[:40]}, version {str(found)[:20]}",
+        fix="Update adjoined: pip install --upgrade adjoined." if newer else fix,
+    )
+
+
 def parse_json(content: bytes, where: object, kind: str) -> dict[str, Any]:
     """Parse bytes as a JSON object; errors as in `read_json`."""
     try:

@@ -12,7 +12,7 @@ import yaml
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_bytes
-from adjoined.json_files import DEEPEST, read_json
+from adjoined.json_files import DEEPEST
 
 T = TypeVar("T")
 LARGEST_YAML = 1 << 20
@@ -46,39 +46,6 @@ def conform(kind: type[T], data: object, *, where: object, texts: bool = False, 
 def _no_path(kind: type[T], _: object) -> T:
     """Leave paths out: files hold no paths; readers derive them."""
     return kind()
-
-
-def read_versioned(path: Path, kind: str, *, format: str, version: int, fix: str = "") -> dict[str, Any]:
-    """Read a JSON object of a program's format and major version.
-
-    Args:
-        path: the file.
-        kind: what it should be, for the error.
-        format: what its entry `format` must be.
-        version: the supported version; it is incremented when old programs can no longer read the file.
-        fix: what the user can do about a file of another program or an older version.
-
-    Raises:
-        AdjoinedError: the file cannot be read, or comes from another program or major version.
-    """
-    data = read_json(path, kind)
-    check_version(data, where=path, format=format, version=version, fix=fix)
-    return data
-
-
-def check_version(data: Mapping[str, Any], *, where: object, format: str, version: int, fix: str = "") -> None:
-    """Raise AdjoinedError if the data are of another format or major version; arguments as in `read_versioned`."""
-    if data.get("format") == format and data.get("version") == version:
-        return
-    found = data.get("version")
-    newer = data.get("format") == format and isinstance(found, int) and found > version
-    raise AdjoinedError(
-        "the file was written by a newer version" if newer else "the file was written by another program or version",
-        where=where,
-        expected=f"format {format}, version {version}",
-        got=f"{str(data.get('format'))[:40]}, version {str(found)[:20]}",
-        fix="Update adjoined: pip install --upgrade adjoined." if newer else fix,
-    )
 
 
 def read_yaml(path: Path, *, links: bool = True) -> Any:

@@ -242,8 +242,8 @@ def test_damaged_weights_are_refused(copy, name, damage):
     [
         ("{", "cannot be read"),
         ("[]", "not a JSON object"),
-        ("{}", "not the description of a network"),
-        ('{"format": "adjoined-network", "version": 99}', "another version.*got version 99.*Update"),
+        ("{}", "another program.*expected format adjoined-network"),
+        ('{"format": "adjoined-network", "version": 99}', "newer version.*got adjoined-network, version 99.*Update"),
         ('{"format": "adjoined-network", "version": 1}', "is damaged"),
     ],
 )

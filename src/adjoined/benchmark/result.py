@@ -47,8 +47,8 @@ from adjoined.benchmark import RUNTIMES
 from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.turns import Latency
 from adjoined.errors import AdjoinedError
-from adjoined.json_files import write_json
-from adjoined.schema import conform, read_versioned
+from adjoined.json_files import read_versioned, write_json
+from adjoined.schema import conform
 
 FORMAT = 1
 NAME = "benchmark.json"

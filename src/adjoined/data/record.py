@@ -17,9 +17,9 @@ from adjoined.data.scanning import as_text
 from adjoined.data.settings import DataSettings, folder_of
 from adjoined.errors import AdjoinedError
 from adjoined.files import open_regular, write_whole
-from adjoined.json_files import write_json
+from adjoined.json_files import read_versioned, write_json
 from adjoined.kinds import kind_of
-from adjoined.schema import conform, read_versioned
+from adjoined.schema import conform
 from adjoined.versions import versions
 
 FORMAT = 1

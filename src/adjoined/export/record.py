@@ -12,9 +12,9 @@ from typing import Any
 
 from adjoined.errors import AdjoinedError
 from adjoined.export.targets import TARGETS, Target
-from adjoined.json_files import write_json
+from adjoined.json_files import read_versioned, write_json
 from adjoined.names import check_name
-from adjoined.schema import conform, read_versioned
+from adjoined.schema import conform
 
 FORMAT = 1
 NAME = "export.json"

@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 from adjoined.data import DataRecord, ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import clear_parts, copy_file, make_folder, refuse_link, write_whole
-from adjoined.json_files import write_json
+from adjoined.json_files import read_versioned, write_json
 from adjoined.names import BASE
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
@@ -145,7 +145,7 @@ class RunFolder:
         Raises:
             AdjoinedError: run.json is missing, damaged, or of another program or version.
         """
-        from adjoined.schema import conform, read_versioned
+        from adjoined.schema import conform
 
         record = read_versioned(self.record, "the record of a run", format="adjoined-run", version=FORMAT)
         conform(Record, record, where=self.record)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adjoined.data.info import LARGEST_IMAGE, DataInfo
 from adjoined.errors import AdjoinedError
 from adjoined.files import open_regular, read_bytes, write_whole
-from adjoined.json_files import parse_json, read_json, write_json
+from adjoined.json_files import parse_json, read_versioned, write_json
 from adjoined.names import check_name
 from adjoined.plain import check, entry, value, whole
 from adjoined.runs.ceiling import Ceiling
@@ -126,22 +126,12 @@ def read_description(folder: str | os.PathLike[str], which: str) -> dict[str, An
             expected=f"one of {', '.join(there)}" if there else "a run folder with finished networks",
             fix="" if there else f"Train first; resume a stopped run with --resume {run.path}.",
         )
-    return _checked(read_json(path, "the description of a network"), path)
+    kind = "the description of a network"
+    return _checked(read_versioned(path, kind, format="adjoined-network", version=FORMAT), path)
 
 
 def _checked(data: dict[str, Any], where: Path) -> dict[str, Any]:
     """Return the description if all used entries have the right type; entries of newer versions are ignored."""
-    if data.get("format") != "adjoined-network":
-        got = f"format {str(data.get('format'))[:40]}"
-        raise AdjoinedError("not the description of a network", where=where, got=got)
-    if data.get("version") != FORMAT:
-        raise AdjoinedError(
-            "was written by another version",
-            where=where,
-            expected=f"version {FORMAT}",
-            got=f"version {str(data.get('version'))[:20]}",
-            fix="Update adjoined.",
-        )
     model = entry(data, "model", dict, where)
     entry(model, "spec", str, f"{where}, model")
     entry(model, "options", dict, f"{where}, model")
