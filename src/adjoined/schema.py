@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,15 +63,38 @@ def read_yaml(path: Path, *, links: bool = True) -> Any:
     """
     content = read_bytes(path, "a YAML file", links=links, largest=LARGEST_YAML)
     try:
-        text = content.decode()
-        _check_events(text)
-        return yaml.load(text, Loader=_Plain)
+        return parse_yaml(content.decode())
     except (ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         told = ", ".join(filter(None, (getattr(error, each, None) for each in ("context", "problem")))) or str(error)
         raise AdjoinedError(
             f"cannot read the settings: {told}", where=path if mark is None else f"{path}, line {mark.line + 1}"
         ) from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Return a YAML text as plain data, as `read_yaml` does.
+
+    Raises:
+        ValueError, yaml.YAMLError: it is not such a text.
+
+    Example:
+        >>> parse_yaml("{dropout: 1e-1, depth: 010, 24: off}")
+        {'dropout': 0.1, 'depth': 10, '24': False}
+    """
+    _check_events(text)
+    return yaml.load(text, Loader=_Plain)
+
+
+def yaml_text(data: Any, *, flow: bool | None = None) -> str:
+    """Return plain data as YAML that `parse_yaml` reads again as it was; with `flow`, on one line.
+
+    Example:
+        >>> yaml_text({"lr": 0.1, "name": "1e5"}, flow=True)
+        "{lr: 0.1, name: '1e5'}\\n"
+    """
+    width = inf if flow else None
+    return yaml.dump(data, Dumper=_Quoting, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
 
 
 def read_mapping(path: Path, *, links: bool = True) -> Mapping[str, Any]:
@@ -87,30 +111,38 @@ def read_mapping(path: Path, *, links: bool = True) -> Mapping[str, Any]:
 
 
 class _Plain(_Safe):
-    """YAML with JSON's scalars and without duplicate keys."""
+    """YAML with JSON's scalars, decimal numbers, keys that are texts, and no key twice."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
         for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if not isinstance(name, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is not a text", key.start_mark)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", key.start_mark)
-            seen.add(name)
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a text", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+            key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep=deep)
 
 
 _BOOL = r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF"
+
+
+class _Quoting(yaml.SafeDumper):
+    """YAML whose texts stay texts for YAML 1.1 and for `_Plain`: 08 and 1e5 are quoted."""
+
+
 for _tag, _pattern, _first in (
     ("bool", _BOOL, "yYnNtTfFoO"),
     ("int", r"[-+]?[0-9]{1,18}", "-+0123456789"),
     ("float", r"[-+]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,2})?", "-+.0123456789"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
-    _Plain.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+    for _kind in (_Plain, _Quoting):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+_Plain.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))  # YAML 1.1 takes 010 for 8
 
 
 def _check_events(text: str) -> None:

@@ -269,9 +269,9 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
     def to_yaml(self) -> str:
         """Return all settings as YAML text, in the order of the class."""
-        import yaml
+        from adjoined.schema import yaml_text
 
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, default_flow_style=None)
+        return yaml_text(asdict(self))
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Settings:

@@ -72,6 +72,18 @@ def test_every_field_survives_yaml(tmp_path):
     assert list(asdict(changed)) == [field.name for field in fields(Settings)]
 
 
+@pytest.mark.parametrize("text", ["08", "1e5", "010", "0x10", "yes", "~", "1_000", "1:30", "2024-01-01", "", " a "])
+def test_a_text_that_looks_like_something_else_survives_yaml(text, tmp_path):
+    settings = Settings(model=text, data_root=text, model_options={text: text, "value": 1}, keep=[text], lr=1e-5)
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
+    assert Settings.from_yaml(tmp_path / "settings.yaml") == settings
+
+
+def test_numbers_in_yaml_are_decimal_and_keys_are_texts(tmp_path):
+    (tmp_path / "settings.yaml").write_text("epochs: 010\nlr: 1e-2\nlow_resolution: {20: 0.5}\n")
+    assert Settings.from_yaml(tmp_path / "settings.yaml") == Settings(epochs=10, lr=0.01, low_resolution={"20": 0.5})
+
+
 def test_the_widths_of_a_thousand_layers_survive_yaml(tmp_path):
     widths = {f"stages.3.blocks.{number}.conv_block.conv_pointwise_linear": "232 channels" for number in range(1000)}
     settings = Settings(widths=widths, freeze=list(widths))

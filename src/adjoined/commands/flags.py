@@ -67,9 +67,9 @@ def parse(
         values[name] = _read(flag_of(name), text, hints[name], see_help)
         files.pop(name, None)
     if printed:
-        import yaml
+        from adjoined.schema import yaml_text
 
-        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None), end="")
+        print(yaml_text(values), end="")
         raise SystemExit(0)
     wanted = [name for name, field in known.items() if is_positional(field)]
     needed = sum(not has_default(known[name]) for name in wanted)
@@ -237,6 +237,8 @@ def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
     """Return the value of a text."""
     import yaml
 
+    from adjoined.schema import parse_yaml
+
     if type(None) in get_args(hint) and text in ("none", "null"):
         return None
     told: Any = text
@@ -245,8 +247,8 @@ def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
     elif _is_list(hint, text) and not text.startswith("["):
         told = [part.strip() for part in text.split(",") if part.strip()]
     elif text.startswith(("[", "{")):
-        with suppress(yaml.YAMLError):  # the conversion below reports what is expected
-            told = yaml.safe_load(text)
+        with suppress(ValueError, yaml.YAMLError):  # the conversion below reports what is expected
+            told = parse_yaml(text)
     return _fitting(told, hint, where=flag, fix=fix)
 
 

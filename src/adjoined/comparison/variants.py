@@ -64,6 +64,8 @@ def read_variants(told: Iterable[str], settings: Settings, *, unequal: bool) -> 
 def _read(told: str, settings: Settings, unequal: bool) -> Variant:
     import yaml
 
+    from adjoined.schema import parse_yaml
+
     method, *changes = told.split(":")
     values: dict[str, Any] = {}
     for change in changes:
@@ -79,8 +81,8 @@ def _read(told: str, settings: Settings, unequal: bool) -> Variant:
                 fix="Set it for all of them with a separate flag, or add --unequal if this is intended.",
             )
         try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            values[name] = parse_yaml(value)
+        except (ValueError, yaml.YAMLError) as error:
             raise AdjoinedError("not a value", where=f"--methods {told}", got=change) from error
     # The settings report an unknown method, with the list of known ones.
     common = asdict(settings.for_method(method))
@@ -110,7 +112,7 @@ def train_command(settings: Settings, recipe: str | None) -> str:
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    import yaml
+    from adjoined.schema import yaml_text
 
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
@@ -118,5 +120,5 @@ def _flag(name: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [flag, ",".join(map(str, value))]
     if isinstance(value, (dict, type(None))):
-        return [flag, yaml.safe_dump(value, default_flow_style=True).split("\n")[0]]
+        return [flag, yaml_text(value, flow=True).split("\n")[0]]
     return [flag, str(value)]
