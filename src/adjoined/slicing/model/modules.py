@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
@@ -105,6 +105,19 @@ def full_name(module: str, name: str) -> str:
         ('layer1.conv.weight', 'weight')
     """
     return f"{module}.{name}" if module else name
+
+
+def and_parents(module: str) -> Iterator[str]:
+    """Yield a module and all modules that contain it, innermost first; the last is "", the model itself.
+
+    Example:
+        >>> list(and_parents("layer1.0"))
+        ['layer1.0', 'layer1', '']
+    """
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+    yield ""
 
 
 def owner_of(tensor: str) -> str:

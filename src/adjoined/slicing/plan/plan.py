@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.json_files import read_json, write_json
 from adjoined.slicing.model.cost import Cost
-from adjoined.slicing.model.modules import duplicate, in_place_of, named_tensors, set_sizes
+from adjoined.slicing.model.modules import and_parents, duplicate, in_place_of, named_tensors, set_sizes
 from adjoined.slicing.model.original import check_copy
+from adjoined.slicing.model.stored import read, write
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.checked import check_data
 from adjoined.slicing.plan.index import Index, take
@@ -167,11 +168,16 @@ class SlicePlan:
         check_copy(small, model)
         return small
 
-    def cut(self, model: nn.Module) -> nn.Module:
-        """Return what `apply` returns, for a model whose copies have been run and are independent of it."""
+    def cut(self, model: nn.Module, *, in_common: Mapping[int, Tensor] | None = None) -> nn.Module:
+        """Return what `apply` returns, for a model whose copies have been run and are independent of it.
+
+        Args:
+            model: as for `apply`.
+            in_common: id -> tensor that the small network takes from the model as it is, instead of a copy.
+        """
         tensors = self.check_fits(model)
         # deepcopy returns what the memo holds, so nothing is copied at full width, and tied tensors stay tied.
-        memo: dict[int, Any] = {}
+        memo: dict[int, Any] = dict(in_common or {})
         for module in model.modules():
             if isinstance(module, torch.jit.ScriptModule):  # it cannot be resized, and copies its own tensors
                 memo[id(module)] = copy.deepcopy(module)
@@ -188,9 +194,10 @@ class SlicePlan:
                     set_sizes(module, self.conv_groups.get(name))
         held = dict(small.named_modules())
         for place, value in self.attributes.items():
-            module, _, attribute = place.rpartition(".")
-            old: Any = getattr(held.get(module), attribute, None)
-            if not _replaces(value, old) or attribute.startswith("_"):
+            module = next(each for each in and_parents(place.rpartition(".")[0]) if each in held)
+            attribute = place.removeprefix(f"{module}.")
+            old = read(held[module], attribute)
+            if not _replaces(value, old) or any(name.startswith("_") for name in attribute.split(".")):
                 raise AdjoinedError(
                     "the slice plan was made for another model",
                     where=place,
@@ -199,8 +206,8 @@ class SlicePlan:
                     fix="Make a new plan.",
                 )
             with _naming(module, held[module]):
-                like: Any = type(old)
-                setattr(held[module], attribute, like(value) if isinstance(value, list) else value)
+                new = type(old)(value) if isinstance(value, list) else value
+                write(held[module], attribute, new, original=model.get_submodule(module))
         return small
 
     def check_fits(self, model: nn.Module) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ REMEDIES = {
     Kind.TWO_AT_ONCE: "The model's structure ties them, for example by products of all pairs of channels.",
     Kind.FIXED_WIDTH: "Make the other tensor a parameter or buffer of a module; zeros and ones may have the size of x.",
     Kind.FIXED_PADDING: "Compute the number of added channels from the tensors' shapes.",
-    Kind.FIXED_SIZE: "Read that number from a tensor's shape or from an attribute of the module.",
+    Kind.FIXED_SIZE: "Read that number from a tensor's shape, or from an attribute or the settings of the module.",
     Kind.BY_VALUE: "Nothing to do: values choose the channels, and slices cannot follow values.",
     Kind.NEIGHBOURS: "Nothing to do: the operator combines neighbouring channels, so all must stay.",
     Kind.NO_RULE: "Use other operators, or add a rule for this one (CONTRIBUTING.md).",

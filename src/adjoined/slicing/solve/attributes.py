@@ -16,7 +16,9 @@ from torch import nn
 
 from adjoined.slicing.flow.sizes import Formula, Mismatch, Site, Size
 from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.model.modules import MANAGED_SIZES, has_managed_sizes
+from adjoined.slicing.model.modules import MANAGED_SIZES, and_parents, has_managed_sizes
+from adjoined.slicing.model.stored import read, settings_in, stored_in
+from adjoined.slicing.plan.reasons import Kind
 from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Grouping
 
@@ -28,7 +30,7 @@ FACTORS = range(2, 65)
 
 
 class Attribute(NamedTuple):
-    """An integer that a module stores, or one element of a list of integers."""
+    """An integer that a module stores, itself or in its settings ("config.width"), or an element of a list of them."""
 
     module: str
     name: str
@@ -66,7 +68,7 @@ class Corrections:
             if element is None:
                 values[key] = value
             else:
-                values.setdefault(key, list(getattr(self._module(module), name)))[element] = value
+                values.setdefault(key, list(read(self._module(module), name)))[element] = value
         return values
 
     def propose(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
@@ -93,7 +95,8 @@ class Corrections:
 
     def _candidates(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[Candidate]:
         """Yield the attributes that may be wrong: first those that the wrong size may come from, then all others."""
-        stored = [each for owner in self._owners(failure.module) for each in self._attributes_of(owner, is_kept)]
+        own = [each for owner in self._owners(failure.module) for each in self._attributes_of(owner, is_kept)]
+        stored = [*(pair for pair in own if "." not in pair[0].name), *(pair for pair in own if "." in pair[0].name)]
         error = failure.error
         if isinstance(error, Mismatch):
             asked, site, position = error.asked, error.site, error.position
@@ -141,8 +144,8 @@ class Corrections:
         """Yield the attributes of a module with their values now, without those that `set_sizes` looks after."""
         module = self._module(owner)
         managed = MANAGED_SIZES if has_managed_sizes(module) else ()
-        for name, stored in _stored_in(module).items():
-            if name in managed:
+        for name, stored in (stored_in(module) | settings_in(module)).items():
+            if name in managed or name in _NOT_CHANNELS:
                 continue
             values: list[tuple[int | None, int]] = [(None, stored)] if _is_positive(stored) else []
             if isinstance(stored, (list, tuple)) and all(map(_is_positive, stored)):
@@ -181,7 +184,7 @@ class Corrections:
     def _value(self, attribute: Attribute | None) -> int:
         if attribute is None:
             return 0
-        stored: Any = getattr(self._module(attribute.module), attribute.name, 0)
+        stored = read(self._module(attribute.module), attribute.name)
         value = stored if attribute.element is None else stored[attribute.element]
         return value if _is_positive(value) else 0
 
@@ -190,7 +193,7 @@ class Corrections:
         attribute, site = candidate.attribute, candidate.site
         kind = type(self._module(attribute.module))
         for name, module in self.trace.model.named_modules():
-            if type(module) is kind and hasattr(module, attribute.name):
+            if type(module) is kind and read(module, attribute.name) is not None:
                 runs = _moved(site.module, attribute.module, name)
                 sizes = self.trace.findings.sizes.get(site._replace(module=runs), ())
                 if len(sizes) > candidate.position:
@@ -201,6 +204,7 @@ class Corrections:
         groups = {id(g): g for g in map(self.grouping.of, failure.labels)}
         if not groups:
             groups = {id(g): g for g in self.grouping.inside(failure.module)}
+        groups = {name: g for name, g in groups.items() if g.why is None or g.why.kind is not Kind.NOT_CHANNELS}
         narrowed = [g for g in groups.values() if g.kept < len(g.roots)]
         seen = Counter(self.grouping.roots[label] for label in failure.labels)
         times = {name: max(seen[root] for root in group.roots) for name, group in groups.items()}
@@ -214,14 +218,6 @@ class Corrections:
                     yield attribute, Formula(every)
 
 
-def and_parents(module: str) -> Iterator[str]:
-    """Yield a module and all modules that contain it, innermost first; the last is "", the model itself."""
-    while module:
-        yield module
-        module = module.rpartition(".")[0]
-    yield ""
-
-
 def _moved(module: str, owner: str, other: str) -> str:
     """Return the module that stands to `other` as `module` stands to `owner`: the same, one below it, or its parent.
 
@@ -232,13 +228,6 @@ def _moved(module: str, owner: str, other: str) -> str:
     if len(module) < len(owner):
         return other.rpartition(".")[0]
     return (other + module[len(owner) :]).removeprefix(".")
-
-
-def _stored_in(module: object) -> dict[str, Any]:
-    """Return what may count channels: the attributes of a module and of its class, but for torch's own classes."""
-    kinds = [kind for kind in reversed(type(module).__mro__) if not kind.__module__.startswith(("torch.", "builtins"))]
-    stored = {name: value for holder in (*kinds, module) for name, value in vars(holder).items()}
-    return {name: value for name, value in stored.items() if not name.startswith("_") and name not in _NOT_CHANNELS}
 
 
 def _is_positive(value: object) -> bool:

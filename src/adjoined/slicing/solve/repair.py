@@ -14,7 +14,8 @@ from typing import NamedTuple
 from adjoined.slicing.flow.labels import OutOfStep, TooNarrow
 from adjoined.slicing.flow.sizes import Formula, Mismatch, Site, count_left
 from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.solve.attributes import Attribute, Corrections, and_parents
+from adjoined.slicing.model.modules import and_parents
+from adjoined.slicing.solve.attributes import Attribute, Corrections
 from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Group, Grouping, RequiredWidth
 

@@ -1,0 +1,89 @@
+"""Sizes that modules read from objects of settings: corrected in the small network, and only there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adjoined import SlicePlan, adjoin
+from zoo import images, parameters, plan_of, seeded
+
+X = images(2, 3, 8, 8)
+
+
+@dataclass(frozen=True)
+class Widths:
+    hidden: int = 64
+    heads: int = 4
+
+
+class Configured(nn.Module):
+    """Attention that reads its sizes from settings, which all blocks share."""
+
+    def __init__(self, settings: Any, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.settings, self.names = settings, (hidden, heads)
+        self.qkv, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
+
+    def sizes(self) -> tuple[int, int]:
+        held = self.settings
+        held = held["model"] if isinstance(held, dict) else getattr(held, "model", held)
+        return held.hidden, held.heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, heads = self.sizes()
+        q, k, v = (part.unflatten(2, (heads, hidden // heads)) for part in self.qkv(x).split(hidden, 2))
+        shares = torch.einsum("nlhd,nmhd->nhlm", q, k).softmax(3)
+        return self.out(torch.einsum("nhlm,nmhd->nlhd", shares, v).reshape(*x.shape[:2], hidden))
+
+
+class Blocks(nn.Module):
+    def __init__(self, settings: Any) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, padding=1)
+        self.blocks = nn.Sequential(*(Configured(settings, 64, 4) for _ in range(2)))
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+SETTINGS: dict[str, Any] = {
+    "a frozen dataclass": Widths,
+    "a namespace in a namespace": lambda: SimpleNamespace(model=SimpleNamespace(hidden=64, heads=4)),
+    "an object in a dict": lambda: {"model": Widths()},
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_sizes_in_settings_are_corrected_in_the_small_network_alone(kind: str):
+    model = seeded(lambda: Blocks(SETTINGS[kind]()))
+    net = adjoin(model, X, alpha=2, round_to=1, check=True)
+    assert parameters(net.extract()) < 0.27 * parameters(model)
+    block: Any = net.extract().get_submodule("blocks.1")
+    assert block.sizes()[0] == 32
+    assert net.base.get_submodule("blocks.1").sizes() == (64, 4)  # pyright: ignore
+    again = SlicePlan.from_json(json.loads(json.dumps(net.plan.to_json()))).apply(model)
+    torch.testing.assert_close(again(X), net.extract()(X))
+
+
+class Single(SimpleNamespace):
+    """Settings of which there is only one."""
+
+    def __deepcopy__(self, memo: object) -> Single:
+        return self
+
+
+def test_settings_that_copies_share_with_the_model_stay_as_they_are():
+    settings = Single(hidden=64, heads=4)
+    model = seeded(lambda: Blocks(settings))
+    plan = plan_of(model, alpha=2)
+    assert plan.small_shape("blocks.0.qkv.weight")[0] == 192
+    assert vars(settings) == {"hidden": 64, "heads": 4}
+    assert plan.apply(model)(X).shape == (2, 5)
