@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
 from adjoined.sharing import SharedWeights, refuse_sharded
-from adjoined.skeleton import Runner, make_skeleton
+from adjoined.skeleton import Runner, check_same_parts, make_skeleton
 from adjoined.slicing import (
     Latency,
     Request,
@@ -102,6 +102,11 @@ class AdjoinedNetwork(nn.Module):
             make_skeleton(self._weights, number, plan) for number, plan in enumerate(self.plans)
         )
         self._runners = [Runner(module, self._weights) for module in self.smalls]
+        self._sliced = {
+            full_name(f"smalls.{number}", where)
+            for number, module in enumerate(self.smalls)
+            for where in self._weights.holders(module)
+        }
         self.training = base.training
 
     @property
@@ -175,7 +180,7 @@ class AdjoinedNetwork(nn.Module):
             (train or eval).
 
         Raises:
-            AdjoinedError: the weights are sharded over processes.
+            AdjoinedError: the weights are sharded over processes, or a module of the base is of another class now.
         """
         for name, parameter in self.named_parameters():
             refuse_sharded(parameter, name)
@@ -183,6 +188,7 @@ class AdjoinedNetwork(nn.Module):
         for name, tensor in own.items():  # collecting a state shards again what was gathered
             refuse_sharded(tensor, name)
         module = self.plans[which].cut(self.base)
+        check_same_parts(self.smalls[which], module)
         shared = {full_name(*owner) for each in self._weights.shared for owner in each.owners}
         with torch.no_grad():
             for name, tensor in module.state_dict().items():
@@ -225,6 +231,21 @@ class AdjoinedNetwork(nn.Module):
         """
         runs = [partial(self.small, which=which) for which in range(len(self.smalls))]
         return measure_statistics(list(self.smalls), runs, batches)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Generator[tuple[str, nn.Module], None, None]:
+        """Yield the modules of all networks, without parts of small networks that hold nothing but slices.
+
+        The weights of these parts are None between calls. A loop that initialises, counts or groups weights meets every
+        shared weight in the base, and every private one in its small network.
+
+        Args:
+            memo, prefix, remove_duplicate: as for `nn.Module.named_modules`.
+        """
+        for name, module in super().named_modules(memo, prefix, remove_duplicate):
+            if name.removeprefix(f"{prefix}.") not in self._sliced:
+                yield name, module
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Apply a function, such as one that initialises weights, to every module of all networks, as torch does.

@@ -59,6 +59,17 @@ class SharedWeights:
             unknown = tuple(all(map(plan.is_unknown, names)) for plan in plans)
             self.shared.append(Shared(tuple(of_one), slices, plans[0].shapes[names[0]], unknown))
 
+    def holders(self, small: nn.Module) -> set[str]:
+        """Return the names of the modules of a small network that hold nothing but slices of shared weights."""
+        shared = {owner for each in self.shared for owner in each.owners}
+        found: set[str] = set()
+        for where in {where for where, _ in shared}:
+            module = submodule(small, where)
+            own = {name for name, tensor in {**module._parameters, **module._buffers}.items() if tensor is not None}
+            if all((where, name) in shared for name in own):
+                found.add(where)
+        return found
+
     def slices_of(self, shared: Shared) -> tuple[Tensor, ...]:
         """Return every small network's slice of a weight, with its current values.
 
@@ -66,12 +77,11 @@ class SharedWeights:
             AdjoinedError: the base network no longer has the weight, or has one of another shape.
         """
         where, name = shared.owners[0]
-        try:
-            weight = submodule(self.base, where)._parameters[name]
-        except (KeyError, AttributeError):  # AttributeError: a part was set to None
-            weight = None
-        if weight is None or weight.shape != shared.shape:
-            raise _changed(full_name(where, name), shared.shape, weight)
+        weight = self._weight(where, name, shared)
+        for tied in shared.owners[1:]:
+            other = self._weight(*tied, shared)
+            if other is not weight and other.untyped_storage()._cdata != weight.untyped_storage()._cdata:
+                raise changed(full_name(*tied), f"the same parameter as '{full_name(where, name)}'", "another one")
         if not torch.compiler.is_compiling():
             refuse_sharded(weight, full_name(where, name))
         slices = share(weight, shared.slices, self.gradient)
@@ -80,6 +90,17 @@ class SharedWeights:
         name = full_name(where, name)
         pairs = zip(slices, shared.unknown, strict=True)
         return tuple(Unknown.of(part, name) if unknown else part for part, unknown in pairs)
+
+    def _weight(self, where: str, name: str, shared: Shared) -> nn.Parameter:
+        """Return a weight of the base network by one of its names."""
+        try:
+            weight = submodule(self.base, where)._parameters[name]
+        except (KeyError, AttributeError):  # AttributeError: a part was set to None
+            weight = None
+        if weight is None or weight.shape != shared.shape:
+            got = "no such parameter" if weight is None else f"{tuple(weight.shape)}"
+            raise changed(full_name(where, name), f"a parameter of shape {shared.shape}", got)
+        return weight
 
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
@@ -130,12 +151,13 @@ _ASKS = {
 """What a model's code may ask of a weight without reading it."""
 
 
-def _changed(name: str, shape: tuple[int, ...], weight: Tensor | None) -> AdjoinedError:
+def changed(name: str, expected: str, got: str) -> AdjoinedError:
+    """Return the error for a base network that was changed after it was joined."""
     return AdjoinedError(
         "the base network was changed after it was joined, and its small networks were not",
         where=f"'{name}'",
-        expected=f"a parameter of shape {shape}",
-        got="no such parameter" if weight is None else tuple(weight.shape),
+        expected=expected,
+        got=got,
         fix="Prune, replace or parametrize layers before the call of adjoin; to go on from here, call it again.",
     )
 
@@ -174,7 +196,8 @@ def share(weight: Tensor, slices: Sequence[Indices], gradient: float = 1.0) -> t
         A tensor for every small network: the weight itself if it is not sliced, a view if that is contiguous, else a
         copy. A model's own code may call `view` on its weights.
     """
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
+    transformed = recorded or torch._C._are_functorch_transforms_active()
     if transformed or not (torch.is_grad_enabled() and weight.requires_grad):
         parts = tuple(_dense(take(weight, indices), weight) for indices in slices)
         if not transformed or gradient == 1:

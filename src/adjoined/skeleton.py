@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import first_line
-from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, submodule
-from adjoined.slicing import SlicePlan, duplicate, full_name
+from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, submodule
+from adjoined.slicing import SlicePlan, and_parents, duplicate, full_name, unregistered_weights
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
 """Switches of model libraries for activation checkpointing, which are turned off in small networks: it runs modules
@@ -23,7 +23,7 @@ ATTEMPTS = 20
 
 def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Module:
     """Return the module of the n-th small network, without the weights that it shares."""
-    small = plan.cut(weights.base)
+    small = plan.cut(weights.base, in_common=unregistered_weights(weights.base))
     borrowed: list[str] = []
     for name, module in weights.base.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in borrowed)
@@ -48,6 +48,16 @@ def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Mo
             if vars(module).get(switch) is True:
                 setattr(module, switch, False)
     return small
+
+
+def check_same_parts(skeleton: nn.Module, module: nn.Module) -> None:
+    """Raise AdjoinedError if a module was replaced in the base network, but not in the small network that ran."""
+    ran, now = (dict(each.named_modules()) for each in (skeleton, module))
+    for name in ran | now:
+        borrowed = any(isinstance(ran.get(each), _Borrowed) for each in and_parents(name))
+        kinds = [type(each[name]) if name in each else None for each in (ran, now)]
+        if kinds[0] is not kinds[1] and not borrowed:
+            raise changed(name, *("no such module" if kind is None else kind.__name__ for kind in kinds))
 
 
 class Runner:
@@ -161,7 +171,7 @@ class _Copy:
     """A copy of a skeleton that holds the same private tensors."""
 
     def __init__(self, skeleton: nn.Module, weights: SharedWeights) -> None:
-        memo: dict[int, Any] = {id(weights): weights}
+        memo: dict[int, Any] = {id(weights): weights} | unregistered_weights(skeleton)
         for part in skeleton.modules():
             memo[id(part._buffers)] = part._buffers
             memo |= {id(parameter): parameter for parameter in list(part._parameters.values())}

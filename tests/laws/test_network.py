@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from adjoined import SlicePlan, adjoin
+from adjoined import AdjoinedError, SlicePlan, adjoin
 from pairs import FAMILY, OWN, X, build, joint, private, same, step
 from zoo import Residual, plan_of
 
@@ -200,3 +201,72 @@ def test_inference_mode():
 def test_plan_of_the_same_settings_is_the_same():
     model, _ = build("residual")
     assert plan_of(model) == plan_of(copy.deepcopy(model))
+
+
+# ---- what users do with it -------------------------------------------------------------------------------------------
+
+
+def test_loops_over_modules_meet_every_weight_once_and_none_that_is_none():
+    net = joint(alpha=FAMILY)
+    own = [
+        p for m in net.modules() for name in ("weight", "bias") if (p := getattr(m, name, ())) != () and p is not None
+    ]
+    assert Counter(map(id, own)) == Counter(map(id, net.parameters()))
+    assert [name for name, m in net.named_modules() if m._parameters.get("weight", X) is None] == []
+    held = nn.ModuleDict({"net": net})
+    assert {name for name, _ in held.named_modules()} == {"", *(f"net.{n}".rstrip(".") for n, _ in net.named_modules())}
+    assert {name for name, _ in net.named_buffers()} >= {f"smalls.2.{name}" for name, _ in net.base.named_buffers()}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_and_stored_it_computes_the_same():
+    net = joint().eval()
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(net, X), file)
+    file.seek(0)
+    with torch.no_grad():
+        for got, expected in zip(torch.jit.load(file)(X), net(X), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+class Unregistered(nn.Module):
+    """Layers and weights that it does not register."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 5, 3)
+        self.layers = [nn.Conv2d(32, 32, 1), nn.ReLU()]
+        self.more = {"scale": (torch.ones(32, 1, 1, requires_grad=True),)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x * self.more["scale"][0])
+
+
+def test_weights_that_a_model_does_not_register_are_the_same_in_all_networks():
+    net = adjoin(Unregistered(), X, alpha=2)
+    for each in (net, copy.deepcopy(net)):
+        base, small = each.base, each.smalls[0]
+        hidden = [*base.layers[0].parameters(), base.more["scale"][0]]  # pyright: ignore
+        assert all(a is b for a, b in zip(hidden, [*small.layers[0].parameters(), small.more["scale"][0]], strict=True))  # pyright: ignore
+        before = each.small(X)
+        with torch.no_grad():
+            for weight in hidden:
+                weight.mul_(1.5)
+        assert not torch.allclose(each.small(X), before)
+        assert same(each.small(X), each.extract()(X))
+        assert not any(a is b for a in hidden for b in each.extract().layers[0].parameters())  # pyright: ignore
+
+
+def test_a_base_of_other_modules_is_not_extracted():
+    net = adjoin(nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 5, 3)), X, alpha=2)
+    net.base[1] = nn.SiLU()  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(AdjoinedError, match=r"'1': the base network was changed.*expected ReLU, got SiLU"):
+        net.extract()
+    net.smalls[0][1] = nn.SiLU()  # pyright: ignore[reportIndexIssue]
+    assert same(net.extract()(X), net(X)[1])
+    net.base.append(nn.ReLU())  # pyright: ignore[reportCallIssue]
+    with pytest.raises(AdjoinedError, match=r"'3': the base network was changed.*no such module"):
+        net.extract()

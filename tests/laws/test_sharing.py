@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjoined import adjoin
+from adjoined import AdjoinedError, adjoin
 from adjoined.sharing import Indices, share
 from adjoined.slicing import Index
 from zoo import conv, images, seeded, spread
@@ -340,3 +340,13 @@ def test_gradient_penalty_through_the_joint_network():
     twin = parameter.detach().clone().requires_grad_()
     (expected,) = torch.autograd.grad(with_weight(twin), twin)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_weights_that_are_no_longer_tied_are_refused_at_the_next_call():
+    model = seeded(lambda: nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 5)))
+    model[2].weight = model[1].weight
+    net = adjoin(model, images(2, 3, 8, 8), alpha=2, round_to=1)
+    net(images(2, 3, 8, 8))
+    model[2].weight = nn.Parameter(model[1].weight.detach().clone())
+    with pytest.raises(AdjoinedError, match=r"'2\.weight'.*was changed.*the same parameter as '1\.weight'"):
+        net(images(2, 3, 8, 8))

@@ -6,6 +6,7 @@ from adjoined.slicing.model.inputs import Inputs, apart, tensor_leaves
 from adjoined.slicing.model.misuse import check_trainable
 from adjoined.slicing.model.modules import (
     WithoutHistory,
+    and_parents,
     duplicate,
     full_name,
     hand_on_kept,
@@ -13,6 +14,7 @@ from adjoined.slicing.model.modules import (
     named_tensors,
     private_names,
 )
+from adjoined.slicing.model.unregistered import unregistered_weights
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.importance import check_order
 from adjoined.slicing.plan.index import Index, add_at, take
@@ -42,6 +44,7 @@ __all__ = [
     "WidthChoice",
     "WithoutHistory",
     "add_at",
+    "and_parents",
     "apart",
     "check_order",
     "check_plan",
@@ -61,5 +64,6 @@ __all__ = [
     "reorder",
     "take",
     "tensor_leaves",
+    "unregistered_weights",
     "unwrap",
 ]
