@@ -19,7 +19,7 @@ from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.verify.liven import in_float64, liven, random_inputs
-from adjoined.slicing.verify.masked import MaskedBase, narrow
+from adjoined.slicing.verify.masked import MaskedBase, Numbers, narrow
 
 TOLERANCE = 1e-8
 """Largest relative error of a correct small network, in float64; a wrong channel gives far more."""
@@ -115,12 +115,18 @@ class _Pair:
         error = _worst(got, expected)
         if error <= TOLERANCE:
             return Checked(error, MASKED)
+        numbers = Numbers()
+        with _float64(self.seed):
+            numbers.run(duplicate(self.small), self.inputs)
+        error = min(error, _worst(got, self._run_masked(numbers=numbers)[1]))
+        if error <= TOLERANCE:
+            return Checked(error, MASKED)
         unknown = flow.not_computed | {m: name for m, name in self.plan.crossing.items() if not understood(name)}
         limits = {module: f"{name} computes across channels" for module, name in unknown.items()}
         limits |= dict.fromkeys(self.plan.unaligned, "channel identity is given up there")
         small, masked = _Steps(), _Steps()
         self._run_small(small)
-        self._run_masked(masked)
+        self._run_masked(masked, numbers)
         return self._judge(error, small, masked, limits)
 
     def _judge(self, error: float, small: _Steps, masked: _Steps, limits: dict[str, str]) -> Checked:
@@ -142,8 +148,9 @@ class _Pair:
 
     def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
         try:
-            with _float64(self.seed), torch.no_grad(), _watching(self.small, steps, lambda tensor: tensor):
-                return tensor_leaves(self.inputs.run(self.small))
+            small = duplicate(self.small)  # its forward may keep a state
+            with _float64(self.seed), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
+                return tensor_leaves(self.inputs.run(small))
         except Exception as error:  # whatever the model's own code raises on narrow tensors
             raise AdjoinedError(
                 f"the small network of this plan does not run: {type(error).__name__}: {error}",
@@ -151,9 +158,11 @@ class _Pair:
                 fix="Make a new plan; if it is new, please report the model.",
             ) from error
 
-    def _run_masked(self, steps: _Steps | None = None) -> tuple[MaskedBase, list[Tensor]]:
+    def _run_masked(
+        self, steps: _Steps | None = None, numbers: Numbers | None = None
+    ) -> tuple[MaskedBase, list[Tensor]]:
         base = duplicate(self.base)
-        flow = MaskedBase(base, self.plan)
+        flow = MaskedBase(base, self.plan, numbers)
         flow.original = self.original
 
         def kept(tensor: Tensor) -> Tensor | None:
@@ -171,6 +180,7 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, livel
     if any(tensor.device.type == "mps" for tensor in named_tensors(base).values()):  # it has no float64
         base, inputs = base.cpu(), inputs.map(Tensor.cpu)
     base = base._apply(widened).eval()
+    before = Original(base)
     random = random_inputs(inputs, torch.float64, generator)
     try:
         with _float64(seed), torch.no_grad():
@@ -183,6 +193,7 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, livel
             where=type(model).__name__,
             fix="Leave out the check.",
         ) from error
+    before.undo()
     return _Pair(base, plan.cut(base), plan, random, seed, outputs, Original(model))
 
 

@@ -91,7 +91,7 @@ class _Calibrate(TorchDispatchMode):
             weight.div_(size)
             product.div_(size)
         own = self._take(bias)
-        if own is not None and own.ndim == 1:
+        if own is not None and own.shape == product.shape[1:2]:  # an attention adds thirds of one bias
             mean = product.mean([d for d in range(product.ndim) if d != 1])
             own.copy_(
                 torch.rand(own.shape, dtype=own.dtype, generator=self._generator, device="cpu").to(own.device) - mean

@@ -5,11 +5,13 @@ shows. Of a slice plan it uses only the kept indices of each tensor. Labels tell
 to dropped channels; these are set to zero after every operator that may have changed them.
 
 In the small network a statistic across channels (a mean, a softmax, a layer norm) is taken over the kept channels. So
-it is here: the operator runs on the kept channels, and its result is written back to their positions.
+it is here: the operator runs on the kept channels, and its result is written back to their positions. Numbers that code
+computes from widths, such as 1/√d, are those of the small network, too.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,15 +34,17 @@ class MaskedBase(LabelFlow):
     Args:
         model: a copy of the base network, whose tensors are masked in place.
         plan: the kept indices of each tensor.
+        numbers: those that the small network's code hands to operators, if they are to replace the base's.
 
     Attributes:
         not_computed: module -> operator whose statistic across channels is not computed over the kept ones here.
     """
 
-    def __init__(self, model: nn.Module, plan: SlicePlan) -> None:
+    def __init__(self, model: nn.Module, plan: SlicePlan, numbers: Numbers | None = None) -> None:
         ties = Ties()
         super().__init__(ties, Findings())
         self.not_computed: dict[str, str] = {}
+        self._numbers = {} if numbers is None else {func: iter(each) for func, each in numbers.of.items()}
         tensors = named_tensors(model)
         labels = label_tensors(self, tensors, ties, kernels=kernel_names(model))
         self._kept = torch.ones(len(ties.axes), dtype=torch.bool, device="cpu")
@@ -55,6 +59,8 @@ class MaskedBase(LabelFlow):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, with statistics across channels over the kept ones alone; zero the dropped ones."""
+        if (numbers := _numbers_in(func, args)) and (others := next(self._numbers.get(func, iter(())), None)):
+            args = [others.get(n, value) if n in numbers else value for n, value in enumerate(args)]
         out = super().__torch_dispatch__(func, types, args, kwargs)
         name = self.last_op
         if name not in OPERATORS or not OPERATORS[name].moves:
@@ -166,6 +172,32 @@ class MaskedBase(LabelFlow):
             fewer = {"input": narrow(x, kept).contiguous(), "C": len(kept[1]), "group": len(left)}
             fewer |= {each: narrow(bound[each], {0: kept[1]}) for each in ("weight", "bias") if bound[each] is not None}
             _rerun(func, bound | fewer, outputs, kept)
+
+
+class Numbers(LabelFlow):
+    """One run of the small network that records the numbers that its code hands to operators.
+
+    Attributes:
+        of: operator -> for each of its calls that got numbers, position of the argument -> the number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Ties(), Findings())
+        self.of: dict[Any, list[dict[int, Any]]] = defaultdict(list)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator."""
+        if numbers := _numbers_in(func, args):
+            self.of[func].append(numbers)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _numbers_in(func: Any, args: Sequence[Any]) -> dict[int, Any]:
+    """Return the numbers among the arguments of an elementwise operator, or what `torch.tensor` makes of one."""
+    if func is torch.ops.aten.lift_fresh.default:
+        return {0: args[0]} if not args[0].ndim else {}
+    numbers = torch.Tag.pointwise in func.tags
+    return {n: value for n, value in enumerate(args) if numbers and type(value) in (int, float, complex)}
 
 
 def narrow(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
