@@ -48,7 +48,7 @@ CROSSING = {
     attention.EncoderLayer, attention.ChannelsAttend, attention.AllChannelsAttend,
     attention.ConvolutionalBlockAttention, layers.RootMeanSquareNorm, layers.NormOverPicture, layers.NormByHand,
     layers.ResponseOfAll, layers.NormalisedChannels, layers.WeightNorm, layers.StandardisedWeight,
-    layers.StandardisedByBatchNorm, layers.CosineClassifier,
+    layers.StandardisedByBatchNorm, layers.CosineClassifier, attention.EncoderDecoder,
 }  # fmt: skip
 """Networks with statistics over the kept channels, which no masked form has."""
 

@@ -321,3 +321,29 @@ class AttentionPool(Net):
             need_weights=False, use_separate_proj_weight=True, q_proj_weight=self.q.weight, k_proj_weight=self.k.weight,
             v_proj_weight=self.v.weight,
         )[0].squeeze(0)[..., None, None]  # fmt: skip
+
+
+class GroupedQueries(TokenNet):
+    """Eight heads of queries share two of keys and values, repeated by torch."""
+
+    def parts(self) -> None:
+        self.width = 4
+        self.q, self.kv, self.out = nn.Linear(32, 32), nn.Linear(32, 16), nn.Linear(32, 32)
+
+    def tokens(self, t: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(2, (-1, self.width)).transpose(1, 2) for each in (self.q(t), *self.kv(t).chunk(2, 2)))
+        return self.out(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+
+class EncoderDecoder(Net):
+    """DETR: torch's own transformer, whose queries are parameters; positions are halves, of rows and columns."""
+
+    def parts(self) -> None:
+        self.one = nn.Transformer(32, 8, 1, 1, 48, dropout=0.0, batch_first=True)
+        self.queries = nn.Parameter(torch.randn(10, 32))
+        self.rows, self.columns = nn.Parameter(torch.randn(8, 16)), nn.Parameter(torch.randn(8, 16))
+
+    def mid(self, x: Tensor) -> Tensor:
+        places = torch.cat([self.columns[None].expand(8, -1, -1), self.rows[:, None].expand(-1, 8, -1)], 2)
+        found = self.one(tokens(x) + places.flatten(0, 1), self.queries.expand(len(x), -1, -1))
+        return found.transpose(1, 2)[..., None]

@@ -351,3 +351,17 @@ class BilinearLayer(Net):
     def mid(self, x: Tensor) -> Tensor:
         pooled = x.mean((2, 3))
         return self.one(pooled, pooled.tanh())[..., None, None]
+
+
+class ComplexConvolution(Net):
+    """Real and imaginary parts are the two halves of the channels."""
+
+    reads = 48
+
+    def parts(self) -> None:
+        self.real, self.imaginary = conv(32, 24), conv(32, 24)
+
+    def mid(self, x: Tensor) -> Tensor:
+        z = torch.complex(x, x.flip(3))
+        z = torch.complex(self.real(z.real) - self.imaginary(z.imag), self.real(z.imag) + self.imaginary(z.real))
+        return torch.cat([z.real, z.imag], 1)

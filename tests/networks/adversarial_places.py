@@ -93,6 +93,11 @@ class CumulatedChannels(Net):
         return x.cumsum(1)
 
 
+class MultipliedChannels(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return (x + 1).cumprod(1)
+
+
 class ManyPieces(Net):
     """Res2Net: pieces of the channels, each convolved with the sum of those before it."""
 

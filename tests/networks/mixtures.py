@@ -76,6 +76,35 @@ class Ages(Net):
         return x * (self.years(x.mean((2, 3))).softmax(1) @ self.get_buffer("table"))[:, None, None, None]
 
 
+class Routed(Net):
+    """Each token goes to the expert whose gate is the largest, which may be the same one for all of them."""
+
+    def parts(self) -> None:
+        self.gate, self.experts = nn.Linear(32, 4), nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+
+    def mid(self, x: Tensor) -> Tensor:
+        t = x.movedim(1, -1).flatten(0, 2)
+        share, chosen = self.gate(t).softmax(1).max(1)
+        out = torch.zeros_like(t)
+        for number, expert in enumerate(self.experts):
+            mine = chosen == number
+            out[mine] = expert(t[mine]) * share[mine, None]
+        return x + out.view(len(x), *x.shape[2:], -1).movedim(-1, 1)
+
+
+class RoutedToTwo(Routed):
+    """To two experts; the tokens of each are picked by their numbers."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        t = x.movedim(1, -1).flatten(0, 2)
+        share, chosen = self.gate(t).softmax(1).topk(2, 1)
+        out = torch.zeros_like(t)
+        for number, expert in enumerate(self.experts):
+            mine, place = torch.where(chosen == number)
+            out.index_add_(0, mine, expert(t[mine]) * share[mine, place, None])
+        return x + out.view(len(x), *x.shape[2:], -1).movedim(-1, 1)
+
+
 class ByChannel(Net):
     """Softmax over channels, with a scale for each."""
 
@@ -126,6 +155,8 @@ KEPT: dict[type[Net], dict[str, tuple[int, ...]]] = {
     Tasks: {"gate.weight": (0,), "tasks": (0,)},
     Distances: {"sides.weight": (0,), "bins.weight": (1,)},
     Ages: {"years.weight": (0,), "table": (0,)},
+    Routed: {"gate.weight": (0,)},
+    RoutedToTwo: {"gate.weight": (0,)},
 }
 """Network -> parameter or buffer -> dimensions that count entries."""
 

@@ -299,3 +299,22 @@ def test_a_value_that_decides_no_layer_is_accepted():
 
 def test_lazy_model_asks_for_a_first_run():
     fails(lambda: adjoin(nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten()), X), "uninitialized")
+
+
+def test_layers_that_the_first_run_makes_ask_for_one():
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            if not hasattr(self, "late"):
+                self.late = nn.Conv2d(x.shape[1], 5, 1).to(x)
+            return self.late(x)
+
+    model = Late()
+    fails(lambda: adjoin(model, X), "late.weight", "first runs", "Run the model once")
+    assert not hasattr(model, "late")
+    model(X)
+    adjoin(model, X)

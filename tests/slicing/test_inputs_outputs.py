@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined import AdjoinedError, adjoin, adjoint_loss
+from adjoined import AdjoinedError, adjoin, adjoint_loss, make_plan
 from adjoined.slicing import tensor_leaves
 from zoo import conv, images, lively, parameters, seeded
 
@@ -260,3 +260,17 @@ def test_volumes_to_volumes():
     adjoint_loss(p, q, y, progress=1.0, ignore_index=CLASSES).backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
     assert torch.allclose(net.eval().extract()(x), net(x)[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("output", [lambda z: z.argmax(1), lambda z: z.softmax(1).max(1)], ids=["index", "both"])
+def test_the_classes_of_which_an_output_is_the_largest_stay(output: Callable[[Tensor], Any]):
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 10)
+
+        def forward(self, x: Tensor) -> Any:
+            return output(self.head(self.stem(x).mean((2, 3))))
+
+    plan = make_plan(Chosen(), torch.zeros(1, 3, 8, 8), alpha=4, round_to=1)
+    assert plan.small_shape("head.weight") == (10, 8)

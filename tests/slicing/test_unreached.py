@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -152,3 +153,56 @@ def test_the_plan_names_them():
     for part in (*FOLLOWED, "scale"):
         assert f"did not run on the example input: '{part}'" in text
     assert SlicePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+# ---- code for training alone -----------------------------------------------------------------------------------------
+
+
+class MovingCodes(nn.Module):
+    """A vector quantizer whose codes, in buffers, follow a moving average of what they stand for."""
+
+    codes: Tensor
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 32), conv(32, 5)
+        self.register_buffer("codes", torch.randn(32, 24))
+        self.register_buffer("average", self.codes.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.stem(x).movedim(1, -1)
+        flat = rows.flatten(0, 2)
+        nearest = (self.codes.square().sum(0) - 2 * flat @ self.codes).argmin(1)
+        if self.training:
+            with torch.no_grad():
+                self.average.lerp_(flat.t() @ nn.functional.one_hot(nearest, 24).to(flat), 0.1)
+                self.codes.copy_(self.average)
+        codes = nn.functional.embedding(nearest, self.codes.t()).view_as(rows)
+        return self.head((rows + (codes - rows).detach()).movedim(-1, 1))
+
+
+class LiteralInTraining(nn.Module):
+    """Noise of a fixed number of channels, in train mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = conv(3, 32), conv(32, 48), conv(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.training:
+            x = x + torch.rand(len(x), 32, 1, 1)
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "widths"),
+    [(MovingCodes, {"codes": (16, 24), "average": (16, 24)}), (LiteralInTraining, {"body.weight": (24, 32, 3, 3)})],
+)
+def test_code_that_runs_in_train_mode_alone(make: Callable[[], nn.Module], widths: dict[str, tuple[int, ...]]):
+    net = adjoin(seeded(make), X, alpha=2, round_to=1).train()
+    assert {name: net.plan.small_shape(name) for name in widths} == widths
+    sum(out.sum() for out in net(X)).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        assert torch.equal(net.eval()(X)[1], net.extract()(X))

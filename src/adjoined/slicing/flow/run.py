@@ -28,6 +28,7 @@ from adjoined.slicing.model.cost import flops_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 
 class LabelFlow(State, TorchDispatchMode):
@@ -148,6 +149,10 @@ class LabelFlow(State, TorchDispatchMode):
             self.original.check_not_read(given, self.module)
         if self._memory:
             self._reread(given)
+        for slot in [slot for tensor in given for slot in self.choices.pop(tensor, ())] if self.choices else ():
+            self.pin(slot, Reason(Kind.BY_VALUE, "selected by value"))
+        if "out" in kwargs:  # what it held before is lost
+            self._slots.pop(kwargs["out"], None)
         labelled = [tensor for tensor in given if tensor in self._slots]
         bound = _bound_to_names(func, args, kwargs) if labelled else {}
         if self.strict and labelled and not self._within:
@@ -303,4 +308,4 @@ def _schema(func: Any) -> list[_Argument]:
 def _bound_to_names(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     schema = _schema(func)
     given = {a.name: value for a, value in zip(schema, args, strict=False)}
-    return {a.name: kwargs.get(a.name, a.default) for a in schema} | given
+    return {a.name: kwargs.get(a.name, a.default) for a in schema if a.name != "out"} | given

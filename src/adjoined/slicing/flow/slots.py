@@ -26,6 +26,7 @@ class Slots:
         findings: filled in the first run, read in the second.
         is_kept: label -> whether the small network has it; None in the first run.
         last_op: name of the operator that runs.
+        choices: index tensor -> slots of the channels among which it picks the largest or smallest.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Slots:
         self._slots: Any = WeakIdKeyDictionary()
         self._uniform: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
+        self.choices: Any = WeakIdKeyDictionary()
         self._stored: set[int] = set()
         self._buffers: set[int] = set()
         self._last: list[Slot] = []

@@ -20,7 +20,7 @@ from adjoined.slicing.flow.state import GroupChoice
 from adjoined.slicing.flow.unreached import follow_unreached
 from adjoined.slicing.model.cost import Cost, cost_of_run
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
-from adjoined.slicing.model.misuse import another_path, check_arguments, check_output, does_not_run
+from adjoined.slicing.model.misuse import another_path, check_arguments, check_made, check_output, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -65,11 +65,18 @@ class Trace:
     cost: Cost
 
 
-def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unaligned: Iterable[Site] = ()) -> Trace:
+def trace(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    choose_groups: GroupChoice,
+    unaligned: Iterable[Site] = (),
+    in_train_mode: bool = False,
+) -> Trace:
     """Run a copy of the model under the label flow, on the meta device where that is possible.
 
-    It runs in eval mode first, then in train mode if some parameters were not used (auxiliary heads), or if a layer's
-    weight was read by something else than the layer (layers that are fused for inference).
+    It runs in eval mode first, then in train mode if that is asked for, if some parameters were not used (auxiliary
+    heads), or if a layer's weight was read by something else than the layer (layers that are fused for inference).
 
     Raises:
         AdjoinedError: the model does not run on the example input.
@@ -82,10 +89,10 @@ def trace(model: nn.Module, inputs: Inputs, *, choose_groups: GroupChoice, unali
     try:
         with suppress(Exception):
             on_meta = inputs.map(lambda t: t.to("meta"))
-            traced = _trace(_copied(model, "meta"), on_meta, choose_groups, unaligned, original)
-        if traced is None:
+            traced = _trace(_copied(model, "meta"), on_meta, choose_groups, unaligned, original, in_train_mode)
+        if traced is None or (in_train_mode and traced.train_inputs is None):
             original.undo()
-            traced = _trace(_copied(model, None), inputs, choose_groups, unaligned, original)
+            traced = _trace(_copied(model, None), inputs, choose_groups, unaligned, original, in_train_mode)
     except DoesNotRunError:
         original.check_unchanged(original.undo())  # the copy looks in vain for what it wrote into the original
         raise
@@ -113,7 +120,12 @@ def _copied(model: nn.Module, device: str | None) -> nn.Module:
 
 
 def _trace(
-    model: nn.Module, inputs: Inputs, choose_groups: GroupChoice, unaligned: frozenset[Site], original: Original
+    model: nn.Module,
+    inputs: Inputs,
+    choose_groups: GroupChoice,
+    unaligned: frozenset[Site],
+    original: Original,
+    in_train_mode: bool,
 ) -> Trace:
     ties, findings = Ties(), Findings()
     flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups, original=original)
@@ -128,17 +140,18 @@ def _trace(
         raise
     except Exception as error:  # whatever the model's own code raises
         raise does_not_run(model, error, flow.module, flow.called_with) from error
+    check_made(model, sizes)
     check_output(model, returned)
     outputs = tensor_leaves(returned)
     train_inputs = None
     unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
     layers = kernel_names(model) | linear_names(model)
-    if unused or any_beside_channels(ties, findings, labels, layers):
+    if in_train_mode or unused or any_beside_channels(ties, findings, labels, layers):
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
     before.undo()  # small networks are made from the model as it was before it ran
     for out in outputs:
-        for slot in flow.slots(out):
+        for slot in (*flow.slots(out), *flow.choices.get(out, ())):
             ties.pin(slot, OUTPUT)
     for prefix, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -196,12 +209,22 @@ def label_tensors(
 def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tuple[Inputs | None, list[Tensor]]:
     """Run in train mode, on doubled inputs where norms need more than one sample; None where it does not run."""
     with torch.random.fork_rng(devices=[]):
-        for attempt in (inputs, inputs.doubled()) if inputs.batch_size == 1 else (inputs,):
+        for attempt in inputs.for_training():
             try:
                 return attempt, tensor_leaves(flow.run(model, attempt, train=True))
             except (NeedsValues, RuntimeError, ValueError):
                 continue
     return None, []
+
+
+def trains(model: nn.Module, inputs: Inputs) -> bool:
+    """Tell whether a model, which may change in the run, runs in train mode."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for attempt in inputs.for_training():
+            with suppress(Exception):  # whatever the model's own code raises
+                attempt.run(model.train())
+                return True
+    return False
 
 
 def _pin_unread(ties: Ties, findings: Findings) -> None:
@@ -230,11 +253,12 @@ def _tie_heads(
     """Tie what torch's attention assumes to be equal: its features outside and inside, and their order in the heads."""
     heads, width = module.num_heads, module.head_dim
     inside: list[Tensor | None] = []
-    for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
-        rows, columns = labels.get(f"{prefix}.{name}", [None, None])
+    packed, separate = ("in_proj_weight", "in_proj_bias"), ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    for name in (*packed, *separate, "out_proj.weight"):
+        rows, *columns = labels.get(f"{prefix}.{name}", [None])
         inside += [None] if rows is None else rows.split(heads * width)
         if not name.startswith(("k_", "v_")):
-            inside.append(columns)
+            inside += columns
     vectors = [vector for vector in inside if vector is not None]
     whole = heads > 1 and not flow.choose_groups(prefix, heads, width)
     for vector in vectors:

@@ -69,6 +69,12 @@ class Inputs:
         first = tensor_leaves((self.args, self.kwargs))[0]
         return first.shape[0] if first.ndim else 1
 
+    def for_training(self) -> Iterator[Inputs]:
+        """Yield the inputs to try in train mode: these, and for a single sample the doubled ones."""
+        yield self
+        if self.batch_size == 1:
+            yield self.doubled()
+
     def doubled(self) -> Inputs:
         """Return the inputs with every tensor repeated along dimension 0, for norms that need more than one sample."""
         return self.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)

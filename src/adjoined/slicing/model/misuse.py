@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,6 +66,17 @@ def check_arguments(model: nn.Module, inputs: Inputs) -> None:
             got=_arguments(inputs),
             fix=f"{PASS} Here: {both}.",
         ) from error
+
+
+def check_made(model: nn.Module, before: Collection[str]) -> None:
+    """Raise AdjoinedError if a model's forward has made parameters, which only the models that have run would have."""
+    made = next((name for name, _ in model.named_parameters() if name not in before), None)
+    if made is not None:
+        raise AdjoinedError(
+            "the model's forward makes this parameter when it first runs",
+            where=made,
+            fix="Run the model once on an input, so that it has all its layers, and call adjoin after that.",
+        )
 
 
 def check_output(model: nn.Module, out: Any) -> None:

@@ -56,6 +56,11 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
     Raises:
         AdjoinedError: the model does not run on the example input, or the request does not fit the model.
     """
+    plan = _solve(traces, request, alpha)
+    return plan if traces.covers_training(plan) else _solve(traces, request, alpha)
+
+
+def _solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
     model = traces.model
     kept_modules = matching_modules(model, request.keep)
     requested = requested_widths(model, request.widths or {})
@@ -130,7 +135,12 @@ def _without_repairs(
 def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPlace:
     """Return the plan with the channels of the base that have the places of the small network's; see `align`."""
     try:
-        narrow = trace(plan.apply(base.model), base.inputs, choose_groups=traces.again(base))
+        narrow = trace(
+            plan.apply(base.model),
+            base.inputs,
+            choose_groups=traces.again(base),
+            in_train_mode=traces.in_train_mode,
+        )
     except AdjoinedError:  # it does not run with these widths
         return NoPlace(frozenset())
     found = align(base, narrow)

@@ -9,12 +9,14 @@ from torch import nn
 
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
-from adjoined.slicing.flow.trace import Trace, trace
+from adjoined.slicing.flow.trace import Trace, trace, trains
 from adjoined.slicing.model.cost import last_layer_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.misuse import check_weights
+from adjoined.slicing.model.modules import duplicate
 from adjoined.slicing.model.original import has_functions
 from adjoined.slicing.model.wrapped import unwrap
+from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.groups import Grouping
 
 MOST = 3
@@ -42,6 +44,7 @@ class Traces:
         model: the model without wrappers; it is neither run nor changed.
         inputs: the example input.
         tied: modules whose groups are tied to each other, so that none can be dropped whole.
+        in_train_mode: whether the model is always traced in train mode, too.
 
     Raises:
         AdjoinedError: `model` is not a model, or has no weights to narrow.
@@ -52,6 +55,7 @@ class Traces:
         check_weights(self.model)
         self.inputs = Inputs.of(example_input)
         self.tied: set[str] = set()
+        self.in_train_mode = False
         self._known: list[_Known] = []
 
     def get(self, choose: GroupChoice, unaligned: frozenset[Site] = frozenset()) -> tuple[Trace, Grouping]:
@@ -76,9 +80,32 @@ class Traces:
             return choices.setdefault(question, choose(*question))  # pyright: ignore[reportArgumentType]
 
         del self._known[: -MOST + 1]
-        traced = trace(self.model, self.inputs, choose_groups=recording, unaligned=unaligned)
+        traced = trace(
+            self.model,
+            self.inputs,
+            choose_groups=recording,
+            unaligned=unaligned,
+            in_train_mode=self.in_train_mode,
+        )
         self._known.append(_Known(traced, Grouping(traced), choices, unaligned))
         return traced, self._known[-1].grouping
+
+    def covers_training(self, plan: SlicePlan) -> bool:
+        """Tell whether a small network trains if the model does; if not, traces are made in train mode from now on.
+
+        Code that runs in train mode alone may use numbers of channels, too, as where codes follow moving averages.
+        """
+        traced = self.latest[0]
+        if traced.train_inputs is not None or self.in_train_mode:
+            return True
+        for model, inputs in ((traced.model, traced.inputs), (self.model, self.inputs)):
+            if trains(plan.cut(model), inputs):
+                return True
+            if trains(duplicate(model), inputs):
+                self.in_train_mode = True
+                self._known.clear()
+                return False
+        return True
 
     def again(self, traced: Trace) -> GroupChoice:
         """Return a choice for narrower networks: each grouped convolution as in this trace, whatever its numbers."""

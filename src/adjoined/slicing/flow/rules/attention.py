@@ -48,7 +48,7 @@ def attention(state: State, call: Call) -> None:
     out = call.outputs[0]
     last, heads = out.ndim - 1, out.ndim - 3
     query, key, value = (
-        [(slot, state.spans(number, slot)) for slot in state.slots(call[name])]
+        [(slot, state.spans(number, slot)) for slot in _repeated(state.slots(call[name]), heads, out.shape[heads])]
         for number, name in enumerate(("query", "key", "value"))
     )
     joint = [[slot for slot, dims in slots if {heads, last} <= dims] for slots in (query, key, value)]
@@ -75,6 +75,15 @@ def attention(state: State, call: Call) -> None:
     if features[2] is not None:
         carried.append(along(features[2], last, out.ndim))
     return state.carry(out, carried)
+
+
+def _repeated(slots: Sequence[Slot], heads: int, count: int) -> list[Slot]:
+    """Return slots with `count` heads: several heads of queries may share one of keys and values (`enable_gqa`)."""
+    several = [heads >= 0 and slot.shape[heads] not in (1, count) for slot in slots]
+    return [
+        slot.repeat_interleave(count // slot.shape[heads], heads) if repeat else slot
+        for slot, repeat in zip(slots, several, strict=True)
+    ]
 
 
 def _tie_bias(state: State, call: Call, by_head: Sequence[Slot], heads: int) -> None:

@@ -15,6 +15,8 @@ from adjoined.slicing.flow.sizes import RESHAPES, Site
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
 
+_MASKS = (torch.bool, torch.uint8)
+
 CUTS = (
     "slice", "split", "split_with_sizes", "select", "unbind", "narrow", "chunk", "index", "unsafe_split",
     "unsafe_split_with_sizes", "tensor_split", "index_select",
@@ -89,6 +91,8 @@ def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
     values = dict(call.args)
     values[next(name for name, value in values.items() if isinstance(value, Tensor))] = labels
     values = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, values)
+    for name in {"indices", "index"} & values.keys():
+        values[name] = tree_map(_that_picks, values[name])
     by_name = {argument.name for argument in call.op._schema.arguments if argument.kwarg_only}
     positional = [value for name, value in values.items() if name not in by_name]
     try:
@@ -96,6 +100,14 @@ def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
     except (RuntimeError, TypeError, ValueError):
         return None
     return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+def _that_picks(index: Any) -> Any:
+    """Return an index that picks one place instead of one that picks none: labels along other dimensions show then."""
+    if not isinstance(index, Tensor) or bool(index.any() if index.dtype in _MASKS else index.numel()):
+        return index
+    first = torch.arange(index.numel()).view(index.shape) == 0
+    return first if index.dtype in _MASKS else index.new_zeros([1] * index.ndim)
 
 
 def _picked_by_value(state: State, call: Call) -> set[int]:
@@ -106,7 +118,7 @@ def _picked_by_value(state: State, call: Call) -> set[int]:
     if call.name == "index":
         dim = 0
         for index in call["indices"]:
-            masks = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            masks = isinstance(index, Tensor) and index.dtype in _MASKS
             behind = dim + (index.ndim if masks else 1)
             if index is not None and state.values.computed(index):
                 picked |= set(range(dim, behind))

@@ -15,7 +15,10 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 PARTS = Reason(Kind.PLACES, "counts the parts that a sum mixes")
 
 
-@rule("add", "where", "lerp", "addcmul", "addcdiv", "_prelu_kernel", "prelu", "maximum", "minimum", "hypot")
+@rule(
+    "add", "where", "lerp", "addcmul", "addcdiv", "_prelu_kernel", "prelu", "maximum", "minimum", "hypot",
+    "complex", "polar",
+)  # fmt: skip
 def pointwise(state: State, call: Call) -> None:
     """Tie all tensor operands; the result carries their union."""
     tie_elementwise(state, call.tensors, call.outputs[0])
@@ -97,7 +100,7 @@ def left_padded(slot: Slot, ndim: int) -> Slot:
     "hardtanh_", "zero_", "fill_", "bernoulli_", "normal_", "uniform_", "exponential_", "log_normal_", "cauchy_",
     "geometric_", "rrelu_with_noise", "contiguous", "tril", "triu", "_pin_memory", "native_dropout_backward",
 )  # fmt: skip
-@rule("cumsum", statistic=Statistic.ALONG)
+@rule("cumsum", "cumprod", "logcumsumexp", statistic=Statistic.ALONG)
 def same(state: State, call: Call) -> None:
     """Operators that change neither the shape nor the position of any element."""
     source = call.tensors[0]

@@ -10,12 +10,15 @@ from adjoined.slicing.flow.operators import Statistic, rule
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.flow.state import State
 
+INDICES = ("max", "min", "argmax", "argmin")
+"""Reductions that return the indices of what they choose, alone or beside it."""
+
 
 @rule(
     "mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod",
     "logsumexp", "all", "any", statistic=Statistic.REDUCTION,
 )  # fmt: skip
-@rule("max", "min", "argmax", "argmin")  # indices count all channels
+@rule(*INDICES)
 def reduction(state: State, call: Call) -> None:
     """Over a labelled dimension it is a statistic across channels, and the labels end there."""
     x = call.tensors[0]
@@ -24,12 +27,13 @@ def reduction(state: State, call: Call) -> None:
     dim = call["dim"]
     reduced = range(x.ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
     reduced = {d % x.ndim for d in reduced}
-    carried = []
+    carried, chosen = [], []
     for slot in state.slots(x):
         if reduced & set(varying(slot)):
             state.note_crossing()
             state.note_read(slot)
         if set(varying(slot)) <= reduced or _in_pieces(state, slot, reduced):
+            chosen.append(slot)
             continue
         slot = state.collapse(slot, [d for d in range(slot.ndim) if d not in reduced])
         if not call["keepdim"]:
@@ -40,6 +44,8 @@ def reduction(state: State, call: Call) -> None:
             state.note_sum(over, carried, product=False)
     for out in call.outputs:
         state.carry(out, [slot for slot in carried if slot.ndim == out.ndim])
+        if chosen and call.name in INDICES and not out.is_floating_point():
+            state.choices[out] = chosen  # which channel it is matters as soon as something reads the index
     return None
 
 
