@@ -365,3 +365,13 @@ class ComplexConvolution(Net):
         z = torch.complex(x, x.flip(3))
         z = torch.complex(self.real(z.real) - self.imaginary(z.imag), self.real(z.imag) + self.imaginary(z.real))
         return torch.cat([z.real, z.imag], 1)
+
+
+class GraphConvolution(Net):
+    """ST-GCN: a convolution for each of three kinds of edges, summed over the neighbours; columns are the nodes."""
+
+    def parts(self) -> None:
+        self.one, self.edges = nn.Conv2d(32, 3 * 32, 1), nn.Parameter(torch.randn(3, 8, 8))
+
+    def mid(self, x: Tensor) -> Tensor:
+        return torch.einsum("nkchw,kwv->nchv", self.one(x).unflatten(1, (3, -1)), self.edges)

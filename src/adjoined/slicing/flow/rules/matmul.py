@@ -85,8 +85,9 @@ def _product(
         carried = heads_of(state, [slot for slots in by_head for slot in slots], 0)
         state.note_read(carried[0])
     else:
-        # A weight that all rows of `a` share reads what lies along them.
-        shared = state.values.computed(a) and not state.values.computed(b) and b.shape[column] > 1
+        # A weight that all rows of `a` share reads what lies along them; a graph's matrices (kinds, nodes) mix them.
+        weight = state.values.computed(a) and not state.values.computed(b) and b.shape[column] > 1
+        shared = weight and sum(inner_b in dims for _, dims in spans_b) < 2
         in_rows = not state.in_linear and not shared and _folded(state, 0, spans_a, inner_a, a.ndim - 2)
         if in_rows or _folded(state, 1, spans_b, inner_b, column):
             spans_a = _mixed(state, 0, spans_a, inner_a, a.ndim - 2)
