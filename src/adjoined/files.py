@@ -163,12 +163,22 @@ def _exchange(one: Path, other: Path) -> bool:
     return library.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
+def is_part(name: str) -> bool:
+    """Return whether this is the name of an incomplete file or folder, written by one of these functions.
+
+    Example:
+        >>> is_part(".adjoined-0123456789abcdef.part"), is_part("film.part")
+        (True, False)
+    """
+    return _PART.fullmatch(name) is not None
+
+
 def clear_parts(folder: Path) -> None:
     """Remove incomplete files that killed processes left in a folder that this process has locked."""
     if not folder.is_dir():
         return
     for entry in os.scandir(folder):
-        if _PART.fullmatch(entry.name):
+        if is_part(entry.name):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:

@@ -171,11 +171,12 @@ def test_a_run_resumes_with_its_own_settings_only(tmp_path):
         train(replace(TINY, epochs=5, lr=0.2, seed=3), tmp_path, resume=True, console=QUIET)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("all my work")
-    with pytest.raises(AdjoinedError, match=r"something other than a run.*thesis\.tex"):
+@pytest.mark.parametrize("name", ["thesis.tex", "download.part"])
+def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("all my work")
+    with pytest.raises(AdjoinedError, match=rf"something other than a run.*{name}"):
         train(TINY, tmp_path, console=QUIET)
-    assert [each.name for each in tmp_path.iterdir() if each.name != ".lock"] == ["thesis.tex"]
+    assert [each.name for each in tmp_path.iterdir() if each.name != ".lock"] == [name]
 
 
 def test_a_folder_in_use_is_refused_until_its_process_is_killed(tmp_path):

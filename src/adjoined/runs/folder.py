@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 from adjoined.data import DataRecord, ImageData
 from adjoined.errors import AdjoinedError
-from adjoined.files import clear_parts, copy_file, make_folder, refuse_link, write_whole
+from adjoined.files import clear_parts, copy_file, is_part, make_folder, refuse_link, write_text
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import BASE
 from adjoined.runs.lock import NAME as LOCK
@@ -218,7 +218,7 @@ class RunFolder:
 
     def _check(self, settings: Settings, resume: bool) -> None:
         if not self.settings.is_file():
-            foreign = [each.name for each in self.path.iterdir() if each.name != LOCK and each.suffix != ".part"]
+            foreign = [each.name for each in self.path.iterdir() if each.name != LOCK and not is_part(each.name)]
             if foreign:
                 raise AdjoinedError(
                     "the folder holds something other than a run",
@@ -240,8 +240,7 @@ class RunFolder:
     def begin(self, settings: Settings) -> None:
         """Record the settings and the start of a session; from here on the folder belongs to a run."""
         changed = changes(self.read_settings(all_known=True), settings, self.path) if self.settings.is_file() else {}
-        text = settings.to_yaml()
-        write_whole(self.settings, lambda file: file.write(text.encode()))
+        write_text(self.settings, settings.to_yaml())
         if self.record.is_file():
             record = self.read_record()
         else:
