@@ -45,16 +45,12 @@ def open_imagenette(root: Path) -> Source:
     return open_folder(find("imagenette", [root, *archives], ("train", "val"), how=how))
 
 
-def open_folder(folder: Path, *, channels: int = 3) -> Source:
+def open_folder(folder: Path) -> Source:
     """Return the photos of `folder`: {train,val}/<class>/, or <class>/, of which a fraction will be held out.
 
     `val/` may also be called `valid/`, `validation/`, `dev/`, `eval/`, `holdout/` or `test/`; the first of these that
     exists is used. Files that are hidden, are not regular, or do not have the extension of an image are left out and
     counted.
-
-    Args:
-        folder: folder of the photos.
-        channels: 1 to read them as grey, 3 as RGB.
 
     Raises:
         AdjoinedError: the folder is missing or cannot be read; it has only one of train/ and val/; a class is empty;
@@ -92,7 +88,7 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
             got=f"the folders {train_classes}",
         )
     train, val = (
-        None if part is None else _all_classes_filled(folder, part, classes, left_out, channels)
+        None if part is None else _all_classes_filled(folder, part, classes, left_out)
         for part, classes in (
             (layout.train or "", train_classes),
             (layout.val, [val_folders[name] for name in train_folders]),
@@ -100,7 +96,7 @@ def open_folder(folder: Path, *, channels: int = 3) -> Source:
     )
     assert train is not None
     val_name = f"folder {layout.val}/" if val else "held-out split"
-    return _photos(train, val, val_name, train_classes, channels, left_out)
+    return _photos(train, val, val_name, train_classes, left_out)
 
 
 def open_all_photos(folder: Path, *, channels: int) -> Source:
@@ -135,21 +131,19 @@ def open_all_photos(folder: Path, *, channels: int) -> Source:
         left_out.add("classes without images", classes[label])
     nothing = images.subset(torch.zeros(len(images.labels), dtype=torch.bool))
     val_name = f"all of {layout.val}/" if layout.val else "all of them"
-    return _photos(nothing, images, val_name, classes, channels, left_out)
+    return _photos(nothing, images, val_name, classes, left_out)
 
 
-def _photos(
-    train: FileImages, val: FileImages | None, val_name: str, classes: list[str], channels: int, left_out: LeftOut
-) -> Source:
+def _photos(train: FileImages, val: FileImages | None, val_name: str, classes: list[str], left_out: LeftOut) -> Source:
     return Source(
         train=train,
         val=val,
         val_name=val_name,
         class_names=_readable(classes),
-        channels=channels,
+        channels=train.channels,
         size=None,
-        mean=IMAGENET_MEAN[:channels],
-        std=IMAGENET_STD[:channels],
+        mean=IMAGENET_MEAN[: train.channels],
+        std=IMAGENET_STD[: train.channels],
         vary=photo_transform,
         class_folders=tuple(classes),
         left_out=left_out,
@@ -235,9 +229,9 @@ def _first(folders: list[str], names: tuple[str, ...]) -> str | None:
     )
 
 
-def _all_classes_filled(folder: Path, inside: str, classes: list[str], left_out: LeftOut, channels: int) -> FileImages:
+def _all_classes_filled(folder: Path, inside: str, classes: list[str], left_out: LeftOut) -> FileImages:
     here = LeftOut()
-    images = scan(folder, inside, classes, here, channels=channels)
+    images = scan(folder, inside, classes, here, channels=3)
     left_out.merge(here)
     counts = images.labels.bincount(minlength=len(classes))
     if counts.min() == 0:

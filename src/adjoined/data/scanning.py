@@ -50,9 +50,9 @@ class LeftOut:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str, example: str, count: int = 1) -> None:
+    def add(self, reason: str, example: str) -> None:
         """Count a file that is left out."""
-        self.counts[reason] += count
+        self.counts[reason] += 1
         self.examples.setdefault(reason, example)
 
     def merge(self, other: LeftOut) -> None:
