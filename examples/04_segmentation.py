@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import adjoined
 
-CLASSES, NOBODYS, SIDE = 4, 255, 32
+CLASSES, IGNORED, SIDE = 4, 255, 32
 
 
 class Block(nn.Sequential):
@@ -87,7 +87,7 @@ def draw(count: int, seed: int) -> TensorDataset:
         distance = torch.stack([disc, square, cross])[kind - 1, torch.arange(count)] - numbers(5, 9, 1, 1)
         images = torch.where(distance.unsqueeze(1) < 0, numbers(-1, 1, 3, 1, 1) + 0.3 * images, images)
         classes = torch.where(distance < 0.7, kind[:, None, None], classes)
-        classes[distance.abs() < 0.7] = NOBODYS
+        classes[distance.abs() < 0.7] = IGNORED
     return TensorDataset(images, classes)
 
 
@@ -97,10 +97,8 @@ def write(parts: dict[str, TensorDataset], folder: Path) -> None:
         for kind in ("images", "masks"):
             (folder / part / kind).mkdir(parents=True)
         for number, (image, classes) in enumerate(zip(*data.tensors, strict=True)):
-            pixels = (
-                (255 * (image.permute(1, 2, 0) / 3 + 0.5)).clamp(0, 255).byte()
-            )  # values are from about -1.5 to 1.5
-            Image.fromarray(pixels.numpy()).save(folder / part / "images" / f"{number:03}.png")
+            pixels = 255 * (image.permute(1, 2, 0) / 3 + 0.5)  # values are from about -1.5 to 1.5
+            Image.fromarray(pixels.clamp(0, 255).byte().numpy()).save(folder / part / "images" / f"{number:03}.png")
             Image.fromarray(classes.byte().numpy()).save(folder / part / "masks" / f"{number:03}.png")
 
 
@@ -108,7 +106,7 @@ def scores(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Return the share of pixels that are right, and the mean IoU (intersection / union) over the classes."""
     with torch.inference_mode():
         found = model.eval()(x).argmax(dim=1)
-    counted = y != NOBODYS
+    counted = y != IGNORED
     table = torch.bincount(CLASSES * y[counted] + found[counted], minlength=CLASSES**2).view(CLASSES, CLASSES)
     right = table.diag()
     return (right.sum() / table.sum()).item(), (right / (table.sum(0) + table.sum(1) - right)).mean().item()
@@ -139,7 +137,7 @@ def main() -> None:
         total = 0.0
         for x, y in loader:
             p, q = net(x)
-            loss = adjoined.adjoint_loss(p, q, y, progress=step / steps, ignore_index=NOBODYS)
+            loss = adjoined.adjoint_loss(p, q, y, progress=step / steps, ignore_index=IGNORED)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -81,7 +81,7 @@ class ImageData:
             seed, rank, world_size, views: as in `train_loader`.
 
         Raises:
-            AdjoinedError: the images are not in memory, or are augmented by more than shifts and flips.
+            AdjoinedError: the images are augmented by more than shifts and flips.
         """
         self.check_on_device()
         augment, shift = self.settings.augment, self.settings.shift
