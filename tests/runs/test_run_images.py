@@ -80,6 +80,22 @@ def test_other_images_are_not_taken_for_the_run_s_own(moved: tuple[Path, Path]):
         open_images(opened, data=data)
 
 
+def test_evaluation_reads_validation_images_and_no_others(moved: tuple[Path, Path]):
+    """Reading a million training files would take minutes."""
+    run, folder = moved
+    opened, data = open_run(run), f"folder:{folder}"
+    images = open_images(opened, data=data)
+    train, val = (Path(part.images.place(0)) for part in (images.train, images.val))
+    train.write_bytes(bytes(train.stat().st_size))
+    images = open_images(opened, data=data)
+    images.check(training=False)
+    with pytest.raises(AdjoinedError, match=train.name):
+        images.check()
+    val.write_bytes(bytes(val.stat().st_size))
+    with pytest.raises(AdjoinedError, match="of the same size with other contents"):
+        open_images(opened, data=data)
+
+
 def test_a_run_resumes_on_moved_images_but_not_on_others(moved: tuple[Path, Path]):
     run, images = moved
     unfinished(run)

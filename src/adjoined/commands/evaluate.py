@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     check_device(options.device)
     run = open_run(options.run, options.model, weights=options.weights)
     images, own = _open(run, options)
-    images.check()  # now, not after half of them have been evaluated
+    images.check(training=False)  # now, not after half of them have been evaluated
     measured = {
         network.label: evaluate(
             network.module, images.val_loader(), run.info.num_classes, options.device, task=run.info.task

@@ -125,11 +125,16 @@ class ImageData:
             lines.append(f"not read: {self.left_out}")
         return "\n".join(lines)
 
-    def check(self) -> None:
-        """Open every image and mask once; raise AdjoinedError if one is damaged, not an image, too large, or wrong."""
-        check_images((self.train.images, self.val.images), self.info.resize)
-        for part in (self.train, self.val):
-            part.images.check_targets()
+    def check(self, *, training: bool = True) -> None:
+        """Open every image and mask once; raise AdjoinedError if one is damaged, not an image, too large, or wrong.
+
+        Args:
+            training: whether training images are opened, too, or only validation images.
+        """
+        parts = [part.images for part in (self.train, self.val)[0 if training else 1 :]]
+        check_images(parts, self.info.resize)
+        for images in parts:
+            images.check_targets()
 
     def train_loader(
         self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True, views: int = 1

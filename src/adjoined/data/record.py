@@ -106,23 +106,29 @@ class DataRecord:
             write_whole(files, lambda file: file.write(gzip.compress(lines.encode(), mtime=0)))
         write_json(path, {"format": "adjoined-data", "version": FORMAT, **asdict(self)})
 
-    def fits(self, data: ImageData) -> bool:
-        """Return whether these are the same images, with the same labels and the same split."""
+    def fits(self, data: ImageData, *, training: bool = True) -> bool:
+        """Return whether these are the same images, with the same labels and the same split.
+
+        Args:
+            data: the current images.
+            training: whether the contents of training images are compared, too, or only their names and sizes.
+        """
         if self.class_names != data.info.class_names:
             return False
         parts = (self.train, data.train), (self.val, data.val)
         if any(known.sha256 != now.images.identity() for known, now in parts):  # without reading the files
             return False
-        return all(known.fits(Part.of(now.images)) for known, now in parts)
+        return all(known.fits(Part.of(now.images)) for known, now in parts[0 if training else 1 :])
 
-    def check(self, data: ImageData, files: Path) -> None:
+    def check(self, data: ImageData, files: Path, *, training: bool = True) -> None:
         """Raise AdjoinedError, listing the changes, if these are not the same images.
 
         Args:
             data: the current images.
             files: the list of files beside the record.
+            training: as in `fits`.
         """
-        if self.fits(data):
+        if self.fits(data, training=training):
             return
         raise AdjoinedError(
             f"the images are not those that the run started with: {self._difference(data, files)}",

@@ -152,7 +152,7 @@ def open_images(
         settings = known.found(settings)
     images = open_data(settings, skipped=known.skipped if known else None)
     if known is not None:
-        known.check(images, folder.data_files)
+        known.check(images, folder.data_files, training=False)  # reading a million files takes minutes
     _check_classes(run.info, images.info, settings.name)
     info = run.info
     alike = type(images.val)(images.val.images, evaluation_transform(info), info.mean, info.std)
@@ -190,7 +190,8 @@ def are_own(run: FinishedRun, data: str, data_root: str | None = None) -> bool:
     if known is None or folder_of(data) is None or folder_of(own.name) is None:
         return data == own.name
     try:
-        return known.fits(open_data(_settings(folder, run.info, data, data_root, 0), skipped=known.skipped))
+        images = open_data(_settings(folder, run.info, data, data_root, 0), skipped=known.skipped)
+        return known.fits(images, training=False)
     except AdjoinedError:  # it cannot be split, or has other classes
         return False
 
