@@ -108,6 +108,7 @@ class Options:
     limit: int | None = 7
     name: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     ema: bool = False
 
 
@@ -129,6 +130,8 @@ class Options:
         ("--limit none", {"limit": None}),
         ("--input-size 1 --input-size 2", {"input_size": 2}),
         ("--options '{a: 1}'", {"options": {"a": 1}}),
+        ("--shares 20=0.15,24=0.5", {"shares": {"20": 0.15, "24": 0.5}}),
+        ("--shares '{24: 0.5}'", {"shares": {"24": 0.5}}),
         ("--name 007", {"name": "007"}),
         ("--name=a=b", {"name": "a=b"}),
     ],
@@ -146,6 +149,8 @@ def test_what_people_type_is_read(line: str, read: dict[str, Any]):
         ("--no-input-size 3", "--no-input-size", "unknown flag or argument"),
         ("--input-siz 3", "--input-siz", "unknown flag or argument"),
         ("--input-size 3.5", "--input-size", "invalid value"),
+        ("--shares 24", "--shares", "not a name with a value"),
+        ("--shares 24=half", "--shares", "invalid value"),
         ("x", "x", "unknown flag or argument"),
         ("-- --alpha", "--alpha", "unknown flag or argument"),
     ],

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_origin
 
-from adjoined.commands.hints import is_union, item_type
+from adjoined.commands.hints import is_mapping, is_union, item_type
 from adjoined.commands.option_fields import fields_of, flag_of, has_default, hints_of, is_positional
 from adjoined.report.table import PLAIN_WIDTH
 
@@ -58,10 +58,10 @@ def _with_homes(options: Sequence[type]) -> Iterator[tuple[type, type, Field[Any
 
 def _shown(hint: Any) -> str:
     """Return the placeholder for the value of a flag in its help."""
-    if hint == dict[str, str]:
-        return "NAME=VALUE,..."
     if is_union(hint):
         return "|".join(_shown(each) for each in get_args(hint) if each is not type(None))
+    if is_mapping(hint):
+        return "NAME=VALUE,..."
     if get_origin(hint) in (dict, list, tuple):
         return "MAPPING" if get_origin(hint) is dict else f"{_shown(item_type(hint))},..."
     return "|".join(map(str, get_args(hint))) or {int: "N", float: "X"}.get(hint, "TEXT")

@@ -1,6 +1,6 @@
 """Flags from typed dataclasses: argparse splits the line and writes the help, msgspec reads the values.
 
-`--input-size` and `--input_size` are the same flag; a list is written `--alpha 2,4,8`, a mapping from names to texts
+`--input-size` and `--input_size` are the same flag; a list is written `--alpha 2,4,8`, a mapping
 `--widths 'layer3=1/2,head=24 channels'`, and a switch `--ema` or `--no-ema`.
 The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the file appears on the command line.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from adjoined.commands.flag_help import help_parser
-from adjoined.commands.hints import choices, in_words, is_union, item_type
+from adjoined.commands.hints import choices, in_words, is_mapping, is_union, item_type
 from adjoined.commands.option_fields import default_of, fields_of, flag_of, has_default, hints_of, is_positional
 from adjoined.errors import AdjoinedError, DoesNotRunError
 
@@ -242,7 +242,7 @@ def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
     if type(None) in get_args(hint) and text in ("none", "null"):
         return None
     told: Any = text
-    if _is_mapping(hint) and text not in choices(hint) and not text.lstrip().startswith("{"):
+    if is_mapping(hint) and text not in choices(hint) and not text.lstrip().startswith("{"):
         told = _mapping(flag, text)
     elif _is_list(hint, text) and not text.startswith("["):
         told = [part.strip() for part in text.split(",") if part.strip()]
@@ -269,11 +269,6 @@ def _is_list(hint: Any, text: str) -> bool:
     if is_union(hint):
         return "," in text and any(item_type(each) for each in get_args(hint))
     return bool(item_type(hint))
-
-
-def _is_mapping(hint: Any) -> bool:
-    """Return whether a value is a mapping from names to texts, or may be one."""
-    return dict[str, str] in (hint, *(get_args(hint) if is_union(hint) else ()))
 
 
 def _mapping(flag: str, text: str) -> dict[str, str]:

@@ -42,6 +42,18 @@ def item_type(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) in (list, tuple) else None
 
 
+def is_mapping(hint: Any) -> bool:
+    """Return whether a value is a mapping from names to texts or numbers, or may be one.
+
+    Example:
+        >>> is_mapping(dict[str, float]), is_mapping(dict[str, Any])
+        (True, False)
+    """
+    if is_union(hint):
+        return any(map(is_mapping, get_args(hint)))
+    return get_origin(hint) is dict and get_args(hint)[1] is not Any
+
+
 def is_union(hint: Any) -> bool:
     """Return whether a type is a choice of several.
 
