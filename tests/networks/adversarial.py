@@ -40,6 +40,7 @@ WIDE: dict[type[nn.Module], tuple[float, str]] = {
     layers.GridSampled: (0.09, r"combined with a tensor of fixed width"),
     layers.LocalDescriptors: (0.22, r"two channels at once, in 'back'"),
     modules.Scripted: (0.60, r"TorchScript module 'two'"),
+    modules.GroupsByNumber: (0.35, r"a size of 8 where 2 of 8 are left.*\(native_group_norm\)"),
     modules.SinusoidsAdded: (0.30, r"combined with a tensor of fixed width.*\(add\)"),
 }
 """Network -> share of the parameters left, and the reason of the groups at full width."""

@@ -208,6 +208,28 @@ class WrittenOut(Net):
         return x * size[..., None, None]
 
 
+class GroupsByAttribute(Net):
+    """Torch's functions get the number of groups, which the module stores."""
+
+    def parts(self) -> None:
+        self.count, self.kernel = 8, nn.Parameter(torch.randn(32, 4, 3, 3))
+        self.scale, self.shift = nn.Parameter(torch.rand(32)), nn.Parameter(torch.rand(32))
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.kernel, padding=1, groups=self.count)
+        return F.group_norm(x, self.groups(x), self.scale, self.shift)
+
+    def groups(self, x: Tensor) -> int:
+        return self.count
+
+
+class GroupsByNumber(GroupsByAttribute):
+    """The norm would have as many groups in the small network, of fewer channels each."""
+
+    def groups(self, x: Tensor) -> int:
+        return min(8, x.shape[1])
+
+
 class Line(nn.Module):
     """Audio: strided 1-D convolutions, depthwise and transposed ones, and a gate."""
 

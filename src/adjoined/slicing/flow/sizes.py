@@ -23,6 +23,8 @@ from adjoined.slicing.flow.labels import OutOfStep, Slot, varying
 from adjoined.slicing.plan.reasons import Kind
 
 RESHAPES = ("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias", "_reshape_copy")
+GROUPED = {"convolution": "groups", "native_group_norm": "group"}
+"""Operator -> its argument that counts groups of channels, which its rule records where whole groups are dropped."""
 LAYER_NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm")
 
 
@@ -105,6 +107,8 @@ def sizes_in(name: str, args: dict[str, Any]) -> list[int | None]:
         return [_bound(args.get("start")), _bound(args.get("end"))]
     if name in LAYER_NORMS:
         return [int(size) for size in args.get("normalized_shape") or ()]
+    if name in GROUPED:
+        return [int(args[GROUPED[name]])]
     return []
 
 

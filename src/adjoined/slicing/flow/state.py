@@ -25,7 +25,7 @@ from adjoined.slicing.flow.labels import (
     squeeze_equal,
     varying,
 )
-from adjoined.slicing.flow.sizes import Mismatch, Site, check_sizes, line_of_code, sizes_in, sizes_of
+from adjoined.slicing.flow.sizes import GROUPED, Mismatch, Site, Size, check_sizes, line_of_code, sizes_in, sizes_of
 from adjoined.slicing.flow.slots import Slots
 from adjoined.slicing.flow.values import Values
 
@@ -69,8 +69,14 @@ class State(Slots):
 
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
         """Record the sizes that code handed to an operator, with the channels that they count."""
-        if not self.strict and sizes_in(call.name, call.args):
+        if not self.strict and call.name not in GROUPED and sizes_in(call.name, call.args):
             self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, written)
+
+    def note_groups(self, labels: Tensor) -> None:
+        """Record the channel groups that are kept or dropped whole, with a label for each; code hands over how many."""
+        if not self.strict:
+            self.findings.conv_groups[self.module] = labels
+            self.findings.sizes[self.cut] = [Size(labels.numel(), (tuple(labels.tolist()),))]
 
     def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
         """Raise Mismatch if code asks for more or fewer channels than are left of those that it first asked for."""

@@ -1,4 +1,4 @@
-"""The attributes in which modules store numbers of channels (`num_heads`, split sizes), and corrections of them.
+"""The attributes in which modules store numbers of channels (`num_heads`, `config.width`), and corrections of them.
 
 Copied into the small network, they still hold the base's values. A size that an operator gets does not tell which
 attribute it came from, so every attribute that may be meant is proposed, the likeliest first; `repair.py` tries them.

@@ -119,8 +119,7 @@ def _whole_groups(state: State, groups: int, channels: Tensor, out: Tensor) -> T
     read = state.collapse(channels.view(groups, -1), (0,))
     written = state.collapse(out.view(groups, -1), (0,))
     state.tie(read, written)
-    if not state.strict:
-        state.findings.conv_groups[state.module] = written.reshape(-1)
+    state.note_groups(written.reshape(-1))
     return out
 
 

@@ -42,8 +42,7 @@ def group_norm(state: State, call: Call) -> None:
         return
     rows = channels.view(groups, -1)
     state.collapse(rows, (0,))
-    if not state.strict:
-        state.findings.conv_groups[state.module] = rows[:, 0].reshape(-1)
+    state.note_groups(rows[:, 0].reshape(-1))
 
 
 @rule("_weight_norm_interface", "_weight_norm", statistic=Statistic.SUM)
