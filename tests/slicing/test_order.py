@@ -258,8 +258,11 @@ def test_channels_whose_order_matters_stay_or_are_still_right(name: str):
     before, after, plan = reordered(seeded(lambda: Ordered(MIDDLES[name])), X)
     assert differ(before, after, X) < 1e-10
     assert not torch.equal(before.second.weight, after.second.weight)  # the others are reordered all the same
-    if name in ("cumsum", "argmax"):
+    if name == "cumsum":
         assert plan.unordered == {"first": "in another order the base network would compute something else"}
+    if name == "argmax":  # which channel it is matters, so all of them stay, as they are
+        assert plan.small_shape("first.weight")[0] == 16
+        assert torch.equal(before.first.weight, after.first.weight)
 
 
 def test_attention_across_channels_keeps_its_order():

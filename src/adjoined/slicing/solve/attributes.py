@@ -95,8 +95,9 @@ class Corrections:
 
     def _candidates(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[Candidate]:
         """Yield the attributes that may be wrong: first those that the wrong size may come from, then all others."""
-        own = [each for owner in self._owners(failure.module) for each in self._attributes_of(owner, is_kept)]
-        stored = [*(pair for pair in own if "." not in pair[0].name), *(pair for pair in own if "." in pair[0].name)]
+        every = [each for owner in self._owners(failure.module) for each in self._attributes_of(owner, is_kept)]
+        own = [each for each in every if "." not in each[0].name]
+        stored = [*own, *(each for each in every if "." in each[0].name)]  # settings may hold a hundred numbers
         error = failure.error
         if isinstance(error, Mismatch):
             asked, site, position = error.asked, error.site, error.position
@@ -106,7 +107,7 @@ class Corrections:
                     yield Candidate(attribute, site, position, by=asked // value)
                 elif asked > 1 and value % asked == 0 and value // asked in FACTORS:
                     yield Candidate(attribute, site, position, times=value // asked)
-            for (attribute, value), (other, part) in permutations(stored, 2):
+            for (attribute, value), (other, part) in permutations(own, 2):
                 if attribute.module == other.module and value - part == asked:
                     yield Candidate(attribute, site, position, taken=other)
                 elif attribute.module == other.module and value + part == asked:
