@@ -114,6 +114,22 @@ def test_commands_do_what_they_say(
         assert printed in blocks("text", DOCS)  # the table that is shown
 
 
+def test_flags_and_recipes_of_all_commands_in_the_docs_exist(capsys: pytest.CaptureFixture[str]):
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    found = [line for page in pages for block in blocks("sh", page.read_text()) for line in _joined(block)]
+    lines = [line[line.index("adjoined ") :] for line in found if re.match(r"(srun )?adjoined ", line)]
+    assert len(lines) > 40
+    for line in lines:
+        argv = shlex.split(line, comments=True)[1:]
+        assert main([*argv, "--help"]) == 0, line  # flags are read before the help is printed
+        assert capsys.readouterr().out.startswith(f"usage: adjoined {argv[0]}")
+
+
+def _joined(block: str) -> list[str]:
+    return block.replace("\\\n", " ").splitlines()
+
+
 def test_the_demo_shown_has_the_lines_of_a_run_and_its_sizes(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "--resume", "runs/digits"]) == 0  # it is finished: its result is printed again
     printed = capsys.readouterr().out.splitlines()

@@ -90,7 +90,8 @@ def _table(
     from adjoined.report import units
     from adjoined.report.table import Table
 
-    shown = MEASURES[images.info.task]
+    measures = MEASURES[images.info.task]
+    shown = [each for each in measures if any(getattr(scores, each) is not None for scores in measured.values())]
     rows = tuple(
         (name, *(units.percent(getattr(scores, each)) for each in shown), f"{scores.loss:.4f}")
         for name, scores in measured.items()

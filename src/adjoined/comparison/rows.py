@@ -214,7 +214,8 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
     if names := differing(study.variants):
         notes.append(f"NOT under equal settings: {', '.join(names)} differ.")
     settings = study.settings
-    title = f"{settings.model} on {settings.data}: {settings.epochs} epochs, {study.seeds} seeds from {settings.seed}"
+    seeds = f"{study.seeds} seed{'s' * (study.seeds != 1)} from {settings.seed}"
+    title = f"{settings.model} on {settings.data}: {settings.epochs} epochs, {seeds}"
     return Table(columns, cells, title, tuple(notes))
 
 
