@@ -89,8 +89,8 @@ def _fixed_costs(rows: Sequence[Timing], behind: Sequence[Speedup], small: Netwo
             shares.append(f"{1 - share / one:.0%} in {where}")
             rest = (
                 f"Launch overhead: an image alone takes {small.name} longer than one in a batch of {most}. The "
-                f"difference does not shrink with the channels, because {small.name} has as many operators to launch "
-                f"as the base ({count(small.operators)}). Of a call with one image it is "
+                f"difference does not shrink with the channels, because {small.name} launches {count(small.operators)} "
+                f"operators, as many as the base. Of a call with one image it is "
             )
     return [f"{rest}{', '.join(shares)}."] if shares else []
 
