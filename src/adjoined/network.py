@@ -105,7 +105,7 @@ class AdjoinedNetwork(nn.Module):
         self._sliced = {
             full_name(f"smalls.{number}", where)
             for number, module in enumerate(self.smalls)
-            for where in self._weights.holders(module)
+            for where in self._weights.layers_of_slices(module)
         }
         self.training = base.training
 
@@ -235,10 +235,10 @@ class AdjoinedNetwork(nn.Module):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Generator[tuple[str, nn.Module], None, None]:
-        """Yield the modules of all networks, without parts of small networks that hold nothing but slices.
+        """Yield the modules of all networks, without layers of small networks that hold nothing but slices.
 
-        The weights of these parts are None between calls. A loop that initialises, counts or groups weights meets every
-        shared weight in the base, and every private one in its small network.
+        The weights of these layers are None between calls. A loop that initialises, counts or groups weights meets
+        every shared weight in the base, and every private one in its small network.
 
         Args:
             memo, prefix, remove_duplicate: as for `nn.Module.named_modules`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import reduce
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -59,14 +60,14 @@ class SharedWeights:
             unknown = tuple(all(map(plan.is_unknown, names)) for plan in plans)
             self.shared.append(Shared(tuple(of_one), slices, plans[0].shapes[names[0]], unknown))
 
-    def holders(self, small: nn.Module) -> set[str]:
-        """Return the names of the modules of a small network that hold nothing but slices of shared weights."""
+    def layers_of_slices(self, small: nn.Module) -> set[str]:
+        """Return the names of a small network's layers that hold nothing but slices, and do the same in every mode."""
         shared = {owner for each in self.shared for owner in each.owners}
         found: set[str] = set()
         for where in {where for where, _ in shared}:
-            module = submodule(small, where)
-            own = {name for name, tensor in {**module._parameters, **module._buffers}.items() if tensor is not None}
-            if all((where, name) in shared for name in own):
+            layer = submodule(small, where)
+            own = {name for name, tensor in {**layer._parameters, **layer._buffers}.items() if tensor is not None}
+            if isinstance(layer, _LAYERS) and not _reads_mode(layer) and all((where, name) in shared for name in own):
                 found.add(where)
         return found
 
@@ -105,6 +106,16 @@ class SharedWeights:
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
+
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU)
+
+
+def _reads_mode(layer: nn.Module) -> bool:
+    """Tell whether a class derived from one of torch's layers computes something else in train mode."""
+    own = [kind for kind in type(layer).__mro__ if not kind.__module__.startswith(("torch.nn.", "builtins"))]
+    functions = [each for kind in own for each in vars(kind).values() if isinstance(each, FunctionType)]
+    return any("training" in each.__code__.co_names for each in functions)
 
 
 def cannot_run(where: str, error: str = "") -> AdjoinedError:

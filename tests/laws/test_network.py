@@ -218,6 +218,34 @@ def test_loops_over_modules_meet_every_weight_once_and_none_that_is_none():
     assert {name for name, _ in net.named_buffers()} >= {f"smalls.2.{name}" for name, _ in net.base.named_buffers()}
 
 
+class Noisy(nn.Conv2d):
+    """A layer that does something else in train mode."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * (2 if self.training else 1)
+
+
+def test_loops_over_modules_restore_the_mode_of_every_part_that_has_one():
+    """As trainers do around a validation."""
+
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noisy, self.attention = Noisy(3, 32, 3), nn.MultiheadAttention(32, 2, dropout=0.1, batch_first=True)
+            self.head = nn.Linear(32, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.noisy(x).flatten(2).transpose(1, 2)
+            return self.head(self.attention(x, x, x)[0].mean(1))
+
+    net = adjoin(Attentive(), X, alpha=2)
+    modes = {name: module.training for name, module in net.named_modules()}
+    net.eval()
+    for name, module in net.named_modules():
+        module.training = modes[name]
+    assert all(net.smalls[0].get_submodule(name).training for name in ("", "noisy", "attention"))
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_traced_and_stored_it_computes_the_same():
     net = joint().eval()
