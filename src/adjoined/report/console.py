@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from adjoined.printable import printable
@@ -23,6 +22,7 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
     out: TextIO = sys.stdout if file is None else file
     if out.isatty():
         from rich.console import Console
+        from rich.text import Text
 
         console = Console(file=out, highlight=False)
         narrow, wide = console.width, max(console.width, PLAIN_WIDTH)
@@ -31,10 +31,10 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
             if isinstance(part, str):
                 console.print(printable(part, lines=True), markup=False, emoji=False, soft_wrap=True)
                 continue
-            console.width = wide  # a narrow terminal wraps the rows; figures are never cut
-            console.print(replace(part, notes=()))
+            for piece in part.drawn():
+                console.width = narrow if isinstance(piece, Text) else wide  # figures are never cut
+                console.print(piece)
             console.width = narrow
-            console.print(*part.dim_notes())
         return
     texts = [printable(part, lines=True) if isinstance(part, str) else part.text() for part in parts]
     print("\n\n".join(texts), file=out, flush=True)

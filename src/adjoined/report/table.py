@@ -72,15 +72,16 @@ class Table:
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """Draw the table with rich (`rich.print(table)`)."""
+        yield from self.drawn()
+
+    def drawn(self) -> Iterator[Any]:
+        """Yield what rich prints: the title and the notes as texts, which wrap, and between them the rows."""
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
         drawn = RichTable(
-            title=Text(self.title) if self.title else None,
-            title_justify="left",
             box=box.SIMPLE_HEAD,
-            title_style="bold",
             pad_edge=False,
             show_edge=False,
         )
@@ -89,14 +90,9 @@ class Table:
         for i, row in enumerate(self.rows):
             last_before_totals = self.totals > 0 and i == len(self.rows) - self.totals - 1
             drawn.add_row(*map(Text, row), end_section=last_before_totals)
+        yield from (Text(line, style="bold") for line in [self.title] if line)
         yield drawn
-        yield from self.dim_notes()
-
-    def dim_notes(self) -> list[Any]:
-        """Return the notes for rich, which wraps them to the width of the terminal."""
-        from rich.text import Text
-
-        return [Text(note, style="dim") for note in self.notes]
+        yield from (Text(note, style="dim") for note in self.notes)
 
     def _wrapped_notes(self, width: int) -> list[str]:
         return [line for note in self.notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
