@@ -221,8 +221,8 @@ def test_a_run_of_own_code_needs_the_code_again(tmp_path: Path, capsys: pytest.C
         (["resnet20", "--threads", "0"], "--threads: out of range"),
         (["resnett20"], "unknown model"),
         (["runs/nowhere"], "runs/nowhere: no such run folder"),
-        (["resnet20", "--devices", "gpu"], "--device: the device cannot be used"),
-        (["resnet20", "--input-size", "32", "--out", "nowhere/x.json"], "nowhere/x.json: cannot be written"),
+        (["resnet20", "--devices", "gpu"], "--devices: the device cannot be used"),
+        (["resnet20", "--input-size", "32", "--out", "nowhere/x.json"], "nowhere: no such folder"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(
