@@ -53,7 +53,7 @@ from adjoined.training.checkpoints import read_checkpoint
 
 MOST_BYTES, MOST_SECONDS = 200 << 20, 5.0
 WEIRD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3.5, -0.0, 1e308, 10**12, 2**63, -(2**63), 10**400, float("nan"), float("inf"),
+    None, True, False, 0, -1, 1, 3.5, -0.0, 1e308, 10**12, 2**63, -(2**63), 10**25, 10**400, float("nan"), float("inf"),
     "", "x", "\x00", "\x1b[31m", "\ud800", "../../etc/passwd", "/etc/passwd", "a" * 5000, "1e999", "null", "NaN",
     [], {}, [None], [[]], {"": {}}, {"a": [1]}, [1] * 1000, {"class_path": "os.system"}, "os:system", "hub:a/b",
 )  # fmt: skip

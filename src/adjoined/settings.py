@@ -299,7 +299,10 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
         values = read_mapping(path, links=False)
         known = {each.name for each in fields(cls)}
-        return cls.from_dict({name: values[name] for name in values if all_known or name in known}, where=path)
+        if all_known and (unknown := next((name for name in values if name not in known), None)):
+            fix = "If a newer version wrote it, update adjoined to resume the run."
+            raise AdjoinedError(f"unknown setting {unknown!r}", where=path, fix=fix)
+        return cls.from_dict({name: values[name] for name in values if name in known}, where=path)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: object = "settings") -> Settings:

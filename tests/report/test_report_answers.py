@@ -62,7 +62,9 @@ def test_confused_pairs_and_shares_of_classes_are_those_of_the_confusion(guesses
         true, taken = (int(name) for name in text.split(" taken for "))
         assert counts == [str(int(each[true, taken])) for each in found.values()]
         assert sum(map(int, counts)) <= sum(map(int, pairs.rows[max(place - 1, 0)][1:]))
-    for name, images, *shares in class_table(evidence(guesses, 5)).rows:
+    table = class_table(evidence(guesses, 5))
+    assert table is not None
+    for name, images, *shares in table.rows:
         own = [each[int(name)] for each in found.values()]
         assert images == str(int(own[0].sum()))
         assert shares == [f"{100 * float(each[int(name)] / each.sum()):.1f} %" for each in own]
