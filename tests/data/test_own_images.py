@@ -131,6 +131,16 @@ def test_what_is_left_out_is_counted_by_its_kind(photos):
         assert told in left_out
 
 
+def test_folders_that_a_system_adds_are_not_classes(photos):
+    for name in ("__MACOSX", "@eaDir"):
+        fill(photos / name / "cat", 1)
+        fill(photos / "cat" / name, 1)
+    data = opened(photos)
+    assert data.info.class_names == ("cat", "dog", "eel")
+    assert len(data.train) + len(data.val) == 30
+    assert "4 hidden" in data.left_out
+
+
 def test_every_folder_is_read_once_for_a_class(photos):
     (photos / "cat" / "more").mkdir()
     (photos / "cat" / "more" / "round").symlink_to(photos / "cat")

@@ -37,6 +37,7 @@ EXTENSIONS = frozenset(
     )
 )
 _ELSEWHERE = "links to folders read elsewhere"
+_OF_THE_SYSTEM = ("__MACOSX", "@eaDir")  # folders that archives of macOS and network drives add
 _SHOWN = 6
 _NOWHERE = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 """Errors of links that lead in a circle, through a file, or to an impossible name; Python handles missing targets."""
@@ -88,7 +89,7 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[str]:
     seen = _with_parents(folder)
     # A folder comes before a link to it.
     for entry in sorted(_entries(folder), key=lambda each: (each.is_symlink(), each.name)):
-        if entry.name.startswith("."):
+        if _is_hidden(entry.name):
             left_out.add("hidden", entry.name)
         elif not _leads_to(entry.is_dir):
             left_out.add("beside the folders", entry.name)
@@ -171,7 +172,7 @@ def _files(
     seen = set() if seen is None else seen
     for entry in _entries(root / inside):
         name = os.path.join(inside, entry.name)
-        if entry.name.startswith("."):
+        if _is_hidden(entry.name):
             left_out.add("hidden", name)
         elif _leads_to(entry.is_dir):
             identity = _identity(entry.stat())
@@ -208,6 +209,10 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
         if error.errno in _NOWHERE:
             return False
         raise
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_THE_SYSTEM
 
 
 def _is_image(name: str) -> bool:
