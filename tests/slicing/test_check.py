@@ -368,7 +368,10 @@ def test_numbers_that_code_computes_from_widths_are_those_of_the_small_network(s
     model = seeded(lambda: ByWidth(SCALES[scale]))
     plan = plan_of(model)
     assert plan.small_shape("weight") == (16, 16, 3, 3)
-    right(model, plan)
+    checked = check_plan(model, X, plan)
+    assert (checked.how, checked.where) == ("masked base with the small network's own numbers", "")
+    assert checked.error is not None
+    assert checked.error <= ROUNDING
     for name, wrong in corrupted(plan):
         if name.startswith("weight"):
             assert error_of(model, wrong) > DIFFERENT, name

@@ -25,6 +25,7 @@ TOLERANCE = 1e-8
 """Largest relative error of a correct small network, in float64; a wrong channel gives far more."""
 
 MASKED, STRICT = "masked base", "strict second run"
+OWN_NUMBERS = "masked base with the small network's own numbers"
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Checked:
     Attributes:
         error: relative error of the worst output: largest difference / largest value; where the masked base does not
             reach the outputs, that of the worst module before; None where it reaches nothing.
-        how: "masked base", or "strict second run" where the masked base does not reach the outputs. Every plan has
-            passed that run: all shapes fit, and no two channel groups meet that must not.
+        how: "masked base"; "masked base with the small network's own numbers" where they agree only if the masked base
+            takes the numbers that the small network's code computes, such as 1/√d; or "strict second run" where the
+            masked base does not reach the outputs. Every plan has passed that run: all shapes fit, and no two channel
+            groups meet that must not.
         where: the first module that the masked base does not reach, and why; "" where it reaches the outputs.
     """
 
@@ -45,8 +48,8 @@ class Checked:
 
     def __str__(self) -> str:
         """One line."""
-        if self.how == MASKED:
-            return f"checked against the masked base in float64: relative error {self.error:.1e}"
+        if self.how != STRICT:
+            return f"checked against the {self.how} in float64: relative error {self.error:.1e}"
         line = f"checked by the {self.how} from {self.where}"
         return line if self.error is None else f"{line}; against the masked base up to there: {self.error:.1e}"
 
@@ -120,7 +123,7 @@ class _Pair:
             numbers.run(duplicate(self.small), self.inputs)
         error = min(error, _worst(got, self._run_masked(numbers=numbers)[1]))
         if error <= TOLERANCE:
-            return Checked(error, MASKED)
+            return Checked(error, OWN_NUMBERS)
         unknown = flow.not_computed | {m: name for m, name in self.plan.crossing.items() if not understood(name)}
         limits = {module: f"{name} computes across channels" for module, name in unknown.items()}
         limits |= dict.fromkeys(self.plan.unaligned, "channel identity is given up there")
