@@ -57,7 +57,10 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
         AdjoinedError: the model does not run on the example input, or the request does not fit the model.
     """
     plan = _solve(traces, request, alpha)
-    return plan if traces.covers_training(plan) else _solve(traces, request, alpha)
+    if not traces.misses_training(plan):
+        return plan
+    traces.follow_training()
+    return _solve(traces, request, alpha)
 
 
 def _solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:

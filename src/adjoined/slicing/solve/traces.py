@@ -90,22 +90,25 @@ class Traces:
         self._known.append(_Known(traced, Grouping(traced), choices, unaligned))
         return traced, self._known[-1].grouping
 
-    def covers_training(self, plan: SlicePlan) -> bool:
-        """Tell whether a small network trains if the model does; if not, traces are made in train mode from now on.
+    def misses_training(self, plan: SlicePlan) -> bool:
+        """Tell whether the traces lack a run in train mode, and the model trains, but not the small network of a plan.
 
         Code that runs in train mode alone may use numbers of channels, too, as where codes follow moving averages.
         """
         traced = self.latest[0]
         if traced.train_inputs is not None or self.in_train_mode:
-            return True
+            return False
         for model, inputs in ((traced.model, traced.inputs), (self.model, self.inputs)):
             if trains(plan.cut(model), inputs):
-                return True
-            if trains(duplicate(model), inputs):
-                self.in_train_mode = True
-                self._known.clear()
                 return False
-        return True
+            if trains(duplicate(model), inputs):
+                return True
+        return False
+
+    def follow_training(self) -> None:
+        """Make all traces in train mode, too, from now on."""
+        self.in_train_mode = True
+        self._known.clear()
 
     def again(self, traced: Trace) -> GroupChoice:
         """Return a choice for narrower networks: each grouped convolution as in this trace, whatever its numbers."""
