@@ -1,8 +1,9 @@
-"""The networks that a run may have, and the one place that spells their names."""
+"""The names of the networks of a run and of their tensors, spelt in one place."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from adjoined.errors import AdjoinedError
 
@@ -34,3 +35,18 @@ def check_name(name: object, where: object) -> str:
     if isinstance(name, str) and re.fullmatch(rf"{BASE}|{SMALL}(-[1-9][0-9]{{0,2}})?|{SPARSE}", name):
         return name
     raise AdjoinedError("not the name of a network", where=where, expected=NETWORK_NAMES, got=str(name)[:40])
+
+
+def at_any_network(pattern: Any) -> Any:
+    """Return a pattern of tensor names as one for the joint network's names; timm also uses (pattern, suffix).
+
+    Example:
+        >>> re.match(at_any_network(r"^blocks\\.(\\d+)"), "smalls.0.blocks.7.bn.weight").groups()
+        ('7',)
+    """
+    if isinstance(pattern, (list, tuple)):
+        return [(at_any_network(each), suffix) for each, suffix in pattern]
+    if pattern is None:
+        return None
+    unanchored = re.sub(r"(?<!\[)\^", "", pattern)
+    return rf"(?:base|smalls\.\d+)\.(?:{unanchored})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
+from adjoined.names import at_any_network
 from adjoined.sharing import SharedWeights, refuse_sharded
 from adjoined.skeleton import Runner, check_same_parts, make_skeleton
 from adjoined.slicing import (
@@ -126,7 +126,7 @@ class AdjoinedNetwork(nn.Module):
         matcher: Callable[..., Any] = self.base.group_matcher  # pyright: ignore[reportAssignmentType]
 
         def of_all(coarse: bool = False) -> dict[str, Any]:
-            return {layer: _at_any_network(pattern) for layer, pattern in matcher(coarse=coarse).items()}
+            return {layer: at_any_network(pattern) for layer, pattern in matcher(coarse=coarse).items()}
 
         return of_all
 
@@ -395,18 +395,3 @@ def _exchanges_gradients() -> bool:
     """Tell whether this process trains together with others."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _at_any_network(pattern: Any) -> Any:
-    """Return a pattern of tensor names as one for the joint network's names; timm also uses (pattern, suffix).
-
-    Example:
-        >>> re.match(_at_any_network(r"^blocks\\.(\\d+)"), "smalls.0.blocks.7.bn.weight").groups()
-        ('7',)
-    """
-    if isinstance(pattern, (list, tuple)):
-        return [(_at_any_network(each), suffix) for each, suffix in pattern]
-    if pattern is None:
-        return None
-    unanchored = re.sub(r"(?<!\[)\^", "", pattern)
-    return rf"(?:base|smalls\.\d+)\.(?:{unanchored})"
