@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined import AdjoinedError, SlicePlan, adjoin
+from adjoined.slicing import Request, Slicer
 from zoo import conv, images, seeded
 
 X = images(2, 3, 8, 8)
@@ -206,3 +207,24 @@ def test_code_that_runs_in_train_mode_alone(make: Callable[[], nn.Module], width
     sum(out.sum() for out in net(X)).backward()  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         assert torch.equal(net.eval()(X)[1], net.extract()(X))
+
+
+class Counting(nn.Module):
+    """Counts its runs in train mode, those of its copies too."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = conv(3, 64), conv(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counting.runs += self.training
+        return self.outer(self.inner(x).relu())
+
+
+def test_one_small_network_of_a_family_runs_in_train_mode():
+    model = Counting()
+    Counting.runs = 0
+    Slicer(model, X).plans(Request(alpha=(2, 4, 8)))
+    assert Counting.runs == 1

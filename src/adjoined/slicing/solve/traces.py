@@ -57,6 +57,7 @@ class Traces:
         self.tied: set[str] = set()
         self.in_train_mode = False
         self._known: list[_Known] = []
+        self._seen_training: set[str] = set()
 
     def get(self, choose: GroupChoice, unaligned: frozenset[Site] = frozenset()) -> tuple[Trace, Grouping]:
         """Return the trace with these choices, and its groups before any width is chosen.
@@ -93,11 +94,14 @@ class Traces:
     def misses_training(self, plan: SlicePlan) -> bool:
         """Tell whether the traces lack a run in train mode, and the model trains, but not the small network of a plan.
 
-        Code that runs in train mode alone may use numbers of channels, too, as where codes follow moving averages.
+        Code that runs in train mode alone may use numbers of channels, too, as where codes follow moving averages. A
+        plan that narrows only what an earlier one has narrowed, such as another of a family, is not run again.
         """
         traced = self.latest[0]
-        if traced.train_inputs is not None or self.in_train_mode:
+        narrowed = {group.name for group in plan.groups if group.kept < group.width}
+        if traced.train_inputs is not None or self.in_train_mode or narrowed <= self._seen_training:
             return False
+        self._seen_training |= narrowed
         for model, inputs in ((traced.model, traced.inputs), (self.model, self.inputs)):
             if trains(plan.cut(model), inputs):
                 return False
