@@ -33,6 +33,7 @@ SHARE = 0.3
 """The budget, as a share of the base network's time."""
 
 
+@environment.measuring()
 def main() -> None:
     """Find, measure anew, and print a line for each model and runtime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

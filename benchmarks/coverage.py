@@ -21,12 +21,13 @@ from typing import Any
 
 from coverage_models import LISTS, SETS, Subject
 from coverage_table import read_records, write_table
-from environment import environment
+from environment import environment, measuring
 
 LIMIT = 600
 """Seconds after which a model's process is ended."""
 
 
+@measuring()
 def main() -> None:
     """Measure what the command line asks for, and print a line for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

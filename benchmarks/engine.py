@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from bare_trainer import bare_trainer
-from environment import write
+from environment import measuring, write
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -96,6 +96,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return replace(chosen, epochs=args.rounds + 1, warmup_epochs=0, accelerator="cpu", devices=1)
 
 
+@measuring()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=list(RECIPES), help="a recipe's network and settings")

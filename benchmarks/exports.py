@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from environment import measuring
 from torch import Tensor, nn
 
 from adjoined import AdjoinedError, make_plan
@@ -44,6 +45,7 @@ MODELS = (
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "torchvision")
 
 
+@measuring()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))

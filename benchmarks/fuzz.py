@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from environment import measuring
 from PIL import Image
 
 import adjoined
@@ -338,6 +339,7 @@ def fuzz(run: Path, count: int, seed: int, *, traced: float = 0.05) -> dict[str,
     return tallies
 
 
+@measuring()
 def main() -> None:
     """Fuzz, and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from bare_trainer import bare_trainer
+from environment import measuring
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -89,6 +90,7 @@ def compare(module: TrainingModule, x: Tensor, y: Tensor, *, at: float) -> list[
     return rows
 
 
+@measuring()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=list(RECIPES), default="cifar-fast", help="network, data and settings")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from environment import measuring
 
 from adjoined.benchmark.environment import environment
 from adjoined.json_files import write_json
@@ -167,6 +168,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"{'all':12} {kills.total():6} {count.total():5}  {bad.total():5}"])
 
 
+@measuring()
 def main() -> None:
     """Kill until there are enough kills, and keep the figures after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -22,6 +22,7 @@ from adjoined.export import find_target
 from adjoined.models import build, resolve
 
 
+@environment.measuring()
 def main() -> None:
     """Measure and print a line for each plan and runtime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

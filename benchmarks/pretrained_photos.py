@@ -39,6 +39,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from environment import measuring
 from photos import Photos
 from torch import Tensor, nn
 
@@ -70,6 +71,7 @@ BEFORE, SEARCH, MEASURE = 10_000, 10_002, 10_001
 """Epochs that no training has: for what is done before it, for the search of widths, and for the statistics."""
 
 
+@measuring()
 def main() -> None:
     """Do the runs that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from environment import write
+from environment import measuring, write
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -201,6 +201,7 @@ def measure(model_name: str, alpha: float, args: argparse.Namespace, masked: boo
     }
 
 
+@measuring()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="torchvision:resnet50")
