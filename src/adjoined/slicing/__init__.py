@@ -1,4 +1,4 @@
-"""Slicing: which channels belong to the small network, and the small network itself."""
+"""Slicing: which channels belong to the small network. docs/slicing.md shows one network in all passes."""
 
 from adjoined.slicing.make_plan import Slicer, make_plan, reorder
 from adjoined.slicing.model.cost import Cost, cost_by_module, last_linear, measure_cost

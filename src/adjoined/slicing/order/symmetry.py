@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, Slot, along, distinct, varying
+from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, Slot, distinct, varying
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
-from adjoined.slicing.flow.trace import Trace
+from adjoined.slicing.flow.trace import Trace, run_again
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, widened
 from adjoined.slicing.solve.groups import Grouping
@@ -86,18 +86,14 @@ def out_of_step(traced: Trace, grouping: Grouping, gathers: Gathers, moved: Sequ
     """
     ties = FrozenTies(grouping.roots, torch.tensor(moved, device="cpu"))
     flow = _PermutedFlow(ties, traced.findings, is_kept=lambda label: True)
-    seen: set[int] = set()
-    for name, tensor in named_tensors(traced.model).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            vectors = zip(traced.labels[name], gathers.get(name, [None] * tensor.ndim), strict=True)
-            labels = [v if v is None or index is None else v[index] for v, index in vectors]
-            flow.carry(tensor, [along(v, d, tensor.ndim) for d, v in enumerate(labels) if v is not None])
+
+    def reordered(name: str) -> Sequence[Tensor | None]:
+        vectors = traced.labels[name]
+        moves = zip(vectors, gathers.get(name, [None] * len(vectors)), strict=True)
+        return [vector if vector is None or index is None else vector[index] for vector, index in moves]
+
     try:
-        with torch.random.fork_rng(devices=[]):
-            flow.run(traced.model, traced.inputs)
-            if traced.train_inputs is not None:
-                flow.run(traced.model, traced.train_inputs, train=True)
+        run_again(traced, traced.model, flow, reordered)
     except OutOfStep as error:
         return error
     return None

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, along
+from adjoined.slicing.flow.labels import FrozenTies, OutOfStep
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace, trace
-from adjoined.slicing.model.cost import cost_of_run
-from adjoined.slicing.model.inputs import tensor_leaves
-from adjoined.slicing.model.misuse import another_path
-from adjoined.slicing.model.modules import full_name, matching_modules, named_tensors, owner_of
-from adjoined.slicing.plan.index import Index, take
-from adjoined.slicing.plan.plan import ChannelGroup, DoesNotFit, SlicePlan
+from adjoined.slicing.model.modules import matching_modules, owner_of
+from adjoined.slicing.plan.plan import DoesNotFit, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.align import NoPlace, align
+from adjoined.slicing.solve.draft import draft
 from adjoined.slicing.solve.failure import Failure
-from adjoined.slicing.solve.groups import Group, Grouping
+from adjoined.slicing.solve.groups import Grouping
 from adjoined.slicing.solve.repair import Repairs, Unaligned
 from adjoined.slicing.solve.request import Request, requested_widths
 from adjoined.slicing.solve.traces import Traces
+from adjoined.slicing.solve.trial import check_path, try_plan
 from adjoined.slicing.solve.widths import (
     OtherWidths,
     assign_widths,
@@ -64,6 +59,16 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
 
 
 def _solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
+    """Choose widths and repair until the small network runs.
+
+    Most models return in the first round. Where code shuffles channels and then splits them, the first channels of the
+    small network may not be the first ones of the base. Then these ways are tried in turn:
+
+    1. other channels of the base, which stand in the places of the small network's (`_in_place`);
+    2. other widths, near those asked for, at which every channel has such a place (`OtherWidths`);
+    3. giving up the channels' identity behind these cuts, where only their number then has to agree (`unaligned`);
+    4. keeping the groups concerned wide (`may_unalign` is false).
+    """
     model = traces.model
     kept_modules = matching_modules(model, request.keep)
     requested = requested_widths(model, request.widths or {})
@@ -76,7 +81,7 @@ def _solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
     unaligned: frozenset[Site] = frozenset()
     may_unalign = True
     other = OtherWidths(request.round_to, alike=False)
-    best: SlicePlan | None = None  # of those with other channels behind a cut, or with none that have a place
+    best: SlicePlan | None = None  # of the ways 1 to 3
     while True:
         traced, grouping = traces.get(slice_inside, unaligned)
         if tied := grouping.tied_groups() - traces.tied:
@@ -111,7 +116,7 @@ def _solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
         if cuts:
             unaligned |= cuts
             other = OtherWidths(request.round_to, alike=True)
-        else:  # where the code has numbers of its own, less may stay wide if no channel changes its place
+        else:  # where code has numbers of its own, less may stay wide if no channel changes its place
             unaligned, may_unalign = frozenset(), False
             other = OtherWidths(request.round_to, alike=False)
 
@@ -131,8 +136,7 @@ def _without_repairs(
         group.required = None
     other.require(grouping.groups)
     set_widths(grouping.groups, alpha, request.round_to)
-    none = Repairs(traced, grouping, may_unalign=False)
-    return _draft(traced, grouping, none, grouping.kept_labels(), request, alpha)
+    return draft(traced, grouping, request, alpha)
 
 
 def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPlace:
@@ -155,14 +159,9 @@ def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPla
     findings = replace(base.findings, sizes={})  # which channels a size counts depends on their order
     flow = LabelFlow(ties, findings, is_kept=found.kept.__getitem__)
     try:
-        _try(flow, small, base, plan)
+        return try_plan(plan, small, base, flow)
     except Exception:  # whatever the model's own code raises on narrow tensors
         return NoPlace(frozenset())
-    return replace(
-        plan,
-        base_cost=base.cost,
-        cost=cost_of_run(small, base.finished, flow.flops // 2 // base.inputs.batch_size),
-    )
 
 
 def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: float, why: Reason) -> SlicePlan:
@@ -193,142 +192,24 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
     """
     for _ in range(ROUNDS):
         set_widths(grouping.groups, alpha, request.round_to)
-        is_kept = grouping.kept_labels()
-        kept: list[bool] = is_kept.tolist()
-        plan = _draft(traced, grouping, repairs, is_kept, request, alpha)
+        is_kept = grouping.kept_labels().tolist().__getitem__
+        plan = draft(traced, grouping, request, alpha, repairs.corrections.values(is_kept))
         try:
             small = plan.cut(traced.model)
         except DoesNotFit as error:  # a module that cannot be narrowed
-            repairs.repair(Failure(error.cause, error.module, steps=0), kept.__getitem__)
+            repairs.repair(Failure(error.cause, error.module, steps=0), is_kept)
             continue
-        flow = LabelFlow(
-            FrozenTies(grouping.roots, grouping.narrowed_labels()),
-            traced.findings,
-            unaligned=traced.unaligned,
-            is_kept=kept.__getitem__,
-        )
+        ties = FrozenTies(grouping.roots, grouping.narrowed_labels())
+        flow = LabelFlow(ties, traced.findings, unaligned=traced.unaligned, is_kept=is_kept)
         try:
-            _try(flow, small, traced, plan)
+            plan = try_plan(plan, small, traced, flow)
         except Exception as error:  # whatever the model's own code raises on narrow tensors
-            _check_path(flow, traced)
+            check_path(flow, traced)
             error.__traceback__ = error.__context__ = None  # it is kept, and would keep the small network
-            repairs.repair(Failure(error, flow.module, flow.steps, flow.last_labels()), kept.__getitem__)
+            repairs.repair(Failure(error, flow.module, flow.steps, flow.last_labels()), is_kept)
             del flow, small  # before the next ones are made
         else:
-            _check_path(flow, traced)
+            check_path(flow, traced)
             check_effective(grouping.groups, request.widths or {})
-            return replace(
-                plan,
-                base_cost=traced.cost,
-                cost=cost_of_run(small, traced.finished, flow.flops // 2 // traced.inputs.batch_size),
-            )
+            return plan
     raise OutOfStep(f"{repairs.log[-1]} (unresolved after {ROUNDS} attempts)")
-
-
-def _try(flow: LabelFlow, small: nn.Module, traced: Trace, plan: SlicePlan) -> None:
-    """Run the small network under the labels that it keeps.
-
-    Raises:
-        OutOfStep: two groups meet, or the outputs have other shapes than the base network's.
-    """
-    seen: set[int] = set()
-    for name, tensor in named_tensors(small).items():
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        vectors = zip(traced.labels[name], plan.indices(name), strict=True)
-        kept = [None if v is None else take(v, (index,)) for v, index in vectors]
-        flow.carry(tensor, [along(v, d, tensor.ndim) for d, v in enumerate(kept) if v is not None])
-    with torch.random.fork_rng(devices=[]):
-        outputs = tensor_leaves(flow.run(small, traced.inputs))
-        if traced.train_inputs is not None:
-            outputs += tensor_leaves(flow.run(small, traced.train_inputs, train=True))
-    shapes, expected = [out.shape for out in outputs], traced.output_shapes
-    if traced.sizes_by_value or flow.values.decide:
-        alike = [len(shape) for shape in shapes] == [len(shape) for shape in expected]
-    else:
-        alike = shapes == expected
-    if not alike:
-        raise OutOfStep(f"the outputs have the shapes {[tuple(s) for s in shapes]}")
-
-
-def _check_path(flow: LabelFlow, traced: Trace) -> None:
-    """Raise AdjoinedError if values sent the small network along another path than the base."""
-    if flow.values.read_in is not None:
-        for here, there in zip(flow.path, traced.path, strict=False):
-            if here != there:
-                raise another_path(traced.model, flow.values.read_in, [here, there])
-
-
-def _sizes_by_input(traced: Trace, is_kept: Tensor) -> dict[str, Any]:
-    """Return the sizes stored in norms without tensors, where they change, as in `SlicePlan.attributes`."""
-    values: dict[str, Any] = {}
-    for (module, name, element), labels in traced.findings.by_input.items():
-        count = int((is_kept[labels] | (labels == 0)).sum())
-        if count != labels.numel():
-            key = full_name(module, name)
-            if element is None:
-                values[key] = count
-            else:
-                values.setdefault(key, list(getattr(traced.model.get_submodule(module), name)))[element] = count
-    return values
-
-
-def _draft(
-    traced: Trace, grouping: Grouping, repairs: Repairs, is_kept: Tensor, request: Request, alpha: float
-) -> SlicePlan:
-    """Return the plan with the current widths of the groups and the current repairs."""
-    tensors: dict[str, tuple[Index | None, ...]] = {}
-    found = iter(Index.where_each(is_kept, grouping.ranges))
-    for name, vectors in traced.labels.items():
-        indices = tuple(None if vector is None else next(found) for vector in vectors)
-        if any(index is not None for index in indices):
-            tensors[name] = indices
-    narrowed = {
-        module: count
-        for module, labels in traced.findings.conv_groups.items()
-        if (count := int(is_kept[labels].sum())) != labels.numel()
-    }
-    return SlicePlan(
-        alpha=alpha,
-        round_to=request.round_to,
-        keep=tuple(request.keep),
-        widths=dict(request.widths or {}),
-        tensors=tensors,
-        shapes=dict(traced.shapes),
-        conv_groups=narrowed,
-        attributes=_sizes_by_input(traced, is_kept) | repairs.corrections.values(lambda label: bool(is_kept[label])),
-        groups=describe(grouping.groups),
-        crossing=dict(traced.findings.crossing),
-        unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),
-        unreached=dict(traced.unreached),
-    )
-
-
-def _why_not_narrowed(group: Group) -> Reason | None:
-    """Return why a group that may be narrowed is not, in this plan; None where it is."""
-    if group.kept < len(group.roots):
-        return None
-    if group.required is not None:
-        return group.required.why
-    if group.requested and group.requested[0].alpha == 1:
-        return Reason(Kind.REQUESTED, f"widths={group.requested[0].pattern!r} asks for all of its channels")
-    if len(group.roots) == 1:
-        return Reason(Kind.TIED, "all its channels are tied together")
-    return Reason(Kind.TOO_FEW, f"its {group.width} channels are too few to narrow at this alpha and rounding")
-
-
-def describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
-    """Return the groups as the plan lists them; pieces of one layer that behave alike are added up."""
-    found: dict[object, ChannelGroup] = {}
-    for group in groups:
-        if group.why is not None and group.why.kind in (Kind.NOT_CHANNELS, Kind.INSIDE_GROUPS):
-            continue  # these cannot be chosen: kernel positions, and the channels inside a convolution's groups
-        modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.axes))
-        why = group.why or _why_not_narrowed(group)
-        described = ChannelGroup(group.name, modules, group.width, group.kept * group.bundle, why)
-        key = (tuple(sorted(group.axes)), group.why)
-        if (known := found.get(key)) is not None:
-            described = replace(described, width=known.width + described.width, kept=known.kept + described.kept)
-        found[key] = described
-    return tuple(found.values())

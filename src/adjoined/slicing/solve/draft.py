@@ -1,0 +1,100 @@
+"""The plan that the widths of the groups make: what each tensor keeps, and why some groups stay wide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from adjoined.slicing.flow.trace import Trace
+from adjoined.slicing.model.modules import full_name
+from adjoined.slicing.plan.index import Index
+from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
+from adjoined.slicing.plan.reasons import Kind, Reason
+from adjoined.slicing.solve.groups import Group, Grouping
+from adjoined.slicing.solve.request import Request
+
+
+def draft(
+    traced: Trace, grouping: Grouping, request: Request, alpha: float, corrected: Mapping[str, Any] | None = None
+) -> SlicePlan:
+    """Return the plan with the current widths of the groups; it has not run yet, and has no cost.
+
+    Args:
+        traced: the first run.
+        grouping: its groups, with the widths that were chosen.
+        request: the request, for the record.
+        alpha: the factor, for the record.
+        corrected: "module.attribute" -> value in the small network.
+    """
+    is_kept = grouping.kept_labels()
+    tensors: dict[str, tuple[Index | None, ...]] = {}
+    found = iter(Index.where_each(is_kept, grouping.ranges))
+    for name, vectors in traced.labels.items():
+        indices = tuple(None if vector is None else next(found) for vector in vectors)
+        if any(index is not None for index in indices):
+            tensors[name] = indices
+    narrowed = {
+        module: count
+        for module, labels in traced.findings.conv_groups.items()
+        if (count := int(is_kept[labels].sum())) != labels.numel()
+    }
+    return SlicePlan(
+        alpha=alpha,
+        round_to=request.round_to,
+        keep=tuple(request.keep),
+        widths=dict(request.widths or {}),
+        tensors=tensors,
+        shapes=dict(traced.shapes),
+        conv_groups=narrowed,
+        attributes=_sizes_by_input(traced, is_kept) | dict(corrected or {}),
+        groups=_describe(grouping.groups),
+        crossing=dict(traced.findings.crossing),
+        unaligned=tuple(sorted({cut.module for cut in traced.unaligned})),
+        unreached=dict(traced.unreached),
+    )
+
+
+def _sizes_by_input(traced: Trace, is_kept: Tensor) -> dict[str, Any]:
+    """Return the sizes stored in norms without tensors, where they change, as in `SlicePlan.attributes`."""
+    values: dict[str, Any] = {}
+    for (module, name, element), labels in traced.findings.by_input.items():
+        count = int((is_kept[labels] | (labels == 0)).sum())
+        if count != labels.numel():
+            key = full_name(module, name)
+            if element is None:
+                values[key] = count
+            else:
+                values.setdefault(key, list(getattr(traced.model.get_submodule(module), name)))[element] = count
+    return values
+
+
+def _describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
+    """Return the groups as the plan lists them; pieces of one layer that behave alike are added up."""
+    found: dict[object, ChannelGroup] = {}
+    for group in groups:
+        if group.why is not None and group.why.kind in (Kind.NOT_CHANNELS, Kind.INSIDE_GROUPS):
+            continue  # these cannot be chosen: kernel positions, and the channels inside a convolution's groups
+        modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.axes))
+        why = group.why or _why_not_narrowed(group)
+        described = ChannelGroup(group.name, modules, group.width, group.kept * group.bundle, why)
+        key = (tuple(sorted(group.axes)), group.why)
+        if (known := found.get(key)) is not None:
+            described = replace(described, width=known.width + described.width, kept=known.kept + described.kept)
+        found[key] = described
+    return tuple(found.values())
+
+
+def _why_not_narrowed(group: Group) -> Reason | None:
+    """Return why a group that may be narrowed is not, in this plan; None where it is."""
+    if group.kept < len(group.roots):
+        return None
+    if group.required is not None:
+        return group.required.why
+    if group.requested and group.requested[0].alpha == 1:
+        return Reason(Kind.REQUESTED, f"widths={group.requested[0].pattern!r} asks for all of its channels")
+    if len(group.roots) == 1:
+        return Reason(Kind.TIED, "all its channels are tied together")
+    return Reason(Kind.TOO_FEW, f"its {group.width} channels are too few to narrow at this alpha and rounding")

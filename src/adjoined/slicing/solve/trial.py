@@ -1,0 +1,54 @@
+"""The second run: a small network runs under the labels that it keeps, and is compared with the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from adjoined.slicing.flow.labels import OutOfStep
+from adjoined.slicing.flow.run import LabelFlow
+from adjoined.slicing.flow.trace import Trace, run_again
+from adjoined.slicing.model.cost import cost_of_run
+from adjoined.slicing.model.misuse import another_path
+from adjoined.slicing.plan.index import take
+from adjoined.slicing.plan.plan import SlicePlan
+
+
+def try_plan(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) -> SlicePlan:
+    """Run the small network of a plan, and return the plan with its cost.
+
+    Args:
+        plan: a plan for the traced model.
+        small: its small network.
+        traced: the first run.
+        flow: the second run; after an error, it tells where the network stopped.
+
+    Raises:
+        OutOfStep: two groups meet that are separate in the base, code asks for a size that the base has, or the
+            outputs have other shapes. The model's own code may raise anything on narrow tensors.
+    """
+
+    def kept(name: str) -> Sequence[Tensor | None]:
+        vectors = zip(traced.labels[name], plan.indices(name), strict=True)
+        return [None if vector is None else take(vector, (index,)) for vector, index in vectors]
+
+    outputs = run_again(traced, small, flow, kept)
+    shapes, expected = [out.shape for out in outputs], traced.output_shapes
+    if traced.sizes_by_value or flow.values.decide:
+        alike = [len(shape) for shape in shapes] == [len(shape) for shape in expected]
+    else:
+        alike = shapes == expected
+    if not alike:
+        raise OutOfStep(f"the outputs have the shapes {[tuple(s) for s in shapes]}")
+    macs = flow.flops // 2 // traced.inputs.batch_size
+    return replace(plan, base_cost=traced.cost, cost=cost_of_run(small, traced.finished, macs))
+
+
+def check_path(flow: LabelFlow, traced: Trace) -> None:
+    """Raise AdjoinedError if values sent the small network along another path than the base."""
+    if flow.values.read_in is not None:
+        for here, there in zip(flow.path, traced.path, strict=False):
+            if here != there:
+                raise another_path(traced.model, flow.values.read_in, [here, there])
