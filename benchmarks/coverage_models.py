@@ -34,7 +34,7 @@ class Subject:
 
 
 def convolves(model: nn.Module) -> bool:
-    """Tell whether a network has a convolution with overlapping windows, unlike a transformer's patch embedding."""
+    """Return whether a network has a convolution with overlapping windows, unlike a transformer's patch embedding."""
     kernels = (module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd))
     return any(k > s for module in kernels for k, s in zip(module.kernel_size, module.stride, strict=True))
 

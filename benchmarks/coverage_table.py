@@ -152,7 +152,7 @@ def _short(error: str) -> str:
 
 
 def is_choice(group: Record) -> bool:
-    """Tell whether a better rule could have narrowed a group, as opposed to one that is too narrow already."""
+    """Return whether a better rule could have narrowed a group, as opposed to one that is too narrow already."""
     return group["kind"] not in (Kind.TOO_FEW, Kind.TIED)
 
 

@@ -392,6 +392,6 @@ def adjoin(
 
 
 def _exchanges_gradients() -> bool:
-    """Tell whether this process trains together with others."""
+    """Return whether this process trains together with others."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

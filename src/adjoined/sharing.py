@@ -112,7 +112,7 @@ _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.Emb
 
 
 def _reads_mode(layer: nn.Module) -> bool:
-    """Tell whether a class derived from one of torch's layers computes something else in train mode."""
+    """Return whether a class derived from one of torch's layers computes something else in train mode."""
     own = [kind for kind in type(layer).__mro__ if not kind.__module__.startswith(("torch.nn.", "builtins"))]
     functions = [each for kind in own for each in vars(kind).values() if isinstance(each, FunctionType)]
     return any("training" in each.__code__.co_names for each in functions)

@@ -155,7 +155,7 @@ class Runner:
 
 
 def _mentions_checkpoints(model: nn.Module) -> bool:
-    """Tell whether the code of a model's modules uses a name such as `checkpoint` or `checkpoint_seq`."""
+    """Return whether the code of a model's modules uses a name such as `checkpoint` or `checkpoint_seq`."""
     for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
         if not kind.__module__.startswith(("torch.nn.", "builtins", "adjoined.")):
             codes = [each.__code__ for each in vars(kind).values() if isinstance(each, FunctionType)]

@@ -40,7 +40,7 @@ def methods_in(out: Path) -> list[str]:
 
 
 def is_gone(group: int) -> bool:
-    """Tell whether no process of a group is left; multiprocessing's own helper takes a moment."""
+    """Return whether no process of a group is left; multiprocessing's own helper takes a moment."""
     for _ in range(50):
         try:
             os.killpg(group, 0)

@@ -31,12 +31,12 @@ def flag_of(name: str) -> str:
 
 
 def is_positional(field: Field[Any]) -> bool:
-    """Tell whether a field is a positional argument: one without a default, or with the metadata `OPTIONAL`."""
+    """Return whether a field is a positional argument: one without a default, or with the metadata `OPTIONAL`."""
     return field.metadata.get("positional", not has_default(field))
 
 
 def has_default(field: Field[Any]) -> bool:
-    """Tell whether a field has a default."""
+    """Return whether a field has a default."""
     return field.default is not MISSING or field.default_factory is not MISSING
 
 

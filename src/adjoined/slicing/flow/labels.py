@@ -210,7 +210,7 @@ class FrozenTies:
                 raise OutOfStep(f"two channel groups meet in {where}", (x, y))
 
     def any_narrowed(self, labels: Iterable[int]) -> bool:
-        """Tell whether any of the labels belongs to a group that is narrowed."""
+        """Return whether any of the labels belongs to a group that is narrowed."""
         return bool(self._narrowed[list(labels)].any())
 
     def pin(self, slot: Slot, reason: Reason) -> None:

@@ -72,5 +72,5 @@ def rule(*names: str, statistic: Statistic | None = None, moves: bool = False) -
 
 
 def understood(name: str) -> bool:
-    """Tell whether the check computes an operator's statistics across channels over the kept ones."""
+    """Return whether the check computes an operator's statistics across channels over the kept ones."""
     return name in OPERATORS and OPERATORS[name].statistic is not None

@@ -18,9 +18,9 @@ from adjoined.slicing.flow.call import Call, tensors_in
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.memory import Memory
+from adjoined.slicing.flow.mixtures import Shares
 from adjoined.slicing.flow.operators import UNKNOWN, Operator
 from adjoined.slicing.flow.rules import OPERATORS
-from adjoined.slicing.flow.shares import Shares
 from adjoined.slicing.flow.shortcuts import run_operator
 from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State

@@ -51,7 +51,7 @@ def _empty(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
 
 
 def _broadcasts(other: Any, *, to: Tensor) -> bool:
-    """Tell whether an operand is a contiguous tensor that broadcasts to another one's shape and has its dtype."""
+    """Return whether an operand is a contiguous tensor that broadcasts to another one's shape and has its dtype."""
     if not isinstance(other, Tensor) or other.dtype != to.dtype or not other.is_meta or not other.is_contiguous():
         return False
     shape = to.shape[to.ndim - other.ndim :]
@@ -59,6 +59,6 @@ def _broadcasts(other: Any, *, to: Tensor) -> bool:
 
 
 def _fits(x: Tensor, *per_channel: Tensor | None) -> bool:
-    """Tell whether a batch norm accepts its input."""
+    """Return whether a batch norm accepts its input."""
     shape = (x.shape[1],) if x.ndim > 1 else ()
     return all(p is None or (p.is_meta and p.shape == shape) for p in per_channel)

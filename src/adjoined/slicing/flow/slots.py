@@ -94,15 +94,15 @@ class Slots:
             self._buffers.add(memory)
 
     def is_uniform(self, tensor: Tensor) -> bool:
-        """Tell whether all elements are equal by construction (zeros, ones): such a tensor fits any width."""
+        """Return whether all elements are equal by construction (zeros, ones): such a tensor fits any width."""
         return tensor in self._uniform and tensor not in self._slots
 
     def is_stored(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor is a parameter or buffer, or a view of one."""
+        """Return whether a tensor is a parameter or buffer, or a view of one."""
         return tensor.untyped_storage()._cdata in self._stored
 
     def is_buffer(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor is a buffer, or a view of one."""
+        """Return whether a tensor is a buffer, or a view of one."""
         return tensor.untyped_storage()._cdata in self._buffers
 
     # ---- ties --------------------------------------------------------------------------------------------------------
@@ -207,11 +207,11 @@ class Slots:
         return [slot for slot in slots if not out.issuperset(distinct(slot))]
 
     def _tied(self, a: Slot, b: Slot) -> bool:
-        """Tell whether two slots are tied element by element."""
+        """Return whether two slots are tied element by element."""
         return all(self.ties.find(x) == self.ties.find(y) for x, y in pairs(a, b))
 
     def knows(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor carries labels."""
+        """Return whether a tensor carries labels."""
         return tensor in self._slots
 
     def last_labels(self) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ class State(Slots):
                 raise OutOfStep(message, [*before, *labels])
 
     def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
-        """Tell whether a slot holds what the small network keeps of the slot `before`, in any order."""
+        """Return whether a slot holds what the small network keeps of the slot `before`, in any order."""
         kept = [label for label in before.reshape(-1).tolist() if label == 0 or self._has(label)]
         return sorted(labels) == sorted(kept) or torch.equal(self._kept_of(before), squeeze_equal(slot))
 
@@ -186,7 +186,7 @@ class State(Slots):
             raise OutOfStep(f"channels are folded into different rows in {self.here}", labels)
 
     def _same_rows(self, before: Slot, folded: Slot) -> bool:
-        """Tell whether a view folds what is kept into the same rows as before, in any order within each row."""
+        """Return whether a view folds what is kept into the same rows as before, in any order within each row."""
         if torch.equal(self._kept_of(before), squeeze_equal(folded)):
             return True
         rows = [d for d in varying(before) if before.shape[d] == folded.shape[d]]
@@ -214,7 +214,7 @@ class State(Slots):
         return {dim for each in self._in_base(operand, slot) for dim in varying(each)} | set(varying(slot))
 
     def is_folded(self, operand: int, slot: Slot, dims: set[int]) -> bool:
-        """Tell whether a slot for which `spans` was asked varies along several dimensions at once in the base."""
+        """Return whether a slot for which `spans` was asked varies along several dimensions at once in the base."""
         return any(dims <= set(varying(each)) for each in self._in_base(operand, slot))
 
     def _in_base(self, operand: int, slot: Slot) -> list[Slot]:
@@ -223,7 +223,7 @@ class State(Slots):
         return [each for each in recorded if not labels.isdisjoint(each.flatten().tolist())]
 
     def _has(self, label: int) -> bool:
-        """Tell whether a label is one of a channel that the small network has."""
+        """Return whether a label is one of a channel that the small network has."""
         assert self.is_kept is not None
         return bool(label) and self.is_kept(label)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError, DoesNotRunError
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, sets_of
-from adjoined.slicing.flow.places import any_beside_channels, pin_places
+from adjoined.slicing.flow.not_channels import any_beside_channels, pin_places
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
@@ -242,7 +242,7 @@ def run_again(
 
 
 def trains(model: nn.Module, inputs: Inputs) -> bool:
-    """Tell whether a model, which may change in the run, runs in train mode."""
+    """Return whether a model, which may change in the run, runs in train mode."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for attempt in inputs.for_training():
             with suppress(Exception):  # whatever the model's own code raises

@@ -116,7 +116,7 @@ class _Known:
         return other
 
     def _same_sizes(self, part: str, other: str) -> bool:
-        """Tell whether two modules have the same tensors, of equal sizes wherever they are labelled."""
+        """Return whether two modules have the same tensors, of equal sizes wherever they are labelled."""
 
         def sizes(name: str) -> dict[str, list[int]]:
             prefix = len(name)
@@ -166,7 +166,7 @@ class _Known:
         return [t for t in self.labels if t.startswith(f"{module}.") and any(v is not None for v in self.labels[t])]
 
     def _is_group(self, vector: Tensor) -> bool:
-        """Tell whether every label is tied to another: a label that meets nothing is not a channel."""
+        """Return whether every label is tied to another: a label that meets nothing is not a channel."""
         return all(int(self.members[self.ties.find(label)]) > 1 for label in vector.tolist())
 
     def _tie(self, mine: Tensor | None, its: Tensor | None) -> None:

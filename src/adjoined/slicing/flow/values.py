@@ -35,7 +35,7 @@ class Values:
                 self._computed[leaf] = True
 
     def computed(self, tensor: Tensor) -> bool:
-        """Tell whether the tensor's elements depend on the values of the input."""
+        """Return whether the tensor's elements depend on the values of the input."""
         return tensor in self._computed
 
     def note(self, op: Any, name: str, given: Sequence[Tensor], results: Sequence[Tensor], module: str) -> None:

@@ -46,7 +46,7 @@ def linear_names(model: nn.Module) -> set[str]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Tell whether a module normalises: torch's own classes, and others with "norm" in their name.
+    """Return whether a module normalises: torch's own classes, and others with "norm" in their name.
 
     Example:
         >>> is_norm(nn.BatchNorm2d(8)), is_norm(nn.Conv2d(3, 8, 3))
@@ -56,7 +56,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:
-    """Tell whether a module owns a weight that mixes channels (a normalised convolution is not a norm)."""
+    """Return whether a module owns a weight that mixes channels (a normalised convolution is not a norm)."""
     return any(p is not None and sum(size > 1 for size in p.shape) > 1 for p in module._parameters.values())
 
 
@@ -307,7 +307,7 @@ MANAGED_SIZES = {
 
 
 def has_managed_sizes(module: nn.Module) -> bool:
-    """Tell whether `set_sizes` updates a module's sizes."""
+    """Return whether `set_sizes` updates a module's sizes."""
     known = (nn.modules.conv._ConvNd, nn.Linear, nn.PReLU, nn.MultiheadAttention, *_RECURRENT, *_TABLES, *_NORMS)
     return isinstance(module, known)
 

@@ -29,7 +29,7 @@ _DEEPEST = 4
 
 
 def has_functions(model: nn.Module) -> bool:
-    """Tell whether a module holds functions that refer to objects; only a run shows whether these are the model's."""
+    """Return whether a module holds functions that refer to objects; only a run shows whether these are the model's."""
     return any(not isinstance(value, _NO_OBJECTS) for _, function in _functions(model) for value in _used_by(function))
 
 
@@ -178,7 +178,7 @@ def _contents_in(held: Any) -> list[tuple[Any, dict[Any, Any]]]:
 
 
 def _undo(held: Any, inside: Sequence[tuple[Any, dict[Any, Any]]]) -> bool:
-    """Restore the contents of what an attribute holds; tell whether that was necessary."""
+    """Restore the contents of an attribute; return whether they had changed."""
     if not inside:
         filled = isinstance(held, (list, dict)) and bool(held)
         if filled:

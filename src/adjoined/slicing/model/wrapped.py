@@ -62,7 +62,7 @@ def unwrap(model: Any) -> nn.Module:
 
 
 def _is_compiled(model: Any) -> bool:
-    """Tell whether this is what `torch.compile` returns, without importing the compiler."""
+    """Return whether this is what `torch.compile` returns, without importing the compiler."""
     return type(model).__module__ == "torch._dynamo.eval_frame" and hasattr(model, "_orig_mod")
 
 

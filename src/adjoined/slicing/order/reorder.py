@@ -178,7 +178,7 @@ def _depths(traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan]) -> di
 
 
 def _slices_inside(plan: SlicePlan, module: str, groups: int, size: int) -> bool:
-    """Tell whether the plan narrows a grouped convolution inside its groups, rather than by whole groups."""
+    """Return whether the plan narrows a grouped convolution inside its groups, rather than by whole groups."""
     weights = [indices for name, indices in plan.tensors.items() if owner_of(name) == module and len(indices) > 2]
     return any(indices[1] is not None for indices in weights)
 

@@ -152,7 +152,7 @@ class Probe:
         )
 
     def same(self, gathers: Gathers) -> bool:
-        """Tell whether the outputs stay the same when the copy is reordered."""
+        """Return whether the outputs stay the same when the copy is reordered."""
         tensors = named_tensors(self.model)
         permute(tensors, gathers)
         try:

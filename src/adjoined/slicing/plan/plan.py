@@ -20,9 +20,9 @@ from adjoined.slicing.model.modules import and_parents, duplicate, in_place_of, 
 from adjoined.slicing.model.original import check_copy
 from adjoined.slicing.model.stored import read, write
 from adjoined.slicing.model.wrapped import unwrap
-from adjoined.slicing.plan.checked import check_data
 from adjoined.slicing.plan.index import Index, take
 from adjoined.slicing.plan.reasons import Reason
+from adjoined.slicing.plan.validation import check_data
 
 FORMAT = 2
 """Format 1 had reasons as plain strings; it is read, too."""
@@ -135,7 +135,7 @@ class SlicePlan:
         )
 
     def is_unknown(self, tensor: str) -> bool:
-        """Tell whether a tensor is of a part that did not run, and whose channels in the small network are unknown.
+        """Return whether a tensor is of a part that did not run, and whose channels in the small network are unknown.
 
         Where nothing is narrow, all parts fit.
         """
@@ -325,7 +325,7 @@ class SlicePlan:
 
 
 def _replaces(value: object, old: object) -> bool:
-    """Tell whether a value from a file has the type of the integer, or integers, that it replaces in a module."""
+    """Return whether a value from a file has the type of the integer, or integers, that it replaces in a module."""
     if isinstance(value, list):
         return isinstance(old, list | tuple) and len(value) == len(old)
     return type(value) is int and isinstance(old, int) and not isinstance(old, bool)

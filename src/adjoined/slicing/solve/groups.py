@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.labels import Axis, Slot, distinct, sets_of, squeeze_equal, varying
-from adjoined.slicing.flow.places import NOT_CHANNELS
+from adjoined.slicing.flow.not_channels import NOT_CHANNELS
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -67,7 +67,7 @@ class Group:
         return min(self.axes.values())
 
     def is_near(self, module: str) -> bool:
-        """Tell whether a tensor of this module, or of a module in it, has these channels."""
+        """Return whether a tensor of this module, or of a module in it, has these channels."""
         return not module or any(name.startswith(f"{module}.") for name, _ in self.axes)
 
     @property
@@ -175,7 +175,7 @@ class Grouping:
         return {module for module, labels in choices if self._are_stuck(labels)}
 
     def _are_stuck(self, labels: Iterable[int]) -> bool:
-        """Tell whether groups of channels are all tied to each other, or stay because others lie across them."""
+        """Return whether groups of channels are all tied to each other, or stay because others lie across them."""
         whys = [self.of(label).why for label in labels]
         across = all(why is not None and why.kind is Kind.TWO_AT_ONCE for why in whys)
         return across or len({self.roots[label] for label in labels}) == 1

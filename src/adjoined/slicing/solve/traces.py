@@ -92,7 +92,7 @@ class Traces:
         return traced, self._known[-1].grouping
 
     def misses_training(self, plan: SlicePlan) -> bool:
-        """Tell whether the traces lack a run in train mode, and the model trains, but not the small network of a plan.
+        """Return whether the small network of a plan fails in train mode, which the traces did not cover; the base trains.
 
         Code that runs in train mode alone may use numbers of channels, too, as where codes follow moving averages. A
         plan that narrows only what an earlier one has narrowed, such as another of a family, is not run again.

@@ -38,7 +38,7 @@ def kept_of(channels: int, bundle: int, alpha: float, round_to: int) -> int:
 
 
 def slices_inside(groups: int, size: int, alpha: float, round_to: int) -> bool:
-    """Tell whether slicing inside the groups of a convolution keeps fewer channels than dropping whole groups.
+    """Return whether slicing inside the groups of a convolution keeps fewer channels than dropping whole groups.
 
     Example:
         >>> slices_inside(32, 4, 4, 8)  # 8 whole groups of 4 = 32 channels; inside: 1 -> 8, all 4 of 32 groups = 128
@@ -119,7 +119,7 @@ class OtherWidths:
                 group.required = RequiredWidth(width, WITH_PLACES)
 
     def propose(self, groups: Iterable[Group], axes: Set[Axis]) -> bool:
-        """Choose other widths for the groups with these dimensions; tell whether there is anything left to try."""
+        """Choose other widths for the groups with these dimensions; return whether there were any left to try."""
         self._axes |= axes
         changed: dict[int, int | None] = {}
         for group in groups:

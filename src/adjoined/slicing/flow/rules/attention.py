@@ -19,7 +19,7 @@ def composite(state: State, call: Call) -> None:
 
 
 def keeps_whole_heads(state: State, slot: Slot, heads: int, features: int) -> bool:
-    """Tell whether a product between tensors with heads keeps whole heads; the first run decides.
+    """Return whether a product between tensors with heads keeps whole heads; the first run decides.
 
     As with grouped convolutions, it chooses what keeps fewer channels. Where both keep as many, whole heads are kept,
     because then the scale 1/√d does not change.

@@ -89,7 +89,7 @@ def _grouped(
 
 
 def _are_images(rows: Slot) -> bool:
-    """Tell whether the groups (groups, channels of each) are the images of a batch, each with its own kernel."""
+    """Return whether the groups (groups, channels of each) are the images of a batch, each with its own kernel."""
     return rows.shape[0] > 1 and bool((rows == rows[:1]).all())
 
 

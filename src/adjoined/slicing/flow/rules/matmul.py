@@ -129,7 +129,7 @@ Spans = Sequence[tuple[Slot, set[int]]]
 
 
 def _folded(state: State, operand: int, spans: Spans, inner: int, other: int) -> bool:
-    """Tell whether labels lie along the dimension that is summed over and another one at once: (experts, channels)."""
+    """Return whether labels vary along the summed dimension and another one at once: (experts, channels)."""
     return any(state.is_folded(operand, slot, {inner, other}) for slot, _ in spans)
 
 

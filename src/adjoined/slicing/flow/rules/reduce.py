@@ -50,7 +50,7 @@ def reduction(state: State, call: Call) -> None:
 
 
 def _in_pieces(state: State, slot: Slot, reduced: set[int]) -> bool:
-    """Tell whether each channel lies in pieces along the other dimensions, as behind a pixel shuffle; tie the pieces.
+    """Return whether each channel lies in pieces along the other dimensions, as behind a pixel shuffle; tie the pieces.
 
     There the same labels come again and again, so none of these places ever goes with a channel.
     """
@@ -63,6 +63,6 @@ def _in_pieces(state: State, slot: Slot, reduced: set[int]) -> bool:
 
 
 def _repeats(slot: Slot, dim: int) -> bool:
-    """Tell whether some label occurs twice along a dimension."""
+    """Return whether some label occurs twice along a dimension."""
     line = slot.movedim(dim, 0).flatten(1)[:, 0]
     return len(torch.unique(line)) < len(line)

@@ -112,7 +112,7 @@ def filled(state: State, call: Call) -> None:
 
 
 def _constant(state: State, index: Tensor) -> bool:
-    """Tell whether an index is the same in both networks, as it depends on no channel; its values are needed then."""
+    """Return whether an index is the same in both networks, as it depends on no channel; its values are needed then."""
     for slot in state.slots(index):
         state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
     if state.slots(index) or state.values.computed(index):

@@ -23,7 +23,7 @@ def _used_as_channels(ties: Ties, findings: Findings) -> set[int]:
 def any_beside_channels(
     ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]
 ) -> bool:
-    """Tell whether a layer's weight has labels that no operator used as channels so far."""
+    """Return whether a layer's weight has labels that no operator used as channels so far."""
     used = _used_as_channels(ties, findings)
     vectors = (vector for name in layers for vector in labels.get(name, ()) if vector is not None)
     return any(ties.find(label) not in used for vector in vectors for label in vector.tolist())
@@ -104,7 +104,7 @@ def _pin_experts(ties: Ties, findings: Findings, labels: dict[str, list[Tensor |
 
 
 def _counts_matrices(dim: int, dims: dict[int, set[int]], sums: Iterable[tuple[set[int], set[int], bool]]) -> bool:
-    """Tell whether a dimension of a tensor is summed over, and by another product one of the others is."""
+    """Return whether a dimension of a tensor is summed over, and by another product one of the others is."""
     own, others = dims[dim], set().union(*(each for other, each in dims.items() if other != dim))
     among = [(over, product) for over, left, product in sums if left & others]
     return any(over & own for over, _ in among) and any(

@@ -95,6 +95,6 @@ class Shares:
                 self._slots.pin(slot, ENTRIES)
 
     def _tied(self, labels: Iterable[int], slots: Iterable[Slot]) -> bool:
-        """Tell whether any of the labels is tied to one in the slots."""
+        """Return whether any of the labels is tied to one in the slots."""
         find = self._slots.ties.find
         return not {find(label) for label in labels}.isdisjoint(find(each) for slot in slots for each in distinct(slot))
