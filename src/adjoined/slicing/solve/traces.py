@@ -92,10 +92,10 @@ class Traces:
         return traced, self._known[-1].grouping
 
     def misses_training(self, plan: SlicePlan) -> bool:
-        """Return whether the small network of a plan fails in train mode, which the traces did not cover; the base trains.
+        """Return whether a small network fails in train mode, where the base does not and the traces did not look.
 
-        Code that runs in train mode alone may use numbers of channels, too, as where codes follow moving averages. A
-        plan that narrows only what an earlier one has narrowed, such as another of a family, is not run again.
+        Code that runs in train mode alone may use numbers of channels, too, such as codes that follow moving averages.
+        A plan that narrows only what an earlier one has narrowed, such as another of a family, is not run again.
         """
         traced = self.latest[0]
         narrowed = {group.name for group in plan.groups if group.kept < group.width}
