@@ -141,6 +141,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     """Machines."""
     strategy: str = "auto"
     """Lightning's strategy for several devices: auto, ddp, ddp_find_unused_parameters_true."""
+    sync_batchnorm: bool = False
+    """Compute batch statistics over all GPUs, for both networks: for few images per GPU."""
     seed: int = 0
     """Seed of weights, order of the images, augmentation and dropout."""
     checkpoint_every: int = 1

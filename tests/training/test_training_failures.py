@@ -160,6 +160,16 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
         train(replace(TINY, accelerator="gpu"), tmp_path / "run", console=QUIET)
 
 
+def test_norms_are_synchronised_on_gpus_only(tmp_path):
+    """torch's own refusal would come in the first step; a single process has nothing to synchronise."""
+    synchronised = replace(TINY, sync_batchnorm=True, accelerator="cpu")
+    for parallel in ({"devices": 2}, {"strategy": "ddp"}):
+        with pytest.raises(AdjoinedError, match=r"--sync-batchnorm.*between GPUs only"):
+            train(replace(synchronised, **parallel), tmp_path / "run", console=QUIET)
+        assert not (tmp_path / "run").exists()
+    train(synchronised, tmp_path / "run", console=QUIET)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

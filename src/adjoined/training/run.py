@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.strategies import ParallelStrategy
 
 from adjoined.errors import AdjoinedError, first_line
 from adjoined.report.console import say
@@ -180,11 +181,12 @@ def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], fi
     """
     asked = settings.accelerator, settings.devices, settings.nodes, settings.strategy, settings.precision
     try:
-        return Trainer(
+        trainer = Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.nodes,
             strategy=settings.strategy,
+            sync_batchnorm=settings.sync_batchnorm,
             precision=settings.precision,
             max_epochs=settings.epochs,
             accumulate_grad_batches=settings.accumulate,
@@ -208,6 +210,15 @@ def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], fi
             where="--accelerator, --devices, --nodes, --strategy, --precision",
             got=", ".join(map(str, asked)),
         ) from error
+    parallel = isinstance(trainer.strategy, ParallelStrategy)  # only then does Lightning convert the norms
+    if settings.sync_batchnorm and parallel and trainer.strategy.root_device.type == "cpu":
+        raise AdjoinedError(
+            "torch synchronises batch norms between GPUs only",
+            where="--sync-batchnorm",
+            got=f"CPUs (number of processes: {trainer.world_size})",
+            fix="Leave it out, and give each process a batch of at least 16 images.",
+        )
+    return trainer
 
 
 def _check_fits(path: Path, module: LightningModule) -> None:
