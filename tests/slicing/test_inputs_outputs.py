@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined import AdjoinedError, adjoin, adjoint_loss, make_plan
@@ -262,15 +263,60 @@ def test_volumes_to_volumes():
     assert torch.allclose(net.eval().extract()(x), net(x)[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("output", [lambda z: z.argmax(1), lambda z: z.softmax(1).max(1)], ids=["index", "both"])
-def test_the_classes_of_which_an_output_is_the_largest_stay(output: Callable[[Tensor], Any]):
-    class Chosen(nn.Module):
+def written_beside(z: Tensor) -> Tensor:
+    out = z.new_zeros(len(z), 2)
+    out[:, 0], out[:, 1] = z.amax(1), z.logsumexp(1)
+    return out
+
+
+STATISTICS: dict[str, Callable[[Tensor], Any]] = {
+    "index": lambda z: z.argmax(1),
+    "largest, index": lambda z: z.softmax(1).max(1),
+    "confidence": lambda z: {"score": z.softmax(1).amax(1)},
+    "entropy": lambda z: -(z.softmax(1) * z.log_softmax(1)).sum(1),
+    "energy": lambda z: 2 * z.logsumexp(1)[:, None],
+    "how many": lambda z: (z.sigmoid() > 0.5).sum(1),
+    "probability of one": lambda z: 1 - z.softmax(1)[:, 0],
+    "parts of one tensor": written_beside,
+}
+
+
+class Summarised(nn.Module):
+    def __init__(self, output: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.stem, self.head, self.output = nn.Conv2d(3, 32, 3), nn.Linear(32, 10), output
+
+    def forward(self, x: Tensor) -> Any:
+        return self.output(self.head(self.stem(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_the_classes_over_which_an_output_is_computed_stay(name: str):
+    plan = make_plan(Summarised(STATISTICS[name]), torch.zeros(1, 3, 8, 8), alpha=4, round_to=1)
+    assert plan.small_shape("head.weight") == (10, 8)
+
+
+def test_classes_stay_behind_a_fixed_kernel_for_each():
+    class Smoothed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 10)
+            self.stem, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 10, 1)
+            self.register_buffer("kernel", torch.ones(10, 1, 3, 3) / 9)
 
-        def forward(self, x: Tensor) -> Any:
-            return output(self.head(self.stem(x).mean((2, 3))))
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(self.head(self.stem(x)), self.kernel, groups=10).amax(1)  # pyright: ignore[reportArgumentType]
 
-    plan = make_plan(Chosen(), torch.zeros(1, 3, 8, 8), alpha=4, round_to=1)
-    assert plan.small_shape("head.weight") == (10, 8)
+    assert make_plan(Smoothed(), torch.zeros(1, 3, 8, 8), round_to=1).small_shape("head.weight") == (10, 8, 1, 1)
+
+
+def test_channels_that_layers_read_narrow_where_an_output_is_a_map_of_their_attention():
+    class WithMap(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 10, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.stem(x)
+            return self.head(x), x.pow(2).mean(1)
+
+    assert make_plan(WithMap(), torch.zeros(1, 3, 8, 8), round_to=1).small_shape("head.weight") == (10, 8, 1, 1)

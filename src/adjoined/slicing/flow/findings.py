@@ -62,7 +62,9 @@ class Findings:
     crossing: dict[str, str] = field(default_factory=dict)
     """Module -> operator that computes a statistic across channels, so that dropped channels at zero still count."""
     read: set[int] = field(default_factory=set)
-    """Labels of channels that some operator sums over."""
+    """Labels of channels that some product sums over."""
+    reduced: set[int] = field(default_factory=set)
+    """Labels of channels that some operator reduces to a number, such as their mean or the largest."""
     channels: set[int] = field(default_factory=set)
     """Labels that a convolution or a matrix product with a weight uses as channels."""
     kernels: list[list[tuple[int, Slot]]] = field(default_factory=list)

@@ -26,7 +26,7 @@ ENTRIES = Reason(Kind.PLACES, "counts the entries of a table that a softmax weig
 
 _SOFTMAX = ("_softmax", "_safe_softmax")
 _ALIKE = ("clone", "detach", "alias", "_to_copy", "dropout", "native_dropout", "contiguous")
-_INNER = dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), (-1, -2)) | {"mv": (-1, -1), "convolution": (1, 1)}
+PRODUCTS = dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), (-1, -2)) | {"mv": (-1, -1), "convolution": (1, 1)}
 """Product -> the dimensions of its two factors that it sums over."""
 
 
@@ -63,11 +63,11 @@ class Shares:
         operator = OPERATORS.get(call.name)
         if call.name in _ALIKE or (operator is not None and operator.moves):
             self._mark(call.outputs, labels, in_table=in_table)
-        elif call.name in _INNER:
+        elif call.name in PRODUCTS:
             # A layer that writes channels reads channels; one that writes a single number takes a mean.
             channels = 1 if call.name == "convolution" else -1
             if not (in_layer or call.name == "convolution") or call.out.shape[channels] == 1:
-                self._weigh(given[-2:] if "add" in call.name else given[:2], _INNER[call.name])
+                self._weigh(given[-2:] if "add" in call.name else given[:2], PRODUCTS[call.name])
         elif call.name == "sum" and in_table:
             self._pin(shared[0], call["dim"] or range(shared[0].ndim))
         elif torch.Tag.pointwise in call.op.tags:

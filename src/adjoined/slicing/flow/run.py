@@ -18,7 +18,7 @@ from adjoined.slicing.flow.call import Call, tensors_in
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.memory import Memory
-from adjoined.slicing.flow.mixtures import Shares
+from adjoined.slicing.flow.mixtures import PRODUCTS, Shares
 from adjoined.slicing.flow.operators import UNKNOWN, Operator
 from adjoined.slicing.flow.rules import OPERATORS
 from adjoined.slicing.flow.shortcuts import run_operator
@@ -175,6 +175,11 @@ class LabelFlow(State, TorchDispatchMode):
                     self._names[out] = self._names[tensor]
         results = tensors_in(out)
         self.values.note(func, name, given, results, self.module)
+        if name not in PRODUCTS:  # a layer's weights can make up for channels that are dropped
+            for tensor in given:
+                if tensor in self.statistics:
+                    behind = [out._base for out in results if out._base is not None]
+                    self.note_statistic(self.statistics[tensor].values(), [*results, *behind])
         alike = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
         if labelled and name not in _CREATE and not (self._idle and name == "select"):
             call = Call(func, name, bound, out)

@@ -27,6 +27,7 @@ class Slots:
         is_kept: label -> whether the small network has it; None in the first run.
         last_op: name of the operator that runs.
         choices: index tensor -> slots of the channels among which it picks the largest or smallest.
+        statistics: tensor -> slots of the channels over which statistics in it are taken, without a layer in between.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Slots:
         self._uniform: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
         self.choices: Any = WeakIdKeyDictionary()
+        self.statistics: Any = WeakIdKeyDictionary()
         self._stored: set[int] = set()
         self._buffers: set[int] = set()
         self._last: list[Slot] = []

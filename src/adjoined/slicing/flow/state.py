@@ -93,9 +93,20 @@ class State(Slots):
             raise Mismatch(site, position, value or 0, size.left(self.is_kept) or 0, size, here)
 
     def note_read(self, labels: Tensor | None) -> None:
-        """Record that the current operator sums over these channels, so that later layers depend on them."""
+        """Record that the current product sums over these channels, so that later layers depend on them."""
         if labels is not None and not self.strict:
             self.findings.read.update(distinct(labels))
+
+    def note_reduced(self, slot: Slot) -> None:
+        """Record that the current operator reduces these channels to a number."""
+        if not self.strict:
+            self.findings.reduced.update(distinct(slot))
+
+    def note_statistic(self, over: Iterable[Slot], results: Iterable[Tensor]) -> None:
+        """Record that an operator's results hold statistics over these channels."""
+        slots = {id(slot): slot for slot in over}
+        for tensor in results if slots and not self.strict else ():
+            self.statistics[tensor] = slots | self.statistics.get(tensor, {})
 
     def note_channels(self, *vectors: Tensor | None) -> None:
         """Record that the current operator uses these labels as channels of its input, its weight, or its output."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, DoesNotRunError
 from adjoined.slicing.flow.findings import Findings
-from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, sets_of
+from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, distinct, sets_of
 from adjoined.slicing.flow.not_channels import any_beside_channels, pin_places
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
@@ -26,6 +26,7 @@ from adjoined.slicing.model.original import Original
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 OUTPUT = Reason(Kind.OUTPUT, "model output")
+OF_OUTPUT = Reason(Kind.OUTPUT, "a model output is a statistic over them")
 
 
 @dataclass
@@ -153,6 +154,7 @@ def _trace(
     for out in outputs:
         for slot in (*flow.slots(out), *flow.choices.get(out, ())):
             ties.pin(slot, OUTPUT)
+    _pin_summarised(flow, outputs)
     for prefix, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             _pin_scripted(prefix, module.original_name, labels, ties)
@@ -251,9 +253,17 @@ def trains(model: nn.Module, inputs: Inputs) -> bool:
     return False
 
 
+def _pin_summarised(flow: LabelFlow, outputs: Iterable[Tensor]) -> None:
+    """Pin what no layer reads, but an output summarises: classes of which it returns the entropy or the confidence."""
+    read = {flow.ties.find(label) for label in flow.findings.read}
+    for slot in (slot for out in outputs for slot in flow.statistics.get(out, {}).values()):
+        if read.isdisjoint(map(flow.ties.find, distinct(slot))):
+            flow.ties.pin(slot, OF_OUTPUT)
+
+
 def _pin_unread(ties: Ties, findings: Findings) -> None:
     """Pin what nothing read to full width: where values decide sizes, it may be an output that this run left out."""
-    read = {ties.find(label) for label in findings.read}
+    read = {ties.find(label) for label in findings.read | findings.reduced}
     for root, members in sets_of(ties.roots()):
         if root not in read and len(members) > 1:
             unread = torch.tensor(members, dtype=LABEL, device="cpu")

@@ -32,7 +32,8 @@ def convolution(state: State, call: Call) -> None:
     if weight_in is not None and weight_out is not None and any({0, 1} <= set(varying(s)) for s in weight_slots):
         why = "each element of the weight belongs to an output and an input channel at once"
         state.pin(weight_in, Reason(Kind.TWO_AT_ONCE, why))
-    state.note_read(channels)
+    if call["groups"] < x.shape[1]:  # else it sums over positions alone
+        state.note_read(channels)
     state.note_channels(channels, weight_in, weight_out)
     if not state.strict and any(varying(slot) for slot in state.slots(weight)) and not state.is_stored(weight):
         state.findings.kernels.append([(d, slot) for slot in state.slots(weight) for d in varying(slot)])

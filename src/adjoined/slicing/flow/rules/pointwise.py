@@ -143,6 +143,7 @@ def softmax(state: State, call: Call) -> None:
         if dim in varying(slot):
             state.note_crossing()
             state.note_shares(slot)
+            state.note_statistic([slot], call.outputs)
     state.carry(call.outputs[0], state.slots(x))
 
 
