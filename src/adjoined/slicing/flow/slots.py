@@ -91,7 +91,8 @@ class Slots:
         """Remember the name of a parameter or buffer, to record which operators read it."""
         self._names[tensor] = name
         memory = tensor.untyped_storage()._cdata
-        self._stored.add(memory)
+        if tensor.numel() > 1:  # else it has no labels of its own: the run may give it another size and others' labels
+            self._stored.add(memory)
         if not isinstance(tensor, nn.Parameter):
             self._buffers.add(memory)
 

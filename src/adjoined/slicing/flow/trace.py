@@ -151,6 +151,9 @@ def _trace(
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
     before.undo()  # small networks are made from the model as it was before it ran
+    for name, tensor in tensors.items():
+        if tensor.shape != sizes[name]:
+            tensor.resize_(sizes[name])
     for out in outputs:
         for slot in (*flow.slots(out), *flow.choices.get(out, ())):
             ties.pin(slot, OUTPUT)

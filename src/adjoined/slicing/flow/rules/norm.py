@@ -1,4 +1,4 @@
-"""Normalisation: tie the input's channels to scale, shift and running statistics."""
+"""Normalisation and fake quantisation: tie the input's channels to scale, shift and running statistics."""
 
 from __future__ import annotations
 
@@ -65,11 +65,27 @@ def layer_norm(state: State, call: Call) -> None:
     tie_elementwise(state, operands, call.outputs[0])
 
 
-def _per_channel(state: State, x: Tensor, affine: list[Any], out: Tensor) -> Tensor | None:
-    channels = state.vector([s for s in state.slots(x) if 1 in varying(s)], 1)
+@rule(
+    "_fused_moving_avg_obs_fq_helper", "fake_quantize_per_channel_affine_cachemask",
+    "fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+)  # fmt: skip
+def fake_quantised(state: State, call: Call) -> None:
+    """Numbers are rounded as in integers: with one scale for each channel, or with one for all."""
+    x, axis = call["self"], call["ch_axis"] if call["axis"] is None else call["axis"]
+    per_channel = [call[name] for name in ("scale", "zero_point", "running_min", "running_max")]
+    if call.name == "_fused_moving_avg_obs_fq_helper":  # its scales follow the largest elements
+        state.note_crossing()
+    if any(state.slots(each) for each in per_channel):
+        _per_channel(state, x, per_channel, call.outputs[0], axis % x.ndim)
+    else:
+        state.carry(call.outputs[0], state.slots(x))
+
+
+def _per_channel(state: State, x: Tensor, affine: list[Any], out: Tensor, axis: int = 1) -> Tensor | None:
+    channels = state.vector([s for s in state.slots(x) if axis in varying(s)], axis)
     for parameter in affine:
         if state.slots(parameter):
             channels = state.tie_vectors(channels, state.vector(state.slots(parameter), 0), FIXED)
-    rest = [slot for slot in state.slots(x) if 1 not in varying(slot)]
-    state.carry(out, rest + ([along(channels, 1, out.ndim)] if channels is not None else []))
+    rest = [slot for slot in state.slots(x) if axis not in varying(slot)]
+    state.carry(out, rest + ([along(channels, axis, out.ndim)] if channels is not None else []))
     return channels

@@ -25,6 +25,13 @@ def copy(state: State, call: Call) -> None:
         tie_elementwise(state, [target, source], target)
 
 
+@rule("resize_")
+def resize(state: State, call: Call) -> None:
+    """A tensor that gets another size is written next, and gets its labels then."""
+    x = call["self"]
+    state.carry(x, [slot for slot in state.slots(x) if torch.broadcast_shapes(slot.shape, x.shape) == x.shape])
+
+
 @rule("slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter")
 def scatter_part(state: State, call: Call) -> None:
     """Like `copy_`, out of place."""
