@@ -56,7 +56,8 @@ def check_same_parts(skeleton: nn.Module, module: nn.Module) -> None:
     for name in ran | now:
         borrowed = any(isinstance(ran.get(each), _Borrowed) for each in and_parents(name))
         kinds = [type(each[name]) if name in each else None for each in (ran, now)]
-        named = [kind and (kind.__module__, kind.__qualname__) for kind in kinds]  # torch.fx makes a class for each copy
+        # By name: torch.fx makes a class for each copy.
+        named = [kind and (kind.__module__, kind.__qualname__) for kind in kinds]
         if named[0] != named[1] and not borrowed:
             raise changed(name, *("no such module" if kind is None else kind.__name__ for kind in kinds))
 

@@ -15,8 +15,8 @@ INDICES = ("max", "min", "argmax", "argmin")
 
 
 @rule(
-    "mean", "sum", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod",
-    "logsumexp", "all", "any", "histc", statistic=Statistic.REDUCTION,
+    "mean", "sum", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
+    "prod", "logsumexp", "all", "any", "histc", statistic=Statistic.REDUCTION,
 )  # fmt: skip
 @rule(*INDICES)
 def reduction(state: State, call: Call) -> None:
