@@ -328,7 +328,7 @@ def _masked(values: Tensor, counted: Tensor) -> Tensor:
     """Return the values that count, and 0 for the others, whatever they are."""
     if counted.shape != values.shape or counted.dtype != torch.bool:
         raise AdjoinedError(
-            "not a mask of the outputs",
+            "the mask does not match the outputs",
             where="counted",
             expected=f"bool of the shape {tuple(values.shape)}",
             got=f"{str(counted.dtype).removeprefix('torch.')} of the shape {tuple(counted.shape)}",

@@ -153,7 +153,7 @@ def _check_targets(p: Tensor, y: object, label_smoothing: float, ignore_index: i
     by_class = (p.shape[0], *p.shape[2:])
     if not isinstance(y, Tensor) or y.shape != (p.shape if y.is_floating_point() else by_class):
         raise AdjoinedError(
-            "the targets do not fit the logits",
+            "the targets do not match the logits",
             where="y",
             expected=f"class indices, int64 {by_class}, or class probabilities, float {tuple(p.shape)}",
             got=f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__,
@@ -182,7 +182,9 @@ def _outside(y: Tensor, classes: int, ignore_index: int) -> int | None:
 
 def _check_logits(p: object, family: Sequence[object]) -> None:
     if not family:
-        raise AdjoinedError("no small network's logits", where="q", expected="at least one tensor", got="none")
+        raise AdjoinedError(
+            "the small network's logits are missing", where="q", expected="at least one tensor", got="none"
+        )
     for name, logits in (("p", p), *((f"q{i + 1}" if len(family) > 1 else "q", q) for i, q in enumerate(family))):
         if not isinstance(logits, Tensor):
             raise AdjoinedError(

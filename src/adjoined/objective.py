@@ -76,7 +76,7 @@ def objective_terms(
     """
     if isinstance(outputs, Tensor) or len(outputs) < 2:
         raise AdjoinedError(
-            "no output of a small network",
+            "the small network's output is missing",
             where="outputs",
             expected="the outputs of the joint network: p, q",
             got=type(outputs).__name__,

@@ -223,7 +223,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
     @property
     def code(self) -> str | None:
-        """The model if the user's own code builds it, for functions that run no code because a file names it."""
+        """The model if the user's own code builds it, for functions that never run code that a file chose."""
         from adjoined.models import is_code
 
         return self.model if is_code(self.model) else None

@@ -218,7 +218,7 @@ def test_own_code_is_named_each_time(
     exec(line, names)
     assert isinstance(names["model"], torch.nn.Module)
     for argv in (["evaluate", "run"], ["predict", "run", str(digit)], ["train", "--resume", "run"]):
-        assert "because a file names it" in (told := fails(capsys, *argv))
+        assert "a file never decides which code runs" in (told := fails(capsys, *argv))
         assert "model" in told
         assert main([*argv, *own]) == 0
 

@@ -172,7 +172,7 @@ def test_the_plots_are_there(finished):
 
 def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_path, capsys):
     for argv, told in [
-        ([*ARGV, "--lr", "0.3", "--out", str(finished)], "under other settings (lr)"),
+        ([*ARGV, "--lr", "0.3", "--out", str(finished)], "used other settings (lr)"),
         (
             [*ARGV, "--methods", "standard,adjoint:lr=0.3", "--out", str(tmp_path)],
             "not be trained under equal settings",
@@ -181,7 +181,7 @@ def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_pa
         ([*ARGV, "--methods", "standart", "--out", str(tmp_path)], "Did you mean standard?"),
         ([*ARGV, "--method", "adjoint", "--out", str(tmp_path)], "Name them with --methods"),
         ([*ARGV, "--methods", "adjoint:dropout_rate=0.5", "--out", str(tmp_path)], "does not read this setting"),
-        ([*ARGV, "--out", str(finished / "runs")], "something other than a comparison"),
+        ([*ARGV, "--out", str(finished / "runs")], "other files, not a comparison"),
     ]:
         capsys.readouterr()
         assert main(argv) == 2

@@ -76,7 +76,7 @@ def test_processes_do_not_search_each_for_itself(
     line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "every process would measure for itself" in fails(capsys, *line, "--pretrained")
+    assert "each process would measure for itself" in fails(capsys, *line, "--pretrained")
 
 
 def test_a_plan_has_no_images_to_search_widths_on(capsys: pytest.CaptureFixture[str]):

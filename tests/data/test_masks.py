@@ -151,7 +151,7 @@ def test_masks_of_0_and_255_are_not_taken_for_one_class(tmp_path: Path):
     draw(tmp_path / "images", tmp_path / "masks", 4)
     for path in (tmp_path / "masks").iterdir():
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
-    assert "the masks have one class only" in refusal(tmp_path)
+    assert "the masks have only one class" in refusal(tmp_path)
     assert "got only 0 and 255). Save the class that is 255 as 1." in refusal(tmp_path)
 
 

@@ -184,7 +184,7 @@ def test_what_is_not_counted_does_not_count():
     torch.testing.assert_close(d.label_kl(a, b, counted=known), d.label_kl(a[:, [0, 2]], b[:, [0, 2]]))
     # Both would be broadcast, and divided by the wrong number.
     for kl, mask in ((d.class_kl, counted[:, :1]), (d.label_kl, counted[:1])):
-        with pytest.raises(AdjoinedError, match=r"^counted: not a mask .* got bool of the shape"):
+        with pytest.raises(AdjoinedError, match=r"^counted: the mask does not match .* got bool of the shape"):
             kl(p, q, counted=mask)
 
 

@@ -324,7 +324,7 @@ def test_small_ce_is_a_weight():
         (torch.zeros(4, 3), torch.zeros(3, 3), r"^q: .*got p \(4, 3\), q \(3, 3\)"),
         (torch.zeros(4), torch.zeros(4), r"^p: .*no class dimension .*\(N, C, \.\.\.\)"),
         (torch.zeros(4, 3), [torch.zeros(4, 3), torch.zeros(4, 2)], r"^q2: .*q2 \(4, 2\)"),
-        (torch.zeros(4, 3), [], r"^q: no small network's logits"),
+        (torch.zeros(4, 3), [], r"^q: the small network's logits are missing"),
         ((torch.zeros(4, 3), torch.zeros(4, 3)), torch.zeros(4, 3), r"^p: not a tensor of logits .*got tuple\)"),
         (torch.zeros(4, 3), [torch.zeros(4, 3), {"out": 1}], r"^q2: not a tensor of logits .*got dict\)"),
     ],

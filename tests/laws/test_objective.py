@@ -94,7 +94,7 @@ def test_a_network_of_two_tasks_trains_with_its_twin():
 
 
 def test_what_is_not_a_joint_output_is_refused():
-    with pytest.raises(adjoined.AdjoinedError, match="no output of a small network"):
+    with pytest.raises(adjoined.AdjoinedError, match="the small network's output is missing"):
         adjoint_objective(torch.zeros(2, 3), task=torch.sum, distance=class_kl, progress=0.5)
     with pytest.raises(adjoined.AdjoinedError, match="no part"):
         by_name()

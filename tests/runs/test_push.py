@@ -157,7 +157,7 @@ def test_nothing_of_this_machine_is_shared(tmp_path: Path):
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "'small', model='net.py:make')" in card
     assert "author's own code builds the model" in card
-    with pytest.raises(AdjoinedError, match="no code is run because a file names it"):
+    with pytest.raises(AdjoinedError, match="a file never decides which code runs"):
         adjoined.load(tmp_path / "shared")
     assert same_classes(
         adjoined.load(tmp_path / "shared", model=settings.model), adjoined.load(run, model=settings.model)

@@ -174,7 +174,7 @@ def test_a_run_resumes_with_its_own_settings_only(tmp_path):
 @pytest.mark.parametrize("name", ["thesis.tex", "download.part"])
 def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
     (tmp_path / name).write_text("all my work")
-    with pytest.raises(AdjoinedError, match=rf"something other than a run.*{name}"):
+    with pytest.raises(AdjoinedError, match=rf"other files, not a run.*{name}"):
         train(TINY, tmp_path, console=QUIET)
     assert [each.name for each in tmp_path.iterdir() if each.name != ".lock"] == [name]
 
@@ -280,7 +280,7 @@ def test_a_foreign_record_is_refused(copy):
 
 
 def test_no_code_runs_because_a_file_names_it(of_code, capsys):
-    with pytest.raises(AdjoinedError, match=r"no code is run because a file names it.*Pass it"):
+    with pytest.raises(AdjoinedError, match=r"a file never decides which code runs.*Pass it"):
         load(of_code.folder)
     assert "user code runs" not in capsys.readouterr().out
 

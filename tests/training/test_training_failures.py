@@ -125,7 +125,7 @@ class Dangerous:
         (lambda content, path: saved({"adjoined": 1, "x": Dangerous(path)}), "damaged"),
         (lambda content, _: changed(content, state_dict={"network.w": torch.zeros(1)}), "another network"),
         (lambda content, _: changed(content, callbacks={}), "missing required field"),
-        (lambda content, _: changed(content, loops={"fit_loop": 3}), "does not fit the run"),
+        (lambda content, _: changed(content, loops={"fit_loop": 3}), "does not match the run"),
         (lambda content, _: content[:-40_000] + bytes([content[-40_000] ^ 1]) + content[-39_999:], "checksum"),
     ],
     ids=["truncated", "empty", "text", "pickle", "foreign", "newer", "code", "other network", "entry", "state", "bit"],

@@ -132,7 +132,7 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
 
     if asked != ModelOptions():
         raise AdjoinedError(
-            "model flags do not apply to a run, whose networks are finished",
+            "model flags do not apply to a run: its networks are finished",
             where=options.subject,
             fix="Leave out --alpha, --compress, --keep, --round-to, --input-size, --channels, --classes, "
             "--model-options.",

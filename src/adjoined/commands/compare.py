@@ -58,7 +58,9 @@ class Comparison(FromRecipe):
             if getattr(self, name) < 1:
                 raise AdjoinedError("out of range", where=f"--{name}", expected="at least 1", got=getattr(self, name))
         if self.part is not None and self.jobs > 1:
-            raise AdjoinedError("the runs of a part follow one another", where="--jobs", fix="Use more parts instead.")
+            raise AdjoinedError(
+                "the runs of a part are done one after another", where="--jobs", fix="Use more parts instead."
+            )
         if self.minutes is not None and (self.minutes <= 0 or self.jobs > 1):
             expected = "a number above 0, together with --jobs 1"
             raise AdjoinedError("out of range", where="--minutes", expected=expected, got=self.minutes)

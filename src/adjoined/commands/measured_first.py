@@ -38,7 +38,7 @@ def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings,
         return replace(settings, budget=None, **json.loads(os.environ[MEASURED])), []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AdjoinedError(
-            "every process would measure for itself, and choose another small network",
+            "each process would measure for itself, and might choose another small network",
             where="--widths search" if searched else f"--budget {settings.budget!r}",
             fix="Add --dry-run in one process, and give the --alpha and --widths that it prints.",
         )

@@ -37,11 +37,11 @@ def main(argv: Sequence[str]) -> None:
     if not found:
         alike = near(options.pattern.rpartition(":")[2].strip("*?."))
         raise AdjoinedError(
-            "no model has such a name",
+            "no model matches this pattern",
             where="PATTERN",
             expected=f"a part of a name, such as {', '.join(alike)}" if alike else "a part of a name, such as resnet",
             got=options.pattern,
-            fix="Shorten the pattern, or write * for what may vary.",
+            fix="Shorten the pattern, or use * as a wildcard.",
         )
     if options.json:
         print(json_text([each._asdict() for each in found]))

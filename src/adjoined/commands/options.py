@@ -19,7 +19,7 @@ class OwnCode:
     """A model of your own."""
 
     model: str | None = None
-    """FILE.py:FUNCTION or package.module:FUNCTION, for a run of your own code: no code runs because a file names it."""
+    """FILE.py:FUNCTION or package.module:FUNCTION, for a run of your own model: no file decides which code runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

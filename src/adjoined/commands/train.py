@@ -189,7 +189,7 @@ def check_code_is_named(told: Mapping[str, Any], settings: Settings) -> None:
     """Refuse to run code because a settings file names it; `told` is the command line, as `typed` returns it."""
     if settings.code and "model" not in told:
         raise AdjoinedError(
-            "the settings file names code as the model, and no code runs because a file names it",
+            "the settings file names your own code as the model, and a file never decides which code runs",
             where=settings.model,
             fix=f"If you trust it, add --model {settings.model} to the command.",
         )

@@ -74,7 +74,7 @@ class Study:
         if not record.is_file():
             if self.folder.is_dir() and any(each.name != ".lock" for each in self.folder.iterdir()):
                 raise AdjoinedError(
-                    "the folder holds something other than a comparison", where=self.folder, fix="Choose another --out."
+                    "the folder contains other files, not a comparison", where=self.folder, fix="Choose another --out."
                 )
             return
         found = read_json(record, "the record of a comparison")
@@ -95,7 +95,7 @@ class Study:
     def _refuse(self, names: list[str], before: Settings, now: Settings, where: Path, unequal: bool) -> None:
         if names and not unequal:
             raise AdjoinedError(
-                f"these runs were made under other settings ({', '.join(names)})",
+                f"these runs used other settings ({', '.join(names)})",
                 where=where,
                 expected=f"{names[0]} {getattr(before, names[0])}",
                 got=getattr(now, names[0]),

@@ -110,7 +110,7 @@ def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
     if FILE not in header or (LABELS in header) == bool(columns):
         expected = f"{FILE}, and either {LABELS} or a column of 0 and 1 for each label; {SPLIT} is optional"
         raise AdjoinedError(
-            "the columns are not those of a label file",
+            "these are not the columns of a label file",
             where=path,
             expected=expected,
             got=got,
@@ -171,7 +171,7 @@ def _files(path: Path, told: Sequence[tuple[int, str]]) -> tuple[list[str], list
         got = text[:200] or "nothing"
         if os.path.isabs(name) or ".." in Path(text).parts:
             raise AdjoinedError(
-                "the image is not below the folder of the file", where=where, expected="a relative path", got=got
+                "the image is outside the folder of the label file", where=where, expected="a relative path", got=got
             )
         if not os.path.isfile(path.parent / name):  # Path.is_file raises for a name that is too long
             raise AdjoinedError("no such image", where=where, expected=f"a file in {path.parent.absolute()}", got=got)
@@ -194,5 +194,5 @@ def _split(path: Path, parts: Sequence[tuple[int, str]], images: FileImages) -> 
             raise AdjoinedError("no such split", where=f"{path}, row {number}", expected="train or val", got=got)
     held_out = torch.tensor([part == "val" for _, part in parts])
     if held_out.all() or not held_out.any():
-        raise AdjoinedError("one of train and val is empty", where=path, expected="rows of both")
+        raise AdjoinedError("train or val is empty", where=path, expected="rows of both")
     return images.subset(~held_out), images.subset(held_out)

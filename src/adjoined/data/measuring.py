@@ -48,7 +48,7 @@ def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Seque
     source = open_source(settings) if photos is None else open_all_photos(photos, channels=info.channels)
     if source.task != info.task:
         raise AdjoinedError(
-            "the images have other targets than those the networks were trained on",
+            "the networks were trained for another task",
             where=f"data {settings.name}",
             expected=f"data for {info.task}",
             got=f"for {source.task}",

@@ -247,7 +247,7 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
     values = sorted(found)
     if values == [0] and ignored is not None:
         raise AdjoinedError(
-            "the masks have one class only",
+            "the masks have only one class",
             where=folder / ignored,
             expected=f"values from 0 without a gap; {IGNORED} marks pixels that do not count",
             got=f"only 0 and {IGNORED}",
@@ -256,7 +256,7 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
     missing, strange = next((pair for pair in enumerate(values) if pair[0] != pair[1]), (None, 0))
     if missing is not None or len(found) < 2:
         raise AdjoinedError(
-            "the masks have one class only" if missing is None else "the values of the masks are not class indices",
+            "the masks have only one class" if missing is None else "the values of the masks are not class indices",
             where=folder / found[strange],
             expected=f"values from 0 without a gap, and {IGNORED} for pixels that do not count",
             got="only 0" if missing is None else f"{strange}, but no mask has {missing}" if strange > 0 else strange,

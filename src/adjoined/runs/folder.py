@@ -221,7 +221,7 @@ class RunFolder:
             foreign = [each.name for each in self.path.iterdir() if each.name != LOCK and not is_part(each.name)]
             if foreign:
                 raise AdjoinedError(
-                    "the folder holds something other than a run",
+                    "the folder contains other files, not a run",
                     where=self.path,
                     expected="an empty folder or a new one",
                     got=min(foreign),

@@ -177,7 +177,7 @@ def rebuild(
     else:
         if models.is_code(told["spec"]):
             raise AdjoinedError(
-                "user code builds this network, and no code is run because a file names it",
+                "your own code builds this network, and a file never decides which code runs",
                 where=where,
                 got=told["spec"],
                 fix=f"Pass it: --model {told['spec']}, or in Python load(..., model={told['spec']!r}), a module, "

@@ -87,7 +87,7 @@ def look_ahead(settings: Settings, folder: Path) -> Outlook:
     settings = settings.anchored()
     if stages := METHODS[settings.method](settings).before():
         raise AdjoinedError(
-            f"a stage begins with the networks of the one before, so only the first can be tried: {stages[0].name}",
+            f"each stage starts from the networks of the one before, so only the first can be tried: {stages[0].name}",
             where=f"--dry-run --method {settings.method}",
             fix=f"Try --method {stages[0].settings.method} --dry-run.",
         )

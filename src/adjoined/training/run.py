@@ -238,7 +238,7 @@ def _restored(checkpoint: Path | None, module: TrainingModule) -> Iterator[None]
         if not module.restoring:
             raise
         raise AdjoinedError(
-            f"the checkpoint does not fit the run: {type(error).__name__}: {first_line(error)}",
+            f"the checkpoint does not match the run: {type(error).__name__}: {first_line(error)}",
             where=checkpoint,
             fix=_OTHER_CHECKPOINT,
         ) from error

@@ -124,7 +124,7 @@ def _finished(network: nn.Module, plan: SlicePlan | None) -> dict[str, TrainedNe
     if isinstance(network, nn.Module) and isinstance(plan, SlicePlan):
         return {"small": TrainedNetwork(network, plan)}
     raise AdjoinedError(
-        "a small network alone does not tell how it was cut out of its base",
+        "a small network alone does not show how it was sliced from its base",
         where="adjoined.save",
         expected="the joint network, or a small network with plan=net.plan",
         got=type(network).__name__,

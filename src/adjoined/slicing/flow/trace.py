@@ -113,7 +113,7 @@ def _copied(model: nn.Module, device: str | None) -> nn.Module:
                 f"the model cannot be copied: {type(error).__name__}: {error}",
                 where=type(model).__name__,
                 expected="a model that copy.deepcopy copies",
-                fix="Take what cannot be copied out of its attributes, such as open files, locks and generators.",
+                fix="Move open files, locks, generators and the like out of its attributes.",
             ) from error
     # The memo saves copying the weights first, and keeps tied ones tied: `to` alone would make two of them.
     memo: dict[int, Any] = {id(t): in_place_of(t, t.detach().to(device)) for t in named_tensors(model).values()}

@@ -32,7 +32,7 @@ class Inputs:
         inputs = cls(tuple(example) if isinstance(example, (tuple, list)) else (example,))
         if not tensor_leaves(inputs.args):
             raise AdjoinedError(
-                "the example input has no tensor",
+                "the example input contains no tensor",
                 where="example_input",
                 expected="a tensor such as torch.zeros(1, 3, 224, 224), a tuple of arguments or a dict of them",
                 got=type(example).__name__,

@@ -85,7 +85,7 @@ def check_output(model: nn.Module, out: Any) -> None:
         iterator, nested = isinstance(leaf, Iterator), isinstance(leaf, Tensor) and leaf.is_nested
         if iterator or nested:
             raise AdjoinedError(
-                "what the model returns cannot be followed",
+                "the model's output cannot be followed",
                 where=type(model).__name__,
                 expected="dense tensors, in tuples, lists, dicts or objects",
                 got="a nested tensor" if nested else f"a {type(leaf).__name__}, whose code has not run yet",

@@ -184,7 +184,7 @@ def requested_widths(model: nn.Module, widths: Mapping[str, str]) -> dict[tuple[
         if not named:
             near = [owner_of(name) for name in dims][:5]
             raise AdjoinedError(
-                "these modules write no channels: ask for a width where channels are written",
+                "these modules write no channels, so they have no width of their own",
                 where=f"widths[{pattern!r}]",
                 expected=f"convolutions or linear layers such as {', '.join(map(repr, near))}",
             )

@@ -177,7 +177,7 @@ def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: f
         return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request, alpha)
     except OutOfStep as error:
         raise AdjoinedError(
-            f"the network does not run again even at full width: {error}",
+            f"the network fails when it runs again, even at full width: {error}",
             where=type(traced.model).__name__,
             fix="Its forward has to run the same operators for the same input shapes.",
         ) from error
