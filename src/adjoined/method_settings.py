@@ -6,24 +6,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 METHODS = (
-    "adjoint",
-    "adjoint+",
-    "transfer",
-    "standard",
-    "scratch",
-    "scratch-compute",
-    "dropout",
-    "siamese",
-    "distillation",
-    "mutual",
-    "slimmable",
-    "slimmable-distill",
-    "filter-pruning",
-    "slimming",
-    "sparse-scales",
-    "weight-pruning",
+    "adjoint", "adjoint+", "transfer", "standard", "scratch", "scratch-compute", "dropout", "siamese", "distillation",
+    "mutual", "slimmable", "slimmable-distill", "filter-pruning", "slimming", "sparse-scales", "weight-pruning",
     "lottery-ticket",
-)
+)  # fmt: skip
 """The training methods by name; `adjoined.methods` has a class for each."""
 
 _SHARED = ("adjoint", "slimmable", "slimmable-distill")

@@ -18,24 +18,9 @@ from adjoined.data.images import FileImages
 from adjoined.errors import AdjoinedError
 from adjoined.printable import printable
 
-EXTENSIONS = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".avif",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-    )
-)
+EXTENSIONS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+))  # fmt: skip
 _ELSEWHERE = "links to folders read elsewhere"
 _OF_THE_SYSTEM = ("__MACOSX", "@eaDir")  # folders that archives of macOS and network drives add
 _SHOWN = 6

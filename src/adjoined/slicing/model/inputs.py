@@ -152,19 +152,8 @@ def _overlapping(tensors: list[Tensor]) -> dict[int, Tensor]:
     return copies
 
 
-_WITHOUT_STATE = (
-    type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    enum.Enum,
-    torch.dtype,
-    torch.device,
-    torch.Generator,
-)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum)
+_WITHOUT_STATE = (*_PLAIN, torch.dtype, torch.device, torch.Generator)
 
 
 def _held_by(holder: Any, seen: set[int]) -> Iterator[Tensor]:
