@@ -77,7 +77,7 @@ def test_the_commands_take_the_run_and_claim_nothing_about_its_training(run: Pat
 
 
 def test_a_small_network_alone_needs_its_plan(trained: AdjoinedNetwork, tmp_path: Path):
-    with pytest.raises(AdjoinedError, match="how it was cut out"):
+    with pytest.raises(AdjoinedError, match="how it was sliced"):
         adjoined.save(trained.extract(), tmp_path / "alone", **MODEL, **DATA)
     assert not (tmp_path / "alone").exists()
     adjoined.save(trained.extract(), tmp_path / "alone", **MODEL, **DATA, plan=trained.plan)
