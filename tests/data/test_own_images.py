@@ -222,12 +222,13 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(photos):
     assert "class eel" in refusal(lambda: opened(photos, bad_images="skip"))
 
 
-def test_the_images_are_described_in_three_lines(photos):
-    classes, train, val = opened(photos, val_fraction=0.3, limit=5).in_words().splitlines()
+def test_the_images_are_described_in_four_lines(photos):
+    classes, train, val, normalised = opened(photos, val_fraction=0.3, limit=5).in_words().splitlines()
     assert "3 classes" in classes
     assert train == "15 training images (--limit 5 per class)"
     assert val.startswith("9 validation images")
     assert "--val-fraction 0.3, --split-seed 0" in val
+    assert normalised == "normalised by mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 (the data's)"
 
 
 # Evaluation images

@@ -42,14 +42,33 @@ OTHER = {
     "checkpoint_every": 2,
     "alpha": [2.0, 4.0],
 }
+# Everything that comes before the first step: searched widths, ordered channels, a small network that inherits.
+PRETRAINED = {
+    **SETTINGS,
+    "pretrained": True,
+    "method": "transfer",
+    "optimizer": "adamw",
+    "lr": 0.002,
+    "freeze": ["0", "1"],
+    "layer_decay": 0.7,
+    "widths": "search",
+    "budget": "20 k parameters",
+    "round_to": 1,
+}
 MODEL = """
+import torch
 from torch import nn
 
-def make(num_classes):
-    return nn.Sequential(
+def make(num_classes, pretrained=False):
+    model = nn.Sequential(
         nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.BatchNorm2d(32),
         nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, num_classes),
     )
+    if pretrained:
+        weights = torch.Generator().manual_seed(7)
+        for tensor in (*model.parameters(), model[1].running_mean, model[4].running_mean):
+            tensor.data.add_(torch.randn(tensor.shape, generator=weights), alpha=0.1)
+    return model
 """
 # (file, how many times it has been written before, when to kill)
 MOMENTS = [
@@ -60,8 +79,12 @@ MOMENTS = [
     ("metrics.csv", 1, "after the rename"),
     ("base.safetensors", 0, "after the rename"),
     ("run.json", 1, "before the rename"),
+    ("run.json", 1, "after the rename"),
 ]
 RANDOM_KILLS = 5
+SIGNALS = (signal.SIGINT, signal.SIGKILL)
+STOPPED = 130
+"""Exit code after Ctrl-C."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +100,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 def test_every_kind_of_kill_took_place(runs):
     names = [name for name in runs if not name.startswith("whole")]
-    assert len(names) == len(MOMENTS) + RANDOM_KILLS + 2
+    assert len(names) == len(MOMENTS) + RANDOM_KILLS + 2 + len(SIGNALS)
 
 
 def test_a_killed_run_ends_with_the_weights_of_the_whole_one(runs):
@@ -123,7 +146,8 @@ def test_nothing_is_left_over(runs):
 
 
 def _whole_of(name: str) -> str:
-    return "whole, other" if name.endswith("other") else "whole"
+    _, comma, kind = name.partition(", ")
+    return f"whole{comma}{kind}"
 
 
 def _history(folder: Path) -> list[dict[str, str]]:
@@ -147,11 +171,11 @@ def _equal(ours, theirs) -> bool:
 def main(folder: Path, seed: int) -> None:
     torch.set_num_threads(1)
     from adjoined.settings import Settings
-    from adjoined.training import run  # noqa: F401 - so that the forks need not import it
+    from adjoined.training import run, searching  # noqa: F401 - so that the forks need not import them
 
     (folder / "net.py").write_text(MODEL)
     model = {"model": f"{folder / 'net.py'}:make"}
-    settings, other = (Settings.from_dict({**each, **model}) for each in (SETTINGS, OTHER))
+    settings, other, pretrained = (Settings.from_dict({**each, **model}) for each in (SETTINGS, OTHER, PRETRAINED))
     dice = random.Random(seed)
     places = {}
 
@@ -161,6 +185,7 @@ def main(folder: Path, seed: int) -> None:
 
     seconds = _whole(settings, new("whole"))
     _whole(other, new("whole, other"))
+    longer = _whole(pretrained, new("whole, pretrained"))
     for file, times, when in MOMENTS:
         place = new(f"{file} {times} {when}")
         assert _run(settings, place, lambda at=(file, times, when): _die_at(*at)) == -signal.SIGKILL
@@ -176,6 +201,8 @@ def main(folder: Path, seed: int) -> None:
         after = dice.uniform(0.05, 0.9) * seconds
         _killed_after(after, settings, folder / places.setdefault(f"random {number}", f"run{len(places)}"))
     _killed_after(seconds / 2, other, new("random, other"))
+    for by in SIGNALS:
+        _killed_after(dice.uniform(0.3, 0.9) * longer, pretrained, new(f"{by.name}, pretrained"), by)
     print(json.dumps(places))
 
 
@@ -185,15 +212,21 @@ def _whole(settings, folder: Path) -> float:
     return time.monotonic() - began
 
 
-def _killed_after(seconds: float, settings, folder: Path) -> None:
-    while (ended := _run(settings, folder, kill_after=seconds)) == 0:  # it was faster than the whole run
+def _killed_after(seconds: float, settings, folder: Path, by: signal.Signals = signal.SIGKILL) -> None:
+    while (ended := _run(settings, folder, kill_after=seconds, by=by)) == 0:  # it was faster than the whole run
         folder.rename(folder.with_name(f"{folder.name}-too-fast-{seconds}"))
         seconds /= 2
-    assert ended == -signal.SIGKILL
+    assert ended == (STOPPED if by is signal.SIGINT else -by)
     assert _run(settings, folder) == 0
 
 
-def _run(settings, folder: Path, prepare=lambda: None, kill_after: float | None = None) -> int:
+def _run(
+    settings,
+    folder: Path,
+    prepare=lambda: None,
+    kill_after: float | None = None,
+    by: signal.Signals = signal.SIGKILL,
+) -> int:
     """Train in a separate process, and return how it ended."""
     child = os.fork()
     if child == 0:
@@ -201,11 +234,19 @@ def _run(settings, folder: Path, prepare=lambda: None, kill_after: float | None 
         try:
             from rich.console import Console
 
+            from adjoined.commands.latency_flags import LatencyOptions
+            from adjoined.commands.measured_first import measure_first
+            from adjoined.runs import RunFolder
             from adjoined.training import train
 
             prepare()
+            if (folder / "settings.yaml").exists() and settings.widths == "search":
+                settings = replace(RunFolder(folder).read_settings(), model=settings.model)
+            settings, _ = measure_first(settings, LatencyOptions())
             train(settings, folder, resume=folder.exists(), console=Console(quiet=True))
             code = 0
+        except KeyboardInterrupt:
+            code = STOPPED
         except BaseException:
             import traceback
 
@@ -215,7 +256,7 @@ def _run(settings, folder: Path, prepare=lambda: None, kill_after: float | None 
             os._exit(code)
     if kill_after is not None:
         time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, by)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -13,9 +13,6 @@ from adjoined.errors import AdjoinedError
 from adjoined.settings import SEARCH, Settings
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from adjoined.data import ImageData
     from adjoined.slicing import SlicePlan
 
 MEASURED = "ADJOINED_MEASURED"
@@ -61,22 +58,14 @@ def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings,
     return replace(settings, budget=None, **found), choices
 
 
-def images_and_model(settings: Settings) -> tuple[ImageData, nn.Module]:
-    """Return the images and the base network of these settings, with random weights."""
-    from adjoined.data import open_data
-    from adjoined.training.job import base_network
-
-    images = open_data(settings.data_settings())
-    return images, base_network(settings, images)
-
-
 def _fastest_enough(settings: Settings, timing: LatencyOptions) -> SlicePlan:
     """Return the plan of the largest small network within a budget that has milliseconds."""
     import torch
 
     from adjoined.slicing import Request, Slicer
+    from adjoined.training.job import images_and_base
 
-    images, model = images_and_model(settings)
+    images, model = images_and_base(settings, pretrained=False)
     info = images.info
     example = torch.zeros(1, info.channels, info.image_size, info.image_size)
     (plan,) = Slicer(model, example).plans(Request.of(settings), latency=timing.measure(example))

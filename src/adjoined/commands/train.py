@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by, parse, typed
 from adjoined.commands.latency_flags import LatencyOptions
-from adjoined.commands.measured_first import images_and_model, measure_first
+from adjoined.commands.measured_first import measure_first
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.streams import drop_output
 from adjoined.errors import AdjoinedError
@@ -135,8 +135,9 @@ def _choices(settings: Settings) -> list[Choice]:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from adjoined.choices import choose
+    from adjoined.training.job import images_and_base
 
-    images, model = images_and_model(settings)
+    images, model = images_and_base(settings, pretrained=False)
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
     return choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed)
 

@@ -113,10 +113,13 @@ class ImageData:
         limit = "" if settings.limit is None else f" (--limit {settings.limit}{per_class})"
         split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed}" if self.splits else ""
         classes = f"{info.num_classes} {CLASSES[info.task]}"
+        mean, std = (", ".join(f"{value:.4g}" for value in each) for each in (info.mean, info.std))
+        source = "the model's" if settings.normalisation == (info.mean, info.std) else "the data's"
         lines = [
             f"{printable(as_text(settings.name))}: {classes}, {info.image_size} px (--image-size)",
             f"{len(self.train)} training images{limit}",
             f"{len(self.val)} validation images ({self.val_name}{split})",
+            f"normalised by mean {mean} and std {std} ({source})",
         ]
         if self.skipped:
             names = ", ".join(map(printable, self.skipped[:3]))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from torch import nn
+
+from adjoined.errors import AdjoinedError
 from adjoined.models.specs import is_code, resolve
 
 
@@ -49,7 +54,11 @@ def usual_input(spec: str) -> UsualInput:
     return IMAGENET._replace(size=299) if name == "inception_v3" else IMAGENET
 
 
-def normalisation(spec: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, of values in [0, 1]."""
+
+
+def normalisation(spec: str) -> Normalisation | None:
     """Return the mean and standard deviation per channel of the images that a model's pretrained weights expect.
 
     Args:
@@ -73,3 +82,39 @@ def normalisation(spec: str) -> tuple[tuple[float, ...], tuple[float, ...]] | No
 
     config: Any = timm.get_pretrained_cfg(name)
     return None if config is None else (tuple(config.mean), tuple(config.std))
+
+
+def normalisation_of(model: nn.Module) -> Normalisation | None:
+    """Return the mean and standard deviation per channel of the images that a network of the user's code expects.
+
+    Args:
+        model: a network; timm's have an attribute `pretrained_cfg`, and others may have one with "mean" and "std".
+
+    Returns:
+        Both of values in [0, 1]; None if the network does not tell.
+
+    Raises:
+        AdjoinedError: they are not as many finite numbers, with standard deviations above 0.
+
+    Example:
+        >>> model = nn.Conv2d(1, 8, 3)
+        >>> model.pretrained_cfg = {"mean": [0.5], "std": [0.25]}
+        >>> normalisation_of(model), normalisation_of(nn.ReLU())
+        (((0.5,), (0.25,)), None)
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(config, Mapping) or not {"mean", "std"} <= config.keys():
+        return None
+    try:
+        mean, std = (tuple(map(float, config[name])) for name in ("mean", "std"))
+        fits = len(mean) == len(std) and all(map(math.isfinite, mean + std)) and min(std, default=0) > 0
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise AdjoinedError(
+            "not the normalisation of images",
+            where=f"pretrained_cfg of {type(model).__name__}",
+            expected="as many numbers in `mean` as in `std`, one for each channel, and those in `std` above 0",
+            got={name: config[name] for name in ("mean", "std")},
+        )
+    return mean, std

@@ -121,8 +121,8 @@ class Ending:
         # The figures first: once the record is written, the run is finished.
         finished = with_networks(self.run.path, self.run.path, result, self.job.settings.code)
         keep_figures(finished, figures_from(finished))
-        self.run.finish(result.to_json())
         shutil.rmtree(self.run.checkpoints / "last", ignore_errors=True)  # they are the finished ones
+        self.run.finish(result.to_json())
         return result
 
     def _write(

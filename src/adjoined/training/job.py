@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,17 +58,14 @@ def make_job(
     Raises:
         AdjoinedError: the data are missing or damaged, the model is unknown, or they do not fit together.
     """
-    from adjoined.data import open_data
-
     method = METHODS[settings.method](settings)
     method.check()
     check_optimizer(settings.optimizer)
-    images = open_data(settings.data_settings(processes), skipped=skipped)
+    pretrained = settings.pretrained and method.from_pretrained
+    images, model = images_and_base(settings, processes, pretrained=pretrained, skipped=skipped)
     if settings.data_on_device:
         images.check_on_device()
     images.check()
-    torch.manual_seed(settings.seed)
-    model = base_network(settings, images, pretrained=settings.pretrained and method.from_pretrained)
     example = torch.randn(1, images.info.channels, images.info.image_size, images.info.image_size)
     _check_logits(model, example, method.task.shape(images.info.num_classes, images.info.image_size), settings)
     adapted = method.adapt(model, example)
@@ -88,6 +85,34 @@ def prepare(job: Job, device: torch.device) -> None:
     job.network.to(device)
     job.method.prepare(job.built, x, y)
     job.network.cpu()
+
+
+def images_and_base(
+    settings: Settings, processes: int = 1, *, pretrained: bool, skipped: Collection[str] | None = None
+) -> tuple[ImageData, nn.Module]:
+    """Open the images, which are not checked yet, and build the base network under the seed of the settings.
+
+    Args:
+        settings, processes, skipped: as for `make_job`.
+        pretrained: whether the network starts from pretrained weights.
+    """
+    from adjoined.data import open_data
+
+    images = open_data(settings.data_settings(processes), skipped=skipped)
+    torch.manual_seed(settings.seed)
+    model = base_network(settings, images, pretrained=pretrained)
+    return as_expected(images, model, settings), model
+
+
+def as_expected(images: ImageData, model: nn.Module, settings: Settings) -> ImageData:
+    """Return the images, normalised as a network of the user's own code expects them, if it tells."""
+    from adjoined.data import open_data
+    from adjoined.models.usual import normalisation_of
+
+    expected = normalisation_of(model) if settings.code else None
+    if expected in (None, images.settings.normalisation):
+        return images
+    return open_data(replace(images.settings, normalisation=expected), skipped=images.skipped)
 
 
 def base_network(settings: Settings, images: ImageData, *, pretrained: bool = False) -> nn.Module:

@@ -19,7 +19,7 @@ from adjoined.runs.finished import with_networks
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan
 from adjoined.training.evaluate import Scores, evaluate
-from adjoined.training.job import model_recipe
+from adjoined.training.job import as_expected, model_recipe
 from adjoined.training.writing import write_network
 
 OWN_LOOP = "own training loop"
@@ -70,7 +70,8 @@ def save(
     known = Settings(model=model, data=data, **told).anchored()
     run = RunFolder(folder)
     with run.opened(known, resume=False):
-        images = open_data(known.data_settings())
+        first = next(iter(finished.values()))
+        images = as_expected(open_data(known.data_settings()), first.module, known)
         images.check()
         run.begin(known)
         run.keep_data(images)

@@ -7,10 +7,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from adjoined.data import open_data
 from adjoined.head import trial_head
 from adjoined.methods.transfer import ORDER
 from adjoined.settings import Settings
@@ -18,7 +16,7 @@ from adjoined.slicing import Latency, Request, SlicePlan
 from adjoined.tasks import task_of
 from adjoined.training.checkpoints import WholeCheckpointIO
 from adjoined.training.failures import quiet
-from adjoined.training.job import base_network
+from adjoined.training.job import images_and_base
 from adjoined.training.loaders import training_images
 from adjoined.training.run import make_trainer
 from adjoined.width_search import search_widths
@@ -42,10 +40,9 @@ def searched_plan(settings: Settings, latency: Callable[[Tensor], Latency] | Non
     Raises:
         AdjoinedError: as for `search_widths`, or the data or the model cannot be opened.
     """
-    images = open_data(settings.data_settings())
+    images, model = images_and_base(settings, pretrained=True)
     images.check()
-    torch.manual_seed(settings.seed)
-    model = base_network(settings, images, pretrained=True).eval()
+    model.eval()
     alone = replace(settings, devices=1, nodes=1, strategy="auto")
     with quiet():
         device = make_trainer(alone, Path(), [], WholeCheckpointIO()).strategy.root_device
