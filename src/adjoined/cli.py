@@ -45,7 +45,7 @@ LIBRARIES = (
     "torchvision",
     "yaml",
 )
-"""What the commands import beside the library's own needs: the extra `train`."""
+"""What the commands import besides the library's own dependencies: the extra `train`."""
 
 USER_MISTAKE = 2
 INTERRUPTED = 130

@@ -74,7 +74,7 @@ class MethodSettings:
     kl_detach: bool = _for(False, "adjoint")
     """Let the KL term train only the small network."""
     small_ce: float = _for(0.0, "adjoint")
-    """Weight of the small network's own cross-entropy beside the KL term; λ multiplies both."""
+    """Weight of the small network's own cross-entropy, in addition to the KL term; λ multiplies both."""
     temperature: float | None = _for(None, "adjoint", "distillation", "transfer")
     """Temperature of the KL term; none: 1 for adjoint, 4 for distillation, 2 for transfer."""
     dropout_rate: float = _for(0.3, "dropout")

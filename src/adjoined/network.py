@@ -146,7 +146,7 @@ class AdjoinedNetwork(nn.Module):
         # Copied first: the base may change its input in place.
         own = [apart((args, kwargs)) for _ in self.smalls]
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
-        # Autograd runs the nodes that were made last first. Slices taken before the base runs hand on their gradients
+        # Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
         # when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every
         # weight waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
         slices = None if _exchanges_gradients() else self._weights.slices()

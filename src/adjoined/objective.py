@@ -101,7 +101,7 @@ def adjoint_objective(
         task: maps one network's output to its loss, a scalar; it knows the targets.
         distance: (p, q) -> a scalar, at least 0; see `adjoined.distances`, and `by_name` for outputs with parts.
         progress: t, the fraction of training done, in [0, 1]; λ(t) = min(4t², 1).
-        small_task: weight of the small networks' own task loss, beside the distance; 0 in the paper, 1 in `adjoint+`.
+        small_task: weight of the small networks' own task loss; 0 in the paper, 1 in `adjoint+`.
 
     Returns:
         A scalar, in the units of the task's loss.

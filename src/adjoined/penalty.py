@@ -16,7 +16,7 @@ def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
     """Return the mean of ½ (z_p − z_q)ᵀ F (z_p − z_q), the second-order part of KL(p ‖ q) around the base network.
 
     F = diag(p) − p pᵀ is the Fisher information of the softmax at the logits z_p. It is never built: the quadratic
-    form is the variance of the logit difference over the classes, which have the probabilities p. Logged beside the KL
+    form is the variance of the logit difference over the classes, which have the probabilities p. Logged next to the KL
     term, it shows how far the theory holds: the two agree to 20 % where the logit differences of a sample span at most
     half a nat. Where the base is certain and the small network is not, the penalty is near 0 and the KL term is not
     (last line of the example).

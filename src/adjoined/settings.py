@@ -328,7 +328,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             raise error.at(f"{where}, {error.where}") from error
 
     def _check_size(self) -> None:
-        """Check the settings that choose the size of the small network, beside alpha."""
+        """Check the settings that choose the size of the small network, other than alpha."""
         one = len(self.alphas) == 1
         self._require("compress", self.compress is None or one, "none where --alpha has several values")
         self._require("budget", self.budget is None or one, "none where --alpha has several values")

@@ -186,7 +186,7 @@ class _Search:
         return self.with_widths(widths)
 
     def with_widths(self, widths: Mapping[str, str]) -> SlicePlan:
-        """Return the plan with these widths beside those that were asked for."""
+        """Return the plan with these widths, in addition to those requested."""
         return self.slicer.plans(replace(self.request, widths={**(self.request.widths or {}), **widths}))[0]
 
     def _loss(self, plan: SlicePlan) -> float:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, get_type_hints
 
 OPTIONAL = {"positional": True}
-"""Metadata of a field with a default that is a positional argument all the same."""
+"""Metadata of a field with a default that is a positional argument nevertheless."""
 
 
 def fields_of(options: Sequence[type]) -> dict[str, Field[Any]]:

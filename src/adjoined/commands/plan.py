@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adjoined.report.figures import Figures
     from adjoined.slicing import Cost, SlicePlan
 
-PURPOSE = "Plan the small networks of a model: channels, parameters and MACs of each layer, beside the base network's."
+PURPOSE = "Plan the small networks of a model: channels, parameters and MACs of each layer, next to the base network's."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ class ImageData:
         val_name: their description in tables: "test set", "held-out split, seed 0".
         settings: the settings that it was opened with.
         class_folders: the folders of the classes, if every class has a folder.
-        left_out: kinds and counts of other files beside the images; "" if there are none.
+        left_out: kinds and counts of files other than images; "" if there are none.
         skipped: names of the damaged files that were left out.
     """
 

@@ -112,7 +112,7 @@ class AdjoinedTask(ClassificationTask):
         return None if ema and not self.has_ema() else self._joint(ema).base
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """Return the state that a checkpoint needs beside the base network: plain values and tensors."""
+        """Return the state that a checkpoint needs besides the base network: plain values and tensors."""
         joint = self._joint(ema)
         plans = [plan.to_json() for plan in joint.plans]
         return {"plans": plans, "smalls": joint.smalls.state_dict(), "done": self.done}

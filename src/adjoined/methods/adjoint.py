@@ -25,7 +25,7 @@ class Mix:
     temperature: float = 1.0
     """Temperature of the KL term."""
     small_ce: float = 0.0
-    """Weight of the small network's own cross-entropy beside the KL term; λ multiplies both."""
+    """Weight of the small network's own cross-entropy, in addition to the KL term; λ multiplies both."""
 
 
 class Adjoint(Joint):

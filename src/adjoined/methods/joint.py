@@ -20,7 +20,7 @@ class Joint(Method):
 
     @property
     def joining(self) -> dict[str, Any]:
-        """Settings of `adjoin` beside the request: what is private, and how the networks share the rest."""
+        """Settings of `adjoin` besides the request: what is private, and how the networks share the rest."""
         return {"private_head": self.settings.private_head}
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:

@@ -1,4 +1,4 @@
-"""Fine-tuning from pretrained weights: the small network inherits from the base and learns beside it."""
+"""Fine-tuning from pretrained weights: the small network inherits from the base and learns alongside it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORDER = "taylor"
 
 
 class Transfer(Joint):
-    """Fine-tune the base exactly as it would be alone, with a small network of separate weights beside it.
+    """Fine-tune the base exactly as it would be alone, with a small network of separate weights alongside.
 
     Before the first step, a few hundred training images are used to fit a trial head to the pretrained features, to
     order the channels by the change of the loss without them, and to fit each small network's layers to the base's

@@ -81,7 +81,7 @@ def plan_table(
 def alpha_table(
     base: Cost, plans: Sequence[SlicePlan], times: Sequence[float] | None = None, *, measured: str = ""
 ) -> Table:
-    """Return what small networks of several alphas cost, beside the base network.
+    """Return what small networks of several alphas cost, next to the base network.
 
     Args:
         base: cost of the base network.

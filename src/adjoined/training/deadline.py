@@ -23,7 +23,7 @@ class Deadline(Callback):
         self.deadline = deadline
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask Lightning to stop; the checkpoint of this epoch is written all the same."""
+        """Ask Lightning to stop; the checkpoint of this epoch is written anyway."""
         if self.deadline is not None and time.monotonic() > self.deadline:
             trainer.should_stop = True
 

@@ -1,4 +1,4 @@
-"""What the first run of the label flow records beside the ties."""
+"""What the first run of the label flow records besides the ties."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Sum(NamedTuple):
 
 @dataclass
 class Findings:
-    """What the first run records beside the ties, in the order of who reads it."""
+    """What the first run records besides the ties, in the order of who reads it."""
 
     # ---- sizes that code has to ask for: compared by state.py, corrected by attributes.py ----------------------------
 
     sizes: dict[Site, list[Size]] = field(default_factory=dict)
-    """Operator -> the sizes that the model's code handed to it, where it read labelled tensors."""
+    """Operator -> the sizes that the model's code passed to it, where it read labelled tensors."""
     by_input: dict[tuple[str, str, int | None], Tensor] = field(default_factory=dict)
     """(module, attribute, element) in which a norm without tensors stores a size of its input -> what it counts."""
 

@@ -1,10 +1,10 @@
-"""The sizes that a model's own code hands to an operator, such as the shape of a view, and the channels they count.
+"""The sizes that a model's own code passes to an operator, such as the shape of a view, and the channels they count.
 
 The first run records every such size with the labels of the channels that it counts. In the second run, on the small
 network, the code has to ask for the number that is left of them. A module's attribute (`num_heads`, `head_dim`) that
 still describes the base network shows here, at the operator that gets it.
 
-Integers have three names in this package: a *size* is what code hands to an operator, an *attribute* is what a module
+Integers have three names in this package: a *size* is what code passes to an operator, an *attribute* is what a module
 stores, and a *width* is how many channels a group has.
 """
 
@@ -43,7 +43,7 @@ class Site(NamedTuple):
 
 
 class Size(NamedTuple):
-    """A size that code handed to an operator of the base network."""
+    """A size that code passed to an operator of the base network."""
 
     value: int
     counted: tuple[tuple[int, ...], ...]

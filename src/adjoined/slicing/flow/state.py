@@ -68,12 +68,12 @@ class State(Slots):
         self.in_linear = False
 
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
-        """Record the sizes that code handed to an operator, with the channels that they count."""
+        """Record the sizes that code passed to an operator, with the channels that they count."""
         if not self.strict and call.name not in GROUPED and sizes_in(call.name, call.args):
             self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, written)
 
     def note_groups(self, labels: Tensor) -> None:
-        """Record the channel groups that are kept or dropped whole, with a label for each; code hands over how many."""
+        """Record the channel groups that are kept or dropped whole, with a label for each; code passes their number."""
         if not self.strict:
             self.findings.conv_groups[self.module] = labels
             self.findings.sizes[self.cut] = [Size(labels.numel(), (tuple(labels.tolist()),))]

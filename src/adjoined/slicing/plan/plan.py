@@ -88,7 +88,7 @@ class SlicePlan:
             "": then it is at full width, and small networks refuse to run it.
         order: how the base network's channels were ordered when this plan was first used ("l1", "l2", "bn"), or "". It
             is only a note: a plan never reorders channels.
-        unordered: name of a group that kept its order all the same -> reason.
+        unordered: name of a group that kept its order nevertheless -> reason.
         base_cost, cost: parameters, bytes and MACs (for one sample of the example input's size) of the base and of the
             small network; None in a plan of format 1, or one that was not made by tracing. Two plans are equal whatever
             the size of the input was.

@@ -190,7 +190,7 @@ class Corrections:
         return value if _is_positive(value) else 0
 
     def _alike(self, candidate: Candidate) -> Iterator[tuple[Attribute, Size]]:
-        """Yield the candidate's attribute in every module of its class that hands it to the same operator."""
+        """Yield the candidate's attribute in every module of its class that passes it to the same operator."""
         attribute, site = candidate.attribute, candidate.site
         kind = type(self._module(attribute.module))
         for name, module in self.trace.model.named_modules():

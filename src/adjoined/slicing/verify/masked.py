@@ -34,7 +34,7 @@ class MaskedBase(LabelFlow):
     Args:
         model: a copy of the base network, whose tensors are masked in place.
         plan: the kept indices of each tensor.
-        numbers: those that the small network's code hands to operators, if they are to replace the base's.
+        numbers: those that the small network's code passes to operators, if they are to replace the base's.
 
     Attributes:
         not_computed: module -> operator whose statistic across channels is not computed over the kept ones here.
@@ -175,7 +175,7 @@ class MaskedBase(LabelFlow):
 
 
 class Numbers(LabelFlow):
-    """One run of the small network that records the numbers that its code hands to operators.
+    """One run of the small network that records the numbers that its code passes to operators.
 
     Attributes:
         of: operator -> for each of its calls that got numbers, position of the argument -> the number.

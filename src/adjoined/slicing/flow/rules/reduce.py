@@ -11,7 +11,7 @@ from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.flow.state import State
 
 INDICES = ("max", "min", "argmax", "argmin")
-"""Reductions that return the indices of what they choose, alone or beside it."""
+"""Reductions that return the indices of what they choose, alone or along with it."""
 
 
 @rule(
