@@ -21,12 +21,12 @@ from adjoined.slicing import (
     SlicePlan,
     Slicer,
     WithoutHistory,
-    apart,
     check_order,
     check_plan,
     check_trainable,
+    copy_stored_tensors,
     full_name,
-    hand_on_kept,
+    isolated,
     matching_modules,
     private_names,
     unwrap,
@@ -144,7 +144,7 @@ class AdjoinedNetwork(nn.Module):
             returns, such as logits (N, classes).
         """
         # Copied first: the base may change its input in place.
-        own = [apart((args, kwargs)) for _ in self.smalls]
+        own = [isolated((args, kwargs)) for _ in self.smalls]
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
         # Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
         # when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every
@@ -201,7 +201,7 @@ class AdjoinedNetwork(nn.Module):
                 else:  # a buffer that the forward resizes
                     part, _, buffer = name.rpartition(".")
                     module.get_submodule(part)._buffers[buffer] = own[name].clone()
-        hand_on_kept(self.smalls[which], module)
+        copy_stored_tensors(self.smalls[which], module)
         for name, part in self.smalls[which].named_modules():
             module.get_submodule(name).training = part.training
         return module

@@ -2,14 +2,14 @@
 
 from adjoined.slicing.make_plan import Slicer, make_plan, reorder
 from adjoined.slicing.model.cost import Cost, cost_by_module, last_linear, measure_cost
-from adjoined.slicing.model.inputs import Inputs, apart, tensor_leaves
+from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
 from adjoined.slicing.model.misuse import check_trainable
 from adjoined.slicing.model.modules import (
     WithoutHistory,
     and_parents,
+    copy_stored_tensors,
     duplicate,
     full_name,
-    hand_on_kept,
     matching_modules,
     named_tensors,
     private_names,
@@ -45,15 +45,15 @@ __all__ = [
     "WithoutHistory",
     "add_at",
     "and_parents",
-    "apart",
     "check_order",
     "check_plan",
     "check_trainable",
     "check_widths",
+    "copy_stored_tensors",
     "cost_by_module",
     "duplicate",
     "full_name",
-    "hand_on_kept",
+    "isolated",
     "last_linear",
     "make_plan",
     "matching_modules",

@@ -85,7 +85,7 @@ class LabelFlow(State, TorchDispatchMode):
         self._modules, self._entry = [""], LabelFlow.run.__code__
         self._count.clear()
         self._train = train
-        inputs = inputs.apart()
+        inputs = inputs.isolated()
         self.values.start((inputs.args, inputs.kwargs))
         try:
             with torch.no_grad(), _plain_operators(model), self, _Calls(self):

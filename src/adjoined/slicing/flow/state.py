@@ -34,7 +34,7 @@ GroupChoice = Callable[[str, int, int], bool]
 
 SPLITS = ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes")
 
-SLOTS = 8
+MOST_SLOTS = 8
 """A tensor has at most this many slots; most have fewer slots than dimensions."""
 
 
@@ -165,7 +165,7 @@ class State(Slots):
 
         Slots are not found by their number: one of which a single channel is left is gone in the second run.
         """
-        return [records[key] for number in range(SLOTS) if (key := (cut, number, *piece)) in records]
+        return [records[key] for number in range(MOST_SLOTS) if (key := (cut, number, *piece)) in records]
 
     def check_neighbours(self, number: int, slot: Slot) -> None:
         """Record the channels that the current operator sees side by side; the small network must have the first ones.

@@ -54,13 +54,13 @@ class Inputs:
 
         return Inputs(tree_map(change, self.args), tree_map(change, self.kwargs))
 
-    def apart(self) -> Inputs:
+    def isolated(self) -> Inputs:
         """Return a copy that shares nothing that a forward can change."""
-        return Inputs(*apart((self.args, self.kwargs)))
+        return Inputs(*isolated((self.args, self.kwargs)))
 
     def run(self, model: Callable[..., Any]) -> Any:
         """Call a model with a copy of these inputs, which its forward may change in place."""
-        own = self.apart()
+        own = self.isolated()
         return model(*own.args, **own.kwargs)
 
     @property
@@ -80,7 +80,7 @@ class Inputs:
         return self.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
 
 
-def apart(given: Any) -> Any:
+def isolated(given: Any) -> Any:
     """Return a copy of a model's arguments, so that in-place changes by one forward do not reach another.
 
     A forward may scale its input in place, write its own tensors into a list, or set fields of an object. Tensors are
@@ -90,7 +90,7 @@ def apart(given: Any) -> Any:
 
     Example:
         >>> x = torch.zeros(2)
-        >>> a, b = apart(([x], x))
+        >>> a, b = isolated(([x], x))
         >>> a[0] is b, a[0] is x
         (True, False)
     """

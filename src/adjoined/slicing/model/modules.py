@@ -227,7 +227,7 @@ def _caches_of_class(kind: type) -> dict[str, Any]:
     }
 
 
-def hand_on_kept(source: nn.Module, target: nn.Module) -> None:
+def copy_stored_tensors(source: nn.Module, target: nn.Module) -> None:
     """Copy the tensors that a network's forward has stored in attributes (activations, states, caches) to another.
 
     Args:
@@ -248,7 +248,7 @@ def hand_on_kept(source: nn.Module, target: nn.Module) -> None:
 _OF_MODULES = set(vars(nn.Module()))
 
 
-def widened(tensor: Tensor) -> Tensor:
+def to_float64(tensor: Tensor) -> Tensor:
     """Return a tensor in float64 or complex128; integers stay."""
     if tensor.is_complex():
         return tensor.to(torch.complex128)

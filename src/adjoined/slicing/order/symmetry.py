@@ -16,7 +16,7 @@ from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace, run_again
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
-from adjoined.slicing.model.modules import duplicate, named_tensors, widened
+from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.solve.groups import Grouping
 
 Gathers = Mapping[str, Sequence[Tensor | None]]
@@ -114,7 +114,7 @@ class Probe:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._original, self._inputs = model, inputs
-        self.model = duplicate(model)._apply(widened).eval()
+        self.model = duplicate(model)._apply(to_float64).eval()
         self._runs: list[tuple[Inputs, bool]] = []
         self._expected: list[Tensor] = []
         self._tolerance = FLOAT64_TOLERANCE
@@ -130,7 +130,7 @@ class Probe:
             self.model = duplicate(self._original).eval()
             inputs = _varied(self._inputs)
             if double:
-                self.model, inputs = self.model._apply(widened), inputs.map(widened)
+                self.model, inputs = self.model._apply(to_float64), inputs.map(to_float64)
             self._tolerance = FLOAT64_TOLERANCE if double else OTHER_TOLERANCE
             self._runs = [(inputs, False)]
             if train_inputs is not None:

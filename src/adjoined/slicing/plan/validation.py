@@ -9,13 +9,13 @@ from typing import Any
 from adjoined.errors import AdjoinedError
 from adjoined.plain import check, entry, named, texts, value, whole
 
-COUNTS = ("parameters", "parameters_without_last", "macs")
+COST_ENTRIES = ("parameters", "parameters_without_last", "macs")
 """The entries of a cost."""
 
-DEAREST = (1 << 63) - 1
-"""The largest cost."""
+LARGEST_COST = (1 << 63) - 1
+"""The largest number of parameters or MACs in a plan."""
 
-LARGEST = 1 << 40
+MOST_ELEMENTS = 1 << 40
 """The most elements of a tensor in a plan."""
 
 
@@ -55,15 +55,15 @@ def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]
             plain = each is None or isinstance(each, (str, int, float))
             check(plain, f"{where}, attributes, {place}", "a number or a list of numbers", kept)
     for name in ("base_cost", "cost"):
-        for quantity in () if data.get(name) is None else COUNTS:
-            whole(entry(data, name, dict, where), quantity, f"{where}, {name}", least=0, most=DEAREST)
+        for quantity in () if data.get(name) is None else COST_ENTRIES:
+            whole(entry(data, name, dict, where), quantity, f"{where}, {name}", least=0, most=LARGEST_COST)
     for group in entry(data, "groups", list, where):
         _check_group(value(group, dict, f"{where}, groups"), f"{where}, groups")
     shapes = named(data, "shapes", list, where)
     for name, shape in shapes.items():
         sizes = [value(size, int, f"{where}, shapes, {name}") for size in shape]
-        fits = all(size >= 0 for size in sizes) and prod(sizes) <= LARGEST
-        check(fits, f"{where}, shapes, {name}", f"sizes of at most {LARGEST} elements", shape)
+        fits = all(size >= 0 for size in sizes) and prod(sizes) <= MOST_ELEMENTS
+        check(fits, f"{where}, shapes, {name}", f"sizes of at most {MOST_ELEMENTS} elements", shape)
     for name, indices in named(data, "tensors", list, where).items():
         place, shape = f"{where}, tensors, {name}", shapes.get(name)
         check(shape is not None and len(shape) == len(indices), place, "indices for each dimension", indices)

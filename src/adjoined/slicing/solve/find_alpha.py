@@ -19,7 +19,7 @@ from adjoined.slicing.solve.widths import widest_choice
 Latency = Callable[[nn.Module], float]
 """The small network as a plain module in eval mode -> milliseconds that it takes for the example input."""
 
-CLOSE = 1.02
+INDISTINCT = 1.02
 """Alphas closer than this ratio are not measured separately."""
 
 
@@ -127,7 +127,7 @@ class _Search:
                     fix="Keep fewer modules at full width, or lower round_to.",
                 )
             low, high = high, self._nearest(2 * self.alphas[high])
-        while high - low > 1 and self.alphas[high] / self.alphas[low] > CLOSE:
+        while high - low > 1 and self.alphas[high] / self.alphas[low] > INDISTINCT:
             middle = self._between(low, high)
             low, high = (low, middle) if fits(middle) else (middle, high)
         return high

@@ -23,8 +23,8 @@ Piece = tuple[Site, int, int]
 """(cut, dimension, number of the piece along it)."""
 
 
-FEWEST = 4
-"""Shorter rows than heads have."""
+TOO_SHORT = 4
+"""A dimension of at most this many elements is too short for a row of channels, such as a head."""
 
 
 class RequiredWidth(NamedTuple):
@@ -202,7 +202,7 @@ def _rows(slot: Slot) -> tuple[list[int], int]:
     That is the last one, unless it is too short for a row, as where a shuffle deals channels out in turn.
     """
     *rows, last = varying(slot)
-    if rows and slot.shape[last] <= FEWEST < min(slot.shape[d] for d in rows):
+    if rows and slot.shape[last] <= TOO_SHORT < min(slot.shape[d] for d in rows):
         return [*rows[1:], last], rows[0]
     return rows, last
 

@@ -31,10 +31,10 @@ from adjoined.slicing.solve.widths import (
     slices_inside,
 )
 
-FAILURES = (Kind.FIXED_SIZE, Kind.DOES_NOT_RUN)
+FAILURE_KINDS = (Kind.FIXED_SIZE, Kind.DOES_NOT_RUN)
 """Why repairs keep channels wide."""
 
-ROUNDS = 200
+MOST_REPAIRS = 200
 """The most repairs of one trace; each corrects or widens something, so small models never get here."""
 
 
@@ -109,7 +109,7 @@ def _solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
         placed = _in_place(traces, base, plan)
         if isinstance(placed, SlicePlan):
             best = placed
-            if not unaligned or not any(g.why and g.why.kind in FAILURES for g in placed.groups):
+            if not unaligned or not any(g.why and g.why.kind in FAILURE_KINDS for g in placed.groups):
                 return placed
         elif other.propose(grouping.groups, placed.axes):
             continue
@@ -190,7 +190,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
         Unaligned: the model has to be traced again, with channel identity given up somewhere.
         OutOfStep: no repair helped.
     """
-    for _ in range(ROUNDS):
+    for _ in range(MOST_REPAIRS):
         set_widths(grouping.groups, alpha, request.round_to)
         is_kept = grouping.kept_labels().tolist().__getitem__
         plan = draft(traced, grouping, request, alpha, repairs.corrections.values(is_kept))
@@ -212,4 +212,4 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
             check_path(flow, traced)
             check_effective(grouping.groups, request.widths or {})
             return plan
-    raise OutOfStep(f"{repairs.log[-1]} (unresolved after {ROUNDS} attempts)")
+    raise OutOfStep(f"{repairs.log[-1]} (unresolved after {MOST_REPAIRS} attempts)")

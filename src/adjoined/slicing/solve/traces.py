@@ -19,7 +19,7 @@ from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.groups import Grouping
 
-MOST = 3
+MOST_TRACES = 3
 """Traces kept for one model: they are large, and more than one is rarely needed."""
 
 
@@ -80,7 +80,7 @@ class Traces:
         def recording(*question: str | int) -> bool:
             return choices.setdefault(question, choose(*question))  # pyright: ignore[reportArgumentType]
 
-        del self._known[: -MOST + 1]
+        del self._known[: -MOST_TRACES + 1]
         traced = trace(
             self.model,
             self.inputs,

@@ -11,7 +11,7 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.groups import Group, RequiredWidth
 from adjoined.slicing.solve.request import RequestedWidth, check_agree
 
-NEAR = 2
+NEARBY = 2
 """How many widths on each side of the wanted one are tried."""
 
 WITH_PLACES = Reason(Kind.FIXED_SIZE, "a width at which every channel has a place in the base")
@@ -135,11 +135,11 @@ class OtherWidths:
 def _near(kept: int, count: int, step: int) -> Iterator[int]:
     """Yield widths to try instead of `kept` of `count` channels: the nearest multiples of `step`, then whole ratios."""
     least = (kept - 1) // step * step
-    for distance in range(0, NEAR * step, step):
+    for distance in range(0, NEARBY * step, step):
         yield from (width for width in (least + 2 * step + distance, least - distance) if 0 < width < count)
     ratio = -(-count // kept)
     whole = [count // each for each in (ratio, ratio + 1) if count % (each * step) == 0]
-    yield from (width for width in whole if 0 < width < least - (NEAR - 1) * step)
+    yield from (width for width in whole if 0 < width < least - (NEARBY - 1) * step)
 
 
 def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.operators import understood
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
-from adjoined.slicing.model.modules import duplicate, named_tensors, widened
+from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
@@ -182,7 +182,7 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, seed: int, *, livel
     base = duplicate(model)
     if any(tensor.device.type == "mps" for tensor in named_tensors(base).values()):  # it has no float64
         base, inputs = base.cpu(), inputs.map(Tensor.cpu)
-    base = base._apply(widened).eval()
+    base = base._apply(to_float64).eval()
     before = Original(base)
     random = random_inputs(inputs, torch.float64, generator)
     try:

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm, named_tensors
 
-WIDER = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64)
-WIDER |= {torch.complex64: torch.complex128}
+_IN_FLOAT64 = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64)
+_IN_FLOAT64 |= {torch.complex64: torch.complex128}
 
 
 def random_inputs(inputs: Inputs, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -123,15 +123,15 @@ def in_float64() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Widen():
+        with _InFloat64():
             yield
     finally:
         torch.set_default_dtype(default)
 
 
-class _Widen(TorchDispatchMode):
+class _InFloat64(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in WIDER:
-            kwargs["dtype"] = WIDER[kwargs["dtype"]]
+        if kwargs.get("dtype") in _IN_FLOAT64:
+            kwargs["dtype"] = _IN_FLOAT64[kwargs["dtype"]]
         return func(*args, **kwargs)
