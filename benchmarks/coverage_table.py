@@ -153,7 +153,7 @@ def _short(error: str) -> str:
 
 def is_choice(group: Record) -> bool:
     """Return whether a better rule could have narrowed a group, as opposed to one that is too narrow already."""
-    return group["kind"] not in (Kind.TOO_FEW, Kind.TIED)
+    return group["kind"] not in (Kind.TOO_FEW, Kind.TIED, Kind.ONE_AT_A_TIME)
 
 
 def _notes(records: Iterable[Record]) -> list[str]:

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
 from adjoined.names import at_any_network
-from adjoined.sharing import SharedWeights, refuse_sharded
-from adjoined.skeleton import Runner, check_same_parts, make_skeleton
+from adjoined.sharing import SharedWeights, exchanges_gradients, refuse_sharded
+from adjoined.skeleton import Runner, check_same_parts, make_skeleton, not_recorded, refuse_symbols
 from adjoined.slicing import (
     Latency,
     Request,
@@ -143,13 +143,14 @@ class AdjoinedNetwork(nn.Module):
             The base network's output, then each small network's: `p, q`, or `p, q1, q2, ...`. Each is what the model
             returns, such as logits (N, classes).
         """
+        refuse_symbols(args)
         # Copied first: the base may change its input in place.
         own = [isolated((args, kwargs)) for _ in self.smalls]
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
         # Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
         # when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every
         # weight waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
-        slices = None if _exchanges_gradients() else self._weights.slices()
+        slices = None if exchanges_gradients() else self._weights.slices()
         outputs = [self.base(*args, **kwargs)]
         slices = self._weights.slices() if slices is None else slices
         for number, runner in enumerate(self._runners):
@@ -264,6 +265,10 @@ class AdjoinedNetwork(nn.Module):
         fn(self.smalls)
         fn(self)
         return self
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse `torch.jit.script`, which calls this."""
+        raise not_recorded("torch.jit.script")
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to copy or store, without slices kept for a backward pass."""
@@ -389,9 +394,3 @@ def adjoin(
         for each in net.plans:
             check_plan(model, example_input, each)
     return net
-
-
-def _exchanges_gradients() -> bool:
-    """Return whether this process trains together with others."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

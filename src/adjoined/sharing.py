@@ -185,6 +185,12 @@ def refuse_sharded(tensor: Tensor | None, name: str) -> None:
         )
 
 
+def exchanges_gradients() -> bool:
+    """Return whether this process trains together with others."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def submodule(root: nn.Module, where: str) -> nn.Module:
     """Return `root.get_submodule(where)`; a training step does this for every weight, and dictionaries are faster."""
     for name in where.split(".") if where else ():

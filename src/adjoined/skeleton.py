@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjoined.errors import first_line
+from adjoined.errors import AdjoinedError, first_line
 from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, submodule
 from adjoined.slicing import SlicePlan, and_parents, duplicate, full_name, unregistered_weights
 
@@ -60,6 +60,21 @@ def check_same_parts(skeleton: nn.Module, module: nn.Module) -> None:
         named = [kind and (kind.__module__, kind.__qualname__) for kind in kinds]
         if named[0] != named[1] and not borrowed:
             raise changed(name, *("no such module" if kind is None else kind.__name__ for kind in kinds))
+
+
+def not_recorded(by: str) -> AdjoinedError:
+    """Return the error for a tool that would record a joint network as one graph."""
+    return AdjoinedError(
+        f"{by} cannot record a joint network, whose small networks get their weights in each call",
+        where="AdjoinedNetwork",
+        fix="Use it on net.base and on net.extract(), or use torch.compile, torch.export or torch.jit.trace.",
+    )
+
+
+def refuse_symbols(args: Any) -> None:
+    """Raise AdjoinedError if `torch.fx` calls a joint network to record it."""
+    if isinstance(args, torch.fx.Proxy) or any(isinstance(each, torch.fx.Proxy) for each in args):
+        raise not_recorded("torch.fx")
 
 
 class Runner:

@@ -109,6 +109,29 @@ class OuterProduct(Net):
         return (self.one(x)[:, :, None] * self.two(x)[:, None]).flatten(1, 2)
 
 
+class OneAtATime(Net):
+    """A convolution for each channel, in a loop."""
+
+    def parts(self) -> None:
+        self.channels, self.one = 32, nn.ModuleList(conv(1, 1) for _ in range(32))
+
+    def mid(self, x: Tensor) -> Tensor:
+        return torch.cat([self.one[i](x[:, i : i + 1]) for i in range(self.channels)], 1)
+
+
+class Unbound(OneAtATime):
+    def mid(self, x: Tensor) -> Tensor:
+        return torch.stack([one(each[:, None])[:, 0] for one, each in zip(self.one, x.unbind(1), strict=True)], 1)
+
+
+class WrittenOneByOne(OneAtATime):
+    def mid(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for i, one in enumerate(self.one):
+            out[:, i : i + 1] = one(x[:, i : i + 1])
+        return out
+
+
 # ---- statistics across channels ------------------------------------------------------------------------------------
 
 

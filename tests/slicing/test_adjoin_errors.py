@@ -61,6 +61,22 @@ def test_alpha_beyond_every_layer():
     fails(lambda: adjoin(residual(), X, alpha=(2, 1e9)), "alpha=1e+09", "at most 32")
 
 
+def test_a_model_whose_channels_are_all_taken_one_at_a_time_stays_as_it_is():
+    """No alpha is too large for channels that alpha does not divide."""
+    model = nn.Sequential(conv(3, 32), OneByOne())
+    plan = make_plan(model, X, alpha=4)
+    assert [group.reason for group in plan.groups] == ["code takes its channels one at a time", "model output"]
+
+
+class OneByOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales, self.head = nn.ParameterList(torch.ones(()) for _ in range(32)), conv(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.stack([scale * x[:, i] for i, scale in enumerate(self.scales)], 1))
+
+
 def test_alpha_is_measured_against_the_whole_model():
     """Only a layer of 2 channels may be narrowed, as in squeeze and excitation: alpha = 4 is still valid."""
     model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 2), nn.ReLU(), conv(2, 5))

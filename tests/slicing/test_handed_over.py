@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
@@ -127,6 +128,18 @@ def test_a_base_that_is_changed_afterwards_is_refused_at_the_next_call(change: s
     for call in (net, net.small):
         with pytest.raises(AdjoinedError, match=f"{message}.*call it again"):
             call(X)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("record", [torch.jit.script, torch.fx.symbolic_trace], ids=["script", "fx"])
+def test_a_joint_network_is_not_recorded_as_one_graph_but_its_networks_are(record: Callable[[nn.Module], nn.Module]):
+    net = adjoin(plain(), X, alpha=2, round_to=1).eval()
+    for joint in (net, nn.Sequential(net)):
+        with pytest.raises(AdjoinedError, match=r"cannot record a joint network.*net\.base and on net\.extract"):
+            record(joint)
+    with torch.no_grad():
+        for module, expected in zip((net.base, net.extract()), net(X), strict=True):
+            assert torch.allclose(record(module)(X), expected, atol=1e-6)
 
 
 def test_a_function_is_applied_to_what_each_network_owns():

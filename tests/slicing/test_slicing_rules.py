@@ -112,6 +112,9 @@ WIDE: list[tuple[type[Net], str, str]] = [
     (odd.Sorted, "stem.0", r"sorted by value"),
     (odd.Fourier, "stem.0", r"a Fourier transform along the channels"),
     (odd.Rolled, "stem.0", r"two channel groups meet in 'body'"),
+    (odd.OneAtATime, "stem.0", r"^code takes its channels one at a time$"),
+    (odd.Unbound, "stem.0", r"^code takes its channels one at a time$"),
+    (odd.WrittenOneByOne, "stem.0", r"^code takes its channels one at a time$"),
     (odd.OuterProduct, "two", r"two channels at once, in 'body' \(convolution\)"),
 ]
 

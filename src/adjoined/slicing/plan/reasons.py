@@ -26,6 +26,8 @@ class Kind(StrEnum):
     """Alpha and rounding leave all of them."""
     TIED = "tied"
     """They are tied to each other, so they can only be kept together."""
+    ONE_AT_A_TIME = "one at a time"
+    """Code treats each of them in its own way."""
     TWO_AT_ONCE = "two at once"
     """Each element belongs to two channels."""
     FIXED_WIDTH = "fixed width"
@@ -53,13 +55,14 @@ class Kind(StrEnum):
 REMEDIES = {
     Kind.TOO_FEW: "A smaller `round_to` or a larger alpha narrows them.",
     Kind.TIED: "The model's structure ties them, for example by a sum or a norm over all of them.",
+    Kind.ONE_AT_A_TIME: "Run one grouped convolution over all channels instead of a loop over single ones.",
     Kind.TWO_AT_ONCE: "The model's structure ties them, for example by products of all pairs of channels.",
     Kind.FIXED_WIDTH: "Make the other tensor a parameter or buffer of a module; zeros and ones may have the size of x.",
     Kind.FIXED_PADDING: "Compute the number of added channels from the tensors' shapes.",
     Kind.FIXED_SIZE: "Read that number from a tensor's shape, or from an attribute or the settings of the module.",
     Kind.BY_VALUE: "Nothing to do: values choose the channels, and slices cannot follow values.",
     Kind.NEIGHBOURS: "Nothing to do: the operator combines neighbouring channels, so all must stay.",
-    Kind.NO_RULE: "Use other operators, or add a rule for this one (CONTRIBUTING.md).",
+    Kind.NO_RULE: "Use other operators, or add a rule for this one (docs/extending.md).",
     Kind.TORCH_SCRIPT: "Put the Python module in its place; `load_state_dict` gives it the scripted one's weights.",
     Kind.UNREAD: "No layer reads them in this forward pass; another example input may reach such a layer.",
     Kind.DOES_NOT_RUN: "No narrower network ran: report the model, or name the module in `keep` if this is intended.",
@@ -78,7 +81,7 @@ class Reason:
     Example:
         >>> reason = Reason(Kind.NO_RULE, "no rule for the operator sort, in 'head' (sort)")
         >>> print(reason.remedy)
-        Use other operators, or add a rule for this one (CONTRIBUTING.md).
+        Use other operators, or add a rule for this one (docs/extending.md).
     """
 
     kind: Kind

@@ -95,6 +95,8 @@ def _why_not_narrowed(group: Group) -> Reason | None:
         return group.required.why
     if group.requested and group.requested[0].alpha == 1:
         return Reason(Kind.REQUESTED, f"widths={group.requested[0].pattern!r} asks for all of its channels")
+    if group.width == 1:
+        return Reason(Kind.ONE_AT_A_TIME, "code takes its channels one at a time")
     if len(group.roots) == 1:
         return Reason(Kind.TIED, "all its channels are tied together")
     return Reason(Kind.TOO_FEW, f"its {group.width} channels are too few to narrow at this alpha and rounding")

@@ -90,7 +90,8 @@ def check_effective(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
 
 def widest_choice(groups: Sequence[Group]) -> Group | None:
     """Return the widest of the groups that alpha narrows, or would if the user did not keep them; None without any."""
-    choices = (g for g in groups if (g.why.kind is Kind.KEPT if g.why else not g.requested))
+    several = (group for group in groups if len(group.roots) > 1)
+    choices = (g for g in several if (g.why.kind is Kind.KEPT if g.why else not g.requested))
     return max(choices, key=lambda g: g.width, default=None)
 
 
