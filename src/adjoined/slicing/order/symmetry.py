@@ -18,6 +18,7 @@ from adjoined.slicing.flow.trace import Trace, run_again
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.solve.groups import Grouping
+from adjoined.slicing.verify.liven import liven
 
 Gathers = Mapping[str, Sequence[Tensor | None]]
 """Tensor name -> for every dimension the index that each position is filled from (int64 vector), or None."""
@@ -136,9 +137,10 @@ class Probe:
             if train_inputs is not None:
                 more = train_inputs.batch_size > inputs.batch_size
                 self._runs.append((inputs.doubled() if more else inputs, True))
-            if change:
-                _draw_weights(self.model)
             try:
+                if change:
+                    with _repeatable():
+                        liven(self.model, inputs, torch.Generator().manual_seed(0))
                 self._expected = self._run()
             except Exception as error:  # whatever the model's own code raises, such as on float64
                 failure = f"{type(error).__name__}: {error}"
@@ -197,30 +199,6 @@ def _varied(inputs: Inputs) -> Inputs:
         return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor) if constant else tensor
 
     return inputs.map(vary)
-
-
-def _draw_weights(model: nn.Module) -> None:
-    """Draw all weights and statistics at random, so that signals neither vanish nor explode."""
-    generator = torch.Generator().manual_seed(0)
-    seen: set[int] = set()
-    with torch.no_grad():
-        for name, tensor in named_tensors(model).items():
-            if not tensor.is_floating_point() or id(tensor) in seen or not bool(tensor.isfinite().all()):
-                continue
-            seen.add(id(tensor))
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(tensor)
-            size = float(tensor.std()) if tensor.numel() > 1 else 0.0
-            if name.endswith("running_mean"):
-                tensor.copy_(0.1 * noise)
-            elif name.endswith("running_var"):
-                tensor.copy_((0.1 * noise).exp())
-            elif sum(n > 1 for n in tensor.shape) > 1 and isinstance(tensor, nn.Parameter) and size > 0:
-                inputs = tensor.numel() // tensor.shape[0]
-                tensor.copy_((tensor / size + 0.3 * noise) * (2 / max(1, inputs)) ** 0.5)
-            elif bool((tensor > 0).all()):
-                tensor.mul_((0.1 * noise).exp())
-            else:
-                tensor.add_(0.1 * (size or 1.0) * noise)
 
 
 @contextmanager
