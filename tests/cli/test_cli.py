@@ -366,3 +366,18 @@ def test_a_full_disk_is_reported_in_one_line():
         )
     assert done.returncode == 2
     assert done.stderr == "adjoined: error: No space left on device. Free some space and run again.\n"
+
+
+def test_a_list_is_wrapped_beside_the_names_in_a_terminal_and_has_a_line_each_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", "--recipes"]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in whole] == list(RECIPES)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["train", "--recipes"]) == 0
+    wrapped = capsys.readouterr().out.splitlines()
+    assert max(map(len, wrapped)) <= 60
+    assert " ".join(wrapped).split() == " ".join(whole).split()
+    assert [line.split()[0] for line in wrapped if not line.startswith(" ")] == list(RECIPES)

@@ -173,12 +173,32 @@ def test_a_file_gets_plain_text_and_a_terminal_gets_rich(monkeypatch: pytest.Mon
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setenv("COLUMNS", "40")  # a narrow one: nothing may be cut all the same
-    terminal = Terminal()
-    show(result_table(BASE, [SMALL]), "a line [with] brackets", file=terminal)
-    assert BOX_DRAWING.search(terminal.getvalue())
-    assert all(cell in terminal.getvalue() for row in result_table(BASE, [SMALL]).rows for cell in row)
-    assert "a line [with] brackets" in terminal.getvalue()
+    for width in (40, 60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        terminal = Terminal()
+        show(result_table(BASE, [SMALL, SMALL]), "a line [with] brackets", file=terminal)
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+        assert BOX_DRAWING.search(shown)
+        assert max(map(len, shown.splitlines())) <= width
+        for first, *figures in result_table(BASE, [SMALL, SMALL]).rows:
+            assert all(part in shown for part in (*first.split(), *figures))
+        assert "a line [with] brackets" in shown
+
+
+def test_a_table_wider_than_the_terminal_goes_on_below_with_the_same_names():
+    table = Table(("", *"abc"), (("one", *("9" * 8,) * 3), ("two", *("5" * 8,) * 3)), notes=("A note.",))
+    terminal = io.StringIO()
+    Console(file=terminal, width=24, color_system=None).print(table)
+    heads = [line.split() for line in terminal.getvalue().splitlines()]
+    assert [line for line in heads if line and not line[0].startswith("─")] == [
+        ["a", "b"],
+        ["one", "9" * 8, "9" * 8],
+        ["two", "5" * 8, "5" * 8],
+        ["c"],
+        ["one", "9" * 8],
+        ["two", "5" * 8],
+        ["A", "note."],
+    ]
 
 
 def test_numbers_keep_their_scale_at_the_borders():

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     (options,) = parse("models", argv, ModelsOptions, purpose=PURPOSE)
     from adjoined.models import matching
     from adjoined.models.specs import LIBRARIES, near
-    from adjoined.report.console import show
+    from adjoined.report.console import entries, show
 
     found = matching(options.pattern or "adjoined:")
     if not found:
@@ -46,14 +46,13 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         print(json_text([each._asdict() for each in found]))
         return
-    wide = max(len(each.spec) for each in found)
-    lines = "\n".join(f"{each.spec:{wide}}  {each.about}" for each in found)
+    lines = entries((each.spec, each.about) for each in found)
     if options.pattern:
         show(lines)
         return
     others = " and ".join(f"{len(names())} of {each}" for each, names in LIBRARIES.items() if each != "adjoined")
     show(
         lines,
-        f"And {others}: `adjoined models PATTERN` lists those with PATTERN in their names\n"
-        "(mobilenet, timm:convnext). Your own: FILE.py:FUNCTION or package.module:FUNCTION.",
+        f"And {others}:\n`adjoined models PATTERN` lists those with PATTERN in their\n"
+        "names (mobilenet, timm:convnext).\nYour own: FILE.py:FUNCTION or package.module:FUNCTION.",
     )

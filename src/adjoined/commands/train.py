@@ -102,12 +102,10 @@ def _dry_run(run: Run, settings: Settings, chosen: Sequence[Choice], folder: Pat
 
 def _list_recipes() -> None:
     """Print every recipe with the first sentence of its description."""
-    from adjoined.report.console import show
+    from adjoined.report.console import entries, show
 
-    wide = max(map(len, RECIPES))
-    for name, recipe in RECIPES.items():
-        text = (recipe.__doc__ or "").partition("\n")[0].removeprefix("Return ")
-        show(f"{name:{wide}}  {text[:1].upper()}{text[1:]}")
+    texts = ((recipe.__doc__ or "").partition("\n")[0].removeprefix("Return ") for recipe in RECIPES.values())
+    show(entries(zip(RECIPES, (f"{text[:1].upper()}{text[1:]}" for text in texts), strict=True)))
 
 
 def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, LatencyOptions, list[Choice]]:

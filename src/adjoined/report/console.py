@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
 
 from adjoined.printable import printable
-from adjoined.report.table import PLAIN_WIDTH, Table
+from adjoined.report.table import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+NARROWEST = 40
+"""A terminal counts as at least this wide, in characters: names and figures have to fit in."""
 
 
 def show(*parts: Table | str, file: TextIO | None = None) -> None:
@@ -22,22 +29,31 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
     out: TextIO = sys.stdout if file is None else file
     if out.isatty():
         from rich.console import Console
-        from rich.text import Text
 
         console = Console(file=out, highlight=False)
-        narrow, wide = console.width, max(console.width, PLAIN_WIDTH)
+        console.width = max(console.width, NARROWEST)
         for number, part in enumerate(parts):
             console.print("\n" * bool(number), end="")
             if isinstance(part, str):
                 console.print(printable(part, lines=True), markup=False, emoji=False, soft_wrap=True)
                 continue
-            for piece in part.drawn():
-                console.width = narrow if isinstance(piece, Text) else wide  # figures are never cut
+            for piece in part.drawn(console.width):
                 console.print(piece)
-            console.width = narrow
         return
     texts = [printable(part, lines=True) if isinstance(part, str) else part.text() for part in parts]
     print("\n\n".join(texts), file=out, flush=True)
+
+
+def entries(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return names, each with a text beside it: a line each, but wrapped beside the name in a terminal."""
+    pairs = list(pairs)
+    wide = max(len(name) for name, _ in pairs) + 2
+    lines = [f"{name:{wide}}{text}" for name, text in pairs]
+    if sys.stdout.isatty():
+        room = max(shutil.get_terminal_size().columns, NARROWEST)
+        beside = " " * min(wide, room // 2)
+        lines = [textwrap.fill(line, room, subsequent_indent=beside, break_on_hyphens=False) for line in lines]
+    return "\n".join(lines)
 
 
 def say(console: Console, text: str) -> None:

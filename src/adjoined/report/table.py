@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from adjoined.printable import markdown, printable
 
 PLAIN_WIDTH = 100
 """Width of plain text, in characters."""
+GAP = 2
+"""Spaces between two columns."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +74,48 @@ class Table:
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """Draw the table with rich (`rich.print(table)`)."""
-        yield from self.drawn()
+        yield from self.drawn(options.max_width)
 
-    def drawn(self) -> Iterator[Any]:
-        """Yield what rich prints: the title and the notes as texts, which wrap, and between them the rows."""
+    def drawn(self, width: int) -> Iterator[Any]:
+        """Yield what rich prints within a width: the title, the rows, and the notes.
+
+        Where space is short, names in the first column are wrapped. Where figures do not fit, the other columns follow
+        in a second table with the same first column.
+        """
+        from rich.text import Text
+
+        yield from (Text(line, style="bold") for line in [self.title] if line)
+        for number, columns in enumerate(self._side_by_side(width)):
+            yield from [Text("")] * bool(number)
+            yield self._drawn(columns)
+        yield from (Text(note, style="dim") for note in self.notes)
+
+    def _side_by_side(self, width: int) -> list[list[int]]:
+        """Return the columns of each table, the first column in each of them, so that they fit into a width."""
+        widths = [max(len(row[i]) for row in (self.columns, *self.rows)) for i in range(len(self.columns))]
+        first = min(widths[0], width // 3)
+        parts, used = [[0]], first
+        for i, w in enumerate(widths[1:], start=1):
+            used += GAP + w
+            if used > width and len(parts[-1]) > 1:
+                parts.append([0])
+                used = first + GAP + w
+            parts[-1].append(i)
+        return parts
+
+    def _drawn(self, columns: Sequence[int]) -> Any:
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        drawn = RichTable(
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            show_edge=False,
-        )
-        for i, head in enumerate(self.columns):
-            drawn.add_column(Text(head), justify="right" if i else "left", no_wrap=bool(i))
-        for i, row in enumerate(self.rows):
-            last_before_totals = self.totals > 0 and i == len(self.rows) - self.totals - 1
-            drawn.add_row(*map(Text, row), end_section=last_before_totals)
-        yield from (Text(line, style="bold") for line in [self.title] if line)
-        yield drawn
-        yield from (Text(note, style="dim") for note in self.notes)
+        drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0))
+        for i in columns:
+            fit = {"justify": "right", "no_wrap": True} if i else {"overflow": "fold"}
+            drawn.add_column(Text(self.columns[i]), **fit)
+        for number, row in enumerate(self.rows):
+            last_before_totals = self.totals > 0 and number == len(self.rows) - self.totals - 1
+            drawn.add_row(*(Text(row[i]) for i in columns), end_section=last_before_totals)
+        return drawn
 
     def _wrapped_notes(self, width: int) -> list[str]:
         return [line for note in self.notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
