@@ -17,13 +17,13 @@ _IN_FLOAT64 = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torc
 _IN_FLOAT64 |= {torch.complex64: torch.complex128}
 
 
-def random_inputs(inputs: Inputs, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-    """Return the inputs with normal random numbers for all real and complex ones; indices and masks stay."""
+def random_inputs(inputs: Inputs, generator: torch.Generator) -> Inputs:
+    """Return the inputs with normal random numbers in float64 or complex128; indices and masks stay."""
 
     def draw(tensor: Tensor) -> Tensor:
         if not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
-        drawn = dtype.to_complex() if tensor.is_complex() else dtype
+        drawn = torch.complex128 if tensor.is_complex() else torch.float64
         return torch.randn(tensor.shape, dtype=drawn, generator=generator, device="cpu").to(tensor.device)
 
     return inputs.map(draw)
