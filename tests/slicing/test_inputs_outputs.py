@@ -188,7 +188,7 @@ def test_outputs(kind: str):
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize(("nested", "got"), [(False, "a generator"), (True, "a nested tensor")])
 def test_outputs_that_cannot_be_followed_are_refused(nested: bool, got: str):
-    with pytest.raises(AdjoinedError, match=f"Yields: what the model returns.*dense tensors.*got {got}.*Return a list"):
+    with pytest.raises(AdjoinedError, match=f"Yields: the model's output.*dense tensors.*got {got}.*Return a list"):
         adjoin(Yields(nested), X, alpha=2)
 
 

@@ -145,6 +145,30 @@ class LabelFlow(State, TorchDispatchMode):
         self.steps += 1
         self._count[self.module, self._within + family_of(name)] += 1
         given = tensors_in((args, tuple(kwargs.values())))
+        self._before(given, kwargs)
+        labelled = [tensor for tensor in given if tensor in self._slots]
+        bound = _bound_to_names(func, args, kwargs) if labelled else {}
+        if self.strict and labelled and not self._within:
+            self.check_sizes(self.cut, sizes_in(name, bound))
+        out = self._run_operator(func, name, args, kwargs, given, labelled)
+        results = tensors_in(out)
+        if not self._train:
+            self.flops += flops_of(func, args, kwargs, out)
+        self._note_readers(name, labelled, out)
+        self.values.note(func, name, given, results, self.module)
+        self._note_statistics(name, given, results)
+        uniform = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
+        if labelled and name not in _CREATE and not (self._idle and name == "select"):
+            self._apply_rule(Call(func, name, bound, out), args, labelled[0], results)
+        for tensor in results:
+            if uniform:
+                self._uniform[tensor] = True
+            else:  # an in-place operator may have changed it
+                self._uniform.pop(tensor, None)
+        return out
+
+    def _before(self, given: Sequence[Tensor], kwargs: dict[str, Any]) -> None:
+        """Bring the operands' slots up to date."""
         if self.original is not None:
             self.original.check_not_read(given, self.module)
         if self._memory:
@@ -153,12 +177,24 @@ class LabelFlow(State, TorchDispatchMode):
             self.pin(slot, Reason(Kind.BY_VALUE, "selected by value"))
         if "out" in kwargs:  # what it held before is lost
             self._slots.pop(kwargs["out"], None)
-        labelled = [tensor for tensor in given if tensor in self._slots]
-        bound = _bound_to_names(func, args, kwargs) if labelled else {}
-        if self.strict and labelled and not self._within:
-            self.check_sizes(self.cut, sizes_in(name, bound))
+
+    def _run_operator(
+        self,
+        func: Any,
+        name: str,
+        args: Any,
+        kwargs: dict[str, Any],
+        given: Sequence[Tensor],
+        labelled: Sequence[Tensor],
+    ) -> Any:
+        """Run an operator.
+
+        Raises:
+            NeedsValues: it needs the values of tensors on the meta device.
+            OutOfStep: in the second run, it does not accept the shapes.
+        """
         try:
-            out = run_operator(func, name, args, kwargs)
+            return run_operator(func, name, args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, NotImplementedError) and any(t.is_meta for t in given):
                 raise NeedsValues(str(func)) from error
@@ -166,38 +202,33 @@ class LabelFlow(State, TorchDispatchMode):
                 raise
             concerned = (label for slot in self._concerned(name, args, labelled) for label in distinct(slot))
             raise OutOfStep(f"{first_line(error, 160)} in {self.here}", concerned) from error
-        if not self._train:
-            self.flops += flops_of(func, args, kwargs, out)
+
+    def _note_readers(self, name: str, labelled: Iterable[Tensor], out: Any) -> None:
+        """Record which parameters and buffers the operator reads."""
         for tensor in labelled:
             if tensor in self._names:
                 self.findings.readers[self._names[tensor]].add(name)
                 if name == "t":  # how linear layers read their weight
                     self._names[out] = self._names[tensor]
-        results = tensors_in(out)
-        self.values.note(func, name, given, results, self.module)
-        if name not in PRODUCTS:  # a layer's weights can make up for channels that are dropped
-            for tensor in given:
-                if tensor in self.statistics:
-                    behind = [out._base for out in results if out._base is not None]
-                    self.note_statistic(self.statistics[tensor].values(), [*results, *behind])
-        alike = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
-        if labelled and name not in _CREATE and not (self._idle and name == "select"):
-            call = Call(func, name, bound, out)
-            read = self.slots(labelled[0])
-            changed = [t for a, t in zip(_schema(func), args, strict=False) if a.changes and isinstance(t, Tensor)]
-            written = [(tensor, self.slots(tensor)) for tensor in changed]
-            _operator(call).rule(self, call)
-            if not self.strict:
-                self._shares.note(call, in_layer=self.in_linear)
-            self._last = [slot for tensor in results for slot in self.slots(tensor)]
-            self._remember(written)
-            self.note_sizes(call, self._written(read), [self._written(self.slots(each)) for each in results])
-        for tensor in results:
-            if alike:
-                self._uniform[tensor] = True
-            else:  # an in-place operator may have changed it
-                self._uniform.pop(tensor, None)
-        return out
+
+    def _note_statistics(self, name: str, given: Iterable[Tensor], results: Sequence[Tensor]) -> None:
+        """Pass on which statistics the results depend on; a layer's weights can make up for dropped channels."""
+        for tensor in given if name not in PRODUCTS else ():
+            if tensor in self.statistics:
+                behind = [out._base for out in results if out._base is not None]
+                self.note_statistic(self.statistics[tensor].values(), [*results, *behind])
+
+    def _apply_rule(self, call: Call, args: Any, first: Tensor, results: Sequence[Tensor]) -> None:
+        """Let the operator's rule label the results; `first` is the first operand with labels."""
+        read = self.slots(first)
+        changed = [t for a, t in zip(_schema(call.op), args, strict=False) if a.changes and isinstance(t, Tensor)]
+        written = [(tensor, self.slots(tensor)) for tensor in changed]
+        _operator(call).rule(self, call)
+        if not self.strict:
+            self._shares.note(call, in_layer=self.in_linear)
+        self._last = [slot for tensor in results for slot in self.slots(tensor)]
+        self._remember(written)
+        self.note_sizes(call, self._written(read), [self._written(self.slots(each)) for each in results])
 
     def _concerned(self, name: str, args: Any, labelled: Sequence[Tensor]) -> list[Slot]:
         """Return the slots that may be the cause where an operator does not accept the shapes of its operands.
