@@ -14,7 +14,15 @@ from torch.utils._pytree import tree_map
 from adjoined.errors import AdjoinedError
 from adjoined.names import at_any_network
 from adjoined.sharing import SharedWeights, exchanges_gradients, refuse_sharded
-from adjoined.skeleton import Runner, check_same_parts, make_skeleton, not_recorded, refuse_symbols
+from adjoined.skeleton import (
+    Runner,
+    bound_copies,
+    check_same_parts,
+    extracted,
+    make_skeleton,
+    not_recorded,
+    refuse_symbols,
+)
 from adjoined.slicing import (
     Latency,
     Request,
@@ -24,7 +32,6 @@ from adjoined.slicing import (
     check_order,
     check_plan,
     check_trainable,
-    copy_stored_tensors,
     full_name,
     isolated,
     matching_modules,
@@ -177,35 +184,17 @@ class AdjoinedNetwork(nn.Module):
             which: number of the small network, from 0.
 
         Returns:
-            A module of the model's own classes, on this network's device; each part is in the small network's mode
-            (train or eval).
+            A module of the model's own classes, on this network's device, in the mode (train or eval) and with the
+            settings and hooks of the small network, as it runs in this one.
 
         Raises:
-            AdjoinedError: the weights are sharded over processes, or a module of the base is of another class now.
+            AdjoinedError: the weights are sharded over processes, or the base has lost a weight that is shared.
         """
         for name, parameter in self.named_parameters():
             refuse_sharded(parameter, name)
-        own = self.smalls[which].state_dict()
-        for name, tensor in own.items():  # collecting a state shards again what was gathered
+        for name, tensor in self.smalls[which].state_dict().items():  # which shards again what was gathered
             refuse_sharded(tensor, name)
-        module = self.plans[which].cut(self.base)
-        check_same_parts(self.smalls[which], module)
-        shared = {full_name(*owner) for each in self._weights.shared for owner in each.owners}
-        with torch.no_grad():
-            for name, tensor in module.state_dict().items():
-                if name not in own or name in shared:  # shared slices are bound while another thread runs the network
-                    continue
-                if not isinstance(tensor, torch.Tensor):  # a module's own state of another kind, such as a dtype
-                    continue
-                if tensor.shape == own[name].shape:
-                    tensor.copy_(own[name])
-                else:  # a buffer that the forward resizes
-                    part, _, buffer = name.rpartition(".")
-                    module.get_submodule(part)._buffers[buffer] = own[name].clone()
-        copy_stored_tensors(self.smalls[which], module)
-        for name, part in self.smalls[which].named_modules():
-            module.get_submodule(name).training = part.training
-        return module
+        return extracted(self.smalls[which], self._weights, which)
 
     def measure_statistics(self, batches: Iterable[Any]) -> int:
         """Measure the running statistics of every small network's batch norms again, with the current weights.
@@ -248,20 +237,28 @@ class AdjoinedNetwork(nn.Module):
             if name.removeprefix(f"{prefix}.") not in self._sliced:
                 yield name, module
 
+    def train(self, mode: bool = True) -> Self:
+        """Put all networks in train or eval mode, as torch does.
+
+        Raises:
+            AdjoinedError: parts of the base were replaced, added or removed, and not in the small networks.
+        """
+        for small in self.smalls:
+            check_same_parts(small, self._weights.base, self.base)
+        return super().train(mode)
+
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Apply a function, such as one that initialises weights, to every module of all networks, as torch does.
 
-        Parts of small networks that are slices of the base's weights are left out: they follow the base.
+        Small networks get copies of their slices meanwhile: what it does to these is lost, since they follow the base.
 
         Args:
             fn: gets one module at a time.
         """
-        shared = {where for each in self._weights.shared for where, _ in each.owners}
         self.base.apply(fn)
-        for small in self.smalls:
-            for name, module in reversed(list(small.named_modules())):  # children first
-                if name not in shared:
-                    fn(module)
+        for number, small in enumerate(self.smalls):
+            with bound_copies(small, self._weights, number):
+                small.apply(fn)
         fn(self.smalls)
         fn(self)
         return self

@@ -61,13 +61,13 @@ class SharedWeights:
             self.shared.append(Shared(tuple(of_one), slices, plans[0].shapes[names[0]], unknown))
 
     def layers_of_slices(self, small: nn.Module) -> set[str]:
-        """Return the names of a small network's layers that hold nothing but slices, and do the same in every mode."""
+        """Return the names of a small network's layers that hold nothing but slices, and have no mode or settings."""
         shared = {owner for each in self.shared for owner in each.owners}
         found: set[str] = set()
         for where in {where for where, _ in shared}:
             layer = submodule(small, where)
             own = {name for name, tensor in {**layer._parameters, **layer._buffers}.items() if tensor is not None}
-            if isinstance(layer, _LAYERS) and not _reads_mode(layer) and all((where, name) in shared for name in own):
+            if isinstance(layer, _LAYERS) and not _has_state(layer) and all((where, name) in shared for name in own):
                 found.add(where)
         return found
 
@@ -82,7 +82,9 @@ class SharedWeights:
         for tied in shared.owners[1:]:
             other = self._weight(*tied, shared)
             if other is not weight and other.untyped_storage()._cdata != weight.untyped_storage()._cdata:
-                raise changed(full_name(*tied), f"the same parameter as '{full_name(where, name)}'", "another one")
+                raise changed(
+                    f"'{full_name(*tied)}'", f"the same parameter as '{full_name(where, name)}'", "another one"
+                )
         if not torch.compiler.is_compiling():
             refuse_sharded(weight, full_name(where, name))
         slices = share(weight, shared.slices, self.gradient)
@@ -100,7 +102,7 @@ class SharedWeights:
             weight = None
         if weight is None or weight.shape != shared.shape:
             got = "no such parameter" if weight is None else f"{tuple(weight.shape)}"
-            raise changed(full_name(where, name), f"a parameter of shape {shared.shape}", got)
+            raise changed(f"'{full_name(where, name)}'", f"a parameter of shape {shared.shape}", got)
         return weight
 
     def slices(self) -> list[tuple[Tensor, ...]]:
@@ -111,11 +113,13 @@ class SharedWeights:
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU)
 
 
-def _reads_mode(layer: nn.Module) -> bool:
-    """Return whether a class derived from one of torch's layers computes something else in train mode."""
+def _has_state(layer: nn.Module) -> bool:
+    """Return whether a class derived from one of torch's layers reads the mode, or keeps numbers and switches."""
     own = [kind for kind in type(layer).__mro__ if not kind.__module__.startswith(("torch.nn.", "builtins"))]
     functions = [each for kind in own for each in vars(kind).values() if isinstance(each, FunctionType)]
-    return any("training" in each.__code__.co_names for each in functions)
+    known = {name for kind in type(layer).__mro__ if kind not in own for name in getattr(kind, "__annotations__", ())}
+    numbers = {name for name, value in vars(layer).items() if isinstance(value, (int, float, str))}
+    return any("training" in each.__code__.co_names for each in functions) or bool(own and numbers - known)
 
 
 def cannot_run(where: str, error: str = "") -> AdjoinedError:
@@ -166,7 +170,7 @@ def changed(name: str, expected: str, got: str) -> AdjoinedError:
     """Return the error for a base network that was changed after it was joined."""
     return AdjoinedError(
         "the base network was changed after it was joined, and its small networks were not",
-        where=f"'{name}'",
+        where=name,
         expected=expected,
         got=got,
         fix="Prune, replace or parametrize layers before the call of adjoin; to go on from here, call it again.",

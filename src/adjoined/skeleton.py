@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, first_line
 from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, submodule
-from adjoined.slicing import SlicePlan, and_parents, duplicate, full_name, unregistered_weights
+from adjoined.slicing import SlicePlan, WithoutHistory, and_parents, full_name, unregistered_weights
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
 """Switches of model libraries for activation checkpointing, which are turned off in small networks: it runs modules
@@ -50,16 +52,81 @@ def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Mo
     return small
 
 
-def check_same_parts(skeleton: nn.Module, module: nn.Module) -> None:
-    """Raise AdjoinedError if a module was replaced in the base network, but not in the small network that ran."""
-    ran, now = (dict(each.named_modules()) for each in (skeleton, module))
+def check_same_parts(skeleton: nn.Module, joined: nn.Module, base: nn.Module) -> None:
+    """Raise AdjoinedError if the base network has other modules than when it was joined.
+
+    Args:
+        skeleton: a small network of it.
+        joined: the base network that was joined.
+        base: the base network that runs, which may wrap it.
+    """
+    if not any(each is joined for each in base.modules()):
+        raise changed("base", f"the {type(joined).__name__} that was joined", f"another {type(base).__name__}")
+    ran, now = (dict(each.named_modules()) for each in (skeleton, joined))
     for name in ran | now:
         borrowed = any(isinstance(ran.get(each), _Borrowed) for each in and_parents(name))
-        kinds = [type(each[name]) if name in each else None for each in (ran, now)]
-        # By name: torch.fx makes a class for each copy.
-        named = [kind and (kind.__module__, kind.__qualname__) for kind in kinds]
-        if named[0] != named[1] and not borrowed:
-            raise changed(name, *("no such module" if kind is None else kind.__name__ for kind in kinds))
+        kinds = ["no such module" if name not in each else _kind(each[name]) for each in (ran, now)]
+        if kinds[0] != kinds[1] and not borrowed:
+            raise changed(f"'{name}'", *kinds)
+
+
+def _kind(module: nn.Module) -> str:
+    """Return a module's class by name, since every copy of a traced module has a class of its own."""
+    return f"{type(module).__module__}.{type(module).__qualname__}".removeprefix("torch.nn.modules.")
+
+
+def extracted(skeleton: nn.Module, weights: SharedWeights, number: int) -> nn.Module:
+    """Return a copy of the n-th small network, as it runs, with slices of its own in place of shared weights."""
+    memo: dict[int, Any] = {id(weights): weights}
+    for part in skeleton.modules():
+        if isinstance(part, _Borrowed):
+            memo[id(part)] = copy.deepcopy(part.module)
+    small = _copied(skeleton, memo)
+    for part in small.modules():
+        for key, hook in [*part._forward_pre_hooks.items(), *part._forward_hooks.items()]:
+            if isinstance(getattr(hook, "__self__", hook), (_Lender, _Guess, _Refusal)):
+                for hooks in (part._forward_pre_hooks, part._forward_hooks, part._forward_hooks_always_called):
+                    hooks.pop(key, None)
+    for name, part in small.named_modules():
+        part.training = skeleton.get_submodule(name).training  # copies of traced modules begin in train mode
+        for switch in CHECKPOINTING:
+            if vars(part).get(switch) is False:
+                setattr(part, switch, getattr(weights.base.get_submodule(name), switch))
+    _bind_copies(small, weights, number)
+    return small
+
+
+@contextmanager
+def bound_copies(skeleton: nn.Module, weights: SharedWeights, number: int) -> Iterator[None]:
+    """Give the n-th small network copies of its slices for a while."""
+    _bind_copies(skeleton, weights, number)
+    try:
+        yield
+    finally:
+        for where, name in [owner for each in weights.shared for owner in each.owners]:
+            submodule(skeleton, where)._parameters[name] = None
+
+
+@torch.no_grad()
+def _bind_copies(small: nn.Module, weights: SharedWeights, number: int) -> None:
+    for shared in weights.shared:
+        copied = weights.slices_of(shared)[number].detach().clone()
+        where, name = shared.owners[0]
+        parameter = nn.Parameter(copied, submodule(weights.base, where)._parameters[name].requires_grad)  # pyright: ignore
+        for where, name in shared.owners:
+            setattr(submodule(small, where), name, parameter)  # recurrent layers note it
+
+
+def _copied(skeleton: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a deep copy, with all that its forward keeps, while other threads may run the skeleton."""
+    for attempt in range(ATTEMPTS):
+        try:
+            with WithoutHistory():
+                return copy.deepcopy(skeleton, dict(memo))
+        except RuntimeError:  # another thread added an attribute meanwhile
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError
 
 
 def not_recorded(by: str) -> AdjoinedError:
@@ -194,13 +261,7 @@ class _Copy:
             memo |= {id(parameter): parameter for parameter in list(part._parameters.values())}
             if isinstance(part, _Borrowed):
                 memo[id(part.module)] = part.module
-        for attempt in range(ATTEMPTS):
-            try:
-                self.module = duplicate(skeleton, dict(memo))
-                break
-            except RuntimeError:  # another thread added an attribute meanwhile
-                if attempt == ATTEMPTS - 1:
-                    raise
+        self.module = _copied(skeleton, memo)
         self.guesses = _guesses(self.module)
         self._stamp = _stamp(skeleton)
         shared = {owner for each in weights.shared for owner in each.owners}

@@ -105,10 +105,10 @@ def test_copies_for_threads_follow_the_network():
     net.load_state_dict({name: tensor * 1.5 for name, tensor in net.state_dict().items()}, assign=True)
     assert answers() == alone()
     small = net.smalls[0]
+    before = answers()
     handle = small.get_submodule("norm1").register_forward_hook(lambda _m, _a, out: out * 2)
     doubled = answers()
-    assert len(doubled) == 1
-    assert doubled != alone()
+    assert doubled == alone() != before
     handle.remove()
     assert answers() == alone()
     small.norm1 = nn.Identity()

@@ -7,7 +7,6 @@ from adjoined.slicing.model.misuse import check_trainable
 from adjoined.slicing.model.modules import (
     WithoutHistory,
     and_parents,
-    copy_stored_tensors,
     duplicate,
     full_name,
     matching_modules,
@@ -49,7 +48,6 @@ __all__ = [
     "check_plan",
     "check_trainable",
     "check_widths",
-    "copy_stored_tensors",
     "cost_by_module",
     "duplicate",
     "full_name",

@@ -208,9 +208,11 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
             for name, held in caches[type(module)].items():
                 with suppress(Exception):  # what cannot be copied stays shared
                     vars(module).setdefault(name, copy.deepcopy(held, memo))
-    for module in copied.modules():
-        for name, held in vars(module).items():
-            if "cache" in name.lower() and isinstance(held, dict):
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in copied.named_modules():
+        module.training = modes.get(name, module.training)  # copies of traced modules begin in train mode
+        for attribute, held in vars(module).items():
+            if "cache" in attribute.lower() and isinstance(held, dict):
                 held.clear()
     return copied
 
@@ -225,27 +227,6 @@ def _caches_of_class(kind: type) -> dict[str, Any]:
         if isinstance(held, (dict, list)) and not name.startswith("__")
         if not held or any(isinstance(leaf, Tensor) for leaf in tree_leaves(held))
     }
-
-
-def copy_stored_tensors(source: nn.Module, target: nn.Module) -> None:
-    """Copy the tensors that a network's forward has stored in attributes (activations, states, caches) to another.
-
-    Args:
-        source: the network that has run.
-        target: a network of the same structure; what its modules have stored is replaced.
-    """
-    memo: dict[int, Any] = {}
-    for name, module in source.named_modules():
-        for attribute, held in list(vars(module).items()):
-            leaves = tree_leaves(held)
-            kept = any(isinstance(leaf, Tensor) for leaf in leaves) and not isinstance(module, nn.RNNBase)
-            own = attribute in _OF_MODULES or attribute in module._parameters
-            if kept and not own and not any(isinstance(leaf, nn.Module) for leaf in leaves):
-                with WithoutHistory():
-                    vars(target.get_submodule(name))[attribute] = copy.deepcopy(held, memo)
-
-
-_OF_MODULES = set(vars(nn.Module()))
 
 
 def to_float64(tensor: Tensor) -> Tensor:

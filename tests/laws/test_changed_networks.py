@@ -1,0 +1,126 @@
+"""What is changed in a network after it was joined, and small networks that are extracted as they run."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from adjoined import AdjoinedError, AdjoinedNetwork, adjoin
+from adjoined.slicing import tensor_leaves
+from pairs import X, joint, same
+
+
+def test_a_base_of_other_parts_is_refused_when_the_mode_is_set():
+    net = adjoin(nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 5, 3)), X, alpha=2)
+    net.base[1] = nn.SiLU()  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(AdjoinedError, match=r"'1': the base network was changed.*expected activation.ReLU, got .*SiLU"):
+        net.eval()
+    assert same(net.extract()(X), net(X)[1])  # nothing is lost
+    net.smalls[0][1] = nn.SiLU()  # pyright: ignore[reportIndexIssue]
+    assert same(net.eval().extract()(X), net(X)[1])
+    net.base.append(nn.ReLU())  # pyright: ignore[reportCallIssue]
+    with pytest.raises(AdjoinedError, match=r"'3': the base network was changed.*no such module"):
+        net.train()
+    net.base = copy.deepcopy(net.base)
+    with pytest.raises(AdjoinedError, match=r"base: the base network was changed.*another Sequential"):
+        net.train()
+
+
+def double(*args: Any) -> torch.Tensor:
+    """A hook."""
+    return args[2] * 2
+
+
+CHANGES: dict[str, Callable[[AdjoinedNetwork], object]] = {
+    "hook of the base": lambda net: net.base.get_submodule("norm1").register_forward_hook(double),
+    "hook of the small network": lambda net: net.smalls[0].get_submodule("norm1").register_forward_hook(double),
+    "number of the base": lambda net: setattr(net.base.get_submodule("norm1"), "eps", 1.0),
+    "number of the small network": lambda net: setattr(net.smalls[0].get_submodule("norm1"), "eps", 1.0),
+    "number of all": lambda net: [setattr(part, "eps", 1.0) for part in net.modules() if hasattr(part, "eps")],
+    "forward of the base": lambda net: setattr(net.base, "forward", lambda x: x),
+    "compiled base": lambda net: setattr(net, "base", torch.compile(net.base, backend="eager")),
+    "wrapped base": lambda net: setattr(net, "base", nn.DataParallel(net.base)),
+    "other classes of norms": nn.SyncBatchNorm.convert_sync_batchnorm,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_extracted_network_is_the_one_that_ran_whatever_was_changed_after_it_was_joined(change: Callable[..., object]):
+    net = joint().eval()
+    before = net.small(X)
+    change(net)
+    assert same(net.eval().extract()(X), net.small(X))
+    of_all = change in (CHANGES["number of all"], CHANGES["number of the small network"])
+    assert same(net.small(X), before) != (of_all or change is CHANGES["hook of the small network"])
+
+
+class Softened(nn.Conv2d):
+    """A layer with a setting that loops lower during training."""
+
+    def __init__(self, *args: int) -> None:
+        super().__init__(*args)
+        self.temperature = 30.0
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) / self.temperature
+
+
+class SoftGate(nn.Module):
+    """The same with a raw parameter."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.logits, self.temperature = nn.Parameter(torch.ones(channels, 1, 1)), 30.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.logits / self.temperature)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_settings_of_every_layer_can_be_changed_in_all_networks(loop: bool):
+    def cool(module: nn.Module) -> None:
+        if hasattr(module, "temperature"):
+            module.temperature = 0.5  # pyright: ignore
+        if not loop and isinstance(module, (nn.Conv2d, SoftGate)):  # a function may initialise weights, too
+            nn.init.ones_(next(module.parameters()))
+
+    net = adjoin(nn.Sequential(Softened(3, 32, 3), SoftGate(32), nn.Conv2d(32, 5, 3)), X, alpha=2)
+    if loop:
+        for module in net.modules():
+            cool(module)
+    else:
+        net.apply(cool)
+        assert all(bool((weight == 1).all()) for weight in net.parameters() if weight.ndim > 2)
+    assert [each.temperature for each in net.smalls[0][:2]] == [0.5, 0.5]  # pyright: ignore
+    assert same(net.extract()(X), net.small(X))
+    assert all(parameter is None for part in net.smalls[0].modules() for parameter in part._parameters.values())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_traced_models_are_extracted_and_keep_their_modes(whole: bool):
+    """Every copy of what `torch.fx` has traced has a class of its own and begins in train mode."""
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Dropout(), nn.BatchNorm2d(32), nn.Conv2d(32, 5, 3)).eval()
+    if whole:  # with a graph for each mode
+        traced: nn.Module = create_feature_extractor(model, {"3": "out"})
+    else:
+        traced = nn.Sequential(OrderedDict(traced=torch.fx.symbolic_trace(model[:3]), head=model[3])).eval()
+    net = adjoin(traced, X, alpha=2, round_to=1)
+    assert not any(part.training for part in net.smalls[0].modules())
+    assert sum(p.numel() for p in net.extract().parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
+    for training in (False, True):
+        net.train(training)
+        small = net.extract()
+        for each in (small, net.smalls[0], net.plan.apply(net.base)):
+            assert {part.training for part in each.modules()} == {training}
+        torch.manual_seed(0)
+        got = tensor_leaves(small(X))
+        torch.manual_seed(0)
+        assert all(same(a, b) for a, b in zip(got, tensor_leaves(net.small(X)), strict=True))
+        assert same(got[-1], tensor_leaves(small(X))[-1]) != training  # dropout, in train mode alone
