@@ -47,16 +47,24 @@ class Slotted:
         self.logits, self.maps = logits, features
 
 
-class Yields(nn.Module):
-    """Returns a generator: its code has not run when it returns."""
+UNFOLLOWED: dict[str, Callable[[Tensor], Any]] = {
+    "a generator, whose code has not run yet": lambda out: (each.mean() for each in out),
+    "a nested tensor": lambda out: torch.nested.nested_tensor(list(out)),
+    "a numpy.ndarray": lambda out: {"mean": out.mean(), "logits": out.detach().numpy()},
+    "no tensor": lambda out: {"logits": out.tolist()},
+}
+"""What a network may do with its output so that classes would be dropped unseen: name of the result -> function."""
 
-    def __init__(self, nested: bool) -> None:
+
+class Converting(nn.Module):
+    """Returns something else than tensors."""
+
+    def __init__(self, convert: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.body, self.nested = conv(3, 32), nested
+        self.body, self.convert = conv(3, 32), convert
 
     def forward(self, x: Tensor) -> Any:
-        x = self.body(x)
-        return torch.nested.nested_tensor(list(x)) if self.nested else (each.mean() for each in x)
+        return self.convert(self.body(x))
 
 
 def returned(kind: str, logits: Tensor, features: Tensor) -> Any:
@@ -186,10 +194,12 @@ def test_outputs(kind: str):
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-@pytest.mark.parametrize(("nested", "got"), [(False, "a generator"), (True, "a nested tensor")])
-def test_outputs_that_cannot_be_followed_are_refused(nested: bool, got: str):
-    with pytest.raises(AdjoinedError, match=f"Yields: the model's output.*dense tensors.*got {got}.*Return a list"):
-        adjoin(Yields(nested), X, alpha=2)
+@pytest.mark.parametrize("got", UNFOLLOWED)
+def test_outputs_that_cannot_be_followed_are_refused(got: str):
+    with pytest.raises(AdjoinedError, match=f"Converting: the model's output.*dense tensors.*got {got}.*Return"):
+        adjoin(Converting(UNFOLLOWED[got]), X, alpha=2)
+    with pytest.raises(AdjoinedError, match=r"got no tensor\)"):
+        adjoin(Converting(lambda out: None), X, alpha=2)
 
 
 MASK = (images(2, 1, 8, 8, seed=3) > 0).float()

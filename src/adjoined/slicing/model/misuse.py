@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError, DoesNotRunError
-from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 
 PASS = "Pass the example input that model(...) takes: a tensor, a tuple of arguments or a dict of them."
 
@@ -81,16 +81,22 @@ def check_made(model: nn.Module, before: Collection[str]) -> None:
 
 def check_output(model: nn.Module, out: Any) -> None:
     """Raise AdjoinedError if a model returns something whose channels cannot be followed."""
+    got = "" if tensor_leaves(out) else "no tensor"
     for leaf in tree_leaves(out):
-        iterator, nested = isinstance(leaf, Iterator), isinstance(leaf, Tensor) and leaf.is_nested
-        if iterator or nested:
-            raise AdjoinedError(
-                "the model's output cannot be followed",
-                where=type(model).__name__,
-                expected="dense tensors, in tuples, lists, dicts or objects",
-                got="a nested tensor" if nested else f"a {type(leaf).__name__}, whose code has not run yet",
-                fix="Return a list of its elements.",
-            )
+        if isinstance(leaf, Iterator):
+            got = f"a {type(leaf).__name__}, whose code has not run yet"
+        elif isinstance(leaf, Tensor) and leaf.is_nested:
+            got = "a nested tensor"
+        elif type(leaf).__module__ == "numpy":
+            got = f"a numpy.{type(leaf).__name__}"
+    if got:
+        raise AdjoinedError(
+            "the model's output cannot be followed",
+            where=type(model).__name__,
+            expected="dense tensors, in tuples, lists, dicts or objects",
+            got=got,
+            fix="Return tensors, several of them in a list, and convert them outside of the model.",
+        )
 
 
 def _arguments(inputs: Inputs) -> str:
