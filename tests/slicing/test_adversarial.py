@@ -12,7 +12,7 @@ import adversarial
 import adversarial_attention as attention
 from adjoined import adjoin
 from adjoined.slicing import make_plan, tensor_leaves
-from adjoined.slicing.flow.trace import OUTPUT
+from adjoined.slicing.flow.completion import OUTPUT
 from adversarial import CROSSING, SHARE, WIDE, build
 from masked import masked, relative_error
 from zoo import parameters, spread

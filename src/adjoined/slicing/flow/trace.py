@@ -11,22 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, DoesNotRunError
+from adjoined.slicing.flow.completion import complete
 from adjoined.slicing.flow.findings import Findings
-from adjoined.slicing.flow.labels import LABEL, NeedsValues, Ties, along, distinct, sets_of
-from adjoined.slicing.flow.not_channels import any_beside_channels, pin_places
+from adjoined.slicing.flow.labels import NeedsValues, Ties, along
+from adjoined.slicing.flow.not_channels import any_beside_channels
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
-from adjoined.slicing.flow.unreached import follow_unreached
 from adjoined.slicing.model.cost import Cost, cost_of_run
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
-from adjoined.slicing.model.misuse import another_path, check_arguments, check_made, check_output, does_not_run
+from adjoined.slicing.model.misuse import check_arguments, check_made, check_output, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
 from adjoined.slicing.model.original import Original
-from adjoined.slicing.plan.reasons import Kind, Reason
-
-OUTPUT = Reason(Kind.OUTPUT, "model output")
-OF_OUTPUT = Reason(Kind.OUTPUT, "a model output is a statistic over them")
 
 
 @dataclass
@@ -154,23 +150,7 @@ def _trace(
     for name, tensor in tensors.items():
         if tensor.shape != sizes[name]:
             tensor.resize_(sizes[name])
-    for out in outputs:
-        for slot in (*flow.slots(out), *flow.choices.get(out, ())):
-            ties.pin(slot, OUTPUT)
-    _pin_summarised(flow, outputs)
-    for prefix, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            _pin_scripted(prefix, module.original_name, labels, ties)
-        elif isinstance(module, nn.MultiheadAttention):
-            _tie_heads(flow, prefix, module, labels)
-    never = [n for n, p in model.named_parameters() if p.ndim > 1 and n not in findings.readers]
-    if never and flow.values.read_in is not None:
-        modules = dict.fromkeys(name.rpartition(".")[0] for name in never)
-        raise another_path(model, flow.values.read_in, list(modules))
-    unreached = follow_unreached(model, labels, ties, findings)
-    pin_places(ties, findings, labels, layers)
-    if flow.values.decide:
-        _pin_unread(ties, findings)
+    unreached = complete(flow, model, outputs, labels, layers)
     return Trace(
         model=model,
         inputs=inputs,
@@ -254,54 +234,3 @@ def trains(model: nn.Module, inputs: Inputs) -> bool:
                 attempt.run(model.train())
                 return True
     return False
-
-
-def _pin_summarised(flow: LabelFlow, outputs: Iterable[Tensor]) -> None:
-    """Pin what no layer reads, but an output summarises: classes of which it returns the entropy or the confidence."""
-    read = {flow.ties.find(label) for label in flow.findings.read}
-    for slot in (slot for out in outputs for slot in flow.statistics.get(out, {}).values()):
-        if read.isdisjoint(map(flow.ties.find, distinct(slot))):
-            flow.ties.pin(slot, OF_OUTPUT)
-
-
-def _pin_unread(ties: Ties, findings: Findings) -> None:
-    """Pin what nothing read to full width: where values decide sizes, it may be an output that this run left out."""
-    read = {ties.find(label) for label in findings.read | findings.reduced}
-    for root, members in sets_of(ties.roots()):
-        if root not in read and len(members) > 1:
-            unread = torch.tensor(members, dtype=LABEL, device="cpu")
-            ties.pin(unread, Reason(Kind.UNREAD, "no layer that ran reads them"))
-
-
-def _pin_scripted(prefix: str, made_from: str, labels: dict[str, list[Tensor | None]], ties: Ties) -> None:
-    """Pin the channels of a scripted module; `made_from` is its Python class."""
-    what = f"the TorchScript module '{prefix}' (class {made_from})"
-    reason = Reason(Kind.TORCH_SCRIPT, f"they belong to {what}, which cannot be resized")
-    for name, vectors in labels.items():
-        if name.startswith(f"{prefix}."):
-            for vector in vectors:
-                if vector is not None:
-                    ties.pin(vector, reason)
-
-
-def _tie_heads(
-    flow: LabelFlow, prefix: str, module: nn.MultiheadAttention, labels: dict[str, list[Tensor | None]]
-) -> None:
-    """Tie what torch's attention assumes to be equal: its features outside and inside, and their order in the heads."""
-    heads, width = module.num_heads, module.head_dim
-    inside: list[Tensor | None] = []
-    packed, separate = ("in_proj_weight", "in_proj_bias"), ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    for name in (*packed, *separate, "out_proj.weight"):
-        rows, *columns = labels.get(f"{prefix}.{name}", [None])
-        inside += [None] if rows is None else rows.split(heads * width)
-        if not name.startswith(("k_", "v_")):
-            inside += columns
-    vectors = [vector for vector in inside if vector is not None]
-    whole = heads > 1 and not flow.choose_groups(prefix, heads, width)
-    for vector in vectors:
-        flow.tie(vectors[0], vector)
-        flow.collapse(vector.view(heads, width), (0,) if whole else (1,))
-    if whole and vectors:
-        flow.findings.conv_groups[prefix] = vectors[0].view(heads, width)[:, 0].clone()
-    else:
-        flow.findings.crossing.setdefault(prefix, "1/√d of the heads' width d")
