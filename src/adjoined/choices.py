@@ -5,7 +5,7 @@ from __future__ import annotations
 from shlex import quote
 from typing import Any, NamedTuple
 
-STEPS = 64
+STEPS_PER_EPOCH = 64
 """Steps that an epoch should have, for batches of 8 to 128 images: few images need many steps to be learned from."""
 FEW, MANY = 2_000, 20_000
 """Training images below which the small network is 1/1.5 as wide as the base, and from which on 1/4."""
@@ -69,7 +69,7 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Ch
             Choice("augment", "light", start),
         ]
     else:
-        batch = min((2**power for power in range(3, 8)), key=lambda size: abs(images / size - STEPS))
+        batch = min((2**power for power in range(3, 8)), key=lambda size: abs(images / size - STEPS_PER_EPOCH))
         own = [
             Choice("method", "adjoint+", "better for both networks than the paper's loss"),
             Choice("batch_size", batch, count),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adjoined.printable import printable
 
-LONGEST = 600
+LONGEST_FACT = 600
 """Most characters of one fact in a message."""
 
 
@@ -43,7 +43,7 @@ class AdjoinedError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.expected, self.got, self.fix)
 
 
-def first_line(error: BaseException, longest: int = LONGEST) -> str:
+def first_line(error: BaseException, longest: int = LONGEST_FACT) -> str:
     """Return the first line of another library's message that is not empty, or the name of the exception's type.
 
     Example:
@@ -61,7 +61,7 @@ class DoesNotRunError(AdjoinedError):
 def _shown(fact: object) -> str:
     """Return a fact on one line, shortened in the middle if it is very long: it may come from an untrusted file."""
     text = printable(" ".join(str(fact).split()))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    return text if len(text) <= LONGEST_FACT else f"{text[: LONGEST_FACT // 2]} … {text[-LONGEST_FACT // 2 :]}"
 
 
 def _rebuild(kind: type[AdjoinedError], what: str, where: str, expected: str, got: str, fix: str) -> AdjoinedError:

@@ -24,7 +24,7 @@ from adjoined.slicing import Index, Inputs, SlicePlan, named_tensors
 
 POSITIONS = 64
 """Positions of each image at which a convolution's outputs are compared."""
-ENOUGH = 2
+ROWS_PER_INPUT = 2
 """Rows to fit to for each input of a layer: with fewer, a fit would memorise its images, and the slice stays."""
 RIDGE = 0.1
 """Weight of staying near the slice, as a share of the mean square of the inputs."""
@@ -127,7 +127,7 @@ class _Target(NamedTuple):
 
     def fits(self, weight: Tensor) -> bool:
         """Return whether these are the outputs of a layer with this weight, and enough of them."""
-        return self.values.shape[1] == len(weight) and len(self.values) >= ENOUGH * weight[0].numel()
+        return self.values.shape[1] == len(weight) and len(self.values) >= ROWS_PER_INPUT * weight[0].numel()
 
 
 class _Layers(TorchFunctionMode, ABC):

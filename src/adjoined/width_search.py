@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from adjoined.errors import AdjoinedError
 from adjoined.slicing import Inputs, Latency, Limit, Request, SlicePlan, Slicer, WidthChoice, duplicate, unwrap
 
-TRIES = 3
+TIMED_NETWORKS = 3
 """Networks measured for a budget in milliseconds, each estimated to take less than the one before it."""
-LARGEST = 1e30
+NOT_FINITE = 1e30
 """A loss that is not finite counts as this."""
 
 Loss = Callable[[Any, Any], Any]
@@ -139,7 +139,7 @@ class _Search:
             first, last = (measure(self.with_widths(choice.widths(share))) for share in (narrow, wide))
             slopes.append(max(last - first, 0.0) / float(wide - narrow))
         present, goal = measure(uniform), most
-        for _ in range(TRIES):
+        for _ in range(TIMED_NETWORKS):
             times = _Times(present, slopes, goal)
             numbers = self._within(groups, times)
             if numbers is None:
@@ -163,7 +163,7 @@ class _Search:
         """Return the groups, with the rise of the loss when each alone is narrow."""
         whole = replace(self.request, alpha=1.0, widths={})
         before = self._loss(*self.slicer.plans(whole))
-        if before == LARGEST:
+        if before == NOT_FINITE:
             raise AdjoinedError("the model's loss is not finite", where="batches", fix="Check model, inputs and loss.")
         found = []
         for choice in choices:
@@ -198,7 +198,7 @@ class _Search:
         with torch.no_grad():
             losses = [_number(self.loss(Inputs.of(x).run(network), y)) for x, y in self.batches]
         mean = sum(losses) / len(losses)
-        return mean if math.isfinite(mean) else LARGEST
+        return mean if math.isfinite(mean) else NOT_FINITE
 
 
 class _Times(NamedTuple):

@@ -38,7 +38,7 @@ def test_modules_take_turns_in_inference_mode():
 
 
 def test_slow_calls_count_from_the_first_of_a_turn(monkeypatch):
-    monkeypatch.setattr("adjoined.benchmark.turns.SLOW", 1e-9)
+    monkeypatch.setattr("adjoined.benchmark.turns.SLOW_SECONDS", 1e-9)
     log: list[tuple[str, bool, bool, int]] = []
     found = latency({"a": Recorder("a", log)}, torch.zeros(3, 1), seconds=1e-6)
     assert found["a"].calls == LEAST_TURNS

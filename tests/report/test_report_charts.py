@@ -96,7 +96,7 @@ def test_one_epoch_and_constant_values_can_be_drawn(value: float):
 
 
 def test_a_long_line_has_its_last_point_marked_and_a_short_one_all():
-    for count, marked in ((charts.MARKED, charts.MARKED), (charts.MARKED + 1, 1)):
+    for count, marked in ((charts.MOST_MARKED, charts.MOST_MARKED), (charts.MOST_MARKED + 1, 1)):
         chart = lines("", [Line("base", 0, [(i, i) for i in range(count)])], PLAIN, PLAIN)
         assert len(list(parsed(chart).iter("circle"))) == marked
 

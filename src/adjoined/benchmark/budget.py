@@ -18,7 +18,7 @@ from adjoined.export import find_target
 
 SECONDS = 2.0
 """Time to spend on the calls of one candidate, s."""
-LONGEST = 600
+MOST_SECONDS = 600
 """The longest that a command may take for one candidate, s."""
 FILE = "{file}"
 """Placeholder for the file's path in a command."""
@@ -97,11 +97,13 @@ def _printed(words: list[str], command: str) -> float:
     """Run a command and return the number in the last line that it prints."""
     where, expected = f"--latency-command {command!r}", "a command that prints milliseconds in its last line"
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=LONGEST)
+        done = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", check=False, timeout=MOST_SECONDS
+        )
     except (OSError, ValueError) as error:
         raise AdjoinedError(f"the command cannot be run: {error}", where=where, expected=expected) from error
     except subprocess.TimeoutExpired as error:
-        raise AdjoinedError(f"the command took longer than {LONGEST} s", where=where, expected=expected) from error
+        raise AdjoinedError(f"the command took longer than {MOST_SECONDS} s", where=where, expected=expected) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
         raise AdjoinedError(

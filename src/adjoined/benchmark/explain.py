@@ -10,11 +10,11 @@ from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
 from adjoined.benchmark.turns import NOISY
 from adjoined.report.units import count, size
 
-FAR = 0.7
+EXPLAINED = 0.7
 """A speed-up below this fraction of the ratio of MACs is explained."""
-FIXED = 0.25
+FIXED_SHARE = 0.25
 """Fixed fraction of a call's time above which it is reported."""
-KEPT = 64 * 2**20
+GLIBC_KEEPS = 64 * 2**20
 """Most bytes that glibc keeps before it returns memory to the system: twice its DEFAULT_MMAP_THRESHOLD_MAX."""
 
 
@@ -36,7 +36,7 @@ def explain(found: Benchmark) -> list[str]:
             continue
         places = ", ".join(f"{_place(each)} {each.speedup:.1f}x" for each in behind)
         sentences.append(
-            f"{small.name}: the speed-up is below {FAR:.0%} of the ratio of MACs ({behind[0].mac_ratio:.1f}x): "
+            f"{small.name}: the speed-up is below {EXPLAINED:.0%} of the ratio of MACs ({behind[0].mac_ratio:.1f}x): "
             f"{places}."
         )
         handed_back = "" if _keeps_memory(found.environment) else _handed_back(base, small, behind)
@@ -62,7 +62,7 @@ def _noise(rows: Sequence[Timing]) -> list[str]:
 
 
 def _is_far(each: Speedup) -> bool:
-    return each.precision == each.against == "fp32" and each.speedup < FAR * each.mac_ratio
+    return each.precision == each.against == "fp32" and each.speedup < EXPLAINED * each.mac_ratio
 
 
 def _place(each: Speedup) -> str:
@@ -84,7 +84,7 @@ def _fixed_costs(rows: Sequence[Timing], behind: Sequence[Speedup], small: Netwo
         if place.batch_size != 1 or most == 1:
             continue
         one, share = alike[1], alike[most] / most
-        if one - share >= FIXED * one:
+        if one - share >= FIXED_SHARE * one:
             where = f"{RUNTIMES[place.runtime]}{' on a GPU' if place.device != 'cpu' else ''}"
             shares.append(f"{1 - share / one:.0%} in {where}")
             rest = (
@@ -105,11 +105,11 @@ def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[S
     """Report activations that glibc frees between calls; the times alone do not reveal this cost."""
     for place in behind:
         each = base.activation_bytes[str(place.batch_size)], small.activation_bytes[str(place.batch_size)]
-        if place.runtime in IN_PYTORCH and place.device == "cpu" and max(each) > KEPT:
+        if place.runtime in IN_PYTORCH and place.device == "cpu" and max(each) > GLIBC_KEEPS:
             return (
                 f"Memory handed back: with {place.batch_size} images, activations take {size(each[0])} in the base and "
-                f"{size(each[1])} in {small.name}. On Linux, glibc returns memory beyond {size(KEPT)} to the system "
-                f"and requests it again, page by page, in every call; --huge-pages, or THP_MEM_ALLOC_ENABLE=1 in the "
+                f"{size(each[1])} in {small.name}. On Linux, glibc returns memory beyond {size(GLIBC_KEEPS)} to the "
+                f"system and requests it again, page by page, in every call; --huge-pages, or THP_MEM_ALLOC_ENABLE=1 in the "
                 f"environment of a service, makes PyTorch use huge pages, which may save much of that time."
             )
     return ""
@@ -117,7 +117,7 @@ def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[S
 
 def _memory(base: NetworkFigures, small: NetworkFigures) -> str:
     macs, moved = base.macs / small.macs, base.moved_bytes / small.moved_bytes
-    if moved >= FAR * macs:
+    if moved >= EXPLAINED * macs:
         return ""
     return (
         f"Memory: for one image the operators read and write {size(base.moved_bytes)} in the base and "

@@ -15,7 +15,7 @@ from adjoined.slicing import measure_cost
 
 File = tuple[str, str, str]
 """Runtime, network, precision."""
-VECTOR = 8
+VECTOR_WIDTH = 8
 """Granularity of channels in vector units and in the layouts of convolution libraries."""
 
 
@@ -87,5 +87,5 @@ def odd_layers(module: nn.Module) -> list[str]:
     return [
         name
         for i, (name, inputs, outputs) in enumerate(layers)
-        if (inputs % VECTOR and i > 0) or (outputs % VECTOR and i < last)
+        if (inputs % VECTOR_WIDTH and i > 0) or (outputs % VECTOR_WIDTH and i < last)
     ]

@@ -19,7 +19,7 @@ NOISY = 0.25
 """Inter-quartile range / median above which calls vary too much for a reliable ratio."""
 LEAST_TURNS = 5
 """Turns if the calls are too slow for more."""
-SLOW = 1.0
+SLOW_SECONDS = 1.0
 """A call of as many seconds needs no uncounted call before it: reading all weights takes milliseconds."""
 
 Call = Callable[[Tensor], object]
@@ -142,7 +142,7 @@ def _take_turn(call: Call, example: Tensor, seconds: float) -> list[float]:
     once = _time_on_gpu if example.is_cuda else _time_on_cpu
     start = time.perf_counter()
     first = once(call, example)
-    if first >= SLOW:
+    if first >= SLOW_SECONDS:
         return [first]
     times = [once(call, example)]
     while time.perf_counter() - start < seconds:

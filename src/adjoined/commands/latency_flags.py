@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from adjoined.slicing import Latency
 
-USUAL = "onnx"
+DEFAULT_RUNTIME = "onnx"
 """Where milliseconds are measured, and the format of the file that a command is given."""
 
 
@@ -57,7 +57,7 @@ class LatencyOptions:
         """Return the function that measures a network on such images, float32 (N, C, H, W)."""
         from adjoined.benchmark.budget import measured_by, measured_in
 
-        runtime = self.runtime or USUAL
+        runtime = self.runtime or DEFAULT_RUNTIME
         if self.latency_command is not None:
             return measured_by(self.latency_command, runtime, example)
         return measured_in(runtime, example, self.threads)
@@ -72,4 +72,4 @@ class LatencyOptions:
         if self.latency_command is not None:
             return f"by {self.latency_command!r}"
         threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"in {RUNTIMES[self.runtime or USUAL]}{threads}"
+        return f"in {RUNTIMES[self.runtime or DEFAULT_RUNTIME]}{threads}"

@@ -9,7 +9,7 @@ from adjoined.report.result import figures_from, keep_figures, kept_figures
 from adjoined.report.table import Table
 from adjoined.runs.finished import FinishedRun
 
-LAG = 0.01
+MOST_LAG = 0.01
 """The main measure with running statistics and with measured ones may differ by this much without a note."""
 
 
@@ -47,7 +47,7 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     lagging = [
         f"{network.name} {100 * network.running:.1f} %"
         for network in result.networks
-        if network.running is not None and network.main is not None and abs(network.main - network.running) > LAG
+        if network.running is not None and network.main is not None and abs(network.main - network.running) > MOST_LAG
     ]
     if lagging:
         notes.append(f"With the moving averages of training, which lag behind the weights: {', '.join(lagging)}.")

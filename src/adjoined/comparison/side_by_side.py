@@ -27,7 +27,7 @@ from adjoined.settings import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-STOP = 10.0
+SECONDS_TO_STOP = 10.0
 """Seconds that a run has to end by itself when the comparison is stopped."""
 
 
@@ -193,7 +193,7 @@ def _stop(workers: Iterable[_Worker]) -> None:
     for worker in workers:
         worker.process.terminate()
     for worker in workers:
-        worker.process.join(STOP)
+        worker.process.join(SECONDS_TO_STOP)
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Batch = tuple[Tensor, Tensor]
 _BLOCKS, _BLOCK = 4, 16 << 10  # bytes: reading all of a large data set would take as long as an epoch
 _THREADS = 8  # they wait for the disk together
-DYING = 1.0
+SECONDS_TO_DIE = 1.0
 """Seconds that a killed process may take to end."""
 
 
@@ -317,7 +317,7 @@ class ImageLoader(DataLoader[Batch]):
         torch reports it by a RuntimeError at an arbitrary point in the main process. The pipes of a killed process
         break a moment before it has an exit code.
         """
-        ended = wait([each.sentinel for each in self._processes], DYING) if self._processes else []
+        ended = wait([each.sentinel for each in self._processes], SECONDS_TO_DIE) if self._processes else []
         for each in self._processes:
             if each.sentinel in ended:
                 each.join()

@@ -15,7 +15,7 @@ from adjoined.export.targets import INPUT, OUTPUT
 BATCH = "batch"
 """Name of the dynamic dimension."""
 
-LARGEST = 2**31 - 1
+LARGEST_FILE = 2**31 - 1
 """Most bytes that protobuf allows in one file."""
 
 CALIBRATION_BATCH = 16
@@ -25,7 +25,7 @@ CALIBRATION_BATCH = 16
 def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the network as described in `Target.export`; the exporter folds BatchNorm into convolutions."""
     weights = sum(tensor.nbytes for tensor in module.state_dict().values())
-    if weights > LARGEST:
+    if weights > LARGEST_FILE:
         raise AdjoinedError("too large for one ONNX file", where=path, expected="at most 2 GiB", got=weights)
     with torch.no_grad():
         program = torch.onnx.export(

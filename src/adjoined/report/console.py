@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-NARROWEST = 40
+NARROWEST_TERMINAL = 40
 """A terminal counts as at least this wide, in characters: names and figures have to fit in."""
 
 
@@ -31,7 +31,7 @@ def show(*parts: Table | str, file: TextIO | None = None) -> None:
         from rich.console import Console
 
         console = Console(file=out, highlight=False)
-        console.width = max(console.width, NARROWEST)
+        console.width = max(console.width, NARROWEST_TERMINAL)
         for number, part in enumerate(parts):
             console.print("\n" * bool(number), end="")
             if isinstance(part, str):
@@ -50,7 +50,7 @@ def entries(pairs: Iterable[tuple[str, str]]) -> str:
     wide = max(len(name) for name, _ in pairs) + 2
     lines = [f"{name:{wide}}{text}" for name, text in pairs]
     if sys.stdout.isatty():
-        room = max(shutil.get_terminal_size().columns, NARROWEST)
+        room = max(shutil.get_terminal_size().columns, NARROWEST_TERMINAL)
         beside = " " * min(wide, room // 2)
         lines = [textwrap.fill(line, room, subsequent_indent=beside, break_on_hyphens=False) for line in lines]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TOO_FEW = "too few"
 """The kind of groups that stay at full width only because of rounding."""
-TOLERATED = 0.1
+TOLERATED_DEVIATION = 0.1
 """How far the share of channels kept may be from 1/alpha."""
 MOST_ROWS = 20
 """The number of rows that the short table aims for: with totals and notes, it fits one screen."""
@@ -110,7 +110,7 @@ def _why_wider(plans: Sequence[SlicePlan]) -> tuple[str, ...]:
     for plan in plans:
         chosen = [group for group in plan.groups if group.why is None or group.why.kind == TOO_FEW]
         width, kept = sum(group.width for group in chosen), sum(group.kept for group in chosen)
-        if plan.alpha * kept > (1 + TOLERATED) * width:
+        if plan.alpha * kept > (1 + TOLERATED_DEVIATION) * width:
             found.append(f"1/{width / kept:.3g} at α={plan.alpha:g}")
     if not found or plans[0].round_to == 1:
         return ()

@@ -13,7 +13,7 @@ from adjoined.errors import AdjoinedError
 
 SLACK = 64 << 20
 """Allowance in bytes for unsaved tensors of a network, such as position tables."""
-TIMES = 4
+MOST_CREATIONS = 4
 """How often a network may create its tensors: some libraries replace layers that they have just created."""
 
 
@@ -30,7 +30,7 @@ class Ceiling(TorchDispatchMode):
 
     def __init__(self, bytes: int, where: object) -> None:
         super().__init__()
-        self.most, self.taken, self.where = TIMES * bytes + SLACK, 0, where
+        self.most, self.taken, self.where = MOST_CREATIONS * bytes + SLACK, 0, where
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

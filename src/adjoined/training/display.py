@@ -22,9 +22,9 @@ WORTH_TELLING = 0.05
 """Fraction of time spent waiting for images above which it is shown."""
 
 
-BAR = 12
+BAR_WIDTH = 12
 """Characters of the bar itself."""
-OTHERS = 29
+OTHER_WIDTH = 29
 """Characters of the line that are the same at every step: its words, the percentage, the time left and the gaps."""
 
 
@@ -139,7 +139,7 @@ class Display(Callback):
         loss = [f"loss {pl_module.latest['loss']:.3f}"] if pl_module.latest else []
         images, *waiting = speed(self._pace) or [""]
         epoch = f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 0)}/{trainer.max_epochs}"
-        room = self.console.width - len(epoch) - 2 * len(str(pl_module.steps)) - BAR - OTHERS
+        room = self.console.width - len(epoch) - 2 * len(str(pl_module.steps)) - BAR_WIDTH - OTHER_WIDTH
         figures = fitting([images, *loss, *waiting, *weight(pl_module.latest)], room)
         self._bar.update(self._task, completed=trainer.global_step, description=epoch, figures=figures)
 
@@ -154,7 +154,7 @@ def _bar(console: Console) -> Any:
     from rich.progress import TimeRemainingColumn as TimeLeft
 
     steps, left = [TextColumn("step"), MofNCompleteColumn()], [TimeLeft(), TextColumn("left")]
-    columns = [TextColumn("{task.description}"), BarColumn(BAR), TaskProgressColumn(), *steps, *left]
+    columns = [TextColumn("{task.description}"), BarColumn(BAR_WIDTH), TaskProgressColumn(), *steps, *left]
     columns.append(TextColumn("{task.fields[figures]}"))
     return Progress(*columns, console=console, refresh_per_second=4, speed_estimate_period=120)
 

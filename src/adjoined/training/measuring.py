@@ -16,7 +16,7 @@ from adjoined.training.loaders import training_batches
 if TYPE_CHECKING:
     from adjoined.data import ImageData
 
-IMAGES = 4096
+MOST_IMAGES = 4096
 """Most training images used to measure statistics."""
 
 
@@ -39,7 +39,7 @@ def measure_finished(
     """
     modules = [each.module.to(device) for each in finished.values() if not (settings.freeze and each.plan is None)]
     dtype = next((each.dtype for module in modules for each in module.parameters()), torch.float32)
-    batches = max(IMAGES // images.settings.batch_size, 1)
+    batches = max(MOST_IMAGES // images.settings.batch_size, 1)
     some = islice(training_batches(settings, images, device, settings.epochs), batches)
     count = measure_statistics(modules, modules, (x.to(dtype) for x, _ in some)) if modules else 0
     for module in modules:

@@ -31,9 +31,9 @@ from adjoined.training.module import TrainingModule
 from adjoined.training.optimizers import make_optimizer
 from adjoined.training.run import make_trainer
 
-TIMED = 4
+TIMED_STEPS = 4
 """Timed steps; the one before them warms up."""
-SAMPLE = 2
+SAMPLE_IMAGES = 2
 """Images of the step in which memory is counted; a batch norm in training needs more than one."""
 
 
@@ -116,10 +116,10 @@ def step_bytes(job: Job, images: int) -> int:
     network = copy.deepcopy(job.network).to("meta").train()
     optimizer = make_optimizer(job.settings, network, small_rate=job.method.small_rate)
     held = [*network.parameters(), *network.buffers()]
-    few, loss = _kept_in_step(job, network, held, SAMPLE)
-    more, _ = _kept_in_step(job, network, held, 2 * SAMPLE)
-    for_one = (more - few) / SAMPLE  # what does not grow with the batch, such as copied slices, is in both
-    activations = few + for_one * (images - SAMPLE)
+    few, loss = _kept_in_step(job, network, held, SAMPLE_IMAGES)
+    more, _ = _kept_in_step(job, network, held, 2 * SAMPLE_IMAGES)
+    for_one = (more - few) / SAMPLE_IMAGES  # what does not grow with the batch, such as copied slices, is in both
+    activations = few + for_one * (images - SAMPLE_IMAGES)
     loss.backward()
     optimizer.step()
     state = [each for values in optimizer.state.values() for each in values.values() if isinstance(each, Tensor)]
@@ -170,13 +170,13 @@ class _Clock(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self.ends.append(time.perf_counter())
-        trainer.should_stop = len(self.ends) > TIMED
+        trainer.should_stop = len(self.ends) > TIMED_STEPS
 
 
 def _time(job: Job, folder: Path) -> float:
     """Return the seconds for a batch of one device, with the run's own loaders, precision and optimizer."""
     processes = job.settings.batch_size // job.images.settings.batch_size
-    alone = replace(job.settings, devices=1, nodes=1, strategy="auto", epochs=TIMED + 1)
+    alone = replace(job.settings, devices=1, nodes=1, strategy="auto", epochs=TIMED_STEPS + 1)
     clock = _Clock()
     trainer = make_trainer(alone, folder, [clock], WholeCheckpointIO())
     trainer.limit_val_batches = 0

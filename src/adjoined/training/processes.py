@@ -12,7 +12,7 @@ import time
 
 MAIN = "ADJOINED_MAIN_PROCESS"
 """Environment variable: id of the process that starts those of its machine's other devices."""
-LOOK = 1.0
+POLL_SECONDS = 1.0
 """Interval of polling the parent, s."""
 _PR_SET_PDEATHSIG = 1
 
@@ -48,7 +48,7 @@ def end_with_parent() -> None:
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

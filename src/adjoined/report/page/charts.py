@@ -13,7 +13,7 @@ from adjoined.report.table import Table
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 54, 20, 14, 40
-MARKED = 30
+MOST_MARKED = 30
 """A line with more points than this is marked only at its end."""
 
 Format = Callable[[float], str]
@@ -198,7 +198,7 @@ def _marked(line: Line) -> Sequence[int]:
     if line.faint or line.look < 0:
         return ()
     count = len(line.points)
-    return range(count) if count <= MARKED else (count - 1,)
+    return range(count) if count <= MOST_MARKED else (count - 1,)
 
 
 def _showable(line: Line, y: Axis) -> Line:

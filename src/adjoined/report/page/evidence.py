@@ -20,9 +20,9 @@ from adjoined.report.page.answers import Answers, ask
 if TYPE_CHECKING:
     from adjoined.report.plan import Layer
 
-LARGEST = 144
+LARGEST_SIDE = 144
 """Largest side, in pixels, of a picture on the page."""
-LOSSLESS = 48
+LOSSLESS_SIDE = 48
 """Pictures with sides up to this many pixels are stored losslessly, larger ones as WebP."""
 
 
@@ -43,8 +43,8 @@ def picture(pixels: Tensor) -> str:
 
     array = pixels.permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-    content, kind = io.BytesIO(), "png" if max(image.size) <= LOSSLESS else "webp"
-    image.thumbnail((LARGEST, LARGEST))
+    content, kind = io.BytesIO(), "png" if max(image.size) <= LOSSLESS_SIDE else "webp"
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     image.save(content, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
