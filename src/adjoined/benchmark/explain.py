@@ -109,8 +109,8 @@ def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[S
             return (
                 f"Memory handed back: with {place.batch_size} images, activations take {size(each[0])} in the base and "
                 f"{size(each[1])} in {small.name}. On Linux, glibc returns memory beyond {size(GLIBC_KEEPS)} to the "
-                f"system and requests it again, page by page, in every call; --huge-pages, or THP_MEM_ALLOC_ENABLE=1 in "
-                f"the environment of a service, makes PyTorch use huge pages, which may save much of that time."
+                f"system and requests it again, page by page, in every call; --huge-pages, or THP_MEM_ALLOC_ENABLE=1 "
+                f"in the environment of a service, makes PyTorch use huge pages, which may save much of that time."
             )
     return ""
 
