@@ -110,11 +110,16 @@ class SharedWeights:
         return [self.slices_of(shared) for shared in self.shared]
 
 
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU)
+_LAYERS = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU, nn.MultiheadAttention,
+    nn.RNNBase,
+)  # fmt: skip
 
 
 def _has_state(layer: nn.Module) -> bool:
-    """Return whether a class derived from one of torch's layers reads the mode, or keeps numbers and switches."""
+    """Return whether a layer has dropout, or is of a user's class that reads the mode or keeps numbers and switches."""
+    if getattr(layer, "dropout", 0):
+        return True
     own = [kind for kind in type(layer).__mro__ if not kind.__module__.startswith(("torch.nn.", "builtins"))]
     functions = [each for kind in own for each in vars(kind).values() if isinstance(each, FunctionType)]
     known = {name for kind in type(layer).__mro__ if kind not in own for name in getattr(kind, "__annotations__", ())}

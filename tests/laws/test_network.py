@@ -218,6 +218,31 @@ def test_loops_over_modules_meet_every_weight_once_and_none_that_is_none():
     assert {name for name, _ in net.named_buffers()} >= {f"smalls.2.{name}" for name, _ in net.base.named_buffers()}
 
 
+def test_loops_over_modules_meet_attention_and_recurrent_layers_once():
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.attention = nn.Conv2d(3, 32, 3), nn.MultiheadAttention(32, 2, batch_first=True)
+            self.recurrent, self.head = nn.LSTM(32, 32, batch_first=True), nn.Linear(32, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            return self.head(self.recurrent(self.attention(x, x, x)[0])[0].mean(1))
+
+    net = adjoin(Attentive(), X, alpha=2, round_to=1)
+    assert net.plan.small_shape("attention.in_proj_weight") == (48, 16)
+    for module in net.modules():  # as code that initialises does
+        if isinstance(module, nn.MultiheadAttention):
+            nn.init.zeros_(module.in_proj_weight)
+            nn.init.xavier_uniform_(module.out_proj.weight)
+        if isinstance(module, nn.LSTM):
+            nn.init.orthogonal_(module.weight_hh_l0)
+    p, q = net.eval()(X)
+    assert same(net.extract()(X), q)
+    assert not net.base.attention.in_proj_weight.any()
+    assert same(p, net.base(X))
+
+
 class Noisy(nn.Conv2d):
     """A layer that does something else in train mode."""
 
