@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,15 +85,14 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Plain)
 
 
-def yaml_text(data: Any, *, flow: bool | None = None) -> str:
-    """Return plain data as YAML that `parse_yaml` reads again as it was; with `flow`, on one line.
+def yaml_text(data: Any) -> str:
+    """Return plain data as YAML that `parse_yaml` reads again as it was.
 
     Example:
-        >>> yaml_text({"lr": 0.1, "name": "1e5"}, flow=True)
-        "{lr: 0.1, name: '1e5'}\\n"
+        >>> yaml_text({"lr": 0.1, "name": "1e5"})
+        "lr: 0.1\\nname: '1e5'\\n"
     """
-    width = inf if flow else None
-    return yaml.dump(data, Dumper=_Quoting, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=width)
+    return yaml.dump(data, Dumper=_Quoting, sort_keys=False, allow_unicode=True)
 
 
 def read_mapping(path: Path, *, links: bool = True) -> Mapping[str, Any]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing import Inputs
+
+_TAKES_STATISTICS = (F.batch_norm, F.instance_norm, F.group_norm)
 
 
 def measure_statistics(
@@ -44,9 +49,12 @@ def measure_statistics(
             for norm in norms:  # instance norms have no cumulative average of their own
                 norm.momentum = None if isinstance(norm, nn.modules.batchnorm._BatchNorm) else 1 / (number + 1)
             for run in runs:
+                again = partial(run, *inputs.args, **inputs.kwargs)
                 try:
-                    run(*inputs.args, **inputs.kwargs)
-                except ValueError as error:  # torch's, for one value per channel
+                    again()
+                except ValueError as error:
+                    if one_value_per_channel(again) is None:
+                        raise
                     raise AdjoinedError(
                         f"the batch norms cannot be measured on this batch: {error}",
                         where=f"batch {number}",
@@ -91,3 +99,44 @@ def _inputs_of(batch: Any) -> Inputs:
     if isinstance(batch, (list, tuple)) and batch:
         batch = batch[0]
     return Inputs.of(batch)
+
+
+def one_value_per_channel(step: Callable[[], object]) -> tuple[int, ...] | None:
+    """Rerun a failed step, and return the shape of a norm's input with one value per channel, if there is one.
+
+    Args:
+        step: a forward pass in training mode.
+
+    Example:
+        >>> import torch
+        >>> norm = torch.nn.BatchNorm2d(3)
+        >>> one_value_per_channel(lambda: norm(torch.zeros(1, 3, 1, 1)))
+        (1, 3, 1, 1)
+        >>> one_value_per_channel(lambda: norm(torch.zeros(2, 3, 1, 1)))
+    """
+    watch = _Watch()
+    try:
+        with watch:
+            step()
+    except Exception:
+        return watch.found
+    return None
+
+
+class _Watch(TorchFunctionMode):
+    """Remember the last input of a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: tuple[int, ...] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _TAKES_STATISTICS:
+            x = args[0]
+            per_channel = x.numel() // x.shape[1] if x.ndim > 1 else x.numel()
+            per_channel //= x.shape[0] if func is F.instance_norm else 1
+            if func is F.group_norm:
+                groups = args[1] if len(args) > 1 else kwargs["num_groups"]
+                per_channel = x.numel() // groups
+            self.found = tuple(x.shape) if per_channel == 1 else None
+        return func(*args, **(kwargs or {}))

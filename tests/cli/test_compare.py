@@ -216,7 +216,8 @@ def test_a_command_gives_its_settings_again(recipe):
     from adjoined.commands.train import Run, recipe_defaults
 
     begin = RECIPES[recipe]() if recipe else Settings()
-    changes = {"keep": [], "alpha": [2.0, 8.0], "model_options": {"width": 2}, "limit": 100, "nesterov": False}
+    changes = {"keep": [], "alpha": [2.0, 8.0], "limit": 100, "nesterov": False}
+    changes |= {"model_options": {"width": 2, "act": "it's\n two"}}
     settings = replace(begin, **changes, seed=3).for_method("slimmable", private_head=True)
     argv = shlex.split(train_command(settings, recipe))[2:]
     defaults = recipe_defaults(typed(argv, Run, Settings))

@@ -101,6 +101,18 @@ def test_nothing_is_lost_where_it_fails(wrong: Any, told: str):
     assert all(module.training for module in net.modules())
 
 
+def test_an_error_of_the_model_itself_is_not_blamed_on_the_norms():
+    class Checked(Slow):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-1] > 8:
+                raise ValueError("images are too large")
+            return super().forward(x)
+
+    net = adjoin(seeded(Checked), X, alpha=2, round_to=1)
+    with pytest.raises(ValueError, match=r"^images are too large$"):
+        net.measure_statistics([X, images(2, 3, 9, 9)])
+
+
 def test_a_network_without_statistics_uses_no_image():
     net = adjoin(nn.Sequential(conv(3, 32), nn.GroupNorm(4, 32), nn.ReLU(), conv(32, 5)), X, alpha=2)
     assert net.measure_statistics([X]) == 0

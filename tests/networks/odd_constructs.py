@@ -64,6 +64,26 @@ class HardCodedConstant(Net):
         return x * torch.arange(32.0, dtype=x.dtype)[:, None, None]
 
 
+class HalvesWritten(Net):
+    """A tensor of zeros that code fills in parts: which channels are in which half depends on their number."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        scale = torch.zeros(x.shape[1], 1, 1, dtype=x.dtype)
+        scale[: x.shape[1] // 2] = 1
+        return x * scale
+
+
+class PositionsWritten(Net):
+    """A table of positions, half sines and half cosines, as wide as the input."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        width, half = x.shape[3], x.shape[1] // 2
+        waves = torch.arange(width, dtype=x.dtype) * 100 ** (-torch.arange(half, dtype=x.dtype)[:, None] / half)
+        table = x.new_zeros(2 * half, 1, width)
+        table[:half], table[half:] = waves.sin()[:, None], waves.cos()[:, None]
+        return x + table
+
+
 class HardCodedOrder(Net):
     def parts(self) -> None:
         self.register_buffer("order", torch.randperm(32))

@@ -47,20 +47,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shown(run: Path) -> list[demo.DemoNetwork]:
-    return [demo.DemoNetwork(each.label, each.module, each.result.parameters, 1) for each in open_run(run).networks]
-
-
 # ---- without the page ------------------------------------------------------------------------------------------------
 
 
 def test_answers_are_those_of_the_networks(run: Path, images: Path):
     info, image = open_run(run).info, demo.open_image(images / "digit.png")
-    for answer in demo.look(shown(run), info, image):
+    networks = open_run(run).networks
+    for network, answer in zip(networks, demo.look([each.module for each in networks], info, image), strict=True):
         with torch.no_grad():
-            wanted = load(run, answer.network.name)(preprocess(info, image))[0].softmax(dim=0)
-        assert list(answer.guesses) == [info.class_names[i] for i in wanted.argsort(descending=True)[:5]]
-        assert list(answer.guesses.values()) == pytest.approx(wanted.sort(descending=True).values[:5].tolist())
+            wanted = load(run, network.name)(preprocess(info, image))[0].softmax(dim=0)
+        names, probabilities = zip(*answer.guesses, strict=True)
+        assert list(names) == [info.class_names[i] for i in wanted.argsort(descending=True)[:5]]
+        assert probabilities == pytest.approx(wanted.sort(descending=True).values[:5].tolist())
+        assert answer.milliseconds is not None
         assert answer.milliseconds > 0
 
 

@@ -107,6 +107,8 @@ WIDE: list[tuple[type[Net], str, str]] = [
     (odd.PlacesMixed, "one", rf"{OWN_FORWARD} \(view\)"),
     (odd.HardCodedZeros, "stem.0", rf"{OWN_FORWARD} \(add\)"),
     (odd.HardCodedConstant, "stem.0", rf"combined with a tensor of fixed width, in {OWN_FORWARD} \(mul\)"),
+    (odd.HalvesWritten, "stem.0", rf"combined with a tensor of fixed width, in {OWN_FORWARD} \(mul\)"),
+    (odd.PositionsWritten, "stem.0", rf"combined with a tensor of fixed width, in {OWN_FORWARD} \(add\)"),
     (odd.HardCodedOrder, "stem.0", rf"{OWN_FORWARD} \(index_select\)"),
     (odd.ZeroPaddedShortcut, "stem.0", rf"padded with a fixed number of channels, in {OWN_FORWARD}"),
     (odd.Sorted, "stem.0", r"sorted by value"),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
@@ -17,8 +15,6 @@ from adjoined.errors import AdjoinedError
 from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
-    import torch
-
     from adjoined.report.table import Table
     from adjoined.runs.finished import FinishedRun
 
@@ -46,9 +42,6 @@ class PredictOptions(AsJson, ChosenWeights, OwnCode, OfRun):
 def main(argv: Sequence[str]) -> None:
     """Classify and print, image by image; unreadable images are reported, and the others are still classified."""
     (options,) = parse("predict", argv, PredictOptions, purpose=PURPOSE)
-    import torch
-
-    from adjoined.data import load_image, preprocess
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run
 
@@ -59,8 +52,7 @@ def main(argv: Sequence[str]) -> None:
     failures: list[AdjoinedError] = []
     for number, (path, alone) in enumerate(paths):
         try:
-            with torch.inference_mode():
-                seen = _look(run, preprocess(run.info, load_image(path)), options.top, calls=CALLS if alone else 0)
+            seen = _look(run, path, options.top, calls=CALLS if alone else 0)
         except AdjoinedError as error:
             failures.append(error.at(path))
             found.append({"image": path, "error": str(failures[-1])})
@@ -112,22 +104,21 @@ def _line(path: str, seen: Sequence[dict[str, Any]]) -> str:
     return f"{as_text(path)}  {', '.join(told)}"
 
 
-def _look(run: FinishedRun, x: torch.Tensor, top: int, *, calls: int) -> list[dict[str, Any]]:
+def _look(run: FinishedRun, path: str, top: int, *, calls: int) -> list[dict[str, Any]]:
     """Return each network's most probable classes, their probabilities, and the time of a call, ms."""
-    seen = []
-    for network in run.networks:
-        logits, times = network.module(x), []  # the first call is slow and is not timed
-        for _ in range(calls):
-            begin = time.perf_counter()
-            network.module(x)
-            times.append(1000 * (time.perf_counter() - begin))
-        likeliest = logits[0].softmax(dim=0).topk(min(top, run.info.num_classes))
-        guesses = [
-            {"class": run.info.class_names[index], "probability": probability}
-            for probability, index in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
-        ]
-        seen.append({"name": network.label, "guesses": guesses, "milliseconds": median(times) if times else None})
-    return seen
+    from adjoined.data import load_image
+    from adjoined.demo.answers import look
+
+    modules = [network.module for network in run.networks]
+    answers = look(modules, run.info, load_image(path), top=top, calls=calls)
+    return [
+        {
+            "name": network.label,
+            "guesses": [{"class": name, "probability": probability} for name, probability in answer.guesses],
+            "milliseconds": answer.milliseconds,
+        }
+        for network, answer in zip(run.networks, answers, strict=True)
+    ]
 
 
 def _table(path: str, seen: Sequence[dict[str, Any]]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterable
@@ -112,13 +113,11 @@ def train_command(settings: Settings, recipe: str | None) -> str:
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    from adjoined.schema import yaml_text
-
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
     if isinstance(value, list):
         return [flag, ",".join(map(str, value))]
     if isinstance(value, (dict, type(None))):
-        return [flag, yaml_text(value, flow=True).split("\n")[0]]
+        return [flag, json.dumps(value, ensure_ascii=False)]  # JSON is YAML on one line
     return [flag, str(value)]

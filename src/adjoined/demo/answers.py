@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adjoined.data import ImageData
 from adjoined.data.info import DataInfo
@@ -45,37 +45,39 @@ class DemoNetwork:
 class Answer:
     """One network's predictions for one image."""
 
-    network: DemoNetwork
-    guesses: dict[str, float]
-    """Class -> probability in [0, 1], the most probable first."""
-    milliseconds: float
-    """Median time of a call."""
+    guesses: list[tuple[str, float]]
+    """Classes with their probabilities in [0, 1], the most probable first."""
+    milliseconds: float | None
+    """Median time of a call; None without timed calls."""
 
 
-def look(networks: Sequence[DemoNetwork], info: DataInfo, image: PIL.Image.Image) -> list[Answer]:
+def look(
+    networks: Sequence[nn.Module], info: DataInfo, image: PIL.Image.Image, *, top: int = GUESSES, calls: int = CALLS
+) -> list[Answer]:
     """Classify an image with every network, in interleaved calls.
 
     Args:
-        networks: the base network first.
+        networks: in evaluation mode, on the CPU.
         info: the classes, and how images are prepared.
         image: an image of any mode and size.
+        top: the most guesses of each network.
+        calls: timed calls of each network, after one that is slow and not timed.
     """
     x = preprocess(info, image)
-    times: dict[str, list[float]] = {network.name: [] for network in networks}
-    logits: dict[str, Tensor] = {}
+    times: list[list[float]] = [[] for _ in networks]
     with torch.inference_mode():
-        for number in range(CALLS + 1):
-            for network in networks:
+        logits = [network(x)[0] for network in networks]
+        for _ in range(calls):
+            for network, own in zip(networks, times, strict=True):
                 begin = time.perf_counter()
-                logits[network.name] = network.module(x)[0]
-                if number:  # the first call is slow
-                    times[network.name].append(1000 * (time.perf_counter() - begin))
+                network(x)
+                own.append(1000 * (time.perf_counter() - begin))
     answers = []
-    for network in networks:
-        likeliest = logits[network.name].softmax(dim=0).topk(min(GUESSES, info.num_classes))
+    for each, own in zip(logits, times, strict=True):
+        likeliest = each.softmax(dim=0).topk(min(top, info.num_classes))
         pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-        guesses = {info.class_names[index]: probability for index, probability in pairs}
-        answers.append(Answer(network, guesses, median(times[network.name])))
+        guesses = [(info.class_names[index], probability) for index, probability in pairs]
+        answers.append(Answer(guesses, median(own) if own else None))
     return answers
 
 

@@ -75,8 +75,8 @@ def _layout(
         return answer_to(image)
 
     def answer_to(image: PIL.Image.Image) -> list[Any]:
-        found = look(networks, info, image)
-        return ["", _as_seen(info, image), *[each.guesses for each in found], _table(found)]
+        found = look([each.module for each in networks], info, image)
+        return ["", _as_seen(info, image), *[dict(each.guesses) for each in found], _table(networks, found)]
 
     def click(event: Any) -> list[Any]:
         return answer_to(examples[event.index].image)
@@ -190,21 +190,21 @@ def _refusal(error: AdjoinedError) -> str:
     return f'<p class="refused" role="alert">{html.escape(told.strip())}</p>'
 
 
-def _table(answers: Sequence[Answer]) -> str:
-    base = answers[0]
+def _table(networks: Sequence[DemoNetwork], answers: Sequence[Answer]) -> str:
+    base, *smalls = zip(networks, answers, strict=True)
     rows, decimals = [], units.decimals_of(each.milliseconds for each in answers)
     for label, value, written in (
-        ("parameters", lambda each: each.network.parameters, units.count),
-        ("file", lambda each: each.network.file_bytes, units.size),
-        ("time of a call", lambda each: each.milliseconds, partial(units.milliseconds, decimals=decimals)),
+        ("parameters", lambda each: each[0].parameters, units.count),
+        ("file", lambda each: each[0].file_bytes, units.size),
+        ("time of a call", lambda each: each[1].milliseconds, partial(units.milliseconds, decimals=decimals)),
     ):
         cells = [written(value(base))]
-        for each in answers[1:]:
+        for each in smalls:
             cells += [written(value(each)), units.times(value(base), value(each))]
         rows.append((label, *cells))
-    names = [base.network.name]
-    for each in answers[1:]:
-        names += [each.network.name, "base / small"]
+    names = [networks[0].name]
+    for each in networks[1:]:
+        names += [each.name, "base / small"]
     heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
     body = "".join(
         f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
@@ -212,6 +212,6 @@ def _table(answers: Sequence[Answer]) -> str:
     )
     words = ""
     if len(answers) > 1:
-        agree = len({next(iter(each.guesses)) for each in answers}) == 1
+        agree = len({each.guesses[0][0] for each in answers}) == 1
         words = f"<p>The networks {'agree' if agree else 'disagree'}.</p>"
     return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>{words}"

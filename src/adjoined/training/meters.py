@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex, MultilabelAveragePrecision
 
 from adjoined.data.segmentation import NOT_COUNTED
+from adjoined.errors import AdjoinedError
 from adjoined.kinds import MAIN, MEASURES
 from adjoined.tasks import TASKS, Task
 
@@ -67,6 +68,27 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
             return super().compute().nan_to_num(0.0)
 
 
+class MeanIoU(MulticlassJaccardIndex):
+    """Intersection over union of predicted and true pixels, the mean over the classes."""
+
+    def compute(self) -> Tensor:
+        """Return the mean.
+
+        Raises:
+            AdjoinedError: no pixel counts.
+        """
+        found = super().compute()
+        if found.isnan():
+            raise AdjoinedError(
+                "no pixel counts, so mean IoU has no value",
+                where="the masks of these images",
+                expected=f"some pixels with a class, 0 to {self.num_classes - 1}",
+                got="255 everywhere",
+                fix="Check that the mask files hold classes: 255 is for pixels without one.",
+            )
+        return found
+
+
 def scores(kind: str, num_classes: int, *, alone: bool = False) -> MetricCollection:
     """Return the loss and the measures of a task (`adjoined.kinds`), which are in [0, 1].
 
@@ -88,7 +110,7 @@ def measure(name: str, num_classes: int, *, alone: bool = False) -> Metric:
     if name == "mean_ap":
         return MeanAveragePrecision(num_classes, **shared)
     if name == "miou":
-        return MulticlassJaccardIndex(num_classes, ignore_index=NOT_COUNTED, **shared)
+        return MeanIoU(num_classes, ignore_index=NOT_COUNTED, **shared)
     if name == "pixel_accuracy":
         return MulticlassAccuracy(num_classes, average="micro", ignore_index=NOT_COUNTED, **shared)
     return MulticlassAccuracy(num_classes, top_k=5 if name == "top5" else 1, average="micro", **shared)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.methods import BuiltNetwork, Method, Step
 from adjoined.settings import Settings
+from adjoined.statistics import one_value_per_channel
 from adjoined.training.finite import NotFinite, infinite_buffers, not_finite_in
 from adjoined.training.freezing import hold_frozen
 from adjoined.training.loaders import RunData
 from adjoined.training.meters import EpochMeters
-from adjoined.training.norms import one_value_per_channel
 from adjoined.training.optimizers import make_optimizer, make_schedule, scale_rates
 
 Batch = tuple[Tensor, Tensor]

@@ -165,6 +165,8 @@ class LabelFlow(State, TorchDispatchMode):
                 self._uniform[tensor] = True
             else:  # an in-place operator may have changed it
                 self._uniform.pop(tensor, None)
+            if name.endswith("_") and tensor._base is not None and tensor.shape != tensor._base.shape:
+                self._uniform.pop(tensor._base, None)  # a part may differ from the rest now
         return out
 
     def _before(self, given: Sequence[Tensor], kwargs: dict[str, Any]) -> None:
