@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -77,11 +77,8 @@ def _kind(module: nn.Module) -> str:
 
 def extracted(skeleton: nn.Module, weights: SharedWeights, number: int) -> nn.Module:
     """Return a copy of the n-th small network, as it runs, with slices of its own in place of shared weights."""
-    memo: dict[int, Any] = {id(weights): weights}
-    for part in skeleton.modules():
-        if isinstance(part, _Borrowed):
-            memo[id(part)] = copy.deepcopy(part.module)
-    small = _copied(skeleton, memo)
+    scripted = {id(part): copy.deepcopy(part.module) for part in skeleton.modules() if isinstance(part, _Borrowed)}
+    small = _copied(skeleton, weights, scripted)
     for part in small.modules():
         for key, hook in [*part._forward_pre_hooks.items(), *part._forward_hooks.items()]:
             if isinstance(getattr(hook, "__self__", hook), (_Lender, _Guess, _Refusal)):
@@ -117,16 +114,17 @@ def _bind_copies(small: nn.Module, weights: SharedWeights, number: int) -> None:
             setattr(submodule(small, where), name, parameter)  # recurrent layers note it
 
 
-def _copied(skeleton: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Return a deep copy, with all that its forward keeps, while other threads may run the skeleton."""
-    for attempt in range(ATTEMPTS):
-        try:
-            with WithoutHistory():
-                return copy.deepcopy(skeleton, dict(memo))
-        except RuntimeError:  # another thread added an attribute meanwhile
-            if attempt == ATTEMPTS - 1:
-                raise
-    raise AssertionError
+def _copied(skeleton: nn.Module, weights: SharedWeights, memo: dict[int, Any]) -> nn.Module:
+    """Return a deep copy, with all that its forward keeps but slices, while other threads may run the skeleton."""
+    memo[id(weights)] = weights
+    for part, name in [(submodule(skeleton, where), name) for each in weights.shared for where, name in each.owners]:
+        for value in (part._parameters.get(name), vars(part).get(name)):
+            memo |= {} if value is None else {id(value): value}
+    for _ in range(ATTEMPTS):
+        with suppress(RuntimeError), WithoutHistory():  # another thread may add an attribute meanwhile
+            return copy.deepcopy(skeleton, dict(memo))
+    with WithoutHistory():
+        return copy.deepcopy(skeleton, memo)
 
 
 def not_recorded(by: str) -> AdjoinedError:
@@ -255,13 +253,13 @@ class _Copy:
     """A copy of a skeleton that holds the same private tensors."""
 
     def __init__(self, skeleton: nn.Module, weights: SharedWeights) -> None:
-        memo: dict[int, Any] = {id(weights): weights} | unregistered_weights(skeleton)
+        memo: dict[int, Any] = dict(unregistered_weights(skeleton))
         for part in skeleton.modules():
             memo[id(part._buffers)] = part._buffers
             memo |= {id(parameter): parameter for parameter in list(part._parameters.values())}
             if isinstance(part, _Borrowed):
                 memo[id(part.module)] = part.module
-        self.module = _copied(skeleton, memo)
+        self.module = _copied(skeleton, weights, memo)
         self.guesses = _guesses(self.module)
         self._stamp = _stamp(skeleton)
         shared = {owner for each in weights.shared for owner in each.owners}

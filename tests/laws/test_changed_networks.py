@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from adjoined import AdjoinedError, AdjoinedNetwork, adjoin
@@ -101,6 +102,21 @@ def test_settings_of_every_layer_can_be_changed_in_all_networks(loop: bool):
     assert [each.temperature for each in net.smalls[0][:2]] == [0.5, 0.5]  # pyright: ignore
     assert same(net.extract()(X), net.small(X))
     assert all(parameter is None for part in net.smalls[0].modules() for parameter in part._parameters.values())
+
+
+def test_a_network_with_activation_checkpointing_is_extracted_after_a_step():
+    """Its small network keeps slices for the backward pass, of weights that the step changes in place."""
+
+    class Checkpointed(nn.Sequential):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return checkpoint(super().forward, input, use_reentrant=False)  # pyright: ignore
+
+    net = adjoin(nn.Sequential(Checkpointed(nn.Conv2d(3, 32, 3), nn.ReLU()), nn.Conv2d(32, 5, 3)), X, alpha=2)
+    for _ in range(2):
+        sum(out.square().mean() for out in net(X)).backward()  # pyright: ignore
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+        assert same(net.extract()(X), net.small(X))
+        assert not any(name in vars(part) for part in net.extract().modules() for name in part._parameters)
 
 
 @pytest.mark.parametrize("whole", [True, False])
