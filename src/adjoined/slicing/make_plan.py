@@ -14,6 +14,7 @@ from adjoined.slicing.solve.find_alpha import Latency, find_alpha
 from adjoined.slicing.solve.request import Request
 from adjoined.slicing.solve.solve import solve
 from adjoined.slicing.solve.traces import Traces
+from adjoined.slicing.solve.unread import with_unread_sizes
 from adjoined.slicing.solve.width_choices import WidthChoice, width_choices
 
 
@@ -50,8 +51,10 @@ class Slicer:
             AdjoinedError: the model does not run on the example input, or cannot meet the request.
         """
         if request.chooses_alpha:
-            return [find_alpha(self._traces, request, latency)]
-        return [solve(self._traces, request, alpha) for alpha in request.alphas]
+            plans = [find_alpha(self._traces, request, latency)]
+        else:
+            plans = [solve(self._traces, request, alpha) for alpha in request.alphas]
+        return [with_unread_sizes(self._traces.model, self._traces.inputs, plan) for plan in plans]
 
     def width_choices(self, request: Request) -> list[WidthChoice]:
         """Return the widths that can be chosen one by one around those of a small network of one alpha.
