@@ -65,8 +65,8 @@ def test_extracted_network_is_the_one_that_ran_whatever_was_changed_after_it_was
 class Softened(nn.Conv2d):
     """A layer with a setting that loops lower during training."""
 
-    def __init__(self, *args: int) -> None:
-        super().__init__(*args)
+    def __init__(self, inputs: int, outputs: int, size: int) -> None:
+        super().__init__(inputs, outputs, size)
         self.temperature = 30.0
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
