@@ -92,6 +92,27 @@ class Reading(nn.Module):
         return self.head(x.mean((2, 3)) * (self.embed_dim if self.training else 1))
 
 
+class Final(Foldable):
+    """Nothing may be derived from it."""
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("final")
+
+
+class Comparing(Foldable):
+    """Its forward compares classes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self) is not Comparing:
+            raise TypeError("another class")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("network", "corrected"), [(Foldable, True), (Final, False), (Comparing, False)])
+def test_numbers_stay_where_it_cannot_be_seen_who_reads_them(network: type[Foldable], corrected: bool):
+    assert plan_of(seeded(network), 2).attributes.get("num_features") == (16 if corrected else None)
+
+
 @pytest.mark.parametrize(("classes", "corrected"), [(5, {"num_features": 16}), (32, {})])
 def test_numbers_stay_that_a_forward_reads_or_that_layers_disagree_about(classes: int, corrected: dict[str, int]):
     assert plan_of(seeded(lambda: Reading(classes)), 2).attributes == corrected
