@@ -109,7 +109,7 @@ def normalisation_of(model: nn.Module) -> Normalisation | None:
         mean, std = (tuple(map(float, config[name])) for name in ("mean", "std"))
         fits = len(mean) == len(std) and all(map(math.isfinite, mean + std)) and min(std, default=0) > 0
     except (TypeError, ValueError):
-        fits = False
+        mean, std, fits = (), (), False
     if not fits:
         raise AdjoinedError(
             "not the normalisation of images",

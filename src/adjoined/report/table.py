@@ -110,7 +110,7 @@ class Table:
 
         drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0))
         for i in columns:
-            fit = {"justify": "right", "no_wrap": True} if i else {"overflow": "fold"}
+            fit: dict[str, Any] = {"justify": "right", "no_wrap": True} if i else {"overflow": "fold"}
             drawn.add_column(Text(self.columns[i]), **fit)
         for number, row in enumerate(self.rows):
             last_before_totals = self.totals > 0 and number == len(self.rows) - self.totals - 1
