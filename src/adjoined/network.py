@@ -39,6 +39,7 @@ from adjoined.slicing import (
     unwrap,
 )
 from adjoined.statistics import measure_statistics
+from adjoined.untrained import versions, warn_if_untrained
 
 ADJOINT_PLUS = {"private_head": True, "small_gradient": 0.5}
 """The settings of `adjoin` for the method `adjoint+`: what the base needs to stay as accurate as alone."""
@@ -115,6 +116,7 @@ class AdjoinedNetwork(nn.Module):
             for where in self._weights.layers_of_slices(module)
         }
         self.training = base.training
+        self._joined = versions(self)
 
     @property
     def plan(self) -> SlicePlan:
@@ -194,6 +196,7 @@ class AdjoinedNetwork(nn.Module):
             refuse_sharded(parameter, name)
         for name, tensor in self.smalls[which].state_dict().items():  # which shards again what was gathered
             refuse_sharded(tensor, name)
+        warn_if_untrained(self, self._joined, f"smalls.{which}.")
         return extracted(self.smalls[which], self._weights, which)
 
     def measure_statistics(self, batches: Iterable[Any]) -> int:

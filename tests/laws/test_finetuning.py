@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from adjoined import adjoin, adjoint_loss
@@ -60,3 +62,21 @@ def test_groups_of_parameters_keep_their_rates():
     for name, one, other in zip(names, net.parameters(), fast.parameters(), strict=True):
         times = 2 if name.startswith("smalls.") else 1
         torch.testing.assert_close(one - before[name], times * (other - before[name]), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("mistake", ["optimizer of the base alone", "loss without q", "weights loaded too late"])
+def test_a_loop_that_trains_the_base_alone_is_told_at_the_end(mistake: str):
+    net = joint()
+    net.extract()  # nothing has been trained yet, and nothing is told: warnings are errors here
+    if mistake == "weights loaded too late":
+        net.base.load_state_dict(build("residual", seed=1)[0].state_dict())
+    else:
+        optimizer = torch.optim.SGD((net.base if "optimizer" in mistake else net).parameters(), lr=0.1)
+        p, q = net(X)
+        (F.cross_entropy(p, Y) if "loss" in mistake else adjoint_loss(p, q, Y, progress=1.0)).backward()
+        optimizer.step()
+    with pytest.warns(UserWarning, match=r"own parameters have not, such as smalls\.0\..*net\.parameters\(\)") as told:
+        net.extract()
+    assert [each.filename for each in told] == [__file__]
+    trained(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    net.extract()
