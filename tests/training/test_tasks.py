@@ -21,6 +21,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 from adjoined.tasks import MultiLabel, Segmentation
 from adjoined.training import train
+from adjoined.training.evaluate import evaluate
 from adjoined.training.job import make_job
 from adjoined.training.outlook import step_bytes
 from drawn_masks import CODE, draw
@@ -58,6 +59,11 @@ def test_masks_are_learned_by_every_kind_of_method(tmp_path: Path, squares: Sett
     assert {f"val_{last}_miou", f"val_{last}_pixel_accuracy", f"train_{last}_miou"} <= rows[-1].keys()
     assert float(rows[-1][f"val_{last}_loss"]) < float(rows[0][f"val_{last}_loss"])
     assert all(stage.macs for stage in result.stages)
+
+
+def test_masks_in_which_no_pixel_counts_are_named():
+    with pytest.raises(AdjoinedError, match=r"no pixel counts, so mean IoU has no value.*0 to 2, got 255 everywhere"):
+        evaluate(nn.Conv2d(3, 3, 1), [(torch.zeros(2, 3, 4, 4), torch.full((2, 4, 4), -100))], 3, task="segmentation")
 
 
 def test_a_segmentation_run_is_reported_like_any_run(
