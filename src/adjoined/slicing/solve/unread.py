@@ -80,7 +80,7 @@ def _read(small: nn.Module, inputs: Inputs, places: Collection[_Place]) -> set[_
         own = {attribute: noting((name, attribute), vars(part)[attribute]) for at, attribute in places if at == name}
         if own:
             try:
-                part.__class__ = type(type(part).__name__, (type(part),), own)
+                part.__class__ = type(type(part).__name__, (type(part),), own)  # pyright: ignore[reportAttributeAccessIssue]
             except Exception:  # a class that nothing may be derived from
                 read |= {(name, attribute) for attribute in own}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
