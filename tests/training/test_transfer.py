@@ -93,9 +93,9 @@ def test_a_layer_with_more_inputs_than_the_images_can_tell_stays_a_slice():
         assert torch.equal(small.state_dict()["3.weight"], head) == (fitted == 1)
 
 
-@pytest.mark.parametrize(("count", "fitted"), [(63, False), (64, True)])
-def test_a_norm_behind_a_slice_keeps_its_scale(count: int, fitted: bool):
-    """Otherwise a network that inherits from few images falls silent: its norms shrink, and their shifts do not."""
+@pytest.mark.parametrize(("count", "fitted"), [(63, 2), (64, 3)])
+def test_a_norm_makes_up_for_what_narrow_layers_do_not_explain(count: int, fitted: int):
+    """Otherwise the signal fades from layer to layer, and the small network learns slowly."""
     torch.manual_seed(0)
     model: Any = nn.Sequential(nn.Conv2d(64, 8, 1, bias=False), nn.BatchNorm2d(8, momentum=1.0), nn.ReLU())
     model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.MaxPool2d(8), *model, nn.Conv2d(8, 4, 1))
@@ -104,10 +104,10 @@ def test_a_norm_behind_a_slice_keeps_its_scale(count: int, fitted: bool):
     model.eval()
     plan = make_plan(model, x[:1], alpha=2, round_to=1)  # the second layer has 32 inputs, and a row of them per image
     small: Any = plan.apply(model)
-    inherit(model, small, plan, x)
-    assert bool((small[3].weight < 1).any()) == fitted
-    reached = small[:5](x)
-    assert (reached.mean((0, 2, 3)) > 0.1).all(), "a silent channel"
+    assert inherit(model, small, plan, x) == fitted  # where the second layer is not fitted, it stays a slice
+    variance, mean = torch.var_mean(small[:4](x), (0, 2, 3))
+    torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(variance, torch.ones(4), rtol=0, atol=1e-3)
 
 
 def test_only_small_networks_with_their_own_weights_inherit_in_a_joint_network():
