@@ -54,7 +54,7 @@ class Slicer:
             plans = [find_alpha(self._traces, request, latency)]
         else:
             plans = [solve(self._traces, request, alpha) for alpha in request.alphas]
-        return [with_unread_sizes(self._traces.model, self._traces.inputs, plan) for plan in plans]
+        return with_unread_sizes(self._traces.model, self._traces.inputs, plans)
 
     def width_choices(self, request: Request) -> list[WidthChoice]:
         """Return the widths that can be chosen one by one around those of a small network of one alpha.

@@ -6,7 +6,7 @@ by its name, `in_chs` or `num_features`, and by the layers inside of the module 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -31,15 +31,26 @@ _LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 _Place = tuple[str, str]
 
 
-def with_unread_sizes(model: nn.Module, inputs: Inputs, plan: SlicePlan) -> SlicePlan:
-    """Return a plan that corrects these numbers, too; none that a forward reads, which could change the function.
+def with_unread_sizes(model: nn.Module, inputs: Inputs, plans: Sequence[SlicePlan]) -> list[SlicePlan]:
+    """Return plans that correct these numbers, too; none that a forward reads, which could change the function.
 
     Args:
         model: the base network.
         inputs: the example input.
-        plan: the plan of a small network that runs.
+        plans: the plans of small networks that run.
     """
-    small = plan.cut(model)
+    smalls = [plan.cut(model) for plan in plans]
+    found = [_unplanned(model, small, plan) for small, plan in zip(smalls, plans, strict=True)]
+    places = set().union(*found)
+    if not places:
+        return list(plans)
+    read = _read(smalls[0], inputs, places)  # all of them run the same code
+    left = [{full_name(*place): sizes[place] for place in sorted(sizes.keys() - read)} for sizes in found]
+    return [replace(plan, attributes=plan.attributes | own) for plan, own in zip(plans, left, strict=True)]
+
+
+def _unplanned(model: nn.Module, small: nn.Module, plan: SlicePlan) -> dict[_Place, int]:
+    """Return what is left of the numbers that a plan does not correct yet."""
     found: dict[_Place, int] = {}
     for (name, part), narrow in zip(model.named_modules(), small.modules(), strict=True):
         for attribute, value in vars(part).items() if not type(part).__module__.startswith("torch.") else ():
@@ -47,10 +58,7 @@ def with_unread_sizes(model: nn.Module, inputs: Inputs, plan: SlicePlan) -> Slic
                 left = _left(part, narrow, attribute)
                 if left not in (None, value) and full_name(name, attribute) not in plan.attributes:
                     found[name, attribute] = left
-    if not found:
-        return plan
-    unread = found.keys() - _read(small, inputs, found)
-    return replace(plan, attributes=plan.attributes | {full_name(*place): found[place] for place in sorted(unread)})
+    return found
 
 
 def _left(part: nn.Module, narrow: nn.Module, attribute: str) -> int | None:
