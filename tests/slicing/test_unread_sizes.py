@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from adjoined import SlicePlan, adjoin
+from adjoined import SlicePlan, adjoin, make_plan
 from zoo import conv, images, lively, plan_of, seeded
 
 X = images(2, 3, 8, 8)
@@ -116,3 +116,19 @@ def test_numbers_stay_where_it_cannot_be_seen_who_reads_them(network: type[Folda
 @pytest.mark.parametrize(("classes", "corrected"), [(5, {"num_features": 16}), (32, {})])
 def test_numbers_stay_that_a_forward_reads_or_that_layers_disagree_about(classes: int, corrected: dict[str, int]):
     assert plan_of(seeded(lambda: Reading(classes)), 2).attributes == corrected
+
+
+def test_layers_with_a_common_weight_and_norms_without_tensors_tell_what_is_left():
+    class Block(nn.Module):
+        def __init__(self, weight: nn.Parameter) -> None:
+            super().__init__()
+            self.in_chs, self.conv = 32, nn.Conv2d(32, 32, 3, padding=1)
+            self.conv.weight = weight
+            self.norm = nn.BatchNorm2d(32, affine=False, track_running_stats=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x))
+
+    weight = nn.Parameter(torch.randn(32, 32, 3, 3))
+    plan = make_plan(nn.Sequential(conv(3, 32), Block(weight), Block(weight), conv(32, 5)), X, alpha=2)
+    assert [plan.attributes[f"{number}.in_chs"] for number in (1, 2)] == [16, 16]

@@ -6,6 +6,7 @@ by its name, `in_chs` or `num_features`, and by the layers inside of the module 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from adjoined.slicing.model.inputs import Inputs
-from adjoined.slicing.model.modules import full_name
+from adjoined.slicing.model.modules import full_name, set_sizes
 from adjoined.slicing.plan.plan import SlicePlan
 
 _IN, _OUT, _NORM = ("in_channels", "in_features"), ("out_channels", "out_features"), ("num_features",)
@@ -39,38 +41,49 @@ def with_unread_sizes(model: nn.Module, inputs: Inputs, plans: Sequence[SlicePla
         inputs: the example input.
         plans: the plans of small networks that run.
     """
-    smalls = [plan.cut(model) for plan in plans]
-    found = [_unplanned(model, small, plan) for small, plan in zip(smalls, plans, strict=True)]
+    found = [_unplanned(model, plan) for plan in plans]
     places = set().union(*found)
     if not places:
         return list(plans)
-    read = _read(smalls[0], inputs, places)  # all of them run the same code
+    read = _read(plans[0].cut(model), inputs, places)  # all of them run the same code
     left = [{full_name(*place): sizes[place] for place in sorted(sizes.keys() - read)} for sizes in found]
     return [replace(plan, attributes=plan.attributes | own) for plan, own in zip(plans, left, strict=True)]
 
 
-def _unplanned(model: nn.Module, small: nn.Module, plan: SlicePlan) -> dict[_Place, int]:
+def _unplanned(model: nn.Module, plan: SlicePlan) -> dict[_Place, int]:
     """Return what is left of the numbers that a plan does not correct yet."""
+    narrow = {name: _narrow(name, part, plan) for name, part in model.named_modules() if _is_layer(part)}
     found: dict[_Place, int] = {}
-    for (name, part), narrow in zip(model.named_modules(), small.modules(), strict=True):
+    for name, part in model.named_modules():
         for attribute, value in vars(part).items() if not type(part).__module__.startswith("torch.") else ():
-            if attribute in _COUNTS and type(value) is int and not isinstance(part, _LAYERS):
-                left = _left(part, narrow, attribute)
-                if left not in (None, value) and full_name(name, attribute) not in plan.attributes:
-                    found[name, attribute] = left
+            if attribute in _COUNTS and type(value) is int and not _is_layer(part):
+                left = {
+                    getattr(narrow[full_name(name, inner)], size)
+                    for inner, layer in part.named_modules()
+                    for size in (_COUNTS[attribute] if _is_layer(layer) else ())
+                    if getattr(layer, size, None) == value
+                }
+                if len(left) == 1 and left != {value} and full_name(name, attribute) not in plan.attributes:
+                    found[name, attribute] = left.pop()
     return found
 
 
-def _left(part: nn.Module, narrow: nn.Module, attribute: str) -> int | None:
-    """Return what is left of a number, where the layers that have it in the base network agree about that."""
-    pairs = [pair for pair in zip(part.modules(), narrow.modules(), strict=True) if isinstance(pair[0], _LAYERS)]
-    sizes = {
-        getattr(after, size)
-        for before, after in pairs
-        for size in _COUNTS[attribute]
-        if getattr(before, size, None) == vars(part)[attribute]
-    }
-    return sizes.pop() if len(sizes) == 1 else None
+def _is_layer(part: nn.Module) -> bool:
+    return isinstance(part, _LAYERS) and not is_parametrized(part)  # whose weight only a forward computes
+
+
+def _narrow(name: str, layer: nn.Module, plan: SlicePlan) -> nn.Module:
+    """Return a layer with the sizes that it has in the small network, and tensors without values."""
+    small = copy.copy(layer)
+    for kind in ("_parameters", "_buffers"):
+        held = [own for own, tensor in vars(layer)[kind].items() if tensor is not None]
+        shapes = {own: plan.small_shape(full_name(name, own)) for own in held}
+        setattr(small, kind, {own: torch.empty(shape, device="meta") for own, shape in shapes.items()})
+    set_sizes(small, plan.conv_groups.get(name))
+    for attribute in _NORM:  # the plan has it for a norm without tensors
+        if (left := plan.attributes.get(full_name(name, attribute))) is not None:
+            setattr(small, attribute, left)
+    return small
 
 
 def _read(small: nn.Module, inputs: Inputs, places: Collection[_Place]) -> set[_Place]:
