@@ -5,6 +5,7 @@ from adjoined.slicing.flow.rules import (
     attention,
     combine,
     convolution,
+    fake_quantisation,
     matmul,
     movement,
     norm,
@@ -17,6 +18,6 @@ from adjoined.slicing.flow.rules import (
 )
 
 __all__ = [
-    "OPERATORS", "attention", "combine", "convolution", "matmul", "movement", "norm", "pointwise", "reduce",
-    "selection", "spatial", "spectrum", "writes",
+    "OPERATORS", "attention", "combine", "convolution", "fake_quantisation", "matmul", "movement", "norm", "pointwise",
+    "reduce", "selection", "spatial", "spectrum", "writes",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Normalisation and fake quantisation: tie the input's channels to scale, shift and running statistics."""
+"""Normalisation: tie the input's channels to scale, shift and running statistics."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def batch_norm(state: State, call: Call) -> None:
     affine = [call[name] for name in ("weight", "bias", "running_mean", "running_var")]
     if any(varying(slot) and 1 not in varying(slot) for slot in state.slots(x)):
         state.note_crossing()  # a weight that is standardised as if it were an image
-    _per_channel(state, x, affine, call.outputs[0])
+    per_channel(state, x, affine, call.outputs[0])
 
 
 @rule("native_group_norm", statistic=Statistic.GROUP_NORM)
 def group_norm(state: State, call: Call) -> None:
     """Statistics over a group: whole groups are kept or dropped, so the statistics of the kept ones do not change."""
     x, groups = call["input"], call["group"]
-    channels = _per_channel(state, x, [call["weight"], call["bias"]], call.outputs[0])
+    channels = per_channel(state, x, [call["weight"], call["bias"]], call.outputs[0])
     if channels is None:
         return
     if groups == 1:
@@ -65,23 +65,8 @@ def layer_norm(state: State, call: Call) -> None:
     tie_elementwise(state, operands, call.outputs[0])
 
 
-@rule(
-    "_fused_moving_avg_obs_fq_helper", "fake_quantize_per_channel_affine_cachemask",
-    "fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
-)  # fmt: skip
-def fake_quantised(state: State, call: Call) -> None:
-    """Numbers are rounded as in integers: with one scale for each channel, or with one for all."""
-    x, axis = call["self"], call["ch_axis"] if call["axis"] is None else call["axis"]
-    per_channel = [call[name] for name in ("scale", "zero_point", "running_min", "running_max")]
-    if call.name == "_fused_moving_avg_obs_fq_helper":  # its scales follow the largest elements
-        state.note_crossing()
-    if any(state.slots(each) for each in per_channel):
-        _per_channel(state, x, per_channel, call.outputs[0], axis % x.ndim)
-    else:
-        state.carry(call.outputs[0], state.slots(x))
-
-
-def _per_channel(state: State, x: Tensor, affine: list[Any], out: Tensor, axis: int = 1) -> Tensor | None:
+def per_channel(state: State, x: Tensor, affine: list[Any], out: Tensor, axis: int = 1) -> Tensor | None:
+    """Tie a dimension of the input to vectors with an entry for each of its channels, and return the tied labels."""
     channels = state.vector([s for s in state.slots(x) if axis in varying(s)], axis)
     for parameter in affine:
         if state.slots(parameter):
