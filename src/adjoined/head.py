@@ -22,8 +22,8 @@ STEPS = 50
 def fit_head(model: nn.Module, x: Tensor, y: Tensor) -> bool:
     """Fit the model's last linear layer to its features by logistic regression, unless it is trained already.
 
-    A layer counts as trained if its loss on the second half of the images is no higher than that of a head fitted to
-    the first half.
+    A layer counts as trained if it does at least as well on the second half of the images as a head fitted to the
+    first half.
 
     Args:
         model: a classifier in eval mode; its last linear layer is changed in place.

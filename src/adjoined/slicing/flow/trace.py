@@ -147,7 +147,7 @@ def _trace(
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
     before.undo()  # small networks are made from the model as it was before it ran
-    for name, tensor in tensors.items():
+    for name, tensor in tensors.items():  # observers of quantisation-aware training give their buffers other sizes
         if tensor.shape != sizes[name]:
             tensor.resize_(sizes[name])
     unreached = complete(flow, model, outputs, labels, layers)
