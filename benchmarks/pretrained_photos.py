@@ -19,7 +19,7 @@ measured on training images after the last step; accuracies before and after tha
     searched              the same with searched widths (`--widths search`), at no more MACs than the uniform network
     distilled             the same start, towards the logits of the finished base
     pruned-magnitude      Torch-Pruning to the small network's size, and fine-tuning; pruned-taylor too
-    adjoint+              `--method adjoint+`
+    adjoint, adjoint+     the methods of these names, channels in the order of their L1 norms
     scratch               the small architecture from random weights
 """
 
@@ -64,7 +64,8 @@ SETTINGS = Settings(
     label_smoothing=0.1,
 )
 SMALL_LR = 1e-3
-JOINT = ("base", "transfer", "adjoint+")
+SHARED = ("adjoint", "adjoint+")
+JOINT = ("base", "transfer", *SHARED)
 GUIDED = ("transfer-small", "searched", "distilled")
 RUNS = (*JOINT, *GUIDED, "pruned-magnitude", "pruned-taylor", "scratch")
 BEFORE, SEARCH, MEASURE = 10_000, 10_002, 10_001
@@ -160,7 +161,7 @@ class Run:
             alpha=self.alpha,
             lr=SETTINGS.lr if self.name in JOINT else SMALL_LR,
         )
-        return replace(settings, order="l1") if self.name == "adjoint+" else settings
+        return replace(settings, order="l1") if self.name in SHARED else settings
 
     @property
     def example(self) -> Tensor:
