@@ -1,9 +1,6 @@
 """The user's own folders: which files are read, which are damaged, and which have changed."""
 
-import gzip
-import json
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -336,24 +333,6 @@ def test_contents_that_change_at_equal_name_and_size_are_reported(photos, record
     file.write_bytes(content)
     line = refusal(DataRecord.read(paths[0]).check, opened(photos), paths[1])
     assert "1 of the same size with other contents (cat/3.bmp)" in line
-
-
-def test_a_record_of_an_old_version_says_nothing_of_contents(photos, tmp_path):
-    data = opened(photos)
-    record, files = tmp_path / "data.json", tmp_path / "data-files.txt.gz"
-    DataRecord.of(data).write(record, files, data)
-    told = json.loads(record.read_bytes())
-    for part in ("train", "val"):
-        assert len(told[part].pop("contents")) == 64
-    record.write_text(json.dumps(told))
-    lines = gzip.decompress(files.read_bytes()).decode().splitlines()
-    old = [re.sub(r" [0-9a-f]{8}\t", "\t", line) for line in lines]
-    assert old[0] != lines[0]
-    files.write_bytes(gzip.compress("\n".join(old).encode()))
-    fill(photos / "dog", 10, suffix="png", seed=3)
-    DataRecord.read(record).check(opened(photos), files)
-    (photos / "dog" / "2.png").unlink()
-    assert "1 removed (dog/2.png)" in refusal(DataRecord.read(record).check, opened(photos), files)
 
 
 def test_images_in_a_read_only_folder_are_opened_checked_and_recorded(photos):

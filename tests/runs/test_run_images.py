@@ -115,12 +115,9 @@ def test_a_run_resumes_on_moved_images_but_not_on_others(moved: tuple[Path, Path
 def test_a_run_that_resumes_with_other_versions_says_so(moved: tuple[Path, Path]):
     run, images = moved
     unfinished(run)
-    record, data = (json.loads((run / name).read_bytes()) for name in ("run.json", "data.json"))
-    record["versions"].update(torch="1.0", gone="2.1")
-    del record["versions"]["pillow"]  # as in runs of old versions, where only the record of the images has it
-    data["versions"]["pillow"] = "3.1"
+    record = json.loads((run / "run.json").read_bytes())
+    record["versions"].update(torch="1.0", pillow="3.1", gone="2.1")
     (run / "run.json").write_text(json.dumps(record))
-    (run / "data.json").write_text(json.dumps(data))
     now = {name: version for name, (_, version) in RunFolder(run).other_versions().items()}
     assert now == {**versions("torch", "pillow"), "gone": "none"}
     told = StringIO()

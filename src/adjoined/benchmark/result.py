@@ -32,7 +32,7 @@ The file is one JSON object:
         mac_ratio               MACs of the base / MACs of the small network
     missing       a list of {"runtime", "device", "why"}: what was not measured, and why, in one line
     explanations  a list of sentences: where the speed-up falls short of the ratio of MACs, and why
-    channels_last whether PyTorch's own runtimes held networks and images channels-last; false if missing
+    channels_last whether PyTorch's own runtimes held networks and images channels-last
     environment   the record of `adjoined.benchmark.environment`: command, versions, processor, cores, threads
 """
 

@@ -196,7 +196,7 @@ class Study:
 def _expected(variant: Variant, done: Sequence[tuple[Run, RunResult]]) -> float:
     """Estimate the seconds that a run takes from the same contender's runs, or else from all runs."""
     # Only its own training: earlier stages are mostly copied from a run that exists already.
-    seconds = [(each.label, result.stages[-1].seconds) for (each, _), result in done if result.stages]
+    seconds = [(each.label, result.stages[-1].seconds) for (each, _), result in done]
     same = [time for label, time in seconds if label == variant.label] or [time for _, time in seconds]
     return sum(same) / max(len(same), 1)
 

@@ -68,7 +68,7 @@ class DataInfo:
             resize=whole(values, "resize", where, least=1, most=2 * LARGEST_IMAGE),
             mean=tuple(value(each, float, f"{where}, mean") for each in entry(values, "mean", list, where)),
             std=tuple(value(each, float, f"{where}, std") for each in entry(values, "std", list, where)),
-            task=entry(values, "task", str, where) if "task" in values else "classification",
+            task=entry(values, "task", str, where),
         )
         check(info.task in MAIN, where, f"a task, one of {', '.join(MAIN)}", info.task)
         if not (

@@ -20,11 +20,9 @@ from adjoined.files import open_regular, write_whole
 from adjoined.json_files import read_versioned, write_json
 from adjoined.kinds import kind_of
 from adjoined.schema import conform
-from adjoined.versions import versions
 
 FORMAT = 1
 _KIND = "the record of a run's images"
-_PACKAGES = ("pillow", "torchvision", "numpy")  # they decode and augment the images
 _LONGEST_LINE = 1 << 16  # bytes
 _SHOWN = 3
 
@@ -35,7 +33,7 @@ class _File(NamedTuple):
     size: int
     """Bytes."""
     checksum: str
-    """Of the contents, in hexadecimal; "" in a list of an old version."""
+    """Of the contents, in hexadecimal."""
 
 
 _Files = dict[str, _File]  # by name
@@ -48,8 +46,8 @@ class Part:
     images: int
     sha256: str
     """Digest of the files' names and sizes, in order, or of pixels and labels in memory."""
-    contents: str = ""
-    """Digest of the files' checksums, in order; "" in a record of an old version, and for images in memory."""
+    contents: str
+    """Digest of the files' checksums, in order; "" for images in memory."""
 
     @classmethod
     def of(cls, images: Images) -> Part:
@@ -58,11 +56,6 @@ class Part:
         if isinstance(images, FileImages):
             contents = hashlib.sha256(images.checksums().astype("<u4").tobytes()).hexdigest()
         return cls(len(images.labels), images.identity(), contents)
-
-    def fits(self, other: Part) -> bool:
-        """Return whether these are the same images; an old record says nothing of the contents of files."""
-        contents = self.contents or other.contents, other.contents or self.contents
-        return (self.images, self.sha256, contents[0]) == (other.images, other.sha256, contents[1])
 
 
 @dataclass(frozen=True)
@@ -77,8 +70,6 @@ class DataRecord:
     val: Part
     skipped: tuple[str, ...]
     """Damaged files that were left out."""
-    versions: dict[str, str]
-    """Package -> version, for packages that decode and augment the images."""
 
     @classmethod
     def of(cls, data: ImageData) -> DataRecord:
@@ -86,7 +77,7 @@ class DataRecord:
         train, val = Part.of(data.train.images), Part.of(data.val.images)
         folders = tuple(map(as_text, data.class_folders))
         skipped = tuple(map(as_text, data.skipped))
-        return cls(data.info.name, data.info.class_names, folders, train, val, skipped, versions(*_PACKAGES))
+        return cls(data.info.name, data.info.class_names, folders, train, val, skipped)
 
     @classmethod
     def read(cls, path: Path) -> DataRecord:
@@ -118,7 +109,7 @@ class DataRecord:
         parts = (self.train, data.train), (self.val, data.val)
         if any(known.sha256 != now.images.identity() for known, now in parts):  # without reading the files
             return False
-        return all(known.fits(Part.of(now.images)) for known, now in parts[0 if training else 1 :])
+        return all(known == Part.of(now.images) for known, now in parts[0 if training else 1 :])
 
     def check(self, data: ImageData, files: Path, *, training: bool = True) -> None:
         """Raise AdjoinedError, listing the changes, if these are not the same images.
@@ -197,7 +188,7 @@ def _changes(before: _Files, now: _Files) -> list[str]:
 
 
 def _rewritten(before: _File, now: _File) -> bool:
-    return before.size == now.size and before.checksum not in ("", now.checksum)
+    return before.size == now.size and before.checksum != now.checksum
 
 
 def _some(names: list[str]) -> str:
@@ -227,7 +218,7 @@ def _read_files(path: Path) -> _Files:
         with open_regular(path, _KIND) as packed, gzip.open(packed) as lines:
             while line := lines.readline(_LONGEST_LINE):
                 part, figures, name = line.decode().rstrip("\n").split("\t", 2)
-                size, _, checksum = figures.partition(" ")  # old versions wrote no checksum
+                size, checksum = figures.split(" ")
                 files[name] = _File(part, int(size), checksum)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise AdjoinedError(f"the file is damaged: {error}", where=path, expected=_KIND) from error

@@ -267,16 +267,15 @@ class RunFolder:
         """Return the packages whose installed version is not the one that the run started with: (then, now).
 
         Raises:
-            AdjoinedError: a record of the run is damaged, or of another program or version.
+            AdjoinedError: the record of the run is damaged, or of another program or version.
         """
         if not self.record.is_file():
             return {}
-        known = self.known_data()
-        then, now = self.read_record()["versions"] | (known.versions if known else {}), _versions()
+        then, now = self.read_record()["versions"], _versions()
         return {name: (then[name], now.get(name, "none")) for name in then if then[name] != now.get(name, "none")}
 
     def known_data(self) -> DataRecord | None:
-        """Return the record of the images that the run started with; None for a new run or one of an old version.
+        """Return the record of the images that the run started with; None for a new run, or a copied stage.
 
         Raises:
             AdjoinedError: the record is damaged, or of another program or version.
@@ -284,7 +283,7 @@ class RunFolder:
         return DataRecord.read(self.data) if self.data.is_file() else None
 
     def may_have_begun_with(self, data: ImageData) -> bool:
-        """Return whether the run started with these images, or has no record of them (runs of old versions)."""
+        """Return whether the run started with these images, or is a copied stage, which has no record."""
         known = self.known_data()
         return known is None or known.fits(data)
 

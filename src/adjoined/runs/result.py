@@ -37,7 +37,7 @@ class StageCost:
     """Name of the stage, or the method for a run's own training."""
     epochs: int
     macs: int | None
-    """Multiply-adds of all forward and backward passes in training; None for runs of versions that did not count."""
+    """Multiply-adds of all forward and backward passes in training; None for networks from your own loop."""
     seconds: float
     """Time of all epochs, training and validation, over all sessions, s."""
 
@@ -58,7 +58,7 @@ class RunResult:
     """Description of these images: a test set, or a held-out split."""
     weights: str
     """Which weights the networks have: "last" (those after the last step) or "ema" (their moving average)."""
-    stages: tuple[StageCost, ...] = ()
+    stages: tuple[StageCost, ...]
     """The cost of every training stage, the run's own training last."""
     statistics: int = 0
     """Training images that the running statistics of the finished networks were measured on; 0: they have none."""
@@ -69,7 +69,7 @@ class RunResult:
     def macs(self) -> int | None:
         """Multiply-adds of all training stages; None if one was not counted."""
         counted = [stage.macs for stage in self.stages if stage.macs is not None]
-        return sum(counted) if self.stages and len(counted) == len(self.stages) else None
+        return sum(counted) if len(counted) == len(self.stages) else None
 
     @property
     def own_loop(self) -> bool:
@@ -94,6 +94,7 @@ class RunResult:
         where = folder / "run.json"
         found = conform(cls, data, where=where)
         check(bool(found.networks), where, "at least one network", "none")
+        check(bool(found.stages), where, "at least one stage", "none")
         for each in (found, *found.networks, *found.stages):
             for name, value in vars(each).items():
                 check(not isinstance(value, int | float) or value >= 0, f"{where}, {name}", "at least 0", value)

@@ -6,7 +6,7 @@ A stage can be unfinished, like every run; a killed run resumes in the stage whe
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,10 +154,4 @@ def _take_in(earlier: StageResults, stage: Stage, run: RunFolder, settings: Sett
     # The user named the code of the model in this command.
     earlier.modules[stage.name] = load(run.path, stage.network, model=settings.code)
     earlier.carried += [each for each in result.networks if stage.carried and each.name == stage.network]
-    earlier.costs.append(replace(own_cost(result), name=stage.name))
-
-
-def own_cost(result: RunResult) -> StageCost:
-    """Return the cost of a run's own training, without its earlier stages."""
-    last: Sequence[StageCost] = result.stages[-1:]
-    return last[0] if last else StageCost("train", result.epochs, None, result.seconds)
+    earlier.costs.append(replace(result.stages[-1], name=stage.name))

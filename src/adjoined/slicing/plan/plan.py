@@ -25,7 +25,6 @@ from adjoined.slicing.plan.reasons import Reason
 from adjoined.slicing.plan.validation import check_data
 
 FORMAT = 2
-"""Format 1 had reasons as plain strings; it is read, too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class ChannelGroup:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ChannelGroup:
         """Read what `to_json` returned, once `check_data` has seen it."""
-        why = Reason.from_json(data.get("reason"))
+        why = None if data["reason"] is None else Reason.from_json(data["reason"])
         return cls(data["name"], tuple(data["modules"]), data["width"], data["kept"], why)
 
 
@@ -90,8 +89,8 @@ class SlicePlan:
             is only a note: a plan never reorders channels.
         unordered: name of a group that kept its order nevertheless -> reason.
         base_cost, cost: parameters, bytes and MACs (for one sample of the example input's size) of the base and of the
-            small network; None in a plan of format 1, or one that was not made by tracing. Two plans are equal whatever
-            the size of the input was.
+            small network; None in a plan that was not made by tracing. Two plans are equal whatever the size of the
+            input was.
 
     Example:
         >>> from adjoined.slicing import make_plan
@@ -264,9 +263,9 @@ class SlicePlan:
         """Read a plan from the data of `to_json`.
 
         Raises:
-            AdjoinedError: it is not a slice plan, or one of a newer version.
+            AdjoinedError: it is not a slice plan, or one of another version.
         """
-        data = check_data(data, newest=FORMAT, where=where)
+        data = check_data(data, format=FORMAT, where=where)
         return cls(
             alpha=float(data["alpha"]),
             round_to=data["round_to"],
@@ -281,12 +280,12 @@ class SlicePlan:
             groups=tuple(ChannelGroup.from_json(group) for group in data["groups"]),
             crossing=dict(data["crossing"]),
             unaligned=tuple(data["unaligned"]),
-            widths=dict(data.get("widths", {})),
-            order=data.get("order", ""),
-            unordered=dict(data.get("unordered", {})),
-            unreached=dict(data.get("unreached", {})),
-            base_cost=_cost(data.get("base_cost")),
-            cost=_cost(data.get("cost")),
+            widths=dict(data["widths"]),
+            order=data["order"],
+            unordered=dict(data["unordered"]),
+            unreached=dict(data["unreached"]),
+            base_cost=_cost(data["base_cost"]),
+            cost=_cost(data["cost"]),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 
 class Kind(StrEnum):
@@ -49,7 +49,7 @@ class Kind(StrEnum):
     DOES_NOT_RUN = "does not run"
     """No narrower form of the network ran."""
     OTHER = "other"
-    """Read from a plan of a version that had no kinds, or of a newer one with more."""
+    """Read from a plan of a newer version that has more kinds."""
 
 
 REMEDIES = {
@@ -100,13 +100,7 @@ class Reason:
         return {"kind": self.kind.value, "text": self.text}
 
     @classmethod
-    def from_json(cls, data: Any) -> Reason | None:
-        """Read what `to_json` returned, None, or the plain string that plans of format 1 hold.
-
-        Raises:
-            KeyError, ValueError: it is something else.
-        """
-        if data is None or isinstance(data, str):
-            return cls(Kind.OTHER, data) if data else None
+    def from_json(cls, data: Mapping[str, str]) -> Reason:
+        """Read what `to_json` returned."""
         kinds = {kind.value: kind for kind in Kind}  # a newer version may have others
         return cls(kinds.get(data["kind"], Kind.OTHER), data["text"])

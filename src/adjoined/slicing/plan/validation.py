@@ -19,24 +19,24 @@ MOST_ELEMENTS = 1 << 40
 """The most elements of a tensor in a plan."""
 
 
-def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]:
+def check_data(data: object, *, format: int, where: object) -> Mapping[str, Any]:
     """Return the data of a slice plan; unknown entries are ignored.
 
     Args:
         data: the contents of a JSON file.
-        newest: the newest known format; all from 1 on are read.
+        format: the number of the format; it is incremented when old programs can no longer read the file.
         where: the file, for the error.
 
     Raises:
-        AdjoinedError: it is not a slice plan, or one of a newer version.
+        AdjoinedError: it is not a slice plan, or one of another version.
     """
     found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
-    if not isinstance(data, Mapping) or type(found) is not int or not 1 <= found <= newest:
-        newer = type(found) is int and found > newest
+    if not isinstance(data, Mapping) or found != format:
+        newer = type(found) is int and found > format
         raise AdjoinedError(
             "not a slice plan of this version",
             where=where,
-            expected=f"a JSON object with format {newest}",
+            expected=f"a JSON object with format {format}",
             got=str(found)[:40],
             fix="Update adjoined." if newer else "Make a new plan with `adjoined plan`.",
         )
@@ -44,10 +44,9 @@ def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]
     whole(data, "round_to", where, least=1)
     for name in ("keep", "unaligned"):
         texts(data, name, where)
-    named(data, "crossing", str, where)
-    for name in ("widths", "unordered", "unreached"):
-        named({name: {}, **data}, name, str, where)
-    entry({"order": "", **data}, "order", str, where)
+    for name in ("crossing", "widths", "unordered", "unreached"):
+        named(data, name, str, where)
+    entry(data, "order", str, where)
     for name, groups in named(data, "conv_groups", int, where).items():
         check(groups >= 1, f"{where}, conv_groups, {name}", "at least 1", groups)
     for place, kept in entry(data, "attributes", dict, where).items():
@@ -55,8 +54,9 @@ def check_data(data: object, *, newest: int, where: object) -> Mapping[str, Any]
             plain = each is None or isinstance(each, (str, int, float))
             check(plain, f"{where}, attributes, {place}", "a number or a list of numbers", kept)
     for name in ("base_cost", "cost"):
-        for quantity in () if data.get(name) is None else COST_ENTRIES:
-            whole(entry(data, name, dict, where), quantity, f"{where}, {name}", least=0, most=LARGEST_COST)
+        cost = data.get(name, {})
+        for quantity in () if cost is None else COST_ENTRIES:
+            whole(value(cost, dict, f"{where}, {name}"), quantity, f"{where}, {name}", least=0, most=LARGEST_COST)
     for group in entry(data, "groups", list, where):
         _check_group(value(group, dict, f"{where}, groups"), f"{where}, groups")
     shapes = named(data, "shapes", list, where)
@@ -77,12 +77,9 @@ def _check_group(group: dict[str, Any], where: str) -> None:
     texts(group, "modules", where)
     width = whole(group, "width", where, least=1)
     whole(group, "kept", where, least=0, most=width)
-    reason = group.get("reason")
-    if isinstance(reason, dict):
-        for name in ("kind", "text"):
-            entry(reason, name, str, f"{where}, reason")
-    else:
-        check(reason is None or isinstance(reason, str), f"{where}, reason", "a reason", reason)
+    reason = group.get("reason", {})
+    for name in () if reason is None else ("kind", "text"):
+        entry(value(reason, dict, f"{where}, reason"), name, str, f"{where}, reason")
 
 
 def _check_index(index: Any, size: int, where: str) -> None:
