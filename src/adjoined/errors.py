@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from adjoined.printable import printable
 
 LONGEST_FACT = 600
@@ -52,6 +55,17 @@ def first_line(error: BaseException, longest: int = LONGEST_FACT) -> str:
     """
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line[:longest]
+
+
+def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str:
+    """Return the question that names the known word most like an unknown one; `otherwise` if none is alike.
+
+    Example:
+        >>> did_you_mean("optimiser", ["lr", "optimizer"]), did_you_mean("x", ["lr"], "See the list.")
+        ('Did you mean optimizer?', 'See the list.')
+    """
+    alike = get_close_matches(str(word), list(known), n=1)
+    return f"Did you mean {alike[0]}?" if alike else otherwise
 
 
 class DoesNotRunError(AdjoinedError):

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 METHODS = (
     "adjoint", "adjoint+", "transfer", "standard", "scratch", "scratch-compute", "dropout", "siamese", "distillation",
-    "mutual", "slimmable", "slimmable-distill", "filter-pruning", "slimming", "sparse-scales", "weight-pruning",
-    "lottery-ticket",
+    "mutual", "slimmable", "slimmable-distill", "filter-pruning", "slimming", "weight-pruning", "lottery-ticket",
 )  # fmt: skip
 """The training methods by name; `adjoined.methods` has a class for each."""
+
+STAGES_ALONE = ("sparse-scales",)
+"""Methods that only train a stage of another method; no user chooses them."""
 
 _SHARED = ("adjoint", "slimmable", "slimmable-distill")
 _PRUNED = ("filter-pruning", "slimming", "weight-pruning")
@@ -85,7 +87,7 @@ class MethodSettings:
     """Folder of a finished run whose base network is the teacher; none: a teacher is trained first."""
     prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning", "slimming")
     """What pruning reduces to that of the small network: its parameters or its MACs."""
-    slimming_l1: float = _for(1e-4, "slimming", "sparse-scales")
+    slimming_l1: float = _for(1e-4, "slimming", *STAGES_ALONE)
     """Weight of the L1 penalty on BatchNorm scales, before pruning."""
     sparsity: float | None = _for(None, "weight-pruning", "lottery-ticket")
     """Share of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.kinds import kind_of, task_kind
-from adjoined.method_settings import METHODS, METHODS_OF, MethodSettings, ModelSettings, SmallSettings
+from adjoined.method_settings import METHODS, METHODS_OF, STAGES_ALONE, MethodSettings, ModelSettings, SmallSettings
 
 if TYPE_CHECKING:
     from adjoined.data import DataSettings
@@ -318,8 +317,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         hints = get_type_hints(cls)
         for name in values:
             if name not in hints:
-                near = get_close_matches(str(name), hints, n=1)
-                fix = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(hints)}."
+                fix = did_you_mean(name, hints, f"Known are {', '.join(hints)}.")
                 raise AdjoinedError(f"unknown setting {name!r}", where=where, fix=fix)
         told = {n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()}
         try:
@@ -351,17 +349,16 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         self._require("low_resolution", not self.low_resolution or kind != "segmentation", f"none for {kind}")
 
     def _check_method(self) -> None:
-        if self.method not in METHODS:
-            near = get_close_matches(self.method, METHODS, n=1)
-            fix = f"Did you mean {near[0]}?" if near else ""
-            self._require("method", False, f"one of {', '.join(METHODS)}", fix)
+        if self.method not in (*METHODS, *STAGES_ALONE):
+            self._require("method", False, f"one of {', '.join(METHODS)}", did_you_mean(self.method, METHODS))
         for each in fields(self):
-            readers = METHODS_OF.get(each.name, METHODS)
+            readers = METHODS_OF.get(each.name, (self.method,))
             if self.method not in readers and getattr(self, each.name) != each.default:
+                chosen = ", ".join(method for method in readers if method in METHODS)
                 raise AdjoinedError(
                     f"the method {self.method} does not read this setting",
                     where=f"--{each.name.replace('_', '-')}",
-                    fix=f"Leave it out, or use a --method that reads it: {', '.join(readers)}.",
+                    fix=f"Leave it out, or use a --method that reads it: {chosen}.",
                 )
 
     def _require(self, name: str, fits: bool, expected: str, fix: str = "") -> None:

@@ -23,6 +23,8 @@ from sklearn.datasets import load_digits
 from adjoined import AdjoinedError, demo, load
 from adjoined.cli import main
 from adjoined.data import preprocess
+from adjoined.demo.images import LARGEST_FILE, PICTURES, open_image
+from adjoined.runs.classify import classify
 from adjoined.runs.finished import open_run
 from adjoined.training import train
 from mistakes import fails
@@ -51,9 +53,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_answers_are_those_of_the_networks(run: Path, images: Path):
-    info, image = open_run(run).info, demo.open_image(images / "digit.png")
+    info, image = open_run(run).info, open_image(images / "digit.png")
     networks = open_run(run).networks
-    for network, answer in zip(networks, demo.look([each.module for each in networks], info, image), strict=True):
+    answers = classify([each.module for each in networks], info, image, top=5, calls=1)
+    for network, answer in zip(networks, answers, strict=True):
         with torch.no_grad():
             wanted = load(run, network.name)(preprocess(info, image))[0].softmax(dim=0)
         names, probabilities = zip(*answer.guesses, strict=True)
@@ -66,15 +69,15 @@ def test_answers_are_those_of_the_networks(run: Path, images: Path):
 @pytest.mark.parametrize("name", ["cut.png", "text.png"])
 def test_what_is_not_an_image_is_refused_without_names_of_folders(images: Path, name: str):
     with pytest.raises(AdjoinedError, match="the image cannot be read") as refusal:
-        demo.open_image(images / name)
+        open_image(images / name)
     assert str(images) not in str(refusal.value)
 
 
 def test_a_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("adjoined.demo.answers.LARGEST_FILE", 10)
+    monkeypatch.setattr("adjoined.demo.images.LARGEST_FILE", 10)
     (tmp_path / "large.png").write_bytes(b"x" * 11)
     with pytest.raises(AdjoinedError, match=r"large.png: the file is too large \(expected at most 20 MB, got 11 B\)"):
-        demo.open_image(tmp_path / "large.png")
+        open_image(tmp_path / "large.png")
 
 
 def test_mistakes_are_reported_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
@@ -166,7 +169,7 @@ def test_a_large_upload_is_refused(page: Page, tmp_path: Path):
     noise = torch.randint(0, 256, (2700, 2700, 3), dtype=torch.uint8).numpy()
     content = BytesIO()
     Image.fromarray(noise).save(content, "BMP")
-    assert len(content.getvalue()) > demo.LARGEST_FILE
+    assert len(content.getvalue()) > LARGEST_FILE
     (tmp_path / "large.bmp").write_bytes(content.getvalue())
     with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as refusal:
         page.look(tmp_path / "large.bmp")
@@ -217,8 +220,8 @@ def test_the_page_in_a_browser(page: Page, images: Path):
         tab.wait_for_selector("#pictures button img")
         assert tab.inner_text(".brand") == "adjoined demo"
         classes = tab.locator("#pictures .caption-label").all_inner_texts()
-        assert len(classes) == tab.locator("#pictures button img").count() == demo.PICTURES
-        tab.locator("#pictures button").nth(demo.PICTURES - 1).click()
+        assert len(classes) == tab.locator("#pictures button img").count() == PICTURES
+        tab.locator("#pictures button").nth(PICTURES - 1).click()
         tab.wait_for_selector("#figures table")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 360
         tab.reload()

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from adjoined.benchmark import RUNTIMES
 from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.files import check_writable, refuse_link, write_text
 from adjoined.json_files import json_text
 
@@ -57,13 +56,12 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
         """Check the options that only this command has."""
         for runtime in self.runtimes:
             if runtime not in RUNTIMES:
-                near = get_close_matches(runtime, RUNTIMES, n=1)
                 raise AdjoinedError(
                     "unknown runtime",
                     where="--runtimes",
                     expected=f"some of {', '.join(RUNTIMES)}",
                     got=runtime,
-                    fix=f"Did you mean {near[0]}?" if near else "",
+                    fix=did_you_mean(runtime, RUNTIMES),
                 )
         for flag, values in (("--batch-sizes", self.batch_sizes), ("--runtimes", self.runtimes)):
             if not values:

@@ -11,14 +11,13 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from adjoined.commands.flag_help import help_parser
 from adjoined.commands.hints import choices, in_words, is_mapping, is_union, item_type
 from adjoined.commands.option_fields import default_of, fields_of, flag_of, has_default, hints_of, is_positional
-from adjoined.errors import AdjoinedError, DoesNotRunError
+from adjoined.errors import AdjoinedError, DoesNotRunError, did_you_mean
 
 TRUE_OR_FALSE = ("true", "false")
 
@@ -156,8 +155,7 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
     end = rest.index("--") if "--" in rest else len(rest)
     if unknown := next((word for word in rest[:end] if word.startswith("--")), None):
         flag = unknown.partition("=")[0]
-        near = get_close_matches(flag, map(flag_of, known), n=1)
-        fix = f"Did you mean {near[0]}?" if near else "`--help` lists all flags."
+        fix = did_you_mean(flag, map(flag_of, known), "`--help` lists all flags.")
         raise AdjoinedError("unknown flag or argument", where=flag, fix=fix)
     return {**vars(told), "words": [*rest[:end], *rest[end + 1 :]]}
 
@@ -213,9 +211,7 @@ def _from_file(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
     values = read_mapping(Path(path))
     for name in values:
         if name not in hints:
-            near = get_close_matches(str(name), hints, n=1)
-            fix = f"Did you mean {near[0]}?" if near else ""
-            raise AdjoinedError(f"unknown setting {name!r}", where=path, fix=fix)
+            raise AdjoinedError(f"unknown setting {name!r}", where=path, fix=did_you_mean(name, hints))
     return {name: _fitting(value, hints[name], where=f"{path}, {name}") for name, value in values.items()}
 
 
@@ -259,8 +255,7 @@ def _fitting(value: object, hint: Any, *, where: str, fix: str = "") -> Any:
     try:
         return conform(hint, value, where=where, texts=True)
     except AdjoinedError as error:
-        near = get_close_matches(str(value), map(str, choices(hint)), n=1)
-        fix = f"Did you mean {near[0]}?" if near else fix
+        fix = did_you_mean(value, map(str, choices(hint)), fix)
         raise AdjoinedError("invalid value", where=where, expected=in_words(hint), got=value, fix=fix) from error
 
 

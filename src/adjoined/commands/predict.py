@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     failures: list[AdjoinedError] = []
     for number, (path, alone) in enumerate(paths):
         try:
-            seen = _look(run, path, options.top, calls=CALLS if alone else 0)
+            seen = _predictions(run, path, options.top, calls=CALLS if alone else 0)
         except AdjoinedError as error:
             failures.append(error.at(path))
             found.append({"image": path, "error": str(failures[-1])})
@@ -104,20 +104,20 @@ def _line(path: str, seen: Sequence[dict[str, Any]]) -> str:
     return f"{as_text(path)}  {', '.join(told)}"
 
 
-def _look(run: FinishedRun, path: str, top: int, *, calls: int) -> list[dict[str, Any]]:
+def _predictions(run: FinishedRun, path: str, top: int, *, calls: int) -> list[dict[str, Any]]:
     """Return each network's most probable classes, their probabilities, and the time of a call, ms."""
     from adjoined.data import load_image
-    from adjoined.demo.answers import look
+    from adjoined.runs.classify import classify
 
     modules = [network.module for network in run.networks]
-    answers = look(modules, run.info, load_image(path), top=top, calls=calls)
+    predictions = classify(modules, run.info, load_image(path), top=top, calls=calls)
     return [
         {
             "name": network.label,
-            "guesses": [{"class": name, "probability": probability} for name, probability in answer.guesses],
-            "milliseconds": answer.milliseconds,
+            "guesses": [{"class": name, "probability": probability} for name, probability in each.guesses],
+            "milliseconds": each.milliseconds,
         }
-        for network, answer in zip(run.networks, answers, strict=True)
+        for network, each in zip(run.networks, predictions, strict=True)
     ]
 
 

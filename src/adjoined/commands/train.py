@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.commands.measured_first import measure_first
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.streams import drop_output
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
 
@@ -201,11 +200,8 @@ def _recipe(name: str) -> Settings:
         AdjoinedError: the recipe is unknown.
     """
     if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=1)
-        fix = f"Did you mean {near[0]}?" if near else ""
-        raise AdjoinedError(
-            "unknown recipe", where="--recipe", expected=f"one of {', '.join(RECIPES)}", got=name, fix=fix
-        )
+        expected, fix = f"one of {', '.join(RECIPES)}", did_you_mean(name, RECIPES)
+        raise AdjoinedError("unknown recipe", where="--recipe", expected=expected, got=name, fix=fix)
     return RECIPES[name]()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from adjoined.data.scanning import as_text
 from adjoined.data.segmentation import open_segmentation
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.kinds import CLASSES, OWN, kind_of
 from adjoined.printable import printable
 
@@ -240,14 +239,13 @@ def open_source(settings: DataSettings) -> Source:
     if kind is not None and folder is not None:
         return _OWN[kind](folder)
     if settings.name not in _SETS:
-        near = difflib.get_close_matches(settings.name, _SETS, n=1)
         raise AdjoinedError(
             "unknown data set",
             where=f"data set {settings.name!r}",
             expected=f"one of {', '.join(_SETS)}, {', '.join(f'{kind}:PATH' for kind in OWN)}",
-            fix=f"Did you mean {near[0]}?"
-            if near
-            else "For your own images write folder:PATH, segmentation:PATH or labels:FILE.csv.",
+            fix=did_you_mean(
+                settings.name, _SETS, "For your own images write folder:PATH, segmentation:PATH or labels:FILE.csv."
+            ),
         )
     return _SETS[settings.name](Path(settings.root).expanduser())
 

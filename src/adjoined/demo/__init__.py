@@ -3,20 +3,8 @@
 The page is for one machine: it is bound to the loopback interface, and its browser may load nothing from elsewhere.
 """
 
-from adjoined.demo.answers import LARGEST_FILE, PICTURES, Answer, DemoNetwork, Picture, look, open_image, pictures
-from adjoined.demo.gradio_page import page
+from adjoined.demo.gradio_page import DemoNetwork, page
+from adjoined.demo.images import Picture, pictures
 from adjoined.demo.serving import require, serve
 
-__all__ = [
-    "LARGEST_FILE",
-    "PICTURES",
-    "Answer",
-    "DemoNetwork",
-    "Picture",
-    "look",
-    "open_image",
-    "page",
-    "pictures",
-    "require",
-    "serve",
-]
+__all__ = ["DemoNetwork", "Picture", "page", "pictures", "require", "serve"]

@@ -5,25 +5,44 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from adjoined.data.info import DataInfo
 from adjoined.data.preprocessing import evaluation_transform, to_tensor
-from adjoined.demo.answers import GUESSES, LARGEST_FILE, Answer, DemoNetwork, Picture, look, open_image
+from adjoined.demo.images import LARGEST_FILE, Picture, open_image
 from adjoined.demo.serving import HOST, confine, require
 from adjoined.errors import AdjoinedError
 from adjoined.report import units
 from adjoined.report.page.render import asset
+from adjoined.runs.classify import Prediction, classify
 
 if TYPE_CHECKING:
     import PIL.Image
     from fastapi import FastAPI
 
+CALLS = 11
+"""Timed calls of each network; the median is shown."""
+GUESSES = 5
+"""Classes shown for each network."""
 SIDE = 160
 """Height of the images on the page, pixels."""
+
+
+@dataclass(frozen=True)
+class DemoNetwork:
+    """One network on the page."""
+
+    name: str
+    module: nn.Module
+    """In evaluation mode, on the CPU."""
+    parameters: int
+    file_bytes: int
 
 
 def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: Sequence[Picture] = ()) -> FastAPI:
@@ -75,7 +94,7 @@ def _layout(
         return answer_to(image)
 
     def answer_to(image: PIL.Image.Image) -> list[Any]:
-        found = look([each.module for each in networks], info, image)
+        found = classify([each.module for each in networks], info, image, top=GUESSES, calls=CALLS)
         return ["", _as_seen(info, image), *[dict(each.guesses) for each in found], _table(networks, found)]
 
     def click(event: Any) -> list[Any]:
@@ -190,7 +209,7 @@ def _refusal(error: AdjoinedError) -> str:
     return f'<p class="refused" role="alert">{html.escape(told.strip())}</p>'
 
 
-def _table(networks: Sequence[DemoNetwork], answers: Sequence[Answer]) -> str:
+def _table(networks: Sequence[DemoNetwork], answers: Sequence[Prediction]) -> str:
     base, *smalls = zip(networks, answers, strict=True)
     rows, decimals = [], units.decimals_of(each.milliseconds for each in answers)
     for label, value, written in (

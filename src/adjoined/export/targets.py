@@ -5,7 +5,6 @@ Shape legend: N images, C channels, H and W height and width in pixels, K classe
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from adjoined.errors import AdjoinedError, first_line
+from adjoined.errors import AdjoinedError, did_you_mean, first_line
 
 Runnable = Callable[[Tensor], Tensor]
 
@@ -167,12 +166,11 @@ def find_target(name: str) -> Target:
         '.onnx'
     """
     if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1)
         raise AdjoinedError(
             "unknown target",
             where=f"export to {name}",
             expected=f"one of {', '.join(TARGETS)}",
-            fix=f"Did you mean {near[0]}?" if near else "",
+            fix=did_you_mean(name, TARGETS),
         )
     return TARGETS[name]
 
