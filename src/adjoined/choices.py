@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from shlex import quote
 from typing import Any, NamedTuple
+
+from adjoined.kinds import task_kind
+from adjoined.settings import Settings
 
 STEPS_PER_EPOCH = 64
 """Steps that an epoch should have, for batches of 8 to 128 images: few images need many steps to be learned from."""
 FEW, MANY = 2_000, 20_000
 """Training images below which the small network is 1/1.5 as wide as the base, and from which on 1/4."""
-
+ENOUGH_TO_SEARCH = 300
+"""Training images from which on widths are searched: a third of them judges."""
 
 SHOWN = ("method", "alpha", "optimizer", "lr", "batch_size", "warmup_epochs")
 """Settings that the start of a run shows wherever they come from."""
@@ -38,7 +43,11 @@ def as_flag(name: str, value: object) -> str:
     Example:
         >>> as_flag("batch_size", 16), as_flag("alpha", [2.0, 4.0]), as_flag("budget", "1 MB")
         ('--batch-size 16', '--alpha 2,4', "--budget '1 MB'")
+        >>> as_flag("widths", {"stem": "1/2", "layer1": "3/8"})
+        '--widths stem=1/2,layer1=3/8'
     """
+    if isinstance(value, Mapping):
+        value = [f"{key}={each}" for key, each in value.items()]
     values = value if isinstance(value, list) else [value]
     text = ",".join(each if isinstance(each, str) else f"{each:g}" for each in values)
     return f"--{name.replace('_', '-')} {quote(text)}"
@@ -86,3 +95,16 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Ch
         Choice("weight_decay", 0.05, "adamw"),
         Choice("label_smoothing", 0.1, count),
     ]
+
+
+def searches_widths(settings: Settings) -> bool:
+    """Return whether the widths of these settings are searched, given `ENOUGH_TO_SEARCH` images, unless a user decides.
+
+    Example:
+        >>> searches_widths(Settings(pretrained=True, method="transfer"))
+        True
+        >>> searches_widths(Settings(pretrained=True, method="transfer", widths="uniform"))
+        False
+    """
+    fits = settings.pretrained and settings.method == "transfer" and task_kind(settings.data) == "classification"
+    return settings.widths is None and fits and len(settings.alphas) == 1

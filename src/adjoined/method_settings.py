@@ -10,6 +10,8 @@ METHODS = (
     "mutual", "slimmable", "slimmable-distill", "filter-pruning", "slimming", "weight-pruning", "lottery-ticket",
 )  # fmt: skip
 """The training methods by name; `adjoined.methods` has a class for each."""
+SEARCH, UNIFORM = "search", "uniform"
+"""Words that `widths` may be: `adjoined train` finds a width for each channel group; all have that of alpha."""
 
 STAGES_ALONE = ("sparse-scales",)
 """Methods that only train a stage of another method; no user chooses them."""
@@ -48,12 +50,19 @@ class SmallSettings:
     """Modules that stay at full width: names or patterns (conv1,layer1)."""
     round_to: int = 8
     """Round the small network's widths up to multiples of this many channels, but never beyond the base network's."""
-    widths: dict[str, str] | Literal["search"] = field(default_factory=dict)
-    """Widths other than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'. The
-    word search, for `adjoined train --pretrained`: find a width for each channel group first, at no higher cost."""
+    widths: dict[str, str] | Literal["search", "uniform"] | None = None
+    """Widths other than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'. Or one
+    of two words: search, for `adjoined train --pretrained`, finds a width for each channel group first, at no higher
+    cost; uniform is one alpha for all. None: search for --method transfer with one alpha, no budget in milliseconds
+    and 300 training images or more; otherwise uniform."""
     order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
     """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
     write them), bn (scale of their batch norms); none: as they are."""
+
+    def __post_init__(self) -> None:
+        """Replace the word uniform by the widths that it stands for."""
+        if self.widths == UNIFORM:
+            object.__setattr__(self, "widths", {})
 
     @property
     def alphas(self) -> tuple[float, ...]:

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.kinds import kind_of, task_kind
-from adjoined.method_settings import METHODS, METHODS_OF, STAGES_ALONE, MethodSettings, ModelSettings, SmallSettings
+from adjoined.method_settings import (
+    METHODS,
+    METHODS_OF,
+    SEARCH,
+    STAGES_ALONE,
+    MethodSettings,
+    ModelSettings,
+    SmallSettings,
+)
 
 if TYPE_CHECKING:
     from adjoined.data import DataSettings
 
-SEARCH = "search"
-"""Value of `widths` for which `adjoined train` finds widths."""
 PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
 """Settings of where a run is computed, not what: they may change when it is resumed."""
 
@@ -151,6 +157,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         """Check every value, and those that depend on each other."""
+        super().__post_init__()
         defaults = {each.name: each.default for each in fields(self)}
         for expected, fits, names in _RANGES:
             for name in names:
@@ -262,6 +269,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         from adjoined.data.settings import folder_of
 
         mine, others = asdict(self), asdict(other)
+        for each in (mine, others):
+            each["widths"] = each["widths"] or {}  # without a search, no widths are uniform ones
         if folder_of(self.data) and folder_of(other.data) and kind_of(self.data) == kind_of(other.data):
             others["data"] = self.data
         if _code_of(self.model) == _code_of(other.model):
@@ -336,8 +345,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
             read_budget(self.budget)
         if self.widths == SEARCH:
-            self._require("widths", self.pretrained, "widths by module; search only with --pretrained")
-            self._require("widths", one, "widths by module where --alpha has several values")
+            self._require("widths", self.pretrained, "widths by module, or uniform; search only with --pretrained")
+            self._require("widths", one, "widths by module, or uniform, where --alpha has several values")
         elif self.widths:
             from adjoined.slicing import check_widths
 

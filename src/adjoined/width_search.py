@@ -22,6 +22,8 @@ NOT_FINITE = 1e30
 
 Loss = Callable[[Any, Any], Any]
 """A model's output and a target -> the loss, a number or a tensor with one element."""
+Progress = Callable[[str, float], None]
+"""Is told what the search does and which share of it is done, 0 to 1."""
 
 
 def search_widths(
@@ -38,6 +40,7 @@ def search_widths(
     compress: float | None = None,
     budget: str | Iterable[str] | None = None,
     latency: Latency | None = None,
+    progress: Progress = lambda what, share: None,
 ) -> SlicePlan:
     """Find a width for each channel group of a trained network, at no more than the cost of one alpha for all.
 
@@ -61,6 +64,7 @@ def search_widths(
             gradients from the batches; None is the model's own order.
         alpha, keep, round_to, widths, compress, budget, latency: as for `make_plan`. What `widths` sets stays. Without
             a budget, MACs and parameters are at most those of the uniform network; with one, only what it names counts.
+        progress: called with what the search does and the share of it that is done, 0 to 1.
 
     Returns:
         The plan of the small network, for `adjoin(..., plan=...)`; its `alpha` and `widths` make the same plan again.
@@ -79,7 +83,7 @@ def search_widths(
         >>> plan.cost.macs <= uniform.cost.macs
         True
     """
-    search = _Search(duplicate(unwrap(model)), example_input, list(batches), loss)
+    search = _Search(duplicate(unwrap(model)), example_input, list(batches), loss, progress)
     return search.run(Request(alpha, keep, round_to, widths, compress, budget), order, latency)
 
 
@@ -99,10 +103,17 @@ class _Group(NamedTuple):
 class _Search:
     """The plans of one network, and their losses."""
 
-    def __init__(self, model: nn.Module, example_input: Any, batches: Sequence[tuple[Any, Any]], loss: Loss) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Any,
+        batches: Sequence[tuple[Any, Any]],
+        loss: Loss,
+        progress: Progress,
+    ) -> None:
         if not batches:
             raise AdjoinedError("no batch to measure the loss on", where="batches", expected="at least one")
-        self.model, self.batches, self.loss = model, batches, loss
+        self.model, self.batches, self.loss, self.progress = model, batches, loss, progress
         self.slicer = Slicer(model, example_input)
 
     def run(self, request: Request, order: str | None, latency: Latency | None) -> SlicePlan:
@@ -134,7 +145,8 @@ class _Search:
     ) -> SlicePlan | None:
         """Return the plan of the best widths that is measured to be within a time, ms; None if none is found."""
         slopes = []
-        for choice, _ in groups:
+        for number, (choice, _) in enumerate(groups):
+            self.progress("timing each channel group", number / len(groups))
             narrow, wide = (choice.shares[end] for end in (0, -1))
             first, last = (measure(self.with_widths(choice.widths(share))) for share in (narrow, wide))
             slopes.append(max(last - first, 0.0) / float(wide - narrow))
@@ -166,15 +178,14 @@ class _Search:
         if before == NOT_FINITE:
             raise AdjoinedError("the model's loss is not finite", where="batches", fix="Check model, inputs and loss.")
         found = []
-        for choice in choices:
+        for number, choice in enumerate(choices):
+            self.progress("trying each channel group narrow", number / len(choices))
+            narrow = [share for share in choice.shares if share != 1]
             try:
-                alone = [self.slicer.plans(replace(whole, widths=choice.widths(share)))[0] for share in choice.shares]
+                alone = [self.slicer.plans(replace(whole, widths=choice.widths(share)))[0] for share in narrow]
             except AdjoinedError:  # the model's code narrows it with others only
                 continue
-            rises = [
-                0.0 if share == 1 else self._loss(plan) - before
-                for share, plan in zip(choice.shares, alone, strict=True)
-            ]
+            rises = [self._loss(plan) - before for plan in alone] + [0.0] * (len(choice.shares) - len(narrow))
             found.append(_Group(choice, [max(rises[number:]) for number in range(len(rises))]))
         return found
 
@@ -248,7 +259,12 @@ class _Candidates:
             rises, number = self.groups[which].rises, numbers[which]
             return (rises[number] - rises[number + 1]) / max(wider[which] - now, 1e-12)
 
+        def steps_left() -> int:
+            return sum(len(self.groups[which].rises) - 1 - numbers[which] for which in may)
+
+        steps = steps_left()
         while may:
+            self.search.progress("widening groups as far as the cost allows", 1 - steps_left() / steps)
             for which in may - wider.keys():
                 wider[which] = sum(self.used(_widened(numbers, which)))
             best = max(may, key=gain)

@@ -46,6 +46,8 @@ def test_choices_are_shown_flags_win_and_one_epoch_is_not_refused(photos: str, t
     assert "--batch-size 8: 48 training images" in shown
     assert "--alpha 4:" not in shown  # a flag is not a choice
     assert "--warmup-epochs 1: " in shown
+    assert "Training with --method" not in shown
+    assert "Training with --alpha 4" in shown
     settings = Settings.from_yaml(tmp_path / "run" / "settings.yaml")
     assert (settings.optimizer, settings.alpha, settings.method) == ("adamw", 4.0, "adjoint+")
 

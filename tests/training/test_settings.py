@@ -137,6 +137,8 @@ def test_differences_are_those_in_what_is_computed():
     settings = Settings()
     assert settings.differences(replace(settings, workers=3, data_root="elsewhere")) == []
     assert settings.differences(replace(settings, lr=0.2, seed=1)) == ["lr", "seed"]
+    assert settings.differences(replace(settings, widths="uniform")) == []  # and of versions that had no other default
+    assert settings.differences(replace(settings, widths={"conv1": "1/2"})) == ["widths"]
     own = replace(settings, model="/here/net.py:make")
     assert own.differences(replace(own, model="/there/net.py:make")) == []
     assert own.differences(replace(own, model="/here/net.py:other")) == ["model"]

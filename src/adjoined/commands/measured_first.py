@@ -4,58 +4,128 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adjoined.choices import Choice
+from adjoined.choices import ENOUGH_TO_SEARCH, Choice, searches_widths
 from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.errors import AdjoinedError
-from adjoined.settings import SEARCH, Settings
+from adjoined.method_settings import SEARCH, UNIFORM
+from adjoined.settings import Settings
 
 if TYPE_CHECKING:
     from adjoined.slicing import SlicePlan
+    from adjoined.width_search import Progress
 
 MEASURED = "ADJOINED_MEASURED"
 """Environment variable in which the processes that a run starts find what the first one measured."""
 
 
-def measure_first(settings: Settings, timing: LatencyOptions) -> tuple[Settings, list[Choice]]:
+def measure_first(
+    settings: Settings, timing: LatencyOptions, folder: Path | None = None
+) -> tuple[Settings, list[Choice]]:
     """Return the settings with alpha and widths in place of what is measured, and these two as choices.
 
+    Args:
+        settings: the settings of a new run.
+        timing: how milliseconds are measured.
+        folder: the folder of the run; None for one that writes nothing.
+
     Raises:
-        AdjoinedError: the budget cannot be met, or several processes would each measure for themselves.
+        AdjoinedError: the budget cannot be met, several processes would each measure for themselves, or the run could
+            not start.
     """
     from adjoined.slicing import read_budget
 
     limits = read_budget(settings.budget) if settings.budget else ()
-    timed, searched = any(limit.quantity == "ms" for limit in limits), settings.widths == SEARCH
+    timed = any(limit.quantity == "ms" for limit in limits)
+    by_default = searches_widths(settings) and not timed
+    searched = settings.widths == SEARCH or by_default
     if not timed and not searched:
-        return settings, []
+        return replace(settings, widths=settings.widths or {}), []
     if os.environ.get("LOCAL_RANK", "0") != "0" and MEASURED in os.environ:
-        return replace(settings, budget=None, **json.loads(os.environ[MEASURED])), []
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return replace(settings, budget=None, compress=None, **json.loads(os.environ[MEASURED])), []
+    if reason := _unsearchable(settings) if by_default else "":
+        return replace(settings, widths={}), [Choice("widths", UNIFORM, reason)]
+    if _several(settings):
         raise AdjoinedError(
             "each process would measure for itself, and might choose another small network",
             where="--widths search" if searched else f"--budget {settings.budget!r}",
             fix="Add --dry-run in one process, and give the --alpha and --widths that it prints.",
         )
+    if folder is not None:
+        from adjoined.runs import RunFolder
+
+        RunFolder(folder).check(settings, resume=False)
     within = f" within {settings.budget}" if settings.budget else ""
     how = f", measured {timing.in_words()}" if timed else ""
     if searched:
         from adjoined.training.searching import searched_plan
 
-        plan = searched_plan(settings, timing.measure if timed else None)
+        with _progress() as progress:
+            plan = searched_plan(settings, timing.measure if timed else None, progress)
         found = {"alpha": plan.alpha, "widths": dict(plan.widths)}
-        told = ",".join(f"{name}={share}" for name, share in plan.widths.items())
-        why = "found by search" if told else "the uniform network has the lowest loss"
-        choices = [Choice("widths", told or "none", f"{why}{within}{how}")]
+        if plan.widths:
+            told = Choice("widths", SEARCH, f"a width for each channel group{within}{how} (uniform: one alpha for all)")
+        else:
+            told = Choice("widths", UNIFORM, f"the search found nothing better{within}{how}")
+        choices = [told]
     else:
         plan = _fastest_enough(settings, timing)
-        found, choices = {"alpha": plan.alpha}, []
+        found, choices = {"alpha": plan.alpha, "widths": settings.widths or {}}, []
     if settings.budget:
         choices.insert(0, Choice("alpha", plan.alpha, f"the largest small network{within}{how}"))
+    elif settings.compress:
+        choices.insert(0, Choice("alpha", plan.alpha, f"for a ratio of {settings.compress:g} in parameters"))
     os.environ[MEASURED] = json.dumps(found)
-    return replace(settings, budget=None, **found), choices
+    return replace(settings, budget=None, compress=None, **found), choices
+
+
+def _several(settings: Settings) -> bool:
+    """Return whether a launcher such as torchrun or srun starts the processes of the run: each one comes here."""
+    counts = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    return settings.nodes > 1 or any(int(count) > 1 for count in counts)
+
+
+def _unsearchable(settings: Settings) -> str:
+    """Return why widths that would be searched by default stay uniform; "" if they are searched."""
+    from adjoined.data import open_data
+
+    if _several(settings):
+        return "a search needs a single process"
+    images = len(open_data(settings.data_settings()).train)
+    return f"{images} training images are too few to search widths" if images < ENOUGH_TO_SEARCH else ""
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show what the search does and how far it is: as a bar in a terminal, as lines in a log."""
+    print("Searching a width for each channel group (--widths uniform skips this)", flush=True)
+    if not sys.stdout.isatty():
+        yield _Log()
+        return
+    from rich import progress
+
+    columns = progress.BarColumn(12), progress.TaskProgressColumn(), progress.TimeRemainingColumn()
+    with progress.Progress(progress.TextColumn("{task.description}"), *columns, transient=True) as bar:
+        task = bar.add_task("", total=1)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+class _Log:
+    """Prints a line for each quarter of what the search does."""
+
+    def __init__(self) -> None:
+        self._last = ("", 0)
+
+    def __call__(self, what: str, share: float) -> None:
+        if (now := (what, int(4 * share))) != self._last:
+            self._last = now
+            print(f"  {what}: {share:.0%}".replace("%", " %"), flush=True)
 
 
 def _fastest_enough(settings: Settings, timing: LatencyOptions) -> SlicePlan:

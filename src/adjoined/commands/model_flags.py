@@ -36,6 +36,7 @@ class ModelOptions(SmallSettings):
 
     def __post_init__(self) -> None:
         """Check the flags that are not checked where they are used."""
+        super().__post_init__()
         for name in ("input_size", "channels", "classes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise AdjoinedError("out of range", where=flag_of(name), expected="at least 1", got=getattr(self, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -63,10 +63,10 @@ def main(argv: Sequence[str]) -> None:
         return
     run, settings, timing, chosen = _read(argv, told)
     check_code_is_named(told, settings)
-    if run.resume is None:
-        settings, found = measure_first(settings, timing)
-        chosen += found
     folder = Path(run.resume or run.run or _new_folder(settings))
+    if run.resume is None:
+        settings, found = measure_first(settings, timing, None if run.dry_run else folder)
+        chosen += found
     if run.dry_run:
         _dry_run(run, settings, chosen, folder)
         return
@@ -88,6 +88,7 @@ def _dry_run(run: Run, settings: Settings, chosen: Sequence[Choice], folder: Pat
     if run.resume:
         raise AdjoinedError("a dry run is for a new run", where="--dry-run", fix="Leave out --resume.")
 
+    from adjoined.choices import as_flag
     from adjoined.report.console import show
     from adjoined.training import is_main
     from adjoined.training.outlook import look_ahead
@@ -96,7 +97,8 @@ def _dry_run(run: Run, settings: Settings, chosen: Sequence[Choice], folder: Pat
         outlook = look_ahead(settings, folder)
     if is_main():
         _announce(chosen, outlook.job)
-        show("\n".join([f"A dry run: nothing was written. The run would be in {folder}.", *outlook.lines()]))
+        widths = [f"widths    {as_flag('widths', settings.widths)}"] if settings.widths else []
+        show("\n".join([f"A dry run: nothing was written. The run would be in {folder}.", *outlook.lines(), *widths]))
 
 
 def _list_recipes() -> None:
@@ -228,9 +230,10 @@ def _announce(chosen: Sequence[Choice], job: Job) -> None:
     costs = [cost_by_module(network, job.example) for network in networks]
     base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(["base", *plans], costs, strict=True))
     title = f"{job.settings.model} on {job.images.info.name}, {job.images.info.image_size} px"
-    lines = ["Chosen for this model and data:", *(f"  {each.line()}" for each in chosen)]
-    how = "\n".join(lines) if chosen else f"Training with {_main_flags(job.settings)}"
-    show(job.images.in_words(), f"{how}\n")
+    given = _main_flags(job.settings, {each.name for each in chosen})
+    lines = [f"Training with {given}"] if given else []
+    lines += ["Chosen for this model and data:", *(f"  {each.line()}" for each in chosen)] if chosen else []
+    show(job.images.in_words(), "\n".join([*lines, ""]))
     if plans:
         show(plan_table(layers(networks, costs), list(plans.values()), title=title), result_table(base, smalls))
     else:
@@ -238,12 +241,12 @@ def _announce(chosen: Sequence[Choice], job: Job) -> None:
     print()
 
 
-def _main_flags(settings: Settings) -> str:
-    """Return the settings that matter most as flags, wherever they come from."""
+def _main_flags(settings: Settings, chosen: Collection[str]) -> str:
+    """Return the settings that matter most as flags, wherever they come from, without those that were chosen."""
     from adjoined.choices import SHOWN, as_flag
     from adjoined.methods import METHODS
 
-    read = [name for name in SHOWN if name not in METHODS[settings.method].ignores]
+    read = [name for name in SHOWN if name not in {*chosen, *METHODS[settings.method].ignores}]
     names = [_sized_by(settings) if name == "alpha" else name for name in read]
     return " ".join(as_flag(name, getattr(settings, name)) for name in names)
 

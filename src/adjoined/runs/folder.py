@@ -191,7 +191,7 @@ class RunFolder:
         with locked(self.path):
             fresh = not self.settings.is_file()
             try:
-                self._check(settings, resume)
+                self.check(settings, resume=resume)
                 for folder in (self.checkpoints, self.tensorboard, self.stages):
                     refuse_link(folder)
                 for folder in (self.path, self.checkpoints):
@@ -216,9 +216,11 @@ class RunFolder:
         """Record that the run is finished, and its result."""
         write_json(self.record, {**self.read_record(), "finished": _now(), "result": result})
 
-    def _check(self, settings: Settings, resume: bool) -> None:
+    def check(self, settings: Settings, *, resume: bool) -> None:
+        """Raise AdjoinedError if a run with these settings can neither start in this folder nor resume there."""
         if not self.settings.is_file():
-            foreign = [each.name for each in self.path.iterdir() if each.name != LOCK and not is_part(each.name)]
+            there = self.path.iterdir() if self.path.is_dir() else ()
+            foreign = [each.name for each in there if each.name != LOCK and not is_part(each.name)]
             if foreign:
                 raise AdjoinedError(
                     "the folder contains other files, not a run",

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from adjoined.head import trial_head
@@ -16,10 +17,11 @@ from adjoined.slicing import Latency, Request, SlicePlan
 from adjoined.tasks import task_of
 from adjoined.training.checkpoints import WholeCheckpointIO
 from adjoined.training.failures import quiet
-from adjoined.training.job import images_and_base
+from adjoined.training.job import base_network, make_job
 from adjoined.training.loaders import training_images
 from adjoined.training.run import make_trainer
-from adjoined.width_search import search_widths
+from adjoined.training.stages import check_stages
+from adjoined.width_search import Progress, search_widths
 
 SAMPLES = 768
 """Training images; two thirds of them fit a trial head to the pretrained features."""
@@ -27,22 +29,28 @@ BATCH = 64
 """Most images per forward pass."""
 
 
-def searched_plan(settings: Settings, latency: Callable[[Tensor], Latency] | None = None) -> SlicePlan:
+def searched_plan(
+    settings: Settings,
+    latency: Callable[[Tensor], Latency] | None = None,
+    progress: Progress = lambda what, share: None,
+) -> SlicePlan:
     """Return the plan of the small network with searched widths; see `adjoined.width_search`.
 
     The images are augmented as in an epoch that the training does not have.
 
     Args:
-        settings: the settings of a run from pretrained weights, with `widths` "search".
+        settings: the settings of a run from pretrained weights, with one alpha; its `widths` are not read.
         latency: an example input, float32 (1, C, H, W) -> the function that measures a candidate, for a budget in
             milliseconds.
+        progress: as for `search_widths`.
 
     Raises:
-        AdjoinedError: as for `search_widths`, or the data or the model cannot be opened.
+        AdjoinedError: as for `search_widths`, or the run could not start with uniform widths.
     """
-    images, model = images_and_base(settings, pretrained=True)
-    images.check()
-    model.eval()
+    uniform = replace(settings, widths={}, budget=None, compress=None)
+    images = check_stages(uniform, 1, None) or make_job(uniform).images  # what is wrong is told before the search
+    torch.manual_seed(settings.seed)
+    model = base_network(settings, images, pretrained=True).eval()
     alone = replace(settings, devices=1, nodes=1, strategy="auto")
     with quiet():
         device = make_trainer(alone, Path(), [], WholeCheckpointIO()).strategy.root_device
@@ -66,4 +74,5 @@ def searched_plan(settings: Settings, latency: Callable[[Tensor], Latency] | Non
             compress=request.compress,
             budget=request.budget,
             latency=None if measure is None else lambda network: measure(network.cpu()),
+            progress=progress,
         )
