@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError
 from adjoined.names import at_any_network
-from adjoined.sharing import SharedWeights, exchanges_gradients, refuse_sharded
+from adjoined.sharing import SharedWeights, exchanges_gradients, refuse_base_alone, refuse_sharded
 from adjoined.skeleton import (
     Runner,
     bound_copies,
@@ -160,6 +160,8 @@ class AdjoinedNetwork(nn.Module):
         # when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every
         # weight waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
         slices = None if exchanges_gradients() else self._weights.slices()
+        if slices is None:
+            refuse_base_alone(self.base)
         outputs = [self.base(*args, **kwargs)]
         slices = self._weights.slices() if slices is None else slices
         for number, runner in enumerate(self._runners):
@@ -271,10 +273,10 @@ class AdjoinedNetwork(nn.Module):
         raise not_recorded("torch.jit.script")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to copy or store, without slices kept for a backward pass."""
+        """Return the state to copy or store, without slices kept for a backward pass and without compiled code."""
         for runner in self._runners:
             runner.forget()
-        return vars(self)
+        return super().__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdjoinedNetwork:
         """Return a copy; activations that a forward has stored in attributes are copied without their history."""

@@ -200,6 +200,17 @@ def exchanges_gradients() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def refuse_base_alone(base: nn.Module) -> None:
+    """Raise AdjoinedError if processes exchange the gradients of the base network, and not of its small networks."""
+    if isinstance(base, nn.parallel.DistributedDataParallel):
+        raise AdjoinedError(
+            "the base network is wrapped for several processes, whose small networks would drift apart",
+            where="base",
+            expected="the joint network in DistributedDataParallel",
+            fix="Wrap it, DistributedDataParallel(net), and not net.base; call what that returns.",
+        )
+
+
 def submodule(root: nn.Module, where: str) -> nn.Module:
     """Return `root.get_submodule(where)`; a training step does this for every weight, and dictionaries are faster."""
     for name in where.split(".") if where else ():

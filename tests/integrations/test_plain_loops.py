@@ -83,6 +83,9 @@ if world > 1:
     fully_shard(layers.base[0])
     fully_shard(layers)
     assert "fully_shard(net)" in refused(lambda: layers(x))
+    inner = joint()
+    inner.base = nn.parallel.DistributedDataParallel(inner.base)
+    assert "DistributedDataParallel(net)" in refused(lambda: inner(x))
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 losses = []
 for step in range(4):

@@ -16,7 +16,7 @@ from timm.utils import CheckpointSaver
 from torch import nn
 
 from adjoined import AdjoinedError, adjoint_loss
-from adjoined.integrations.timm import AdjoinedTask, finished
+from adjoined.integrations.timm import AdjoinedTask, finished, from_checkpoint
 
 X, Y = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
 
@@ -53,6 +53,9 @@ def test_a_checkpoint_of_timm_holds_both_networks(tmp_path: Path, ema: bool):
         p, q = joint(X)
         assert torch.equal(base(X), p)
         torch.testing.assert_close(small(X), q, rtol=1e-5, atol=1e-6)
+        again = from_checkpoint(make_model(), tmp_path / "last.pth.tar", ema=ema)(X)
+        assert torch.equal(again[0], p)
+        assert torch.equal(again[1], q)
     assert sum(each.numel() for each in small.parameters()) < 0.1 * sum(each.numel() for each in base.parameters())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,18 @@ def test_step_compiles_without_a_graph_break(backend: str):
     wanted = taken(copy.deepcopy(net), loss_of, x)
     got = taken(net, torch.compile(loss_of, backend=backend, fullgraph=True), x)
     close(got, wanted, 1e-10)
+
+
+def test_copies_of_a_compiled_network_run_their_own_weights():
+    """Such as a moving average, which is a deep copy."""
+    net = joint().eval()
+    net.compile(backend="eager")
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # called, but not compiled
+            for each in twin.parameters():
+                each.zero_()
+            assert all(each.eq(0).all() for each in twin(X))
+            assert not any(each.eq(0).all() for each in net(X))
 
 
 @pytest.mark.parametrize("autocast", [False, True])

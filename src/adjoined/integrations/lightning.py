@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from adjoined.errors import AdjoinedError
+from adjoined.integrations.lightning_tap import Tap, replace_method, restore_methods
+from adjoined.integrations.own_parameters import joined_as, load_own_state, own_state, train_with_base
 from adjoined.loss import adjoint_terms, sum_cross_entropy
 from adjoined.names import small_names
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
-from adjoined.slicing import SlicePlan
 
-Outputs = tuple[Any, ...]
-"""The outputs of one call of the joint network: the base's, then every small network's."""
 SmallLoss = Callable[[Any, Sequence[Any], Any, float], Tensor]
 """(p, small outputs, batch, progress) -> the small networks' terms of the loss, a scalar."""
 
@@ -30,10 +30,15 @@ class Adjoined(Callback):
     """Train the model of a LightningModule together with its small twin, without changes to the module.
 
     The callback joins the model before the optimizers are made, adds the small networks' terms to the loss that
-    `training_step` returns, and logs both networks' metrics. `self.model(x)` in the module still returns the base
-    network's output. Checkpoints keep the module's own parameter names, so `load_from_checkpoint` works without
-    adjoined; the callback's state holds the small networks' private tensors. During `fit`, `self.model` is a wrapper
-    that passes attributes and items on to the model, so only `isinstance` sees a difference.
+    `training_step` returns, and logs both networks' metrics. `configure_optimizers` sees the model as it was; every
+    parameter of a small network's own then joins the group of the base's parameter of the same name. `self.model(x)`
+    in the module still returns the base network's output. Checkpoints keep the module's own parameter names, so
+    `load_from_checkpoint` works without adjoined; the callback's state holds the small networks' private tensors.
+    While the trainer runs, `self.model` is a wrapper that passes attributes and items on to the model, so only
+    `isinstance` sees a difference.
+
+    After `fit`, `validate` and `test` measure both networks, too, and a second `fit` of the same module goes on with
+    them. With `ckpt_path`, also in a new process, they and this callback get the networks of that checkpoint.
 
     Args:
         attribute: name of the attribute that holds the model, such as "model" or "net.backbone".
@@ -42,20 +47,22 @@ class Adjoined(Callback):
         small_loss: the small networks' terms, see `SmallLoss`. None: those of `adjoint+`, the sum of
             λ(t) · [CE(q, y) + KL(p ‖ q)] at temperature 4 without gradient to p, for batches (x, y) with class
             indices y.
-        metrics: name -> metric over (output, target) of a validation batch. None: top-1 accuracy, if y holds class
-            indices.
+        metrics: name -> metric over (output, target) of a validation or test batch. None: top-1 accuracy, if y holds
+            class indices.
         target: returns the target of a batch. None: the second entry.
         **settings: as for `adjoin`: alpha, keep, round_to, widths, order, ... By default `private_head` is True and
             `small_gradient` 0.5, as in `adjoint+`.
 
     Attributes:
-        net: the joint network while `fit` runs; None before.
-        base: the trained base network after `fit`, which is also the module's model again.
-        smalls: the trained small networks, plain modules, after `fit`.
+        net: the joint network, from the start of `fit`; afterwards `adjoined.save(callback.net, ...)` and
+            `callback.net.measure_statistics(...)` take it.
+        base: the trained base network, which is also the module's model again.
+        smalls: the trained small networks, plain modules in eval mode.
 
     Raises:
         AdjoinedError: the module has no such attribute, no example input is known, the module uses manual
-            optimization, or the length of the training is unknown.
+            optimization, the length of the training is unknown, a callback that averages weights comes before this
+            one, or a checkpoint has the base's weights alone.
 
     Example:
         >>> callback = Adjoined("model", alpha=4)  # Trainer(callbacks=[callback])
@@ -82,8 +89,7 @@ class Adjoined(Callback):
         self.smalls: list[nn.Module] = []
         self._metrics = metrics
         self._running: dict[str, dict[str, Metric]] = {}
-        self._tap: _Tap | None = None
-        self._saved: dict[str, Any] | None = None
+        self._tap: Tap | None = None
 
     @property
     def small(self) -> nn.Module:
@@ -93,48 +99,89 @@ class Adjoined(Callback):
             AdjoinedError: `fit` has not finished.
         """
         if not self.smalls:
-            raise AdjoinedError("no small network yet", where="Adjoined.small", fix="Call trainer.fit first.")
+            raise AdjoinedError(
+                "no small network yet",
+                where="Adjoined.small",
+                fix="Call trainer.fit first. If it trained in processes of its own (ddp_spawn, ddp_notebook), call "
+                "validate(module, ..., ckpt_path=...) of a Trainer with one device.",
+            )
         return self.smalls[0]
 
     # ---- before and after --------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the joint network in the model's place, before the optimizers are made."""
-        if stage != "fit":
+        if stage == "fit":
+            self._check(trainer, pl_module)
+            self._wrap(pl_module, trainer)
+        elif self.net is None:
             return
-        if not pl_module.automatic_optimization:
-            raise AdjoinedError(
-                "the module uses manual optimization, so nothing can be added to its loss",
-                where=f"{type(pl_module).__name__}.automatic_optimization",
-                fix="Call adjoined.adjoin in the module, and add adjoined.adjoint_loss to its loss.",
-            )
         owner, name = self._owner(pl_module)
         model = getattr(owner, name)
-        if isinstance(model, _Tap):  # after an error in `fit`, Lightning tears nothing down
-            model = model.net.base
-            pl_module.__dict__.pop("training_step", None)
-        example = pl_module.example_input_array if self.example_input is None else self.example_input
+        known = self.net is not None and any(part is self.net.base for part in model.modules())
+        if stage == "fit" and not known:
+            self.net = adjoin(model, self._example(pl_module), **self.settings)
+            if hasattr(model, "dynamo_ctx"):  # compiled by the user, with options that are known here alone
+                self.net._compiled_call_impl = model.dynamo_ctx(self.net._call_impl)
+        if stage == "fit" or known:
+            self._insert(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the model back in its place, and keep the finished networks."""
+        if self._tap is not None:
+            net = self._tap.net
+            self._remove(pl_module)
+            self.base, self.smalls = net.base, [net.extract(which).eval() for which in range(len(net.plans))]
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the model back in its place."""
+        self._remove(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the optimizers, which were made for the base, train the small networks' own parameters, too."""
+        assert self._tap is not None
+        self._tap.check()
+        train_with_base(self._tap.net, trainer.optimizers)
+
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        """Raise AdjoinedError if this trainer and module cannot train a small network."""
+        if not module.automatic_optimization:
+            raise AdjoinedError(
+                "the module uses manual optimization, so nothing can be added to its loss",
+                where=f"{type(module).__name__}.automatic_optimization",
+                fix="Call adjoined.adjoin in the module, and add adjoined.adjoint_loss to its loss.",
+            )
+        for each in trainer.callbacks[: trainer.callbacks.index(self)]:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(each, (WeightAveraging, StochasticWeightAveraging)):
+                raise AdjoinedError(
+                    f"{type(each).__name__} comes first, and would average the base alone",
+                    where="Trainer(callbacks=[...])",
+                    fix="Put Adjoined before it.",
+                )
+
+    def _example(self, module: LightningModule) -> Any:
+        example = module.example_input_array if self.example_input is None else self.example_input
         if example is None:
             raise AdjoinedError(
                 "no example input is known",
                 where="Adjoined(example_input=...)",
                 fix="Pass one, such as torch.zeros(1, 3, 224, 224), or set the module's example_input_array.",
             )
-        self.net = adjoin(model, example, **self.settings)
-        self._tap = _Tap(self.net)
-        setattr(owner, name, self._tap)
-        self._wrap(pl_module, trainer)
+        return example
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the base network back in its place, and keep the finished networks."""
-        if self.net is None or self._tap is None:
-            return
-        owner, name = self._owner(pl_module)
-        setattr(owner, name, self.net.base)
-        pl_module.__dict__.pop("training_step", None)
-        self.base = self.net.base
-        self.smalls = [self.net.extract(which).eval() for which in range(len(self.net.plans))]
-        self._tap = self.net = None
+    def _insert(self, module: LightningModule) -> Tap:
+        assert self.net is not None
+        owner, name = self._owner(module)
+        self._tap = Tap(self.net, getattr(owner, name))
+        setattr(owner, name, self._tap)
+        return self._tap
+
+    def _remove(self, module: LightningModule) -> None:
+        if self._tap is not None:
+            owner, name = self._owner(module)
+            setattr(owner, name, self._tap.model)
+            self._tap = None
+        restore_methods(module)
 
     def _owner(self, module: LightningModule) -> tuple[nn.Module, str]:
         """Return the module that holds the attribute, and the attribute's name in it."""
@@ -157,10 +204,10 @@ class Adjoined(Callback):
     # ---- the loss ----------------------------------------------------------------------------------------------------
 
     def _wrap(self, module: LightningModule, trainer: Trainer) -> None:
-        """Have `training_step` return its loss and the small networks' terms."""
-        step = module.training_step
+        """Have `training_step` add the small networks' terms to its loss, and `configure_optimizers` see the base."""
+        step, configure = module.training_step, module.configure_optimizers
 
-        @functools.wraps(step)
+        @functools.wraps(getattr(step, "__wrapped__", step))  # Lightning looks behind one wrapper for the arguments
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             assert self._tap is not None
             self._tap.calls.clear()
@@ -168,12 +215,23 @@ class Adjoined(Callback):
             if returned is None:  # Lightning then leaves the batch out
                 return None
             extra = self._extra(batch, _progress(trainer))
-            module.log("small_loss", extra.detach(), prog_bar=True)
+            module.log(f"{self._of(trainer)}small_loss", extra.detach(), prog_bar=True)
             if isinstance(returned, Mapping):
                 return {**returned, "loss": returned["loss"] + extra}
             return returned + extra
 
-        module.training_step = training_step  # pyright: ignore[reportAttributeAccessIssue]
+        @functools.wraps(configure)
+        def configure_optimizers() -> Any:
+            assert self._tap is not None
+            owner, name = self._owner(module)
+            setattr(owner, name, self._tap.model)
+            try:
+                return configure()
+            finally:
+                setattr(owner, name, self._tap)
+
+        replace_method(module, training_step)
+        replace_method(module, configure_optimizers)
 
     def _extra(self, batch: Any, progress: float) -> Tensor:
         assert self._tap is not None
@@ -192,6 +250,9 @@ class Adjoined(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the metrics."""
         self._running = {}
+        if self._tap is not None:
+            self._tap.check()
+            self._tap.calls.clear()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
@@ -210,7 +271,21 @@ class Adjoined(Callback):
         """Log every network's metrics as `base/NAME` and `small/NAME`, summed over processes."""
         for network, metrics in self._running.items():
             for name, metric in metrics.items():
-                pl_module.log(f"{network}/{name}", metric.compute(), prog_bar=True)
+                pl_module.log(f"{self._of(trainer)}{network}/{name}", metric.compute(), prog_bar=True)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
+        """Keep no outputs."""
+        if self._tap is not None:
+            self._tap.calls.clear()
+
+    def _of(self, trainer: Trainer) -> str:
+        """Return what tells the metrics of several such callbacks apart."""
+        several = sum(isinstance(each, Adjoined) for each in trainer.callbacks) > 1  # pyright: ignore[reportAttributeAccessIssue]
+        return f"{self.attribute}/" if several else ""
 
     def _names(self) -> tuple[str, ...]:
         assert self.net is not None
@@ -232,86 +307,43 @@ class Adjoined(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plans and the small networks' private tensors, as plain values and tensors."""
-        if self.net is None:
-            return {}
-        return {"plans": [plan.to_json() for plan in self.net.plans], "smalls": dict(self.net.smalls.state_dict())}
+        return {} if self.net is None else own_state(self.net)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the result of `state_dict`.
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save averages of the small networks where the checkpoint has the base's, and their weights beside them."""
+        average = self._average(trainer)
+        if average is not None:
+            state = checkpoint["callbacks"][self.state_key]
+            state |= {"smalls": dict(average.smalls.state_dict()), "current": state["smalls"]}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Load the result of `state_dict`; in a process that has not trained, join the model as it says.
 
         Raises:
             AdjoinedError: the checkpoint's small networks are sliced differently.
         """
-        if self.net is None or not state_dict:
+        state = checkpoint["callbacks"].get(self.state_key)
+        if not state:
             return
-        saved = [SlicePlan.from_json(plan) for plan in state_dict["plans"]]
-        if [plan.tensors for plan in saved] != [plan.tensors for plan in self.net.plans]:
-            raise AdjoinedError(
-                "the checkpoint's small networks do not match these settings",
-                where=f"Adjoined({self.attribute!r})",
-                expected=", ".join(f"alpha {plan.alpha:g}" for plan in saved),
-                got=", ".join(f"alpha {plan.alpha:g}" for plan in self.net.plans),
-                fix="Resume with the same callback settings as that run.",
-            )
-        self.net.smalls.load_state_dict(state_dict["smalls"])
+        tap = self._tap
+        if tap is None:
+            owner, name = self._owner(pl_module)
+            self.net = joined_as(getattr(owner, name), state)
+            tap = self._insert(pl_module)
+        average, where = self._average(trainer), f"Adjoined({self.attribute!r})"
+        load_own_state(tap.net, state, where)
+        if average is not None and "current" in state:
+            load_own_state(average, state, where)
+            tap.net.smalls.load_state_dict(state["current"])
+        tap.complete = True
 
-
-class _Tap(nn.Module):
-    """The joint network in the place of the model: returns the base's output and keeps the small ones' aside.
-
-    Its state dict is the base network's, under the names that the model had.
-    """
-
-    def __init__(self, net: AdjoinedNetwork) -> None:
-        super().__init__()
-        self.net = net
-        self.calls: list[Outputs] = []
-        self._register_state_dict_hook(_without_prefix)
-        self.register_load_state_dict_pre_hook(_with_prefix)
-        self.register_load_state_dict_post_hook(_forgive_smalls)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = self.net(*args, **kwargs)
-        self.calls.append(outputs)
-        return outputs[0]
-
-    def take(self) -> list[Outputs]:
-        """Return the outputs of all calls since the last time."""
-        calls, self.calls = self.calls, []
-        return calls
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:  # what the module's own code reads of its model
-            net: Any = super().__getattr__("net")
-            return getattr(net.base, name)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.net.base[index]  # pyright: ignore[reportIndexIssue]
-
-    def __len__(self) -> int:
-        return len(self.net.base)  # pyright: ignore[reportArgumentType]
-
-
-_BASE, _SMALLS = "net.base.", "net.smalls."
-
-
-def _without_prefix(module: nn.Module, state: dict[str, Any], prefix: str, _meta: object) -> None:
-    for name in [name for name in state if name.startswith(prefix)]:
-        value, rest = state.pop(name), name.removeprefix(prefix)
-        if not rest.startswith(_SMALLS):
-            state[prefix + rest.removeprefix(_BASE)] = value
-
-
-def _with_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[f"{prefix}{_BASE}{name.removeprefix(prefix)}"] = state.pop(name)
-
-
-def _forgive_smalls(module: nn.Module, incompatible: Any) -> None:
-    """Leave the small networks to the callback's own state."""
-    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if _SMALLS not in name]
+    def _average(self, trainer: Trainer) -> AdjoinedNetwork | None:
+        """Return the moving average of the joint network, if checkpoints hold it in place of the weights."""
+        for each in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            average = each._average_model if isinstance(each, WeightAveraging) else None
+            if average is not None:
+                return average.module.get_submodule(self.attribute).net
+        return None
 
 
 def classification_terms(p: Tensor, smalls: Sequence[Tensor], batch: Any, progress: float) -> Tensor:

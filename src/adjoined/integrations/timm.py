@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from adjoined.distances import class_kl
 from adjoined.errors import AdjoinedError, first_line
+from adjoined.integrations.own_parameters import joined_as, load_own_state, own_state
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import adjoint_objective
-from adjoined.slicing import SlicePlan
 
 
 class AdjoinedTask(ClassificationTask):
@@ -113,9 +113,7 @@ class AdjoinedTask(ClassificationTask):
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return the state that a checkpoint needs besides the base network: plain values and tensors."""
-        joint = self._joint(ema)
-        plans = [plan.to_json() for plan in joint.plans]
-        return {"plans": plans, "smalls": joint.smalls.state_dict(), "done": self.done}
+        return {**own_state(self._joint(ema)), "done": self.done}
 
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
@@ -123,14 +121,7 @@ class AdjoinedTask(ClassificationTask):
         """Load the result of `get_task_state`."""
         if state is None:
             return
-        joint = self._joint(ema)
-        if [SlicePlan.from_json(plan).tensors for plan in state["plans"]] != [plan.tensors for plan in joint.plans]:
-            raise AdjoinedError(
-                "the checkpoint's small networks are sliced differently",
-                where="AdjoinedTask",
-                fix="Resume with the settings of that training.",
-            )
-        joint.smalls.load_state_dict(state["smalls"], strict=strict)
+        load_own_state(self._joint(ema), state, "AdjoinedTask")
         self.done = int(state["done"])
 
     def _joint(self, ema: bool) -> AdjoinedNetwork:
@@ -156,6 +147,19 @@ def finished(model: nn.Module, checkpoint: str | os.PathLike[str], *, ema: bool 
     """Return the networks that a checkpoint of timm's loop holds: the base, then every small network, in eval mode.
 
     Args:
+        model, checkpoint, ema: as for `from_checkpoint`.
+
+    Raises:
+        AdjoinedError: the file is not such a checkpoint, or belongs to another model.
+    """
+    net = from_checkpoint(model, checkpoint, ema=ema)
+    return [net.base, *(net.extract(which) for which in range(len(net.plans)))]
+
+
+def from_checkpoint(model: nn.Module, checkpoint: str | os.PathLike[str], *, ema: bool = False) -> AdjoinedNetwork:
+    """Return the joint network that a checkpoint of timm's loop holds, in eval mode; `adjoined.save` takes it.
+
+    Args:
         model: the base network, built as for the training; its weights are overwritten.
         checkpoint: a file that timm's `CheckpointSaver` wrote, such as model_best.pth.tar.
         ema: take the averaged weights.
@@ -168,9 +172,7 @@ def finished(model: nn.Module, checkpoint: str | os.PathLike[str], *, ema: bool 
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         weights, state = (content[f"{key}_ema" if ema else key] for key in ("state_dict", "task_state"))
         model.load_state_dict(weights)
-        plans = [SlicePlan.from_json(plan) for plan in state["plans"]]
-        net = AdjoinedNetwork(model, plans, private=_own_layers(state["smalls"], model))
-        net.smalls.load_state_dict(state["smalls"])
+        net = joined_as(model, state)
     except AdjoinedError:
         raise
     except Exception as error:  # torch.load and load_state_dict raise many kinds
@@ -179,14 +181,7 @@ def finished(model: nn.Module, checkpoint: str | os.PathLike[str], *, ema: bool 
             where=os.fspath(checkpoint),
             expected="a checkpoint that timm saved of an AdjoinedTask with this model",
         ) from error
-    net.eval()
-    return [net.base, *(net.extract(which) for which in range(len(plans)))]
-
-
-def _own_layers(smalls: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Return the names of the small networks' private modules, taken from the first small network."""
-    names = {name.split(".", 1)[1].rpartition(".")[0] for name in smalls if name.startswith("0.")}
-    return sorted(name for name in names if name and model.get_submodule(name)._parameters)
+    return net.eval()
 
 
 def _example_of(model: nn.Module) -> Tensor:
