@@ -163,12 +163,9 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
     elif isinstance(module, _RECURRENT):
         layer = "_l0" if isinstance(module, nn.RNNBase) else ""
         into, state = getattr(module, f"weight_ih{layer}"), getattr(module, f"weight_hh{layer}")
-        gates = (
-            4 if isinstance(module, (nn.LSTM, nn.LSTMCell)) else 3 if isinstance(module, (nn.GRU, nn.GRUCell)) else 1
-        )
-        module.input_size, module.hidden_size = into.shape[1], into.shape[0] // gates
-        if isinstance(module, nn.RNNBase) and module.proj_size:
-            module.proj_size = state.shape[1]
+        module.input_size, module.hidden_size = into.shape[1], state.shape[1]
+        if isinstance(module, nn.RNNBase) and module.proj_size:  # an LSTM, with four gates
+            module.proj_size, module.hidden_size = state.shape[1], state.shape[0] // 4
     elif isinstance(module, _TABLES):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.Bilinear):

@@ -39,21 +39,20 @@ def unwrap(model: Any) -> nn.Module:
         )
     for name, part in model.named_modules():
         inside = f"'{name}' is " if name else ""
-        if any(kind.__module__ == "adjoined.network" for kind in type(part).__mro__):
+        homes = {kind.__module__ for kind in type(part).__mro__}
+        if "adjoined.network" in homes:
             fix = "Call adjoin on `net.base`, or on `net.extract()` for a small network of the small network."
             raise _refused(model, f"{inside}a joint network already", fix)
-        if any(kind.__module__.startswith("torch.export") for kind in type(part).__mro__):
+        if any(home.startswith("torch.export") for home in homes):
             what = f"{inside}an exported program, which does not change between training and evaluation"
             raise _refused(model, what, "Call adjoin on the model as it was before it was exported.")
-        if any(kind.__module__.startswith(_QUANTIZED) for kind in type(part).__mro__):
-            fix = (
-                "Call adjoin on the model before it is quantized, and quantize its base and small networks at the end."
-            )
+        if any(home.startswith(_QUANTIZED) for home in homes):
+            fix = "Call adjoin on the model before it is quantized, and quantize base and small networks at the end."
             raise _refused(model, f"{inside}quantized already, and integers cannot be trained", fix)
         if isinstance(part, nn.parallel.DistributedDataParallel):
             plain = "Pass the plain model, its attribute `module`, and wrap the joint network that adjoin returns."
             raise _refused(model, f"{inside}wrapped for several processes", plain)
-        if any(kind.__module__.startswith("torch.distributed.fsdp") for kind in type(part).__mro__):
+        if any(home.startswith("torch.distributed.fsdp") for home in homes):
             raise _refused(model, f"{inside}sharded over several processes", WRAP)
     sharded = next((n for n, p in model.named_parameters() if _is_sharded(p)), None)
     if sharded is not None:

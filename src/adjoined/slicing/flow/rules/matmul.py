@@ -67,6 +67,10 @@ def linear(state: State, call: Call) -> None:
     _product(state, x, weight, state.slots(x), turned, call["bias"], call.out)
 
 
+Spans = Sequence[tuple[Slot, set[int]]]
+"""The slots of a factor, with the dimensions along which each varies in the base."""
+
+
 def _product(
     state: State,
     a: Tensor,
@@ -76,56 +80,72 @@ def _product(
     bias: Tensor | None,
     out: Tensor,
 ) -> None:
-    inner_a, inner_b, column = a.ndim - 1, b.ndim - 2, b.ndim - 1
+    """Tie what (…, n, k) and (…, k, m) are summed over; the result has the rows of one and the columns of the other."""
     spans_a = [(slot, state.spans(0, slot)) for slot in a_slots]
     spans_b = [(slot, state.spans(1, slot)) for slot in b_slots]
-    carried: list[Slot] = []
-    by_head = [_both(spans_a, 0, inner_a), _both(spans_b, 0, inner_b)] if b.ndim == 3 else []
-    if len(by_head) == 2 and all(by_head) and keeps_whole_heads(state, by_head[0][0], 0, inner_a):
-        carried = heads_of(state, [slot for slots in by_head for slot in slots], 0)
-        state.note_read(carried[0])
-    else:
-        # A weight that all rows of `a` share reads what lies along them; a graph's matrices (kinds, nodes) mix them.
-        weight = state.values.computed(a) and not state.values.computed(b) and b.shape[column] > 1
-        shared = weight and sum(inner_b in dims for _, dims in spans_b) < 2
-        in_rows = not state.in_linear and not shared and _folded(state, 0, spans_a, inner_a, a.ndim - 2)
-        if in_rows or _folded(state, 1, spans_b, inner_b, column):
-            spans_a = _mixed(state, 0, spans_a, inner_a, a.ndim - 2)
-            spans_b = _mixed(state, 1, spans_b, inner_b, column)
-        read = state.vector([slot for slot, dims in spans_a if inner_a in dims], inner_a)
-        weight_in = state.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
-        if weight_in is not None and state.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
-            state.note_read(weight_in)
-        elif read is not None or weight_in is not None:
-            state.note_read(state.tie_vectors(read, weight_in, "reads features of fixed width"))
-        written = [[s for s, _ in spans if d in varying(s)] for spans, d in ((spans_a, a.ndim - 2), (spans_b, column))]
-        if not state.in_linear:
-            state.note_sum(weight_in if read is None else read, [*written[0], *written[1]], product=True)
-        _note_channels(state, _Factor(a, read, written[0]), _Factor(b, weight_in, written[1]))
+    carried = _whole_heads(state, a, b, spans_a, spans_b)
+    if not carried:
+        spans_a, spans_b = _tie_inner(state, a, b, spans_a, spans_b)
     for slot, dims in spans_a:
-        if varying(slot) and inner_a not in dims:  # the same in every head of an attention
+        if varying(slot) and a.ndim - 1 not in dims:  # the same in every head of an attention
             carried.append(state.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
     for slot, dims in spans_b:  # labels along the batch alone are kept where the other factor has none
         if b.ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
             carried.append(slot)
+    state.carry(out, _with_columns(state, b, spans_b, carried, bias, out))
+
+
+def _whole_heads(state: State, a: Tensor, b: Tensor, spans_a: Spans, spans_b: Spans) -> list[Slot]:
+    """Tie the heads of an attention if they are kept or dropped whole, and return their slots; nothing otherwise."""
+    by_head = [_both(spans_a, 0, a.ndim - 1), _both(spans_b, 0, b.ndim - 2)] if b.ndim == 3 else [[]]
+    if not all(by_head) or not keeps_whole_heads(state, by_head[0][0], 0, a.ndim - 1):
+        return []
+    heads = heads_of(state, [slot for slots in by_head for slot in slots], 0)
+    state.note_read(heads[0])
+    return heads
+
+
+def _tie_inner(state: State, a: Tensor, b: Tensor, spans_a: Spans, spans_b: Spans) -> tuple[Spans, Spans]:
+    """Tie the labels along the inner dimensions of two factors, and return the slots that are left of each."""
+    row, inner_a, inner_b, column = a.ndim - 2, a.ndim - 1, b.ndim - 2, b.ndim - 1
+    # A weight that all rows of `a` share reads what lies along them; a graph's matrices (kinds, nodes) mix them.
+    weight = state.values.computed(a) and not state.values.computed(b) and b.shape[column] > 1
+    shared = weight and sum(inner_b in dims for _, dims in spans_b) < 2
+    in_rows = not state.in_linear and not shared and _folded(state, 0, spans_a, inner_a, row)
+    if in_rows or _folded(state, 1, spans_b, inner_b, column):
+        spans_a = _mixed(state, 0, spans_a, inner_a, row)
+        spans_b = _mixed(state, 1, spans_b, inner_b, column)
+    read = state.vector([slot for slot, dims in spans_a if inner_a in dims], inner_a)
+    weight_in = state.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
+    if weight_in is not None and state.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
+        state.note_read(weight_in)
+    elif read is not None or weight_in is not None:
+        state.note_read(state.tie_vectors(read, weight_in, "reads features of fixed width"))
+    rows, columns = ([s for s, _ in spans if d in varying(s)] for spans, d in ((spans_a, row), (spans_b, column)))
+    if not state.in_linear:
+        state.note_sum(weight_in if read is None else read, [*rows, *columns], product=True)
+    _note_channels(state, _Factor(a, read, rows), _Factor(b, weight_in, columns))
+    return spans_a, spans_b
+
+
+def _with_columns(
+    state: State, b: Tensor, spans_b: Spans, carried: list[Slot], bias: Tensor | None, out: Tensor
+) -> list[Slot]:
+    """Return the slots of the result: those carried so far, and the columns of `b`, tied to the bias."""
+    column = b.ndim - 1
     of_heads = [slot for slot in carried if varying(slot) == (0,)]
     values = _both(spans_b, 0, column) if b.ndim == 3 and of_heads else []
     if values:  # attention weights have a label for each head, and so have the values and the result
         heads_of(state, [*of_heads, *values], 0)
-        return state.carry(out, [slot for slot in carried if varying(slot) != (0,)] + values)
+        return [slot for slot in carried if varying(slot) != (0,)] + values
     across = [slot for slot, dims in spans_b if column in dims and column in varying(slot)]
     if len(across) > 1 and (bias is None or not state.slots(bias)):  # several dimensions folded into one
         lines = [state.collapse(slot, (column,)).reshape(-1) for slot in across]
-        carried += [along(line, out.ndim - 1, out.ndim) for line in lines]
-        return state.carry(out, carried)
+        return carried + [along(line, out.ndim - 1, out.ndim) for line in lines]
     columns = state.vector(across, column)
     if bias is not None and state.slots(bias):
         columns = state.tie_vectors(columns, state.vector(state.slots(bias), bias.ndim - 1), "its bias has fixed width")
-    return state.carry(out, carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else []))
-
-
-Spans = Sequence[tuple[Slot, set[int]]]
-"""The slots of a factor, with the dimensions along which each varies in the base."""
+    return carried + ([along(columns, out.ndim - 1, out.ndim)] if columns is not None else [])
 
 
 def _folded(state: State, operand: int, spans: Spans, inner: int, other: int) -> bool:
@@ -180,7 +200,8 @@ def _note_channels(state: State, a: _Factor, b: _Factor) -> None:
     return None
 
 
-def _both(spans: Sequence[tuple[Slot, set[int]]], first: int, second: int) -> list[Slot]:
+def _both(spans: Spans, first: int, second: int) -> list[Slot]:
+    """Return the slots that vary along both dimensions."""
     return [slot for slot, dims in spans if {first, second} <= dims]
 
 

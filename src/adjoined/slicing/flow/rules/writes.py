@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, squeeze_equal, varying
+from adjoined.slicing.flow.labels import LABEL, NeedsValues, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.rules.pointwise import left_padded, tie_elementwise
 from adjoined.slicing.flow.state import State
@@ -52,13 +53,13 @@ def put_by_index(state: State, call: Call) -> None:
     """
     x, values, indices = call["self"], call["values"], [i for i in call["indices"] if i is not None]
     masks = [index.dtype in (torch.bool, torch.uint8) for index in indices]
-    labelled = any(state.slots(index) for index in indices)
-    if labelled and masks == [True] and indices[0].shape == x.shape and values.numel() == 1:
-        return tie_elementwise(state, [x, indices[0]], call.outputs[0])
-    if labelled:
+    if any(state.slots(index) for index in indices):
+        if masks == [True] and indices[0].shape == x.shape and values.numel() == 1:
+            return tie_elementwise(state, [x, indices[0]], call.outputs[0])
         for slot in (slot for tensor in call.tensors for slot in state.slots(tensor)):
             state.pin(slot, Reason(Kind.BY_VALUE, "written to positions that depend on channels"))
         return state.carry(call.outputs[0], [])
+    # The indices stand for `picked` dimensions of x, and run along `places` dimensions of the values.
     picked = sum(index.ndim if mask else 1 for index, mask in zip(indices, masks, strict=True))
     places = max(1 if mask else index.ndim for index, mask in zip(indices, masks, strict=True))
     shape = [1] * (places + x.ndim - picked - values.ndim) + list(values.shape)
@@ -82,13 +83,9 @@ def put_by_index(state: State, call: Call) -> None:
 
 def _write(state: State, call: Call, values: Tensor, put: Callable[[Tensor, Tensor], Tensor]) -> None:
     x = call["self"]
-    pairs: list[tuple[Slot, Slot]] = []
     old, new = (sorted(state.slots(tensor), key=varying) for tensor in (x, values))
-    none = torch.zeros((), dtype=LABEL)
-    for number in range(max(len(old), len(new))):
-        pairs.append((old[number] if number < len(old) else none, new[number] if number < len(new) else none))
     written = []
-    for base, part in pairs:
+    for base, part in zip_longest(old, new, fillvalue=torch.zeros((), dtype=LABEL)):
         result = put(base.expand(x.shape).clone(), part.expand(values.shape))
         if call["accumulate"]:
             state.tie(base, result)
