@@ -18,7 +18,7 @@ STEM_AND_FIRST_STAGE = ["conv1", "bn1", "layer1"]
 
 
 def digits() -> Settings:
-    """Return the default: handwritten digits of 8x8 pixels, in about a minute on two CPU cores."""
+    """Return the default: handwritten digits of 8x8 pixels, in about half a minute on two CPU cores."""
     return Settings()
 
 
