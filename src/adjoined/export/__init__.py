@@ -2,12 +2,11 @@
 
 from adjoined.export.preprocessing import WithPreprocessing
 from adjoined.export.targets import TARGETS, Target, find_target, load
-from adjoined.export.verify import TOLERANCE, Difference, compare
+from adjoined.export.verify import Difference, compare
 from adjoined.export.writing import VerifiedFile, write
 
 __all__ = [
     "TARGETS",
-    "TOLERANCE",
     "Difference",
     "Target",
     "VerifiedFile",

@@ -59,11 +59,9 @@ def ends_the_same(run: Settings, stage: Settings) -> bool:
 
 __all__ = [
     "METHODS",
-    "Adjoint",
     "BuiltNetwork",
     "Method",
     "Stage",
-    "Standard",
     "Step",
     "TrainedNetwork",
     "ends_the_same",

@@ -17,7 +17,7 @@ from adjoined.slicing.model.unregistered import unregistered_weights
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.importance import check_order
 from adjoined.slicing.plan.index import Index, add_at, take
-from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
+from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.budget import Limit, read_budget
 from adjoined.slicing.solve.find_alpha import Latency
@@ -28,7 +28,6 @@ from adjoined.slicing.verify.check import Checked, check_plan
 
 __all__ = [
     "AlphaTooLarge",
-    "ChannelGroup",
     "Checked",
     "Cost",
     "Index",
