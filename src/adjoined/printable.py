@@ -31,10 +31,10 @@ def printable(text: object, *, lines: bool = False) -> str:
         >>> printable("ok\x1b[31m\u202ered")
         'ok\\x1b[31m\\u202ered'
     """
-    told = str(text)
-    if told.isprintable():
-        return told
-    return "".join(c if _harmless(c) or (lines and c in "\n\t") else _escaped(c) for c in told)
+    string = str(text)
+    if string.isprintable():
+        return string
+    return "".join(c if _harmless(c) or (lines and c in "\n\t") else _escaped(c) for c in string)
 
 
 def markdown(text: object, *, keep: str = "") -> str:
@@ -48,8 +48,8 @@ def markdown(text: object, *, keep: str = "") -> str:
         >>> markdown("a_b | <img> ![x](y)")
         'a\\_b \\| &lt;img&gt; \\!\\[x\\](y)'
     """
-    told = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in _MARKS and c not in keep else c for c in told)
+    escaped = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in _MARKS and c not in keep else c for c in escaped)
 
 
 def markdown_code(text: object) -> str:

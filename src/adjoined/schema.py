@@ -65,9 +65,9 @@ def read_yaml(path: Path, *, links: bool = True) -> Any:
         return parse_yaml(content.decode())
     except (ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
-        told = ", ".join(filter(None, (getattr(error, each, None) for each in ("context", "problem")))) or str(error)
+        problem = ", ".join(filter(None, (getattr(error, each, None) for each in ("context", "problem")))) or str(error)
         raise AdjoinedError(
-            f"cannot read the settings: {told}", where=path if mark is None else f"{path}, line {mark.line + 1}"
+            f"cannot read the settings: {problem}", where=path if mark is None else f"{path}, line {mark.line + 1}"
         ) from error
 
 

@@ -328,9 +328,9 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             if name not in hints:
                 fix = did_you_mean(name, hints, f"Known are {', '.join(hints)}.")
                 raise AdjoinedError(f"unknown setting {name!r}", where=where, fix=fix)
-        told = {n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()}
+        converted = {n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()}
         try:
-            return cls(**told)
+            return cls(**converted)
         except AdjoinedError as error:
             raise error.at(f"{where}, {error.where}") from error
 

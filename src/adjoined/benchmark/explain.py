@@ -95,9 +95,9 @@ def _fixed_costs(rows: Sequence[Timing], behind: Sequence[Speedup], small: Netwo
     return [f"{rest}{', '.join(shares)}."] if shares else []
 
 
-def _keeps_memory(told: Environment) -> bool:
+def _keeps_memory(environment: Environment) -> bool:
     """Whether the process was started with huge pages, or with an allocator that does not trim."""
-    malloc = told["malloc"]
+    malloc = environment["malloc"]
     return malloc.get("THP_MEM_ALLOC_ENABLE", "0") != "0" or "MALLOC_TRIM_THRESHOLD_" in malloc
 
 

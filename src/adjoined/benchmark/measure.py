@@ -89,9 +89,9 @@ def run_benchmark(
                 for each, spent in results
             ]
             speedups += _compare(runtime, results, images, macs)
-        told = environment()
+        machine = environment()
     found = Benchmark(
-        subject.name, subject.alpha, list(subject.example.shape[1:]), networks, subject.published, told,
+        subject.name, subject.alpha, list(subject.example.shape[1:]), networks, subject.published, machine,
         rows, speedups, missing, channels_last=channels_last,
     )  # fmt: skip
     found.explanations.extend(explain(found))

@@ -87,8 +87,8 @@ class Timing:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, with the latency's fields merged into the others."""
-        told = {"runtime": self.runtime, "precision": self.precision, "network": self.network, **asdict(self.latency)}
-        return {**told, "images_per_second": self.images_per_second, "file_bytes": self.file_bytes}
+        row = {"runtime": self.runtime, "precision": self.precision, "network": self.network, **asdict(self.latency)}
+        return {**row, "images_per_second": self.images_per_second, "file_bytes": self.file_bytes}
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,9 @@ def read_benchmark(path: Path) -> Benchmark:
         AdjoinedError: the file is missing, damaged, or of another program or version.
     """
     fix = "Run `adjoined benchmark` again."
-    told = read_versioned(path, "a benchmark", format="adjoined-benchmark", version=FORMAT, fix=fix)
-    rows = conform(list[dict[str, Any]], told.get("rows"), where=f"{path}, rows", fix=fix)
-    found = conform(Benchmark, {**told, "rows": [{**row, "latency": row} for row in rows]}, where=path, fix=fix)
+    content = read_versioned(path, "a benchmark", format="adjoined-benchmark", version=FORMAT, fix=fix)
+    rows = conform(list[dict[str, Any]], content.get("rows"), where=f"{path}, rows", fix=fix)
+    found = conform(Benchmark, {**content, "rows": [{**row, "latency": row} for row in rows]}, where=path, fix=fix)
     if fault := _fault(found):
         raise AdjoinedError(f"the benchmark contradicts itself: {fault}", where=path, fix=fix)
     return found

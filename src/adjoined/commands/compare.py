@@ -79,12 +79,12 @@ class Comparison(FromRecipe):
 
 def main(argv: Sequence[str]) -> None:
     """Train the unfinished runs and show the table."""
-    told = typed(argv, Comparison, Settings)
+    given = typed(argv, Comparison, Settings)
     asked, settings = parse(
-        "compare", argv, Comparison, Settings, purpose=PURPOSE, defaults=recipe_defaults(told), config=True
+        "compare", argv, Comparison, Settings, purpose=PURPOSE, defaults=recipe_defaults(given), config=True
     )
-    check_code_is_named(told, settings)
-    if "method" in told:
+    check_code_is_named(given, settings)
+    if "method" in given:
         raise AdjoinedError("a comparison needs several methods", where="--method", fix="Name them with --methods.")
 
     from rich.console import Console
@@ -115,9 +115,9 @@ def main(argv: Sequence[str]) -> None:
     say_what_was_lost(streams, f"the tables are in {study.folder}")
     if failures:
         variant, number, error = failures[0]
-        told = f"{len(failures)} of {len(done)} runs failed and are missing from the table"
+        summary = f"{len(failures)} of {len(done)} runs failed and are missing from the table"
         raise AdjoinedError(
-            f"{told}; the first: {str(error).rstrip('.')}",
+            f"{summary}; the first: {str(error).rstrip('.')}",
             where=f"{variant.label}, seed {variant.run_settings(number).seed}",
             fix="Rerun the command to try them again.",
         )

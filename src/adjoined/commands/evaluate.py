@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     recorded = _recorded(run) if own else {}
     if options.json:
         networks = [{"name": name, **asdict(scores)} for name, scores in measured.items()]
-        told = {
+        content = {
             "run": options.run,
             "data": images.settings.name,
             "measured_on": images.val_name,
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
             "skipped": len(images.skipped),
             "networks": networks,
         }
-        print(json_text(told | {"recorded": recorded or None}))
+        print(json_text(content | {"recorded": recorded or None}))
     else:
         show(_table(options, images, measured, recorded))
 
@@ -119,5 +119,6 @@ def _comparison(measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
         return ()
     if all(scores.main == recorded[name][scores.main_name] for name, scores in measured.items()):
         return ("These are the accuracies that the run recorded.",)
-    told = ", ".join(f"{name} {units.percent(scores[measured[name].main_name])}" for name, scores in recorded.items())
-    return (f"The run recorded {told}: the device or the versions of the libraries differ.",)
+    shares = ((name, scores[measured[name].main_name]) for name, scores in recorded.items())
+    before = ", ".join(f"{name} {units.percent(share)}" for name, share in shares)
+    return (f"The run recorded {before}: the device or the versions of the libraries differ.",)

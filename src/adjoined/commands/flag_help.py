@@ -44,8 +44,8 @@ def help_parser(
             groups[group].add_argument(name.upper(), help=text, nargs="*" if item_type(hints[name]) else None)
         else:
             names = [flag_of(name), flag_of(f"no_{name}")] if hints[name] is bool else [flag_of(name)]
-            told = {"action": "store_true"} if hints[name] is bool else {"metavar": _shown(hints[name])}
-            groups[group].add_argument(*names, help=text + _written(values[name]), **told)
+            action = {"action": "store_true"} if hints[name] is bool else {"metavar": _shown(hints[name])}
+            groups[group].add_argument(*names, help=text + _written(values[name]), **action)
     return parser
 
 

@@ -50,19 +50,19 @@ def parse(
     """
     hints, known = hints_of(options), fields_of(options)
     values = {name: default_of(field) for name, field in known.items() if has_default(field)} | dict(defaults or {})
-    told = typed(argv, *options, config=config)
-    if told.pop("help", False):
+    given = typed(argv, *options, config=config)
+    if given.pop("help", False):
         help_parser(command, options, purpose, config, values).print_help()
         raise SystemExit(0)
     see_help = f"See `adjoined {command} --help`."
     files: dict[str, str] = {}  # setting -> the file that it comes from
     before = dict(values)
-    for path in told.pop("config", ()):
+    for path in given.pop("config", ()):
         found = _from_file(path, hints)
         values |= found
         files |= {name: str(path) for name in found}
-    printed, words = told.pop("print_config", False), told.pop("words")
-    for name, text in told.items():
+    printed, words = given.pop("print_config", False), given.pop("words")
+    for name, text in given.items():
         values[name] = _read(flag_of(name), text, hints[name], see_help)
         files.pop(name, None)
     if printed:
@@ -149,7 +149,7 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         elif not is_positional(field):
             scout.add_argument(flag_of(name), dest=name)
     try:
-        told, rest = scout.parse_known_args(_spelled(argv, switches))
+        parsed, rest = scout.parse_known_args(_spelled(argv, switches))
     except argparse.ArgumentError as error:  # without declared types, nothing else can be wrong
         raise AdjoinedError("a value is missing", where=error.argument_name or "") from error
     end = rest.index("--") if "--" in rest else len(rest)
@@ -157,7 +157,7 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         flag = unknown.partition("=")[0]
         fix = did_you_mean(flag, map(flag_of, known), "`--help` lists all flags.")
         raise AdjoinedError("unknown flag or argument", where=flag, fix=fix)
-    return {**vars(told), "words": [*rest[:end], *rest[end + 1 :]]}
+    return {**vars(parsed), "words": [*rest[:end], *rest[end + 1 :]]}
 
 
 @contextmanager
@@ -237,15 +237,15 @@ def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
 
     if type(None) in get_args(hint) and text in ("none", "null"):
         return None
-    told: Any = text
+    value: Any = text
     if is_mapping(hint) and text not in choices(hint) and not text.lstrip().startswith("{"):
-        told = _mapping(flag, text)
+        value = _mapping(flag, text)
     elif _is_list(hint, text) and not text.startswith("["):
-        told = [part.strip() for part in text.split(",") if part.strip()]
+        value = [part.strip() for part in text.split(",") if part.strip()]
     elif text.startswith(("[", "{")):
         with suppress(ValueError, yaml.YAMLError):  # the conversion below reports what is expected
-            told = parse_yaml(text)
-    return _fitting(told, hint, where=flag, fix=fix)
+            value = parse_yaml(text)
+    return _fitting(value, hint, where=flag, fix=fix)
 
 
 def _fitting(value: object, hint: Any, *, where: str, fix: str = "") -> Any:

@@ -59,13 +59,13 @@ def main(argv: Sequence[str]) -> None:
     times = _times(model, example, others, timing) if timing.asked else None
     if options.json:
         shape = list(example.shape[1:])
-        told = {"model": options.model, "input": shape, "networks": [f.to_json() for f in (base, *smalls)]}
-        told["alphas"] = [{"alpha": each.alpha, **asdict(each.cost)} for each in others if each.cost is not None]
+        content = {"model": options.model, "input": shape, "networks": [f.to_json() for f in (base, *smalls)]}
+        content["alphas"] = [{"alpha": each.alpha, **asdict(each.cost)} for each in others if each.cost is not None]
         if times is not None:
-            told["milliseconds"] = times
+            content["milliseconds"] = times
         if checks:
-            told["checks"] = [asdict(check) for check in checks]
-        print(json_text(told | {"plans": [plan.to_json() for plan in plans]}))
+            content["checks"] = [asdict(check) for check in checks]
+        print(json_text(content | {"plans": [plan.to_json() for plan in plans]}))
     else:
         checked = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
         title = _title(options, asked, example.shape[-1], plans)

@@ -99,9 +99,9 @@ def _line(path: str, seen: Sequence[dict[str, Any]]) -> str:
     from adjoined.data.scanning import as_text
     from adjoined.report import units
 
-    told = (f"{each['name']}: {each['guesses'][0]['class']} {units.percent(each['guesses'][0]['probability'])}"
+    guesses = (f"{each['name']}: {each['guesses'][0]['class']} {units.percent(each['guesses'][0]['probability'])}"
             for each in seen)  # fmt: skip
-    return f"{as_text(path)}  {', '.join(told)}"
+    return f"{as_text(path)}  {', '.join(guesses)}"
 
 
 def _predictions(run: FinishedRun, path: str, top: int, *, calls: int) -> list[dict[str, Any]]:

@@ -91,7 +91,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     result, record = run.result.to_json(), of.read_record()
     write_json(to.record, {**record, "sittings": [], "git": None, "result": result})
     networks = [
-        {**told, "figures": measured.to_json()} for told, measured in zip(result["networks"], figures, strict=True)
+        {**each, "figures": measured.to_json()} for each, measured in zip(result["networks"], figures, strict=True)
     ]
     write_json(folder / "result.json", {**result, "networks": networks})
     _copy_exports(of, to)

@@ -57,12 +57,12 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.training.processes import end_with_parent
 
     end_with_parent()  # first: the process that started this one may be killed while libraries are loaded
-    told = typed(argv, Run, Settings, LatencyOptions)
-    if told.get("recipes") == "true":
+    given = typed(argv, Run, Settings, LatencyOptions)
+    if given.get("recipes") == "true":
         _list_recipes()
         return
-    run, settings, timing, chosen = _read(argv, told)
-    check_code_is_named(told, settings)
+    run, settings, timing, chosen = _read(argv, given)
+    check_code_is_named(given, settings)
     folder = Path(run.resume or run.run or _new_folder(settings))
     if run.resume is None:
         settings, found = measure_first(settings, timing, None if run.dry_run else folder)
@@ -109,21 +109,21 @@ def _list_recipes() -> None:
     show(entries(zip(RECIPES, (f"{text[:1].upper()}{text[1:]}" for text in texts), strict=True)))
 
 
-def _read(argv: Sequence[str], told: Mapping[str, Any]) -> tuple[Run, Settings, LatencyOptions, list[Choice]]:
+def _read(argv: Sequence[str], given: Mapping[str, Any]) -> tuple[Run, Settings, LatencyOptions, list[Choice]]:
     """Return the run, its settings, how time is measured, and the settings chosen for the model and data.
 
     Settings are chosen where no recipe is named and model or data are not those of the default recipe.
     """
     read = partial(parse, "train", purpose=PURPOSE, config=True)
-    defaults = _defaults(told)
+    defaults = _defaults(given)
     classes = Run, Settings, LatencyOptions
     run, settings, timing = read([word for word in argv if word not in PRINT], *classes, defaults=defaults)
     usual = Settings()
     if run.resume or run.recipe or (settings.model == usual.model and settings.data == usual.data):
-        if "print_config" in told:
+        if "print_config" in given:
             run, settings, timing = read(argv, *classes, defaults=defaults)
         return run, settings, timing, []
-    check_code_is_named(told, settings)
+    check_code_is_named(given, settings)
     choices = _choices(settings)
     run, settings, timing = read(argv, *classes, defaults={each.name: each.value for each in choices})
     return run, settings, timing, _in_use(choices, settings)
@@ -157,10 +157,10 @@ def say_what_was_lost(streams: Sequence[Unstoppable], instead: str) -> None:
         drop_output()
 
 
-def _defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings of the recipe, or of the run to resume."""
-    if resumed := told.get("resume"):
-        if told.keys() & {"recipe", "run"}:
+    if resumed := given.get("resume"):
+        if given.keys() & {"recipe", "run"}:
             raise AdjoinedError(
                 "a run resumes in its own folder, with its own settings",
                 where=f"--resume {resumed}",
@@ -169,25 +169,28 @@ def _defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
         from adjoined.runs.folder import RunFolder
 
         return asdict(RunFolder(resumed).read_settings(all_known=True))
-    return recipe_defaults(told)
+    return recipe_defaults(given)
 
 
-def recipe_defaults(told: Mapping[str, Any]) -> Mapping[str, Any]:
+def recipe_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings of the recipe named on the command line, by flag or in a file; empty if there is none.
 
     Args:
-        told: the command line, as `typed` returns it.
+        given: the command line, as `typed` returns it.
     """
     from adjoined.schema import read_mapping
 
-    named = [told.get("recipe"), *(read_mapping(Path(path)).get("recipe") for path in reversed(told.get("config", ())))]
+    named = [
+        given.get("recipe"),
+        *(read_mapping(Path(path)).get("recipe") for path in reversed(given.get("config", ()))),
+    ]
     name = next((each for each in named if each), None)
     return asdict(_recipe(str(name))) | {"recipe": name} if name else {}
 
 
-def check_code_is_named(told: Mapping[str, Any], settings: Settings) -> None:
-    """Refuse to run code because a settings file names it; `told` is the command line, as `typed` returns it."""
-    if settings.code and "model" not in told:
+def check_code_is_named(given: Mapping[str, Any], settings: Settings) -> None:
+    """Refuse to run code because a settings file names it; `given` is the command line, as `typed` returns it."""
+    if settings.code and "model" not in given:
         raise AdjoinedError(
             "the settings file names your own code as the model, and a file never decides which code runs",
             where=settings.model,

@@ -160,8 +160,8 @@ class Study:
         except OSError as error:
             raise cannot_write(error, self.folder) from error
         with locked(self.folder) if alone else nullcontext():
-            told = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
-            write_json(self.folder / RECORD, {"format": FORMAT, **told, "settings": asdict(self.settings)})
+            summary = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
+            write_json(self.folder / RECORD, {"format": FORMAT, **summary, "settings": asdict(self.settings)})
             yield
 
     def _trainer(self, console: Console, deadline: float | None) -> Callable[[Settings, Path], RunResult]:

@@ -37,11 +37,11 @@ class Variant:
         return f"{re.sub(r'[^a-zA-Z0-9.+]+', '-', self.label).strip('-')}-seed{self.settings.seed + number}"
 
 
-def read_variants(told: Iterable[str], settings: Settings, *, unequal: bool) -> tuple[Variant, ...]:
+def read_variants(methods: Iterable[str], settings: Settings, *, unequal: bool) -> tuple[Variant, ...]:
     """Parse the list of methods to compare.
 
     Args:
-        told: names of methods, optionally with settings after colons: "dropout:dropout_rate=0.5".
+        methods: names of methods, optionally with settings after colons: "dropout:dropout_rate=0.5".
         settings: the settings that all share.
         unequal: whether contenders may differ in settings outside `OWN`.
 
@@ -53,7 +53,7 @@ def read_variants(told: Iterable[str], settings: Settings, *, unequal: bool) -> 
         >>> [each.settings.dropout_rate for each in found]
         [0.3, 0.5]
     """
-    variants = [_read(each, settings, unequal) for each in told]
+    variants = [_read(each, settings, unequal) for each in methods]
     names = [each.folder(0) for each in variants]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise AdjoinedError("a contender is named twice", where="--methods", got=variants[names.index(double)].label)
@@ -62,32 +62,32 @@ def read_variants(told: Iterable[str], settings: Settings, *, unequal: bool) -> 
     return tuple(variants)
 
 
-def _read(told: str, settings: Settings, unequal: bool) -> Variant:
+def _read(text: str, settings: Settings, unequal: bool) -> Variant:
     import yaml
 
     from adjoined.schema import parse_yaml
 
-    method, *changes = told.split(":")
+    method, *changes = text.split(":")
     values: dict[str, Any] = {}
     for change in changes:
         name, equals, value = change.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
-            raise AdjoinedError("not a setting", where=f"--methods {told}", expected="NAME=VALUE", got=change)
+            raise AdjoinedError("not a setting", where=f"--methods {text}", expected="NAME=VALUE", got=change)
         if name not in OWN and not unequal:
             raise AdjoinedError(
                 "the contenders would not be trained under equal settings",
-                where=f"--methods {told}",
+                where=f"--methods {text}",
                 got=change,
                 fix="Set it for all of them with a separate flag, or add --unequal if this is intended.",
             )
         try:
             values[name] = parse_yaml(value)
         except (ValueError, yaml.YAMLError) as error:
-            raise AdjoinedError("not a value", where=f"--methods {told}", got=change) from error
+            raise AdjoinedError("not a value", where=f"--methods {text}", got=change) from error
     # The settings report an unknown method, with the list of known ones.
     common = asdict(settings.for_method(method))
-    return Variant(told, Settings.from_dict({**common, **values}, where=f"--methods {told}"))
+    return Variant(text, Settings.from_dict({**common, **values}, where=f"--methods {text}"))
 
 
 def train_command(settings: Settings, recipe: str | None) -> str:

@@ -162,11 +162,11 @@ def _is_marked(path: Path, number: int, mark: str, name: str) -> bool:
     return mark == "1"
 
 
-def _files(path: Path, told: Sequence[tuple[int, str]]) -> tuple[list[str], list[int]]:
+def _files(path: Path, cells: Sequence[tuple[int, str]]) -> tuple[list[str], list[int]]:
     """Return the images and their sizes in bytes, from the line and the text of each."""
     sizes: list[int] = []
     seen: dict[str, int] = {}
-    for number, text in told:
+    for number, text in cells:
         name, where = os.path.normpath(text), f"{path}, row {number}"  # an image listed twice could leak
         got = text[:200] or "nothing"
         if os.path.isabs(name) or ".." in Path(text).parts:

@@ -176,7 +176,7 @@ def _changes(before: _Files, now: _Files) -> list[str]:
     renamed = {name: by_size[now[name].size].pop() for name in added if by_size.get(now[name].size)}
     taken = set(renamed.values())
     both = [name for name in now if name in before]
-    told = (
+    counted = (
         ("added", [name for name in added if name not in renamed]),
         ("removed", [name for name in gone if name not in taken]),
         ("renamed", list(renamed)),
@@ -184,7 +184,7 @@ def _changes(before: _Files, now: _Files) -> list[str]:
         ("of the same size with other contents", [name for name in both if _rewritten(before[name], now[name])]),
         ("on the other side of the split", [name for name in both if before[name].part != now[name].part]),
     )
-    return [f"{len(names)} {what} ({_some(names)})" for what, names in told if names]
+    return [f"{len(names)} {what} ({_some(names)})" for what, names in counted if names]
 
 
 def _rewritten(before: _File, now: _File) -> bool:

@@ -205,8 +205,8 @@ def _head(title: str, info: DataInfo, examples: bool) -> str:
 
 def _refusal(error: AdjoinedError) -> str:
     facts = ", ".join(f"{word} {fact}" for word, fact in (("expected", error.expected), ("got", error.got)) if fact)
-    told = f"This image was not classified: {error.what}{f' ({facts})' if facts else ''}. {error.fix}"
-    return f'<p class="refused" role="alert">{html.escape(told.strip())}</p>'
+    text = f"This image was not classified: {error.what}{f' ({facts})' if facts else ''}. {error.fix}"
+    return f'<p class="refused" role="alert">{html.escape(text.strip())}</p>'
 
 
 def _table(networks: Sequence[DemoNetwork], answers: Sequence[Prediction]) -> str:

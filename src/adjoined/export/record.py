@@ -89,9 +89,9 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     fix = "Export again into another folder, or delete the file."
-    told = read_versioned(path, "the record of exported files", format="adjoined-export", version=FORMAT, fix=fix)
+    content = read_versioned(path, "the record of exported files", format="adjoined-export", version=FORMAT, fix=fix)
     entries = []
-    for each in conform(list[dict[str, Any]], told.get("files", []), where=path, fix=fix):
+    for each in conform(list[dict[str, Any]], content.get("files", []), where=path, fix=fix):
         found = conform(ExportedFile, each, where=path, fix=fix)
         numbers = (found.largest_batch, found.bytes, found.top1, *vars(found.difference).values())
         if any(number is not None and number < 0 for number in numbers):

@@ -72,14 +72,14 @@ def build(
     except AdjoinedError:
         raise
     except Exception as error:  # the libraries raise almost anything: TypeError, AssertionError, URLError, ...
-        told = [f"Check its options: {', '.join(options)}."] * bool(options)
-        told += [
+        advice = [f"Check its options: {', '.join(options)}."] * bool(options)
+        advice += [
             "Its pretrained weights are downloaded once; to use a file, give a function that reads it."
         ] * pretrained
         raise AdjoinedError(
             f"{source} cannot build the network: {type(error).__name__}: {str(error).rstrip('. ')}",
             where=f"model {spec!r}",
-            fix=" ".join(told),
+            fix=" ".join(advice),
         ) from error
 
 

@@ -35,16 +35,17 @@ def _notes(found: Benchmark) -> list[str]:
     ]
     layout = ["PyTorch holds networks and images channels-last (NHWC)."] if found.channels_last else []
     missing = [f"Not measured: {RUNTIMES[each.runtime]} on {each.device}. {each.why}" for each in found.missing]
-    told = found.environment
-    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
-    gpu = f", {told['gpu']}" if told["gpu"] else ""
-    malloc = "".join(f", {name}={value}" for name, value in told["malloc"].items())
+    machine = found.environment
+    libraries = {"Python": machine["python"], **machine["versions"]}
+    versions = ", ".join(f"{name} {version}" for name, version in libraries.items())
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    malloc = "".join(f", {name}={value}" for name, value in machine["malloc"].items())
     return [
         *([*how, *layout] if found.rows else []),
         *found.explanations,
         *missing,
-        f"Measured on {told['processor']}, {told['cores']} cores{gpu}; Python {told['python']}, {versions}{malloc}.",
-        f"Measured by: {told['command']}",
+        f"Measured on {machine['processor']}, {machine['cores']} cores{gpu}; {versions}{malloc}.",
+        f"Measured by: {machine['command']}",
     ]
 
 

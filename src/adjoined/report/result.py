@@ -39,10 +39,10 @@ def figures_from(run: FinishedRun, times: Mapping[str, Latency | None] | None = 
 
 def keep_figures(run: FinishedRun, figures: Sequence[Figures]) -> None:
     """Write result.json into the run folder atomically."""
-    told: dict[str, Any] = run.result.to_json()
-    for network, measured in zip(told["networks"], figures, strict=True):
+    content: dict[str, Any] = run.result.to_json()
+    for network, measured in zip(content["networks"], figures, strict=True):
         network["figures"] = measured.to_json()
-    write_json(run.folder / NAME, told)
+    write_json(run.folder / NAME, content)
 
 
 def kept_figures(folder: Path) -> list[Figures]:

@@ -35,13 +35,13 @@ class Table:
 
     def __post_init__(self) -> None:
         """Make every text printable: the names of classes, files and layers are untrusted."""
-        told = {
+        shown = {
             "columns": tuple(map(printable, self.columns)),
             "rows": tuple(tuple(map(printable, row)) for row in self.rows),
             "title": printable(self.title),
             "notes": tuple(map(printable, self.notes)),
         }
-        for name, value in told.items():
+        for name, value in shown.items():
             object.__setattr__(self, name, value)
 
     def text(self, width: int = PLAIN_WIDTH) -> str:

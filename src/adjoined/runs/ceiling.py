@@ -39,8 +39,8 @@ class Ceiling(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         new = not any(isinstance(each, Tensor) for each in args)
         if new and any(argument.name == "device" for argument in func._schema.arguments):
-            told = func(*args, **{**kwargs, "device": torch.device("meta"), "pin_memory": None})
-            self.taken += told.numel() * told.element_size() if isinstance(told, Tensor) else 0
+            result = func(*args, **{**kwargs, "device": torch.device("meta"), "pin_memory": None})
+            self.taken += result.numel() * result.element_size() if isinstance(result, Tensor) else 0
             if self.taken > self.most:
                 raise AdjoinedError(
                     "the network is far larger than its saved tensors",

@@ -161,11 +161,11 @@ def rebuild(
     """
     from adjoined import models
 
-    told, plan = description["model"], description["plan"]
+    recipe, plan = description["model"], description["plan"]
     size = {
-        "num_classes": told["num_classes"],
-        "in_channels": told["in_channels"],
-        "image_size": told.get("image_size"),
+        "num_classes": recipe["num_classes"],
+        "in_channels": recipe["in_channels"],
+        "image_size": recipe.get("image_size"),
     }
     plan = None if plan is None else SlicePlan.from_json(plan, where=where)
     if isinstance(model, nn.Module):
@@ -173,18 +173,18 @@ def rebuild(
     elif callable(model):
         module = model()
     elif model is not None:
-        module = models.build(model, **size, options=told["options"])
+        module = models.build(model, **size, options=recipe["options"])
     else:
-        if models.is_code(told["spec"]):
+        if models.is_code(recipe["spec"]):
             raise AdjoinedError(
                 "your own code builds this network, and a file never decides which code runs",
                 where=where,
-                got=told["spec"],
-                fix=f"Pass it: --model {told['spec']}, or in Python load(..., model={told['spec']!r}), a module, "
+                got=recipe["spec"],
+                fix=f"Pass it: --model {recipe['spec']}, or in Python load(..., model={recipe['spec']!r}), a module, "
                 "or a function that returns one.",
             )
         with nullcontext() if tensor_bytes is None else Ceiling(_base_bytes(plan, tensor_bytes, where), where):
-            module = _build_as_told(told["spec"], size, told["options"], where)
+            module = _build_described(recipe["spec"], size, recipe["options"], where)
     return module if plan is None else plan.apply(module)
 
 
@@ -192,12 +192,12 @@ def _base_bytes(plan: SlicePlan | None, small_bytes: int, where: object) -> int:
     """Return the base network's plausible size in bytes, given a small network's file."""
     if plan is None:
         return small_bytes
-    told = 8 * sum(prod(shape) for shape in plan.shapes.values())
-    check(told <= MOST_SMALLER * (small_bytes + (1 << 20)), where, "shapes that fit the small network's file", told)
-    return told
+    size = 8 * sum(prod(shape) for shape in plan.shapes.values())
+    check(size <= MOST_SMALLER * (small_bytes + (1 << 20)), where, "shapes that fit the small network's file", size)
+    return size
 
 
-def _build_as_told(spec: str, size: Mapping[str, Any], options: Mapping[str, Any], where: object) -> nn.Module:
+def _build_described(spec: str, size: Mapping[str, Any], options: Mapping[str, Any], where: object) -> nn.Module:
     from adjoined import models
 
     try:
@@ -258,11 +258,11 @@ def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
         if not 2 <= length <= min(size - 8, LARGEST_HEADER):
             raise _other_weights(path, "a header within the file", f"a header of {length} bytes in {size}")
         header = file.read(length)
-    told = parse_json(header, path, "a header of safetensors")
-    told.pop("__metadata__", None)
+    tensors = parse_json(header, path, "a header of safetensors")
+    tensors.pop("__metadata__", None)
     end, shapes = 0, {}
-    for name in told:
-        where, tensor = f"{path}, {name}", entry(told, name, dict, path)
+    for name in tensors:
+        where, tensor = f"{path}, {name}", entry(tensors, name, dict, path)
         shape = [value(each, int, where) for each in entry(tensor, "shape", list, where)]
         offsets = [value(each, int, where) for each in entry(tensor, "data_offsets", list, where)]
         check(len(offsets) == 2 and 0 <= offsets[0] <= offsets[1], where, "two offsets", offsets)

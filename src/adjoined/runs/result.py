@@ -78,9 +78,9 @@ class RunResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, without paths."""
-        told = asdict(self)
-        networks = [{name: each[name] for name in each if name != "path"} for each in told["networks"]]
-        return {name: told[name] for name in told if name != "folder"} | {"networks": networks}
+        content = asdict(self)
+        networks = [{name: each[name] for name in each if name != "path"} for each in content["networks"]]
+        return {name: content[name] for name in content if name != "folder"} | {"networks": networks}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], folder: Path) -> RunResult:

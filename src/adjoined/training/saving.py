@@ -66,8 +66,8 @@ def save(
     finished = _finished(network, plan)
     plans = [each.plan for each in finished.values() if each.plan is not None]
     alphas = [each.alpha for each in plans]
-    told = {"alpha": alphas if len(alphas) > 1 else alphas[0], "round_to": plans[0].round_to, **settings}
-    known = Settings(model=model, data=data, **told).anchored()
+    values = {"alpha": alphas if len(alphas) > 1 else alphas[0], "round_to": plans[0].round_to, **settings}
+    known = Settings(model=model, data=data, **values).anchored()
     run = RunFolder(folder)
     with run.opened(known, resume=False):
         first = next(iter(finished.values()))

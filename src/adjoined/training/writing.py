@@ -47,15 +47,15 @@ def write_network(
             finite.
     """
     plan = None if finished.plan is None else finished.plan.to_json()
-    told = {"name": name, **description, "plan": plan, "sha256": save_weights(finished.module, run.weights(name))}
-    again = rebuild(told, where=run.description(name), model=code)
-    load_weights(again, run.weights(name), told["sha256"])
+    content = {"name": name, **description, "plan": plan, "sha256": save_weights(finished.module, run.weights(name))}
+    again = rebuild(content, where=run.description(name), model=code)
+    load_weights(again, run.weights(name), content["sha256"])
     measured = measure(name, again)
     if not torch.tensor(measured.loss).isfinite():
         raise NotFinite("the finished network's loss is not finite", where=run.weights(name), got=measured.loss)
     parameters = sum(each.numel() for each in again.parameters())
     metrics = {**asdict(measured), **measured_on}
-    save_description(run.description(name), {**told, "parameters": parameters, "metrics": metrics})
+    save_description(run.description(name), {**content, "parameters": parameters, "metrics": metrics})
     nonzero = sum(int(each.count_nonzero()) for each in again.parameters()) if finished.sparse else None
     result = NetworkResult(
         name, parameters, measured.loss, nonzero=nonzero, path=run.weights(name), **measured.measures()

@@ -110,8 +110,8 @@ def lines(title: str, all_lines: Sequence[Line], x: Axis, y: Axis, *, note: str 
         places = [(across(a), up(b)) for a, b in line.points]
         drawn = [polyline(places, class_="line")] if len(places) > 1 else []
         for i in _marked(line):
-            told = f"{line.name}, {x.label} {x.write(line.points[i][0])}: {y.write(line.points[i][1])}"
-            drawn.append(mark(line.look, *places[i], line.sizes[i] if line.sizes else 6, told, class_="mark"))
+            text = f"{line.name}, {x.label} {x.write(line.points[i][0])}: {y.write(line.points[i][1])}"
+            drawn.append(mark(line.look, *places[i], line.sizes[i] if line.sizes else 6, text, class_="mark"))
         kind = " faint" if line.faint else " thin" if line.sizes else ""
         parts.append(element("g", *drawn, class_=look(line.look) + kind))
     about = "; ".join(

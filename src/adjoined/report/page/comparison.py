@@ -74,7 +74,9 @@ def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
                 )
             )
         if not story.figures:
-            rows += [(f"{name}, {label}, {told}", *_so_far(story, key)) for key, label, told in _unfinished(story)]
+            rows += [
+                (f"{name}, {label}, {progress}", *_so_far(story, key)) for key, label, progress in _unfinished(story)
+            ]
     columns = ("network", kinds.short_name(stories[0].main), "parameters", "MACs", "file", "latency")
     notes = ("Latencies were measured at the end of each run, not side by side.",)
     return Table(columns, tuple(rows), "All networks of all runs", notes)
@@ -84,7 +86,7 @@ def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
     """Return the validation accuracy of the base networks and of the small ones, with all runs overlaid."""
     charts = []
     for heading, wanted in (("Base networks", True), ("Small networks", False)):
-        told = [
+        overlaid = [
             sections.curve(
                 story.history, f"val_{network}_{story.main}", label if wanted else f"{label} {network}", number
             )
@@ -92,10 +94,10 @@ def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
             for network in story.names
             if (network == "base") is wanted
         ]
-        if told:
+        if overlaid:
             measure = stories[0].main
             note = f"{kinds.heading(measure)} on the validation images."
-            charts.append(lines(heading, told, sections.EPOCH, sections.share(measure), note=note))
+            charts.append(lines(heading, overlaid, sections.EPOCH, sections.share(measure), note=note))
     return charts
 
 
@@ -109,8 +111,10 @@ def differing_settings(stories: Sequence[RunStory], names: Sequence[str]) -> Tab
 
 
 def _unfinished(story: RunStory) -> list[tuple[str, str, str]]:
-    told = f"{len(story.history)} of {story.settings.epochs} epochs"
-    return [(name, label, told) for name, label in zip(story.names, story.labels, strict=True)] or [("", "–", told)]
+    progress = f"{len(story.history)} of {story.settings.epochs} epochs"
+    return [(name, label, progress) for name, label in zip(story.names, story.labels, strict=True)] or [
+        ("", "–", progress)
+    ]
 
 
 def _so_far(story: RunStory, name: str) -> tuple[str, ...]:

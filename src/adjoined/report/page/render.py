@@ -37,7 +37,7 @@ def run_page(
         masks: images with the masks of its networks, if it is a segmentation.
     """
     table, sources = sections.published_table(story)
-    told: dict[str, Any] = {
+    context: dict[str, Any] = {
         "title": sections.title(story),
         "story": story,
         "facts": sections.facts(story),
@@ -60,7 +60,7 @@ def run_page(
     }
     if evidence:
         charts, errors = findings.calibration_charts(evidence)
-        told |= {
+        context |= {
             "widths": findings.width_chart(evidence),
             "matrices": findings.matrices(evidence),
             "pairs": findings.confused_pairs(evidence),
@@ -69,8 +69,8 @@ def run_page(
             "errors": errors,
         }
         if len(evidence.answers.classes) > 1:
-            told |= {"agreement": findings.agreement_table(evidence), "galleries": findings.galleries(evidence)}
-    return _render("run.html", told)
+            context |= {"agreement": findings.agreement_table(evidence), "galleries": findings.galleries(evidence)}
+    return _render("run.html", context)
 
 
 def comparison_page(stories: Sequence[RunStory]) -> str:
@@ -78,7 +78,7 @@ def comparison_page(stories: Sequence[RunStory]) -> str:
     return _render("comparison.html", comparison.contents(stories))
 
 
-def _render(name: str, told: Mapping[str, Any]) -> str:
+def _render(name: str, context: Mapping[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Class names, paths and commands are untrusted text: everything is escaped except what svg.py has escaped already.
@@ -98,7 +98,7 @@ def _render(name: str, told: Mapping[str, Any]) -> str:
     )
     return environment.get_template(name).render(
         {
-            **told,
+            **context,
             "style": Markup(style),
             "script": Markup(script),
             "policy": policy,

@@ -56,23 +56,23 @@ def facts(story: RunStory) -> list[tuple[str, str]]:
     settings, result = story.settings, story.result
     done = len(story.history)
     method = "a loop of your own" if story.own_loop else settings.method
-    told = [("Model", settings.model), ("Data", settings.data), ("Method", method)]
+    pairs = [("Model", settings.model), ("Data", settings.data), ("Method", method)]
     if settings.method != "standard":
         compressed = f"chosen for {settings.compress:.3g}x" if settings.compress else ""
         compressed = f"chosen for {settings.budget}" if settings.budget else compressed
         kept = ", ".join(f"{alpha:.3g}" for alpha in settings.alphas)
-        told.append(("α: 1/α of the channels are kept", compressed or kept))
+        pairs.append(("α: 1/α of the channels are kept", compressed or kept))
     if not story.own_loop:
-        told.append(("Epochs", f"{done} of {settings.epochs}" if result is None else f"{result.epochs}"))
+        pairs.append(("Epochs", f"{done} of {settings.epochs}" if result is None else f"{result.epochs}"))
         seconds = sum(row.get("seconds", 0.0) for row in story.history)
-        told += [("Training time", str(timedelta(seconds=round(seconds)))), ("Seed", str(settings.seed))]
+        pairs += [("Training time", str(timedelta(seconds=round(seconds)))), ("Seed", str(settings.seed))]
     if result and not story.own_loop:
         averaged = "moving average " if result.weights == "ema" else ""
-        told.append(("Weights", averaged + (story.when or "after the last step")))
+        pairs.append(("Weights", averaged + (story.when or "after the last step")))
     finished = story.record.get("finished")
     if isinstance(finished, str):
-        told.append(("Finished", _day(finished)))
-    return told
+        pairs.append(("Finished", _day(finished)))
+    return pairs
 
 
 def tiles(figures: Sequence[Figures]) -> list[Tile]:
@@ -80,13 +80,15 @@ def tiles(figures: Sequence[Figures]) -> list[Tile]:
     if len(figures) != 2:
         return []
     base, small = figures
-    told = [
+    quantities = [
         ("fewer parameters", base.parameters, small.parameters, units.count),
         ("fewer multiply-adds (MACs)", base.macs, small.macs, units.count),
         ("smaller file", base.file_bytes, small.file_bytes, units.size),
     ]
     found = [
-        Tile(label, units.times(a, b), f"{write(a)} → {write(b)}") for label, a, b, write in told if a is not None and b
+        Tile(label, units.times(a, b), f"{write(a)} → {write(b)}")
+        for label, a, b, write in quantities
+        if a is not None and b
     ]
     if base.median_ms is not None and small.median_ms:
         decimals = units.decimals_of((base.median_ms, small.median_ms))
@@ -135,8 +137,8 @@ def penalty_chart(story: RunStory) -> Chart | None:
     """Return the KL term and the quadratic penalty that approximates it, by epoch; None if not logged."""
     if not any("penalty" in row for row in story.history):
         return None
-    told = [curve(story.history, "kl", "KL(p ‖ q)", 4), curve(story.history, "penalty", "quadratic penalty", 5)]
-    return _curve("KL term and quadratic penalty", told, *_nats(told, "Means over the epoch, nats, without λ."))
+    curves = [curve(story.history, "kl", "KL(p ‖ q)", 4), curve(story.history, "penalty", "quadratic penalty", 5)]
+    return _curve("KL term and quadratic penalty", curves, *_nats(curves, "Means over the epoch, nats, without λ."))
 
 
 def is_paper_loss(settings: Settings) -> bool:

@@ -18,12 +18,12 @@ def element(tag: str, *children: str, **attributes: object) -> Markup:
         >>> print(element("text", "a < b", x=1.0, text_anchor="end", class_="tick"))
         <text x="1" text-anchor="end" class="tick">a &lt; b</text>
     """
-    told = "".join(
+    written = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value))}"'
         for name, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{tag}{told}>{Markup().join(map(_shown, children))}</{tag}>")
+    return Markup(f"<{tag}{written}>{Markup().join(map(_shown, children))}</{tag}>")
 
 
 def _shown(text: str) -> Markup:
