@@ -197,9 +197,18 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
         )
         for row in rows
     )
+    settings = study.settings
+    seeds = f"{study.seeds} seed{'s' * (study.seeds != 1)} from {settings.seed}"
+    title = f"{settings.model} on {settings.data}: {settings.epochs} epochs, {seeds}"
+    return Table(columns, cells, title, tuple(_notes(study, rows, noisy if base else [])))
+
+
+def _notes(study: Study, rows: Sequence[Row], noisy: Sequence[str]) -> list[str]:
+    """Return what the columns mean, how latencies were measured, and what limits the comparison."""
     notes = [
-        f"{heading(measure)}, %: mean ± sample standard deviation over n seeds, after the last epoch. Parameters "
-        "(nonzero), MACs of one image and speed-up are those of the small network, or of the base if it is alone.",
+        f"{heading(measure_of(study))}, %: mean ± sample standard deviation over n seeds, after the last epoch. "
+        "Parameters (nonzero), MACs of one image and speed-up are those of the small network, or of the base if it is "
+        "alone.",
         "Cost and time: MACs and seconds of training, over all stages, in multiples of `standard`; a stage that was "
         "copied from a run of this comparison counts as if it had been trained.",
     ]
@@ -209,14 +218,11 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
             f"Speed-up: latency at batch 1 of the base network, divided by the network's; measured in "
             f"interleaved calls on {measured.device} with {units.threads(measured.threads)}, in eager PyTorch."
         )
-        if noisy and base is not None:
+        if noisy:
             notes.append(noise_note(noisy))
     if names := differing(study.variants):
         notes.append(f"NOT under equal settings: {', '.join(names)} differ.")
-    settings = study.settings
-    seeds = f"{study.seeds} seed{'s' * (study.seeds != 1)} from {settings.seed}"
-    title = f"{settings.model} on {settings.data}: {settings.epochs} epochs, {seeds}"
-    return Table(columns, cells, title, tuple(notes))
+    return notes
 
 
 def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:

@@ -43,11 +43,7 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
     handler = signal.getsignal(signal.SIGINT)
     go_on = resume_command(run, settings)
     try:
-        try:
-            yield
-        finally:
-            if trainer.global_step:
-                run.worth_keeping = stage.worth_keeping = True
+        yield
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit and then ignores it, and SIGTERM into an exit that looks like success.
         if not isinstance(error.__context__, KeyboardInterrupt) and not isinstance(error, SIGTERMException):
@@ -67,31 +63,36 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
             fix="Use a smaller batch with --accumulate, or --precision bf16-mixed.",
         ) from error
     except (AdjoinedError, RuntimeError, OSError, EOFError) as error:
-        # torch reports a killed worker by an exception at an arbitrary point, where it may be taken for another fault.
-        if (code := data.killed_worker()) is not None:
-            raise AdjoinedError(
-                f"a data worker was ended by {how(code)}",
-                where=f"--workers {settings.workers}",
-                fix=f"If memory is short, use fewer --workers or a smaller --batch-size. Continue with: {go_on}",
-            ) from error
-        of_files = isinstance(error, AdjoinedError | OSError) and not isinstance(error, ConnectionError)
-        if of_files and not run.record.is_file():
-            raise _moved(run) from error
-        if not of_files and (code := _ended_process(trainer)) is not None:
-            raise AdjoinedError(
-                f"another process of this run was ended by {how(code)}",
-                where=f"--devices {settings.devices}",
-                fix=f"Continue with: {go_on}",
-            ) from error
-        if of_files and isinstance(error, OSError):
-            raise cannot_write(error, error.filename or run.path) from error
-        raise
+        if (cause := _cause(error, run, settings, trainer, data)) is None:
+            raise
+        raise cause from error
+    finally:
+        if trainer.global_step:
+            run.worth_keeping = stage.worth_keeping = True
 
 
-def _moved(run: RunFolder) -> AdjoinedError:
-    """Return the error for a run whose folder is gone."""
-    fix = "If it was renamed or moved, resume it where it is now: adjoined train --resume FOLDER."
-    return AdjoinedError("the run's folder was renamed, moved or removed while it trained", where=run.path, fix=fix)
+def _cause(
+    error: Exception, run: RunFolder, settings: Settings, trainer: Trainer, data: RunData
+) -> AdjoinedError | None:
+    """Return the fault behind an error: a process that was killed, or a folder or disk; None if it is the error itself.
+
+    torch reports a killed worker by an exception at an arbitrary point, where it may be taken for another fault.
+    """
+    go_on = f"Continue with: {resume_command(run, settings)}"
+    if (code := data.killed_worker()) is not None:
+        return AdjoinedError(
+            f"a data worker was ended by {how(code)}",
+            where=f"--workers {settings.workers}",
+            fix=f"If memory is short, use fewer --workers or a smaller --batch-size. {go_on}",
+        )
+    of_files = isinstance(error, AdjoinedError | OSError) and not isinstance(error, ConnectionError)
+    if of_files and not run.record.is_file():
+        fix = "If it was renamed or moved, resume it where it is now: adjoined train --resume FOLDER."
+        return AdjoinedError("the run's folder was renamed, moved or removed while it trained", where=run.path, fix=fix)
+    if not of_files and (code := _ended_process(trainer)) is not None:
+        what, where = f"another process of this run was ended by {how(code)}", f"--devices {settings.devices}"
+        return AdjoinedError(what, where=where, fix=go_on)
+    return cannot_write(error, error.filename or run.path) if of_files and isinstance(error, OSError) else None
 
 
 def resume_command(run: RunFolder, settings: Settings, *flags: str) -> str:

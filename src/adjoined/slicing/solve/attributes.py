@@ -7,7 +7,7 @@ attribute it came from, so every attribute that may be meant is proposed, the li
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -98,20 +98,8 @@ class Corrections:
         every = [each for owner in self._owners(failure.module) for each in self._attributes_of(owner, is_kept)]
         own = [each for each in every if "." not in each[0].name]
         stored = [*own, *(each for each in every if "." in each[0].name)]  # settings may hold a hundred numbers
-        error = failure.error
-        if isinstance(error, Mismatch):
-            asked, site, position = error.asked, error.site, error.position
-            yield from (Candidate(attribute, site, position) for attribute, value in stored if value == asked)
-            for attribute, value in stored:
-                if value > 1 and asked % value == 0 and asked // value in FACTORS:
-                    yield Candidate(attribute, site, position, by=asked // value)
-                elif asked > 1 and value % asked == 0 and value // asked in FACTORS:
-                    yield Candidate(attribute, site, position, times=value // asked)
-            for (attribute, value), (other, part) in permutations(own, 2):
-                if attribute.module == other.module and value - part == asked:
-                    yield Candidate(attribute, site, position, taken=other)
-                elif attribute.module == other.module and value + part == asked:
-                    yield Candidate(attribute, site, position, added=other)
+        if isinstance(failure.error, Mismatch):
+            yield from _explaining(failure.error, own, stored)
         for site, sizes in self.trace.findings.sizes.items():
             if site.module == failure.module:
                 for position, size in enumerate(sizes):
@@ -217,6 +205,30 @@ class Corrections:
                         yield attribute, Formula(tuple(group.roots), times=group.bundle)
                 if len(groups) > 1 and narrowed and len(every) == value and attribute not in self.corrected:
                     yield attribute, Formula(every)
+
+
+def _explaining(
+    error: Mismatch, own: Sequence[tuple[Attribute, int]], stored: Sequence[tuple[Attribute, int]]
+) -> Iterator[Candidate]:
+    """Yield the attributes that a wrong size may come from: equal to it, a multiple or part of it, or in a sum with it.
+
+    Args:
+        error: code asked for this size.
+        own: attributes of modules with their values; those of one module may be added or subtracted.
+        stored: these, and the ones in the modules' settings.
+    """
+    asked, site, position = error.asked, error.site, error.position
+    yield from (Candidate(attribute, site, position) for attribute, value in stored if value == asked)
+    for attribute, value in stored:
+        if value > 1 and asked % value == 0 and asked // value in FACTORS:
+            yield Candidate(attribute, site, position, by=asked // value)
+        elif asked > 1 and value % asked == 0 and value // asked in FACTORS:
+            yield Candidate(attribute, site, position, times=value // asked)
+    for (attribute, value), (other, part) in permutations(own, 2):
+        if attribute.module == other.module and value - part == asked:
+            yield Candidate(attribute, site, position, taken=other)
+        elif attribute.module == other.module and value + part == asked:
+            yield Candidate(attribute, site, position, added=other)
 
 
 def _moved(module: str, owner: str, other: str) -> str:
