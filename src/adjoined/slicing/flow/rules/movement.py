@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import NeedsValues, Slot, reshaped, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
-from adjoined.slicing.flow.sizes import RESHAPES, Site
+from adjoined.slicing.flow.sizes import RESHAPES
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
 
@@ -52,9 +52,11 @@ def move(state: State, call: Call) -> None:
         for piece, result in enumerate(results):
             moved[piece].append(state.renew(cut, len(results) * number + piece, result))
         if call.name in RESHAPES:
-            if len(varying(results[0])) > len(varying(slot)) or (cut, number) in state.findings.folded:
+            folds = len(varying(results[0])) > len(varying(slot))
+            if folds or (cut, number) in state.findings.folded:
                 state.check_fold(cut, number, results[0])
-            _note_fold(state, cut, slot, results[0])
+            if folds and not state.strict:
+                state.findings.folds.append((cut, results[0]))
         elif call.name in CUTS:
             state.check_cut(cut, number, results)
             if len(results) > 1 or results[0].numel() != slot.numel():  # else nothing is cut off
@@ -124,9 +126,3 @@ def _picked_by_value(state: State, call: Call) -> set[int]:
                 picked |= set(range(dim, behind))
             dim = behind
     return picked
-
-
-def _note_fold(state: State, cut: Site, before: Slot, after: Slot) -> None:
-    """Record a view that folds a labelled dimension into several."""
-    if not state.strict and len(varying(after)) > len(varying(before)):
-        state.findings.folds.append((cut, after))
