@@ -26,7 +26,7 @@ PURPOSE = "Classify images with both networks of a run, side by side; images in 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(AsJson, ChosenWeights, OwnCode, OfRun):
-    """What to look at."""
+    """What to classify."""
 
     images: list[str] = field()
     """Image files, or folders: all images in them, one line each."""
