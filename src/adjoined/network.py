@@ -54,8 +54,6 @@ class AdjoinedNetwork(nn.Module):
     Args:
         base: the base network; it is used, not copied, and holds the shared weights.
         plans: a slice plan for every small network.
-        private_norms: give small networks their own scale and shift in every norm; False shares them as slices, an
-            ablation. Running statistics are always private.
         private: names or patterns (as for file names) of further modules whose weights are private to each small
             network; they begin as slices.
         small_gradient: factor on the small networks' gradients of the shared weights, in [0, 1].
@@ -81,7 +79,6 @@ class AdjoinedNetwork(nn.Module):
         base: nn.Module,
         plans: Sequence[SlicePlan],
         *,
-        private_norms: bool = True,
         private: Collection[str] = (),
         small_gradient: float = 1.0,
     ) -> None:
@@ -100,7 +97,7 @@ class AdjoinedNetwork(nn.Module):
                     fix="Read a saved one with SlicePlan.load(path).",
                 )
             plan.check_fits(base)
-        own = private_names(base, matching_modules(base, private, setting="private"), norms=private_norms)
+        own = private_names(base, matching_modules(base, private, setting="private"))
         if not 0 <= small_gradient <= 1:
             raise AdjoinedError(
                 "out of range", where="small_gradient", expected="a number from 0 to 1", got=small_gradient
@@ -311,7 +308,6 @@ def adjoin(
     order: str | None = None,
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
     check: bool = False,
-    private_norms: bool = True,
     private_head: bool = False,
     private: Iterable[str] = (),
     small_gradient: float = 1.0,
@@ -348,7 +344,6 @@ def adjoin(
             `order` applies then.
         check: compare every small network with the masked base, in float64 on random input (see
             `adjoined.slicing.check_plan`). It takes about as long as running both.
-        private_norms: give small networks their own scale and shift in every norm; False is an ablation.
         private_head: give small networks their own weights in the last layer, too: the last linear layer to run, or the
             last convolution where there is none. They begin as slices. Inference costs the same; training has one more
             narrow layer.
@@ -389,9 +384,7 @@ def adjoin(
     if order is not None:
         plans = slicer.reorder(plans, order)
     head = (slicer.last_layer(),) if private_head else ()
-    net = AdjoinedNetwork(
-        model, plans, private_norms=private_norms, private=(*private, *head), small_gradient=small_gradient
-    )
+    net = AdjoinedNetwork(model, plans, private=(*private, *head), small_gradient=small_gradient)
     if check:
         for each in net.plans:
             check_plan(model, example_input, each)

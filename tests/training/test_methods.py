@@ -240,19 +240,17 @@ def test_sparse_scales_add_the_l1_norm_of_batchnorm():
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
-def test_shared_norms_are_slices_and_private_ones_are_not():
-    counts = {}
-    for private in (True, False):
-        network = adjoin(job_of("standard").model, X[:1], alpha=4, private_norms=private)
-        counts[private] = sum(each.numel() for each in network.parameters())
-        network.eval()
-        torch.testing.assert_close(network.extract()(X), network(X)[1])
-        network.train()
-        adjoint_loss(*network(X), Y, progress=1.0).backward()
-        assert all(each.grad is not None for each in network.parameters())
-    base = sum(each.numel() for each in job_of("standard").network.parameters())
-    assert counts[False] == base
-    assert counts[True] > base
+def test_norms_are_private():
+    network = adjoin(job_of("standard").model, X[:1], alpha=4)
+    private = {name for name, _ in network.smalls.named_parameters()}
+    assert private == {
+        f"0.{name}.{tensor}"
+        for name, module in network.base.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for tensor in ("weight", "bias")
+    }
+    adjoint_loss(*network(X), Y, progress=1.0).backward()
+    assert all(each.grad is not None for each in network.parameters())
 
 
 def test_a_fresh_small_network_has_the_spread_that_its_own_rule_would_give():

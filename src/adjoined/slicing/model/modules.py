@@ -60,18 +60,17 @@ def _has_weight_matrix(module: nn.Module) -> bool:
     return any(p is not None and sum(size > 1 for size in p.shape) > 1 for p in module._parameters.values())
 
 
-def private_names(model: nn.Module, modules: Collection[str] = (), *, norms: bool = True) -> set[str]:
-    """Return the names of the tensors that are private to a small network.
+def private_names(model: nn.Module, modules: Collection[str] = ()) -> set[str]:
+    """Return the names of the tensors that are private to a small network: all buffers, and the parameters of norms.
 
     Args:
         model: the base network.
-        modules: names of private modules, with everything in them.
-        norms: whether the parameters of all norms are private; buffers always are.
+        modules: names of further private modules, with everything in them.
     """
     names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for prefix, module in model.named_modules():
         chosen = any(prefix == each or prefix.startswith(f"{each}.") for each in modules)
-        if chosen or (norms and is_norm(module)):
+        if chosen or is_norm(module):
             names |= {f"{prefix}.{name}" if prefix else name for name in module._parameters}
     return names
 
