@@ -19,7 +19,7 @@ DEFAULT_RUNTIME = "onnx"
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions:
-    """Milliseconds."""
+    """Budgets in milliseconds."""
 
     runtime: str | None = None
     """Runtime on this machine in which a budget such as '3 ms' is measured: eager, compiled, torch-export, onnx,
