@@ -23,7 +23,7 @@ NOT_FINITE = 1e30
 Loss = Callable[[Any, Any], Any]
 """A model's output and a target -> the loss, a number or a tensor with one element."""
 Progress = Callable[[str, float], None]
-"""Is told what the search does and which share of it is done, 0 to 1."""
+"""(what the search does, the share of it that is done, 0 to 1)."""
 
 
 def search_widths(

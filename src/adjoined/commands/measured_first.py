@@ -70,10 +70,10 @@ def measure_first(
             plan = searched_plan(settings, timing.measure if timed else None, progress)
         found = {"alpha": plan.alpha, "widths": dict(plan.widths)}
         if plan.widths:
-            choice = Choice("widths", SEARCH, f"a width for each channel group{within}{how} (uniform: one alpha for all)")
+            value, why, note = SEARCH, "a width for each channel group", " (uniform: one alpha for all)"
         else:
-            choice = Choice("widths", UNIFORM, f"the search found nothing better{within}{how}")
-        choices = [choice]
+            value, why, note = UNIFORM, "the search found nothing better", ""
+        choices = [Choice("widths", value, f"{why}{within}{how}{note}")]
     else:
         plan = _fastest_enough(settings, timing)
         found, choices = {"alpha": plan.alpha, "widths": settings.widths or {}}, []

@@ -48,7 +48,7 @@ def searched_plan(
         AdjoinedError: as for `search_widths`, or the run could not start with uniform widths.
     """
     uniform = replace(settings, widths={}, budget=None, compress=None)
-    images = check_stages(uniform, 1, None) or make_job(uniform).images  # what is wrong is told before the search
+    images = check_stages(uniform, 1, None) or make_job(uniform).images  # report what is wrong before the search
     torch.manual_seed(settings.seed)
     model = base_network(settings, images, pretrained=True).eval()
     alone = replace(settings, devices=1, nodes=1, strategy="auto")
