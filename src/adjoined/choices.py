@@ -53,13 +53,14 @@ def as_flag(name: str, value: object) -> str:
     return f"--{name.replace('_', '-')} {quote(text)}"
 
 
-def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Choice]:
+def choose(images: int, *, pretrained: bool, batch_norm: bool = True, task: str = "classification") -> list[Choice]:
     """Return the settings to begin with, where the default recipe, made for handwritten digits, does not fit.
 
     Args:
         images: training images.
         pretrained: whether the base starts from trained weights.
         batch_norm: whether the base has batch norms, which let it learn at higher rates.
+        task: what the data are for, as `adjoined.kinds.task_kind` returns it.
 
     Example:
         >>> {each.name: each.value for each in choose(600, pretrained=False)}["batch_size"]
@@ -70,8 +71,15 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True) -> list[Ch
     count = f"{images} training images"
     start = "pretrained weights" if pretrained else "from random weights"
     if pretrained:
+        if task == "classification":
+            how = [Choice("method", "transfer", "the small network inherits from the pretrained base")]
+        else:
+            how = [
+                Choice("method", "adjoint+", f"transfer does not train {task}"),
+                Choice("order", "l1", "the important channels of the pretrained base come first"),
+            ]
         own = [
-            Choice("method", "transfer", "the small network inherits from the pretrained base"),
+            *how,
             Choice("epochs", 10, start),
             Choice("batch_size", 32, start),
             Choice("lr", 5e-4, f"adamw, {start}"),

@@ -10,6 +10,8 @@ from PIL import Image
 
 from adjoined.choices import choose
 from adjoined.cli import main
+from adjoined.kinds import MEASURES
+from adjoined.methods import METHODS
 from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
 
@@ -29,11 +31,13 @@ def photos(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("images", [1, 600, 5_000, 1_000_000])
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_every_choice_is_a_setting_that_fits_and_says_its_flag(images: int, pretrained: bool):
-    choices = choose(images, pretrained=pretrained)
+@pytest.mark.parametrize("task", MEASURES)
+def test_every_choice_is_a_setting_that_fits_and_says_its_flag(images: int, pretrained: bool, task: str):
+    choices = choose(images, pretrained=pretrained, task=task)
     settings = Settings(pretrained=pretrained, **{each.name: each.value for each in choices})
     assert len({each.name for each in choices}) == len(choices)
     assert settings.batch_size <= 128
+    assert task in METHODS[settings.method].tasks
     for each in choices:
         assert each.line().startswith(f"--{each.name.replace('_', '-')} ")
 

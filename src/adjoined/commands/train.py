@@ -19,6 +19,8 @@ from adjoined.commands.measured_first import measure_first
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.streams import drop_output
 from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.kinds import task_kind
+from adjoined.method_settings import METHODS_OF
 from adjoined.recipes import RECIPES
 from adjoined.settings import Settings
 
@@ -138,7 +140,10 @@ def _choices(settings: Settings) -> list[Choice]:
 
     images, model = images_and_base(settings, pretrained=False)
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
-    return choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed)
+    task = task_kind(settings.data)
+    found = choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed, task=task)
+    # A flag may have chosen another method, which does not read all of them.
+    return [each for each in found if settings.method in METHODS_OF.get(each.name, {settings.method})]
 
 
 def _in_use(choices: Sequence[Choice], settings: Settings) -> list[Choice]:
