@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 transformers = pytest.importorskip("transformers")
 
-from adjoined import adjoint_loss  # noqa: E402
+import adjoined  # noqa: E402
+from adjoined import AdjoinedError, adjoint_loss  # noqa: E402
 from adjoined.integrations.huggingface import AdjoinedTrainer, narrow_config  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -44,20 +45,19 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((np.argmax(prediction.predictions, axis=1) == prediction.label_ids).mean())}
 
 
-def trainer_in(folder: Path, epochs: int, **options: Any) -> AdjoinedTrainer:
+def trainer_in(folder: Path, epochs: int, *, model: Any = None, alpha: float = 2, **options: Any) -> AdjoinedTrainer:
     args = transformers.TrainingArguments(
         str(folder), num_train_epochs=epochs, per_device_train_batch_size=16, learning_rate=5e-3, use_cpu=True,
         report_to=[], disable_tqdm=True, save_strategy="epoch", eval_strategy="no", seed=0, logging_strategy="no",
     )  # fmt: skip
     return AdjoinedTrainer(
-        make_model(),
+        model or make_model(),
         args,
-        adjoin_settings={"alpha": 2, "round_to": 1},
+        adjoin_settings={"alpha": alpha, "round_to": 1},
         example_input={"pixel_values": torch.zeros(1, 1, 32, 32)},
         train_dataset=Quarters(),
-        eval_dataset=Quarters(),
         compute_metrics=accuracy,
-        **options,
+        **{"eval_dataset": Quarters(), **options},
     )
 
 
@@ -75,6 +75,10 @@ def test_both_learn_and_both_are_saved_as_transformers_saves(tmp_path: Path):
     x = torch.stack([Quarters()[i]["pixel_values"] for i in range(8)])
     with torch.no_grad():
         assert torch.equal(again.eval()(x).logits, small(x).logits)
+        trainer.save_model(str(tmp_path / "both"))
+        for network, place in ((trainer.base, tmp_path / "both"), (small, tmp_path / "both" / "small")):
+            again = transformers.ResNetForImageClassification.from_pretrained(place)
+            assert torch.equal(again.eval()(x).logits, network.eval()(x).logits)
 
 
 @pytest.mark.parametrize("step", [0, 1, 4])
@@ -106,9 +110,48 @@ def test_a_resumed_training_ends_as_one_that_was_never_stopped(tmp_path: Path):
     assert changed  # the first part alone is another network
 
 
-def test_widths_that_no_config_can_describe_have_none():
-    import adjoined
+def test_a_checkpoint_of_another_alpha_is_refused(tmp_path: Path):
+    trainer_in(tmp_path, 1).train()
+    with pytest.raises(AdjoinedError, match="adjoin_settings"):
+        trainer_in(tmp_path, 2, alpha=4).train(resume_from_checkpoint=True)
 
+
+def test_an_optimizer_of_the_base_trains_the_small_network_and_several_data_sets_evaluate_both(tmp_path: Path):
+    model = make_model()
+    groups = [{"params": model.resnet.parameters()}, {"params": model.classifier.parameters(), "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    trainer = trainer_in(
+        tmp_path, 1, model=model, optimizers=(optimizer, None), eval_dataset={"one": Quarters(), "two": Quarters()}
+    )
+    trainer.train()
+    for name, parameter in trainer.net.named_parameters():
+        holds = [any(each is parameter for each in group["params"]) for group in optimizer.param_groups]
+        assert holds == ["classifier" not in name, "classifier" in name], name
+    metrics = trainer.evaluate()
+    assert {name for name in metrics if name.endswith("accuracy")} == {
+        f"eval_{data}_{which}accuracy" for data in ("one", "two") for which in ("", "small_")
+    }
+    assert metrics["eval_one_small_loss"] == metrics["eval_two_small_loss"] != metrics["eval_one_loss"]
+
+
+def test_a_small_transformer_has_a_config_with_its_number_of_heads(tmp_path: Path):
+    config = transformers.ViTConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8,
+        num_channels=1, num_labels=4,
+    )  # fmt: skip
+    trainer = trainer_in(tmp_path, 1, model=transformers.ViTForImageClassification(config))
+    trainer.args.gradient_checkpointing = True
+    trainer.train()
+    small = trainer.extract()
+    assert (small.config.hidden_size, small.config.num_attention_heads) == (32, 2)
+    small.save_pretrained(tmp_path / "small")
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        again = transformers.ViTForImageClassification.from_pretrained(tmp_path / "small").eval()
+        torch.testing.assert_close(again(x).logits, small(x).logits, rtol=1e-5, atol=1e-7)
+
+
+def test_widths_that_no_config_can_describe_have_none():
     inner = "resnet.encoder.stages.0.layers.0.layer.0.convolution"  # in a block; the config has one width for all of it
     example = {"pixel_values": torch.zeros(1, 1, 32, 32)}
     net = adjoined.adjoin(make_model(), example, alpha=2, round_to=1, widths={inner: "1/4"})

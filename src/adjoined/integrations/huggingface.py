@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from adjoined.errors import AdjoinedError
+from adjoined.integrations.own_parameters import train_with_base
 from adjoined.loss import adjoint_terms
 from adjoined.names import small_names
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
-from adjoined.slicing import SlicePlan
+from adjoined.slicing import Inputs, SlicePlan, tensor_leaves
 
 
 class AdjoinedTrainer(Trainer):
@@ -25,7 +27,9 @@ class AdjoinedTrainer(Trainer):
 
     The loss is that of `adjoint+`: the trainer's own loss of the base, and λ(t) · [its loss of the small network +
     KL(p ‖ q)] for every small one, the KL at temperature 4 with p detached. `evaluate` evaluates every network: the
-    base as `eval_...`, the small one as `eval_small_...`. Checkpoints hold the joint network and resume as usual.
+    base as `eval_...`, the small one as `eval_small_...`. Checkpoints hold the joint network and resume as usual;
+    `save_model` saves each network as transformers does. An optimizer in `optimizers`, made for the base, also trains
+    the small networks' own parameters.
 
     Args:
         model: the base network; it is used, not copied.
@@ -54,11 +58,13 @@ class AdjoinedTrainer(Trainer):
         example_input: Any = None,
         **options: Any,
     ) -> None:
-        example = _example_of(model) if example_input is None else example_input
-        self.net = adjoin(model, example, **{**ADJOINT_PLUS, **(adjoin_settings or {})})
+        self._example = _example_of(model) if example_input is None else example_input
+        self.net = adjoin(model, self._example, **{**ADJOINT_PLUS, **(adjoin_settings or {})})
         self._tap = _Tap(self.net)
         args.label_names = args.label_names or ["labels"]
         super().__init__(model=self._tap, args=args, **options)
+        if self.optimizer is not None:  # the user's, made for the base
+            train_with_base(self.net, [self.optimizer])
         self.model_accepts_loss_kwargs = False  # the joint loss is a mean over the batch
 
     @property
@@ -73,7 +79,7 @@ class AdjoinedTrainer(Trainer):
             which: number of the small network, from 0.
         """
         small = self.net.extract(which).eval()
-        config = narrow_config(small, self.net.plans[which])
+        config = narrow_config(small, self.net.plans[which], self._example)
         if config is not None:
             small.config = config
         return small
@@ -108,6 +114,8 @@ class AdjoinedTrainer(Trainer):
     ) -> dict[str, float]:
         """Return the metrics of the base network, then those of every small one."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
+            return metrics  # of a call for each of several data sets
         try:
             for which, name in enumerate(small_names(len(self.net.plans))):
                 self._tap.which = which
@@ -115,6 +123,30 @@ class AdjoinedTrainer(Trainer):
         finally:
             self._tap.which = None
         return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the base as transformers does; beside it, as `small`, each small network that a config describes."""
+        if _internal_call:  # a checkpoint: the joint network
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            networks: dict[str, Any] = {"": self.net.base}
+            for which, name in enumerate(small_names(len(self.net.plans))):
+                small: Any = self.net.extract(which).eval()
+                small.config = narrow_config(small, self.net.plans[which], self._example)
+                networks |= {} if small.config is None else {name: small}
+            for name, network in networks.items():
+                network.save_pretrained(folder / name)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except RuntimeError as error:  # of load_state_dict
+            raise AdjoinedError(
+                "the checkpoint does not fit this joint network",
+                where=resume_from_checkpoint,
+                fix="Resume with the model and the adjoin_settings of that training.",
+            ) from error
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -132,6 +164,11 @@ class _Tap(nn.Module):
         self.which: int | None = None
         """The small network to evaluate; None: the base."""
         self.smalls: tuple[Any, ...] = ()
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Have the base compute activations again in the backward pass; small networks have few."""
+        base: Any = self.net.base
+        base.gradient_checkpointing_enable(**options)
 
     def forward(self, **inputs: Any) -> Any:
         if not self.training:
@@ -152,36 +189,60 @@ class _KnownOutput(nn.Module):
         return self.output
 
 
-def narrow_config(small: nn.Module, plan: SlicePlan) -> Any:
+def narrow_config(small: nn.Module, plan: SlicePlan, example_input: Any = None) -> Any:
     """Return a config that describes a small network, or None if its family's config cannot.
 
-    The widths in the base's config are replaced by the small network's; a model made from the result must have the
-    small network's tensors, name for name and shape for shape. Uneven widths, as of `keep` and `widths`, have none.
+    The widths in the base's config are replaced by the small network's, and where needed its numbers of heads. A model
+    made from the result must have the small network's tensors, name for name and shape for shape, and compute the same.
+    Uneven widths, as of `keep` and `widths`, have none.
 
     Args:
         small: an extracted network, with the base's config.
         plan: its slice plan.
+        example_input: as for `AdjoinedTrainer`.
     """
     config = getattr(small, "config", None)
     if config is None:
         return None
+    inputs = Inputs.of(_example_of(small) if example_input is None else example_input)
     found: defaultdict[int, Counter[int]] = defaultdict(Counter)
     for group in plan.groups:
         found[group.width][group.kept] += 1
     narrow = copy.deepcopy(config)
-    for name, value in config.to_dict().items():
+    told = config.to_dict()
+    for name, value in told.items():
         if name.endswith(("size", "sizes", "channels", "dim", "dims", "width", "widths")) and name not in _NOT_WIDTHS:
             if isinstance(value, int) and not isinstance(value, bool) and value in found:
                 setattr(narrow, name, found[value].most_common(1)[0][0])
             elif isinstance(value, list) and value and all(isinstance(each, int) and each in found for each in value):
                 setattr(narrow, name, [found[each].most_common(1)[0][0] for each in value])
+    if _describes(narrow, small, inputs):
+        return narrow
+    hidden, heads = told.get("hidden_size"), told.get("num_attention_heads")
+    if isinstance(hidden, int) and isinstance(heads, int):  # small networks have fewer heads, of the same size
+        narrow.num_attention_heads = heads * narrow.hidden_size // hidden
+    return narrow if _describes(narrow, small, inputs) else None
+
+
+def _describes(config: Any, small: nn.Module, inputs: Inputs) -> bool:
+    """Return whether a model made from the config has the small network's tensors, and computes the same with them."""
     try:
         with torch.device("meta"):
-            again = type(small)(narrow)
+            again = type(small)(config)
+        shapes, wanted = ({name: each.shape for name, each in net.state_dict().items()} for net in (again, small))
+        if shapes != wanted:
+            return False
+        again = type(small)(config)
     except (RuntimeError, ValueError, TypeError, ZeroDivisionError):  # raised by families that reject odd widths
-        return None
-    shapes, wanted = ({name: each.shape for name, each in net.state_dict().items()} for net in (again, small))
-    return narrow if shapes == wanted else None
+        return False
+    again.load_state_dict(small.state_dict())
+    ours = copy.deepcopy(small).to("cpu", torch.float64).eval()
+    drawn = inputs.map(
+        lambda each: torch.rand(each.shape, dtype=torch.float64) if each.is_floating_point() else each.cpu()
+    )
+    with torch.no_grad():
+        pairs = zip(*(tensor_leaves(drawn.run(net)) for net in (ours, again.double().eval())), strict=True)
+        return all(torch.allclose(one, two, rtol=1e-9, atol=1e-12) for one, two in pairs)
 
 
 _NOT_WIDTHS = {"image_size", "patch_size", "num_channels", "kernel_size", "chunk_size_feed_forward"}

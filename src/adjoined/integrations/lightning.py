@@ -342,7 +342,8 @@ class Adjoined(Callback):
         for each in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             average = each._average_model if isinstance(each, WeightAveraging) else None
             if average is not None:
-                return average.module.get_submodule(self.attribute).net
+                tap = average.module.get_submodule(self.attribute)
+                return tap.net if isinstance(tap, Tap) else None
         return None
 
 
