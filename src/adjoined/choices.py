@@ -15,6 +15,8 @@ FEW, MANY = 2_000, 20_000
 """Training images below which the small network is 1/1.5 as wide as the base, and from which on 1/4."""
 ENOUGH_TO_SEARCH = 300
 """Training images from which on widths are searched: a third of them judges."""
+SHORT = 5
+"""Epochs up to which few images are not augmented: a network that sees each image so seldom hardly overfits."""
 
 SHOWN = ("method", "alpha", "optimizer", "lr", "batch_size", "warmup_epochs")
 """Settings that the start of a run shows wherever they come from."""
@@ -53,7 +55,9 @@ def as_flag(name: str, value: object) -> str:
     return f"--{name.replace('_', '-')} {quote(text)}"
 
 
-def choose(images: int, *, pretrained: bool, batch_norm: bool = True, task: str = "classification") -> list[Choice]:
+def choose(
+    images: int, *, pretrained: bool, batch_norm: bool = True, task: str = "classification", epochs: int = 40
+) -> list[Choice]:
     """Return the settings to begin with, where the default recipe, made for handwritten digits, does not fit.
 
     Args:
@@ -61,6 +65,7 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True, task: str 
         pretrained: whether the base starts from trained weights.
         batch_norm: whether the base has batch norms, which let it learn at higher rates.
         task: what the data are for, as `adjoined.kinds.task_kind` returns it.
+        epochs: passes over the training images, if the base starts from random weights.
 
     Example:
         >>> {each.name: each.value for each in choose(600, pretrained=False)}["batch_size"]
@@ -87,12 +92,13 @@ def choose(images: int, *, pretrained: bool, batch_norm: bool = True, task: str 
         ]
     else:
         batch = min((2**power for power in range(3, 8)), key=lambda size: abs(images / size - STEPS_PER_EPOCH))
+        augment = "standard" if images >= MANY else "none" if epochs <= SHORT else "light"
         own = [
             Choice("method", "adjoint+", "better for both networks than the paper's loss"),
             Choice("batch_size", batch, count),
             Choice("lr", 3e-3 if batch_norm else 1e-3, f"adamw, {'with' if batch_norm else 'without'} batch norms"),
             Choice("grad_clip", 1.0, start),
-            Choice("augment", "light" if images < MANY else "standard", count),
+            Choice("augment", augment, f"{count}, {epochs} epochs"),
         ]
     alpha = 2.0 if pretrained else 1.5 if images < FEW else 4.0 if images >= MANY else 2.0
     return [

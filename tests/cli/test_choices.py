@@ -69,6 +69,13 @@ def test_networks_without_batch_norms_learn_at_a_lower_rate(photos: str, model: 
     assert f"lr: {rate}" in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize(("epochs", "augment"), [(5, "none"), (40, "light")])
+def test_few_photos_are_augmented_only_in_runs_long_enough_to_overfit(photos: str, epochs: int, augment: str, capsys):
+    line = ["train", "--model", "timm:resnet10t", "--data", photos, "--image-size", "32", "--print-config"]
+    assert main([*line, "--epochs", str(epochs)]) == 0
+    assert f"augment: {augment}" in capsys.readouterr().out.splitlines()
+
+
 def test_pretrained_runs_are_told_to_inherit(photos: str, capsys):
     line = ["train", "--model", "timm:resnet10t", "--pretrained", "--data", photos, "--lr", "0.5", "--print-config"]
     assert main(line) == 0

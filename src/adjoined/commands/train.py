@@ -141,7 +141,9 @@ def _choices(settings: Settings) -> list[Choice]:
     images, model = images_and_base(settings, pretrained=False)
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
     task = task_kind(settings.data)
-    found = choose(len(images.train), pretrained=settings.pretrained, batch_norm=normed, task=task)
+    found = choose(
+        len(images.train), pretrained=settings.pretrained, batch_norm=normed, task=task, epochs=settings.epochs
+    )
     # A flag may have chosen another method, which does not read all of them.
     return [each for each in found if settings.method in METHODS_OF.get(each.name, {settings.method})]
 
