@@ -347,7 +347,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         if self.widths == SEARCH:
             self._require("widths", self.pretrained, "widths by module, or uniform; search only with --pretrained")
             self._require("widths", one, "widths by module, or uniform, where --alpha has several values")
-        elif self.widths:
+        elif self.widths and isinstance(self.widths, dict):
             from adjoined.slicing import check_widths
 
             check_widths(self.widths)
