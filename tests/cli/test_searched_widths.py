@@ -14,6 +14,7 @@ from torch import nn
 from adjoined.cli import INTERRUPTED, main
 from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.commands.measured_first import MEASURED, measure_first
+from adjoined.errors import AdjoinedError
 from adjoined.recipes import finetune
 from adjoined.runs.folder import RunFolder
 from adjoined.settings import Settings
@@ -120,6 +121,18 @@ def test_widths_are_searched_by_default_from_pretrained_weights(tmp_path: Path, 
         monkeypatch.delenv(MEASURED)
         assert (resolved.alpha, resolved.widths, resolved.compress) == (3.0, {"a": "1/8"}, None)
         assert ("widths", "search") in [(each.name, each.value) for each in choices]
+
+
+def test_a_search_that_fails_stops_only_those_who_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(searching, "search_widths", fail)
+    settings, (choice,) = measure_first(pretrained(tmp_path), LatencyOptions())
+    assert settings.widths == {}
+    assert choice.line() == "--widths uniform: the search failed: out of memory in the search"
+    with pytest.raises(AdjoinedError, match="--widths search: out of memory"):
+        measure_first(pretrained(tmp_path, widths="search"), LatencyOptions())
 
 
 def test_a_search_starts_only_where_the_run_can(

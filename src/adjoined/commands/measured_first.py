@@ -66,8 +66,13 @@ def measure_first(
     if searched:
         from adjoined.training.searching import searched_plan
 
-        with _progress() as progress:
-            plan = searched_plan(settings, timing.measure if timed else None, progress)
+        try:
+            with _progress() as progress:
+                plan = searched_plan(settings, timing.measure if timed else None, progress)
+        except AdjoinedError as error:
+            if not by_default:
+                raise
+            return replace(settings, widths={}), [Choice("widths", UNIFORM, f"the search failed: {error.what}")]
         found = {"alpha": plan.alpha, "widths": dict(plan.widths)}
         if plan.widths:
             value, why, note = SEARCH, "a width for each channel group", " (uniform: one alpha for all)"

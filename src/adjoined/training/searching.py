@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from adjoined.errors import AdjoinedError
 from adjoined.head import trial_head
 from adjoined.methods.transfer import ORDER
 from adjoined.settings import Settings
@@ -61,7 +62,7 @@ def searched_plan(
     head = trial_head(model, x[judged:], y[judged:]) if task.kind == "classification" else nullcontext()
     request = Request.of(replace(settings, widths={}))
     batches = -(-judged // BATCH)  # of nearly equal size: a last one with a single image has no statistics
-    with head:
+    with _within_memory(), head:
         return search_widths(
             model,
             x[:1],
@@ -76,3 +77,12 @@ def searched_plan(
             latency=None if measure is None else lambda network: measure(network.cpu()),
             progress=progress,
         )
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fix = "Use --widths uniform, or a smaller --image-size."
+        raise AdjoinedError("out of memory in the search", where="--widths search", fix=fix) from error
