@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, is_number
 
 Distance = Callable[[Any, Any], Tensor]
 """(p, q) -> a scalar, at least 0."""
@@ -337,7 +337,7 @@ def _masked(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def _require_positive(value: float, name: str) -> None:
-    if not value > 0:
+    if not (is_number(value) and value > 0):
         raise AdjoinedError("out of range", where=name, expected="a number above 0", got=value)
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from math import inf
+from typing import Any, ParamSpec, TypeVar
 
 from adjoined.printable import printable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LONGEST_FACT = 600
 """Most characters of one fact in a message."""
@@ -66,6 +73,40 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str
     """
     alike = get_close_matches(str(word), list(known), n=1)
     return f"Did you mean {alike[0]}?" if alike else otherwise
+
+
+def usage(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function raise AdjoinedError where its arguments are too many, too few or of unknown names.
+
+    Args:
+        call: the right call, for the message.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return function(*args, **kwargs)
+            except TypeError:
+                try:
+                    inspect.signature(function).bind(*args, **kwargs)
+                except TypeError as error:
+                    raise AdjoinedError(str(error), where=f"{function.__name__}()", fix=f"Write {call}.") from None
+                raise
+
+        return called
+
+    return decorate
+
+
+def is_number(value: Any, least: float = -inf, most: float = inf) -> bool:
+    """Return whether a value is a number, or a tensor of one, within bounds.
+
+    Example:
+        >>> is_number(0.5, 0, 1), is_number(2, 0, 1), is_number("0.5"), is_number(None)
+        (True, False, False, False)
+    """
+    return hasattr(value, "__float__") and bool(least <= value <= most)
 
 
 class DoesNotRunError(AdjoinedError):

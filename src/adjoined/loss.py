@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adjoined.distances import at_least_float32, class_kl
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, is_number, usage
 from adjoined.objective import adjoint_objective, objective_terms
+
+_FAMILY = "and for several small networks p, q1, q2 = net(x) and (q1, q2) in place of q"
 
 
 class AdjointTerms(NamedTuple):
@@ -27,6 +29,7 @@ class AdjointTerms(NamedTuple):
     """KL(p ‖ q) at the given `temperature`, nats; for several small networks their sum."""
 
 
+@usage(f"adjoint_terms(*net(x), y), {_FAMILY}")
 def adjoint_terms(
     p: Tensor,
     q: Tensor | Sequence[Tensor],
@@ -51,6 +54,7 @@ def adjoint_terms(
     return AdjointTerms(*objective_terms(**case, small_task=False)[:2])
 
 
+@usage(f"adjoint_loss(*net(x), y, progress=step / total_steps), {_FAMILY}")
 def adjoint_loss(
     p: Tensor,
     q: Tensor | Sequence[Tensor],
@@ -100,7 +104,7 @@ def adjoint_loss(
         >>> round(adjoint_loss(p, q, y, progress=1.0, small_ce=0.1).item(), 4)  # + 0.1 log 2
         0.5241
     """
-    if not small_ce >= 0:
+    if not is_number(small_ce, least=0):
         raise AdjoinedError("not a weight", where="small_ce", expected="a number of 0 or more", got=small_ce)
     case = _case(p, q, y, label_smoothing, ignore_index, detach, temperature)
     return adjoint_objective(**case, progress=progress, small_task=small_ce)
@@ -151,7 +155,11 @@ def sum_cross_entropy(
 
 def _check_targets(p: Tensor, y: object, label_smoothing: float, ignore_index: int) -> None:
     by_class = (p.shape[0], *p.shape[2:])
-    if not isinstance(y, Tensor) or y.shape != (p.shape if y.is_floating_point() else by_class):
+    if (
+        not isinstance(y, Tensor)
+        or y.shape != (p.shape if y.is_floating_point() else by_class)
+        or not (y.is_floating_point() or y.dtype in (torch.int64, torch.uint8))  # what torch's cross-entropy takes
+    ):
         raise AdjoinedError(
             "the targets do not match the logits",
             where="y",
@@ -165,7 +173,7 @@ def _check_targets(p: Tensor, y: object, label_smoothing: float, ignore_index: i
             expected=f"whole numbers from 0 to {p.shape[1] - 1}, or ignore_index={ignore_index}",
             got=wrong,
         )
-    if not 0 <= label_smoothing <= 1:
+    if not is_number(label_smoothing, 0, 1):
         raise AdjoinedError(
             "out of range", where="label_smoothing", expected="a number from 0 to 1", got=label_smoothing
         )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, is_number, usage
 from adjoined.names import at_any_network
 from adjoined.sharing import SharedWeights, exchanges_gradients, refuse_base_alone, refuse_sharded
 from adjoined.skeleton import (
@@ -50,6 +50,7 @@ class AdjoinedNetwork(nn.Module):
 
     Each small network has its own normalisation layers, buffers and private layers. All its other tensors are slices of
     the base's, taken again in each call, so an optimizer, an average or a checkpoint sees each shared weight once.
+    Settings, such as a dropout's share, are each network's own, too: change them in all by a loop over `net.modules()`.
 
     Args:
         base: the base network; it is used, not copied, and holds the shared weights.
@@ -98,7 +99,7 @@ class AdjoinedNetwork(nn.Module):
                 )
             plan.check_fits(base)
         own = private_names(base, matching_modules(base, private, setting="private"))
-        if not 0 <= small_gradient <= 1:
+        if not is_number(small_gradient, 0, 1):
             raise AdjoinedError(
                 "out of range", where="small_gradient", expected="a number from 0 to 1", got=small_gradient
             )
@@ -156,7 +157,8 @@ class AdjoinedNetwork(nn.Module):
         # Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
         # when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every
         # weight waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
-        slices = None if exchanges_gradients() else self._weights.slices()
+        late = exchanges_gradients() or self._weights.written
+        slices = None if late else self._weights.slices()
         if slices is None:
             refuse_base_alone(self.base)
         outputs = [self.base(*args, **kwargs)]
@@ -175,6 +177,7 @@ class AdjoinedNetwork(nn.Module):
         Returns:
             What the model returns, such as logits (N, classes).
         """
+        self._check_which(which)
         return self._runners[which].run([each[which] for each in self._weights.slices()], args, kwargs)
 
     @torch.inference_mode(False)
@@ -189,14 +192,22 @@ class AdjoinedNetwork(nn.Module):
             settings and hooks of the small network, as it runs in this one.
 
         Raises:
-            AdjoinedError: the weights are sharded over processes, or the base has lost a weight that is shared.
+            AdjoinedError: there is no such small network, the weights are sharded over processes, or the base has lost
+                a weight that is shared.
         """
+        self._check_which(which)
         for name, parameter in self.named_parameters():
             refuse_sharded(parameter, name)
         for name, tensor in self.smalls[which].state_dict().items():  # which shards again what was gathered
             refuse_sharded(tensor, name)
         warn_if_untrained(self, self._joined, f"smalls.{which}.")
         return extracted(self.smalls[which], self._weights, which)
+
+    def _check_which(self, which: object) -> None:
+        count = len(self.smalls)
+        if not isinstance(which, int) or not -count <= which < count:
+            expected = f"the number of a small network, from 0 to {count - 1}"
+            raise AdjoinedError("no such small network", where="which", expected=expected, got=repr(which))
 
     def measure_statistics(self, batches: Iterable[Any]) -> int:
         """Measure the running statistics of every small network's batch norms again, with the current weights.
@@ -265,6 +276,19 @@ class AdjoinedNetwork(nn.Module):
         fn(self)
         return self
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Load a state as torch does, but refuse that of another kind of module, also where it need not be complete."""
+        names = [name for name in state_dict if name.startswith(prefix)]
+        if names and not any(name.startswith((f"{prefix}base.", f"{prefix}smalls.")) for name in names):
+            raise AdjoinedError(
+                "not the state of a joint network",
+                where="load_state_dict()",
+                expected=f"tensors of names such as {prefix}base.NAME",
+                got=names[0],
+                fix="Load the weights of a model before the call of adjoin.",
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse `torch.jit.script`, which calls this."""
         raise not_recorded("torch.jit.script")
@@ -292,6 +316,7 @@ class AdjoinedNetwork(nn.Module):
         return f"{alphas}, {frozen} private weights frozen, the base's are not" if frozen else alphas
 
 
+@usage("adjoin(model, example_input, alpha=4), with an input of the model such as one batch of images")
 @torch.inference_mode(False)  # tensors made in inference mode cannot be trained
 def adjoin(
     model: nn.Module,

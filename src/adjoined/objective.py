@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adjoined.distances import Distance
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, is_number, usage
 
 Schedule = Literal["paper", "constant"]
 
@@ -39,7 +39,7 @@ def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
     if schedule not in get_args(Schedule):
         expected = f"one of {', '.join(get_args(Schedule))}"
         raise AdjoinedError("no such choice", where="schedule", expected=expected, got=schedule)
-    if not 0 <= progress <= 1:
+    if not is_number(progress, 0, 1):
         raise AdjoinedError(
             "the share of training done is out of range",
             where="progress",
@@ -61,6 +61,7 @@ class Terms(NamedTuple):
     """Task loss of the small networks, summed over them; None if it is not part of the objective."""
 
 
+@usage("objective_terms(net(x), task=..., distance=...)")
 def objective_terms(
     outputs: Sequence[Any], *, task: Callable[[Any], Tensor], distance: Distance, small_task: bool = True
 ) -> Terms:
@@ -86,6 +87,7 @@ def objective_terms(
     return Terms(task(p), apart, torch.stack([task(q) for q in smalls]).sum() if small_task else None)
 
 
+@usage("adjoint_objective(net(x), task=..., distance=..., progress=step / total_steps)")
 def adjoint_objective(
     outputs: Sequence[Any],
     *,

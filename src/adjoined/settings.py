@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
@@ -324,15 +324,21 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         from adjoined.schema import conform
 
         hints = get_type_hints(cls)
-        for name in values:
-            if name not in hints:
-                fix = did_you_mean(name, hints, f"Known are {', '.join(hints)}.")
-                raise AdjoinedError(f"unknown setting {name!r}", where=where, fix=fix)
+        cls.check_names(values, where)
         converted = {n: conform(hints[n], v, where=f"{where}, {n}", texts=True) for n, v in values.items()}
         try:
             return cls(**converted)
         except AdjoinedError as error:
             raise error.at(f"{where}, {error.where}") from error
+
+    @classmethod
+    def check_names(cls, names: Iterable[Any], where: object) -> None:
+        """Raise AdjoinedError if one of the names is not that of a setting."""
+        known = [each.name for each in fields(cls)]
+        for name in names:
+            if name not in known:
+                fix = did_you_mean(name, known, f"Known are {', '.join(known)}.")
+                raise AdjoinedError(f"unknown setting {name!r}", where=where, fix=fix)
 
     def _check_size(self) -> None:
         """Check the settings that choose the size of the small network, other than alpha."""

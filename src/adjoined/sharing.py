@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -42,12 +44,15 @@ class SharedWeights:
 
     Attributes:
         shared: the weights.
+        written: whether the model's own code may change weights in place: small networks then get copies of their
+            slices, taken after the base has run, so that what they write reaches no other network.
     """
 
     def __init__(
         self, base: nn.Module, plans: Sequence[SlicePlan], private: set[str], *, gradient: float = 1.0
     ) -> None:
         self.base, self.gradient = base, gradient
+        self.written = mentions(base, lambda name: name == "data" or _IN_PLACE.fullmatch(name) is not None)
         owners: dict[int, list[tuple[str, str]]] = {}
         for where, module in base.named_modules():
             for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
@@ -88,6 +93,8 @@ class SharedWeights:
         if not torch.compiler.is_compiling():
             refuse_sharded(weight, full_name(where, name))
         slices = share(weight, shared.slices, self.gradient)
+        if self.written:
+            slices = tuple(part.clone() for part in slices)
         if not any(shared.unknown) or torch.compiler.is_compiling():
             return slices
         name = full_name(where, name)
@@ -108,6 +115,33 @@ class SharedWeights:
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
+
+
+_IN_PLACE = re.compile(r"[a-z].*[a-z0-9]_")
+"""A method's name such as `mul_`."""
+
+
+def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
+    """Return whether a model's own code, as far as its forward methods lead by their names, uses such a name."""
+    for kind in set(map(type, model.modules())):
+        left, seen = [kind.forward], set[str]()
+        while left:
+            function = inspect.unwrap(getattr(reached := left.pop(), "fget", reached))
+            if not isinstance(function, FunctionType) or str(function.__module__).startswith(("torch.", "adjoined.")):
+                continue
+            names = set(_names_in(function.__code__)) - seen
+            if any(map(named, names)):
+                return True
+            seen |= names
+            left += [getattr(kind, name, function.__globals__.get(name)) for name in names]
+    return False
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from (*code.co_names, *code.co_freevars)
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _names_in(each)
 
 
 _LAYERS = (

@@ -5,15 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, first_line
-from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, submodule
-from adjoined.slicing import SlicePlan, WithoutHistory, and_parents, full_name, unregistered_weights
+from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, mentions, submodule
+from adjoined.slicing import (
+    SlicePlan,
+    WithoutHistory,
+    and_parents,
+    full_name,
+    named_tensors,
+    own_classes,
+    unregistered_weights,
+)
 
 CHECKPOINTING = ("grad_checkpointing", "gradient_checkpointing", "memory_efficient", "use_checkpoint", "with_cp")
 """Switches of model libraries for activation checkpointing, which are turned off in small networks: it runs modules
@@ -70,6 +77,21 @@ def check_same_parts(skeleton: nn.Module, joined: nn.Module, base: nn.Module) ->
             raise changed(f"'{name}'", *kinds)
 
 
+def check_same_place(skeleton: nn.Module, base: nn.Module) -> None:
+    """Raise AdjoinedError if a small network's own tensors have another device or type than the base's tensors."""
+    of_base = named_tensors(base)
+    for name, own in named_tensors(skeleton).items():
+        its = of_base.get(name)
+        if its is not None and own.is_floating_point() and (own.device, own.dtype) != (its.device, its.dtype):
+            raise AdjoinedError(
+                "a small network's own tensors are not where the base network's are",
+                where=f"smalls: '{name}'",
+                expected=f"{its.dtype} on {its.device}",
+                got=f"{own.dtype} on {own.device}",
+                fix="Move the joint network, not the model alone: net.to(...).",
+            )
+
+
 def _kind(module: nn.Module) -> str:
     """Return a module's class by name, since every copy of a traced module has a class of its own."""
     return f"{type(module).__module__}.{type(module).__qualname__}".removeprefix("torch.nn.modules.")
@@ -89,6 +111,7 @@ def extracted(skeleton: nn.Module, weights: SharedWeights, number: int) -> nn.Mo
         for switch in CHECKPOINTING:
             if vars(part).get(switch) is False:
                 setattr(part, switch, getattr(weights.base.get_submodule(name), switch))
+    own_classes(small)
     _bind_copies(small, weights, number)
     return small
 
@@ -160,7 +183,7 @@ class Runner:
     def __init__(self, module: nn.Module, weights: SharedWeights) -> None:
         self._module, self._weights = module, weights
         self._idle, self._copies = [(module, _guesses(module))], list[_Copy]()
-        self._checkpoints, self._left = _mentions_checkpoints(module), False
+        self._checkpoints, self._left = mentions(module, lambda name: "checkpoint" in name), False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the copies, which are made again where they are needed."""
@@ -203,6 +226,7 @@ class Runner:
                 part._parameters[name] = value  # pyright: ignore[reportArgumentType]
             return module(*args, **kwargs)
         except RuntimeError as error:
+            check_same_place(module, self._weights.base)
             read = [value.part for value in bound if isinstance(value, Unknown) and value.was_read]
             ran = [guess.name for guess in guesses if guess.ran]
             if not (read or ran) or isinstance(error, torch.OutOfMemoryError):
@@ -234,19 +258,6 @@ class Runner:
             if copied.follow(self._module):
                 return copied
         return _Copy(self._module, self._weights)
-
-
-def _mentions_checkpoints(model: nn.Module) -> bool:
-    """Return whether the code of a model's modules uses a name such as `checkpoint` or `checkpoint_seq`."""
-    for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
-        if not kind.__module__.startswith(("torch.nn.", "builtins", "adjoined.")):
-            codes = [each.__code__ for each in vars(kind).values() if isinstance(each, FunctionType)]
-            while codes:
-                code = codes.pop()
-                if any("checkpoint" in name for name in (*code.co_names, *code.co_freevars)):
-                    return True
-                codes += [each for each in code.co_consts if isinstance(each, CodeType)]
-    return False
 
 
 class _Copy:

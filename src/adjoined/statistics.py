@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import Dataset, IterableDataset
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing import Inputs
@@ -40,6 +41,15 @@ def measure_statistics(
     norms = [each for network in networks for each in network.modules() if isinstance(each, _NormBase)]
     norms = [norm for norm in norms if norm.track_running_stats and norm.running_mean is not None]
     images = 0
+    single = isinstance(batches, Dataset) and not isinstance(batches, IterableDataset)
+    if single or isinstance(batches, torch.Tensor) or not isinstance(batches, Iterable):
+        raise AdjoinedError(
+            "not batches of images",
+            where="batches",
+            expected="an iterable of batches",
+            got=type(batches).__name__,
+            fix="Pass a data loader, or a list of batches.",
+        )
     if not norms:
         return images
     device = next(buffer.device for norm in norms for buffer in norm.buffers())

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -117,6 +119,55 @@ def test_a_network_with_activation_checkpointing_is_extracted_after_a_step():
         torch.optim.SGD(net.parameters(), lr=0.1).step()
         assert same(net.extract()(X), net.small(X))
         assert not any(name in vars(part) for part in net.extract().modules() for name in part._parameters)
+
+
+def test_parametrizations_are_removed_from_one_network_alone():
+    """Torch deletes the weight's property from the class, which deep copies share."""
+    layers = nn.Conv2d(3, 32, 3), weight_norm(nn.Conv2d(32, 32, 3)), nn.Conv2d(32, 5, 3)
+    net = adjoin(nn.Sequential(*layers), X, alpha=2, round_to=1).eval()
+    for small in (net.extract(), net.plan.apply(net.base)):
+        expected = small(X)
+        remove_parametrizations(small[1], "weight")  # pyright: ignore
+        assert type(small[1]) is nn.Conv2d  # pyright: ignore
+        torch.testing.assert_close(small(X), expected)
+        torch.testing.assert_close(net(X)[1], expected)
+
+
+MOVES: dict[str, Callable[[AdjoinedNetwork], object]] = {
+    "device": lambda net: net.base.to("meta"),
+    "type": lambda net: net.base.double(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_base_that_was_moved_alone_is_told(move: str):
+    net = joint().eval()
+    MOVES[move](net)
+    weight = next(net.base.parameters())
+    x = X.to(weight.device, weight.dtype)
+    with pytest.raises(AdjoinedError, match=r"^smalls: 'norm1\..*not where the base.*net\.to\("):
+        net(x)
+    net.to(weight.device, weight.dtype)
+    assert [out.dtype for out in net(x)] == [weight.dtype] * 2
+
+
+@pytest.mark.parametrize("which", [1, -2, "small", None])
+def test_a_small_network_that_there_is_not(which: Any):
+    net = joint()
+    for call in (net.extract, lambda which: net.small(X, which=which)):
+        with pytest.raises(AdjoinedError, match=r"^which: no such small network \(expected .* from 0 to 0"):
+            call(which)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_state_of_a_model_is_not_that_of_a_joint_network(strict: bool, inside: bool):
+    net = joint()
+    outer = nn.ModuleDict({"net": net}) if inside else net
+    other = nn.ModuleDict({"net": net.base}) if inside else net.base
+    with pytest.raises(AdjoinedError, match=r"not the state of a joint network.*before the call of adjoin"):
+        outer.load_state_dict(other.state_dict(), strict=strict)
+    outer.load_state_dict(outer.state_dict(), strict=strict)
 
 
 @pytest.mark.parametrize("whole", [True, False])

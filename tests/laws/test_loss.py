@@ -7,6 +7,7 @@ and sends a gradient into both networks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adjoined.distances import class_kl
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_loss, adjoint_terms
-from adjoined.objective import kl_weight
+from adjoined.objective import adjoint_objective, kl_weight
 from adjoined.penalty import quadratic_penalty
 
 N, C = 16, 10
@@ -334,6 +336,45 @@ def test_mistaken_logits_are_named(p: Tensor, q: Tensor, message: str):
         with pytest.raises(AdjoinedError, match=message) as caught:
             call(p, q, torch.zeros(4, dtype=torch.long))
         assert "\n" not in str(caught.value)
+
+
+Z, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
+wrong_loss: Any = adjoint_loss
+wrong_terms: Any = adjoint_terms
+wrong_objective: Any = adjoint_objective
+MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+    "no star": (
+        lambda: wrong_loss((Z, Z), Y, progress=0.5),
+        r"^adjoint_loss\(\): .*'y'\. Write adjoint_loss\(\*net\(x\), y",
+    ),
+    "a family with a star": (lambda: wrong_loss(Z, Z, Z, Y, progress=0.5), r"too many.*\(q1, q2\) in place of q"),
+    "no progress": (lambda: wrong_loss(Z, Z, Y), r"^adjoint_loss\(\): .*'progress'.*progress=step"),
+    "no star for terms": (lambda: wrong_terms((Z, Z), Y), r"^adjoint_terms\(\): .*'y'"),
+    "a star for any task": (
+        lambda: wrong_objective(Z, Z, task=torch.sum, distance=class_kl, progress=0),
+        r"^adjoint_objective\(\): too many.*adjoint_objective\(net\(x\), ",
+    ),
+    "progress None": (lambda: wrong_loss(Z, Z, Y, progress=None), r"^progress: .*from 0 to 1, got None"),
+    "progress in words": (lambda: wrong_loss(Z, Z, Y, progress="0.5"), r"^progress: .*from 0 to 1, got 0\.5"),
+    "temperature None": (lambda: wrong_loss(Z, Z, Y, progress=0, temperature=None), r"^temperature: .*got None"),
+    "small_ce None": (lambda: wrong_loss(Z, Z, Y, progress=0, small_ce=None), r"^small_ce: .*got None"),
+    "smoothing None": (lambda: wrong_loss(Z, Z, Y, progress=0, label_smoothing=None), r"^label_smoothing: .*got None"),
+    "targets of int32": (lambda: wrong_loss(Z, Z, Y.int(), progress=0), r"^y: .*expected class indices, int64.*int32"),
+    "true or false": (lambda: wrong_loss(Z, Z, Y.bool(), progress=0), r"^y: .*bool"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistaken_call_ends_in_one_line(mistake: str):
+    call, message = MISTAKES[mistake]
+    with pytest.raises(AdjoinedError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_task_itself_is_left_alone():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        adjoint_objective([Z, Z], task=lambda out: out + "1", distance=class_kl, progress=0.0)
 
 
 @pytest.mark.parametrize("soft", [False, True])

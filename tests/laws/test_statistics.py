@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import TensorDataset
 
 from adjoined import AdjoinedError, AdjoinedNetwork, adjoin, adjoint_loss
 from pairs import FAMILY, X, joint, same
@@ -121,3 +122,9 @@ def test_a_network_without_statistics_uses_no_image():
 def test_keyword_arguments():
     net = joint()
     assert net.measure_statistics([{"x": X}, {"x": X}]) == 2 * len(X)
+
+
+@pytest.mark.parametrize("batches", [None, X, TensorDataset(X)], ids=["nothing", "one batch", "a data set"])
+def test_what_holds_no_batches_is_refused(batches: Any):
+    with pytest.raises(AdjoinedError, match=r"^batches: not batches of images .*Pass a data loader"):
+        joint().measure_statistics(batches)

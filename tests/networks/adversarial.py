@@ -49,7 +49,8 @@ CROSSING = {
     attention.EncoderLayer, attention.ChannelsAttend, attention.AllChannelsAttend,
     attention.ConvolutionalBlockAttention, layers.RootMeanSquareNorm, layers.NormOverPicture, layers.NormByHand,
     layers.ResponseOfAll, layers.NormalisedChannels, layers.WeightNorm, layers.StandardisedWeight,
-    layers.StandardisedByBatchNorm, layers.CosineClassifier, attention.EncoderDecoder,
+    layers.StandardisedByBatchNorm, layers.CosineClassifier, attention.EncoderDecoder, modules.Prototypes,
+    modules.RowsTimesFeatures, modules.ShortFilters,
 }  # fmt: skip
 """Networks with statistics over the kept channels, which no masked form has."""
 

@@ -230,6 +230,67 @@ class GroupsByNumber(GroupsByAttribute):
         return min(8, x.shape[1])
 
 
+class BankForEveryChannel(Net):
+    """A wavelet transform: the same four fixed filters for every channel, and back."""
+
+    def parts(self) -> None:
+        self.register_buffer("bank", torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
+        self.one = conv(128, 96)
+
+    reads = 24
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = self.one(F.conv2d(x, self.bank.repeat(x.shape[1], 1, 1, 1), stride=2, groups=x.shape[1])).relu()
+        back = torch.cat([self.bank] * (x.shape[1] // 4))
+        return F.conv_transpose2d(x, back, stride=2, groups=x.shape[1] // 4)
+
+
+class BankForEveryGroup(Net):
+    """Two learned filters of two channels each, for every pair of channels."""
+
+    def parts(self) -> None:
+        self.bank = nn.Parameter(torch.randn(2, 2, 3, 3) / 4)
+
+    def mid(self, x: Tensor) -> Tensor:
+        pairs = x.shape[1] // 2
+        x = F.conv2d(x, self.bank.repeat(pairs, 1, 1, 1), padding=1, groups=pairs)
+        return F.conv_transpose2d(x, self.bank.repeat(pairs, 1, 1, 1), padding=1, groups=pairs)
+
+
+class Prototypes(Net):
+    """The output is the distance from a row of features for each class, written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.rows = nn.Identity(), nn.Parameter(torch.randn(5, 48) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.stem(x)).tanh().mean((2, 3))
+        return (x[:, None] - self.rows).square().sum(-1)
+
+
+class RowsTimesFeatures(Prototypes):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.stem(x)).tanh().mean((2, 3))
+        return (x.unsqueeze(1) * self.rows).sum(2)
+
+
+class LargestNorm(nn.Conv2d):
+    """A convolution that shortens its filters in every forward, as in networks for EEG."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=1.0)
+        return super().forward(input)
+
+
+class ShortFilters(Net):
+    def parts(self) -> None:
+        self.one = LargestNorm(32, 32, 3, padding=1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.one(x)
+
+
 class Line(nn.Module):
     """Audio: strided 1-D convolutions, depthwise and transposed ones, and a gate."""
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,3 +92,16 @@ def test_another_model_is_refused_and_leaves_no_folder(trained: AdjoinedNetwork,
     with pytest.raises(AdjoinedError):
         adjoined.save(trained, tmp_path / "other", model="resnet32", **DATA)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, r"^save\(\): .*'model'.*Write save\(net, "),
+        ({**MODEL, **DATA, "imagesize": 8}, r"^save\(\): unknown setting 'imagesize'\. Did you mean image_size\?"),
+    ],
+)
+def test_a_mistaken_call_leaves_no_folder(told: dict[str, Any], message: str, trained: AdjoinedNetwork, tmp_path: Path):
+    with pytest.raises(AdjoinedError, match=message):
+        adjoined.save(trained, tmp_path / "run", **told)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined import adjoin
-from adjoined.slicing import measure_cost, tensor_leaves
+from adjoined.slicing import measure_cost, take, tensor_leaves
 from zoo import conv, images, seeded
 
 X, OTHER = images(2, 3, 8, 8), images(2, 1, 8, 8, seed=2)
@@ -159,6 +161,7 @@ class Remembers(nn.Module):
         super().__init__()
         self.stem, self.body, self.head = conv(3, 32), conv(32, 48), nn.Linear(48, CLASSES)
         self.seen: list[Tensor] = []
+        self.latest: deque[Tensor] = deque(maxlen=2)
         self.last: Tensor | None = None
         self.register_buffer("mean", torch.zeros(32))
 
@@ -167,6 +170,8 @@ class Remembers(nn.Module):
         self.mean.lerp_(x.detach().mean((0, 2, 3)), 0.5)
         x = x + self.cache.setdefault(x.shape[2], self.mean[:, None, None] * 1)
         self.seen.append(x)
+        self.latest.append(x.detach().mean((0, 2, 3)))
+        x = x - torch.stack(list(self.latest)).mean(0)[:, None, None]
         self.last = self.seen[0] * 0 if self.last is None else self.last
         return self.head(self.body(x + self.last).relu().mean((2, 3)))
 
@@ -186,6 +191,58 @@ def test_stored_tensors_reach_no_other_network():
         small = net.extract()  # with what the small network has kept, and without its history
         assert not any(each.requires_grad for each in small.seen)  # pyright: ignore
         assert torch.equal(small(X), net(X)[1])
+
+
+class ChangesWeights(nn.Module):
+    """A part whose forward changes its own weights, behind layers that differ between the networks."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.body, self.head = conv(3, 32), conv(32, 48), nn.Linear(48, CLASSES)
+        self.scale, self.slow = nn.Parameter(torch.ones(48)), conv(32, 48).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.body(x)
+        match self.way:
+            case "decays":
+                self.scale.data.mul_(0.9)
+            case "set from data":
+                with torch.no_grad():
+                    self.scale.copy_(1 / (y.std((0, 2, 3)) + 1))
+            case "follows":
+                with torch.no_grad():
+                    for mine, its in zip(self.slow.parameters(), self.body.parameters(), strict=True):
+                        mine.lerp_(its, 0.5)
+                y = y + self.slow(x)
+            case "normalised":
+                with torch.no_grad():
+                    self.normalise()
+        return self.head((y * self.scale[:, None, None]).relu().mean((2, 3)))
+
+    def normalise(self) -> None:
+        self.head.weight.div_(self.head.weight.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("way", ["decays", "set from data", "follows", "normalised"])
+@pytest.mark.parametrize("training", [False, True])
+def test_changes_of_weights_in_place_reach_no_other_network(way: str, training: bool):
+    """The base's weights are what they would be without small networks, and these are slices of them."""
+    model = seeded(lambda: ChangesWeights(way))
+    alone = copy.deepcopy(model).train(training)
+    net = adjoin(model, X, alpha=(2, 4), round_to=1).train(training)
+    with torch.set_grad_enabled(training):
+        for _ in range(2):
+            out = net(X)
+            assert torch.equal(out[0], alone(X))
+    assert all(torch.equal(a, b) for a, b in zip(net.base.parameters(), alone.parameters(), strict=True))
+    if training:
+        torch.stack([each.sum() for each in out]).sum().backward()
+    small = net.extract(1)
+    for name, part in small.named_parameters():
+        whole = net.base.get_parameter(name)
+        assert torch.equal(part, take(whole.detach(), net.plans[1].indices(name)))
 
 
 def test_an_embedding_with_a_largest_norm():

@@ -156,6 +156,55 @@ def test_the_plan_names_them():
     assert SlicePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
+class EarlyExit(nn.Module):
+    """Leaves early where a first head decides, which no example does; or keeps its logits for another loss."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.logits, self.all = way, None, {}
+        self.stem, self.early, self.body, self.head = conv(3, 32), nn.Linear(32, 5), conv(32, 48), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        if self.way == "kept in training" and not self.training:
+            return self.head(self.body(x).relu().mean((2, 3)))
+        early = self.early(x.mean((2, 3)))
+        shares = early.softmax(1)
+        decided = False
+        match self.way:
+            case "confidence":
+                decided = bool((shares.amax(1) > 2).all())
+            case "entropy":
+                decided = -(shares * shares.log()).sum(1).mean().item() < -1
+            case "agreement":
+                decided = torch.equal(early.argmax(1), early.argmin(1))
+            case "kept" | "kept in training":
+                self.logits = early
+            case "kept in a dict":
+                self.all["early"] = [early]
+        return early if decided else self.head(self.body(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["confidence", "entropy", "agreement", "kept", "kept in a dict", "kept in training"])
+def test_classes_of_a_head_that_the_output_does_not_have_stay(way: str):
+    plan = adjoin(seeded(lambda: EarlyExit(way)).eval(), X, alpha=2, round_to=1).plan
+    assert plan.small_shape("early.weight") == (5, 16)
+    assert plan.small_shape("body.weight") == (24, 16, 3, 3)
+
+
+def test_features_that_a_forward_keeps_or_looks_at_are_narrowed():
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = conv(3, 32), conv(32, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.features = self.stem(x)
+            return self.head(self.features if self.features.mean() < 1e9 else self.features.relu())
+
+    assert adjoin(seeded(Looks), X, alpha=2, round_to=1).plan.small_shape("head.weight")[1] == 16
+
+
 # ---- code for training alone -----------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from adjoined.slicing.model.modules import (
     full_name,
     matching_modules,
     named_tensors,
+    own_classes,
     private_names,
 )
 from adjoined.slicing.model.unregistered import unregistered_weights
@@ -56,6 +57,7 @@ __all__ = [
     "matching_modules",
     "measure_cost",
     "named_tensors",
+    "own_classes",
     "private_names",
     "read_budget",
     "reorder",

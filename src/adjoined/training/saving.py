@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adjoined.data import open_data
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, usage
 from adjoined.methods import TrainedNetwork
 from adjoined.methods.joint import named
 from adjoined.network import AdjoinedNetwork
@@ -26,6 +26,7 @@ OWN_LOOP = "own training loop"
 """The only stage of such a run; its duration is unknown."""
 
 
+@usage('save(net, "runs/mine", model="resnet20", data="folder:photos")')
 def save(
     network: nn.Module,
     folder: str | os.PathLike[str],
@@ -52,8 +53,9 @@ def save(
         The networks' files, sizes and accuracies on the validation images.
 
     Raises:
-        AdjoinedError: the folder holds something, the data are missing or damaged, `model` builds another network, or
-            `network` is neither a joint network nor a small one with its plan. Nothing is left in the folder then.
+        AdjoinedError: a setting is unknown, the folder holds something, the data are missing or damaged, `model` builds
+            another network, or `network` is neither a joint network nor a small one with its plan. Nothing is left in
+            the folder then.
 
     Example:
         >>> from adjoined import adjoin
@@ -63,6 +65,7 @@ def save(
         >>> [(each.name, each.parameters) for each in result.networks], result.images
         ([('base', 77754), ('small', 6386)], 359)
     """
+    Settings.check_names(settings, "save()")
     finished = _finished(network, plan)
     plans = [each.plan for each in finished.values() if each.plan is not None]
     alphas = [each.alpha for each in plans]

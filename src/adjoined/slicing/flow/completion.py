@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import LABEL, Ties, distinct, sets_of
 from adjoined.slicing.flow.not_channels import pin_places
 from adjoined.slicing.flow.run import LabelFlow
@@ -20,9 +19,22 @@ OF_OUTPUT = Reason(Kind.OUTPUT, "a model output is a statistic over them")
 
 
 def complete(
-    flow: LabelFlow, model: nn.Module, outputs: list[Tensor], labels: dict[str, list[Tensor | None]], layers: set[str]
+    flow: LabelFlow,
+    model: nn.Module,
+    outputs: list[Tensor],
+    kept: list[Tensor],
+    labels: dict[str, list[Tensor | None]],
+    layers: set[str],
 ) -> dict[str, str]:
     """Tie and pin what the operators alone do not show, now that the model has run; return the unreached parts.
+
+    Args:
+        flow: the run.
+        model: the model, which has run.
+        outputs: what it returned.
+        kept: what its forward has stored in attributes, such as features, or logits for another loss.
+        labels: tensor name -> labels of its indices for every dimension.
+        layers: names of the weights of convolutions and linear layers.
 
     Raises:
         AdjoinedError: values decided which layers ran.
@@ -32,7 +44,7 @@ def complete(
     for out in outputs:
         for slot in (*flow.slots(out), *flow.choices.get(out, ())):
             ties.pin(slot, OUTPUT)
-    _pin_summarised(flow, outputs)
+    _pin_summarised(flow, [*outputs, *kept])
     for prefix, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             _pin_scripted(prefix, module.original_name, labels, ties)
@@ -44,8 +56,7 @@ def complete(
         raise another_path(model, flow.values.read_in, list(modules))
     unreached = follow_unreached(model, labels, ties, findings)
     pin_places(ties, findings, labels, layers)
-    if flow.values.decide:
-        _pin_unread(ties, findings)
+    _pin_unread(flow, kept)
     return unreached
 
 
@@ -91,10 +102,13 @@ def _tie_heads(
         flow.findings.crossing.setdefault(prefix, "1/√d of the heads' width d")
 
 
-def _pin_unread(ties: Ties, findings: Findings) -> None:
-    """Pin what nothing read to full width: where values decide sizes, it may be an output that this run left out."""
-    read = {ties.find(label) for label in findings.read | findings.reduced}
+def _pin_unread(flow: LabelFlow, kept: Iterable[Tensor]) -> None:
+    """Pin what nothing reads to full width, where an exit that was not taken may return it, or the forward keeps it."""
+    ties, findings = flow.ties, flow.findings
+    assert isinstance(ties, Ties)
+    read = {ties.find(label) for label in findings.read | (findings.reduced - findings.decided)}
+    stored = {ties.find(label) for tensor in kept for slot in flow.slots(tensor) for label in distinct(slot)}
     for root, members in sets_of(ties.roots()):
-        if root not in read and len(members) > 1:
+        if root not in read and len(members) > 1 and (flow.values.decide or root in stored):
             unread = torch.tensor(members, dtype=LABEL, device="cpu")
             ties.pin(unread, Reason(Kind.UNREAD, "no layer that ran reads them"))

@@ -81,6 +81,8 @@ class Findings:
     """Labels of channels that some product sums over."""
     reduced: set[int] = field(default_factory=set)
     """Labels of channels that some operator reduces to a number, such as their mean or the largest."""
+    decided: set[int] = field(default_factory=set)
+    """Labels of channels of which code reads a statistic, such as the confidence by which an early exit decides."""
     kernels: list[list[tuple[int, Slot]]] = field(default_factory=list)
     """Kernels that the model computes: for each, (dimension along which a slot varies, slot)."""
     sums: list[Sum] = field(default_factory=list)

@@ -155,7 +155,8 @@ class LabelFlow(State, TorchDispatchMode):
         if not self._train:
             self.flops += flops_of(func, args, kwargs, out)
         self._note_readers(name, labelled, out)
-        self.values.note(func, name, given, results, self.module)
+        if self.values.note(func, name, given, results, self.module):
+            self.note_decided(given)
         self._note_statistics(name, given, results)
         uniform = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
         if labelled and name not in _CREATE and not (self._idle and name == "select"):

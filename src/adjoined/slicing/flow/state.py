@@ -108,6 +108,11 @@ class State(Slots):
         for tensor in results if slots and not self.strict else ():
             self.statistics[tensor] = slots | self.statistics.get(tensor, {})
 
+    def note_decided(self, given: Iterable[Tensor]) -> None:
+        """Record that code reads values of these tensors, which may be statistics over channels."""
+        slots = (slot for tensor in given for slot in self.statistics.get(tensor, {}).values())
+        self.findings.decided.update(label for slot in slots for label in distinct(slot))
+
     def note_channels(self, *vectors: Tensor | None) -> None:
         """Record that the current operator uses these labels as channels of its input, its weight, or its output."""
         if not self.strict:

@@ -22,7 +22,7 @@ from adjoined.slicing.model.cost import Cost, cost_of_run
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import check_arguments, check_made, check_output, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
-from adjoined.slicing.model.original import Original
+from adjoined.slicing.model.original import Original, tensors_kept
 
 
 @dataclass
@@ -146,11 +146,12 @@ def _trace(
     if in_train_mode or unused or any_beside_channels(ties, findings, labels, layers):
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
+    kept = tensors_kept(model)
     before.undo()  # small networks are made from the model as it was before it ran
     for name, tensor in tensors.items():  # observers of quantisation-aware training give their buffers other sizes
         if tensor.shape != sizes[name]:
             tensor.resize_(sizes[name])
-    unreached = complete(flow, model, outputs, labels, layers)
+    unreached = complete(flow, model, outputs, kept, labels, layers)
     return Trace(
         model=model,
         inputs=inputs,

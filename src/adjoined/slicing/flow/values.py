@@ -38,10 +38,10 @@ class Values:
         """Return whether the tensor's elements depend on the values of the input."""
         return tensor in self._computed
 
-    def note(self, op: Any, name: str, given: Sequence[Tensor], results: Sequence[Tensor], module: str) -> None:
-        """Pass on to an operator's results whether its operands depend on the values of the input."""
+    def note(self, op: Any, name: str, given: Sequence[Tensor], results: Sequence[Tensor], module: str) -> bool:
+        """Pass on to the results whether the operands depend on the input's values; return whether code reads them."""
         if name.endswith("_like") or not any(tensor in self._computed for tensor in given):
-            return
+            return False
         if name in _READ:
             self.decide = True
             self.read_in = module if self.read_in is None else self.read_in
@@ -51,3 +51,4 @@ class Values:
             self.decide |= name == "nms" or torch.Tag.dynamic_output_shape in op.tags
         for tensor in results:
             self._computed[tensor] = True
+        return name in _READ

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -204,6 +205,7 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
             for name, held in caches[type(module)].items():
                 with suppress(Exception):  # what cannot be copied stays shared
                     vars(module).setdefault(name, copy.deepcopy(held, memo))
+    own_classes(copied)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in copied.named_modules():
         module.training = modes.get(name, module.training)  # copies of traced modules begin in train mode
@@ -211,6 +213,17 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
             if "cache" in attribute.lower() and isinstance(held, dict):
                 held.clear()
     return copied
+
+
+def own_classes(copied: nn.Module) -> None:
+    """Give every parametrized module of a deep copy a class of its own.
+
+    `remove_parametrizations` deletes the weight's property from the class, which a copy shares with the original.
+    """
+    for module in copied.modules():
+        if is_parametrized(module):
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
 
 
 def _caches_of_class(kind: type) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ FIX = (
     "Make it a method of its class, or bind it: module.forward = types.MethodType(function, module); for a hook, "
     "functools.partial(module.method, ...)."
 )
+_CONTAINERS = (list, deque, dict)
 _NO_OBJECTS = (FunctionType, BuiltinFunctionType, ModuleType, type, str, int, float, type(None))
 _DEEPEST = 4
 """How far references are followed: from a function to a helper function, its list, and the model in it."""
@@ -167,12 +169,20 @@ class Original:
             )
 
 
+def tensors_kept(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that modules keep in attributes and do not register, alone, in containers or in objects."""
+    registered = {id(tensor) for tensor in named_tensors(model).values()}
+    held = [value for module in model.modules() for value in vars(module).values()]
+    held += [value for each in held for holder in _holders(each) for value in _contents(holder).values()]
+    return [each for each in held if isinstance(each, Tensor) and id(each) not in registered]
+
+
 _ABSENT = object()
 
 
 def _contents_in(held: Any) -> list[tuple[Any, dict[Any, Any]]]:
-    """Return what an attribute holds that can change, each with its contents; nothing for an empty list or dict."""
-    if isinstance(held, (list, dict)) and not held:
+    """Return what an attribute holds that can change, each with its contents; nothing for an empty container."""
+    if isinstance(held, _CONTAINERS) and not held:
         return []
     return [(holder, _contents(holder)) for holder in _holders(held)]
 
@@ -180,7 +190,7 @@ def _contents_in(held: Any) -> list[tuple[Any, dict[Any, Any]]]:
 def _undo(held: Any, inside: Sequence[tuple[Any, dict[Any, Any]]]) -> bool:
     """Restore the contents of an attribute; return whether they had changed."""
     if not inside:
-        filled = isinstance(held, (list, dict)) and bool(held)
+        filled = isinstance(held, _CONTAINERS) and bool(held)
         if filled:
             held.clear()
         return filled
@@ -196,13 +206,13 @@ def _undo(held: Any, inside: Sequence[tuple[Any, dict[Any, Any]]]) -> bool:
 
 
 def _holders(held: Any) -> Iterator[Any]:
-    """Yield the lists, dicts and other objects that an attribute holds, without modules and tensors."""
+    """Yield the containers and other objects that an attribute holds, without modules and tensors."""
     seen: set[int] = set()
     left: list[tuple[Any, int]] = [(held, 0)]
     while left:
         each, depth = left.pop()
         plain = isinstance(each, (nn.Module, Tensor, *_NO_OBJECTS))
-        if id(each) in seen or plain or not (isinstance(each, (list, dict)) or hasattr(each, "__dict__")):
+        if id(each) in seen or plain or not (isinstance(each, _CONTAINERS) or hasattr(each, "__dict__")):
             continue
         seen.add(id(each))
         yield each
@@ -211,14 +221,15 @@ def _holders(held: Any) -> Iterator[Any]:
 
 
 def _contents(holder: Any) -> dict[Any, Any]:
-    """Return the elements of a list or a dict, or the attributes of another object."""
-    return _inside(holder) if isinstance(holder, (list, dict)) else dict(vars(holder))
+    """Return the elements of a container, or the attributes of another object."""
+    return _inside(holder) if isinstance(holder, _CONTAINERS) else dict(vars(holder))
 
 
 def _refill(holder: Any, contents: dict[Any, Any]) -> None:
-    """Give a list, a dict or an object the contents back that it had."""
-    if isinstance(holder, list):
-        holder[:] = contents.values()
+    """Give a container or an object the contents back that it had."""
+    if isinstance(holder, (list, deque)):
+        holder.clear()
+        holder.extend(contents.values())
     else:
         own = holder if isinstance(holder, dict) else vars(holder)
         own.clear()
@@ -230,10 +241,10 @@ def _tensors(contents: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _inside(held: Any) -> dict[Any, Any]:
-    """Return the elements of a list or a dict."""
+    """Return the elements of a container."""
     if isinstance(held, dict):
         return dict(held)
-    return dict(enumerate(held)) if isinstance(held, list) else {}
+    return dict(enumerate(held)) if isinstance(held, (list, deque)) else {}
 
 
 def _ids(inside: dict[Any, Any]) -> frozenset[tuple[Any, int]]:

@@ -57,6 +57,7 @@ class Request:
     def __post_init__(self) -> None:
         """Check all values and bring them into one form."""
         several = isinstance(self.alpha, Iterable) and not isinstance(self.alpha, str)
+        several = several and getattr(self.alpha, "ndim", 1) > 0  # a tensor of one number is iterable, too
         alphas = tuple(map(check_alpha, self.alpha)) if several else check_alpha(self.alpha)  # pyright: ignore
         if alphas == ():
             raise AdjoinedError(

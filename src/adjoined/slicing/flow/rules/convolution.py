@@ -12,6 +12,7 @@ from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 FIXED_INPUT = "reads channels of fixed width"
+BANK = Reason(Kind.PLACES, "counts the kernels in a bank")
 INSIDE_GROUPS = Reason(
     Kind.INSIDE_GROUPS, "channels inside the groups of a grouped convolution, which keeps whole groups"
 )
@@ -64,6 +65,11 @@ def _grouped(
     """
     if channels is not None and weight_in is None and out is None and groups == channels.numel():
         return channels.view(-1, 1).expand(groups, weight.shape[0] // groups).reshape(-1)  # a fixed kernel: a blur
+    if channels is not None and out is not None and _repeats(out, groups) and not _repeats(channels, groups):
+        state.pin(out, BANK)
+        if weight_in is not None:
+            state.pin(weight_in, INSIDE_GROUPS)
+        return _of_bank(state, groups, channels, weight.shape[0] // groups)
     if channels is None or out is None:
         for labels in (channels, out, weight_in):
             if labels is not None:
@@ -74,7 +80,7 @@ def _grouped(
     rows = channels.view(groups, -1)
     if not state.strict:
         state.findings.blocks.append((state.cut, rows))
-        batch = size > 1 and _are_images(rows)
+        batch = size > 1 and _repeats(channels, groups)
         inside = batch or (size > 1 and weight_in is not None and state.choose_groups(state.module, groups, size))
     if inside:  # where the weight has no labels, each group has one channel left
         state.findings.sliced_inside.add(state.module)
@@ -89,9 +95,17 @@ def _grouped(
     return _whole_groups(state, groups, channels, out)
 
 
-def _are_images(rows: Slot) -> bool:
-    """Return whether the groups (groups, channels of each) are the images of a batch, each with its own kernel."""
-    return rows.shape[0] > 1 and bool((rows == rows[:1]).all())
+def _repeats(labels: Tensor, groups: int) -> bool:
+    """Return whether all groups have the same labels: they are the images of a batch, or one bank serves all groups."""
+    rows = labels.view(groups, -1)
+    return groups > 1 and bool((rows == rows[:1]).all())
+
+
+def _of_bank(state: State, groups: int, channels: Tensor, kernels: int) -> Tensor:
+    """Return the output's labels where each group, kept or dropped whole, is convolved with the kernels of one bank."""
+    one_each = state.collapse(channels.view(groups, -1), (0,))
+    state.note_groups(one_each.reshape(-1))
+    return one_each.expand(groups, kernels).reshape(-1)
 
 
 def _grouped_transposed(
@@ -104,8 +118,13 @@ def _grouped_transposed(
             if labels is not None:
                 state.pin(labels, reason)
         return out
+    if _repeats(weight_in, groups) and not _repeats(channels, groups):
+        state.pin(weight_in, BANK)
+        if out is not None:
+            state.pin(out, INSIDE_GROUPS)
+        return _of_bank(state, groups, channels, weight.shape[1])
     state.tie_vectors(channels, weight_in, FIXED_INPUT)
-    if not state.strict and _are_images(channels.view(groups, -1)):
+    if not state.strict and _repeats(channels, groups):
         state.findings.sliced_inside.add(state.module)
     if state.module in state.findings.sliced_inside:
         return None if out is None else out.repeat(groups)

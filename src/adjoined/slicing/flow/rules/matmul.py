@@ -228,6 +228,8 @@ def trilinear(state: State, call: Call) -> None:
     summed = sorted(call["sumdim"], reverse=True)
     carried = []
     for slot in slots:
+        if set(varying(slot)) & set(summed):
+            state.note_read(slot)
         if not set(varying(slot)) <= set(summed):
             for dim in summed:
                 slot = state.collapse(slot, [d for d in range(slot.ndim) if d != dim]).squeeze(dim)

@@ -34,6 +34,7 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
     slots = [[left_padded(slot, ndim) for slot in state.slots(tensor)] for tensor in operands]
     if sum(map(bool, slots)) > 1:
         slots = _weighed(state, [state.untangle(of_one) for of_one in slots])
+        _note_rows(state, operands, slots, out)
     labelled = [{d for slot in of_one for d in varying(slot)} for of_one in slots]
     every = [slot for of_one in slots for slot in of_one]
     united = state.unite(every) if sum(map(bool, slots)) > 1 else every
@@ -48,6 +49,18 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
                 state.pin(slot, Reason(Kind.FIXED_WIDTH, "combined with a tensor of fixed width"))
                 united = [other for other in united if other is not slot]  # of fixed width from here on
     state.carry(out, united)
+
+
+def _note_rows(state: State, operands: Sequence[Tensor], slots: Sequence[Sequence[Slot]], out: Tensor) -> None:
+    """Record channels that meet several rows of a weight, as prototypes of classes: written out, it is a product."""
+    wide = [{d for d in range(-tensor.ndim, 0) if tensor.shape[d] > 1} for tensor in operands]
+    for x, of_x, along_x in zip(operands, slots, wide, strict=True):
+        for weight, of_weight, along_weight in zip(operands, slots, wide, strict=True):
+            if along_weight - along_x and state.values.computed(x) and not state.values.computed(weight):
+                both = {d for slot in of_weight for d in varying(slot)}
+                for slot in of_x:
+                    if both & set(varying(slot)):
+                        state.note_read(slot)
 
 
 def _weighed(state: State, slots: list[list[Slot]]) -> list[list[Slot]]:

@@ -50,6 +50,11 @@ def reduction(state: State, call: Call) -> None:
     return None
 
 
+@rule("equal")
+def compared(state: State, call: Call) -> None:
+    """torch.equal returns no tensor, and may compare any channels."""
+
+
 def _in_pieces(state: State, slot: Slot, reduced: set[int]) -> bool:
     """Return whether each channel lies in pieces along the other dimensions, as behind a pixel shuffle; tie the pieces.
 
