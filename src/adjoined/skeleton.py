@@ -223,6 +223,7 @@ class Runner:
         kept = [vars(part).pop(name, None) for part, name in parameters] if self._checkpoints else []
         try:
             for (part, name), value in zip(parameters, bound, strict=True):
+                value._is_param = True  # to a forward, it is an nn.Parameter
                 part._parameters[name] = value  # pyright: ignore[reportArgumentType]
             return module(*args, **kwargs)
         except RuntimeError as error:

@@ -118,6 +118,22 @@ class CosineClassifier(Net):
 # ---- recurrence ------------------------------------------------------------------------------------------------------
 
 
+class SortedInPairs(Net):
+    """The larger of two neighbouring channels, then the smaller, as in networks of bounded slope."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, c // 2, 2, h, w).sort(2, descending=True)[0].view(n, c, h, w)
+
+
+class LargestOfThree(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, 4, c // 4, h, w).topk(3, 1)[0].flatten(1, 2)
+
+    reads = 24
+
+
 class Recurrent(Net):
     """A recurrent layer over the rows of the picture."""
 

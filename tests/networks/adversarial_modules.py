@@ -291,6 +291,15 @@ class ShortFilters(Net):
         return self.one(x)
 
 
+class NamesItsParameters(Net):
+    def parts(self) -> None:
+        self.kernel0 = nn.Parameter(torch.randn(32, 32, 3, 3) / 17)
+
+    def mid(self, x: Tensor) -> Tensor:
+        assert isinstance(self.kernel0, nn.Parameter)
+        return F.conv2d(x, self.get_parameter(f"kernel{0}"), padding=1)
+
+
 class Line(nn.Module):
     """Audio: strided 1-D convolutions, depthwise and transposed ones, and a gate."""
 

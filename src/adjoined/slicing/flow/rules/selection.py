@@ -15,17 +15,20 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 
 @rule("sort", "topk", "kthvalue", "mode", "median", "nanmedian", "argsort", "msort", "cummax", "cummin")
 def ordered(state: State, call: Call) -> None:
-    """Along positions, each channel is sorted on its own; along channels, values decide their order: full width."""
+    """Along positions, each channel is sorted on its own; along all channels, values decide their order: full width.
+
+    Groups of channels that are sorted each in itself, such as pairs, are kept or dropped whole.
+    """
     x = call.tensors[0]
     dim = call["dim"]
     dims = range(x.ndim) if dim is None and call.name in ("median", "nanmedian") else [-1 if dim is None else dim]
     dims = {0 if call.name == "msort" else d % x.ndim for d in dims}
     carried = []
     for slot in state.slots(x):
-        if dims & set(varying(slot)):
+        if varying(slot) and set(varying(slot)) <= dims:
             state.pin(slot, Reason(Kind.BY_VALUE, "sorted by value"))
         else:
-            carried.append(slot)
+            carried.append(state.collapse(slot, [d for d in range(slot.ndim) if d not in dims]))
     for out in call.outputs:
         gone = x.ndim - out.ndim
         state.carry(out, [slot.squeeze(sorted(dims)[0]) if gone == 1 else slot for slot in carried] if gone < 2 else [])
