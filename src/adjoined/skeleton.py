@@ -223,8 +223,7 @@ class Runner:
         kept = [vars(part).pop(name, None) for part, name in parameters] if self._checkpoints else []
         try:
             for (part, name), value in zip(parameters, bound, strict=True):
-                value._is_param = True  # to a forward, it is an nn.Parameter
-                part._parameters[name] = value  # pyright: ignore[reportArgumentType]
+                part._parameters[name] = _as_parameter(value)
             return module(*args, **kwargs)
         except RuntimeError as error:
             check_same_place(module, self._weights.base)
@@ -259,6 +258,13 @@ class Runner:
             if copied.follow(self._module):
                 return copied
         return _Copy(self._module, self._weights)
+
+
+def _as_parameter(part: Tensor) -> nn.Parameter:
+    """Return a slice itself, which a forward that asks takes for an `nn.Parameter`."""
+    if not isinstance(part, nn.Parameter):
+        part._is_param = True  # pyright: ignore[reportAttributeAccessIssue]
+    return part  # pyright: ignore[reportReturnType]
 
 
 class _Copy:
@@ -343,7 +349,7 @@ class _Lender:
         """Bind the missing slices before the module runs."""
         for name, shared in self.parameters:
             if module._parameters[name] is None:
-                module._parameters[name] = self.weights.slices_of(shared)[self.number]  # pyright: ignore[reportArgumentType]
+                module._parameters[name] = _as_parameter(self.weights.slices_of(shared)[self.number])
                 self.lent.append(name)
 
     def take_back(self, module: nn.Module, _args: object, _out: object) -> None:
