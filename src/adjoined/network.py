@@ -157,10 +157,11 @@ class AdjoinedNetwork(nn.Module):
         # Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
         # when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every
         # weight waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
-        late = exchanges_gradients() or self._weights.written
-        slices = None if late else self._weights.slices()
-        if slices is None:
+        slices = None
+        if exchanges_gradients():
             refuse_base_alone(self.base)
+        elif not self._weights.written:
+            slices = self._weights.slices()
         outputs = [self.base(*args, **kwargs)]
         slices = self._weights.slices() if slices is None else slices
         for number, runner in enumerate(self._runners):
