@@ -10,7 +10,7 @@ import torch
 
 from adjoined import AdjoinedError, adjoin, save
 from adjoined.cli import main
-from adjoined.data import open_data
+from adjoined.data import open_data, opening
 from adjoined.models import build
 from adjoined.runs.finished import open_images, open_run
 from adjoined.settings import Settings
@@ -52,6 +52,13 @@ def test_a_run_and_all_that_uses_it_normalise_as_the_network_says(
         assert torch.equal(open_images(run).val[0][0], x)
     assert main(["evaluate", str(result.folder), "--model", settings.model]) == 0
     assert "differ" not in capsys.readouterr().out
+
+
+def test_the_images_are_opened_once(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    opened, open_digits = [], opening._SETS["digits"]
+    monkeypatch.setitem(opening._SETS, "digits", lambda root: opened.append(root) or open_digits(root))
+    assert make_job(settings).images.info.mean == (0.5,)
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"std": [0.0]}, {"std": [0.5, 0.5]}, {"mean": [float("nan")]}, {"mean": "half"}])

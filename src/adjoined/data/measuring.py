@@ -76,6 +76,7 @@ def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Seque
         val=source.dataset(images, transform, info.mean, info.std),
         val_name=source.val_name if source.val is not None else "all of them",
         settings=settings,
+        vary=evaluation_transform,
         class_folders=source.class_folders,
         left_out=str(source.left_out),
         skipped=skipped,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,6 +53,7 @@ class ImageData:
         val: the validation images.
         val_name: their description in tables: "test set", "held-out split, seed 0".
         settings: the settings that it was opened with.
+        vary: builds the augmentation of the training images, for how they are prepared.
         class_folders: the folders of the classes, if every class has a folder.
         left_out: kinds and counts of files other than images; "" if there are none.
         skipped: names of the damaged files that were left out.
@@ -62,6 +64,7 @@ class ImageData:
     val: ImageDataset
     val_name: str
     settings: DataSettings
+    vary: Callable[[DataInfo], Transform]
     shifted: bool = False
     """Whether the augmentation consists only of shifts and flips."""
     splits: bool = False
@@ -69,6 +72,19 @@ class ImageData:
     class_folders: tuple[str, ...] = ()
     left_out: str = ""
     skipped: tuple[str, ...] = ()
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
+        """Return the same images with another normalisation; with their own, if it is not one for their channels."""
+        if len(mean) != self.info.channels:
+            return self
+        info = replace(self.info, mean=mean, std=std)
+        return replace(
+            self,
+            info=info,
+            train=type(self.train)(self.train.images, self.vary(info), mean, std),
+            val=type(self.val)(self.val.images, evaluation_transform(info), mean, std),
+            settings=replace(self.settings, normalisation=(mean, std)),
+        )
 
     def device_loader(
         self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1, views: int = 1
@@ -206,12 +222,14 @@ def open_data(settings: DataSettings, *, skipped: Collection[str] | None = None)
     limit = settings.limit
     if limit is not None:
         train = train.subset(choose_per_class(source.strata(train), lambda n: min(n, limit), settings.split_seed))
+    vary = partial(_variation, source, settings)
     return ImageData(
         info=info,
-        train=source.dataset(train, _variation(source, info, settings), info.mean, info.std),
+        train=source.dataset(train, vary(info), info.mean, info.std),
         val=source.dataset(val, evaluation_transform(info), info.mean, info.std),
         val_name=val_name,
         settings=settings,
+        vary=vary,
         shifted=source.shifted,
         splits=source.val is None,
         class_folders=source.class_folders,
@@ -220,7 +238,7 @@ def open_data(settings: DataSettings, *, skipped: Collection[str] | None = None)
     )
 
 
-def _variation(source: Source, info: DataInfo, settings: DataSettings) -> Transform:
+def _variation(source: Source, settings: DataSettings, info: DataInfo) -> Transform:
     if settings.shift is None:
         return source.vary(info, settings.augment)
     if not source.shifted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,13 +106,10 @@ def images_and_base(
 
 def as_expected(images: ImageData, model: nn.Module, settings: Settings) -> ImageData:
     """Return the images, normalised as a network of the user's own code expects them, if it tells."""
-    from adjoined.data import open_data
     from adjoined.models.usual import normalisation_of
 
     expected = normalisation_of(model) if settings.code else None
-    if expected in (None, images.settings.normalisation):
-        return images
-    return open_data(replace(images.settings, normalisation=expected), skipped=images.skipped)
+    return images if expected is None else images.normalised(*expected)
 
 
 def base_network(settings: Settings, images: ImageData, *, pretrained: bool = False) -> nn.Module:
