@@ -72,6 +72,6 @@ def joined_as(model: nn.Module, state: Mapping[str, Any]) -> AdjoinedNetwork:
     base = unwrap(model)
     layers = {name.rpartition(".")[0] for name, _ in base.named_parameters(remove_duplicate=False) if name in own}
     plans = [SlicePlan.from_json(plan) for plan in state["plans"]]
-    net = AdjoinedNetwork(base, plans, private_norms=False, private=sorted(layers))
+    net = AdjoinedNetwork(base, plans, private=sorted(layers))
     net.smalls.load_state_dict(state["smalls"])
     return net
