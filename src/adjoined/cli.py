@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from errno import EACCES, EDQUOT, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
+from errno import EACCES, EDQUOT, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -51,7 +51,7 @@ USER_MISTAKE = 2
 INTERRUPTED = 130
 
 # What the user can fix: a full or read-only disk, missing rights, a path of the wrong kind.
-FILE_TROUBLE = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOENT, ENOTDIR, EISDIR}
+FILE_TROUBLE = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
 
-from adjoined.data import DataRecord, DataSettings, ImageData, open_data, open_to_measure
+from adjoined.data import DataRecord, DataSettings, ImageData, checking, load_image, open_data, open_to_measure
 from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 from read_only import read_only
@@ -198,6 +198,35 @@ def test_a_byte_changed_inside_a_png_is_found(photos):
     assert "1.png: the image cannot be read" in line
     assert "and 1 other like it" in line
     assert "--bad-images skip" in line
+
+
+@pytest.mark.parametrize(
+    ("suffix", "how"),
+    [("jpg", {}), ("jpg", {"progressive": True}), ("webp", {"lossless": True}), ("gif", {}),
+     ("tif", {"compression": "tiff_lzw"}), ("tif", {"compression": "tiff_adobe_deflate"})],
+)  # fmt: skip
+def test_files_damaged_inside_are_found_as_decoding_finds_them(photos, suffix, how, monkeypatch):
+    random = np.random.default_rng(0)
+    whole = Image.open(photos / "cat" / "0.png").resize((64, 64))
+    for number in range(30):
+        path = photos / "dog" / f"damaged-{number}.{suffix}"
+        whole.save(path, **how)
+        content = bytearray(path.read_bytes())
+        place, size = random.integers(len(content) // 4, len(content) * 3 // 4), min(200, len(content) // 4)
+        content[place : place + size] = random.bytes(size) if number % 2 else bytes(size)
+        path.write_bytes(content)
+    unreadable = [name for name in sorted(os.listdir(photos / "dog")) if not is_readable(photos / "dog" / name)]
+    assert len(unreadable) > 1
+    assert f"and {len(unreadable) - 1} other" in refusal(opened(photos).check)
+    monkeypatch.setattr(checking, "DECODED", 0)  # as in a large data set
+    assert [Path(name).name for name in sorted(opened(photos, bad_images="skip").skipped)] == unreadable
+
+
+def is_readable(path: Path) -> bool:
+    try:
+        return load_image(path) is not None
+    except AdjoinedError:
+        return False
 
 
 def test_damaged_files_are_left_out_before_the_split_on_request(photos):

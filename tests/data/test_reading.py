@@ -3,12 +3,14 @@
 import os
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from adjoined.data import DataInfo, load_image, preprocess
 from adjoined.data.levels import plain
@@ -90,6 +92,53 @@ def test_values_without_a_known_range_are_refused(tmp_path, values, bits, sample
     path.write_bytes(tiff(values, bits=bits, sample_format=sample_format))
     with pytest.raises(AdjoinedError, match=r"^[^\n]*unknown\.tif: the range of the image's values is not known"):
         load_image(path)
+
+
+def test_signed_bytes_are_refused(tmp_path):
+    path = tmp_path / "signed.tif"
+    path.write_bytes(tiff(np.array([[-128, 127]], np.int8), bits=8, sample_format=2))
+    with pytest.raises(AdjoinedError, match=r"signed\.tif: a TIFF file of this layout .*got 8 bits, signed"):
+        load_image(path)
+
+
+def written(tags: dict[int, int | tuple[int, ...]], *strips: bytes) -> bytes:
+    """A TIFF of 20 x 16 pixels with these tags."""
+    directory, file = ImageFileDirectory_v2(prefix=b"II"), BytesIO()
+    places = tuple(sum(map(len, strips[:number])) for number in range(len(strips)))  # `save` adds its own length
+    shape = {256: 20, 257: 16, 278: 16, 259: 1, 273: places, 279: tuple(map(len, strips))}
+    for tag, value in (shape | tags).items():
+        directory[tag] = value
+    directory.save(file)
+    return file.getvalue() + b"".join(strips)
+
+
+@pytest.mark.parametrize(("bits", "read"), [(8, True), (16, False)])
+def test_colours_in_planes_are_read_or_refused(tmp_path, bits, read):
+    path = tmp_path / "planes.tif"
+    values = COLOUR.astype(f"<u{bits // 8}") * (257 if bits == 16 else 1)
+    strips = [np.ascontiguousarray(values[..., colour]).tobytes() for colour in range(3)]
+    path.write_bytes(written({258: (bits,) * 3, 262: 2, 277: 3, 284: 2}, *strips))
+    if read:
+        assert (seen(path) == COLOUR).all()
+    else:
+        with pytest.raises(AdjoinedError, match=r"planes\.tif: .*got 16 bits, a plane for each colour"):
+            load_image(path)
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_a_colour_map_of_eight_bits_is_read_like_one_of_sixteen(tmp_path, factor):
+    path = tmp_path / "palette.tif"
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256))
+    values = COLOUR[..., 0]
+    path.write_bytes(written({258: 8, 262: 3, 277: 1, 320: tuple(factor * colours.ravel())}, values.tobytes()))
+    assert (seen(path) == colours.T[values]).all()
+
+
+def test_a_bitmap_of_which_nothing_is_opaque_is_shown_without_its_transparency(tmp_path):
+    Image.fromarray(np.dstack([COLOUR, np.zeros((16, 20), np.uint8)])).save(tmp_path / "unset.bmp")
+    Image.fromarray(np.dstack([COLOUR, np.zeros((16, 20), np.uint8)])).save(tmp_path / "clear.png")
+    assert (seen(tmp_path / "unset.bmp") == COLOUR).all()
+    assert (seen(tmp_path / "clear.png") == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])

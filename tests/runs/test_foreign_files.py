@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import adjoined
 from adjoined.cli import main
+from adjoined.comparison.study import Study
+from adjoined.comparison.variants import read_variants
 from adjoined.errors import AdjoinedError
 from adjoined.files import write_whole, written_beside
 from adjoined.json_files import read_json, write_json
@@ -123,6 +126,30 @@ def test_training_writes_through_no_link(tmp_path, folder):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.parametrize("link", ["checkpoints", "checkpoints/best"])
+def test_weights_are_read_through_no_link(run, link, tmp_path, capsys):
+    assert adjoined.load(run, weights="best")
+    (run / link).rename(tmp_path / "elsewhere")
+    (run / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AdjoinedError, match=f"{link}: is a link"):
+        adjoined.load(run, weights="best")
+    assert main(["evaluate", str(run), "--weights", "best"]) == 2
+    assert "is a link" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", ["runs", "logs", "runs/standard-seed0"])
+def test_a_comparison_writes_through_no_link(link, tmp_path):
+    standard = read_variants(["standard"], TINY, unequal=False)
+    study = Study(tmp_path / "study", TINY, standard, 1)
+    assert study.path(*study.runs()[0]) == tmp_path / "study" / "runs" / "standard-seed0"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "study" / link).parent.mkdir(parents=True)
+    (tmp_path / "study" / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AdjoinedError, match=f"{link}: is a link"):
+        study.train(QUIET)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_link_waiting_under_the_name_of_a_file_is_replaced(tmp_path, secret):
     (tmp_path / "page.html").symlink_to(secret)
     write_whole(tmp_path / "page.html", lambda file: file.write(b"new"))
@@ -185,6 +212,14 @@ def test_a_network_is_not_built_larger_than_its_tensors(run, change):
         adjoined.load(run)
 
 
+def test_a_network_has_no_more_layers_than_its_tensors_account_for(run):
+    """Each of a million layers of one channel is small."""
+    many = {"depth": 1_000_000, "embed_dim": 3, "patch_size": 4}
+    edit(run / "base.json", lambda data: data["model"].update(spec="timm:vit_tiny_patch16_224", options=many))
+    with pytest.raises(AdjoinedError, match=r"base\.json: the network is far larger .* bytes in \d+ tensors"):
+        adjoined.load(run, "base")
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -203,6 +238,46 @@ def test_a_weights_file_is_as_long_as_it_says(run, header):
     (run / "small.safetensors").write_bytes((1 << 60).to_bytes(8, "little"))
     with pytest.raises(AdjoinedError, match="the weights are not those"):
         adjoined.load(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_classes": 2, "class_names": ["0", "1"]},
+        {"num_classes": 11, "class_names": list("0123456789a")},
+        {"channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3},
+    ],
+)
+def test_a_model_and_its_data_agree(run, change, tmp_path, capsys):
+    Image.new("L", (8, 8)).save(tmp_path / "digit.png")
+    for name in ("base", "small"):
+        edit(run / f"{name}.json", lambda data: data["data"].update(change))
+        assert main(["predict", str(run), str(tmp_path / "digit.png")]) == 2
+        assert f"{name if name == 'base' else 'base'}.json" in capsys.readouterr().err
+        with pytest.raises(AdjoinedError, match=rf"{name}\.json, model: the file is damaged"):
+            adjoined.load(run, name)
+
+
+@pytest.mark.parametrize("change", [{"mean": [0.1]}, {"class_names": list("9876543210")}, {"image_size": 7}])
+def test_networks_of_one_run_see_the_same_images(run, change):
+    edit(run / "small.json", lambda data: data["data"].update(change))
+    assert adjoined.load(run)
+    with pytest.raises(AdjoinedError, match=r"small\.json: the networks of the run were trained on different images"):
+        open_run(run)
+
+
+@pytest.mark.parametrize("names", [["base"], ["base", "small", "small"]])
+def test_figures_of_other_networks_are_measured_again(run, names, tmp_path):
+    kept = {each["name"]: each for each in read_json(run / "result.json", "anything")["networks"]}
+    times = {"latency": {"median_ms": 1e6, "lower_quartile_ms": 1e6, "upper_quartile_ms": 1e6, "calls": 9,
+                         "batch_size": 1, "threads": 1, "device": "cpu"}}  # fmt: skip
+    told = [{**kept[name], "figures": {**kept[name]["figures"], **times}} for name in names]
+    edit(run / "result.json", lambda data: data.update(networks=told))
+    assert main(["report", str(run), "--images", "0", "--out", str(tmp_path / "page.html")]) == 0
+    assert main(["push", str(run), "--to", str(tmp_path / "pushed")]) == 0
+    pushed = read_json(tmp_path / "pushed" / "result.json", "anything")["networks"]
+    assert [each["figures"]["name"] for each in pushed] == ["base", "small"]
+    assert all(each["figures"]["latency"]["median_ms"] < 1e6 for each in pushed)
 
 
 def test_a_description_without_a_size_of_images_is_built_all_the_same(run):

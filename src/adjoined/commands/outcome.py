@@ -28,9 +28,13 @@ def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
 
 
 def kept_or_measured(run: FinishedRun) -> list[Figures]:
-    """Return the recorded figures of a run, or measure them if the latency is missing: training does not time."""
+    """Return the recorded figures of a run; measure them if the latency is missing, or if they are of other networks.
+
+    Training does not time.
+    """
     kept = kept_figures(run.folder)
-    return kept if kept and all(each.latency for each in kept) else measure(run)
+    own = [each.name for each in kept] == [network.label for network in run.networks]
+    return kept if own and all(each.latency for each in kept) else measure(run)
 
 
 def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from adjoined.comparison.study import Study
 from adjoined.files import write_whole
 from adjoined.kinds import NAMES
 from adjoined.report import units
+from adjoined.report.page.story import read_history
 from adjoined.runs import RunFolder
 
 MISSING = "" if find_spec("matplotlib") else "No plots: pip install 'adjoined[plots]', and rerun the command."
@@ -120,12 +120,14 @@ def _curves(study: Study) -> Any:
     figure, axes = _figure(2)
     measure = measure_of(study)
     for place, variant in enumerate(study.variants):
-        rows = [_metrics(study.path(variant, n)) for n in range(study.seeds) if study.result(variant, n)]
+        folders = [study.path(variant, n) for n in range(study.seeds) if study.result(variant, n)]
+        runs = [read_history(RunFolder(each).metrics) for each in folders]
+        epochs = min(map(len, runs), default=0)
+        known = set.intersection(*(set(row) for run in runs for row in run[:epochs])) if epochs else set()
         for axis, base in zip(axes, (True, False), strict=True):
-            names = sorted({k for run in rows for k in run[0] if k.startswith("val_") and k.endswith(f"_{measure}")})
+            names = sorted(each for each in known if each.startswith("val_") and each.endswith(f"_{measure}"))
             for name in [each for each in names if each.startswith("val_base") == base]:
-                epochs = min(len(run) for run in rows)
-                means = [100 * mean(float(run[epoch][name]) for run in rows) for epoch in range(epochs)]
+                means = [100 * mean(run[epoch][name] for run in runs) for epoch in range(epochs)]
                 network = name.removeprefix("val_").removesuffix(f"_{measure}")
                 network = "" if network in ("base", "small") else f" {network}"
                 axis.plot(
@@ -141,11 +143,6 @@ def _curves(study: Study) -> Any:
         if axis.has_data():
             axis.legend(fontsize=6)
     return figure
-
-
-def _metrics(folder: Path) -> list[dict[str, str]]:
-    with open(RunFolder(folder).metrics, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _figure(panels: int) -> tuple[Any, Sequence[Any]]:

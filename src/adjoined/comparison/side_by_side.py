@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.comparison.study import Failure, Run, Study
 from adjoined.errors import AdjoinedError
+from adjoined.files import make_folder, refuse_link
 from adjoined.methods import METHODS, ends_the_same
 from adjoined.report.console import say
 from adjoined.settings import Settings
@@ -107,7 +108,10 @@ def _start(study: Study, run: Run, place: int, jobs: int) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU that its parent has touched
     outcome, sender = context.Pipe(duplex=False)
     known = [study.path(*each) for each in study.runs()]
-    arguments = (run[0].run_settings(run[1]), study.path(*run), known, _log(study, run), sender)
+    log = _log(study, run)
+    make_folder(log.parent)
+    refuse_link(log)
+    arguments = (run[0].run_settings(run[1]), study.path(*run), known, log, sender)
     process = context.Process(target=_work, args=arguments)
     with _environment(_share(study.settings, place, jobs)):
         process.start()
@@ -119,7 +123,6 @@ def _work(settings: Settings, folder: Path, known: list[Path], log: Path, outcom
     """Do one run, in the new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())

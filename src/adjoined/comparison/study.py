@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.comparison.variants import OWN, Variant
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write
+from adjoined.files import cannot_write, refuse_link
 from adjoined.json_files import read_json, write_json
 from adjoined.plain import entry
 from adjoined.report.console import say
@@ -153,12 +153,14 @@ class Study:
         A run locks its own folder in any case.
 
         Raises:
-            AdjoinedError: it cannot be written to, or another process works in it.
+            AdjoinedError: it cannot be written to, a folder in it is a link, or another process works in it.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(error, self.folder) from error
+        for place in (self.folder / "runs", self.folder / "logs", *(self.path(*run) for run in self.runs())):
+            refuse_link(place)
         with locked(self.folder) if alone else nullcontext():
             summary = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
             write_json(self.folder / RECORD, {"format": FORMAT, **summary, "settings": asdict(self.settings)})

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO, _SIGNED = 258, 262, 339, 0, 2  # TIFF tags and two of their values
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 259, 262, 284, 339  # TIFF tags
+_UNCOMPRESSED, _WHITE_IS_ZERO, _ONE_PER_COLOUR, _SIGNED = 1, 0, 2, 2  # values of these tags
 _COLOUR = ("P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -28,7 +29,7 @@ def plain(image: Image) -> Image:
         A PIL image of mode L or RGB; `image` itself if it is one already.
 
     Raises:
-        AdjoinedError: the values have no known range, or the mode is unknown.
+        AdjoinedError: the values have no known range, or Pillow does not read their layout.
 
     Example:
         >>> from PIL import Image
@@ -36,6 +37,7 @@ def plain(image: Image) -> Image:
         204
     """
     tags = getattr(image, "tag_v2", {})  # before the image is rotated: the copy has no tags
+    check_layout(image)
     image = upright(image)
     if image.mode[0] in "IF":
         return _eight_bits(image, tags)
@@ -46,6 +48,21 @@ def plain(image: Image) -> Image:
     if image.mode in _COLOUR:
         return image if image.mode == "RGB" else image.convert("RGB")
     raise AdjoinedError("unknown kind of image", where="image", expected="grey or colour", got=f"mode {image.mode}")
+
+
+def check_layout(image: Image) -> None:
+    """Raise AdjoinedError if it is a TIFF whose values Pillow would misread; this takes only its header."""
+    tags = getattr(image, "tag_v2", {})
+    bits, signed = tags.get(_BITS, (0,)), _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    planes = len(bits) > 1 and tags.get(_PLANES) == _ONE_PER_COLOUR and tags.get(_COMPRESSION, 1) == _UNCOMPRESSED
+    if (signed and max(bits) <= 8) or (planes and max(bits) > 8):
+        raise AdjoinedError(
+            "a TIFF file of this layout cannot be read",
+            where="image",
+            expected="unsigned values; with 16 bits, the colours of a pixel side by side",
+            got=f"{max(bits)} bits, {'signed' if signed else 'a plane for each colour'}",
+            fix="Save it as PNG.",
+        )
 
 
 def upright(image: Image) -> Image:
@@ -69,7 +86,9 @@ def _on_white(image: Image) -> Image:
     grey = image.mode in ("1", "L", "LA", "La")
     if image.mode in ("La", "RGBa"):  # colours already multiplied by their opacity
         image = image.convert(f"{image.mode[:-1]}A")
-    image = image.convert("RGBA")
+    bitmap, image = image.format == "BMP", image.convert("RGBA")
+    if bitmap and image.getchannel("A").getextrema() == (0, 0):  # unset rather than transparent: browsers ignore it
+        image.putalpha(255)
     white = pillow.new("RGBA", image.size, "white")
     return pillow.alpha_composite(white, image).convert("L" if grey else "RGB")
 

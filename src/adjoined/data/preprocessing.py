@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Transform = Callable[[Tensor], Tensor]
-
+_COLOUR_MAP = 320  # a TIFF tag
 
 MOST_PIXELS = 2**26
 """Most pixels of an image, decoded or resized: a file of a hundred bytes can ask for gigabytes."""
@@ -77,6 +77,7 @@ def opened_image(path: str | Path) -> Iterator[Image]:
         with open(path, "rb") as file, Image.open(file, formats=formats) as image:
             check_pixels(*image.size)
             _scale_transparent_colour(image)
+            _widen_colour_map(image)
             yield image
     except FileNotFoundError:
         raise AdjoinedError("no such image", where=path) from None
@@ -128,6 +129,14 @@ def _scale_transparent_colour(image: Image) -> None:
         image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[rawmode]
     elif rawmode == "RGB;16B" and isinstance(key, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _widen_colour_map(image: Image) -> None:
+    """Read a TIFF's colour map of 8-bit values, as old programs write it, as viewers do; Pillow makes it black."""
+    if image.mode in ("P", "PA") and max(colours := getattr(image, "tag_v2", {}).get(_COLOUR_MAP, (256,))) < 256:
+        from PIL import ImagePalette
+
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
 
 
 def to_tensor(image: Image, channels: int) -> Tensor:

@@ -128,6 +128,16 @@ def with_networks(folder: Path, holder: Path, result: RunResult, model: str | No
         description = read_description(holder, network.name)
         module = load(holder, network.name, model=model)
         networks.append(FinishedNetwork(network.name, module, description, network))
+    # Each command prepares the images once; a carried teacher may name the folder where they were.
+    seen = [replace(DataInfo.from_json(each.description["data"]), name="") for each in networks]
+    for network, info in zip(networks, seen, strict=True):
+        if info != seen[0]:
+            raise AdjoinedError(
+                "the networks of the run were trained on different images",
+                where=RunFolder(holder).description(network.name),
+                expected=f"the classes and normalisation of {networks[0].name}.json",
+                fix="Restore the files that the run wrote.",
+            )
     return FinishedRun(folder, result, tuple(networks))
 
 

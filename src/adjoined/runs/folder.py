@@ -100,7 +100,7 @@ class RunFolder:
                 of the epoch with the best validation accuracy of the small networks.
 
         Raises:
-            AdjoinedError: the run has none of these.
+            AdjoinedError: the run has none of these, or a link in their place.
         """
         if weights not in WEIGHTS:
             expected = f"one of {', '.join(WEIGHTS)}"
@@ -108,6 +108,8 @@ class RunFolder:
         if weights == "final" or (weights == "last" and self.finished):
             return self.path
         folder = self.checkpoints / weights
+        for each in (self.checkpoints, folder):
+            refuse_link(each)
         if not (folder / self.record.name).is_file():
             there = [each for each in WEIGHTS[:-1] if (self.checkpoints / each / self.record.name).is_file()]
             there += ["final"] if self.finished else []

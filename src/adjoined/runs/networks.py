@@ -35,6 +35,8 @@ MOST_SMALLER = 4096
 T = TypeVar("T")
 _ATTEMPTS = 5
 Model = nn.Module | str | Callable[[], nn.Module]
+SavedShapes = tuple[dict[str, tuple[int, ...]], int]
+"""The shapes in a weights file, and its size in bytes."""
 
 
 def load(
@@ -104,8 +106,8 @@ def _version(folder: Path) -> tuple[int, int] | None:
 
 def _loaded(run: RunFolder, which: str, model: Model | None) -> nn.Module:
     description = read_description(run.path, which)
-    _, size = read_shapes(run.weights(which))
-    module = rebuild(description, where=run.description(which), model=model, tensor_bytes=size)
+    saved = read_shapes(run.weights(which))
+    module = rebuild(description, where=run.description(which), model=model, saved=saved)
     load_weights(module, run.weights(which), description["sha256"])
     return module.eval()
 
@@ -142,13 +144,15 @@ def _checked(data: dict[str, Any], where: Path) -> dict[str, Any]:
     check(bool(re.fullmatch(r"[0-9a-f]{64}", entry(data, "sha256", str, where))), where, "a SHA-256", data["sha256"])
     if "plan" not in data or data["plan"] is not None:
         SlicePlan.from_json(entry(data, "plan", dict, where), where=f"{where}, plan")
-    DataInfo.from_json(entry(data, "data", dict, where), where=f"{where}, data")
+    info = DataInfo.from_json(entry(data, "data", dict, where), where=f"{where}, data")
+    wanted, told = (info.num_classes, info.channels), (model["num_classes"], model["in_channels"])
+    check(told == wanted, f"{where}, model", f"{wanted[0]} classes and {wanted[1]} channels, as in its data", told)
     entry(data, "metrics", dict, where)
     return data
 
 
 def rebuild(
-    description: Mapping[str, Any], *, where: object, model: Model | None = None, tensor_bytes: int | None = None
+    description: Mapping[str, Any], *, where: object, model: Model | None = None, saved: SavedShapes | None = None
 ) -> nn.Module:
     """Build the module of a description, with arbitrary weights.
 
@@ -156,8 +160,8 @@ def rebuild(
         description: as `read_description` returns it.
         where: its file, named in errors.
         model: as in `load`.
-        tensor_bytes: size of the saved tensors, if the description is untrusted: a network that needs far more is not
-            built.
+        saved: what `read_shapes` says of the saved tensors, if the description is untrusted: a network that needs far
+            more is not built.
     """
     from adjoined import models
 
@@ -183,18 +187,19 @@ def rebuild(
                 fix=f"Pass it: --model {recipe['spec']}, or in Python load(..., model={recipe['spec']!r}), a module, "
                 "or a function that returns one.",
             )
-        with nullcontext() if tensor_bytes is None else Ceiling(_base_bytes(plan, tensor_bytes, where), where):
+        with nullcontext() if saved is None else Ceiling(*_base_size(plan, saved, where), where):
             module = _build_described(recipe["spec"], size, recipe["options"], where)
     return module if plan is None else plan.apply(module)
 
 
-def _base_bytes(plan: SlicePlan | None, small_bytes: int, where: object) -> int:
-    """Return the base network's plausible size in bytes, given a small network's file."""
+def _base_size(plan: SlicePlan | None, saved: SavedShapes, where: object) -> tuple[int, int]:
+    """Return the base network's plausible number of tensors and size in bytes, given a network's file."""
+    shapes, small_bytes = saved
     if plan is None:
-        return small_bytes
+        return len(shapes), small_bytes
     size = 8 * sum(prod(shape) for shape in plan.shapes.values())
     check(size <= MOST_SMALLER * (small_bytes + (1 << 20)), where, "shapes that fit the small network's file", size)
-    return size
+    return len(plan.shapes), size
 
 
 def _build_described(spec: str, size: Mapping[str, Any], options: Mapping[str, Any], where: object) -> nn.Module:
@@ -246,7 +251,7 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
     module.load_state_dict(tensors, strict=False)  # tied tensors have one name in the file
 
 
-def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
+def read_shapes(path: Path) -> SavedShapes:
     """Return the shapes in a safetensors file and its size in bytes, without reading the tensors.
 
     Raises:

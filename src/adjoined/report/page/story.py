@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -17,7 +16,6 @@ from adjoined.export.record import ExportedFile, read_exports
 from adjoined.files import read_bytes
 from adjoined.kinds import MAIN, task_kind
 from adjoined.report.figures import Figures
-from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.folder import name_for
 from adjoined.settings import Settings
@@ -74,12 +72,11 @@ class RunStory:
         return self.result is not None and self.result.own_loop
 
 
-def read_story(folder: str | Path, figures: Sequence[Figures] | None = None, *, weights: str = "final") -> RunStory:
-    """Read a run folder; nothing is computed and no network is built.
+def read_story(folder: str | Path, *, weights: str = "final") -> RunStory:
+    """Read a run folder, without the figures of its networks; nothing is computed and no network is built.
 
     Args:
         folder: the run folder, of a finished or unfinished run.
-        figures: figures of the finished networks; by default those in the run's result.json, if any.
         weights: the networks whose timings and exports to read: "final", "last" or "best".
 
     Raises:
@@ -94,7 +91,6 @@ def read_story(folder: str | Path, figures: Sequence[Figures] | None = None, *, 
         record=record,
         history=tuple(read_history(run.metrics)),
         result=result,
-        figures=tuple(figures if figures is not None else kept_figures(run.path)),
         benchmark=read_benchmark(benchmark) if benchmark.is_file() else None,
         exports=tuple(read_exports(run.path / name_for(run.exports.name, weights))),
     )
