@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EDQUOT, EFBIG, ELOOP, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -38,7 +38,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         write: called with the open binary file; writes the content to it.
 
     Raises:
-        AdjoinedError: the disk is full or the folder is not writable; the old file is kept.
+        AdjoinedError: the disk is full, the folder is not writable, or the file is a device or a pipe; what was there
+            is kept.
 
     Example:
         >>> import tempfile
@@ -47,6 +48,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         >>> path.read_text()
         '42'
     """
+    _refuse_device(path)
     beside = _name_beside(path)
     try:
         # An unguessable name and a file that must not exist yet: nobody can have placed a link there.
@@ -222,6 +224,7 @@ def check_writable(path: Path) -> None:
         raise AdjoinedError("is a folder", where=path, expected="a file", fix="Name a file in it.")
     if not path.parent.is_dir():
         raise AdjoinedError("no such folder", where=path.parent, fix="Create it, or choose another one.")
+    _refuse_device(path)
     try:
         with TemporaryFile(dir=path.parent):
             pass
@@ -313,6 +316,14 @@ def cannot_write(error: OSError, path: object) -> AdjoinedError:
             fix="Free some space and continue with --resume; files written earlier are kept.",
         )
     return AdjoinedError(f"cannot be written: {error.strerror or error}", where=path, fix="Choose a writable folder.")
+
+
+def _refuse_device(path: Path) -> None:
+    """Raise AdjoinedError for /dev/null, a pipe and the like, which a rename would replace, for all programs."""
+    with suppress(OSError):
+        kind = stat.S_IFMT(path.lstat().st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK) or path.parent.resolve() == Path("/dev"):
+            raise AdjoinedError("is not a regular file", where=path, expected="a new file, or one to replace")
 
 
 def _name_beside(path: Path) -> Path:

@@ -320,6 +320,7 @@ def test_a_setting_out_of_range_is_named(wrong):
 
 def test_a_missing_folder_is_named(tmp_path):
     assert str(tmp_path / "none") in refusal(name=f"folder:{tmp_path / 'none'}")
+    assert "folder:': the path is missing" in refusal(name="folder:")  # not the current folder
 
 
 def test_an_empty_class_is_named(photos):

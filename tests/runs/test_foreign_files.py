@@ -18,7 +18,7 @@ from adjoined.cli import main
 from adjoined.comparison.study import Study
 from adjoined.comparison.variants import read_variants
 from adjoined.errors import AdjoinedError
-from adjoined.files import write_whole, written_beside
+from adjoined.files import check_writable, write_whole, written_beside
 from adjoined.json_files import read_json, write_json
 from adjoined.runs import RunFolder
 from adjoined.runs.finished import open_run
@@ -156,6 +156,16 @@ def test_a_link_waiting_under_the_name_of_a_file_is_replaced(tmp_path, secret):
     assert (tmp_path / "page.html").read_text() == "new"
     assert not (tmp_path / "page.html").is_symlink()
     assert secret.read_text() == "SECRET"
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["plan", "resnet20", "--out", str(tmp_path / "pipe")]) == 2
+    assert "pipe: is not a regular file" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
+    for place in (tmp_path / "pipe", Path("/dev/stdout"), Path(os.devnull)):  # this only asks: a test may run as root
+        with pytest.raises(AdjoinedError, match=f"{place}: is not a regular file"):
+            check_writable(place)
 
 
 def test_the_name_beside_is_new_each_time_and_leaves_nothing(tmp_path):

@@ -16,11 +16,17 @@ BadImages = Literal["stop", "skip"]
 def folder_of(name: str) -> Path | None:
     """Return the path of KIND:PATH; None for the name of a known data set.
 
+    Raises:
+        AdjoinedError: PATH is empty, as after an unset variable of the shell; it would mean the current folder.
+
     Example:
         >>> str(folder_of("folder:photos")), folder_of("cifar10")
         ('photos', None)
     """
-    return Path(name.partition(":")[2]).expanduser() if kind_of(name) else None
+    path = name.partition(":")[2]
+    if kind_of(name) and not path:
+        raise AdjoinedError("the path is missing", where=f"data set {name!r}", expected=f"{name}PATH")
+    return Path(path).expanduser() if kind_of(name) else None
 
 
 @dataclass
