@@ -165,6 +165,20 @@ def _exchange(one: Path, other: Path) -> bool:
     return library.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in the block, which reads a file of an existing folder and writes it changed."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def is_part(name: str) -> bool:
     """Return whether this is the name of an incomplete file or folder, written by one of these functions.
 

@@ -1,5 +1,6 @@
 """The user's own folders: which files are read, which are damaged, and which have changed."""
 
+import gzip
 import os
 import shutil
 from dataclasses import replace
@@ -390,5 +391,7 @@ def test_a_damaged_record_is_refused(photos, tmp_path):
     DataRecord.of(data).write(record, files, data)
     files.write_bytes(files.read_bytes()[:40])
     assert "damaged" in refusal(DataRecord.read(record).check, opened(photos, split_seed=3), files)
+    files.write_bytes(gzip.compress(b"train\t1 0\tcat/0.png\n" * 1_000_000))  # a small file that unpacks to a large one
+    assert "listed twice" in refusal(DataRecord.read(record).check, opened(photos, split_seed=3), files)
     record.write_text('{"format": "adjoined-data", "version": 1, "train": 3}')
     assert "data.json" in refusal(DataRecord.read, record)

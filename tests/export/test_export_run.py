@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from torch import Tensor
 from adjoined import AdjoinedError, export
 from adjoined.cli import main
 from adjoined.export.of_run import Exporter
+from adjoined.export.record import file_name, read_exports, record
 from adjoined.export.targets import find_target
 from adjoined.runs.finished import FinishedRun, open_images, open_run
 from adjoined.training import train
@@ -57,6 +60,20 @@ def test_every_file_is_recorded_with_its_difference(exported: Path):
         assert entry["difference"]["other_class"] == 0
         assert entry["versions"]["torch"]
     assert files["small.xml"]["bytes"] == sum((exported / f"small.{end}").stat().st_size for end in ("xml", "bin"))
+
+
+def test_exports_at_the_same_time_are_all_recorded(tmp_path: Path):
+    networks = ["base", *(f"small-{number}" for number in range(1, 9))]
+    entries = [
+        {"file": file_name(network, target, int8=False), "network": network, "target": target.name, "int8": False}
+        for network in networks
+        for target in (find_target("onnx"), find_target("torch-export"))
+    ]
+    for each in entries:
+        (tmp_path / each["file"]).touch()
+    with ThreadPoolExecutor(len(entries)) as threads:
+        list(threads.map(partial(record, tmp_path), entries))
+    assert {each.file for each in read_exports(tmp_path)} == {each["file"] for each in entries}
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])

@@ -1,6 +1,7 @@
 """The run folder and the finished networks in it: what is promised, and what is refused."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -198,6 +199,15 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(tmp_path):
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_group_that_shares_a_folder_shares_its_lock(tmp_path):
+    before = os.umask(0o002)
+    try:
+        with locked(tmp_path):
+            assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -218,6 +218,8 @@ def _read_files(path: Path) -> _Files:
         with open_regular(path, _KIND) as packed, gzip.open(packed) as lines:
             while line := lines.readline(_LONGEST_LINE):
                 part, figures, name = line.decode().rstrip("\n").split("\t", 2)
+                if name in files:  # no run writes it; a small file could unpack to any number of such lines
+                    raise ValueError(f"{name[:80]!r} is listed twice")
                 size, checksum = figures.split(" ")
                 files[name] = _File(part, int(size), checksum)
     except (OSError, EOFError, ValueError, zlib.error) as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from adjoined.errors import AdjoinedError
 from adjoined.export.targets import TARGETS, Target
+from adjoined.files import one_at_a_time
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import check_name
 from adjoined.schema import conform
@@ -79,8 +80,10 @@ def record(folder: Path, entry: Mapping[str, Any]) -> None:
     Raises:
         AdjoinedError: the record is damaged, or cannot be written.
     """
-    kept = [each for each in _entries(folder) if each["file"] != entry["file"] and (folder / each["file"]).exists()]
-    write_json(folder / NAME, {"format": "adjoined-export", "version": FORMAT, "files": [*kept, entry]})
+    with one_at_a_time(folder):  # two exports of a run, to two targets
+        others = [each for each in _entries(folder) if each["file"] != entry["file"]]
+        kept = [each for each in others if (folder / each["file"]).exists()]
+        write_json(folder / NAME, {"format": "adjoined-export", "version": FORMAT, "files": [*kept, entry]})
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:

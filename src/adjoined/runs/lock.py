@@ -32,7 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
     if path in _held:  # a record lock does not exclude its own process
         raise _in_use(folder)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise cannot_write(error, folder) from error
     try:

@@ -145,8 +145,8 @@ def _checked(data: dict[str, Any], where: Path) -> dict[str, Any]:
     if "plan" not in data or data["plan"] is not None:
         SlicePlan.from_json(entry(data, "plan", dict, where), where=f"{where}, plan")
     info = DataInfo.from_json(entry(data, "data", dict, where), where=f"{where}, data")
-    wanted, told = (info.num_classes, info.channels), (model["num_classes"], model["in_channels"])
-    check(told == wanted, f"{where}, model", f"{wanted[0]} classes and {wanted[1]} channels, as in its data", told)
+    wanted, found = (info.num_classes, info.channels), (model["num_classes"], model["in_channels"])
+    check(found == wanted, f"{where}, model", f"{wanted[0]} classes and {wanted[1]} channels, as in its data", found)
     entry(data, "metrics", dict, where)
     return data
 
