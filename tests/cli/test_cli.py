@@ -295,6 +295,10 @@ def test_no_code_runs_because_a_file_names_it(capsys: pytest.CaptureFixture[str]
     code.write_text(f"open({str(trace)!r}, 'w')\ndef build(num_classes): raise SystemExit\n")
     file.write_text(f"model: {code}:build\n")
     assert f"add --model {code}:build" in fails(capsys, "train", "--config", str(file), "--run", str(tmp_path / "run"))
+    file.write_text(f"latency_command: touch {trace}\nbudget: 3 ms\n")
+    told = fails(capsys, "train", "--config", str(file), "--run", str(tmp_path / "run"), "--dry-run")
+    assert f"touch {trace}: the settings file names a command" in told
+    assert "--latency-command" in told
     assert not trace.exists()
     assert not (tmp_path / "run").exists()
 

@@ -65,6 +65,12 @@ def main(argv: Sequence[str]) -> None:
         return
     run, settings, timing, chosen = _read(argv, given)
     check_code_is_named(given, settings)
+    if timing.latency_command is not None and "latency_command" not in given:
+        raise AdjoinedError(
+            "the settings file names a command, and a file never decides which code runs",
+            where=timing.latency_command,
+            fix="If you trust it, give it by --latency-command.",
+        )
     folder = Path(run.resume or run.run or _new_folder(settings))
     if run.resume is None:
         settings, found = measure_first(settings, timing, None if run.dry_run else folder)
