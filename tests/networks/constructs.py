@@ -262,6 +262,61 @@ class Resampled(Net):
         return F.adaptive_avg_pool2d(F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 2), 4)
 
 
+class PaddedByAttribute(Net):
+    """A shortcut that gets as many channels of zeros as the module says."""
+
+    reads = 64
+
+    def parts(self) -> None:
+        self.one, self.more = conv(32, 64), 32
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.one(x) + F.pad(x, (0, 0, 0, 0, 0, self.more))
+
+
+class PaddedToFit(Net):
+    """The same, with channels in front, and their number from the tensors' shapes."""
+
+    reads = 64
+
+    def parts(self) -> None:
+        self.one = conv(32, 64)
+
+    def mid(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return y + F.pad(x, (0, 0, 0, 0, y.shape[1] - x.shape[1], 0))
+
+
+class DividedByOnes(Net):
+    """Attention without a softmax: a column of ones beside the values sums the weights, by which heads are divided."""
+
+    def parts(self) -> None:
+        self.qkv, self.features = nn.Conv2d(32, 96, 1), 8
+
+    def mid(self, x: Tensor) -> Tensor:
+        qkv = self.mixed(self.qkv(x)).reshape(len(x), -1, 3 * self.features, 64)
+        query, key, value = qkv.transpose(2, 3).chunk(3, -1)
+        out = query.relu() @ (key.relu().transpose(2, 3) @ F.pad(value, (0, 1), value=1.0))
+        out = out[..., :-1] / (out[..., -1:] + 1e-3)
+        return out.transpose(2, 3).reshape(len(x), -1, 8, 8)
+
+    def mixed(self, qkv: Tensor) -> Tensor:
+        return qkv
+
+
+class DividedByOnesAtTwoScales(DividedByOnes):
+    """More heads, from a grouped convolution with a group for the queries of a head, one for its keys, and so on."""
+
+    reads = 64
+
+    def parts(self) -> None:
+        super().parts()
+        self.around, self.within = conv(96, 96, groups=96), nn.Conv2d(96, 96, 1, groups=12)
+
+    def mixed(self, qkv: Tensor) -> Tensor:
+        return torch.cat([qkv, self.within(self.around(qkv))], 1)
+
+
 class PlacesAttend(Net):
     """Attention between places, as in non-local networks."""
 
@@ -341,6 +396,7 @@ NARROWING: list[type[Net]] = [
     Chain, Residual, DenseConcat, ConcatWithItself, ChunkGate, SplitSizes, PixelShuffle, PixelUnshuffle,
     FlattenBeforeLinear, SqueezeExcitation, Depthwise, DepthwiseMultiplier, GroupedInWholeGroups,
     GroupedDownToOneGroup, GroupedInside, Transposed, GroupedTransposed, CalledThreeTimes, TiedParameters,
-    RawParameters, Einsum, GroupNorm, InstanceNormAndPReLU, FeaturewiseModulation, Resampled, PlacesAttend,
-    PositionTable, Volumes, Conditions, WidthAsserted, LowRankAdapter,
+    RawParameters, Einsum, GroupNorm, InstanceNormAndPReLU, FeaturewiseModulation, Resampled, PaddedByAttribute,
+    PaddedToFit, DividedByOnes, DividedByOnesAtTwoScales, PlacesAttend, PositionTable, Volumes, Conditions,
+    WidthAsserted, LowRankAdapter,
 ]  # fmt: skip

@@ -102,6 +102,32 @@ class ZeroPaddedShortcut(Net):
         return self.one(x) + F.pad(x, (0, 0, 0, 0, 16, 16))
 
 
+class CroppedByPadding(Net):
+    reads = 24
+
+    def mid(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, 0, -8))
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(15, 32))
+
+
+class RelativePositions(Net):
+    """Attention along a picture's rows: a weight for each distance, moved to its place by padding and folding."""
+
+    def parts(self) -> None:
+        self.table = Positions()
+
+    def mid(self, x: Tensor) -> Tensor:
+        rows = x.permute(0, 2, 3, 1).flatten(0, 1)
+        distances = F.pad(rows @ self.table.weight.t(), (0, 1)).flatten(1)
+        weights = F.pad(distances, (0, 7)).view(-1, 9, 15)[:, :8, 7:].softmax(-1)
+        return (weights @ rows).unflatten(0, (-1, 8)).permute(0, 3, 1, 2)
+
+
 class Sorted(Net):
     def mid(self, x: Tensor) -> Tensor:
         return x.sort(1)[0]

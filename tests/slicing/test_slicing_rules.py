@@ -111,6 +111,8 @@ WIDE: list[tuple[type[Net], str, str]] = [
     (odd.PositionsWritten, "stem.0", rf"combined with a tensor of fixed width, in {OWN_FORWARD} \(add\)"),
     (odd.HardCodedOrder, "stem.0", rf"{OWN_FORWARD} \(index_select\)"),
     (odd.ZeroPaddedShortcut, "stem.0", rf"padded with a fixed number of channels, in {OWN_FORWARD}"),
+    (odd.CroppedByPadding, "stem.0", rf"cut off by a padding of fixed size, in {OWN_FORWARD}"),
+    (odd.RelativePositions, "table", rf"padded with a fixed number of channels, in {OWN_FORWARD}"),
     (odd.Sorted, "stem.0", r"sorted by value"),
     (odd.Fourier, "stem.0", r"a Fourier transform along the channels"),
     (odd.Rolled, "stem.0", r"two channel groups meet in 'body'"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adjoined.slicing.flow.labels import Slot
 from adjoined.slicing.flow.sizes import Site, Size
+from adjoined.slicing.plan.reasons import Reason
 
 
 class Sum(NamedTuple):
@@ -83,6 +84,8 @@ class Findings:
     """Labels of channels that some operator reduces to a number, such as their mean or the largest."""
     decided: set[int] = field(default_factory=set)
     """Labels of channels of which code reads a statistic, such as the confidence by which an early exit decides."""
+    padded: dict[int, Reason] = field(default_factory=dict)
+    """Label of what is padded along its own dimension -> why it stays wide, unless it may be narrowed."""
     kernels: list[list[tuple[int, Slot]]] = field(default_factory=list)
     """Kernels that the model computes: for each, (dimension along which a slot varies, slot)."""
     sums: list[Sum] = field(default_factory=list)

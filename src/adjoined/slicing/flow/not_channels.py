@@ -39,6 +39,7 @@ def pin_places(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | N
         layers: names of the weights of convolutions and linear layers.
     """
     _pin_unused(ties, findings)
+    _pin_padded(ties, findings, labels, layers)
     _pin_banks(ties, findings, labels, layers)
     _pin_experts(ties, findings, labels, layers)
 
@@ -49,6 +50,16 @@ def _pin_unused(ties: Ties, findings: Findings) -> None:
     for root, members in sets_of(ties.roots()):
         if root not in used:
             ties.pin(torch.tensor(members, dtype=LABEL, device="cpu"), NOT_CHANNELS)
+
+
+def _pin_padded(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
+    """Pin what is padded and belongs to no layer, such as relative positions: code folds them with fixed numbers."""
+    if findings.padded:
+        vectors = (vector for name in layers for vector in labels.get(name, ()) if vector is not None)
+        of_layers = {ties.find(label) for vector in vectors for label in vector.tolist()}
+        for label, why in findings.padded.items():
+            if ties.find(label) not in of_layers:
+                ties.pin(torch.tensor([label], device="cpu"), why)
 
 
 def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:

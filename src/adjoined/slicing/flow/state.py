@@ -28,6 +28,7 @@ from adjoined.slicing.flow.labels import (
 from adjoined.slicing.flow.sizes import GROUPED, Mismatch, Site, Size, check_sizes, line_of_code, sizes_in, sizes_of
 from adjoined.slicing.flow.slots import Slots
 from adjoined.slicing.flow.values import Values
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 GroupChoice = Callable[[str, int, int], bool]
 """(module, groups, channels per group) of a grouped convolution -> True: slice inside the groups, False: whole ones."""
@@ -101,6 +102,12 @@ class State(Slots):
         """Record that the current operator reduces these channels to a number."""
         if not self.strict:
             self.findings.reduced.update(distinct(slot))
+
+    def note_padded(self, slot: Slot) -> None:
+        """Record that the current operator pads these channels, by a number that code may have fixed."""
+        if not self.strict:
+            why = Reason(Kind.FIXED_PADDING, f"padded with a fixed number of channels, in {self.here}")
+            self.findings.padded.update((label, why) for label in distinct(slot) if label not in self.findings.padded)
 
     def note_statistic(self, over: Iterable[Slot], results: Iterable[Tensor]) -> None:
         """Record that an operator's results hold statistics over these channels."""

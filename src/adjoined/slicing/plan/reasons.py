@@ -58,7 +58,7 @@ REMEDIES = {
     Kind.ONE_AT_A_TIME: "Run one grouped convolution over all channels instead of a loop over single ones.",
     Kind.TWO_AT_ONCE: "The model's structure ties them, for example by products of all pairs of channels.",
     Kind.FIXED_WIDTH: "Make the other tensor a parameter or buffer of a module; zeros and ones may have the size of x.",
-    Kind.FIXED_PADDING: "Compute the number of added channels from the tensors' shapes.",
+    Kind.FIXED_PADDING: "Take the number from a tensor's shape or a module's attribute; cut channels off by slices.",
     Kind.FIXED_SIZE: "Read that number from a tensor's shape, or from an attribute or the settings of the module.",
     Kind.BY_VALUE: "Nothing to do: values choose the channels, and slices cannot follow values.",
     Kind.NEIGHBOURS: "Nothing to do: the operator combines neighbouring channels, so all must stay.",

@@ -175,10 +175,12 @@ class Grouping:
         return {module for module, labels in choices if self._are_stuck(labels)}
 
     def _are_stuck(self, labels: Iterable[int]) -> bool:
-        """Return whether groups of channels are all tied to each other, or stay because others lie across them."""
-        whys = [self.of(label).why for label in labels]
-        across = all(why is not None and why.kind is Kind.TWO_AT_ONCE for why in whys)
-        return across or len({self.roots[label] for label in labels}) == 1
+        """Return whether ties leave no group of channels to drop, or they stay because others lie across them."""
+        groups = [self.of(label) for label in labels]
+        across = all(group.why is not None and group.why.kind is Kind.TWO_AT_ONCE for group in groups)
+        roots = {self.roots[label] for label in labels}
+        alone = len(roots) < len(groups) and all(len(group.roots) == 1 for group in groups)
+        return across or len(roots) == 1 or alone
 
     def narrowed_labels(self) -> Tensor:
         """Return for every label whether its group is narrowed (bool vector), as the groups' `kept` say now."""

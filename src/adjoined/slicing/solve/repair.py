@@ -193,8 +193,11 @@ class Repairs:
             if groups and self._widened[failure.module] <= PATIENCE * (level + 1):
                 break
             groups |= self._narrow(self.grouping.inside(name))
+        why, padded = failure.why, self.trace.findings.padded
+        if not isinstance(failure.error, Mismatch):  # the number of channels behind a padding shows at other operators
+            why = next((padded[label] for label in failure.labels if label in padded), why)
         for group in groups.values():
-            group.why = failure.why
+            group.why = why
         return bool(groups)
 
     @staticmethod

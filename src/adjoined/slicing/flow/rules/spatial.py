@@ -57,7 +57,7 @@ def unpool(state: State, call: Call) -> None:
 
 @rule("constant_pad_nd", "pad")
 def pad(state: State, call: Call) -> None:
-    """Zero padding; along the channels it adds channels without labels."""
+    """Padding with a constant; along the channels it adds channels without labels, as a concatenation would."""
     x, out = call["self"], call.out
     carried = []
     for slot in state.slots(x):
@@ -67,7 +67,9 @@ def pad(state: State, call: Call) -> None:
             continue
         padded = slot.expand([slot.shape[d] if d in dims else size for d, size in enumerate(x.shape)])
         padded = squeeze_equal(torch.ops.aten.constant_pad_nd(padded, call["pad"], 0))
-        state.pin(slot, Reason(Kind.FIXED_PADDING, "padded with a fixed number of channels"))
+        if min(call["pad"]) < 0:
+            state.pin(slot, Reason(Kind.FIXED_PADDING, "cut off by a padding of fixed size"))
+        state.note_padded(slot)
         carried.append(padded)
     state.carry(out, carried)
 
