@@ -124,7 +124,8 @@ _IN_PLACE = re.compile(r"[a-z].*[a-z0-9]_")
 def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
     """Return whether a model's own code, as far as its forward methods lead by their names, uses such a name."""
     for kind in set(map(type, model.modules())):
-        left, seen = [getattr(kind, "forward", None)], set[str]()
+        left: list[Any] = [getattr(kind, "forward", None)]
+        seen = set[str]()
         while left:
             function = inspect.unwrap(getattr(reached := left.pop(), "fget", reached))
             if not isinstance(function, FunctionType) or str(function.__module__).startswith(("torch.", "adjoined.")):

@@ -233,6 +233,8 @@ class GroupsByNumber(GroupsByAttribute):
 class BankForEveryChannel(Net):
     """A wavelet transform: the same four fixed filters for every channel, and back."""
 
+    bank: Tensor
+
     def parts(self) -> None:
         self.register_buffer("bank", torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
         self.one = conv(128, 96)
