@@ -47,7 +47,8 @@ from adjoined.files import write_whole
 from adjoined.report.benchmark import benchmark_tables
 from adjoined.report.figures import result_table
 from adjoined.report.page.exports import export_tables
-from adjoined.report.page.story import kept_figures, read_history
+from adjoined.report.page.story import read_history
+from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, read_description
 from adjoined.settings import Settings
 from adjoined.training.checkpoints import read_checkpoint
