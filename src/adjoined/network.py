@@ -277,7 +277,7 @@ class AdjoinedNetwork(nn.Module):
         fn(self)
         return self
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load a state as torch does, but refuse that of another kind of module, also where it need not be complete."""
         names = [name for name in state_dict if name.startswith(prefix)]
         if names and not any(name.startswith((f"{prefix}base.", f"{prefix}smalls.")) for name in names):
@@ -288,7 +288,7 @@ class AdjoinedNetwork(nn.Module):
                 got=names[0],
                 fix="Load the weights of a model before the call of adjoin.",
             )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse `torch.jit.script`, which calls this."""

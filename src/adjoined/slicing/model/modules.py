@@ -223,7 +223,8 @@ def own_classes(copied: nn.Module) -> None:
     for module in copied.modules():
         if is_parametrized(module):
             kind = type(module)
-            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+            own: Any = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+            module.__class__ = own
 
 
 def _caches_of_class(kind: type) -> dict[str, Any]:
