@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from adjoined.errors import AdjoinedError
@@ -63,7 +64,7 @@ class AdjoinedTrainer(Trainer):
         self._tap = _Tap(self.net)
         args.label_names = args.label_names or ["labels"]
         super().__init__(model=self._tap, args=args, **options)
-        if self.optimizer is not None:  # the user's, made for the base
+        if isinstance(self.optimizer, Optimizer):  # the user's, made for the base
             train_with_base(self.net, [self.optimizer])
         self.model_accepts_loss_kwargs = False  # the joint loss is a mean over the batch
 
