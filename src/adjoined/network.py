@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError, is_number, usage
 from adjoined.names import at_any_network
-from adjoined.sharing import SharedWeights, exchanges_gradients, refuse_base_alone, refuse_sharded
+from adjoined.sharing import SharedWeights, refuse_sharded
 from adjoined.skeleton import (
     Runner,
     bound_copies,
@@ -154,16 +154,8 @@ class AdjoinedNetwork(nn.Module):
         # Copied first: the base may change its input in place.
         own = [isolated((args, kwargs)) for _ in self.smalls]
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
-        # Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
-        # when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every
-        # weight waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
-        slices = None
-        if exchanges_gradients():
-            refuse_base_alone(self.base)
-        elif not self._weights.written:
-            slices = self._weights.slices()
-        outputs = [self.base(*args, **kwargs)]
-        slices = self._weights.slices() if slices is None else slices
+        output, slices = self._weights.around(self.base, *args, **kwargs)
+        outputs = [output]
         for number, runner in enumerate(self._runners):
             outputs.append(runner.run([each[number] for each in slices], *own[number]))
         return tuple(outputs)

@@ -44,15 +44,17 @@ class SharedWeights:
 
     Attributes:
         shared: the weights.
-        written: whether the model's own code may change weights in place: small networks then get copies of their
-            slices, taken after the base has run, so that what they write reaches no other network.
+        written: whether the model's own code changes weights in place: small networks then get copies of their slices,
+            taken after the base has run, so that what they write reaches no other network. None, with copies as well,
+            if its code might, and no call has shown it yet.
     """
 
     def __init__(
         self, base: nn.Module, plans: Sequence[SlicePlan], private: set[str], *, gradient: float = 1.0
     ) -> None:
         self.base, self.gradient = base, gradient
-        self.written = mentions(base, lambda name: name == "data" or _IN_PLACE.fullmatch(name) is not None)
+        self._may_write = mentions(base, lambda name: _IN_PLACE.fullmatch(name) is not None)
+        self.written = True if mentions(base, lambda name: name == "data") else None if self._may_write else False
         owners: dict[int, list[tuple[str, str]]] = {}
         for where, module in base.named_modules():
             for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
@@ -93,7 +95,7 @@ class SharedWeights:
         if not torch.compiler.is_compiling():
             refuse_sharded(weight, full_name(where, name))
         slices = share(weight, shared.slices, self.gradient)
-        if self.written:
+        if self.written is not False:
             slices = tuple(part.clone() for part in slices)
         if not any(shared.unknown) or torch.compiler.is_compiling():
             return slices
@@ -115,6 +117,34 @@ class SharedWeights:
     def slices(self) -> list[tuple[Tensor, ...]]:
         """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
+
+    def around(self, run_base: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, list[tuple[Tensor, ...]]]:
+        """Run the base network; return its output, and the slices of every weight for the small networks' calls.
+
+        Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
+        when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every weight
+        waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
+        """
+        if before := self._versions():
+            self.written = False  # unless the base shows otherwise
+        slices = None
+        if exchanges_gradients():
+            refuse_base_alone(self.base)
+        elif self.written is False:
+            slices = self.slices()
+        output = run_base(*args, **kwargs)
+        after = self._versions()
+        if any(after.get(weight, version) != version for weight, version in before.items()):
+            self.written, slices = True, None
+        return output, self.slices() if slices is None else slices
+
+    def _versions(self) -> dict[int, int]:
+        """Return how often each weight has been changed in place, by its id; nothing where that cannot be watched."""
+        recorded = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if recorded or self.written or not self._may_write:
+            return {}
+        held = [self._weight(*each.owners[0], shared=each) for each in self.shared]
+        return {id(weight): weight._version for weight in held if not weight.is_inference()}
 
 
 _IN_PLACE = re.compile(r"[a-z].*[a-z0-9]_")

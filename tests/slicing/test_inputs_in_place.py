@@ -245,6 +245,29 @@ def test_changes_of_weights_in_place_reach_no_other_network(way: str, training: 
         assert torch.equal(part, take(whole.detach(), net.plans[1].indices(name)))
 
 
+class DropsPaths(nn.Module):
+    """A part whose forward changes tensors of its own in place, and no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 32), nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu_()
+        return self.head((x * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.9).div_(0.9)).mean((2, 3)))
+
+
+def test_slices_stay_views_where_a_forward_changes_no_weight():
+    """Copies of all slices would cost time and memory in every step."""
+    net = adjoin(seeded(DropsPaths), X, alpha=2, round_to=1).train()
+    seen: list[Tensor] = []
+    net.smalls[0].stem.register_forward_pre_hook(lambda module, _: seen.append(module.weight))  # pyright: ignore
+    net(X)
+    net.small(X)
+    storage = net.base.stem.weight.untyped_storage().data_ptr()  # pyright: ignore
+    assert [each.untyped_storage().data_ptr() for each in seen] == [storage] * 2
+
+
 def test_an_embedding_with_a_largest_norm():
     """It changes its weight in place, in every forward."""
 
