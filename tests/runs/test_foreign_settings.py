@@ -64,7 +64,7 @@ def test_nothing_that_settings_name_is_imported(planted, finished, line):
         ("[1]: 2", "not a text"),
         ("epochs: null", "settings.yaml, epochs: .*Expected `int`"),
         ("alpha: null", "settings.yaml, alpha: "),
-        ("widths: null", "settings.yaml, widths: "),
+        ("model_options: null", "settings.yaml, model_options: "),
         ("lr: .nan", "settings.yaml, lr: "),
         (f"epochs: {'9' * 5000}", "settings.yaml, epochs: "),
         ("epochs: \x00", "cannot read"),

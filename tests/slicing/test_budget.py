@@ -52,8 +52,6 @@ def test_the_cost_is_kept_in_the_file():
     plan = plan_of(residual())
     again = SlicePlan.from_json(plan.to_json())
     assert (again.cost, again.base_cost) == (plan.cost, plan.base_cost)
-    old = {key: value for key, value in plan.to_json().items() if key not in ("cost", "base_cost")}
-    assert SlicePlan.from_json(old).cost is None
 
 
 # ---- the largest that fits -----------------------------------------------------------------------------------------
