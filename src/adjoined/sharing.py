@@ -118,8 +118,8 @@ class SharedWeights:
         """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
 
-    def around(self, run_base: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, list[tuple[Tensor, ...]]]:
-        """Run the base network; return its output, and the slices of every weight for the small networks' calls.
+    def around(self, base: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, list[tuple[Tensor, ...]]]:
+        """Run the base network, as it is or wrapped; return its output, and the slices for the small networks' calls.
 
         Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
         when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every weight
@@ -129,10 +129,10 @@ class SharedWeights:
             self.written = False  # unless the base shows otherwise
         slices = None
         if exchanges_gradients():
-            refuse_base_alone(self.base)
+            refuse_base_alone(base)
         elif self.written is False:
             slices = self.slices()
-        output = run_base(*args, **kwargs)
+        output = base(*args, **kwargs)
         after = self._versions()
         if any(after.get(weight, version) != version for weight, version in before.items()):
             self.written, slices = True, None
