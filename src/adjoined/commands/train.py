@@ -72,17 +72,17 @@ def main(argv: Sequence[str]) -> None:
             fix="If you trust it, give it by --latency-command.",
         )
     folder = Path(run.resume or run.run or _new_folder(settings))
-    if run.resume is None:
-        settings, found = measure_first(settings, timing, None if run.dry_run else folder)
-        chosen += found
     if run.dry_run:
-        _dry_run(run, settings, chosen, folder)
+        _dry_run(run, settings, timing, chosen, folder)
         return
 
     from adjoined.training import is_main, train
     from adjoined.training.output import unstoppable
 
     with unstoppable() as streams:
+        if run.resume is None:
+            settings, found = measure_first(settings, timing, folder)
+            chosen += found
         with input_set_by("--image-size"):
             train(settings, folder, resume=run.resume is not None, announce=partial(_announce, chosen))
         if is_main():
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
         say_what_was_lost(streams, f"the run is complete: {folder}")
 
 
-def _dry_run(run: Run, settings: Settings, chosen: Sequence[Choice], folder: Path) -> None:
+def _dry_run(run: Run, settings: Settings, timing: LatencyOptions, chosen: Sequence[Choice], folder: Path) -> None:
     """Print what the command would do."""
     if run.resume:
         raise AdjoinedError("a dry run is for a new run", where="--dry-run", fix="Leave out --resume.")
@@ -101,10 +101,11 @@ def _dry_run(run: Run, settings: Settings, chosen: Sequence[Choice], folder: Pat
     from adjoined.training import is_main
     from adjoined.training.outlook import look_ahead
 
+    settings, found = measure_first(settings, timing)
     with input_set_by("--image-size"):
         outlook = look_ahead(settings, folder)
     if is_main():
-        _announce(chosen, outlook.job)
+        _announce([*chosen, *found], outlook.job)
         widths = [f"widths    {as_flag('widths', settings.widths)}"] if settings.widths else []
         show("\n".join([f"A dry run: nothing was written. The run would be in {folder}.", *outlook.lines(), *widths]))
 
