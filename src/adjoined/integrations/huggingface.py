@@ -210,8 +210,8 @@ def narrow_config(small: nn.Module, plan: SlicePlan, example_input: Any = None) 
     for group in plan.groups:
         found[group.width][group.kept] += 1
     narrow = copy.deepcopy(config)
-    told = config.to_dict()
-    for name, value in told.items():
+    values = config.to_dict()
+    for name, value in values.items():
         if name.endswith(("size", "sizes", "channels", "dim", "dims", "width", "widths")) and name not in _NOT_WIDTHS:
             if isinstance(value, int) and not isinstance(value, bool) and value in found:
                 setattr(narrow, name, found[value].most_common(1)[0][0])
@@ -219,7 +219,7 @@ def narrow_config(small: nn.Module, plan: SlicePlan, example_input: Any = None) 
                 setattr(narrow, name, [found[each].most_common(1)[0][0] for each in value])
     if _describes(narrow, small, inputs):
         return narrow
-    hidden, heads = told.get("hidden_size"), told.get("num_attention_heads")
+    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
     if isinstance(hidden, int) and isinstance(heads, int):  # small networks have fewer heads, of the same size
         narrow.num_attention_heads = heads * narrow.hidden_size // hidden
     return narrow if _describes(narrow, small, inputs) else None

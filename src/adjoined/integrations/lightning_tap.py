@@ -33,7 +33,7 @@ class Tap(nn.Module):
     def __init__(self, net: AdjoinedNetwork, model: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self._model = (model,)  # in a tuple it is no part of this module
+        self._model = (model,)  # a tuple keeps torch from registering it as a part
         self.calls: list[Outputs] = []
         self.loaded = self.complete = False
         where = next(name for name, part in model.named_modules() if part is net.base)
