@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError, is_number, usage
 from adjoined.names import at_any_network
-from adjoined.sharing import SharedWeights, refuse_sharded
+from adjoined.sharing import SharedWeights, refuse_other_state, refuse_sharded
 from adjoined.skeleton import (
     Runner,
     bound_copies,
@@ -185,8 +185,8 @@ class AdjoinedNetwork(nn.Module):
             settings and hooks of the small network, as it runs in this one.
 
         Raises:
-            AdjoinedError: there is no such small network, the weights are sharded over processes, or the base has lost
-                a weight that is shared.
+            AdjoinedError: the small network does not exist, the weights are sharded over processes, or the base has
+                lost a shared weight.
         """
         self._check_which(which)
         for name, parameter in self.named_parameters():
@@ -271,15 +271,7 @@ class AdjoinedNetwork(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load a state as torch does, but refuse that of another kind of module, also where it need not be complete."""
-        names = [name for name in state_dict if name.startswith(prefix)]
-        if names and not any(name.startswith((f"{prefix}base.", f"{prefix}smalls.")) for name in names):
-            raise AdjoinedError(
-                "not the state of a joint network",
-                where="load_state_dict()",
-                expected=f"tensors of names such as {prefix}base.NAME",
-                got=names[0],
-                fix="Load the weights of a model before the call of adjoin.",
-            )
+        refuse_other_state([name for name in state_dict if name.startswith(prefix)], prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __prepare_scriptable__(self) -> nn.Module:

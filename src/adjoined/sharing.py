@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing import Index, SlicePlan, add_at, full_name, take
+from adjoined.slicing import Index, SlicePlan, add_at, full_name, mentions, take
 
 Indices = tuple[Index | None, ...]
 
@@ -151,30 +150,6 @@ _IN_PLACE = re.compile(r"[a-z].*[a-z0-9]_")
 """A method's name such as `mul_`."""
 
 
-def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
-    """Return whether a model's own code, as far as its forward methods lead by their names, uses such a name."""
-    for kind in set(map(type, model.modules())):
-        left: list[Any] = [getattr(kind, "forward", None)]
-        seen = set[str]()
-        while left:
-            function = inspect.unwrap(getattr(reached := left.pop(), "fget", reached))
-            if not isinstance(function, FunctionType) or str(function.__module__).startswith(("torch.", "adjoined.")):
-                continue
-            names = set(_names_in(function.__code__)) - seen
-            if any(map(named, names)):
-                return True
-            seen |= names
-            left += [getattr(kind, name, function.__globals__.get(name)) for name in names]
-    return False
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from (*code.co_names, *code.co_freevars)
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            yield from _names_in(each)
-
-
 _LAYERS = (
     nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU, nn.MultiheadAttention,
     nn.RNNBase,
@@ -273,6 +248,18 @@ def refuse_base_alone(base: nn.Module) -> None:
             where="base",
             expected="the joint network in DistributedDataParallel",
             fix="Wrap it, DistributedDataParallel(net), and not net.base; call what that returns.",
+        )
+
+
+def refuse_other_state(names: Sequence[str], prefix: str) -> None:
+    """Raise AdjoinedError if a state with these names is not that of a joint network with this prefix."""
+    if names and not any(name.startswith((f"{prefix}base.", f"{prefix}smalls.")) for name in names):
+        raise AdjoinedError(
+            "not the state of a joint network",
+            where="load_state_dict()",
+            expected=f"tensors of names such as {prefix}base.NAME",
+            got=names[0],
+            fix="Load the weights of a model before the call of adjoin.",
         )
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, first_line
-from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, mentions, submodule
+from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, submodule
 from adjoined.slicing import (
     SlicePlan,
     WithoutHistory,
     and_parents,
     full_name,
+    mentions,
     named_tensors,
     own_classes,
     unregistered_weights,

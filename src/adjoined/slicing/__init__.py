@@ -1,6 +1,7 @@
 """Slicing: which channels belong to the small network. docs/slicing.md shows one network in all passes."""
 
 from adjoined.slicing.make_plan import Slicer, make_plan, reorder
+from adjoined.slicing.model.code import mentions
 from adjoined.slicing.model.cost import Cost, cost_by_module, last_linear, measure_cost
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
 from adjoined.slicing.model.misuse import check_trainable
@@ -56,6 +57,7 @@ __all__ = [
     "make_plan",
     "matching_modules",
     "measure_cost",
+    "mentions",
     "named_tensors",
     "own_classes",
     "private_names",

@@ -11,12 +11,13 @@ import functools
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing.model.code import codes_of
 from adjoined.slicing.model.modules import full_name, named_tensors
 
 ALONE = "a model whose copies are independent of it, since small networks are copies"
@@ -100,10 +101,7 @@ def _used_by(function: FunctionType) -> Iterator[Any]:
         except ValueError:  # not assigned yet
             continue
     yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        codes += [each for each in code.co_consts if isinstance(each, CodeType)]
+    for code in codes_of(function):
         names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
         yield from (function.__globals__[name] for name in names if name in function.__globals__)
 

@@ -1,0 +1,41 @@
+"""The names that a model's own code uses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+
+def codes_of(function: FunctionType) -> Iterator[CodeType]:
+    """Yield the code of a function, and that of the functions and comprehensions defined inside it."""
+    left = [function.__code__]
+    while left:
+        code = left.pop()
+        left += [each for each in code.co_consts if isinstance(each, CodeType)]
+        yield code
+
+
+def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
+    """Return whether a model's own code, as far as its forward methods lead by their names, uses such a name.
+
+    Args:
+        model: the model.
+        named: whether a name is one of those looked for.
+    """
+    for kind in set(map(type, model.modules())):
+        left: list[Any] = [getattr(kind, "forward", None)]
+        seen = set[str]()
+        while left:
+            function = inspect.unwrap(getattr(reached := left.pop(), "fget", reached))
+            if not isinstance(function, FunctionType) or str(function.__module__).startswith(("torch.", "adjoined.")):
+                continue
+            names = {name for code in codes_of(function) for name in (*code.co_names, *code.co_freevars)} - seen
+            if any(map(named, names)):
+                return True
+            seen |= names
+            left += [getattr(kind, name, function.__globals__.get(name)) for name in names]
+    return False
