@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adjoined.runs import load
     from adjoined.slicing import SlicePlan, make_plan
     from adjoined.training.saving import save
+    from adjoined.transfer import adjoin_pretrained
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "AdjoinedNetwork",
     "SlicePlan",
     "adjoin",
+    "adjoin_pretrained",
     "adjoint_loss",
     "adjoint_objective",
     "adjoint_terms",
@@ -36,6 +38,7 @@ _HOMES = {
     "AdjoinedNetwork": "network",
     "SlicePlan": "slicing",
     "adjoin": "network",
+    "adjoin_pretrained": "transfer",
     "adjoint_loss": "loss",
     "adjoint_objective": "objective",
     "adjoint_terms": "loss",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined import AdjoinedError, adjoin, load
+from adjoined import AdjoinedError, adjoin, adjoin_pretrained, load
 from adjoined.head import fit_head
 from adjoined.inherit import inherit, inherit_all
 from adjoined.methods import METHODS
@@ -217,3 +217,40 @@ def test_a_run_ends_with_networks_of_both_sizes(tmp_path):
     assert [each.name for each in result.networks] == ["base", "small"]
     assert result.networks[1].parameters < result.networks[0].parameters / 3
     assert METHODS["transfer"].samples > 0
+
+
+def test_a_pretrained_network_is_joined_in_one_call():
+    torch.manual_seed(0)
+    model, x = Redundant(), torch.randn(60, 3, 10, 10)
+    y = torch.arange(60) % 4
+    model.norm.eval()
+    model.b.requires_grad_(False)
+    before = copy.deepcopy(model).eval()(x)
+    net = adjoin_pretrained(model, x, y, alpha=2, round_to=1)
+    assert net.base is model
+    assert model.training
+    assert not model.norm.training
+    assert [name for name, each in model.named_parameters() if not each.requires_grad] == ["b.weight", "b.bias"]
+    assert all(each.grad is None for each in net.parameters())
+    torch.testing.assert_close(net.eval()(x)[0], before)  # in another order of channels
+    uniform = make_plan(model, x[:1], alpha=2, round_to=1)
+    assert net.plan.cost is not None
+    assert uniform.cost is not None
+    assert net.plan.cost.macs <= uniform.cost.macs
+    assert net.plan.order == "taylor"
+    p, q = adjoin_pretrained(model, x, y, plan=uniform).eval()(x)
+    assert (q - p).abs().mean() < 0.1 * p.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "what"),
+    [
+        (torch.zeros(5, 3, 8, 8), torch.zeros(5).long(), r"x: .*12 or more, got torch.float32 \(5, 3, 8, 8\)"),
+        (torch.zeros(20, 3, 8, 8).byte(), torch.zeros(20).long(), r"x: .*floating type"),
+        (torch.zeros(20, 3, 8, 8), torch.zeros(20), r"y: .*expected int64 \(20,\)"),
+        (torch.zeros(20, 3, 8, 8), torch.arange(20) % 5, r"y: .*from 0 to 3, got 0 to 4"),
+    ],
+)
+def test_images_and_classes_that_do_not_fit_are_refused(x: Tensor, y: Tensor, what: str):
+    with pytest.raises(AdjoinedError, match=what):
+        adjoin_pretrained(Redundant(), x, y)

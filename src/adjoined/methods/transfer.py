@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjoined.head import trial_head
-from adjoined.inherit import inherit_all
 from adjoined.methods.base import BuiltNetwork, Step
 from adjoined.methods.joint import Joint, named
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import Request, reorder
-
-BATCH = 32
-"""Batch size for gradients before the first step."""
-ORDER = "taylor"
+from adjoined.slicing import Request
+from adjoined.transfer import ORDER, order_and_inherit
 
 
 class Transfer(Joint):
@@ -33,30 +27,17 @@ class Transfer(Joint):
     tasks = frozenset({"classification"})
     samples = 768
     small_rate = 2.0
-    judged = 256
-    """Samples whose loss shows which channels matter; the head is fitted to the others, whose loss is close to zero.
-    Small networks are fitted to as many."""
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return base and small networks, each with its own weights."""
         network = adjoin(model, example, request=Request.of(self.settings), private=("*",))
-        network.plans = tuple(replace(plan, order=ORDER) for plan in network.plans)
+        network.plans = tuple(replace(plan, order=ORDER) for plan in network.plans)  # `prepare` makes it true
         return BuiltNetwork(network, named([None, *network.plans]))
 
     def prepare(self, built: BuiltNetwork, x: Tensor, y: Tensor) -> None:
         """Fit the head, order the channels, and let small networks inherit from the base."""
-        network = built.network
-        assert isinstance(network, AdjoinedNetwork)
-        base, example = network.base, x[:1]
-        training, judged = base.training, min(self.judged, max(len(x) // 3, 1))
-        base.zero_grad()
-        with trial_head(base.eval(), x[judged:], y[judged:]):
-            for images, classes in zip(x[:judged].split(BATCH), y[:judged].split(BATCH), strict=True):
-                (F.cross_entropy(base(images), classes, reduction="sum") / judged).backward()
-        reorder(base, example, network.plans, ORDER)
-        base.zero_grad()
-        base.train(training)
-        inherit_all(network, x[:judged])
+        assert isinstance(built.network, AdjoinedNetwork)
+        order_and_inherit(built.network, x, y)
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return CE(p, y) + CE(q, y) + T² KL(p ‖ q), with p detached in the KL term."""

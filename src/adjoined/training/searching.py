@@ -12,7 +12,6 @@ from torch import Tensor
 
 from adjoined.errors import AdjoinedError
 from adjoined.head import trial_head
-from adjoined.methods.transfer import ORDER
 from adjoined.settings import Settings
 from adjoined.slicing import Latency, Request, SlicePlan
 from adjoined.tasks import task_of
@@ -22,6 +21,7 @@ from adjoined.training.job import base_network, make_job
 from adjoined.training.loaders import training_images
 from adjoined.training.run import make_trainer
 from adjoined.training.stages import check_stages
+from adjoined.transfer import ORDER
 from adjoined.width_search import Progress, search_widths
 
 SAMPLES = 768

@@ -1,0 +1,155 @@
+"""From pretrained weights: what a small network takes over from the base before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError, usage
+from adjoined.head import trial_head
+from adjoined.inherit import inherit_all
+from adjoined.network import AdjoinedNetwork, adjoin
+from adjoined.slicing import SlicePlan, duplicate, reorder, unwrap
+from adjoined.width_search import search_widths
+
+JUDGED = 256
+"""Most images whose loss shows which channels matter; small networks are fitted to as many."""
+BATCH = 32
+"""Images per backward pass."""
+ORDER = "taylor"
+FEWEST = 12
+"""Fewest images that say anything about channels."""
+
+
+@usage("adjoin_pretrained(model, images, classes), with several hundred training images")
+@torch.inference_mode(False)
+def adjoin_pretrained(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    alpha: float = 2.0,
+    keep: Iterable[str] = (),
+    round_to: int = 8,
+    budget: str | Iterable[str] | None = None,
+    plan: SlicePlan | None = None,
+) -> AdjoinedNetwork:
+    """Join a pretrained classifier with a small network that inherits from it, as `--method transfer` does.
+
+    It searches a width for each channel group, orders the channels by how much the loss changes without them, and fits
+    each layer of the small network to the base's activations. The small network has its own weights, so the base trains
+    exactly as it would alone.
+
+    Args:
+        model: the pretrained network, with a head for your classes, trained or not. It is used, not copied.
+        x: training images as the model takes them, float (N, C, H, W), on its device; 300 or more, best about 768.
+        y: their class indices, int64 (N,).
+        alpha, keep, round_to, budget: as for `search_widths`.
+        plan: the plan of the small network, such as `make_plan(model, x[:1], alpha=2)`, instead of a search.
+
+    Returns:
+        The joint network, in the mode of the model; the small network's weights are frozen where the base's are. Train
+        it with `adjoint_loss(p, q, y, progress=1, detach=True, temperature=2, small_ce=1)`, and `net.smalls` at twice
+        the learning rate.
+
+    Raises:
+        AdjoinedError: images or classes do not fit the model, or a setting cannot be met.
+
+    Source: He et al., arXiv 1707.06168 (the fit); docs/guides/pretrained.md has measurements.
+
+    Example:
+        >>> layers = nn.Conv2d(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
+        >>> net = adjoin_pretrained(nn.Sequential(*layers), torch.randn(60, 3, 8, 8), torch.arange(60) % 5, alpha=2)
+        >>> p, q = net(torch.randn(2, 3, 8, 8))
+        >>> tuple(q.shape), sum(each.numel() for each in net.extract().parameters())
+        ((2, 5), 533)
+    """
+    model = unwrap(model)
+    _check(model, x, y)
+    if plan is None:
+        with as_judge(model, x, y) as (images, classes):
+            count = -(-len(images) // (2 * BATCH))  # equal batches: one of a single image has no statistics
+            batches = list(zip(images.chunk(count), classes.chunk(count), strict=True))
+            plan = search_widths(
+                model, x[:1], batches, F.cross_entropy,
+                order=ORDER, alpha=alpha, keep=keep, round_to=round_to, budget=budget,
+            )  # fmt: skip
+    net = adjoin(model, x[:1], plan=plan, private=("*",))
+    order_and_inherit(net, x, y)
+    return net
+
+
+def order_and_inherit(net: AdjoinedNetwork, x: Tensor, y: Tensor) -> None:
+    """Order a joint network's channels by importance, and let its small networks inherit from the base.
+
+    Args:
+        net: a joint network from `adjoin(..., private=("*",))`, with a classifier as its base. The order of channels,
+            private weights and statistics are changed in place; the base's function is not.
+        x, y: training images and classes, as for `adjoin_pretrained`.
+    """
+    base = net.base
+    trained = [(each, each.requires_grad) for each in base.parameters() if each.is_floating_point()]
+    base.zero_grad()
+    try:
+        for each, _ in trained:  # frozen weights matter, too
+            each.requires_grad_(True)
+        with as_judge(base, x, y) as (images, classes):
+            for some, of_some in zip(images.split(BATCH), classes.split(BATCH), strict=True):
+                (F.cross_entropy(base(some), of_some, reduction="sum") / len(classes)).backward()
+        reorder(base, x[:1], net.plans, ORDER)
+    finally:
+        base.zero_grad()
+        for each, flag in trained:
+            each.requires_grad_(flag)
+    net.plans = tuple(replace(plan, order=ORDER) for plan in net.plans)
+    inherit_all(net, images)
+
+
+@contextmanager
+def as_judge(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give a model a trial head, in eval mode, so that its loss on some of the images shows which channels matter.
+
+    Args:
+        model: a classifier.
+        x, y: images and classes. The head is fitted to those that are not yielded: on its own, its loss is near zero.
+
+    Yields:
+        A third of the images, 256 at most, and their classes.
+    """
+    judged = min(JUDGED, max(len(x) // 3, 1))
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with trial_head(model.eval(), x[judged:], y[judged:]):
+            yield x[:judged], y[:judged]
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _check(model: nn.Module, x: object, y: object) -> None:
+    """Raise AdjoinedError unless there are enough images, and a class of the model for each."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or len(x) < FEWEST:
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        expected = f"images (N, C, H, W) of a floating type, {FEWEST} or more"
+        raise AdjoinedError("not a batch of training images", where="x", expected=expected, got=got)
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise AdjoinedError("not the classes of the images", where="y", expected=f"int64 ({len(x)},)", got=got)
+    with torch.no_grad():
+        logits = duplicate(model).eval()(x[:2])
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise AdjoinedError("the model does not classify images", where="model", expected="logits (N, K)", got=got)
+    if not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        raise AdjoinedError(
+            "the model does not have these classes",
+            where="y",
+            expected=f"whole numbers from 0 to {logits.shape[1] - 1}",
+            got=f"{int(y.min())} to {int(y.max())}",
+            fix="Give the model a head for your classes, such as model.reset_classifier(K) in timm.",
+        )
