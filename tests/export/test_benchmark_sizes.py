@@ -12,7 +12,6 @@ from adjoined.benchmark.memory import measure_activations
 from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
 from adjoined.benchmark.subject import odd_layers
 from adjoined.benchmark.turns import Latency, ratios
-from adjoined.models.libraries import torchvision_published
 from adjoined.report.benchmark import benchmark_tables
 from zoo import conv, seeded, torchvision_model
 
@@ -88,11 +87,6 @@ def test_a_module_that_does_not_know_the_meta_device_is_run():
             return x + 1 if x.sum().item() == 0 else x
 
     assert measure_activations(Looks(), torch.zeros(1, 5)).peak_bytes >= 2 * 5 * FLOAT
-
-
-def test_published_figures_are_for_one_size_of_images():
-    assert torchvision_published("resnet50", 224) == {"parameters": 25_557_032, "macs": 4_089_000_000}
-    assert torchvision_published("resnet50", 225) is None
 
 
 def test_odd_widths_leave_out_what_the_task_prescribes():

@@ -101,10 +101,12 @@ def test_a_long_line_has_its_last_point_marked_and_a_short_one_all():
         assert len(list(parsed(chart).iter("circle"))) == marked
 
 
-def test_our_marks_lie_above_those_of_others():
-    told = [Mark("base", 0, 1e6, 0.9, "base"), Mark("1: other", -1, 2e6, 0.8, "1")]
-    groups = [group.get("class") for group in parsed(marks("", told, LOG, PLAIN)).iter("g")]
-    assert groups == ["other", "n0"]
+def test_a_mark_has_its_name_beside_it_and_inside_the_chart():
+    chart = marks("", [Mark("base", 0, 4e6, 0.9), Mark("small", 1, 1e6, 0.8)], LOG, PLAIN)
+    beside = {text.text: text for text in parsed(chart).iter("text") if text.get("class") == "label"}
+    assert beside.keys() == {"base", "small"}
+    assert beside["base"].get("text-anchor") == "end"  # at the right edge
+    assert beside["small"].get("text-anchor") is None
 
 
 def test_widths_meet_where_a_layer_is_at_full_width():

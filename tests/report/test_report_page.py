@@ -19,8 +19,6 @@ from adjoined.commands.outcome import measure
 from adjoined.data import DataInfo
 from adjoined.report import units
 from adjoined.report.page import Answers, Evidence, read_story, run_page
-from adjoined.report.page.published import published
-from adjoined.settings import Settings
 from adjoined.training import train
 from mistakes import fails
 from report_runs import HOSTILE, Page, hostile_run, page_of
@@ -224,26 +222,6 @@ def test_a_record_of_exports_is_shown_as_far_as_it_goes(trained: Path, tmp_path:
     assert {"85.00 kB", "1.2e-06", "0 of 256"} <= set(page.written("td"))
     assert {"small.onnx", "small.int8.onnx"} <= set(page.written("th"))
     assert "../" not in page.text
-
-
-def test_published_networks_stand_beside_a_run_on_the_same_images_only(trained: Path):
-    assert published(Settings(data="digits")) == published(Settings(data="imagenette")) == ()
-    assert published(Settings(data="cifar100", image_size=64)) == ()
-    story = replace(read_story(trained), settings=Settings(data="cifar100", limit=5))
-    page = Page(run_page(story))
-    assert "Published networks, same test images" not in page.written("caption")  # the run has no figures to compare
-    page = Page(run_page(replace(story, figures=tuple(measure_of(trained)))))
-    assert "Published networks, same test images" in page.written("caption")
-    assert {link["href"] for link in page.all("a") if link["href"].startswith("http")} == {
-        each.source.url for each in published(Settings(data="cifar100"))
-    }
-    assert "This run: 2 epochs on 5 training images per class." in page.written("p")
-
-
-def measure_of(run: Path):
-    from adjoined.runs.finished import open_run
-
-    return measure(open_run(run), seconds=0.1)
 
 
 def test_the_page_stays_small_whatever_the_run(trained: Path):

@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Path:
         made / "benchmark.json",
         {
             "format": "adjoined-benchmark", "version": 1, "subject": "tiny", "alpha": [4.0], "input": [1, 8, 8],
-            "networks": networks, "published": None, "environment": environment, "explanations": ["one"],
+            "networks": networks, "environment": environment, "explanations": ["one"],
             "rows": [{**place, "precision": "fp32", "network": name, **ROW} for name in ("base", "small")],
             "speedups": [{**place, "precision": "fp32", "network": "small", "batch_size": 1, **speedup}],
             "missing": [{**place, "runtime": "onnx", "why": "not installed"}],

@@ -91,7 +91,7 @@ def run_benchmark(
             speedups += _compare(runtime, results, images, macs)
         machine = environment()
     found = Benchmark(
-        subject.name, subject.alpha, list(subject.example.shape[1:]), networks, subject.published, machine,
+        subject.name, subject.alpha, list(subject.example.shape[1:]), networks, machine,
         rows, speedups, missing, channels_last=channels_last,
     )  # fmt: skip
     found.explanations.extend(explain(found))

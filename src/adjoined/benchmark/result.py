@@ -16,7 +16,6 @@ The file is one JSON object:
         operators               operators called in one forward pass
         odd_layers              convolutions and linear layers whose input or output channels are not a multiple of
                                 8, not counting the model's own inputs and outputs
-    published     null, or {"parameters", "macs"} of the base as its library publishes them
     rows          a list, one entry for each measured network, each
         runtime                 "eager", "compiled", "torch-export", "onnx", "openvino" or "executorch"
         precision               "fp32" or "int8"
@@ -124,7 +123,6 @@ class Benchmark:
     alpha: list[float] | None
     input: list[int]
     networks: list[NetworkFigures]
-    published: dict[str, int] | None
     environment: Environment
     rows: list[Timing] = field(default_factory=list)
     speedups: list[Speedup] = field(default_factory=list)

@@ -29,7 +29,6 @@ class Subject:
         alpha: alpha of each small network.
         example: an input, float32 (1, C, H, W).
         file_bytes: name -> size of its weights as safetensors.
-        published: parameters and MACs of the base as published by its library, if they are.
         files: files exported earlier; missing ones are created for the measurement.
     """
 
@@ -38,7 +37,6 @@ class Subject:
     alpha: list[float] | None
     example: Tensor
     file_bytes: Mapping[str, int]
-    published: dict[str, int] | None = None
     files: Mapping[File, Path] = field(default_factory=dict)
 
     def batch(self, size: int) -> Tensor:

@@ -165,8 +165,7 @@ def _exported(folder: Path, largest: int) -> dict[tuple[str, str, str], Path]:
 
 def _of_model(spec: str, asked: ModelOptions) -> Subject:
     from adjoined.benchmark.subject import Subject
-    from adjoined.models import is_code, resolve
-    from adjoined.models.libraries import torchvision_published
+    from adjoined.models import is_code
     from adjoined.names import small_names
     from adjoined.runs.networks import weights_bytes
 
@@ -175,15 +174,12 @@ def _of_model(spec: str, asked: ModelOptions) -> Subject:
     model, example, plans = asked.build(spec)
     smalls = dict(zip(small_names(len(plans)), (plan.apply(model) for plan in plans), strict=True))
     networks = {name: module.eval() for name, module in {"base": model, **smalls}.items()}
-    library, _, name = resolve(spec).partition(":")
-    as_published = (asked.classes or 1000, example.shape[1], asked.model_options) == (1000, 3, {})
     return Subject(
         name=spec,
         networks=networks,
         alpha=[plan.alpha for plan in plans],
         example=example,
         file_bytes={name: weights_bytes(module) for name, module in networks.items()},
-        published=torchvision_published(name, example.shape[-1]) if library == "torchvision" and as_published else None,
     )
 
 

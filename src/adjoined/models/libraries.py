@@ -35,25 +35,6 @@ def torchvision_segmentation_names() -> list[str]:
     return models.list_models(module=models.segmentation)
 
 
-def torchvision_published(name: str, image_size: int) -> dict[str, int] | None:
-    """Return torchvision's published `parameters` and, for this image size, `macs` of a network with 1000 classes.
-
-    None if it publishes no weights for this size. Nothing is downloaded.
-
-    Example:
-        >>> torchvision_published("resnet50", 224)
-        {'parameters': 25557032, 'macs': 4089000000}
-    """
-    from torchvision.models import get_model_weights
-
-    if name in torchvision_segmentation_names():  # published for images of any size
-        return None
-    for weights in get_model_weights(name):
-        if weights.transforms().crop_size[-1] == image_size:
-            return {"parameters": weights.meta["num_params"], "macs": round(weights.meta["_ops"] * 1e9)}
-    return None
-
-
 @cache
 def timm_names() -> list[str]:
     """Return the names of timm's networks, without weight tags."""

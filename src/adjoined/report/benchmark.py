@@ -75,13 +75,9 @@ def _sizes(found: Benchmark) -> Table:
         ),
         row("memory traffic for one image", of("moved_bytes"), units.size),
     ]
-    notes = []
-    if found.published:
-        parameters, macs = (units.count(found.published[what]) for what in ("parameters", "macs"))
-        notes.append(f"The library publishes {parameters} parameters and {macs} MACs of this base network.")
     shape = " x ".join(map(str, found.input))
     alpha = f", alpha {', '.join(f'{each:.4g}' for each in found.alpha)}" if found.alpha else ""
-    return Table(tuple(columns), tuple(rows), f"{found.subject}: images of {shape}{alpha}", tuple(notes))
+    return Table(tuple(columns), tuple(rows), f"{found.subject}: images of {shape}{alpha}")
 
 
 def _peaks(networks: Sequence[NetworkFigures], batch: str) -> list[int]:

@@ -54,11 +54,9 @@ class Mark:
 
     name: str
     look: int
-    """As for `Line`; -1 stands for a published network."""
+    """As for `Line`."""
     x: float
     y: float
-    label: str = ""
-    """Text beside the point."""
 
 
 @dataclass(frozen=True)
@@ -120,32 +118,21 @@ def lines(title: str, all_lines: Sequence[Line], x: Axis, y: Axis, *, note: str 
     return Chart(title, f"{about}.", Markup().join(parts), _by_x(title, shown, x, y), note)
 
 
-def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis, *, note: str = "") -> Chart:
-    """Draw points, those of this run above published ones."""
+def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis) -> Chart:
+    """Draw points, each with its name."""
     across = x.scale([each.x for each in all_marks], LEFT, WIDTH - RIGHT, 0.07)
     up = y.scale([each.y for each in all_marks], HEIGHT - BOTTOM, TOP, 0.1)
     parts = [_frame(across, up, x, y)]
-    for each in sorted(all_marks, key=lambda one: one.look >= 0):
-        place = (across(each.x), up(each.y))
-        title_text = f"{each.name}: {x.write(each.x)}, {y.write(each.y)}"
-        drawn = [mark(max(each.look, 0), *place, 11 if each.look >= 0 else 6, title_text, class_="mark")]
-        if each.label:
-            late = place[0] > WIDTH - RIGHT - 7 * len(each.label) - 12
-            drawn.append(
-                element(
-                    "text",
-                    each.label,
-                    x=place[0] - 9 if late else place[0] + (9 if each.look >= 0 else 5),
-                    y=place[1] + (4 if each.look >= 0 else -3),
-                    text_anchor="end" if late else None,
-                    class_="label",
-                )
-            )
-        parts.append(element("g", *drawn, class_=look(each.look)))
-    about = "; ".join(f"{each.name} at {x.write(each.x)}: {y.write(each.y)}" for each in all_marks if each.look >= 0)
+    for each in all_marks:
+        left, top = across(each.x), up(each.y)
+        point = mark(each.look, left, top, 11, f"{each.name}: {x.write(each.x)}, {y.write(each.y)}", class_="mark")
+        late = left > WIDTH - RIGHT - 7 * len(each.name) - 12
+        beside = {"x": left - 9 if late else left + 9, "y": top + 4, "text_anchor": "end" if late else None}
+        parts.append(element("g", point, element("text", each.name, **beside, class_="label"), class_=look(each.look)))
+    about = "; ".join(f"{each.name} at {x.write(each.x)}: {y.write(each.y)}" for each in all_marks)
     names, xs, ys = zip(*((each.name, each.x, each.y) for each in all_marks), strict=True)
     rows = tuple(zip(names, x.cells(xs), y.cells(ys), strict=True))
-    return Chart(title, f"{about}.", Markup().join(parts), Table(("network", x.label, y.label), rows, title), note)
+    return Chart(title, f"{about}.", Markup().join(parts), Table(("network", x.label, y.label), rows, title))
 
 
 def widths(title: str, names: Sequence[str], networks: Sequence[tuple[str, Sequence[int]]], *, note: str = "") -> Chart:

@@ -10,7 +10,6 @@ from adjoined import kinds
 from adjoined.report import units
 from adjoined.report.page import sections
 from adjoined.report.page.charts import Chart, lines, look
-from adjoined.report.page.published import published
 from adjoined.report.page.story import RunStory
 from adjoined.report.table import Table
 
@@ -18,13 +17,11 @@ from adjoined.report.table import Table
 def contents(stories: Sequence[RunStory]) -> dict[str, Any]:
     """Return everything that a comparison page shows."""
     names = run_names(stories)
-    others = published(stories[0].settings) if comparable(stories) else ()
     own = [
         (f"{name} {figures.name}", number, figures)
         for number, (name, story) in enumerate(zip(names, stories, strict=True))
         for figures in story.figures
     ]
-    table, sources = sections.published_table(stories[0]) if others else (None, [])
     return {
         "title": f"{len(stories)} runs compared",
         "networks": [(name, look(number)) for number, name in enumerate(names)],
@@ -33,9 +30,7 @@ def contents(stories: Sequence[RunStory]) -> dict[str, Any]:
         "comparable": comparable(stories),
         "results": results(stories, names),
         "curves": curves(stories, names),
-        "trade_offs": sections.comparison_marks(own, others) if own else [],
-        "published": table,
-        "sources": sources,
+        "trade_offs": sections.trade_offs(own),
         "settings": [differing_settings(stories, names)],
         "commands": [line for story in stories for line in sections.commands(story)],
     }  # fmt: skip

@@ -36,7 +36,6 @@ def run_page(
         results: its networks side by side, if it is finished.
         masks: images with the masks of its networks, if it is a segmentation.
     """
-    table, sources = sections.published_table(story)
     context: dict[str, Any] = {
         "title": sections.title(story),
         "story": story,
@@ -45,9 +44,7 @@ def run_page(
         "networks": [(label, look(place(label))) for label in story.labels],
         "results": results,
         "curves": sections.learning_curves(story),
-        "trade_offs": sections.trade_offs(story),
-        "published": table,
-        "sources": sources,
+        "trade_offs": sections.trade_offs([(each.name, place(each.name), each) for each in story.figures]),
         "paper_loss": sections.is_paper_loss(story.settings),
         "penalty": sections.penalty_chart(story),
         "benchmark": benchmark_tables(story.benchmark) if story.benchmark else [],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 from adjoined.benchmark.environment import command_line
@@ -13,7 +12,6 @@ from adjoined.kinds import NAMES, heading
 from adjoined.report import units
 from adjoined.report.figures import Figures, is_doubtful
 from adjoined.report.page.charts import Axis, Chart, Line, Mark, lines, marks, place
-from adjoined.report.page.published import PublishedNetwork, Source, published
 from adjoined.report.page.story import RunStory
 from adjoined.report.table import Table
 from adjoined.settings import Settings
@@ -147,71 +145,28 @@ def is_paper_loss(settings: Settings) -> bool:
     return settings.method == "adjoint" and usual and settings.temperature in (None, 1)
 
 
-def trade_offs(story: RunStory) -> list[Chart]:
-    """Return accuracy against parameters, MACs and latency, with published figures where they are comparable."""
-    others = published(story.settings)
-    return comparison_marks([(each.name, place(each.name), each) for each in story.figures], others)
+def trade_offs(networks: Sequence[tuple[str, int, Figures]]) -> list[Chart]:
+    """Return accuracy against parameters and latency of networks, given as name, look and figures.
 
-
-def comparison_marks(own: Sequence[tuple[str, int, Figures]], others: Sequence[PublishedNetwork] = ()) -> list[Chart]:
-    """Return the same charts for any networks, given as name, look and figures; none of fewer than three points."""
-    counts, times = (
-        partial(Axis, write=write, log=True, column=column)
-        for write, column in (
-            (_count, lambda values: [units.count(value) for value in values]),
-            (_milliseconds, _milliseconds_of),
-        )
-    )
-    against = [
-        ("parameters", counts("parameters"), lambda f: f.parameters, lambda p: p.parameters),
-        ("MACs", counts("MACs of one image"), lambda f: f.macs, lambda p: p.macs),
-        ("latency", times("latency, batch 1"), lambda f: f.median_ms, lambda _: None),
-    ]
-    charts: list[Chart] = []
-    if not own:
-        return charts
-    for name, axis, of_own, of_other in against:
-        if name == "MACs" and not others:
-            continue  # repeats the chart of the parameters, and the table has it
+    Two points are two figures, which the table has: there are charts of three points or more.
+    """
+    if len(networks) < 3:
+        return []
+    charts = []
+    for name, axis, cost in (
+        ("parameters", Axis("parameters", _count, log=True, column=_counts), lambda f: f.parameters),
+        ("latency", Axis("latency, batch 1", _milliseconds, log=True, column=_milliseconds_of), lambda f: f.median_ms),
+    ):
         found = [
-            Mark(label, look, value, each.main, label)
-            for label, look, each in own
-            if (value := of_own(each)) and each.main is not None
+            Mark(label, look, value, each.main)
+            for label, look, each in networks
+            if (value := cost(each)) and each.main is not None
         ]
-        if len(found) < len(own):
-            continue
-        foreign = [
-            Mark(f"{number}: {each.name}", -1, value, each.top1, str(number))
-            for number, each in enumerate(others, 1)
-            if (value := of_other(each)) is not None
-        ]
-        if len(found) + len(foreign) > 2:  # two points are two figures, which the table has
-            note = "Grey marks: published networks, numbered as in the list." if foreign else ""
-            if not foreign and others:
-                note = "This run only: published times come from other machines."
-            measure = own[0][2].main_name
+        if len(found) == len(networks):
+            measure = networks[0][2].main_name
             accuracy = replace(share(measure), least=0.04)
-            charts.append(marks(f"{heading(measure)} against {name}", [*found, *foreign], axis, accuracy, note=note))
+            charts.append(marks(f"{heading(measure)} against {name}", found, axis, accuracy))
     return charts
-
-
-def published_table(story: RunStory) -> tuple[Table | None, list[tuple[Source, str]]]:
-    """Return the published networks as a table, and each source with the numbers of its networks."""
-    others = published(story.settings)
-    if not others:
-        return None, []
-    rows = tuple(
-        (
-            f"{i}: {it.name}",
-            units.count(it.parameters),
-            units.count(it.macs),
-            units.percent(it.top1),
-        )
-        for i, it in enumerate(others, 1)
-    )
-    table = Table(("network", "parameters", "MACs", "top-1"), rows, "Published networks, same test images")
-    sources = {each.source: [i for i, other in enumerate(others, 1) if other.source == each.source] for each in others}
-    return table, [(each, f"{numbers[0]} to {numbers[-1]}") for each, numbers in sources.items()]
 
 
 def settings_tables(story: RunStory) -> list[Table]:
@@ -279,6 +234,10 @@ def short(name: str) -> str:
 
 def _count(value: float) -> str:
     return units.count(value).replace(".00", "")
+
+
+def _counts(values: Sequence[float]) -> list[str]:
+    return [units.count(value) for value in values]
 
 
 def _milliseconds(value: float) -> str:
