@@ -115,7 +115,7 @@ def reasons(
     told: Environment = {**environment(), "malloc": malloc or {}}
     rows = [each for part in measured for each in part[0]]
     speedups = [each for part in measured for each in part[1]]
-    return "\n".join(explain(Benchmark("x", [4.0], [3, 8, 8], [BASE, small], None, told, rows, speedups)))
+    return "\n".join(explain(Benchmark("x", [4.0], [3, 8, 8], [BASE, small], told, rows, speedups)))
 
 
 def test_a_speedup_near_the_ratio_of_macs_needs_no_explanation():
@@ -128,7 +128,7 @@ def test_a_busy_machine_is_told():
     told = reasons(SMALL, (disturbed, speedups))
     assert "The machine was busy: in 1 of 2 rows" in told
     assert "(base in PyTorch at batch 1 on cpu)" in told
-    found = Benchmark("x", [4.0], [3, 8, 8], [BASE, SMALL], None, environment(), disturbed, speedups)
+    found = Benchmark("x", [4.0], [3, 8, 8], [BASE, SMALL], environment(), disturbed, speedups)
     assert benchmark_tables(found)[-1].rows[0][-2:] == ("16.00x ?", "16.0x")
     calm = [replace(rows[0], latency=replace(rows[0].latency, upper_quartile_ms=199.0)), rows[1]]
     assert reasons(SMALL, (calm, speedups)) == ""
