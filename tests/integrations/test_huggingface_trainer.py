@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 transformers = pytest.importorskip("transformers")
 
 import adjoined  # noqa: E402
-from adjoined import AdjoinedError, adjoint_loss  # noqa: E402
-from adjoined.integrations.huggingface import AdjoinedTrainer, narrow_config  # noqa: E402
+from adjoined import AdjoinedError, adjoint_loss, distances  # noqa: E402
+from adjoined.integrations.huggingface import AdjoinedTrainer, _distance, narrow_config  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -45,15 +48,24 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((np.argmax(prediction.predictions, axis=1) == prediction.label_ids).mean())}
 
 
-def trainer_in(folder: Path, epochs: int, *, model: Any = None, alpha: float = 2, **options: Any) -> AdjoinedTrainer:
+def trainer_in(
+    folder: Path,
+    epochs: int,
+    *,
+    model: Any = None,
+    settings: dict[str, Any] | None = None,
+    arguments: dict[str, Any] | None = None,
+    **options: Any,
+) -> AdjoinedTrainer:
     args = transformers.TrainingArguments(
-        str(folder), num_train_epochs=epochs, per_device_train_batch_size=16, learning_rate=5e-3, use_cpu=True,
-        report_to=[], disable_tqdm=True, save_strategy="epoch", eval_strategy="no", seed=0, logging_strategy="no",
+        str(folder), num_train_epochs=epochs, learning_rate=5e-3, use_cpu=True, report_to=[], disable_tqdm=True,
+        save_strategy="epoch", eval_strategy="no", seed=0, logging_strategy="no",
+        **{"per_device_train_batch_size": 16, **(arguments or {})},
     )  # fmt: skip
     return AdjoinedTrainer(
         model or make_model(),
         args,
-        adjoin_settings={"alpha": alpha, "round_to": 1},
+        adjoin_settings=settings or {"alpha": 2, "round_to": 1},
         example_input={"pixel_values": torch.zeros(1, 1, 32, 32)},
         train_dataset=Quarters(),
         compute_metrics=accuracy,
@@ -62,11 +74,20 @@ def trainer_in(folder: Path, epochs: int, *, model: Any = None, alpha: float = 2
 
 
 def test_both_learn_and_both_are_saved_as_transformers_saves(tmp_path: Path):
-    trainer = trainer_in(tmp_path, 8)
+    told: list[dict[str, float]] = []
+
+    class Listens(transformers.TrainerCallback):
+        def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+            told.append(metrics)
+
+    trainer = trainer_in(tmp_path, 8, callbacks=[Listens()])
     trainer.train()
     metrics = trainer.evaluate()
+    assert told == [metrics]  # early stopping would take a second call for a second evaluation
     assert metrics["eval_accuracy"] > 0.9
     assert metrics["eval_small_accuracy"] > 0.9
+    predicted = trainer.predict(Quarters()).metrics or {}
+    assert predicted["test_small_accuracy"] == metrics["eval_small_accuracy"]
 
     small = trainer.extract()
     assert small.config.hidden_sizes == [16, 32]
@@ -113,7 +134,7 @@ def test_a_resumed_training_ends_as_one_that_was_never_stopped(tmp_path: Path):
 def test_a_checkpoint_of_another_alpha_is_refused(tmp_path: Path):
     trainer_in(tmp_path, 1).train()
     with pytest.raises(AdjoinedError, match="adjoin_settings"):
-        trainer_in(tmp_path, 2, alpha=4).train(resume_from_checkpoint=True)
+        trainer_in(tmp_path, 2, settings={"alpha": 4, "round_to": 1}).train(resume_from_checkpoint=True)
 
 
 def test_an_optimizer_of_the_base_trains_the_small_network_and_several_data_sets_evaluate_both(tmp_path: Path):
@@ -151,8 +172,111 @@ def test_a_small_transformer_has_a_config_with_its_number_of_heads(tmp_path: Pat
         torch.testing.assert_close(again(x).logits, small(x).logits, rtol=1e-5, atol=1e-7)
 
 
-def test_widths_that_no_config_can_describe_have_none():
+def test_widths_that_no_config_can_describe_are_saved_as_a_plan(tmp_path: Path):
     inner = "resnet.encoder.stages.0.layers.0.layer.0.convolution"  # in a block; the config has one width for all of it
-    example = {"pixel_values": torch.zeros(1, 1, 32, 32)}
-    net = adjoined.adjoin(make_model(), example, alpha=2, round_to=1, widths={inner: "1/4"})
-    assert narrow_config(net.extract(), net.plan) is None
+    trainer = trainer_in(tmp_path, 1, settings={"alpha": 2, "round_to": 1, "widths": {inner: "1/4"}})
+    small = trainer.extract()
+    assert narrow_config(small, trainer.net.plan) is None
+    trainer.save_model(str(tmp_path / "both"))
+    again = adjoined.SlicePlan.load(tmp_path / "both" / "small" / "plan.json").apply(make_model()).eval()
+    again.load_state_dict(load_file(tmp_path / "both" / "small" / "model.safetensors"))
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x).logits, small(x).logits)
+
+
+def test_the_losses_of_accumulated_batches_are_those_of_one_batch(tmp_path: Path):
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        summed = nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum")
+        return summed / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    def trained(name: str, batch: int) -> dict[str, Tensor]:
+        config = transformers.ConvNextConfig(
+            num_channels=1, hidden_sizes=[16, 32], depths=[1, 1], num_stages=2, patch_size=8, num_labels=4
+        )  # norms of layers: those of batches see other batches
+        torch.manual_seed(0)
+        model = transformers.ConvNextForImageClassification(config)
+        arguments = {
+            "per_device_train_batch_size": batch, "gradient_accumulation_steps": 16 // batch, "optim": "sgd",
+            "max_grad_norm": 0,
+        }  # fmt: skip
+        trainer = trainer_in(tmp_path / name, 1, model=model, compute_loss_func=loss, arguments=arguments)
+        trainer.train()
+        return dict(trainer.net.state_dict())
+
+    whole, accumulated = trained("whole", 16), trained("accumulated", 4)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(accumulated[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification", "pixels"])
+def test_the_distance_is_that_of_the_task(tmp_path: Path, problem: str):
+    trainer = trainer_in(tmp_path, 1)
+    trainer.state.global_step, trainer.state.max_steps = 1, 1
+    p, q = torch.randn(2, 2, 4, 3, 3) if problem == "pixels" else torch.randn(2, 2, 4)
+    config = transformers.PretrainedConfig(problem_type=None if problem == "pixels" else problem)
+    labels = torch.rand(2, 4)
+    if problem == "pixels":
+        config.semantic_loss_ignore_index = 255
+        labels = torch.randint(4, (2, 6, 6))
+        labels[:, :4] = 255  # two of three rows of logits
+    expected = {
+        "regression": (p - q).square().mean() / 2,
+        "multi_label_classification": distances.label_kl(p, q, temperature=4) / 4,
+        "pixels": distances.class_kl(p[:, :, 2:], q[:, :, 2:], temperature=4) if p.ndim > 2 else None,
+    }
+    torch.testing.assert_close(_distance(config, p, {"labels": labels})(p, q), expected[problem])
+
+
+ONE_OR_TWO_PROCESSES = """
+import os, sys, torch, transformers
+from adjoined.integrations.huggingface import AdjoinedTrainer
+from torch import nn
+
+class InOrder(AdjoinedTrainer):
+    def _get_train_sampler(self, *args):
+        return None
+
+config = transformers.ConvNextConfig(num_channels=1, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=4,
+                                     patch_size=2)
+world = int(os.environ.get("WORLD_SIZE", "1"))
+args = transformers.TrainingArguments(sys.argv[1] + "-run", max_steps=3, per_device_train_batch_size=8 // world,
+                                      learning_rate=0.05, optim="sgd", max_grad_norm=0, use_cpu=True, report_to=[],
+                                      disable_tqdm=True, save_strategy="no", logging_strategy="no")
+torch.manual_seed(0)
+model = transformers.ConvNextForImageClassification(config)
+images = [{"pixel_values": torch.randn(1, 8, 8), "labels": torch.tensor(i % 4)} for i in range(8)]
+trainer = InOrder(model, args, adjoin_settings={"alpha": 2, "round_to": 1}, train_dataset=images,
+                  example_input={"pixel_values": torch.zeros(1, 1, 8, 8)})
+trainer.train()
+assert isinstance(trainer.model_wrapped, nn.parallel.DistributedDataParallel) == (world > 1)
+torch.save(trainer.net.state_dict(), f"{sys.argv[1]}{os.environ.get('RANK', '0')}.pt")
+"""
+
+
+def test_processes_exchange_the_gradients_of_what_is_the_small_network_s_own(tmp_path: Path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        trainer = trainer_in(tmp_path, 1)
+        trainer.state.global_step, trainer.state.max_steps = 1, 1
+        wrapped = nn.parallel.DistributedDataParallel(trainer._tap.train(), find_unused_parameters=True)  # as they do
+        batch = {"pixel_values": torch.randn(4, 1, 32, 32), "labels": torch.arange(4)}
+        trainer.compute_loss(wrapped, batch).backward()  # torch refuses gradients of what it takes for unused
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(parameter.grad is not None for parameter in trainer.net.parameters())
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(ONE_OR_TWO_PROCESSES)
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher in (("one", []), ("two", two)):
+        command = [sys.executable, *launcher, str(program), str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("one0", "two0", "two1"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-6)
+        assert torch.equal(first[name], second[name]), name

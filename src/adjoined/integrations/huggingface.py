@@ -6,17 +6,20 @@ import copy
 import inspect
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from adjoined.distances import Distance, class_kl, gaussian_kl, label_kl
 from adjoined.errors import AdjoinedError
 from adjoined.integrations.own_parameters import train_with_base
-from adjoined.loss import adjoint_terms
 from adjoined.names import small_names
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import kl_weight
@@ -27,10 +30,11 @@ class AdjoinedTrainer(Trainer):
     """Train a model of transformers together with its small twin.
 
     The loss is that of `adjoint+`: the trainer's own loss of the base, and λ(t) · [its loss of the small network +
-    KL(p ‖ q)] for every small one, the KL at temperature 4 with p detached. `evaluate` evaluates every network: the
-    base as `eval_...`, the small one as `eval_small_...`. Checkpoints hold the joint network and resume as usual;
-    `save_model` saves each network as transformers does. An optimizer in `optimizers`, made for the base, also trains
-    the small networks' own parameters.
+    KL(p ‖ q)] for every small one, with p detached. The KL is that of the config's `problem_type`: of classes or of
+    independent labels at temperature 4, or of Gaussians for a regression. `evaluate` and `predict` measure every
+    network: the base as `eval_...`, the small one as `eval_small_...`. Checkpoints hold the joint network and resume as
+    usual; `save_model` saves each network as transformers does. An optimizer in `optimizers`, made for the base, also
+    trains the small networks' own parameters.
 
     Args:
         model: the base network; it is used, not copied.
@@ -93,15 +97,16 @@ class AdjoinedTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the joint loss in training, and otherwise the loss of the network that is evaluated."""
-        self._tap.smalls = ()
-        loss, outputs = self._loss_of(model, inputs, num_items_in_batch)
-        if self._tap.smalls:
-            smalls, self._tap.smalls = self._tap.smalls, ()
+        probe = _FirstOutput(model)
+        loss, outputs = self._loss_of(probe, inputs, num_items_in_batch)
+        if probe.smalls:
             own = torch.stack(
-                [self._loss_of(_KnownOutput(small), inputs, num_items_in_batch)[0] for small in smalls]
+                [self._loss_of(_KnownOutput(small), inputs, num_items_in_batch)[0] for small in probe.smalls]
             ).sum()
-            logits, labels = [each["logits"] for each in smalls], _labels(inputs)
-            kl = adjoint_terms(outputs["logits"].detach(), logits, labels, detach=True, temperature=4.0).kl
+            distance = _distance(self.net.base.config, _logits(outputs), inputs)
+            kl = torch.stack([distance(_logits(outputs), _logits(small)) for small in probe.smalls]).sum()
+            if self.compute_loss_func is not None:  # its losses are shares of those of all accumulated batches
+                kl = kl / self.current_gradient_accumulation_steps
             loss = loss + kl_weight(min(self.state.global_step / self.state.max_steps, 1.0)) * (own + kl)
         return (loss, outputs) if return_outputs else loss
 
@@ -110,34 +115,46 @@ class AdjoinedTrainer(Trainer):
         returned: Any = super().compute_loss(model, dict(inputs), True, items)
         return returned
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Return the metrics of the base network, then those of every small one."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
-            return metrics  # of a call for each of several data sets
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Return the predictions and metrics of the base network, and the metrics of every small one with them."""
+        options = (dataloader, description, prediction_loss_only, ignore_keys)
+        output: Any = super().evaluation_loop(*options, metric_key_prefix)
         try:
             for which, name in enumerate(small_names(len(self.net.plans))):
                 self._tap.which = which
-                metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+                own: Any = super().evaluation_loop(*options, f"{metric_key_prefix}_{name}")
+                output.metrics.update(own.metrics)
         finally:
             self._tap.which = None
-        return metrics
+        return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the base as transformers does; beside it, as `small`, each small network that a config describes."""
+        """Save the base as transformers does, and each small network beside it, as `small`.
+
+        A small network that no config describes is saved as `plan.json` and `model.safetensors`.
+        """
         if _internal_call:  # a checkpoint: the joint network
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
-            networks: dict[str, Any] = {"": self.net.base}
+            base: Any = self.net.base
+            base.save_pretrained(folder)
             for which, name in enumerate(small_names(len(self.net.plans))):
                 small: Any = self.net.extract(which).eval()
                 small.config = narrow_config(small, self.net.plans[which], self._example)
-                networks |= {} if small.config is None else {name: small}
-            for name, network in networks.items():
-                network.save_pretrained(folder / name)
+                if small.config is not None:
+                    small.save_pretrained(folder / name)
+                else:
+                    (folder / name).mkdir(exist_ok=True)
+                    self.net.plans[which].save(folder / name / "plan.json")
+                    save_weights(small, str(folder / name / "model.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         try:
@@ -156,7 +173,10 @@ class AdjoinedTrainer(Trainer):
 
 
 class _Tap(nn.Module):
-    """The joint network as the trainer's model: returns one network's output and keeps the others aside."""
+    """The joint network as the trainer's model: all outputs in training, and otherwise those of one network.
+
+    `DistributedDataParallel` sees all outputs, and so the small networks' own parameters among those in use.
+    """
 
     def __init__(self, net: AdjoinedNetwork) -> None:
         super().__init__()
@@ -164,7 +184,6 @@ class _Tap(nn.Module):
         self.config = getattr(net.base, "config", None)
         self.which: int | None = None
         """The small network to evaluate; None: the base."""
-        self.smalls: tuple[Any, ...] = ()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Have the base compute activations again in the backward pass; small networks have few."""
@@ -172,9 +191,24 @@ class _Tap(nn.Module):
         base.gradient_checkpointing_enable(**options)
 
     def forward(self, **inputs: Any) -> Any:
-        if not self.training:
-            return self.net.base(**inputs) if self.which is None else self.net.small(which=self.which, **inputs)
-        output, *smalls = self.net(**inputs)
+        if self.training:
+            return self.net(**inputs)
+        return self.net.base(**inputs) if self.which is None else self.net.small(which=self.which, **inputs)
+
+
+class _FirstOutput(nn.Module):
+    """A model that returns the base's output, and keeps those of small networks, which it has in training alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.smalls: tuple[Any, ...] = ()
+
+    def forward(self, **inputs: Any) -> Any:
+        outputs = self.model(**inputs)
+        if not self.model.training:
+            return outputs
+        output, *smalls = outputs
         self.smalls = tuple(smalls)
         return output
 
@@ -249,16 +283,41 @@ def _describes(config: Any, small: nn.Module, inputs: Inputs) -> bool:
 _NOT_WIDTHS = {"image_size", "patch_size", "num_channels", "kernel_size", "chunk_size_feed_forward"}
 
 
-def _labels(inputs: Mapping[str, Any]) -> Tensor:
+def _logits(output: Any) -> Tensor:
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    if not isinstance(logits, Tensor):
+        raise AdjoinedError(
+            "the model's output has no logits to compare",
+            where="AdjoinedTrainer",
+            expected="an output with `logits`",
+            got=", ".join(output) if isinstance(output, Mapping) else type(output).__name__,
+            fix="Train this model in a loop of your own, with adjoined.adjoint_objective.",
+        )
+    return logits
+
+
+def _distance(config: Any, logits: Tensor, inputs: Mapping[str, Any]) -> Distance:
+    """Return the distance between the networks' logits for the task that the config names; see `AdjoinedTrainer`."""
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor):
         raise AdjoinedError(
             "no labels to train on",
             where="AdjoinedTrainer",
-            expected="batches with class indices as `labels`, int64 (N,)",
+            expected="batches with a tensor `labels`",
             got=", ".join(inputs) or "an empty batch",
         )
-    return labels
+    problem = getattr(config, "problem_type", None)  # which transformers' own loss sets, if the user has not
+    if problem == "regression":
+        return gaussian_kl
+    if problem == "multi_label_classification":
+        return lambda p, q: label_kl(p, q, temperature=4.0) / p.shape[1]  # a mean, as transformers' loss of labels is
+    counted = None
+    if not labels.is_floating_point() and labels.ndim == logits.ndim - 1:
+        ignored = getattr(config, "semantic_loss_ignore_index", -100) if labels.ndim > 1 else -100
+        counted = labels != ignored
+        if labels.ndim == 3:  # of pixels, where logits may be coarser
+            counted = F.interpolate(counted[:, None].float(), logits.shape[2:])[:, 0] > 0
+    return partial(class_kl, temperature=4.0, counted=counted)
 
 
 def _example_of(model: nn.Module) -> dict[str, Tensor]:
