@@ -80,6 +80,27 @@ def test_other_images_are_not_taken_for_the_run_s_own(moved: tuple[Path, Path]):
         open_images(opened, data=data)
 
 
+def test_images_that_were_trained_on_are_counted_under_any_name(moved: tuple[Path, Path]):
+    run, images = moved
+    opened = open_run(run)
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        path.rename(path.with_name(f"renamed {number}.png"))
+    assert open_other_images(opened, f"folder:{images}").val_name == "all of them, 16 of them also trained on"
+
+
+def test_a_run_tells_how_many_validation_images_it_trains_on(photos: Path, tmp_path: Path):
+    for part in ("train", "val"):
+        shutil.copytree(photos, tmp_path / part)
+    for name in "0.png", "1.png":
+        (tmp_path / "train" / "cat" / name).unlink()  # 18 of 20 are in both
+    settings = replace(TINY, data=f"folder:{tmp_path}", image_size=16, epochs=1)
+    result = train(settings, tmp_path / "run", console=QUIET)
+    assert result.val_name == "folder val/, 18 of them also trained on"
+    opened = open_run(tmp_path / "run")
+    assert open_images(opened).val_name == result.val_name
+    assert open_images(opened, data=f"folder:{tmp_path}").val_name == result.val_name
+
+
 def test_evaluation_reads_validation_images_and_no_others(moved: tuple[Path, Path]):
     """Reading a million training files would take minutes."""
     run, folder = moved

@@ -167,6 +167,10 @@ class FileImages:
                 self._checksums = np.fromiter(found, dtype=np.uint32, count=len(self.labels))
         return self._checksums
 
+    def contents(self) -> Iterator[tuple[int, int]]:
+        """Yield the size in bytes and the checksum of each file; errors as for `checksums`."""
+        return zip(self.sizes.tolist(), self.checksums().tolist(), strict=True)
+
     def check_targets(self) -> None:
         """Do nothing: labels are known when images are opened."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from adjoined.data.cifar import open_cifar10, open_cifar100
 from adjoined.data.digits import open_digits
 from adjoined.data.fashion_mnist import open_fashion_mnist
 from adjoined.data.folders import open_folder, open_imagenet, open_imagenette
-from adjoined.data.images import ImageDataset, ImageLoader, Images
+from adjoined.data.images import FileImages, ImageDataset, ImageLoader, Images
 from adjoined.data.info import DataInfo
 from adjoined.data.labels import open_labels
 from adjoined.data.on_device import DeviceLoader
@@ -85,6 +85,19 @@ class ImageData:
             val=type(self.val)(self.val.images, evaluation_transform(info), mean, std),
             settings=replace(self.settings, normalisation=(mean, std)),
         )
+
+    def naming_known(self, trained_on: Iterable[tuple[int, int]] | None = None) -> ImageData:
+        """Return the same images; `val_name` tells how many validation images have the contents of training images.
+
+        Args:
+            trained_on: the size in bytes and the checksum of each file trained on; those of `train` by default.
+        """
+        train, val = self.train.images, self.val.images
+        if not isinstance(train, FileImages) or not isinstance(val, FileImages):
+            return self
+        known = set(train.contents() if trained_on is None else trained_on)
+        count = sum(each in known for each in val.contents())
+        return replace(self, val_name=f"{self.val_name}, {count} of them also trained on") if count else self
 
     def device_loader(
         self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1, views: int = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,8 +33,8 @@ class _File(NamedTuple):
     """train or val."""
     size: int
     """Bytes."""
-    checksum: str
-    """Of the contents, in hexadecimal."""
+    checksum: int
+    """Of the contents."""
 
 
 _Files = dict[str, _File]  # by name
@@ -92,7 +93,7 @@ class DataRecord:
         """Write the record, and beside it the list of the images' files, if they are in files."""
         if isinstance(data.train.images, FileImages):
             lines = "".join(
-                f"{each.part}\t{each.size} {each.checksum}\t{name}\n" for name, each in _listed(data).items()
+                f"{each.part}\t{each.size} {each.checksum:08x}\t{name}\n" for name, each in _listed(data).items()
             )
             write_whole(files, lambda file: file.write(gzip.compress(lines.encode(), mtime=0)))
         write_json(path, {"format": "adjoined-data", "version": FORMAT, **asdict(self)})
@@ -166,6 +167,17 @@ class DataRecord:
         return "; ".join(found) or "their pixels, labels or order differ"
 
 
+def trained_on(files: Path) -> Iterator[tuple[int, int]]:
+    """Yield the size in bytes and the checksum of each training image in a run's list of files.
+
+    Raises:
+        AdjoinedError: the list is damaged.
+    """
+    for each in _read_files(files).values():
+        if each.part == "train":
+            yield each.size, each.checksum
+
+
 def _changes(before: _Files, now: _Files) -> list[str]:
     """Return counts and examples of files that are new, gone, renamed, changed, or on the other side of the split."""
     gone, added = ([name for name in ones if name not in others] for ones, others in ((before, now), (now, before)))
@@ -205,10 +217,9 @@ def _listed(data: ImageData) -> _Files:
 def _files(images: Images, part: str) -> _Files:
     if not isinstance(images, FileImages):
         return {}
-    figures = zip(images.sizes.tolist(), images.checksums().tolist(), strict=True)
     return {
-        as_text(images.name(index)).replace("\n", "\\n"): _File(part, size, f"{checksum:08x}")
-        for index, (size, checksum) in enumerate(figures)
+        as_text(images.name(index)).replace("\n", "\\n"): _File(part, size, checksum)
+        for index, (size, checksum) in enumerate(images.contents())
     }
 
 
@@ -221,7 +232,7 @@ def _read_files(path: Path) -> _Files:
                 if name in files:  # no run writes it; a small file could unpack to any number of such lines
                     raise ValueError(f"{name[:80]!r} is listed twice")
                 size, checksum = figures.split(" ")
-                files[name] = _File(part, int(size), checksum)
+                files[name] = _File(part, int(size), int(checksum, 16))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise AdjoinedError(f"the file is damaged: {error}", where=path, expected=_KIND) from error
     return files

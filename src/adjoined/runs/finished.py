@@ -11,6 +11,7 @@ from torch import nn
 
 from adjoined.data import DataInfo, DataSettings, ImageData, open_data, open_to_measure
 from adjoined.data.preprocessing import evaluation_transform
+from adjoined.data.record import trained_on
 from adjoined.data.settings import folder_of
 from adjoined.errors import AdjoinedError
 from adjoined.models import is_code
@@ -166,7 +167,7 @@ def open_images(
     _check_classes(run.info, images.info, settings.name)
     info = run.info
     alike = type(images.val)(images.val.images, evaluation_transform(info), info.mean, info.std)
-    return replace(images, info=info, val=alike)
+    return replace(images, info=info, val=alike, val_name=run.result.val_name if known else images.val_name)
 
 
 def open_other_images(run: FinishedRun, data: str, *, data_root: str | None = None, workers: int = 0) -> ImageData:
@@ -184,7 +185,8 @@ def open_other_images(run: FinishedRun, data: str, *, data_root: str | None = No
     folder = RunFolder(run.folder)
     known = folder.known_data()
     settings = _settings(folder, run.info, data, data_root, workers)
-    return open_to_measure(settings, run.info, known.class_folders if known else ())
+    images = open_to_measure(settings, run.info, known.class_folders if known else ())
+    return images.naming_known(trained_on(folder.data_files)) if folder.data_files.is_file() else images
 
 
 def own_data(run: FinishedRun) -> str:

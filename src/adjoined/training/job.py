@@ -66,6 +66,7 @@ def make_job(
     if settings.data_on_device:
         images.check_on_device()
     images.check()
+    images = images.naming_known()
     example = torch.randn(1, images.info.channels, images.info.image_size, images.info.image_size)
     _check_logits(model, example, method.task.shape(images.info.num_classes, images.info.image_size), settings)
     adapted = method.adapt(model, example)
