@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 OWN = {"folder": "classification", "segmentation": "segmentation", "labels": "multilabel"}
@@ -25,6 +25,20 @@ MEASURES = {
 """Task -> its measures, the main one first."""
 MAIN = {task: names[0] for task, names in MEASURES.items()}
 """Task -> the measure that networks are compared by."""
+
+
+_SHOWN = 4
+
+
+def in_brief(names: Sequence[str], task: str) -> str:
+    """Return the number of classes or labels of a task, and the first names.
+
+    Example:
+        >>> in_brief(("cat", "dog"), "classification"), in_brief(("a", "b", "c", "d", "e"), "multilabel")
+        ('2 classes (cat, dog)', '5 labels (a, b, c, d, …)')
+    """
+    more = ["…"] if len(names) > _SHOWN else []
+    return f"{len(names)} {CLASSES[task]} ({', '.join([*names[:_SHOWN], *more])})"
 
 
 def kind_of(data: str) -> str | None:

@@ -10,9 +10,10 @@ from PIL import Image
 from adjoined.data import DataSettings, ImageData, labels, open_data, open_to_measure
 from adjoined.errors import AdjoinedError
 
-LISTED = "file,labels\na.png,red;round\nb.png,\nc.png,round  big\nd.png,red\n"
-QUOTED = LISTED.replace("red;round", '"red, round"')
-BARS = LISTED.replace("red;round", "red|round")
+LISTED = "file,labels\na.png,red;round\nb.png,\nc.png, round ;big;\nd.png,red\n"
+QUOTED = LISTED.replace("red;round", '"red, round"').replace(" round ;big;", '"round,big"')
+BARS = LISTED.replace(";", "|")
+SPACES = LISTED.replace(";", " ")
 MARKED = "file,big,red,round,split\na.png,0,1,1,train\nb.png,0,0,0,train\nc.png,1,0,1,val\nd.png,0,1,0,val\n"
 TRUTH = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0]])  # big, red, round
 
@@ -30,7 +31,7 @@ def opened(folder: Path, text: str) -> ImageData:
 
 
 def test_all_kinds_of_files_say_the_same(folder: Path):
-    for text in (LISTED, QUOTED, BARS, MARKED):
+    for text in (LISTED, QUOTED, BARS, SPACES, MARKED):
         data = opened(folder, text)
         assert (data.info.task, data.info.class_names) == ("multilabel", ("big", "red", "round"))
         assert len(data.train) == len(data.val) == 2
@@ -46,6 +47,12 @@ def test_all_kinds_of_files_say_the_same(folder: Path):
 def test_a_label_is_the_same_in_every_unicode_form(folder: Path):
     data = opened(folder, LISTED.replace("a.png,red", "a.png,caf\u00e9").replace("d.png,red", "d.png,cafe\u0301"))
     assert data.info.class_names == ("big", "caf\u00e9", "round")
+
+
+@pytest.mark.parametrize("separator", [";", "|", ","])
+def test_labels_may_contain_spaces_where_something_else_separates_them(folder: Path, separator: str):
+    data = opened(folder, f'file,labels\na.png,"fire truck{separator} red"\nb.png,fire truck\n')
+    assert data.info.class_names == ("fire truck", "red")
 
 
 def test_marked_splits_are_kept(folder: Path):
@@ -84,14 +91,18 @@ def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: 
         (MARKED.replace("val\nd", "later\nd"), "labels.csv, row 4: no such split"),
         (LISTED.replace("file", "path"), "labels.csv: these are not the columns of a label file"),
         (LISTED.replace("c.png", 300 * "c"), "labels.csv, row 4: no such image"),
-        (LISTED.replace("round  big", '"round'), "labels.csv, row 4: not CSV"),
+        (LISTED.replace(" round ;big", '"round'), "labels.csv, row 4: not CSV"),
         (LISTED.replace("big", "b\udcf6g"), "labels.csv, row 4: the text is not UTF-8"),
         (MARKED.replace("c.png,1", "c.png,"), "labels.csv, row 4, column big: a label is marked by 0 or 1"),
         (MARKED.replace("big", ""), "labels.csv, row 1: column 2 has no name"),
         (MARKED.replace("big", "red"), "labels.csv, row 1: two columns have the same name"),
         ("# photos\n" + LISTED, "labels.csv: these are not the columns of a label file"),
         (MARKED.replace(",", ";"), "labels.csv: these are not the columns of a label file"),
-        (LISTED.replace("red;round", "\"['red', 'round']\""), "labels.csv, row 2: the labels are written as a list"),
+        ("file,labels\na.png,\"['red', 'round']\"\n", "labels.csv, row 2: the labels are written as a list"),
+        (
+            LISTED.replace("d.png,red", "d.png,red|big"),
+            "separated in different ways (expected one of semicolons, bars, commas, got bars in row 5, semi",
+        ),
         ("file,labels\n", "labels.csv: no rows"),
         ("file,labels\na.png,red\n", "labels.csv: fewer than two labels"),
     ],

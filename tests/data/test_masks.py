@@ -132,8 +132,10 @@ def test_masks_of_many_bits_are_read_and_negative_and_real_values_refused(square
 
 def test_wrong_names_of_classes_are_told_with_their_row(squares: Path):
     names = squares / "classes.txt"
-    names.write_text("ground\nsquare\n\nground\n")
-    assert f"{names}, rows 1 and 4: two classes have the same name" in refusal(squares)
+    names.write_text("ground\n\nsquare\n")
+    assert f"{names}, row 2: a class has no name" in refusal(squares)
+    names.write_text("ground\nsquare\nground\n")
+    assert f"{names}, rows 1 and 3: two classes have the same name" in refusal(squares)
     names.write_bytes("ground\nTür\n".encode("latin-1"))
     assert f"{names}, row 2: the text is not UTF-8" in refusal(squares)
     names.write_text("ground\n")

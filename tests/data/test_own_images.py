@@ -251,7 +251,7 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(photos):
 
 def test_the_images_are_described_in_four_lines(photos):
     classes, train, val, normalised = opened(photos, val_fraction=0.3, limit=5).in_words().splitlines()
-    assert "3 classes" in classes
+    assert classes == f"folder:{photos}: 3 classes (cat, dog, eel), 16 px (--image-size)"
     assert train == "15 training images (--limit 5 per class)"
     assert val.startswith("9 validation images")
     assert "--val-fraction 0.3, --split-seed 0" in val

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import os
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ LARGEST_TABLE = 1 << 28
 """Most images times labels; their table takes four times as many bytes."""
 LARGEST_FILE = 1 << 28
 """Largest CSV file, bytes: a column for each of 80 labels of 118,000 photos takes 21 MB."""
-_BETWEEN = re.compile(r"[;,|\s]+")
+_SEPARATORS = {";": "semicolons", "|": "bars", ",": "commas"}
 _Row = tuple[int, list[str]]  # its line and its cells
 
 
@@ -42,9 +41,9 @@ def open_labels(path: Path) -> Source:
     """Return the images listed in a CSV file with its labels.
 
     The column `file` has the path of an image below the folder of the CSV file. Either the column `labels` has the
-    image's labels, separated by semicolons, commas, spaces or bars; or every further column is a label, with 1 where
-    the image has it and 0 where not. With a column `split`, images marked `val` are validated on; otherwise a fraction
-    is held out.
+    image's labels, separated by semicolons, bars or commas, or by spaces in a column without any of these; or every
+    further column is a label, with 1 where the image has it and 0 where not. With a column `split`, images marked `val`
+    are validated on; otherwise a fraction is held out.
 
     Raises:
         AdjoinedError: the file or a column is missing, or a row is wrong; the error names the row.
@@ -53,7 +52,8 @@ def open_labels(path: Path) -> Source:
     columns = _label_columns(path, header)
     _check_rows(path, len(header), rows)
     at = {name: place for place, name in enumerate(header)}
-    given = [_present(path, number, row, columns, at) for number, row in rows]
+    separator = None if columns else _separator(path, [(number, row[at[LABELS]]) for number, row in rows])
+    given = [_present(path, number, row, columns, at, separator) for number, row in rows]
     names = columns or sorted({label for labels in given for label in labels})
     if len(names) < 2:
         raise AdjoinedError("fewer than two labels", where=path, got=", ".join(names) or "none")
@@ -136,7 +136,25 @@ def _one_form(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip())
 
 
-def _present(path: Path, number: int, row: list[str], columns: Sequence[str], at: Mapping[str, int]) -> list[str]:
+def _separator(path: Path, cells: Sequence[tuple[int, str]]) -> str | None:
+    """Return the character that separates the labels of a column, None for spaces, from the line and text of each row.
+
+    Labels may contain spaces, such as `fire truck`, where another character separates them.
+    """
+    used = {mark: number for number, text in reversed(cells) for mark in _SEPARATORS if mark in text}
+    if len(used) > 1:
+        raise AdjoinedError(
+            "the labels are separated in different ways",
+            where=path,
+            expected=f"one of {', '.join(_SEPARATORS.values())}",
+            got=", ".join(f"{_SEPARATORS[mark]} in row {number}" for mark, number in used.items()),
+        )
+    return next(iter(used), None)
+
+
+def _present(
+    path: Path, number: int, row: list[str], columns: Sequence[str], at: Mapping[str, int], separator: str | None
+) -> list[str]:
     """Return the labels of the image in a row; `at` gives the place of each column."""
     if columns:
         return [name for name in columns if _is_marked(path, number, row[at[name]].strip(), name)]
@@ -148,7 +166,7 @@ def _present(path: Path, number: int, row: list[str], columns: Sequence[str], at
             expected="labels separated by semicolons: red;round",
             got=text[:100],
         )
-    return [label for label in _BETWEEN.split(text) if label]
+    return [label.strip() for label in text.split(separator) if label.strip()]
 
 
 def _is_marked(path: Path, number: int, mark: str, name: str) -> bool:

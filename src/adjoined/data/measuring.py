@@ -16,7 +16,7 @@ from adjoined.data.scanning import as_text
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
-from adjoined.kinds import CLASSES, kind_of
+from adjoined.kinds import CLASSES, in_brief, kind_of
 
 _FIXES = {
     "classification": "Name the folders like the classes, and remove those of other classes.",
@@ -115,15 +115,10 @@ def _columns(source: Source, info: DataInfo, labels: Tensor, where: str) -> Tens
 
 
 def _strange(info: DataInfo, found: Sequence[str], where: str) -> AdjoinedError:
-    what = CLASSES[info.task]
-
-    def brief(names: Sequence[str]) -> str:
-        return f"{len(names)} {what} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-
     return AdjoinedError(
-        f"the {what} of the images differ from those the networks were trained on",
+        f"the {CLASSES[info.task]} of the images differ from those the networks were trained on",
         where=where,
-        expected=brief(info.class_names),
-        got=brief(found),
+        expected=in_brief(info.class_names, info.task),
+        got=in_brief(found, info.task),
         fix=_FIXES[info.task],
     )

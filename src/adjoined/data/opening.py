@@ -25,7 +25,7 @@ from adjoined.data.segmentation import open_segmentation
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
 from adjoined.errors import AdjoinedError, did_you_mean
-from adjoined.kinds import CLASSES, OWN, kind_of
+from adjoined.kinds import OWN, in_brief, kind_of
 from adjoined.printable import printable
 
 _SETS: dict[str, Callable[[Path], Source]] = {
@@ -140,7 +140,7 @@ class ImageData:
         per_class = " per class" if info.task == "classification" else ""
         limit = "" if settings.limit is None else f" (--limit {settings.limit}{per_class})"
         split = f"; --val-fraction {settings.val_fraction:g}, --split-seed {settings.split_seed}" if self.splits else ""
-        classes = f"{info.num_classes} {CLASSES[info.task]}"
+        classes = printable(in_brief(info.class_names, info.task))
         mean, std = (", ".join(f"{value:.4g}" for value in each) for each in (info.mean, info.std))
         source = "the model's" if settings.normalisation == (info.mean, info.std) else "the data's"
         lines = [

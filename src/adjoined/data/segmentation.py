@@ -267,15 +267,16 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
 
 def _names_in(path: Path) -> tuple[str, ...]:
     """Return the names of the classes, a name in each line."""
-    lines = [line.strip() for line in read_utf8(path, "the names of the classes").splitlines()]
+    lines = [line.strip() for line in read_utf8(path, "the names of the classes").rstrip().splitlines()]
     names: dict[str, int] = {}
     for row, name in enumerate(lines, start=1):
+        if not name:
+            raise AdjoinedError("a class has no name", where=f"{path}, row {row}", expected="a name in each line")
         if name in names:
             raise AdjoinedError(
                 "two classes have the same name", where=f"{path}, rows {names[name]} and {row}", got=name
             )
-        if name:
-            names[name] = row
+        names[name] = row
     if not 2 <= len(names) <= IGNORED:
         raise AdjoinedError(
             "the number of classes is out of range",

@@ -14,6 +14,7 @@ from adjoined.data.preprocessing import evaluation_transform
 from adjoined.data.record import trained_on
 from adjoined.data.settings import folder_of
 from adjoined.errors import AdjoinedError
+from adjoined.kinds import in_brief
 from adjoined.models import is_code
 from adjoined.runs.folder import RunFolder
 from adjoined.runs.hub import located
@@ -221,13 +222,7 @@ def _check_classes(own: DataInfo, found: DataInfo, name: str) -> None:
             raise AdjoinedError(
                 f"the {what.replace('_', ' ')} of the images differ from those the networks were trained on",
                 where=f"data {name}",
-                expected=_brief(getattr(own, what)),
-                got=_brief(getattr(found, what)),
+                expected=in_brief(own.class_names, own.task) if what == "class_names" else getattr(own, what),
+                got=in_brief(found.class_names, own.task) if what == "class_names" else getattr(found, what),
                 fix="Use images of the same classes, with the same names.",
             )
-
-
-def _brief(value: object) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return f"{len(value)} classes ({', '.join(map(str, value[:4]))}{', …' if len(value) > 4 else ''})"
