@@ -90,8 +90,8 @@ def adjoint_loss(
         A scalar in nats, float32 or float64, the mean over samples (and positions).
 
     Raises:
-        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, `p` and `q` are not logits of one shape, or
-            a class index is out of range (noticed on the CPU only).
+        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, `p` and `q` are not logits of one shape, a
+            class index is out of range, or class probabilities do not add up to 1 (these two on the CPU only).
 
     Source: arXiv 2006.05624, "adjoint loss"; the authors' 1e-6 inside the logarithm is replaced by log-softmax.
 
@@ -122,7 +122,7 @@ def _case(
     """Return the objective's outputs, task and distance for classification."""
     family = list(q) if isinstance(q, (list, tuple)) else [q]
     _check_logits(p, family)
-    _check_targets(p, y, label_smoothing, ignore_index)
+    check_targets(p, y, label_smoothing, ignore_index)
     counted = None if y.is_floating_point() else y != ignore_index
 
     def task(logits: Tensor) -> Tensor:
@@ -153,7 +153,11 @@ def sum_cross_entropy(
     return torch.stack([F.cross_entropy(q, y, **options) for q in family]).sum() / counted
 
 
-def _check_targets(p: Tensor, y: object, label_smoothing: float, ignore_index: int) -> None:
+def check_targets(p: Tensor, y: object, label_smoothing: float = 0.0, ignore_index: int = -100) -> None:
+    """Raise AdjoinedError if targets do not match logits; their values are looked at on the CPU only.
+
+    Arguments are those of `adjoint_loss`.
+    """
     by_class = (p.shape[0], *p.shape[2:])
     if (
         not isinstance(y, Tensor)
@@ -166,26 +170,35 @@ def _check_targets(p: Tensor, y: object, label_smoothing: float, ignore_index: i
             expected=f"class indices, int64 {by_class}, or class probabilities, float {tuple(p.shape)}",
             got=f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__,
         )
-    if not y.is_floating_point() and (wrong := _outside(y, p.shape[1], ignore_index)) is not None:
-        raise AdjoinedError(
-            "a class index is out of range",
-            where="y",
-            expected=f"whole numbers from 0 to {p.shape[1] - 1}, or ignore_index={ignore_index}",
-            got=wrong,
-        )
+    _check_values(y, p.shape[1], ignore_index)
     if not is_number(label_smoothing, 0, 1):
         raise AdjoinedError(
             "out of range", where="label_smoothing", expected="a number from 0 to 1", got=label_smoothing
         )
 
 
-def _outside(y: Tensor, classes: int, ignore_index: int) -> int | None:
-    """Return a class index that is out of range, or None; looking on a GPU would stop its queue."""
+def _check_values(y: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise AdjoinedError if targets on the CPU are out of range; looking on a GPU would stop its queue."""
     plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     if not plain or y.device.type != "cpu" or not y.numel():
-        return None
-    wrong = y[(y != ignore_index) & ((y < 0) | (y >= classes))]
-    return int(wrong[0]) if len(wrong) else None
+        return
+    if y.is_floating_point():
+        sums = y.sum(1)
+        if len(wrong := sums[(sums != 0) & ~((sums - 1).abs() < 0.02)]):  # 0: a sample or pixel that does not count
+            raise AdjoinedError(
+                "class probabilities have to add up to 1",
+                where="y",
+                expected="class indices, or the probabilities of all classes",
+                got=f"a sum of {wrong[0]:g}",
+                fix="For several labels in one image, use adjoined.adjoint_objective with adjoined.distances.label_kl.",
+            )
+    elif len(wrong := y[(y != ignore_index) & ((y < 0) | (y >= classes))]):
+        raise AdjoinedError(
+            "a class index is out of range",
+            where="y",
+            expected=f"whole numbers from 0 to {classes - 1}, or ignore_index={ignore_index}",
+            got=int(wrong[0]),
+        )
 
 
 def _check_logits(p: object, family: Sequence[object]) -> None:

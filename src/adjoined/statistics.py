@@ -39,7 +39,7 @@ def measure_statistics(
     Source: `torch.optim.swa_utils.update_bn`, for networks that are not called as `network(batch)`.
     """
     norms = [each for network in networks for each in network.modules() if isinstance(each, _NormBase)]
-    norms = [norm for norm in norms if norm.track_running_stats and norm.running_mean is not None]
+    norms = [norm for norm in norms if norm.running_mean is not None]
     images = 0
     single = isinstance(batches, Dataset) and not isinstance(batches, IterableDataset)
     if single or isinstance(batches, torch.Tensor) or not isinstance(batches, Iterable):
@@ -79,29 +79,31 @@ def measure_statistics(
 
 @contextmanager
 def _measuring(networks: Sequence[nn.Module], norms: Sequence[_NormBase]) -> Iterator[None]:
-    """Reset the norms and put them alone in train mode; restore modes and momentum afterwards.
+    """Reset the norms and put them alone in train mode; restore modes and settings afterwards.
 
     After an exception, the statistics are restored, too.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
-    before = [(norm, norm.momentum, [(buffer, buffer.clone()) for buffer in norm.buffers()]) for norm in norms]
+    settings = [(norm, norm.momentum, norm.track_running_stats) for norm in norms]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     try:
         for network in networks:
             network.eval()
         for norm in norms:
             norm.train()
+            norm.track_running_stats = True  # a frozen norm may keep its statistics, and still use them
             norm.reset_running_stats()
         yield
     except BaseException:
         with torch.no_grad():
-            for buffer, value in (pair for _, _, buffers in before for pair in buffers):
+            for buffer, value in before:
                 buffer.copy_(value)
         raise
     finally:
         for module, mode in modes:
             module.training = mode
-        for norm, momentum, _ in before:
-            norm.momentum = momentum
+        for norm, momentum, tracked in settings:
+            norm.momentum, norm.track_running_stats = momentum, tracked
 
 
 def _inputs_of(batch: Any) -> Inputs:

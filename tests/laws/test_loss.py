@@ -410,3 +410,11 @@ def test_a_class_index_out_of_range_is_told(wrong: int):
     with pytest.raises(AdjoinedError, match=rf"y: a class index is out of range \(expected .* 0 to 3,.* got {wrong}\)"):
         adjoint_loss(p, q, torch.tensor([0, wrong, 3]), progress=0.5)
     adjoint_loss(p, q, torch.tensor([0, wrong, 3]), progress=0.5, ignore_index=wrong)
+
+
+def test_probabilities_that_do_not_add_up_are_refused():
+    p, q = normal(2, 3), normal(2, 3, seed=1)
+    for fine in ([[0.3, 0.7, 0.0], [0.0, 0.0, 0.0]], [[0.2, 0.4, 0.4], [1.0, 0.0, 0.0]]):  # 0: does not count
+        adjoint_loss(p, q, torch.tensor(fine, dtype=torch.bfloat16), progress=1.0)
+    with pytest.raises(AdjoinedError, match=r"add up to 1 .*got a sum of 2"):
+        adjoint_loss(p, q, torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]), progress=1.0)

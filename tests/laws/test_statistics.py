@@ -128,3 +128,14 @@ def test_keyword_arguments():
 def test_what_holds_no_batches_is_refused(batches: Any):
     with pytest.raises(AdjoinedError, match=r"^batches: not batches of images .*Pass a data loader"):
         joint().measure_statistics(batches)
+
+
+def test_norms_that_no_longer_follow_are_measured_too():
+    net = joint()
+    norm = next(each for each in net.smalls.modules() if isinstance(each, nn.BatchNorm2d))
+    norm.track_running_stats = False  # so Lightning's fine-tuning freezes norms, which still use their statistics
+    assert norm.running_mean is not None
+    before = norm.running_mean.clone()
+    net.measure_statistics([X])
+    assert not torch.equal(norm.running_mean, before)
+    assert not norm.track_running_stats

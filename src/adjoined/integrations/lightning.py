@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,14 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from adjoined.errors import AdjoinedError
 from adjoined.integrations.lightning_tap import Tap, replace_method, restore_methods
-from adjoined.integrations.own_parameters import joined_as, load_own_state, own_state, train_with_base
-from adjoined.loss import adjoint_terms, sum_cross_entropy
+from adjoined.integrations.lightning_terms import SmallLoss, classification_terms, second_entry, share_done
+from adjoined.integrations.own_parameters import FollowsBase, joined_as, load_own_state, own_state
 from adjoined.names import small_names
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
-from adjoined.objective import kl_weight
-
-SmallLoss = Callable[[Any, Sequence[Any], Any, float], Tensor]
-"""(p, small outputs, batch, progress) -> the small networks' terms of the loss, a scalar."""
+from adjoined.slicing import tensor_leaves
 
 
 class Adjoined(Callback):
@@ -82,14 +79,15 @@ class Adjoined(Callback):
     ) -> None:
         self.attribute, self.example_input = attribute, example_input
         self.small_loss = small_loss or classification_terms
-        self.target = target or _second
+        self.target = target or second_entry
         self.settings = {**ADJOINT_PLUS, **settings}
         self.net: AdjoinedNetwork | None = None
         self.base: nn.Module | None = None
         self.smalls: list[nn.Module] = []
         self._metrics = metrics
-        self._running: dict[str, dict[str, Metric]] = {}
+        self._running: dict[tuple[int, str], dict[str, Metric]] = {}
         self._tap: Tap | None = None
+        self._follows: FollowsBase | None = None
 
     @property
     def small(self) -> nn.Module:
@@ -134,14 +132,17 @@ class Adjoined(Callback):
             self.base, self.smalls = net.base, [net.extract(which).eval() for which in range(len(net.plans))]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the model back in its place."""
+        """Put the model back in its place; a training that was interrupted by hand leaves both networks."""
+        if isinstance(exception, KeyboardInterrupt):
+            self.teardown(trainer, pl_module, "")
         self._remove(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the optimizers, which were made for the base, train the small networks' own parameters, too."""
         assert self._tap is not None
         self._tap.check()
-        train_with_base(self._tap.net, trainer.optimizers)
+        self._follows = FollowsBase(self._tap.net)
+        self._follows.look(trainer.optimizers)
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         """Raise AdjoinedError if this trainer and module cannot train a small network."""
@@ -196,7 +197,8 @@ class Adjoined(Callback):
             raise AdjoinedError(
                 "the LightningModule has no such model",
                 where=f"Adjoined({self.attribute!r})",
-                expected=f"the name of a torch.nn.Module, such as {', '.join(map(repr, children)) or 'none here'}",
+                expected="the name of a torch.nn.Module that __init__ makes"
+                + (f", such as {', '.join(map(repr, children))}" if children else ""),
                 got=type(found).__name__,
             )
         return owner, name
@@ -210,11 +212,13 @@ class Adjoined(Callback):
         @functools.wraps(getattr(step, "__wrapped__", step))  # Lightning looks behind one wrapper for the arguments
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             assert self._tap is not None
+            assert self._follows is not None
+            self._follows.look(trainer.optimizers)
             self._tap.calls.clear()
             returned = step(batch, *args, **kwargs)
             if returned is None:  # Lightning then leaves the batch out
                 return None
-            extra = self._extra(batch, _progress(trainer))
+            extra = self._extra(batch, share_done(trainer))
             module.log(f"{self._of(trainer)}small_loss", extra.detach(), prog_bar=True)
             if isinstance(returned, Mapping):
                 return {**returned, "loss": returned["loss"] + extra}
@@ -235,10 +239,10 @@ class Adjoined(Callback):
 
     def _extra(self, batch: Any, progress: float) -> Tensor:
         assert self._tap is not None
-        calls = self._tap.take()
+        calls = [call for call in self._tap.take() if any(each.requires_grad for each in tensor_leaves(call))]
         if not calls:
             raise AdjoinedError(
-                "the training step did not call the model, so the small network has nothing to learn from",
+                "the training step did not call the model with gradients, so the small network cannot learn",
                 where=f"Adjoined({self.attribute!r})",
                 fix=f"Call self.{self.attribute}(x) in training_step.",
             )
@@ -255,23 +259,40 @@ class Adjoined(Callback):
             self._tap.calls.clear()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Update every network's metrics."""
         if self._tap is None:
             return
         for call in self._tap.take():
             for name, output in zip(self._names(), call, strict=True):
-                if name not in self._running:
-                    self._running[name] = self._new_metrics(output, self.target(batch), pl_module.device)
-                for metric in self._running[name].values():
+                key = dataloader_idx, name
+                if key not in self._running:
+                    self._running[key] = self._new_metrics(output, self.target(batch), pl_module.device)
+                for metric in self._running[key].values():
                     metric.update(output, self.target(batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log every network's metrics as `base/NAME` and `small/NAME`, summed over processes."""
-        for network, metrics in self._running.items():
+        """Log every network's metrics as `base/NAME` and `small/NAME`, summed over processes.
+
+        Of several loaders each has its own, with `/dataloader_idx_1` and so on at the end, as Lightning's own have.
+        """
+        several = len({loader for loader, _ in self._running}) > 1
+        for (loader, network), metrics in self._running.items():
             for name, metric in metrics.items():
-                pl_module.log(f"{self._of(trainer)}{network}/{name}", metric.compute(), prog_bar=True)
+                end = f"/dataloader_idx_{loader}" if several else ""
+                pl_module.log(
+                    f"{self._of(trainer)}{network}/{name}{end}",
+                    metric.compute(),
+                    prog_bar=True,
+                    add_dataloader_idx=False,
+                )
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -345,50 +366,3 @@ class Adjoined(Callback):
                 tap = average.module.get_submodule(self.attribute)
                 return tap.net if isinstance(tap, Tap) else None
         return None
-
-
-def classification_terms(p: Tensor, smalls: Sequence[Tensor], batch: Any, progress: float) -> Tensor:
-    """Return the sum of λ(t) · [CE(q, y) + KL(p ‖ q)] over the small networks, at temperature 4, without gradient to p.
-
-    Args:
-        p: logits of the base network, float (N, C).
-        smalls: logits of every small network, each as `p`.
-        batch: (x, y, ...) with class indices y, int64 (N,), or probabilities, float (N, C).
-        progress: t, the share of the training done, in [0, 1].
-    """
-    y = _second(batch)
-    if not isinstance(p, Tensor) or not isinstance(y, Tensor):
-        raise AdjoinedError(
-            "the small network needs a loss of its own for these outputs and targets",
-            where="Adjoined(small_loss=...)",
-            expected="logits, and class indices or probabilities as the batch's second entry",
-            got=f"{type(p).__name__} and {type(y).__name__}",
-            fix="Pass small_loss, a function of (p, small outputs, batch, progress).",
-        )
-    kl = adjoint_terms(p.detach(), smalls, y, detach=True, temperature=4.0).kl
-    return kl_weight(progress) * (sum_cross_entropy(smalls, y) + kl)
-
-
-def _second(batch: Any) -> Any:
-    if isinstance(batch, Iterable) and not isinstance(batch, (Tensor, Mapping)):
-        entries = list(batch)
-        if len(entries) > 1:
-            return entries[1]
-    raise AdjoinedError(
-        "the batch has no second entry to use as the target",
-        where="Adjoined(target=..., small_loss=...)",
-        expected="batches (x, y)",
-        got=type(batch).__name__,
-        fix="Pass target and small_loss, functions that read your batches.",
-    )
-
-
-def _progress(trainer: Trainer) -> float:
-    steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
-        raise AdjoinedError(
-            "the length of the training is unknown, so λ(t) is undefined",
-            where="Trainer(max_epochs=..., max_steps=...)",
-            fix="Set one of them.",
-        )
-    return min(trainer.global_step / steps, 1.0)

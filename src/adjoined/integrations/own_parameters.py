@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from adjoined.errors import AdjoinedError
@@ -31,6 +32,40 @@ def train_with_base(net: AdjoinedNetwork, optimizers: Iterable[Optimizer]) -> No
             group["params"].append(parameter)
             if "param_names" in group:
                 group["param_names"].append(f"smalls.{name}")
+
+
+class FollowsBase:
+    """Has the small networks' own parameters frozen and trained as the base's of the same names are, at any time.
+
+    A fine-tuning callback may unfreeze parts of the base after some epochs, and give them to an optimizer then.
+
+    Args:
+        net: the joint network.
+    """
+
+    def __init__(self, net: AdjoinedNetwork) -> None:
+        self.net = net
+        self._trained: set[str] | None = None
+        self._held = -1
+
+    def look(self, optimizers: Sequence[Optimizer]) -> None:
+        """Follow what has changed in the base and in its optimizers."""
+        trained = {name for name, parameter in self.net.base.named_parameters() if parameter.requires_grad}
+        if trained != self._trained:
+            for small in self.net.smalls:
+                for name, parameter in small.named_parameters():
+                    parameter.requires_grad_(name in trained)
+                for norm in small.modules():
+                    if isinstance(norm, _NormBase) and norm.running_mean is not None:
+                        norm.track_running_stats = True  # also where those of a frozen base stay
+            self._trained = trained
+        if self._held != _held(optimizers):
+            train_with_base(self.net, optimizers)
+            self._held = _held(optimizers)
+
+
+def _held(optimizers: Iterable[Optimizer]) -> int:
+    return sum(len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def own_state(net: AdjoinedNetwork) -> dict[str, Any]:
