@@ -28,6 +28,7 @@ from adjoined.slicing.model.cost import flops_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
+from adjoined.slicing.model.outside import outside_unchanged
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 
@@ -88,7 +89,7 @@ class LabelFlow(State, TorchDispatchMode):
         inputs = inputs.isolated()
         self.values.start((inputs.args, inputs.kwargs))
         try:
-            with torch.no_grad(), _plain_operators(model), self, _Calls(self):
+            with torch.no_grad(), _plain_operators(model), outside_unchanged(model), self, _Calls(self):
                 return model(*inputs.args, **inputs.kwargs)
         finally:
             for _, module in watched:

@@ -19,13 +19,8 @@ def codes_of(function: FunctionType) -> Iterator[CodeType]:
         yield code
 
 
-def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
-    """Return whether a model's own code, as far as its forward methods lead by their names, uses such a name.
-
-    Args:
-        model: the model.
-        named: whether a name is one of those looked for.
-    """
+def functions_of(model: nn.Module) -> Iterator[tuple[FunctionType, set[str]]]:
+    """Yield a model's own functions with the names that they use, as far as its forward methods lead by these names."""
     for kind in set(map(type, model.modules())):
         left: list[Any] = [getattr(kind, "forward", None)]
         seen = set[str]()
@@ -33,9 +28,17 @@ def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
             function = inspect.unwrap(getattr(reached := left.pop(), "fget", reached))
             if not isinstance(function, FunctionType) or str(function.__module__).startswith(("torch.", "adjoined.")):
                 continue
-            names = {name for code in codes_of(function) for name in (*code.co_names, *code.co_freevars)} - seen
-            if any(map(named, names)):
-                return True
+            names = {name for code in codes_of(function) for name in (*code.co_names, *code.co_freevars)}
+            yield function, names
+            left += [getattr(kind, name, function.__globals__.get(name)) for name in names - seen]
             seen |= names
-            left += [getattr(kind, name, function.__globals__.get(name)) for name in names]
-    return False
+
+
+def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
+    """Return whether a model's own code uses such a name.
+
+    Args:
+        model: the model.
+        named: whether a name is one of those looked for.
+    """
+    return any(any(map(named, names)) for _, names in functions_of(model))

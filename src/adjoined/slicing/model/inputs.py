@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing.model.outside import outside_unchanged
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Inputs:
     def run(self, model: Callable[..., Any]) -> Any:
         """Call a model with a copy of these inputs, which its forward may change in place."""
         own = self.isolated()
-        return model(*own.args, **own.kwargs)
+        with outside_unchanged(model):
+            return model(*own.args, **own.kwargs)
 
     @property
     def batch_size(self) -> int:
