@@ -1,12 +1,13 @@
-"""Sorting, selection by value, and moves by tables of indices along one dimension."""
+"""Sorting, and selection and writes by tables of indices along one dimension."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, along, squeeze_equal, varying
+from adjoined.slicing.flow.labels import Slot, along, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.flow.state import State
@@ -46,63 +47,35 @@ def look_up(state: State, call: Call) -> None:
 
 @rule("gather")
 def gather(state: State, call: Call) -> None:
-    """out[i][j] = self[i][index[i][j]]: labels along the dimension follow the indices, the others stay."""
+    """out[i][j] = self[i][index[i][j]]: along positions, channels stay; along channels, the indices decide."""
     x, index, dim = call["self"], call["index"], call["dim"] % max(call["self"].ndim, 1)
-    moved = [slot for slot in state.slots(x) if dim in varying(slot)]
-    stay = [slot for slot in state.slots(x) if dim not in varying(slot)]
-    chosen = [slot for slot in state.slots(index) if dim not in varying(slot)]
-    if moved and not _constant(state, index):
-        for slot in moved:
-            state.pin(slot, Reason(Kind.BY_VALUE, "selected by value"))
-        moved = []
-    carried = state.unite(stay + chosen)
-    for slot in moved:
-        rows = slot.expand([slot.shape[d] if d == dim else size for d, size in enumerate(index.shape)])
-        carried.append(squeeze_equal(rows.gather(dim, index.cpu())))
-    state.carry(call.out, [slot for slot in carried if _fits(slot, call.out)])
+    slots = _along_positions(state, [*state.slots(x), *state.slots(index)], dim, "selected by value")
+    state.carry(call.out, [slot for slot in slots if _fits(slot, call.out)])
 
 
-@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+@rule(
+    "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "index_add",
+    "index_add_", "index_copy", "index_copy_", "index_reduce", "index_reduce_",
+)  # fmt: skip
 def scatter(state: State, call: Call) -> None:
-    """self[i][index[i][j]] = src[i][j]: along positions, channels stay; along channels, they move to the indices."""
-    x, index, dim = call["self"], call["index"], call["dim"] % max(call["self"].ndim, 1)
-    src = call["src"] if isinstance(call["src"], Tensor) else None
-    sources = [slot for tensor in (src, index) if tensor is not None for slot in state.slots(tensor)]
-    across = [slot for slot in [*state.slots(x), *sources] if dim in varying(slot)]
-    if across and not (_constant(state, index) and src is not None):
-        for slot in across:
-            state.pin(slot, Reason(Kind.BY_VALUE, "scattered to positions that depend on values"))
-        across = []
-    carried = state.unite([slot for slot in [*state.slots(x), *sources] if dim not in varying(slot)])
-    if across and src is not None:
-        labels = [_first(state, tensor, dim) for tensor in (x, src)]
-        base = x.new_zeros(x.shape, dtype=labels[0].dtype, device="cpu") + labels[0]
-        put = labels[1].expand(src.shape)[tuple(slice(0, size) for size in index.shape)]
-        if call.name.startswith(("scatter_add", "scatter_reduce")):
-            state.tie(base.gather(dim, index.cpu()), put)
-        carried.append(squeeze_equal(base.scatter(dim, index.cpu(), put)))
-    state.carry(call.outputs[0], carried)
+    """self[i][index[i][j]] = src[i][j]: along positions, channels stay; along channels, the indices decide."""
+    tensors = [call[name] for name in ("self", "src", "source") if isinstance(call[name], Tensor)]
+    if call["index"].ndim == call["self"].ndim:
+        tensors.append(call["index"])
+    else:
+        for slot in state.slots(call["index"]):
+            state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
+    slots = [slot for tensor in tensors for slot in state.slots(tensor)]
+    dim = call["dim"] % max(call["self"].ndim, 1)
+    state.carry(call.outputs[0], _along_positions(state, slots, dim, "written to positions that depend on values"))
 
 
-@rule("index_add", "index_add_", "index_copy", "index_copy_", "index_reduce", "index_reduce_")
-def put_rows(state: State, call: Call) -> None:
-    """self[:, index] = source along one dimension."""
-    x, index, source, dim = call["self"], call["index"], call["source"], call["dim"] % max(call["self"].ndim, 1)
-    across = [slot for slot in [*state.slots(x), *state.slots(source)] if dim in varying(slot)]
-    carried = state.unite([s for s in [*state.slots(x), *state.slots(source)] if dim not in varying(s)])
-    if across and not _constant(state, index):
-        for slot in across:
-            state.pin(slot, Reason(Kind.BY_VALUE, "placed at positions that depend on values"))
-    elif across:
-        base, put = (_first(state, tensor, dim) for tensor in (x, source))
-        shape = [max(a, b) for a, b in zip(base.shape, put.shape, strict=True)]
-        base = base.expand([x.shape[d] if d == dim else size for d, size in enumerate(shape)])
-        put = put.expand([source.shape[d] if d == dim else size for d, size in enumerate(shape)])
-        if not call.name.startswith("index_copy"):
-            state.tie(base.index_select(dim, index.cpu()), put)
-            base, put = base, put.where(put != 0, base.index_select(dim, index.cpu()))
-        carried.append(squeeze_equal(base.index_copy(dim, index.cpu(), put)))
-    state.carry(call.outputs[0], carried)
+def _along_positions(state: State, slots: Sequence[Slot], dim: int, otherwise: str) -> list[Slot]:
+    """Return the union of the slots that do not vary along a dimension; the others stay at full width."""
+    for slot in slots:
+        if dim in varying(slot):
+            state.pin(slot, Reason(Kind.BY_VALUE, otherwise))
+    return state.unite([slot for slot in slots if dim not in varying(slot)])
 
 
 @rule("index_fill", "index_fill_", "masked_fill", "masked_fill_")
@@ -112,23 +85,6 @@ def filled(state: State, call: Call) -> None:
     for slot in state.slots(call["index"]):
         state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
     tie_elementwise(state, [call["self"], *masks], call.outputs[0])
-
-
-def _constant(state: State, index: Tensor) -> bool:
-    """Return whether an index is the same in both networks, as it depends on no channel; its values are needed then."""
-    for slot in state.slots(index):
-        state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
-    if state.slots(index) or state.values.computed(index):
-        return False
-    if index.is_meta:
-        raise NeedsValues("index")
-    return True
-
-
-def _first(state: State, tensor: Tensor, dim: int) -> Slot:
-    """Return the labels of a tensor along a dimension, zeros where it has none."""
-    found = [slot for slot in state.slots(tensor) if dim in varying(slot)]
-    return found[0] if found else torch.zeros([1] * tensor.ndim, dtype=LABEL)
 
 
 def _fits(slot: Slot, out: Tensor) -> bool:
