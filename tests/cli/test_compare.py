@@ -9,13 +9,11 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from adjoined.cli import main
-from adjoined.comparison.plots import pareto, spread
 from adjoined.comparison.rows import Mean
 from adjoined.comparison.study import Study
 from adjoined.comparison.variants import read_variants, train_command
@@ -225,24 +223,12 @@ def test_a_command_gives_its_settings_again(recipe):
     assert again == settings
 
 
-def test_means_and_the_front():
+def test_means():
     assert Mean.of([]) is None
     assert Mean.of([0.5]) == Mean(0.5, None, 1)
     found = Mean.of([0.1, 0.2, 0.3])
     assert found is not None
     assert found.std == pytest.approx(0.1)
-    assert pareto([(3, 0.9), (1, 0.5), (2, 0.4), (3, 0.8), (4, 0.9)]) == [(1, 0.5), (3, 0.9)]
-
-
-def test_names_are_moved_apart_and_keep_their_order():
-    assert spread([], gap=1) == []
-    assert spread([0.0, 10.0], gap=2) == [0.0, 10.0]
-    places = [3.0, 3.1, 3.2, 9.0, 2.9, 3.1]
-    moved = spread(places, gap=1.0)
-    order = sorted(range(6), key=lambda each: (places[each], each))
-    assert all(moved[b] - moved[a] >= 1.0 - 1e-9 for a, b in pairwise(order))
-    assert moved[3] == 9.0
-    assert sum(moved) == pytest.approx(sum(places))
 
 
 def test_a_missing_library_is_reported_before_the_first_run(tmp_path, capsys, monkeypatch):

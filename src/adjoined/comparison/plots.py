@@ -35,79 +35,22 @@ def draw_plots(study: Study, rows: Sequence[Row]) -> list[Path]:
     return [*files, _write(study, "curves.png", _curves(study))]
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the Pareto-optimal points (cost, accuracy), the cheapest first.
-
-    Example:
-        >>> pareto([(1, 0.5), (2, 0.4), (3, 0.9), (3, 0.8)])
-        [(1, 0.5), (3, 0.9)]
-    """
-    front: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((cost, accuracy))
-    return front
-
-
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Return positions moved as little as needed to be `gap` apart, in the same order.
-
-    Example:
-        >>> spread([5.0, 0.0, 1.0], gap=2.0)
-        [5.0, -0.5, 1.5]
-    """
-    blocks: list[tuple[list[int], float]] = []  # adjacent positions and their centre
-    for number in sorted(range(len(places)), key=lambda each: places[each]):
-        block, middle = [number], places[number]
-        while blocks and middle - blocks[-1][1] < gap * (len(block) + len(blocks[-1][0])) / 2:
-            before, centre = blocks.pop()
-            middle = (middle * len(block) + centre * len(before)) / (len(block) + len(before))
-            block = before + block
-        blocks.append((block, middle))
-    found = [0.0] * len(places)
-    for block, middle in blocks:
-        for at, number in enumerate(block):
-            found[number] = middle + gap * (at - (len(block) - 1) / 2)
-    return found
-
-
 def _accuracy(rows: Sequence[Row], measure: str, label: str, value: Callable[[Row], float | None]) -> Any:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, (axis,) = _figure(1)
-    points = [(row, cost, row.main) for row in rows if (cost := value(row)) is not None and row.main is not None]
-    for place, (_, cost, main) in enumerate(points):
-        error = None if main.std is None else 100 * main.std
-        axis.errorbar(cost, 100 * main.mean, yerr=error, capsize=3, **(_style(place) | {"linestyle": "none"}))
-    front = pareto([(cost, 100 * main.mean) for _, cost, main in points])
-    axis.step(*zip(*front, strict=True), where="post", color="0.6", linewidth=1, zorder=0, label="Pareto front")
-    axis.margins(x=0.3, y=0.12)
+    for place, row in enumerate(rows):
+        if (cost := value(row)) is not None and row.main is not None:
+            error = None if row.main.std is None else 100 * row.main.std
+            style = {**_style(place), "linestyle": "none", "label": row.label}
+            axis.errorbar(cost, 100 * row.main.mean, yerr=error, capsize=3, **style)
     axis.set(xscale="log", xlabel=label, ylabel=f"{measure}, %")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}" if cost < 1000 else units.count(cost)))
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.legend(fontsize=7)
-    # Networks of similar size line up vertically: their names are moved apart, each with a line to its point.
-    bottom, top = axis.get_ylim()
-    for column in _columns([(row.label, cost, 100 * main.mean) for row, cost, main in points]):
-        heights = spread([height for *_, height in column], gap=(top - bottom) / 32)
-        for (name, cost, height), moved in zip(column, heights, strict=True):
-            axis.annotate(
-                name, (cost, height), (14, moved), textcoords=("offset points", "data"), fontsize=6.5, va="center",
-                arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "relpos": (0, 0.5)},
-            )  # fmt: skip
+    if axis.has_data():
+        axis.legend(fontsize=7)
     return figure
-
-
-def _columns(points: Sequence[tuple[str, float, float]]) -> list[list[tuple[str, float, float]]]:
-    """Group points (name, cost, accuracy) into columns, each within a third of its lowest cost."""
-    columns: list[list[tuple[str, float, float]]] = []
-    for point in sorted(points, key=lambda each: each[1]):
-        if columns and point[1] < 1.33 * columns[-1][0][1]:
-            columns[-1].append(point)
-        else:
-            columns.append([point])
-    return columns
 
 
 def _style(place: int) -> dict[str, Any]:

@@ -22,7 +22,6 @@ _THREADS = 8  # they wait for the disk together
 DECODED = 1 << 30
 """Data sets of up to this many bytes are decoded, which takes seconds; of larger ones, what may be cut off."""
 _RANGE_IN_THE_VALUES = ("I", "F")  # modes in which only the values tell what white is
-_OFFSETS, _COUNTS = (273, 324), (279, 325)  # TIFF tags: offsets of the strips or tiles, and their byte counts
 
 _found: dict[tuple[str, str, int, bool], tuple[AdjoinedError | None, ...]] = {}  # stages share their images
 
@@ -97,17 +96,9 @@ def _fault(path: str, resize: int, decoded: bool) -> AdjoinedError | None:
 
 
 def _ends_where_it_should(image: Image, path: str) -> bool:
-    """Return whether a file is certainly not truncated; if it may be, or looks unusual, it must be decoded."""
-    size = os.path.getsize(path)
-    if image.format in ("JPEG", "MPO"):
-        with open(path, "rb") as file:
-            file.seek(-2, os.SEEK_END)
-            return file.read() == b"\xff\xd9"
-    if image.format == "WEBP":
-        with open(path, "rb") as file:
-            return int.from_bytes(file.read(8)[4:], "little") + 8 <= size
-    tags = getattr(image, "tag_v2", {})
-    offsets, counts = (next((tags[tag] for tag in known if tag in tags), ()) for known in (_OFFSETS, _COUNTS))
-    return 0 < len(offsets) == len(counts) and all(
-        offset + count <= size for offset, count in zip(offsets, counts, strict=True)
-    )
+    """Return whether a file is certainly not truncated; if it may be, or is of another format, it must be decoded."""
+    if image.format not in ("JPEG", "MPO"):
+        return False
+    with open(path, "rb") as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read() == b"\xff\xd9"
