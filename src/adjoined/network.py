@@ -189,9 +189,8 @@ class AdjoinedNetwork(nn.Module):
                 lost a shared weight.
         """
         self._check_which(which)
-        for name, parameter in self.named_parameters():
-            refuse_sharded(parameter, name)
-        for name, tensor in self.smalls[which].state_dict().items():  # which shards again what was gathered
+        own = self.smalls[which].state_dict()  # it shards again what was gathered
+        for name, tensor in (*self.named_parameters(), *own.items()):
             refuse_sharded(tensor, name)
         warn_if_untrained(self, self._joined, f"smalls.{which}.")
         return extracted(self.smalls[which], self._weights, which)

@@ -20,6 +20,7 @@ from adjoined.demo.serving import HOST, confine, require
 from adjoined.errors import AdjoinedError
 from adjoined.report import units
 from adjoined.report.page.render import asset
+from adjoined.report.table import side_by_side
 from adjoined.runs.classify import Prediction, classify
 
 if TYPE_CHECKING:
@@ -210,24 +211,20 @@ def _refusal(error: AdjoinedError) -> str:
 
 
 def _table(networks: Sequence[DemoNetwork], answers: Sequence[Prediction]) -> str:
-    base, *smalls = zip(networks, answers, strict=True)
-    rows, decimals = [], units.decimals_of(each.milliseconds for each in answers)
-    for label, value, written in (
-        ("parameters", lambda each: each[0].parameters, units.count),
-        ("file", lambda each: each[0].file_bytes, units.size),
-        ("time of a call", lambda each: each[1].milliseconds, partial(units.milliseconds, decimals=decimals)),
-    ):
-        cells = [written(value(base))]
-        for each in smalls:
-            cells += [written(value(each)), units.times(value(base), value(each))]
-        rows.append((label, *cells))
-    names = [networks[0].name]
-    for each in networks[1:]:
-        names += [each.name, "base / small"]
-    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
+    decimals = units.decimals_of(each.milliseconds for each in answers)
+    milliseconds = partial(units.milliseconds, decimals=decimals)
+    table = side_by_side(
+        [each.name for each in networks],
+        (
+            ("parameters", [each.parameters for each in networks], units.count, units.times),
+            ("file", [each.file_bytes for each in networks], units.size, units.times),
+            ("time of a call", [each.milliseconds for each in answers], milliseconds, units.times),
+        ),
+    )
+    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.columns[1:])
     body = "".join(
         f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for label, *cells in rows
+        for label, *cells in table.rows
     )
     words = ""
     if len(answers) > 1:

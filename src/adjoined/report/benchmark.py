@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adjoined.benchmark import RUNTIMES
 from adjoined.report import units
-from adjoined.report.table import Table
+from adjoined.report.table import Line, Table, side_by_side
 
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
@@ -50,38 +50,26 @@ def _notes(found: Benchmark) -> list[str]:
 
 
 def _sizes(found: Benchmark) -> Table:
-    base, *smalls = found.networks
-    columns = ["", base.name]
-    for small in smalls:
-        columns += [small.name, "base / small" if len(smalls) == 1 else "ratio"]
+    networks = found.networks
 
-    def row(label: str, values: Sequence[int], written: Callable[[int], str] = units.count) -> tuple[str, ...]:
-        cells = [written(values[0])]
-        for value in values[1:]:
-            cells += [written(value), units.times(values[0], value)]
-        return (label, *cells)
+    def line(label: str, value: Callable[[NetworkFigures], int], written: Callable[[int], str] = units.count) -> Line:
+        return label, [value(network) for network in networks], written, units.times
 
-    def of(field: str) -> list[int]:
-        return [getattr(network, field) for network in found.networks]
-
-    rows = [
-        row("parameters", of("parameters")),
-        row("parameters without the last linear", of("parameters_without_last")),
-        row("MACs", of("macs")),
-        row("file", of("file_bytes"), units.size),
+    lines = [
+        line("parameters", lambda n: n.parameters),
+        line("parameters without the last linear", lambda n: n.parameters_without_last),
+        line("MACs", lambda n: n.macs),
+        line("file", lambda n: n.file_bytes, units.size),
         *(
-            row(f"peak activation memory, batch {batch}", _peaks(found.networks, batch), units.size)
-            for batch in base.activation_bytes
+            line(f"peak activation memory, batch {batch}", lambda n, b=batch: n.activation_bytes[b], units.size)
+            for batch in networks[0].activation_bytes
         ),
-        row("memory traffic for one image", of("moved_bytes"), units.size),
+        line("memory traffic for one image", lambda n: n.moved_bytes, units.size),
     ]
     shape = " x ".join(map(str, found.input))
     alpha = f", alpha {', '.join(f'{each:.4g}' for each in found.alpha)}" if found.alpha else ""
-    return Table(tuple(columns), tuple(rows), f"{found.subject}: images of {shape}{alpha}")
-
-
-def _peaks(networks: Sequence[NetworkFigures], batch: str) -> list[int]:
-    return [network.activation_bytes[batch] for network in networks]
+    names = [network.name for network in networks]
+    return side_by_side(names, lines, title=f"{found.subject}: images of {shape}{alpha}")
 
 
 def _times(found: Benchmark, device: str, batch: int) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from adjoined.benchmark.turns import NOISY, Latency
 from adjoined.errors import AdjoinedError
 from adjoined.kinds import NAMES, Measures
 from adjoined.report import units
-from adjoined.report.table import Table
+from adjoined.report.table import Table, side_by_side
 
 if TYPE_CHECKING:
     from adjoined.slicing import Cost
@@ -107,22 +107,12 @@ def result_table(base: Figures, smalls: Sequence[Figures], *, title: str = "", n
         parameters without the last linear  23.51 M    1.48 M         15.9x
         MACs                                 4.09 G  278.09 M         14.7x
     """
-    columns = ["", base.name]
-    for small in smalls:
-        columns += [small.name, "base / small" if len(smalls) == 1 else "ratio"]
-    rows = []
-    for label, value, written, compared in _LINES:
-        values = [value(network) for network in (base, *smalls)]
-        if all(number is None for number in values):
-            continue
-        row = [label, written(values[0])]
-        for number in values[1:]:
-            row += [written(number), compared(values[0], number)]
-        rows.append(tuple(row))
-    measured = {network.name: network.latency for network in (base, *smalls) if network.latency}
-    if measured:
-        rows.append(_latency_row(base, smalls))
-    return Table(tuple(columns), tuple(rows), title, (*notes, *_latency_notes(measured)))
+    networks = (base, *smalls)
+    lines = [(label, list(map(value, networks)), written, compared) for label, value, written, compared in _LINES]
+    measured = {network.name: network.latency for network in networks if network.latency}
+    notes = (*notes, *_latency_notes(measured))
+    table = side_by_side([network.name for network in networks], lines, title=title, notes=notes)
+    return replace(table, rows=(*table.rows, _latency_row(base, smalls))) if measured else table
 
 
 def is_doubtful(base: Figures, small: Figures) -> bool:

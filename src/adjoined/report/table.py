@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from adjoined.printable import markdown, printable
@@ -13,6 +14,8 @@ PLAIN_WIDTH = 100
 """Width of plain text, in characters."""
 GAP = 2
 """Spaces between two columns."""
+Line = tuple[str, Sequence[Any], Callable[[Any], str], Callable[[Any, Any], str]]
+"""A row of `side_by_side`."""
 
 
 @dataclass(frozen=True)
@@ -136,3 +139,29 @@ def _shortened(text: str, width: int) -> str:
 
 def _cells(row: tuple[str, ...] | list[str]) -> str:
     return "| " + " | ".join(map(markdown, row)) + " |"
+
+
+def side_by_side(names: Sequence[str], lines: Iterable[Line], *, title: str = "", notes: Sequence[str] = ()) -> Table:
+    """Return base and small networks as columns, each small one with its comparison to the base.
+
+    Lines of None alone are left out.
+
+    Args:
+        names: of the networks, the base first.
+        lines: for each row its label, a value of each network, how it is written, and how (base, small) compare.
+        title, notes: as for `Table`.
+
+    Example:
+        >>> times = ("time", (6, 2), "{} s".format, lambda base, small: f"{base / small:g}x")
+        >>> side_by_side(["base", "small"], [times]).rows
+        (('time', '6 s', '2 s', '3x'),)
+    """
+    columns = ["", names[0]]
+    for name in names[1:]:
+        columns += [name, "base / small" if len(names) == 2 else "ratio"]
+    rows = []
+    for label, values, written, compared in lines:
+        pairs = [(written(value), compared(values[0], value)) for value in values[1:]]
+        if any(value is not None for value in values):
+            rows.append((label, written(values[0]), *chain.from_iterable(pairs)))
+    return Table(tuple(columns), tuple(rows), title, tuple(notes))
