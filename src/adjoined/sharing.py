@@ -151,7 +151,7 @@ _IN_PLACE = re.compile(r"[a-z].*[a-z0-9]_")
 
 
 _LAYERS = (
-    nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.PReLU, nn.MultiheadAttention,
+    nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.PReLU, nn.MultiheadAttention,
     nn.RNNBase,
 )  # fmt: skip
 

@@ -256,7 +256,7 @@ def test_a_file_may_name_its_recipe_and_a_flag_another(capsys: pytest.CaptureFix
         ("budget: much\n", [], "{file}, budget"),
         ("threads: 0\n", [], "{file}, threads"),
         ("dropout_rate: 0.5\n", ["--method", "standard"], "{file}, dropout_rate"),
-        ("compress: 3\n", ["--budget", "1 MB"], "--budget"),
+        ("compress: 3\n", ["--budget", "1 MB"], "{file}, compress"),
         ("epochs: 3\n", ["--lr", "-1"], "--lr"),
         ("lr: 0.1\n", ["--lr", "-1"], "--lr"),
     ],

@@ -329,6 +329,10 @@ def test_unchanged_images_pass_wherever_they_are(photos, tmp_path):
     record = DataRecord.of(opened(photos))
     photos.rename(tmp_path / "elsewhere")
     assert record.fits(opened(tmp_path / "elsewhere"))
+    gone = DataSettings(name=f"folder:{photos}", root=str(tmp_path), image_size=16)
+    assert record.found(gone).name == f"folder:{tmp_path / 'elsewhere'}"
+    fill(tmp_path / "elsewhere" / "cat", 11)
+    assert record.found(gone) == gone
 
 
 def test_what_has_changed_is_counted_and_named(photos, recorded):

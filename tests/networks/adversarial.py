@@ -34,7 +34,6 @@ WIDE: dict[type[nn.Module], tuple[float, str]] = {
     attention.Hypernetwork: (0.35, r"an output and an input channel at once.*\(convolution\)"),
     attention.Involution: (0.35, r".+"),
     attention.ExpertsWeighted: (0.07, r"one at a time"),
-    layers.BilinearLayer: (1.0, r"no rule for the operator _trilinear"),
     layers.ResponseNorm: (0.30, r"along the channel dimension, in 'one'"),
     layers.NormOverPicture: (0.12, r"combined with a tensor of fixed width, in 'one'"),
     layers.Deformable: (0.12, r"a deformable kernel, in 'one' \(deform_conv2d\)"),

@@ -65,7 +65,8 @@ def test_images_are_found_in_their_new_location(moved: tuple[Path, Path]):
     opened = open_run(run)
     with pytest.raises(AdjoinedError, match="no such folder"):
         open_images(opened)
-    assert len(open_images(opened, data=f"folder:{images}").val) == 4
+    for where in ({"data": f"folder:{images}"}, {"data_root": str(images.parent)}):
+        assert len(open_images(opened, **where).val) == 4
     assert are_own(opened, f"folder:{images}")
 
 

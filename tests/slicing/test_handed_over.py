@@ -337,6 +337,24 @@ def test_norms_without_scales_get_the_new_numbers(kind: str):
     net(X)
 
 
+def test_a_bilinear_layer_gets_the_new_numbers():
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.both, self.head = (
+                conv(3, 32),
+                conv(3, 24),
+                nn.Bilinear(32, 24, 40),
+                nn.Linear(40, 5),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.both(self.one(x).mean((2, 3)), self.two(x).mean((2, 3))).relu())
+
+    both = adjoin(seeded(Pairs), X, alpha=2, round_to=1, check=True).extract().get_submodule("both")
+    assert (both.in1_features, both.in2_features, both.out_features) == (16, 12, 20)
+
+
 # ---- modes and freezing --------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,7 @@ The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -57,6 +56,7 @@ def parse(
         raise SystemExit(0)
     see_help = f"See `adjoined {command} --help`."
     files: dict[str, str] = {}  # setting -> the file that it comes from
+    before = dict(values)
     for path in given.pop("config", ()):
         found = _from_file(path, hints)
         values |= found
@@ -74,12 +74,41 @@ def parse(
     needed = sum(not has_default(known[name]) for name in wanted)
     values |= _positional(words, wanted, needed, hints, see_help)
     try:
-        return tuple(each(**{field.name: values[field.name] for field in fields(each)}) for each in options)
+        return _filled(options, values)
     except AdjoinedError as error:
-        name = re.split(r"[=\[ ]", error.where.removeprefix("--"), maxsplit=1)[0].replace("-", "_")
-        if name not in files:
+        if (name := _culprit(error, files, options, values, before)) is None:
             raise
         raise error.at(f"{files[name]}, {name}") from error
+
+
+def _filled(options: Sequence[type], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return one object of each class, with its values."""
+    return tuple(each(**{field.name: values[field.name] for field in fields(each)}) for each in options)
+
+
+def _culprit(
+    error: AdjoinedError,
+    names: Iterable[str],
+    options: Sequence[type],
+    values: Mapping[str, Any],
+    before: Mapping[str, Any],
+) -> str | None:
+    """Return the name of the setting without which the error does not occur, if there is one.
+
+    Args:
+        error: raised by `_filled(options, values)`.
+        names: the settings to try.
+        options, values: as in `_filled`.
+        before: the values that the settings had before `values` replaced them.
+    """
+    for name in names:
+        try:
+            _filled(options, {**values, name: before[name]})
+        except AdjoinedError as other:
+            if (type(other), other.where) == (type(error), error.where):
+                continue
+        return name
+    return None
 
 
 def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str, Any]:

@@ -6,13 +6,16 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from adjoined.data.folders import TRAIN
 from adjoined.data.images import FileImages, Images
-from adjoined.data.opening import ImageData
+from adjoined.data.opening import ImageData, open_data
 from adjoined.data.scanning import as_text
+from adjoined.data.settings import DataSettings, folder_of
 from adjoined.errors import AdjoinedError
 from adjoined.files import open_regular, write_whole
 from adjoined.json_files import read_versioned, write_json
@@ -127,6 +130,24 @@ class DataRecord:
             fix=f"Restore them, or give their new location (--data {kind_of(self.name) or 'folder'}:PATH). "
             "For other images start a new run.",
         )
+
+    def found(self, settings: DataSettings) -> DataSettings:
+        """Return the settings with the current folder of the images: if it has moved, search `root`.
+
+        `root` itself and the folders in it are checked.
+        """
+        folder, root = folder_of(settings.name), Path(settings.root)
+        if folder is None or folder.is_dir() or not root.is_dir() or not self.class_folders:
+            return settings
+        for place in (root, *sorted(each for each in root.iterdir() if each.is_dir())):
+            # Checking one class avoids scanning everything in the folder.
+            if not any((place / part / self.class_folders[0]).is_dir() for part in ("", *TRAIN)):
+                continue
+            moved = replace(settings, name=f"folder:{place.absolute()}")
+            with suppress(AdjoinedError):  # it holds something else
+                if self.fits(open_data(moved, skipped=self.skipped)):
+                    return moved
+        return settings
 
     def _difference(self, data: ImageData, files: Path) -> str:
         found = []

@@ -160,6 +160,8 @@ def open_images(
     folder = RunFolder(run.folder)
     settings = _settings(folder, run.info, data, data_root, workers)
     known = folder.known_data()
+    if known is not None:
+        settings = known.found(settings)
     images = open_data(settings, skipped=known.skipped if known else None)
     if known is not None:
         known.check(images, folder.data_files, training=False)  # reading a million files takes minutes

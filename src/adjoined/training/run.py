@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,6 +136,8 @@ def _start(
     """Open the images, record the start of the run, finish its earlier stages, and build the network to train."""
     record = run.known_data()
     skipped = record.skipped if record else None
+    if record:
+        settings = replace(settings, data=record.found(settings.data_settings()).name)
     images = check_stages(settings, processes, skipped)
     if images is None:
         job = make_job(settings, processes, skipped=skipped)

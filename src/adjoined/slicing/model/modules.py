@@ -168,6 +168,8 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
             module.proj_size, module.hidden_size = state.shape[1], state.shape[0] // 4
     elif isinstance(module, _TABLES):
         module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif weight is not None and hasattr(module, "normalized_shape"):
@@ -289,7 +291,7 @@ def sizes_by_input(module: nn.Module, ndim: int) -> dict[int, tuple[str, int | N
 
 MANAGED_SIZES = {
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
-    "num_groups", "num_parameters", "num_embeddings", "embedding_dim",
+    "num_groups", "num_parameters", "in1_features", "in2_features", "num_embeddings", "embedding_dim",
     "normalized_shape", "embed_dim", "kdim", "vdim", "num_heads", "head_dim",
 }  # fmt: skip
 """The attributes that `set_sizes` updates; a class derived from one of torch's layers may add others."""

@@ -213,3 +213,25 @@ def distances(state: State, call: Call) -> None:
     if any(tensor.ndim - 1 in varying(slot) for tensor in (a, b) for slot in state.slots(tensor)):
         state.note_crossing()
     _product(state, a, b, state.slots(a), turned, None, call.out)
+
+
+@rule("_trilinear")
+def trilinear(state: State, call: Call) -> None:
+    """nn.Bilinear: a product of three tensors, each with new dimensions, summed over some of them."""
+    slots: list[Slot] = []
+    for name, new in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
+        for slot in state.slots(call[name]):
+            for dim in sorted(call[new]):
+                slot = slot.unsqueeze(dim)
+            slots.append(slot)
+    slots = state.unite(slots)
+    summed = sorted(call["sumdim"], reverse=True)
+    carried = []
+    for slot in slots:
+        if set(varying(slot)) & set(summed):
+            state.note_read(slot)
+        if not set(varying(slot)) <= set(summed):
+            for dim in summed:
+                slot = state.collapse(slot, [d for d in range(slot.ndim) if d != dim]).squeeze(dim)
+            carried.append(slot)
+    state.carry(call.out, carried)
