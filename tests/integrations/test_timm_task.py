@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -16,7 +17,7 @@ from timm.utils import CheckpointSaver
 from torch import nn
 
 from adjoined import AdjoinedError, adjoint_loss
-from adjoined.integrations.timm import AdjoinedTask, finished, from_checkpoint
+from adjoined.integrations.timm import AdjoinedTask, finished, from_checkpoint, main
 
 X, Y = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
 
@@ -103,6 +104,53 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path):
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(AdjoinedError, match="cannot be read"):
         finished(make_model(), path)
+
+
+def test_clipping_leaves_out_the_head_of_every_network():
+    task = AdjoinedTask(make_model(), updates=1, alpha=4, verbose=False)
+    names = {id(parameter): name for name, parameter in task.net.named_parameters()}
+    assert [names[id(each)] for each in task.get_clip_parameters()] == list(names.values())
+    left_out = set(names) - {id(each) for each in task.get_clip_parameters(exclude_head=True)}
+    assert {names[each] for each in left_out} == {
+        f"{network}.fc.{name}" for network in ("base", "smalls.0") for name in ("weight", "bias")
+    }
+
+
+def test_the_criterion_is_made_by_its_settings():
+    task = AdjoinedTask(make_model(), criterion_kwargs={"smoothing": 0.25}, updates=1, verbose=False)
+    assert task.criterion.smoothing == 0.25  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+
+
+SCRIPT = """
+import timm, torch
+from timm.scheduler import create_scheduler_v2
+from timm.task import ClassificationTask, LogitDistillationTask
+model = timm.create_model("resnet10t", num_classes=3)
+TASK
+scheduler, _ = create_scheduler_v2(torch.optim.SGD(model.parameters()), sched=SCHED, num_epochs=2, updates_per_epoch=3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "sched", "message"),
+    [("", "'cosine'", "ClassificationTask.*left out"), ("ClassificationTask(model)", "'none'", "without a scheduler")],
+)
+def test_a_script_that_would_train_the_base_alone_is_refused(
+    tmp_path: Path,
+    task: str,
+    sched: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.replace("TASK", task).replace("SCHED", sched))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(script)])
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert "Traceback" not in error
 
 
 def test_timms_own_script_runs_unchanged(tmp_path: Path):

@@ -28,6 +28,7 @@ from adjoined.errors import AdjoinedError, first_line
 from adjoined.integrations.own_parameters import joined_as, load_own_state, own_state
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import adjoint_objective
+from adjoined.printable import printable
 
 
 class AdjoinedTask(ClassificationTask):
@@ -42,7 +43,7 @@ class AdjoinedTask(ClassificationTask):
         criterion: loss of one network's logits, as in timm's tasks; None: cross-entropy.
         updates: optimizer steps of the whole training; λ(t) follows them. Without it, set `updates` before training.
         example_input: what the model takes; None: float32 (1, C, H, W) by the model's `pretrained_cfg`.
-        device, dtype, verbose: as for timm's tasks.
+        criterion_kwargs, device, dtype, verbose: as for timm's tasks.
         **settings: as for `adjoin`: alpha, keep, order, ... By default `private_head` is True and
             `small_gradient` 0.5, as in `adjoint+`.
 
@@ -60,6 +61,7 @@ class AdjoinedTask(ClassificationTask):
         *,
         updates: int | None = None,
         example_input: Any = None,
+        criterion_kwargs: dict[str, Any] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -68,7 +70,8 @@ class AdjoinedTask(ClassificationTask):
         if not isinstance(model, AdjoinedNetwork):
             example = _example_of(model) if example_input is None else example_input
             model = adjoin(model, example, **{**ADJOINT_PLUS, **settings})
-        super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose)
+        made = {} if criterion_kwargs is None else {"criterion_kwargs": criterion_kwargs}  # which new versions take
+        super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose, **made)
         self.updates, self.done = updates, 0
 
     @property
@@ -106,6 +109,12 @@ class AdjoinedTask(ClassificationTask):
     def step_update(self, done: int) -> None:
         """Count the optimizer steps; call it once after each."""
         self.done = done
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Return the parameters whose gradients are clipped, by default all; each network's head is its last two."""
+        head = [name for name, _ in self.net.base.named_parameters()][-2:] if exclude_head else []
+        networks = (self.net.base, *self.net.smalls)
+        return [each for network in networks for name, each in network.named_parameters() if name not in head]
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """Return the base network, which the loop validates and saves."""
@@ -213,13 +222,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"no such file: {options.script}")
     keep = tuple(filter(None, options.keep.split(",")))
     sys.argv = [str(options.script), *options.arguments]
-    run_script(options.script, alpha=options.alpha, keep=keep, order=options.order)
+    try:
+        run_script(options.script, alpha=options.alpha, keep=keep, order=options.order)
+    except AdjoinedError as error:
+        parser.exit(2, f"adjoined: {printable(str(error))}\n")
 
 
 def run_script(script: Path, **settings: Any) -> None:
     """Run a timm script in this process, with `AdjoinedTask` as its classification task.
 
     The task gets the length and the progress of the training from the script's scheduler.
+
+    Raises:
+        AdjoinedError: the script trains with another of timm's tasks, which would train the base alone, or without a
+            scheduler.
     """
     schedulers: Any = import_module("timm.scheduler")
     tasks: Any = import_module("timm.task")
@@ -233,6 +249,18 @@ def run_script(script: Path, **settings: Any) -> None:
 
     def create_scheduler_v2(*args: Any, updates_per_epoch: int = 0, **options: Any) -> tuple[Any, int]:
         scheduler, epochs = make_scheduler(*args, updates_per_epoch=updates_per_epoch, **options)
+        if not made:
+            raise AdjoinedError(
+                "the script does not train with timm's ClassificationTask, so the small network would be left out",
+                where=os.fspath(script),
+                fix="Leave out the flags that choose another task, such as --kd-model-name.",
+            )
+        if scheduler is None:
+            raise AdjoinedError(
+                "without a scheduler it is unknown how far the training is, so λ(t) is undefined",
+                where=os.fspath(script),
+                fix="Choose one, such as --sched cosine.",
+            )
         for task in made:
             task.updates = epochs * updates_per_epoch
             scheduler.step_update = partial(_step_update, task, scheduler.step_update)
