@@ -254,12 +254,15 @@ def refuse_base_alone(base: nn.Module) -> None:
 def refuse_other_state(names: Sequence[str], prefix: str) -> None:
     """Raise AdjoinedError if a state with these names is not that of a joint network with this prefix."""
     if names and not any(name.startswith((f"{prefix}base.", f"{prefix}smalls.")) for name in names):
+        wrapped = next((found for name in names if (found := re.match(r"(.*?\.)smalls\.\d+\.", name))), None)
         raise AdjoinedError(
             "not the state of a joint network",
             where="load_state_dict()",
             expected=f"tensors of names such as {prefix}base.NAME",
             got=names[0],
-            fix="Load the weights of a model before the call of adjoin.",
+            fix=f"Leave out '{wrapped[1]}' in front of all names."
+            if wrapped
+            else "Load the weights of a model before the call of adjoin.",
         )
 
 

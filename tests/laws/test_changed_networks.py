@@ -170,6 +170,13 @@ def test_the_state_of_a_model_is_not_that_of_a_joint_network(strict: bool, insid
     outer.load_state_dict(outer.state_dict(), strict=strict)
 
 
+def test_the_state_of_a_wrapped_joint_network_is_named():
+    net = joint()
+    state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    with pytest.raises(AdjoinedError, match=r"Leave out 'module\.' in front of all names\.$"):
+        net.load_state_dict(state)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_traced_models_are_extracted_and_keep_their_modes(whole: bool):
     """Every copy of what `torch.fx` has traced has a class of its own and begins in train mode."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -107,3 +108,61 @@ def test_training_such_a_network_trains_the_source_weights():
     p, q = net(X)
     assert torch.allclose(net.extract()(X), q, atol=1e-6)
     assert torch.allclose(net.base.train()(X), p, atol=1e-5)
+
+
+class Computed(nn.Module):
+    """Something that torch computes from other operators, and that has no rule of its own, between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 1), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        y = self.body(x)
+        return self.head(y.tanh().mean((2, 3))), self.computed(x, y)
+
+    def computed(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return what the construct computes from the outputs of the first layer and the second."""
+        raise NotImplementedError
+
+
+class SquaredDifference(Computed):
+    def computed(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(y, x.detach()) + F.mse_loss(x, y, reduction="none").mean((1, 2, 3)).sum()
+
+
+class SmoothDifference(Computed):
+    def computed(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.smooth_l1_loss(x, y) + F.huber_loss(x, y, delta=0.5)
+
+
+class CrossEntropyOfGates(Computed):
+    def computed(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy(x.sigmoid(), y.sigmoid()) + F.logsigmoid(y).mean()
+
+
+class Distance(Computed):
+    def computed(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.dist(x, y)
+
+
+class TraceOfProducts(Computed):
+    def computed(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.trace(x.mean((2, 3)).t() @ y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [SquaredDifference, SmoothDifference, CrossEntropyOfGates, Distance, TraceOfProducts])
+def test_what_torch_computes_from_other_operators_is_followed_through_them(kind: type[Computed]):
+    model = seeded(kind)
+    plan = plan_of(model)
+    assert plan.small_shape("stem.weight")[0] == plan.small_shape("body.weight")[0] == 8
+    assert plan.small_shape("body.weight")[1] == 8
+    checked = check_plan(model, X, plan)
+    assert checked.how == "masked base"
+    assert checked.error is not None
+    assert checked.error < 1e-12
+    with torch.no_grad():
+        small = plan.apply(model)
+        features = small.stem(X)
+        torch.testing.assert_close(small(X)[1], model.computed(features, small.body(features)))
