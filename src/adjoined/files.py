@@ -86,19 +86,16 @@ def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
         >>> path.read_text(), len(list(path.parent.iterdir()))
         ('42', 1)
     """
-    beside = _name_beside(paths[0])
-    try:
-        beside.mkdir()
+    with scratch_folder(paths[0].parent) as beside:
         parts = tuple(beside / path.name for path in paths)
-        yield parts
-        for part, path in reversed(tuple(zip(parts, paths, strict=True))):
-            _flush(part)
-            os.replace(part, path)
-        _flush(paths[0].parent)
-    except OSError as error:
-        raise cannot_write(error, paths[0]) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            yield parts
+            for part, path in reversed(tuple(zip(parts, paths, strict=True))):
+                _flush(part)
+                os.replace(part, path)
+            _flush(paths[0].parent)
+        except OSError as error:
+            raise cannot_write(error, paths[0]) from error
 
 
 @contextmanager

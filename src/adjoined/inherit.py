@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from adjoined.errors import AdjoinedError
 from adjoined.network import AdjoinedNetwork
-from adjoined.slicing import Index, Inputs, SlicePlan, named_tensors
+from adjoined.slicing import Index, Inputs, SlicePlan, evaluating, named_tensors
 
 POSITIONS = 64
 """Positions of each image at which a convolution's outputs are compared."""
@@ -63,20 +63,18 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
         True
     """
     inputs = Inputs.of(images)
-    modes = [(module, module.training) for network in (base, small) for module in network.modules()]
     norms = [module for module in small.modules() if isinstance(module, _BatchNorm)]
     hooks = []
-    try:
-        with _Record(base.eval(), plan) as recorded:
+    with evaluating(base, small):
+        with _Record(base, plan) as recorded:
             inputs.run(base)
-        with _Fit(small.eval(), recorded.targets) as fitted:
-            hooks += [norm.register_forward_pre_hook(_measure) for norm in norms if norm.running_var is not None]
-            inputs.run(small)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes:
-            module.training = mode
+        try:
+            with _Fit(small, recorded.targets) as fitted:
+                hooks += [norm.register_forward_pre_hook(_measure) for norm in norms if norm.running_var is not None]
+                inputs.run(small)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return fitted.count
 
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset, IterableDataset
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing import Inputs
+from adjoined.slicing import Inputs, evaluating
 
 _TAKES_STATISTICS = (F.batch_norm, F.instance_norm, F.group_norm)
 
@@ -83,27 +83,23 @@ def _measuring(networks: Sequence[nn.Module], norms: Sequence[_NormBase]) -> Ite
 
     After an exception, the statistics are restored, too.
     """
-    modes = [(module, module.training) for network in networks for module in network.modules()]
     settings = [(norm, norm.momentum, norm.track_running_stats) for norm in norms]
     before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-    try:
-        for network in networks:
-            network.eval()
-        for norm in norms:
-            norm.train()
-            norm.track_running_stats = True  # a frozen norm may keep its statistics, and still use them
-            norm.reset_running_stats()
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
-        raise
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for norm, momentum, tracked in settings:
-            norm.momentum, norm.track_running_stats = momentum, tracked
+    with evaluating(*networks):
+        try:
+            for norm in norms:
+                norm.train()
+                norm.track_running_stats = True  # a frozen norm may keep its statistics, and still use them
+                norm.reset_running_stats()
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
+            raise
+        finally:
+            for norm, momentum, tracked in settings:
+                norm.momentum, norm.track_running_stats = momentum, tracked
 
 
 def _inputs_of(batch: Any) -> Inputs:

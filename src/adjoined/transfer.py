@@ -14,7 +14,7 @@ from adjoined.errors import AdjoinedError, usage
 from adjoined.head import trial_head
 from adjoined.inherit import inherit_all
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import SlicePlan, duplicate, reorder, unwrap
+from adjoined.slicing import SlicePlan, duplicate, evaluating, reorder, unwrap
 from adjoined.width_search import search_widths
 
 JUDGED = 256
@@ -122,13 +122,8 @@ def as_judge(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, T
         A third of the images, 256 at most, and their classes.
     """
     judged = min(JUDGED, max(len(x) // 3, 1))
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with trial_head(model.eval(), x[judged:], y[judged:]):
-            yield x[:judged], y[:judged]
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model), trial_head(model, x[judged:], y[judged:]):
+        yield x[:judged], y[:judged]
 
 
 def _check(model: nn.Module, x: object, y: object) -> None:

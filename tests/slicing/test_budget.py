@@ -97,7 +97,7 @@ def test_what_fits_already_stays_as_it_is():
 
 
 def test_what_cannot_be_reached_is_refused_with_the_nearest_that_can():
-    with pytest.raises(AdjoinedError, match=r"no small network of this model fits .*at least 392 B") as caught:
+    with pytest.raises(AdjoinedError, match=r"no small network of this model fits .*at least 392 bytes") as caught:
         make_plan(chain(), X, budget="300 B, 1 MMACs", round_to=1)
     assert caught.value.where == "budget='300 B'"
     smallest = make_plan(chain(), X, alpha=64, round_to=1).cost

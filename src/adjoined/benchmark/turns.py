@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing import evaluating
 
 TURNS = 12
 """Turns of each network: interleaving spreads a slow phase of the machine over all of them."""
@@ -83,10 +84,7 @@ def latency(
         >>> times["base"].batch_size, times["base"].median_ms > times["small"].median_ms
         (1, True)
     """
-    with ExitStack() as stack:
-        used = stack.enter_context(threads_of_torch(threads))
-        for module in modules.values():
-            stack.enter_context(evaluating(module))
+    with threads_of_torch(threads) as used, evaluating(*modules.values()):
         samples = take_turns(modules, example, seconds=seconds)
     return {name: Latency.of(times, example, used) for name, times in samples.items()}
 
@@ -176,15 +174,3 @@ def threads_of_torch(number: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode within the block; the mode of each of its submodules is restored afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

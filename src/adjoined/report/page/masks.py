@@ -87,7 +87,7 @@ def _case(
     return MaskCase(index, units.percent(share), tuple(shown))
 
 
-def _mask_picture(mask: Tensor, colours: Sequence[tuple[int, int, int]]) -> str:
+def _mask_picture(mask: Tensor, colours: Sequence[tuple[int, ...]]) -> str:
     """Return a mask in colours, losslessly, as a data URI."""
     from PIL import Image
 
@@ -99,7 +99,7 @@ def _mask_picture(mask: Tensor, colours: Sequence[tuple[int, int, int]]) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def palette(num_classes: int) -> list[tuple[int, int, int]]:
+def palette(num_classes: int) -> list[tuple[int, ...]]:
     """Return a colour for every class, the first black, and grey for pixels that do not count.
 
     The bits of a class's number are spread over the colours, as in Pascal VOC, so that neighbours differ.
@@ -108,15 +108,12 @@ def palette(num_classes: int) -> list[tuple[int, int, int]]:
         >>> palette(3)
         [(0, 0, 0), (128, 0, 0), (0, 128, 0), (224, 224, 224)]
     """
-    colours = []
-    for label in range(min(num_classes, 255)):
-        red = green = blue = 0
-        for bit in range(8):
-            shift, rest = 7 - bit, label >> (3 * bit)
-            red, green, blue = (
-                red | (rest & 1) << shift,
-                green | (rest >> 1 & 1) << shift,
-                blue | (rest >> 2 & 1) << shift,
-            )
-        colours.append((red, green, blue))
-    return [*colours, (224, 224, 224)]
+    return [
+        *(tuple(_level(label >> channel) for channel in range(3)) for label in range(min(num_classes, 255))),
+        (224, 224, 224),
+    ]
+
+
+def _level(bits: int) -> int:
+    """Return every third bit of a number, the lowest as the highest of eight."""
+    return sum((bits >> 3 * place & 1) << (7 - place) for place in range(8))

@@ -6,7 +6,7 @@ import copy
 import difflib
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -178,6 +178,19 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
         kept = weight if weight is not None else module._buffers.get("running_mean")
         if kept is not None:
             sized.num_features = kept.shape[0]
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into eval mode within the block; the mode of each of their submodules is restored afterwards."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 _DICTS = (dict, OrderedDict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,21 +81,6 @@ def read_budget(budget: str | Iterable[str]) -> tuple[Limit, ...]:
                 f"{limit.quantity} are limited twice", where="budget", expected="one limit", got=", ".join(same)
             )
     return limits
-
-
-def in_units(amount: float, quantity: Quantity) -> str:
-    """Return an amount in the units in which budgets are written, not rounded down.
-
-    Example:
-        >>> in_units(1_234_567, "bytes"), in_units(49_999, "MACs"), in_units(12, "parameters")
-        ('1.24 MB', '50 kMACs', '12 parameters')
-    """
-    factor, prefix = next((each for each in ((10**9, "G"), (10**6, "M"), (10**3, "k")) if amount >= each[0]), (1, ""))
-    digits = 10 ** (2 - math.floor(math.log10(amount / factor))) if amount else 1
-    shown = math.ceil(amount / factor * digits - 1e-9) / digits
-    if quantity in ("bytes", "MACs"):
-        return f"{shown:.4g} {prefix}{'B' if quantity == 'bytes' else quantity}"
-    return f"{shown:.4g} {f'{prefix} ' if prefix else ''}{quantity}"
 
 
 def _limit(text: str) -> Limit:

@@ -10,7 +10,7 @@ from torch import nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.plan.plan import SlicePlan
-from adjoined.slicing.solve.budget import Limit, in_units
+from adjoined.slicing.solve.budget import Limit
 from adjoined.slicing.solve.request import Request
 from adjoined.slicing.solve.solve import solve
 from adjoined.slicing.solve.traces import Traces
@@ -155,7 +155,7 @@ class _Search:
                 fix=fix,
             )
         over = [limit for limit in limits if limit.of(plan.cost) > limit.most]
-        least = ", ".join(in_units(limit.of(plan.cost), limit.quantity) for limit in over)
+        least = ", ".join(f"{limit.of(plan.cost)} {limit.quantity}" for limit in over)
         return AdjoinedError(
             "no small network of this model fits",
             where=f"budget={', '.join(limit.text for limit in over)!r}",
