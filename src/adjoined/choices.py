@@ -7,6 +7,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from adjoined.kinds import task_kind
+from adjoined.printable import counted
 from adjoined.settings import Settings
 
 STEPS_PER_EPOCH = 64
@@ -73,7 +74,7 @@ def choose(
         >>> {each.name: each.value for each in choose(1000, pretrained=True)}["method"]
         'transfer'
     """
-    count = f"{images} training images"
+    count = counted(images, "training image")
     start = "pretrained weights" if pretrained else "from random weights"
     if pretrained:
         if task == "classification":
@@ -98,7 +99,7 @@ def choose(
             Choice("batch_size", batch, count),
             Choice("lr", 3e-3 if batch_norm else 1e-3, f"adamw, {'with' if batch_norm else 'without'} batch norms"),
             Choice("grad_clip", 1.0, start),
-            Choice("augment", augment, f"{count}, {epochs} epochs"),
+            Choice("augment", augment, f"{count}, {counted(epochs, 'epoch')}"),
         ]
     alpha = 2.0 if pretrained else 1.5 if images < FEW else 4.0 if images >= MANY else 2.0
     return [

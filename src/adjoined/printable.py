@@ -37,6 +37,16 @@ def printable(text: object, *, lines: bool = False) -> str:
     return "".join(c if _harmless(c) or (lines and c in "\n\t") else _escaped(c) for c in string)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things.
+
+    Example:
+        >>> counted(1, "epoch"), counted(2, "epoch")
+        ('1 epoch', '2 epochs')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def markdown(text: object, *, keep: str = "") -> str:
     r"""Return text that Markdown shows as it is: no links, images, HTML, emphasis or columns of its own.
 

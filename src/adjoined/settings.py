@@ -35,7 +35,8 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ("epochs", "batch_size", "eval_batch_size", "accumulate", "nodes", "round_to", "checkpoint_every", "log_every",
          "lottery_rounds", "image_size", "limit", "finetune_epochs"),
     ),
-    ("a whole number of at least 0", lambda value: value >= 0, ("workers", "seed", "split_seed", "shift")),
+    ("a whole number of at least 0", lambda value: value >= 0, ("workers", "split_seed", "shift")),
+    ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 1 << 63, ("seed",)),
     ("a number of at least 1", lambda value: 1 <= value < inf, ("compress",)),
     (
         "a number of at least 0",

@@ -27,7 +27,8 @@ MODEL = ["resnet20", "--input-size", "32", "--classes", "10", *QUICK]
 
 def test_a_model_is_measured_without_training(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     out = tmp_path / "figures.json"
-    line = ["benchmark", *MODEL, "--runtimes", "eager,onnx", "--batch-sizes", "1,3", "--json", "--out", str(out)]
+    line = ["benchmark", *MODEL, "--runtimes", "eager,onnx,eager", "--batch-sizes", "1,3,1", "--json"]
+    line += ["--out", str(out)]  # what is named twice is measured once
     assert main(line) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == read_benchmark(out).to_json()
@@ -211,6 +212,7 @@ def test_a_run_of_own_code_needs_the_code_again(tmp_path: Path, capsys: pytest.C
         (["resnet20", "--batch-sizes", "0"], "--batch-sizes: out of range (expected at least 1, got 0)"),
         (["resnet20", "--batch-sizes", "[]"], "--batch-sizes: nothing to measure"),
         (["resnet20", "--seconds", "0"], "--seconds: out of range"),
+        (["resnet20", "--seconds", "nan"], "--seconds: out of range"),
         (["resnet20", "--threads", "0"], "--threads: out of range"),
         (["resnett20"], "unknown model"),
         (["runs/nowhere"], "runs/nowhere: no such run folder"),

@@ -61,6 +61,11 @@ def test_workers_kept_over_epochs_change_nothing():
         assert same(list(loader), batches(alone, seed=5, epoch=epoch))
 
 
+def test_no_worker_is_started_for_no_batch():
+    """Ten thousand processes would fill the memory; these are 200 images in batches of 48."""
+    assert digits(workers=10_000).train_loader(seed=0, drop_last=False).num_workers == 5
+
+
 def test_seed_and_epoch_change_order_and_augmentation():
     data = digits()
     assert same(batches(data, seed=3, epoch=1), batches(data, seed=3, epoch=1))

@@ -18,6 +18,7 @@ from adjoined.settings import PLACE_ONLY, Settings
     ("values", "flag"),
     [
         ({"epochs": 0}, "--epochs"),
+        ({"seed": 1 << 63}, "--seed"),
         ({"batch_size": 0}, "--batch-size"),
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("nan")}, "--lr"),

@@ -8,6 +8,7 @@ from adjoined.benchmark import IN_PYTORCH, RUNTIMES
 from adjoined.benchmark.environment import Environment
 from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
 from adjoined.benchmark.turns import NOISY
+from adjoined.printable import counted
 from adjoined.report.units import count, size
 
 EXPLAINED = 0.7
@@ -107,10 +108,11 @@ def _handed_back(base: NetworkFigures, small: NetworkFigures, behind: Sequence[S
         each = base.activation_bytes[str(place.batch_size)], small.activation_bytes[str(place.batch_size)]
         if place.runtime in IN_PYTORCH and place.device == "cpu" and max(each) > GLIBC_KEEPS:
             return (
-                f"Memory handed back: with {place.batch_size} images, activations take {size(each[0])} in the base and "
-                f"{size(each[1])} in {small.name}. On Linux, glibc returns memory beyond {size(GLIBC_KEEPS)} to the "
-                f"system and requests it again, page by page, in every call; --huge-pages, or THP_MEM_ALLOC_ENABLE=1 "
-                f"in the environment of a service, makes PyTorch use huge pages, which may save much of that time."
+                f"Memory handed back: with {counted(place.batch_size, 'image')}, activations take {size(each[0])} in "
+                f"the base and {size(each[1])} in {small.name}. On Linux, glibc returns memory beyond "
+                f"{size(GLIBC_KEEPS)} to the system and requests it again, page by page, in every call; --huge-pages, "
+                f"or THP_MEM_ALLOC_ENABLE=1 in the environment of a service, makes PyTorch use huge pages, which may "
+                f"save much of that time."
             )
     return ""
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,10 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
         ):
             if value < 1:
                 raise AdjoinedError("out of range", where=flag, expected="at least 1", got=value)
-        if self.seconds <= 0:
+        if not 0 < self.seconds < inf:
             raise AdjoinedError("out of range", where="--seconds", expected="more than 0", got=self.seconds)
+        for name in ("batch_sizes", "runtimes", "devices"):  # what is named twice is measured once
+            object.__setattr__(self, name, list(dict.fromkeys(getattr(self, name))))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode, Workers
 from adjoined.json_files import json_text
 from adjoined.kinds import MEASURES, NAMES
+from adjoined.printable import counted
 
 if TYPE_CHECKING:
     from adjoined.data import ImageData
@@ -97,7 +98,7 @@ def _table(
         for name, scores in measured.items()
     )
     count = next(iter(measured.values())).images
-    title = f"{options.run} on {images.settings.name}: {count} images ({images.val_name})"
+    title = f"{options.run} on {images.settings.name}: {counted(count, 'image')} ({images.val_name})"
     notes = [*_notes(images), *_comparison(measured, recorded)]
     return Table(("", *(NAMES[each] for each in shown), "loss"), rows, title, tuple(notes))
 

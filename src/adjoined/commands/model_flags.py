@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 USUAL_ALPHAS = (2.0, 4.0, 8.0, 16.0)
 """The alphas that `adjoined plan` compares."""
+_MOST = {"input_size": 4096, "channels": 4096, "classes": 1 << 22}
+"""Larger networks and inputs may not fit into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,10 @@ class ModelOptions(SmallSettings):
     def __post_init__(self) -> None:
         """Check the flags that are not checked where they are used."""
         super().__post_init__()
-        for name in ("input_size", "channels", "classes"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise AdjoinedError("out of range", where=flag_of(name), expected="at least 1", got=getattr(self, name))
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise AdjoinedError("out of range", where=flag_of(name), expected=f"1 to {most}", got=value)
         if not self.alphas or ((self.compress or self.budget) and len(self.alphas) > 1):
             if not self.alphas:
                 raise AdjoinedError("needs one alpha", where="--alpha", got=[])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adjoined.benchmark.turns import latency
 from adjoined.files import write_text
+from adjoined.printable import counted
 from adjoined.report.figures import Figures, result_table
 from adjoined.report.result import figures_from, keep_figures, kept_figures
 from adjoined.report.table import Table
@@ -41,7 +42,8 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     """Return the result table of a run."""
     result = run.result
     which = "the moving average of the weights" if result.weights == "ema" else "the weights"
-    notes = [f"Accuracies: {result.images} images of {run.info.name} ({result.val_name}), with {which} {run.when}."]
+    images = f"{counted(result.images, 'image')} of {run.info.name} ({result.val_name})"
+    notes = [f"Accuracies: {images}, with {which} {run.when}."]
     for network in result.networks:
         if network.nonzero is not None:
             left = f"{network.nonzero} of {network.parameters} parameters are nonzero"
@@ -58,7 +60,7 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
     if len(result.stages) > 1:
         each = ", ".join(f"{stage.name} {stage.epochs} in {stage.seconds:.0f} s" for stage in result.stages)
         notes.append(f"Epochs by stage: {each}.")
-    took = f": {result.epochs} epoch{'s' * (result.epochs != 1)} in {result.seconds:.0f} s"
+    took = f": {counted(result.epochs, 'epoch')} in {result.seconds:.0f} s"
     title = f"{run.folder}{'' if result.own_loop else took}"
     return result_table(figures[0], figures[1:], title=title, notes=notes)
 

@@ -14,6 +14,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, write_text
 from adjoined.json_files import write_json
 from adjoined.kinds import kind_of
+from adjoined.printable import counted
 
 if TYPE_CHECKING:
     from adjoined.runs import RunFolder
@@ -103,7 +104,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
         figures=figures,
         info=info,
         settings=settings,
-        images=f"{run.result.images} images of {info.name} ({run.result.val_name})",
+        images=f"{counted(run.result.images, 'image')} of {info.name} ({run.result.val_name})",
         versions=record["versions"],
         code=_shared_code(run) or "",
         license=license,

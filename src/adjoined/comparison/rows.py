@@ -13,6 +13,7 @@ from adjoined.comparison.variants import Variant, train_command
 from adjoined.errors import AdjoinedError
 from adjoined.files import write_text
 from adjoined.kinds import MAIN, MEASURES, heading, short_name, task_kind
+from adjoined.printable import counted
 from adjoined.report import units
 from adjoined.report.figures import noise_note
 from adjoined.report.table import Table
@@ -198,8 +199,8 @@ def comparison_table(study: Study, rows: Sequence[Row]) -> Table:
         for row in rows
     )
     settings = study.settings
-    seeds = f"{study.seeds} seed{'s' * (study.seeds != 1)} from {settings.seed}"
-    title = f"{settings.model} on {settings.data}: {settings.epochs} epochs, {seeds}"
+    seeds = f"{counted(study.seeds, 'seed')} from {settings.seed}"
+    title = f"{settings.model} on {settings.data}: {counted(settings.epochs, 'epoch')}, {seeds}"
     return Table(columns, cells, title, tuple(_notes(study, rows, noisy if base else [])))
 
 

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from adjoined.errors import AdjoinedError
-from adjoined.method_settings import METHODS_OF, SMALL_ONLY
-from adjoined.methods import METHODS
+from adjoined.method_settings import METHODS, METHODS_OF, SMALL_ONLY
 from adjoined.settings import PLACE_ONLY, Settings
 
 OWN = SMALL_ONLY.union(METHODS_OF)

@@ -14,6 +14,7 @@ from adjoined.data.levels import check_layout, plain
 from adjoined.data.preprocessing import check_pixels, opened_image, quiet
 from adjoined.data.scanning import as_text
 from adjoined.errors import AdjoinedError
+from adjoined.printable import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +43,7 @@ def check_images(parts: Sequence[Images], resize: int) -> None:
     faults = [fault for part in files for fault in _faults(part, resize, decoded=decoded) if fault]
     if faults:
         first, others = faults[0], len(faults) - 1
-        more = f"; and {others} other{'s' * (others > 1)} like it" if others else ""
+        more = f"; and {counted(others, 'other')} like it" if others else ""
         raise AdjoinedError(
             f"{first.what}{more}",
             where=first.where,

@@ -289,6 +289,7 @@ class ImageLoader(DataLoader[Batch]):
     def __init__(
         self, dataset: ImageDataset, sampler: EpochSampler, *, batch_size: int, workers: int, drop_last: bool
     ) -> None:
+        workers = min(workers, -(-len(sampler) // batch_size))  # others would have no batch
         super().__init__(
             dataset,
             batch_size=batch_size,

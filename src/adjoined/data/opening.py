@@ -26,7 +26,7 @@ from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.kinds import OWN, in_brief, kind_of
-from adjoined.printable import printable
+from adjoined.printable import counted, printable
 
 _SETS: dict[str, Callable[[Path], Source]] = {
     "digits": open_digits,
@@ -145,8 +145,8 @@ class ImageData:
         source = "the model's" if settings.normalisation == (info.mean, info.std) else "the data's"
         lines = [
             f"{printable(as_text(settings.name))}: {classes}, {info.image_size} px (--image-size)",
-            f"{len(self.train)} training images{limit}",
-            f"{len(self.val)} validation images ({self.val_name}{split})",
+            f"{counted(len(self.train), 'training image')}{limit}",
+            f"{counted(len(self.val), 'validation image')} ({self.val_name}{split})",
             f"normalised by mean {mean} and std {std} ({source})",
         ]
         if self.skipped:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adjoined.benchmark import RUNTIMES
+from adjoined.printable import counted
 from adjoined.report import units
 from adjoined.report.table import Line, Table, side_by_side
 
@@ -88,7 +89,7 @@ def _times(found: Benchmark, device: str, batch: int) -> Table:
     if not compared:  # a base network alone
         lines = [(_title(row.runtime, row.precision), *_cells(row, times)) for row in rows]
     threads = f", {units.threads(rows[0].latency.threads)}" if device == "cpu" else ""
-    images = "1 image" if batch == 1 else f"{batch} images"
+    images = counted(batch, "image")
     columns = COLUMNS if compared else COLUMNS[:4]
     return Table(columns, tuple(lines), f"a call with {images} on {device}{threads}")
 

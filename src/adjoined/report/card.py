@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adjoined.printable import markdown, markdown_code
+from adjoined.printable import counted, markdown, markdown_code
 from adjoined.report.figures import Figures, result_table
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Card:
         if self.own_loop:
             return f"In a training loop of its author's own.\n\nVersions: {versions}."
         return (
-            f"Method {settings.method}, {settings.epochs} epochs, batches of {settings.batch_size}, "
+            f"Method {settings.method}, {counted(settings.epochs, 'epoch')}, batches of {settings.batch_size}, "
             f"{settings.optimizer} with a learning rate of {settings.lr:g}, seed {settings.seed}. All settings are in "
             f"`settings.yaml`: with the same data, `adjoined train --config settings.yaml` repeats the run."
             f"\n\nVersions: {versions}."

@@ -21,6 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS
+from adjoined.printable import counted
 from adjoined.report.units import size
 from adjoined.settings import Settings
 from adjoined.training.checkpoints import WholeCheckpointIO
@@ -67,8 +68,8 @@ class Outlook:
             f"devices   {self.devices} x {self.device} on {settings.nodes} machines, {self.strategy}"
             if settings.nodes > 1
             else f"devices   {self.devices} x {self.device}, {self.strategy}",
-            f"batch     {settings.batch_size} images, {each}{batches}",
-            f"steps     {self.steps // settings.epochs} an epoch, {self.steps} in {settings.epochs} epochs",
+            f"batch     {counted(settings.batch_size, 'image')}, {each}{batches}",
+            f"steps     {self.steps // settings.epochs} an epoch, {self.steps} in {counted(settings.epochs, 'epoch')}",
             f"memory    {memory} on each device: weights, optimizer and activations, in float32",
             f"time      about {whole}: {self.seconds:.3g} s a batch on this machine, without evaluation",
         ]

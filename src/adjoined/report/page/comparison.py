@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from adjoined import kinds
+from adjoined.printable import counted
 from adjoined.report import units
 from adjoined.report.page import sections
 from adjoined.report.page.charts import Chart, lines, look
@@ -106,7 +107,7 @@ def differing_settings(stories: Sequence[RunStory], names: Sequence[str]) -> Tab
 
 
 def _unfinished(story: RunStory) -> list[tuple[str, str, str]]:
-    progress = f"{len(story.history)} of {story.settings.epochs} epochs"
+    progress = f"{len(story.history)} of {counted(story.settings.epochs, 'epoch')}"
     return [(name, label, progress) for name, label in zip(story.names, story.labels, strict=True)] or [
         ("", "–", progress)
     ]

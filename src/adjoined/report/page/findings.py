@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from adjoined.printable import counted
 from adjoined.report import units
 from adjoined.report.page.answers import BINS, calibration, confusion, disagreements
 from adjoined.report.page.charts import Axis, Chart, Line, lines, place, widths
@@ -99,7 +100,8 @@ def agreement_table(evidence: Evidence) -> Table:
     heads = ("both right", "only base right", "only small right", "both wrong, same class", "both wrong, other classes")
     # One column per network: a phone has room for two or three.
     turned = tuple((head, *(row[i + 1] for row in rows)) for i, head in enumerate(heads))
-    return Table(("", *(row[0] for row in rows)), turned, f"Predictions on {count} images, against the base network's")
+    title = f"Predictions on {counted(count, 'image')}, against the base network's"
+    return Table(("", *(row[0] for row in rows)), turned, title)
 
 
 def galleries(evidence: Evidence) -> list[Gallery]:
