@@ -393,10 +393,7 @@ class AuxiliaryHead(Net):
 
 
 NARROWING: list[type[Net]] = [
-    Chain, Residual, DenseConcat, ConcatWithItself, ChunkGate, SplitSizes, PixelShuffle, PixelUnshuffle,
-    FlattenBeforeLinear, SqueezeExcitation, Depthwise, DepthwiseMultiplier, GroupedInWholeGroups,
-    GroupedDownToOneGroup, GroupedInside, Transposed, GroupedTransposed, CalledThreeTimes, TiedParameters,
-    RawParameters, Einsum, GroupNorm, InstanceNormAndPReLU, FeaturewiseModulation, Resampled, PaddedByAttribute,
-    PaddedToFit, DividedByOnes, DividedByOnesAtTwoScales, PlacesAttend, PositionTable, Volumes, Conditions,
-    WidthAsserted, LowRankAdapter,
-]  # fmt: skip
+    each
+    for each in list(globals().values())
+    if isinstance(each, type) and issubclass(each, Net) and each not in (Net, AuxiliaryHead)
+]
