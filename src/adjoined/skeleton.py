@@ -166,6 +166,11 @@ def refuse_symbols(args: Any) -> None:
         raise not_recorded("torch.fx")
 
 
+def _runs_again(name: str) -> bool:
+    """Return whether code with this name in it may run modules again in the backward pass."""
+    return "checkpoint" in name or name == "apply"
+
+
 class Runner:
     """Runs a skeleton on slices of the shared weights, for any number of calls at the same time.
 
@@ -173,8 +178,9 @@ class Runner:
     itself; calls of other threads meanwhile take copies, which hold the same private tensors. No lock is needed: taking
     a module and giving it back are single list operations.
 
-    Activation checkpointing runs code again in the backward pass, when the slices are no longer bound. Where a model's
-    code mentions it, a training call leaves the slices behind as plain attributes, which are not parameters.
+    Activation checkpointing, and reversible layers (`Function.apply`), run code again in the backward pass, when the
+    slices are no longer bound. Where a model's code mentions them, a training call leaves the slices behind as plain
+    attributes, which are not parameters.
 
     Args:
         module: the skeleton.
@@ -184,7 +190,7 @@ class Runner:
     def __init__(self, module: nn.Module, weights: SharedWeights) -> None:
         self._module, self._weights = module, weights
         self._idle, self._copies = [(module, _guesses(module))], list[_Copy]()
-        self._checkpoints, self._left = mentions(module, lambda name: "checkpoint" in name), False
+        self._checkpoints, self._left = mentions(module, _runs_again), False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the copies, which are made again where they are needed."""

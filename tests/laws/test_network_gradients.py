@@ -297,6 +297,63 @@ class Checkpointed(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Reversed(torch.autograd.Function):
+    """Residual layers that keep no activation: the backward pass computes their input from their output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, one: nn.Module, two: nn.Module, *weights: Tensor) -> Tensor:
+        ctx.layers, ctx.weights = (one, two), weights
+        ctx.save_for_backward(out := residual(x, one, two))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (one, two), (out,) = ctx.layers, ctx.saved_tensors
+        upper, lower = out.chunk(2, 1)
+        lower = lower - two(upper)
+        x = torch.cat([upper - one(lower), lower], 1).detach().requires_grad_()
+        with torch.enable_grad():
+            found = torch.autograd.grad(residual(x, one, two), (x, *ctx.weights), gradients)
+        return found[0], None, None, *found[1:]
+
+
+def residual(x: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
+    upper, lower = x.chunk(2, 1)
+    upper = upper + one(lower)
+    return torch.cat([upper, lower + two(upper)], 1)
+
+
+class Reversible(nn.Module):
+    """A network whose middle is reversible in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.head = conv(3, 32), conv(16, 16), conv(16, 16), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.training:
+            x = Reversed.apply(x, self.one, self.two, *self.one.parameters(), *self.two.parameters())  # pyright: ignore
+        else:
+            x = residual(x, self.one, self.two)
+        return self.head(x.relu().mean((2, 3)))
+
+
+def test_reversible_layers_run_again_in_the_backward_pass():
+    net = adjoin(seeded(Reversible), X, alpha=(2, 4), round_to=1)
+    assert net.plan.small_shape("one.weight") == (8, 8, 3, 3)
+    found = []
+    for training in (False, True):
+        net.train(training).zero_grad()
+        sum(out.square().sum() for out in net(X)).backward()  # pyright: ignore
+        found.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+    with torch.no_grad():
+        net.base.stem.weight.mul_(2)  # pyright: ignore
+        assert same(net.extract().eval()(X), net.eval()(X)[1])
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # the call without gradients
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_weights_that_checkpointed_code_reads_by_itself(reentrant: bool):
