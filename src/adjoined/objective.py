@@ -83,8 +83,22 @@ def objective_terms(
             got=type(outputs).__name__,
         )
     p, *smalls = outputs
-    apart = torch.stack([distance(p, q) for q in smalls]).sum()
-    return Terms(task(p), apart, torch.stack([task(q) for q in smalls]).sum() if small_task else None)
+    apart = torch.stack([_scalar(distance(p, q), "distance") for q in smalls]).sum()
+    of_base = _scalar(task(p), "task")
+    return Terms(of_base, apart, torch.stack([task(q) for q in smalls]).sum() if small_task else None)
+
+
+def _scalar(loss: Tensor, where: str) -> Tensor:
+    """Return a loss, unless it has a value for each sample: their sum would weigh more than the other terms."""
+    if loss.numel() != 1:
+        raise AdjoinedError(
+            "not a scalar",
+            where=where,
+            expected="a function that returns one number for the batch",
+            got=f"a tensor {tuple(loss.shape)}",
+            fix="Take the mean over the samples in it.",
+        )
+    return loss
 
 
 @usage("adjoint_objective(net(x), task=..., distance=..., progress=step / total_steps)")
@@ -109,7 +123,8 @@ def adjoint_objective(
         A scalar, in the units of the task's loss.
 
     Raises:
-        AdjoinedError: a small network's output is missing, or `progress` is outside [0, 1].
+        AdjoinedError: a small network's output is missing, `task` or `distance` returns more than a scalar, or
+            `progress` is outside [0, 1].
 
     Source: arXiv 2006.05624, with any task and distance in place of cross-entropy and KL divergence.
 

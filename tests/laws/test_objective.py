@@ -93,6 +93,18 @@ def test_a_network_of_two_tasks_trains_with_its_twin():
     assert all(after < 0.9 * was for after, was in zip([task(out).item() for out in net(x)], before, strict=True))
 
 
+@pytest.mark.parametrize("where", ["task", "distance"])
+def test_losses_of_samples_are_refused(where: str):
+    p, q = torch.randn(2, 3, 4).unbind(0)
+
+    def of_samples(*outputs: Tensor) -> Tensor:
+        return torch.stack(outputs).square().mean(dim=(0, 2))  # one for each of three
+
+    functions: dict[str, Any] = {"task": torch.sum, "distance": gaussian_kl, where: of_samples}
+    with pytest.raises(adjoined.AdjoinedError, match=rf"{where}: not a scalar .* got a tensor \(3,\)"):
+        adjoint_objective((p, q), progress=1.0, **functions)
+
+
 def test_what_is_not_a_joint_output_is_refused():
     with pytest.raises(adjoined.AdjoinedError, match="the small network's output is missing"):
         adjoint_objective(torch.zeros(2, 3), task=torch.sum, distance=class_kl, progress=0.5)
