@@ -80,7 +80,8 @@ def test_both_learn_and_both_are_saved_as_transformers_saves(tmp_path: Path):
         def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
             told.append(metrics)
 
-    trainer = trainer_in(tmp_path, 8, callbacks=[Listens()])
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    trainer = trainer_in(tmp_path, 8, callbacks=[Listens()], processing_class=processor)
     trainer.train()
     metrics = trainer.evaluate()
     assert told == [metrics]  # early stopping would take a second call for a second evaluation
@@ -97,7 +98,10 @@ def test_both_learn_and_both_are_saved_as_transformers_saves(tmp_path: Path):
     with torch.no_grad():
         assert torch.equal(again.eval()(x).logits, small(x).logits)
         trainer.save_model(str(tmp_path / "both"))
-        for network, place in ((trainer.base, tmp_path / "both"), (small, tmp_path / "both" / "small")):
+        trainer.save_model(_internal_call=True)  # as push_to_hub does
+        saved = [(trainer.base, ""), (small, "small"), (trainer.base, "both"), (small, "both/small")]
+        for network, place in ((network, tmp_path / place) for network, place in saved):
+            assert transformers.ViTImageProcessor.from_pretrained(place).size == processor.size
             again = transformers.ResNetForImageClassification.from_pretrained(place)
             assert torch.equal(again.eval()(x).logits, network.eval()(x).logits)
 

@@ -140,21 +140,24 @@ class AdjoinedTrainer(Trainer):
 
         A small network that no config describes is saved as `plan.json` and `model.safetensors`.
         """
-        if _internal_call:  # a checkpoint: the joint network
+        if _internal_call and output_dir is not None:  # a checkpoint: the joint network; None: what is pushed to a hub
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
-            base: Any = self.net.base
-            base.save_pretrained(folder)
+            networks: list[tuple[str, Any]] = [("", self.net.base)]
             for which, name in enumerate(small_names(len(self.net.plans))):
                 small: Any = self.net.extract(which).eval()
                 small.config = narrow_config(small, self.net.plans[which], self._example)
                 if small.config is not None:
-                    small.save_pretrained(folder / name)
-                else:
-                    (folder / name).mkdir(exist_ok=True)
-                    self.net.plans[which].save(folder / name / "plan.json")
-                    save_weights(small, str(folder / name / "model.safetensors"))
+                    networks.append((name, small))
+                    continue
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                self.net.plans[which].save(folder / name / "plan.json")
+                save_weights(small, str(folder / name / "model.safetensors"))
+            for name, network in networks:
+                network.save_pretrained(folder / name)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder / name)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         try:
