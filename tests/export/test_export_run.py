@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from adjoined import AdjoinedError, export
 from adjoined.cli import main
+from adjoined.data import DataInfo, preprocess
 from adjoined.export.of_run import Exporter
 from adjoined.export.record import file_name, read_exports, record
 from adjoined.export.targets import find_target
@@ -27,6 +29,7 @@ from mistakes import fails
 from tiny_runs import QUIET, TINY
 
 DOCS = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+(SCRIPT,) = [block for block in re.findall(r"^```python\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE) if "PIL" in block]
 
 
 @pytest.fixture(scope="module")
@@ -184,11 +187,8 @@ def test_the_script_of_the_docs_classifies_in_an_environment_without_torch(
     installed = Path(onnxruntime.__file__).parents[1]
     for name in ("onnxruntime", "numpy", "numpy.libs", "PIL", "pillow.libs"):
         (site / name).symlink_to(installed / name)
-    (script,) = [
-        block for block in re.findall(r"^```python\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE) if "PIL" in block
-    ]
-    (tmp_path / "classify.py").write_text(script)
-    assert len(script.strip().splitlines()) <= 16
+    (tmp_path / "classify.py").write_text(SCRIPT)
+    assert len(SCRIPT.strip().splitlines()) <= 16
     assert main(["export", str(run.folder), "--which", "small", "--out", str(tmp_path / "out")]) == 0
     environment = {"PATH": "", "OMP_NUM_THREADS": "1"}
     without = subprocess.run(
@@ -204,6 +204,19 @@ def test_the_script_of_the_docs_classifies_in_an_environment_without_torch(
         assert main(["predict", str(run.folder), str(image), "--json"]) == 0
         small = json.loads(capsys.readouterr().out)[0]["networks"][1]
         assert done.stdout.strip() == small["guesses"][0]["class"]
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(49, 60), (98, 49), (103, 111), (70, 51)],  # in float64, 8 / 49 * 49 < 8; and margins that are odd numbers
+)
+def test_the_script_of_the_docs_prepares_images_as_evaluation_does(width: int, height: int):
+    info = DataInfo("folder:x", 2, ("a", "b"), 3, image_size=8, resize=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    places = {"np": np, "Image": Image, "image": Image.fromarray(values), "steps": info.to_json()}
+    exec(SCRIPT[SCRIPT.index("resize, size") : SCRIPT.index("x = ")], places)
+    theirs = preprocess(info, Image.fromarray(values))[0].permute(1, 2, 0).numpy()
+    assert np.abs(places["pixels"] - theirs).max() < 1.5 / 255
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
