@@ -70,7 +70,7 @@ class Measures:
     pixel_accuracy: float | None = None
     """Share of the pixels whose class is right."""
     mean_ap: float | None = None
-    """Average precision, the area under the precision-recall curve, the mean over the labels."""
+    """Average precision, the area under the precision-recall curve, the mean over the labels that some image has."""
 
     @property
     def main(self) -> float | None:

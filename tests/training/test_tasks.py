@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from torch import nn
 
 import adjoined
@@ -23,6 +24,7 @@ from adjoined.tasks import MultiLabel, Segmentation
 from adjoined.training import train
 from adjoined.training.evaluate import evaluate
 from adjoined.training.job import make_job
+from adjoined.training.meters import measure
 from adjoined.training.outlook import step_bytes
 from drawn_masks import CODE, draw
 from tiny_runs import QUIET
@@ -130,6 +132,20 @@ def test_labels_are_learned(tmp_path: Path, marked: Settings, method: str):
         assert network.mean_ap > 0.6
     small = adjoined.load(tmp_path / "run", "small")
     assert small(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+
+
+def test_labels_that_no_image_has_do_not_lower_the_mean_average_precision():
+    y = torch.tensor([[1.0, 0, 0], [0, 0, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0]])
+    logits = torch.tensor([[0.3, 2, -1], [0.9, 0, -2], [0.1, 1, 3], [0.2, 1, 1], [0.8, 0, 0]])
+    expected = np.mean([average_precision_score(y[:, label], logits[:, label]) for label in (0, 2)])
+    for predicted, mean in ((logits, expected), (y, 1.0)):
+        metric = measure("mean_ap", 3)
+        for rows in (slice(3), slice(3, None)):
+            metric.update(predicted[rows], y[rows])
+        assert metric.compute().item() == pytest.approx(mean)
+    metric.reset()
+    metric.update(logits, torch.zeros(5, 3))
+    assert metric.compute() == 0
 
 
 @pytest.mark.parametrize("task", ["squares", "marked"])

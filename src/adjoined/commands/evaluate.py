@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode, Workers
 from adjoined.json_files import json_text
-from adjoined.kinds import MEASURES, NAMES
+from adjoined.kinds import CLASSES, MEASURES, NAMES
 from adjoined.printable import counted
 
 if TYPE_CHECKING:
@@ -105,9 +105,10 @@ def _table(
 
 def _notes(images: ImageData) -> list[str]:
     """Return notes on classes without images and on images that were left out."""
-    known, classes = images.info.num_classes, ""
-    if images.info.task == "classification" and (present := len(images.val.labels.unique())) < known:
-        classes = f"{present} of {known} classes have images."
+    known, task, labels = images.info.num_classes, images.info.task, images.val.labels
+    present = len(labels.unique()) if task == "classification" else int(labels.any(dim=0).sum())
+    some = task != "segmentation" and present < known
+    classes = f"{present} of {known} {CLASSES[task]} have images." if some else ""
     skipped = f"Damaged images left out: {len(images.skipped)} ({images.skipped[0]} …)." if images.skipped else ""
     left_out = f"Not read: {images.left_out}." if images.left_out else ""
     return [note for note in (classes, skipped, left_out) if note]

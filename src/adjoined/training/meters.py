@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex, MultilabelAveragePrecision
+from torchmetrics.utilities import dim_zero_cat
 
 from adjoined.data.segmentation import NOT_COUNTED
 from adjoined.errors import AdjoinedError
@@ -64,8 +65,10 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
     def compute(self) -> Tensor:
         """Return the mean; 0 if no image has any label."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about labels that no image has
-            return super().compute().nan_to_num(0.0)
+            warnings.simplefilter("ignore")  # about labels that no image has, whose precision torchmetrics calls 0
+            of_labels = super().compute()
+        present = dim_zero_cat(self.target).any(dim=0)
+        return of_labels[present].mean() if present.any() else of_labels.new_zeros(())
 
 
 class MeanIoU(MulticlassJaccardIndex):
@@ -108,7 +111,7 @@ def measure(name: str, num_classes: int, *, alone: bool = False) -> Metric:
     """Return the metric that computes a measure; arguments as in `scores`."""
     shared: dict[str, Any] = {"validate_args": False, "sync_on_compute": not alone}
     if name == "mean_ap":
-        return MeanAveragePrecision(num_classes, **shared)
+        return MeanAveragePrecision(num_classes, average="none", **shared)
     if name == "miou":
         return MeanIoU(num_classes, ignore_index=NOT_COUNTED, **shared)
     if name == "pixel_accuracy":
