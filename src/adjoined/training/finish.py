@@ -24,10 +24,10 @@ from adjoined.training.checkpoints import read_checkpoint
 from adjoined.training.cost import training_macs
 from adjoined.training.evaluate import Scores, evaluate
 from adjoined.training.history import History
-from adjoined.training.job import Job, model_recipe
+from adjoined.training.job import Job
 from adjoined.training.measuring import measure_finished
 from adjoined.training.stages import StageResults
-from adjoined.training.writing import Measure, write_network
+from adjoined.training.writing import Measure, write_networks
 
 _DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Precision -> dtype of the weights, if it is not float32."""
@@ -136,30 +136,20 @@ class Ending:
     ) -> RunResult:
         """Write the networks of a training state into a folder, and return their records."""
         job, images = self.job, self.job.images
-        networks = [_carry(run, each) for each in self.earlier.carried]
-        cost = self._cost(job.settings.epochs if epochs is None else epochs, seconds)
-        stages = (*self.earlier.costs, cost)
-        measured = None
+        stages = (*self.earlier.costs, self._cost(job.settings.epochs if epochs is None else epochs, seconds))
+        carried = [_carry(run, each) for each in self.earlier.carried]
         built = self._networks(state)
         statistics = measure_finished(built, job.settings, images, device) if device else 0
-        for name, finished in built.items():
-            network, measured = write_network(
-                run,
-                name,
-                finished,
-                self._describe(),
-                code=self.job.settings.code,
-                measure=measure,
-                measured_on={"measured_on": images.val_name, "device": device.type if device else "cpu"},
-            )
-            networks.append(network)
-        assert measured is not None
+        kind = device.type if device else "cpu"
+        networks, count = write_networks(
+            run, built, job.settings, images, weights=self._weights, measure=measure, device=kind
+        )
         return RunResult(
             folder=run.path,
-            networks=tuple(networks),
+            networks=(*carried, *networks),
             epochs=sum(stage.epochs for stage in stages),
             seconds=round(sum(stage.seconds for stage in stages), 3),
-            images=measured.images,
+            images=count,
             val_name=images.val_name,
             weights=self._weights,
             stages=stages,
@@ -170,13 +160,6 @@ class Ending:
         self._built.network.load_state_dict(dict(state))
         self._built.network.eval()
         return self.job.method.finish(self._built)
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "weights": self._weights,
-            "model": model_recipe(self.job.settings, self.job.images),
-            "data": self.job.images.info.to_json(),
-        }
 
     @property
     def _weights(self) -> str:

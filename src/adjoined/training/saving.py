@@ -19,8 +19,8 @@ from adjoined.runs.finished import with_networks
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan
 from adjoined.training.evaluate import Scores, evaluate
-from adjoined.training.job import as_expected, model_recipe
-from adjoined.training.writing import write_network
+from adjoined.training.job import as_expected
+from adjoined.training.writing import write_networks
 
 OWN_LOOP = "own training loop"
 """The only stage of such a run; its duration is unknown."""
@@ -78,36 +78,20 @@ def save(
         images.check()
         run.begin(known)
         run.keep_data(images)
-        description = {
-            "weights": "last",
-            "model": model_recipe(known, images),
-            "data": images.info.to_json(),
-        }
 
         def measure(_: str, module: nn.Module) -> Scores:
             return evaluate(module, images.val_loader(), images.info.num_classes, task=images.info.task)
 
-        written = [
-            write_network(
-                run,
-                name,
-                each,
-                description,
-                code=known.code,
-                measure=measure,
-                measured_on={"measured_on": images.val_name, "device": "cpu"},
-            )
-            for name, each in finished.items()
-        ]
+        networks, count = write_networks(run, finished, known, images, weights="last", measure=measure, device="cpu")
         for name, each in finished.items():
             if each.plan is not None:
                 each.plan.save(run.plan(name))
         result = RunResult(
             folder=run.path,
-            networks=tuple(network for network, _ in written),
+            networks=tuple(networks),
             epochs=0,
             seconds=0.0,
-            images=written[0][1].images,
+            images=count,
             val_name=images.val_name,
             weights="last",
             stages=(StageCost(OWN_LOOP, 0, None, 0.0),),

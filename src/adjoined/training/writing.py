@@ -1,4 +1,4 @@
-"""Writing one finished network into a run folder, and measuring it as it was written."""
+"""Writing finished networks into a run folder, and measuring them as they were written."""
 
 from __future__ import annotations
 
@@ -9,43 +9,65 @@ from typing import Any
 import torch
 from torch import nn
 
+from adjoined.data import ImageData
 from adjoined.methods import TrainedNetwork
 from adjoined.runs import NetworkResult, RunFolder
 from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
+from adjoined.settings import Settings
 from adjoined.training.evaluate import Scores
 from adjoined.training.finite import NotFinite
+from adjoined.training.job import model_recipe
 
 Measure = Callable[[str, nn.Module], Scores]
 """Name of a network, and the network -> its scores on the validation images."""
 
 
-def write_network(
+def write_networks(
+    run: RunFolder,
+    finished: Mapping[str, TrainedNetwork],
+    settings: Settings,
+    images: ImageData,
+    *,
+    weights: str,
+    measure: Measure,
+    device: str,
+) -> tuple[list[NetworkResult], int]:
+    """Write weights and descriptions of networks, rebuild them from these files, and measure what was rebuilt.
+
+    The files are measured, not the networks in memory: the files are what users get.
+
+    Args:
+        run: the folder.
+        finished: name of each network -> the network.
+        settings: model and data.
+        images: the images that the networks were trained for.
+        weights: which weights they have, "last" or "ema".
+        measure: measures a rebuilt network.
+        device: the kind of device that it measures on.
+
+    Returns:
+        The networks' results, and the number of images that they were measured on.
+
+    Raises:
+        AdjoinedError: the files cannot be written, or do not rebuild a network; `NotFinite` if a loss is not finite.
+    """
+    recipe = {"weights": weights, "model": model_recipe(settings, images), "data": images.info.to_json()}
+    measured_on = {"measured_on": images.val_name, "device": device}
+    written = [
+        _write(run, name, network, recipe, settings.code, measure, measured_on) for name, network in finished.items()
+    ]
+    return [result for result, _ in written], written[0][1].images
+
+
+def _write(
     run: RunFolder,
     name: str,
     finished: TrainedNetwork,
     description: Mapping[str, Any],
-    *,
     code: str | None,
     measure: Measure,
     measured_on: Mapping[str, Any],
 ) -> tuple[NetworkResult, Scores]:
-    """Write weights and description of a network, rebuild it from these files, and measure what was rebuilt.
-
-    The files are measured, not the network in memory: the files are what users get.
-
-    Args:
-        run: the folder.
-        name: name of the network.
-        finished: the network.
-        description: weights, model and data for the JSON beside the weights.
-        code: FILE.py:FUNCTION or package.module:FUNCTION, if the user's own code builds the base network.
-        measure: measures the rebuilt network.
-        measured_on: entries for the metrics in the JSON: images and device.
-
-    Raises:
-        AdjoinedError: the files cannot be written, or do not rebuild the network; `NotFinite` if the loss is not
-            finite.
-    """
     plan = None if finished.plan is None else finished.plan.to_json()
     content = {"name": name, **description, "plan": plan, "sha256": save_weights(finished.module, run.weights(name))}
     again = rebuild(content, where=run.description(name), model=code)
