@@ -328,3 +328,60 @@ def test_heads_of_attention_by_einsum_are_dropped_down_to_one(alpha: int):
     assert checked.how == "masked base"
     assert checked.error is not None
     assert checked.error <= 1e-8
+
+
+class Choosing(nn.Module):
+    """Code that chooses what to run by numbers of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 24
+        self.stem, self.body, self.head = nn.Conv2d(3, 20, 3), nn.Conv2d(20, 24, 1), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head(self.chosen(x, self.body(x)).relu().mean((2, 3)))
+
+    def chosen(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the outputs of the second layer, changed for some numbers of channels."""
+        raise NotImplementedError
+
+
+class OneStepMore(Choosing):
+    def chosen(self, x: Tensor, y: Tensor) -> Tensor:
+        return y if y.shape[1] > 16 else y.tanh()
+
+
+class OneStepLess(Choosing):
+    def chosen(self, x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(y, 2) if y.shape[1] > 16 else y
+
+
+class EqualByRounding(Choosing):
+    def chosen(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.tanh() if y.shape != x.shape else y
+
+
+class ByAnAttribute(Choosing):
+    def chosen(self, x: Tensor, y: Tensor) -> Tensor:
+        return y.tanh() if y.shape[1] == self.width else y
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "why"),
+    [
+        (OneStepMore, 24, "for fewer channels, the code runs tanh in the model's own forward"),
+        (OneStepLess, 24, "for fewer channels, the code runs no avg_pool2d in the model's own forward"),
+        (EqualByRounding, 24, "for fewer channels, the code runs no tanh in the model's own forward"),
+        (ByAnAttribute, 8, ""),
+    ],
+)
+def test_a_small_network_runs_the_operators_of_the_base(kind: type[Choosing], left: int, why: str):
+    model = seeded(kind)
+    plan = plan_of(model, alpha=3, round_to=8)
+    assert plan.small_shape("body.weight")[:2] == (left, 8)
+    assert [group.reason for group in plan.groups if group.name == "body"] == [why]
+    checked = check_plan(model, X, plan)
+    assert checked.how == "masked base"
+    assert checked.error is not None
+    assert checked.error < 1e-12

@@ -74,6 +74,9 @@ class Findings:
     left_out: dict[Site, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Operator -> labels that stay, as elements of its operands belong to them and to other channels at once."""
 
+    steps: dict[Site, list[Slot]] = field(default_factory=dict)
+    """Operator that runs in a module, under the site of its first call -> slots of the operands of its last call."""
+
     # ---- channels, and what counts something else: not_channels.py, trace.py -----------------------------------------
 
     channels: set[int] = field(default_factory=set)

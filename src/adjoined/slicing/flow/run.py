@@ -87,11 +87,14 @@ class LabelFlow(State, TorchDispatchMode):
         self._modules, self._entry = [""], LabelFlow.run.__code__
         self._count.clear()
         self._train = train
+        self._ran.clear()
         inputs = inputs.isolated()
         self.values.start((inputs.args, inputs.kwargs))
         try:
             with torch.no_grad(), _plain_operators(model), outside_unchanged(model), self, _Calls(self):
-                return model(*inputs.args, **inputs.kwargs)
+                returned = model(*inputs.args, **inputs.kwargs)
+            self.check_steps()
+            return returned
         finally:
             for _, module in watched:
                 del module._forward_pre_hooks[hook], module._forward_hooks[hook]
@@ -155,6 +158,8 @@ class LabelFlow(State, TorchDispatchMode):
             self.last_op = name
             if results is not NotImplemented:
                 return results
+        if name not in _BY_SHAPE and not self._within and not (name in OPERATORS and OPERATORS[name].moves):
+            self.note_step(labelled)
         bound = _bound_to_names(func, args, kwargs) if labelled else {}
         if self.strict and labelled and not self._within:
             self.check_sizes(self.cut, sizes_in(name, bound))
@@ -341,6 +346,13 @@ _CREATE = {
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
     "empty_strided", "new_empty_strided", "scalar_tensor",
 }  # fmt: skip
+
+
+_BY_SHAPE = {
+    "mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "clone", "copy_", "_to_copy", "contiguous", "cat", "stack",
+    "expand", "constant_pad_nd", "as_strided", "as_strided_", "detach", "alias",
+}  # fmt: skip
+"""Operators between which torch itself chooses by shapes and strides, and that leave channels as they are."""
 
 
 class _Argument(NamedTuple):

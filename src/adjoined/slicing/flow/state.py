@@ -67,6 +67,32 @@ class State(Slots):
         self.unaligned, self.choose_groups = frozenset(unaligned), choose_groups
         self.values = Values()
         self.in_linear = False
+        self._ran = set[Site]()
+
+    def note_step(self, labelled: Iterable[Tensor]) -> None:
+        """Record that the current operator runs in this module; the small network must not run others.
+
+        Code may choose by numbers of channels: one way for many, another for few, or for two equal ones.
+        """
+        step = Site(self.module, self.last_op, 1, self._train)
+        self._ran.add(step)
+        slots = [slot for tensor in labelled for slot in self.slots(tensor)]
+        if not self.strict:
+            self.findings.steps[step] = slots or self.findings.steps.get(step, [])
+        elif slots and step not in self.findings.steps:
+            self._refuse_step(step, step.operator, slots)
+
+    def check_steps(self) -> None:
+        """Raise OutOfStep if an operator of the base network did not run in the small network."""
+        for step, slots in self.findings.steps.items() if self.strict else ():
+            if step.train == self._train and step not in self._ran:
+                self._refuse_step(step, f"no {step.operator}", slots)
+
+    def _refuse_step(self, step: Site, what: str, slots: Iterable[Slot]) -> None:
+        labels = [label for slot in slots for label in distinct(slot)]
+        if not self.values.decide and self._any_narrowed(labels):
+            where = f"'{step.module}'" if step.module else "the model's own forward"
+            raise OutOfStep(f"for fewer channels, the code runs {what} in {where}", labels)
 
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
         """Record the sizes that code passed to an operator, with the channels that they count."""
