@@ -81,11 +81,14 @@ def open_folder(folder: Path) -> Source:
         )
     train_classes = list(train_folders.values())
     if len(train_classes) < 2:
+        inside = [folder / each for each in train_classes if len(subfolders(folder / each, LeftOut())) > 1]
+        beside = f"; {left_out}" if left_out.counts else ""
         raise AdjoinedError(
             "there are fewer than two classes",
             where=f"data folder {folder.absolute()}",
             expected="a folder of images for each class",
-            got=f"the folders {train_classes}",
+            got=f"folders: {', '.join(train_classes) or 'none'}{beside}",
+            fix=f"Did you mean folder:{inside[0]}?" if inside and not layout.train else "",
         )
     train, val = (
         None if part is None else _all_classes_filled(folder, part, classes, left_out)
