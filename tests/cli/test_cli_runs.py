@@ -113,7 +113,9 @@ def test_the_result_is_kept_as_figures_and_as_a_table(trained: tuple[Path, str])
 def test_a_finished_run_resumed_is_left_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]):
     before = files(run)
     assert main(["train", "--resume", str(run)]) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do\n" in capsys.readouterr().out
+    assert main(["train", "--resume", str(run), "--lr", "0.001"]) == 0
+    assert "nothing to do; the new lr had no effect\n" in capsys.readouterr().out
     assert files(run) == before
 
 

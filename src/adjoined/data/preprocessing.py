@@ -86,8 +86,11 @@ def opened_image(path: str | Path) -> Iterator[Image]:
     except Image.DecompressionBombError as error:
         raise _too_many_pixels("more than a hundred million").at(path) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        unknown = isinstance(error, UnidentifiedImageError)  # whose text repeats the path
-        reason = "it is not an image of a known format" if unknown else f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, UnidentifiedImageError):  # an OSError whose text repeats the path
+            reason = "it is not an image of a known format"
+        elif isinstance(error, OSError):
+            reason = error.strerror or str(error)
         raise AdjoinedError(
             f"the image cannot be read: {reason}",
             where=path,

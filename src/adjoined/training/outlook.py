@@ -64,10 +64,10 @@ class Outlook:
         batches = f", {settings.accumulate} batches a step" if settings.accumulate > 1 else ""
         whole = timedelta(seconds=round(self.seconds * self.steps * settings.accumulate))
         memory = "unknown: the network needs values to run" if self.bytes is None else f"about {size(self.bytes)}"
+        where = f" on {settings.nodes} machines" if settings.nodes > 1 else ""
+        how = f", {self.strategy}" if self.devices > 1 else ""
         return [
-            f"devices   {self.devices} x {self.device} on {settings.nodes} machines, {self.strategy}"
-            if settings.nodes > 1
-            else f"devices   {self.devices} x {self.device}, {self.strategy}",
+            f"devices   {self.devices} x {self.device}{where}{how}",
             f"batch     {counted(settings.batch_size, 'image')}, {each}{batches}",
             f"steps     {self.steps // settings.epochs} an epoch, {self.steps} in {counted(settings.epochs, 'epoch')}",
             f"memory    {memory} on each device: weights, optimizer and activations, in float32",

@@ -110,11 +110,12 @@ def _finished_before(run: RunFolder, settings: Settings, console: Console) -> Ru
     done = run.read_result() if run.record.exists() else None
     if done is None:
         return None
-    changes(run.read_settings(all_known=True), settings, run.path)  # they are not ignored without a word
+    changed = changes(run.read_settings(all_known=True), settings, run.path)
     whole = all(each.path.exists() for each in done.networks)
     if is_main():
         missing = "finished networks are missing; they are made again from the last checkpoint"
-        say(console, f"{run.path}: {'the run is finished, nothing to do' if whole else missing}")
+        without = f"; the new {', '.join(changed)} had no effect" if changed else ""
+        say(console, f"{run.path}: {f'the run is finished, nothing to do{without}' if whole else missing}")
     return done if whole else None
 
 
