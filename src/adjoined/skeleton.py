@@ -178,9 +178,9 @@ class Runner:
     itself; calls of other threads meanwhile take copies, which hold the same private tensors. No lock is needed: taking
     a module and giving it back are single list operations.
 
-    Activation checkpointing, and reversible layers (`Function.apply`), run code again in the backward pass, when the
-    slices are no longer bound. Where a model's code mentions them, a training call leaves the slices behind as plain
-    attributes, which are not parameters.
+    Activation checkpointing and reversible layers (`Function.apply`) run code again in the backward pass, when the
+    slices are no longer bound. If a model's code uses either, the slices of a training call stay in its modules until
+    the next call, as plain attributes rather than parameters.
 
     Args:
         module: the skeleton.

@@ -73,10 +73,8 @@ def adjoin_pretrained(
     _check(model, x, y)
     if plan is None:
         with as_judge(model, x, y) as (images, classes):
-            count = -(-len(images) // (2 * BATCH))  # equal batches: one of a single image has no statistics
-            batches = list(zip(images.chunk(count), classes.chunk(count), strict=True))
             plan = search_widths(
-                model, x[:1], batches, F.cross_entropy,
+                model, x[:1], in_batches(images, classes), F.cross_entropy,
                 order=ORDER, alpha=alpha, keep=keep, round_to=round_to, budget=budget,
             )  # fmt: skip
     net = adjoin(model, x[:1], plan=plan, private=("*",))
@@ -110,6 +108,12 @@ def order_and_inherit(net: AdjoinedNetwork, x: Tensor, y: Tensor) -> None:
     inherit_all(net, images)
 
 
+def in_batches(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return images and targets in batches of nearly equal size, 64 at most: a batch of one image has no statistics."""
+    count = -(-len(x) // (2 * BATCH))
+    return list(zip(x.chunk(count), y.chunk(count), strict=True))
+
+
 @contextmanager
 def as_judge(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Give a model a trial head, in eval mode, so that its loss on some of the images shows which channels matter.
@@ -119,9 +123,9 @@ def as_judge(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, T
         x, y: images and classes. The head is fitted to those that are not yielded: on its own, its loss is near zero.
 
     Yields:
-        A third of the images, 256 at most, and their classes.
+        A third of the images, 2 to 256, and their classes.
     """
-    judged = min(JUDGED, max(len(x) // 3, 1))
+    judged = min(JUDGED, max(len(x) // 3, 2))
     with evaluating(model), trial_head(model, x[judged:], y[judged:]):
         yield x[:judged], y[:judged]
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from adjoined import transfer
 from adjoined.cli import INTERRUPTED, main
 from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.commands.measured_first import MEASURED, measure_first
@@ -202,7 +203,7 @@ def test_no_batch_of_the_search_has_a_single_image(tmp_path: Path, monkeypatch: 
     normed = CODE.replace("nn.Linear(32, num_classes)", "nn.Sequential(nn.BatchNorm1d(32), nn.Linear(32, num_classes))")
     settings = pretrained(tmp_path)
     (tmp_path / "net.py").write_text(normed)
-    monkeypatch.setattr(searching, "SAMPLES", 3 * (searching.BATCH + 1))  # a third of them is one more than a batch
+    monkeypatch.setattr(searching, "SAMPLES", 3 * (2 * transfer.BATCH + 1))  # a third of them is one more than a batch
     plan = searching.searched_plan(settings)
     assert plan.cost is not None
     assert plan.base_cost is not None

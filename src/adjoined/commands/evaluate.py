@@ -106,9 +106,10 @@ def _table(
 def _notes(images: ImageData) -> list[str]:
     """Return notes on classes without images and on images that were left out."""
     known, task, labels = images.info.num_classes, images.info.task, images.val.labels
-    present = len(labels.unique()) if task == "classification" else int(labels.any(dim=0).sum())
-    some = task != "segmentation" and present < known
-    classes = f"{present} of {known} {CLASSES[task]} have images." if some else ""
+    classes = ""
+    if task != "segmentation":
+        present = len(labels.unique()) if task == "classification" else int(labels.any(dim=0).sum())
+        classes = f"{present} of {known} {CLASSES[task]} have images." if present < known else ""
     skipped = f"Damaged images left out: {len(images.skipped)} ({images.skipped[0]} …)." if images.skipped else ""
     left_out = f"Not read: {images.left_out}." if images.left_out else ""
     return [note for note in (classes, skipped, left_out) if note]

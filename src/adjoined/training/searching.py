@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from adjoined.errors import AdjoinedError
-from adjoined.head import trial_head
 from adjoined.settings import Settings
 from adjoined.slicing import Latency, Request, SlicePlan
 from adjoined.tasks import task_of
@@ -21,13 +20,11 @@ from adjoined.training.job import base_network, make_job
 from adjoined.training.loaders import training_images
 from adjoined.training.run import make_trainer
 from adjoined.training.stages import check_stages
-from adjoined.transfer import ORDER
+from adjoined.transfer import ORDER, as_judge, in_batches
 from adjoined.width_search import Progress, search_widths
 
 SAMPLES = 768
 """Training images; two thirds of them fit a trial head to the pretrained features."""
-BATCH = 64
-"""Most images per forward pass."""
 
 
 def searched_plan(
@@ -56,17 +53,17 @@ def searched_plan(
     with quiet():
         device = make_trainer(alone, Path(), [], WholeCheckpointIO()).strategy.root_device
     x, y = training_images(settings, images, device, settings.epochs, SAMPLES)
-    example, judged, task = x[:1].cpu(), max(len(x) // 3, 2), task_of(settings)
+    example, task = x[:1].cpu(), task_of(settings)
     model.to(device)
     measure = None if latency is None else latency(example)
-    head = trial_head(model, x[judged:], y[judged:]) if task.kind == "classification" else nullcontext()
+    third = max(len(x) // 3, 2)
+    judged = as_judge(model, x, y) if task.kind == "classification" else nullcontext((x[:third], y[:third]))
     request = Request.of(replace(settings, widths={}))
-    batches = -(-judged // BATCH)  # of nearly equal size: a last one with a single image has no statistics
-    with _within_memory(), head:
+    with _within_memory(), judged as (images_judged, targets):
         return search_widths(
             model,
             x[:1],
-            list(zip(x[:judged].chunk(batches), y[:judged].chunk(batches), strict=True)),
+            in_batches(images_judged, targets),
             lambda output, target: task.loss([output], target),
             order=ORDER if settings.method == "transfer" else settings.order,
             alpha=request.alphas[0],

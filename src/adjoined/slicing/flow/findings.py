@@ -75,7 +75,7 @@ class Findings:
     """Operator -> labels that stay, as elements of its operands belong to them and to other channels at once."""
 
     steps: dict[Site, list[Slot]] = field(default_factory=dict)
-    """Operator that runs in a module, under the site of its first call -> slots of the operands of its last call."""
+    """Site of an operator's first call in a module -> slots of the operands of its last call there."""
 
     # ---- channels, and what counts something else: not_channels.py, trace.py -----------------------------------------
 
