@@ -30,8 +30,8 @@ from adjoined.training.cost import training_macs
 from adjoined.training.job import Job, make_job
 
 ALL = [
-    *("standard", "dropout", "siamese", "scratch", "scratch-compute", "distillation", "mutual", "slimmable"),
-    *("slimmable-distill", "filter-pruning", "slimming", "weight-pruning", "lottery-ticket:lottery_rounds=2"),
+    *("standard", "dropout", "scratch", "scratch-compute", "distillation", "mutual", "slimmable"),
+    *("slimmable-distill", "filter-pruning", "slimming", "weight-pruning"),
     *("adjoint", "adjoint:kl_detach=true", "adjoint:small_ce=1", "adjoint+"),
 ]
 DETACHED = "adjoint:kl_detach=true"

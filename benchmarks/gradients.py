@@ -114,7 +114,7 @@ def main() -> None:
     module = TrainingModule(settings, job.method, job.built, job.images.info.num_classes)
     gradients = Gradients(args.at)
     trainer = bare_trainer(settings, gradients)
-    trainer.fit(module, datamodule=RunData(settings, job.images, job.method.views))
+    trainer.fit(module, datamodule=RunData(settings, job.images))
     show(gradients.rows)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 METHODS = (
-    "adjoint", "adjoint+", "transfer", "standard", "scratch", "scratch-compute", "dropout", "siamese", "distillation",
-    "mutual", "slimmable", "slimmable-distill", "filter-pruning", "slimming", "weight-pruning", "lottery-ticket",
+    "adjoint", "adjoint+", "transfer", "standard", "scratch", "scratch-compute", "dropout", "distillation", "mutual",
+    "slimmable", "slimmable-distill", "filter-pruning", "slimming", "weight-pruning",
 )  # fmt: skip
 """The training methods by name; `adjoined.methods` has a class for each."""
 SEARCH, UNIFORM = "search", "uniform"
@@ -76,8 +76,8 @@ class MethodSettings:
 
     method: str = "adjoint+"
     """Training method: adjoint+, adjoint (the paper's), transfer (from pretrained weights); or, to compare with:
-    standard, scratch, scratch-compute, dropout, siamese, distillation, mutual, slimmable, slimmable-distill,
-    filter-pruning, slimming, weight-pruning, lottery-ticket."""
+    standard, scratch, scratch-compute, dropout, distillation, mutual, slimmable, slimmable-distill, filter-pruning,
+    slimming, weight-pruning."""
     private_head: bool = _for(False, *_SHARED)
     """Give the small network a private last layer, initially a slice of the base's."""
     kl_schedule: Literal["paper", "constant"] = _for("paper", "adjoint")
@@ -98,13 +98,9 @@ class MethodSettings:
     """What pruning reduces to that of the small network: its parameters or its MACs."""
     slimming_l1: float = _for(1e-4, "slimming", *STAGES_ALONE)
     """Weight of the L1 penalty on BatchNorm scales, before pruning."""
-    sparsity: float | None = _for(None, "weight-pruning", "lottery-ticket")
+    sparsity: float | None = _for(None, "weight-pruning")
     """Share of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network
     that alpha gives."""
-    lottery_rounds: int = _for(5, "lottery-ticket")
-    """Rounds of training and pruning, each restarting from the initial weights."""
-    lottery_round: int | None = _for(None, "lottery-ticket")
-    """Stop after this round; none: after the last."""
     finetune_epochs: int | None = _for(None, *_PRUNED)
     """Epochs after pruning; none: the same number as before."""
     finetune_lr: float | None = _for(None, *_PRUNED)

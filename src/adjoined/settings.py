@@ -33,7 +33,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         "a whole number of at least 1",
         lambda value: value >= 1,
         ("epochs", "batch_size", "eval_batch_size", "accumulate", "nodes", "round_to", "checkpoint_every", "log_every",
-         "lottery_rounds", "image_size", "limit", "finetune_epochs"),
+         "image_size", "limit", "finetune_epochs"),
     ),
     ("a whole number of at least 0", lambda value: value >= 0, ("workers", "split_seed", "shift")),
     ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 1 << 63, ("seed",)),
@@ -170,8 +170,6 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             from adjoined.data.info import LARGEST_IMAGE  # imports torch, which --help does not need
 
             self._require("image_size", self.image_size <= LARGEST_IMAGE, f"at most {LARGEST_IMAGE} pixels")
-        last = self.lottery_rounds if self.lottery_round is None else self.lottery_round
-        self._require("lottery_round", 1 <= last <= self.lottery_rounds, "1 to --lottery-rounds, or none")
         self._require("lr", 0 < self.lr < inf, "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
         self._require("devices", self.devices >= 1 or self.devices == -1, "at least 1, or -1 for all")
         self._require("layer_decay", 0 < self.layer_decay <= 1, "a number in (0, 1]", "0.75 is usual for fine-tuning.")

@@ -83,12 +83,6 @@ def test_it_is_a_function_of_seed_and_epoch_and_processes_share_an_epoch():
     assert sorted(torch.cat(parts).tolist()) == list(range(COUNT))
 
 
-def test_views_are_augmented_separately():
-    x, _ = epoch(loader(shift=2, views=2), 0)
-    assert x.shape == (COUNT, 2, 3, SIZE, SIZE)
-    assert not torch.equal(x[:, 0], x[:, 1])
-
-
 def test_what_cannot_stay_on_the_device_is_reported(tmp_path: Path):
     with pytest.raises(AdjoinedError, match="larger than the images"):
         loader(shift=SIZE)

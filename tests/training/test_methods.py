@@ -58,8 +58,7 @@ def test_small_networks_keep_to_a_budget(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_keeps_its_promises(name):
     job = job_of(name)
-    x = X if job.method.views == 1 else torch.stack([X, X.flip(3)], dim=1)
-    step = step_of(job, x)
+    step = step_of(job, X)
     names = list(job.built.plans)
     assert list(step.logits) == names
     step.loss.backward()
@@ -196,26 +195,6 @@ def test_distillation_is_hinton_s_with_the_weights_of_repdistiller():
     torch.testing.assert_close(warm.loss, 0.5 * F.cross_entropy(q, Y) + 0.5 * 4 * kl(p, q, 2.0))
 
 
-def test_the_siamese_branches_see_two_augmentations():
-    job = job_of("siamese")
-    one, other = X, X.flip(3)
-    step = step_of(job, torch.stack([one, other], dim=1), progress=0.25)
-    p, q = job.network(torch.stack([one, other], dim=1).flatten(0, 1)).unflatten(0, (6, 2)).unbind(1)
-    torch.testing.assert_close(step.loss, F.cross_entropy(p, Y) + 0.25 * kl(p, q))
-    twice = step_of(job, torch.stack([one, one], dim=1))
-    assert float(twice.terms["kl"]) == pytest.approx(0, abs=1e-6)
-
-
-def test_two_views_of_an_image_are_the_usual_one_and_another():
-    images = job_of("standard").images
-    (x, y), (both, same) = (next(iter(images.train_loader(seed=3, views=views))) for views in (1, 2))
-    assert both.shape == (len(x), 2, *x.shape[1:])
-    assert torch.equal(both[:, 0], x)
-    assert torch.equal(y, same)
-    assert not torch.equal(both[:, 1], x)
-    assert torch.equal(both, next(iter(images.train_loader(seed=3, views=2)))[0])
-
-
 def test_dropout_drops_inputs_of_the_last_layer_in_training_alone():
     job = job_of("dropout", dropout_rate=0.5)
     seen: list[Tensor] = []
@@ -309,7 +288,6 @@ def test_a_step_costs_the_same_whatever_the_task(data: str, last: list[nn.Module
 def test_the_costs_of_the_methods_relative_to_each_other():
     base, small = cost_of("standard"), cost_of("scratch")
     assert cost_of("adjoint") == cost_of("adjoint+") == cost_of("slimmable") == cost_of("mutual") == base + small
-    assert cost_of("siamese") == 2 * base
     assert cost_of("dropout") == base
     job = job_of("distillation")
     assert cost_of("distillation") == small + measure_cost(job.model, job.example).macs

@@ -1,7 +1,6 @@
 """Methods that prune: how much is left, which weights, and that removed weights stay zero."""
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from test_methods import X, Y, job_of
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods import METHODS
 from adjoined.methods.finetune import FineTuned
 from adjoined.methods.weights import smallest
 from adjoined.slicing import SlicePlan, make_plan, measure_cost
@@ -159,27 +157,6 @@ def test_what_is_zero_stays_zero_in_training():
     assert not torch.equal(after.get_parameter("fc.weight"), make_job(TINY).model.get_parameter("fc.weight"))
     assert not [name for name, _ in after.named_parameters() if "parametrizations" in name]
     assert after.state_dict().keys() == job.model.state_dict().keys()
-
-
-def test_a_ticket_has_the_first_weights_where_the_trained_ones_were_large():
-    settings = TINY.for_method("lottery-ticket", sparsity=0.875, lottery_rounds=3)
-    stages = METHODS["lottery-ticket"](settings).before()
-    assert [stage.name for stage in stages] == ["base", "round-1", "round-2"]
-    # Half of what is left goes in every round: 1/2, 1/4, 1/8 of the weights stay.
-    begun = dict(make_job(TINY.for_method("standard")).model.named_parameters())
-    shares, earlier = [], {"base": trained(8, width=0.5)}
-    for number in (1, 2, 3):
-        job = make_job(replace(settings, lottery_round=number), earlier=earlier)
-        ticket = job.method.finish(job.built)["sparse"].module
-        gone, total = zeros(ticket)
-        shares.append(gone / total)
-        for name, weight in ticket.named_parameters():
-            kept = weight != 0
-            assert torch.equal(weight[kept], begun[name][kept])  # the model is built under the seed of the run
-        for module, before in zip(_weights(ticket), _weights(earlier[stages[number - 1].name]), strict=True):
-            assert not (module[before == 0] != 0).any()  # what is gone is never taken back
-        earlier = {**earlier, f"round-{number}": ticket}
-    assert shares == pytest.approx([0.5, 0.75, 0.875], abs=1e-3)
 
 
 def _weights(network: nn.Module) -> list[Tensor]:

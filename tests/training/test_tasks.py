@@ -192,7 +192,7 @@ def test_settings_that_mix_images_are_for_classes_alone(squares: Settings, chang
 
 
 def test_methods_that_need_classes_say_so(tmp_path: Path, squares: Settings):
-    settings = squares.for_method("siamese")
+    settings = squares.for_method("transfer")
     with pytest.raises(AdjoinedError, match="the method does not train segmentation"):
         train(settings, tmp_path / "run", console=QUIET)
 

@@ -204,21 +204,14 @@ class ImageDataset(Dataset[Batch]):
             which is seeded for each image and restored afterwards.
         mean: mean per channel, of values in [0, 1].
         std: standard deviation per channel, of values in [0, 1].
-        views: number of augmented views of each image; above 1, `dataset[index, seed]` holds float32 (views, C, H, W).
     """
 
-    def __init__(
-        self, images: Images, transform: Transform, mean: Sequence[float], std: Sequence[float], views: int = 1
-    ) -> None:
-        self.images, self.transform, self.mean, self.std, self.views = images, transform, mean, std, views
-
-    def varied(self, views: int) -> ImageDataset:
-        """Return the same images with several augmented views each; the first view is the one that they have here."""
-        return type(self)(self.images, self.transform, self.mean, self.std, views)
+    def __init__(self, images: Images, transform: Transform, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.images, self.transform, self.mean, self.std = images, transform, mean, std
 
     def of(self, images: Images) -> ImageDataset:
         """Return other images, prepared like these."""
-        return type(self)(images, self.transform, self.mean, self.std, self.views)
+        return type(self)(images, self.transform, self.mean, self.std)
 
     def one(self, index: int) -> Batch:
         """Return one augmented image, uint8 (C, H, W), and its target."""
@@ -262,17 +255,14 @@ class ImageDataset(Dataset[Batch]):
         generator = torch.default_generator  # not torch.manual_seed, which would also seed accelerators
         before = generator.get_state()
         try:
-            pixels, targets = [], []
+            samples = []
             for index, seed in keys:
                 generator.manual_seed(seed)
-                views = [self.one(index) for _ in range(self.views)]
-                pixels += [image for image, _ in views]
-                targets.append(views[0][1])
+                samples.append(self.one(index))
         finally:
             generator.set_state(before)
-        images = normalise(torch.stack(pixels), self.mean, self.std)
-        images = images if self.views == 1 else images.unflatten(0, (len(keys), self.views))
-        return images, torch.stack(targets)
+        pixels, targets = map(torch.stack, zip(*samples, strict=True))
+        return normalise(pixels, self.mean, self.std), targets
 
 
 class ImageLoader(DataLoader[Batch]):

@@ -29,7 +29,6 @@ class DeviceLoader:
         device: device of the images.
         flip: whether images are flipped.
         shift: the largest shift along each axis, pixels; the border is mirrored.
-        views: number of augmented views of each image; above 1, x is (N, views, C, H, W).
 
     Raises:
         AdjoinedError: the images are smaller than the shift.
@@ -46,7 +45,6 @@ class DeviceLoader:
         device: torch.device,
         flip: bool = True,
         shift: int = 0,
-        views: int = 1,
     ) -> None:
         images = dataset.images
         assert isinstance(images, MemoryImages)
@@ -58,7 +56,7 @@ class DeviceLoader:
                 expected=f"less than {pixels.shape[-1]} pixels",
                 got=shift,
             )
-        self.sampler, self.batch_size, self.flip, self.shift, self.views = sampler, batch_size, flip, shift, views
+        self.sampler, self.batch_size, self.flip, self.shift = sampler, batch_size, flip, shift
         self.size = pixels.shape[-1]
         padded = F.pad(pixels.float(), [shift] * 4, mode="reflect") if shift else pixels
         self.pixels = padded.to(torch.uint8).permute(0, 2, 3, 1).contiguous().to(device)  # (N, H, W, C)
@@ -78,12 +76,9 @@ class DeviceLoader:
         flipped = first ^ bool(self.sampler.epoch % 2)
         for number in range(len(self)):
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-            varied = []
-            for view in range(self.views):
-                corner = torch.randint(2 * self.shift + 1, (2, len(chosen)), generator=generator)
-                turned = flipped[chosen] ^ bool(view % 2) if self.flip else torch.zeros(len(chosen), dtype=torch.bool)
-                varied.append(self._vary(chosen.to(device), corner.to(device), turned.to(device)))
-            x = varied[0] if self.views == 1 else torch.stack(varied, dim=1)
+            corner = torch.randint(2 * self.shift + 1, (2, len(chosen)), generator=generator)
+            turned = flipped[chosen] if self.flip else torch.zeros(len(chosen), dtype=torch.bool)
+            x = self._vary(chosen.to(device), corner.to(device), turned.to(device))
             yield x, self.labels[chosen.to(device)]
 
     def _vary(self, chosen: Tensor, corner: Tensor, turned: Tensor) -> Tensor:

@@ -99,14 +99,12 @@ class ImageData:
         count = sum(each in known for each in val.contents())
         return replace(self, val_name=f"{self.val_name}, {count} of them also trained on") if count else self
 
-    def device_loader(
-        self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1, views: int = 1
-    ) -> DeviceLoader:
+    def device_loader(self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1) -> DeviceLoader:
         """Return a loader of training batches that stay on a device and are augmented there.
 
         Args:
             device: the device.
-            seed, rank, world_size, views: as in `train_loader`.
+            seed, rank, world_size: as in `train_loader`.
 
         Raises:
             AdjoinedError: the images are augmented by more than shifts and flips.
@@ -121,7 +119,6 @@ class ImageData:
             device=device,
             flip=augment != "none",
             shift=0 if augment != "standard" else size // 8 if shift is None else shift,
-            views=views,
         )
 
     def check_on_device(self) -> None:
@@ -167,9 +164,7 @@ class ImageData:
         for images in parts:
             images.check_targets()
 
-    def train_loader(
-        self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True, views: int = 1
-    ) -> ImageLoader:
+    def train_loader(self, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True) -> ImageLoader:
         """Return a loader of training batches, float32 (N, C, H, W) and int64 (N,).
 
         Its batches are a pure function of (seed, epoch, rank, world_size), whatever the number of workers, and torch's
@@ -180,14 +175,11 @@ class ImageData:
             rank: rank of this process.
             world_size: number of processes; they share each epoch, padded to equal length.
             drop_last: drop an incomplete last batch, unless it is the only one.
-            views: number of augmented views of each image; above 1, images are float32 (N, views, C, H, W), and the
-                first view is the one that a single view would be.
         """
         sampler = EpochSampler(len(self.train), seed=seed, rank=rank, world_size=world_size)
         size = self.settings.batch_size
-        train = self.train if views == 1 else self.train.varied(views)
         return ImageLoader(
-            train,
+            self.train,
             sampler,
             batch_size=size,
             workers=self.settings.workers,

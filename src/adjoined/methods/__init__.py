@@ -14,12 +14,11 @@ from adjoined.methods.dropout import Dropout
 from adjoined.methods.filter_pruning import FilterPruning
 from adjoined.methods.mutual import Mutual
 from adjoined.methods.scratch import Scratch, ScratchCompute
-from adjoined.methods.siamese import Siamese
 from adjoined.methods.slimmable import Slimmable, SlimmableDistill
 from adjoined.methods.slimming import Slimming, SparseScales
 from adjoined.methods.standard import Standard
 from adjoined.methods.transfer import Transfer
-from adjoined.methods.weights import LotteryTicket, WeightPruning
+from adjoined.methods.weights import WeightPruning
 
 if TYPE_CHECKING:
     from adjoined.settings import Settings
@@ -32,7 +31,6 @@ METHODS: dict[str, type[Method]] = {
     "scratch": Scratch,
     "scratch-compute": ScratchCompute,
     "dropout": Dropout,
-    "siamese": Siamese,
     "distillation": Distillation,
     "mutual": Mutual,
     "slimmable": Slimmable,
@@ -41,7 +39,6 @@ METHODS: dict[str, type[Method]] = {
     "slimming": Slimming,
     "sparse-scales": SparseScales,
     "weight-pruning": WeightPruning,
-    "lottery-ticket": LotteryTicket,
 }
 """Name in `--method` -> class."""
 

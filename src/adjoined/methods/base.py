@@ -77,8 +77,6 @@ class Method(ABC):
 
     ignores: ClassVar[frozenset[str]] = frozenset()
     """Settings that the method accepts although they do not affect its result."""
-    views: ClassVar[int] = 1
-    """Augmented views of each training image; above 1, x is (N, views, C, H, W)."""
     samples: ClassVar[int] = 0
     """Number of training images passed to `prepare`; 0: it is not called."""
     small_rate: ClassVar[float] = 1.0

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods.alone import Alone
-from adjoined.methods.base import BuiltNetwork, Stage, TrainedNetwork, the_small_plan
-from adjoined.methods.finetune import BASE, FineTuned
+from adjoined.methods.base import BuiltNetwork, TrainedNetwork, the_small_plan
+from adjoined.methods.finetune import FineTuned
 from adjoined.names import SPARSE
 from adjoined.settings import Settings
 from adjoined.slicing import measure_cost
 
 
-class _Sparse(Alone):
-    """Trains a `PrunedNetwork`; a subclass builds it."""
-
-    name = SPARSE
-
-    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
-        """Return the network with its zeros in place."""
-        assert isinstance(built.network, PrunedNetwork)
-        return {self.name: TrainedNetwork(built.network.plain(), sparse=True)}
-
-
-class WeightPruning(_Sparse, FineTuned):
+class WeightPruning(FineTuned):
     """Set the smallest weights of the trained base network, over all layers, to zero, and fine-tune the others.
 
     Source: Han et al., "Learning both weights and connections", arXiv 1506.02626, in one round, with one threshold for
@@ -38,40 +25,16 @@ class WeightPruning(_Sparse, FineTuned):
     hardware.
     """
 
+    name = SPARSE
+
     def prune(self, trained: nn.Module, example: Tensor) -> BuiltNetwork:
         """Return the trained network with its small weights held at zero."""
         return self.built(PrunedNetwork(trained, smallest(trained, share_of_zeros(self.settings, trained, example))))
 
-
-class LotteryTicket(_Sparse):
-    """Train, set the smallest weights to zero, reset the others to their initial values, and repeat in rounds.
-
-    After round k of n, a fraction 1 − (1 − s)^(k/n) of the weights is zero, where s is the requested sparsity.
-
-    Source: Frankle and Carbin, "The lottery ticket hypothesis", arXiv 1803.03635, iterative pruning with resetting;
-    one threshold for all layers.
-    """
-
-    def before(self) -> tuple[Stage, ...]:
-        """Return the training of the whole network, and the rounds before this one."""
-        settings = self.settings
-        rounds = [
-            Stage(f"round-{number}", replace(settings, lottery_round=number), network=SPARSE)
-            for number in range(1, self.round)
-        ]
-        return (Stage(BASE, settings.for_method("standard"), carried=True), *rounds)
-
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
-        """Return the initial model without the weights that were smallest at the end of the previous round."""
-        settings = self.settings
-        kept = 1 - share_of_zeros(settings, model, example)
-        share = 1 - kept ** (self.round / settings.lottery_rounds)
-        return self.built(PrunedNetwork(model, smallest(earlier[self.before()[-1].name], share)))
-
-    @property
-    def round(self) -> int:
-        """The round that this training is."""
-        return self.settings.lottery_round or self.settings.lottery_rounds
+    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
+        """Return the network with its zeros in place."""
+        assert isinstance(built.network, PrunedNetwork)
+        return {self.name: TrainedNetwork(built.network.plain(), sparse=True)}
 
 
 def share_of_zeros(settings: Settings, model: nn.Module, example: Tensor) -> float:

@@ -61,8 +61,6 @@ def _count(method: Method, network: nn.Module, example: torch.Tensor, device: st
     duplicate = copy.deepcopy(network).to(device).train()
     with torch.no_grad():
         y = method.task.blank(next(iter(method.logits(duplicate, x).values())))
-    if method.views > 1:
-        x = x.unsqueeze(1).repeat(1, method.views, 1, 1, 1)
     with FlopCounterMode(display=False) as counter:
         method.step(duplicate, x, y, progress=0.5, measure=False).loss.backward()
     return counter.get_total_flops() // 2 // images

@@ -57,12 +57,11 @@ class RunData(LightningDataModule):
     Args:
         settings: the settings of the run.
         images: the data set.
-        views: number of augmented views of each training image.
     """
 
-    def __init__(self, settings: Settings, images: ImageData, views: int = 1) -> None:
+    def __init__(self, settings: Settings, images: ImageData) -> None:
         super().__init__()
-        self.settings, self.images, self.views = settings, images, views
+        self.settings, self.images = settings, images
         self._loaders: list[Any] = []
 
     def setup(self, stage: str) -> None:
@@ -72,7 +71,6 @@ class RunData(LightningDataModule):
             "seed": self.settings.seed,
             "rank": self.trainer.global_rank,
             "world_size": self.trainer.world_size,
-            "views": self.views,
         }
         self._train: DataLoader[Any] | DeviceLoader = (
             self.images.device_loader(self.trainer.strategy.root_device, **options)

@@ -107,8 +107,7 @@ class TrainingModule(LightningModule):
             x = self._at_low_resolution(x)
             if self.mix is not None:
                 x, y = self.mix(x, y)
-        channels_last = self.settings.channels_last and x.ndim == 4  # several views of an image have no such format
-        return (x.contiguous(memory_format=torch.channels_last) if channels_last else x), y
+        return (x.contiguous(memory_format=torch.channels_last) if self.settings.channels_last else x), y
 
     def _at_low_resolution(self, x: Tensor) -> Tensor:
         """Scale training images down as the settings require at this point of the run."""
@@ -116,9 +115,7 @@ class TrainingModule(LightningModule):
         size = next((size for share, size in sizes if self.progress < share), x.shape[-1])
         if size >= x.shape[-1]:
             return x
-        images = x.flatten(0, -4)  # several views of an image are images
-        smaller = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-        return smaller if x.ndim == 4 else smaller.unflatten(0, x.shape[:-3])
+        return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the method and update the metrics."""

@@ -140,8 +140,7 @@ def _kept_in_step(job: Job, network: nn.Module, held: Iterable[Tensor], images: 
         return tensor
 
     task, info = job.method.task, job.images.info
-    shape = (images, *([job.method.views] if job.method.views > 1 else []), *job.example.shape[1:])
-    x = torch.zeros(shape, device="meta")
+    x = torch.zeros(images, *job.example.shape[1:], device="meta")
     y = task.blank(torch.zeros(images, *task.shape(info.num_classes, info.image_size)[1:], device="meta"))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = job.method.step(network, x, y, progress=0.5, measure=False).loss
@@ -184,5 +183,5 @@ def _time(job: Job, folder: Path) -> float:
     built = copy.deepcopy(job.built)
     settings = replace(alone, batch_size=alone.batch_size // processes)
     module = TrainingModule(settings, job.method, built, job.images.info.num_classes)
-    trainer.fit(module, datamodule=RunData(settings, job.images, job.method.views))
+    trainer.fit(module, datamodule=RunData(settings, job.images))
     return median(end - begin for begin, end in pairwise(clock.ends))

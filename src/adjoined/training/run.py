@@ -92,7 +92,7 @@ def run_training(
         module = TrainingModule(job.settings, job.method, job.built, job.images.info.num_classes)
         if checkpoint is not None:
             _check_fits(checkpoint, module)
-        data = RunData(job.settings, job.images, job.method.views)
+        data = RunData(job.settings, job.images)
         with explained(whole, run, settings, trainer, data):
             with _restored(checkpoint, module):
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
