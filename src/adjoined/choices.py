@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from shlex import quote
 from typing import Any, NamedTuple
@@ -44,16 +45,26 @@ def as_flag(name: str, value: object) -> str:
     """Return a setting as its flag.
 
     Example:
-        >>> as_flag("batch_size", 16), as_flag("alpha", [2.0, 4.0]), as_flag("budget", "1 MB")
-        ('--batch-size 16', '--alpha 2,4', "--budget '1 MB'")
-        >>> as_flag("widths", {"stem": "1/2", "layer1": "3/8"})
-        '--widths stem=1/2,layer1=3/8'
+        >>> as_flag("alpha", [2.0, 4.0]), as_flag("budget", "1 MB"), as_flag("nesterov", False)
+        ('--alpha 2,4', "--budget '1 MB'", '--no-nesterov')
+        >>> as_flag("widths", {"stem": "1/2", "layer1": "3/8"}), as_flag("model_options", {"width": 2})
+        ('--widths stem=1/2,layer1=3/8', '--model-options \'{"width": 2}\'')
     """
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    if name == "model_options":  # of values of any type: JSON is YAML on one line
+        return f"--{flag} {quote(json.dumps(value, ensure_ascii=False))}"
     if isinstance(value, Mapping):
         value = [f"{key}={each}" for key, each in value.items()]
-    values = value if isinstance(value, list) else [value]
-    text = ",".join(each if isinstance(each, str) else f"{each:g}" for each in values)
-    return f"--{name.replace('_', '-')} {quote(text)}"
+    return f"--{flag} {quote(','.join(map(_written, value if isinstance(value, list) else [value])))}"
+
+
+def _written(value: object) -> str:
+    """Return a value as on the command line, a number with as many digits as it needs."""
+    if isinstance(value, float) and float(short := f"{value:g}") == value:
+        return short
+    return "none" if value is None else str(value)
 
 
 def choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 OWN = {"folder": "classification", "segmentation": "segmentation", "labels": "multilabel"}
 """KIND of KIND:PATH, the user's own data -> the task that they are for."""
@@ -45,6 +46,18 @@ def kind_of(data: str) -> str | None:
     """Return KIND of KIND:PATH; None for the name of a known data set."""
     kind, colon, _ = data.partition(":")
     return kind if colon and kind in OWN else None
+
+
+def without_folder(name: str) -> str:
+    """Return the name of the user's own data or code without the folders before it; other names are unchanged.
+
+    Example:
+        >>> [without_folder(name) for name in ("folder:/home/ann/pets", "/home/ann/net.py:make", "timm:resnet18")]
+        ['folder:pets', 'net.py:make', 'timm:resnet18']
+    """
+    if kind := kind_of(name):
+        return f"{kind}:{Path(name.removeprefix(f'{kind}:')).name}"
+    return Path(name).name if ".py:" in name else name
 
 
 def task_kind(data: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from adjoined.errors import AdjoinedError, did_you_mean
-from adjoined.kinds import kind_of, task_kind
+from adjoined.kinds import kind_of, task_kind, without_folder
 from adjoined.method_settings import (
     METHODS,
     METHODS_OF,
@@ -241,6 +241,16 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         data = self.data if folder is None else f"{kind_of(self.data)}:{folder.absolute()}"
         return replace(self, data=data, data_root=str(Path(self.data_root).expanduser().absolute()))
 
+    def without_folders(self) -> Settings:
+        """Return the same settings without the folders of this machine, to be shown or shared."""
+        return replace(
+            self,
+            model=without_folder(self.model),
+            data=without_folder(self.data),
+            data_root=Settings().data_root,
+            teacher=None if self.teacher is None else Path(self.teacher).name,
+        )
+
     def for_method(self, method: str, **changes: Any) -> Settings:
         """Return the same settings for another method; settings that it does not read get their defaults.
 
@@ -272,7 +282,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             each["widths"] = each["widths"] or {}  # without a search, no widths are uniform ones
         if folder_of(self.data) and folder_of(other.data) and kind_of(self.data) == kind_of(other.data):
             others["data"] = self.data
-        if _code_of(self.model) == _code_of(other.model):
+        if without_folder(self.model) == without_folder(other.model):
             others["model"] = self.model
         return [name for name in mine if name not in PLACE_ONLY and mine[name] != others[name]]
 
@@ -379,9 +389,3 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         if not fits:
             flag, got = f"--{name.replace('_', '-')}", getattr(self, name)
             raise AdjoinedError("the value is out of range", where=flag, expected=expected, got=got, fix=fix)
-
-
-def _code_of(model: str) -> str:
-    """Return `FILE.py:FUNCTION` without the folder of the file; another name unchanged."""
-    place, colon, function = model.rpartition(":")
-    return f"{Path(place).name}{colon}{function}" if place.endswith(".py") else model

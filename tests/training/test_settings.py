@@ -146,6 +146,13 @@ def test_differences_are_those_in_what_is_computed():
     assert {field.name for field in fields(Settings)} >= PLACE_ONLY
 
 
+def test_what_is_shared_names_no_folder_of_the_machine():
+    paths = {"model": "/home/ann/net.py:make", "data": "folder:/home/ann/pets", "data_root": "/home/ann/data"}
+    shared = Settings(method="distillation", teacher="/home/ann/runs/teacher", **paths).without_folders()
+    assert "/home" not in shared.to_yaml()
+    assert (shared.model, shared.data, shared.teacher) == ("net.py:make", "folder:pets", "teacher")
+
+
 def test_a_batch_is_shared_by_the_processes():
     settings = Settings(batch_size=64)
     assert settings.data_settings(2).batch_size == 32

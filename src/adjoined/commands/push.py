@@ -13,13 +13,12 @@ from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, write_text
 from adjoined.json_files import write_json
-from adjoined.kinds import kind_of
+from adjoined.kinds import without_folder
 from adjoined.printable import counted
 
 if TYPE_CHECKING:
     from adjoined.runs import RunFolder
     from adjoined.runs.finished import FinishedRun
-    from adjoined.settings import Settings
 
 PURPOSE = (
     "Share the finished networks of a run: weights, settings, result, exports if there are any, and a model card. "
@@ -84,7 +83,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     from adjoined.runs import RunFolder
 
     of, to = RunFolder(run.folder), RunFolder(folder)
-    settings, figures = _anywhere(of.read_settings()), kept_or_measured(run)
+    settings, figures = of.read_settings().without_folders(), kept_or_measured(run)
     of.copy_networks(to, [network.name for network in run.networks])
     for network in run.networks:
         write_json(to.description(network.name), _described_anywhere(network.description))
@@ -97,7 +96,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     write_json(folder / "result.json", {**result, "networks": networks})
     _copy_exports(of, to)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    info = replace(run.info, name=_without_path(run.info.name))
+    info = replace(run.info, name=without_folder(run.info.name))
     card = Card(
         name=(place.partition("/")[2] if place.startswith("hub:") else Path(place).name).partition("@")[0],
         place=place,
@@ -131,40 +130,14 @@ def _copy_exports(of: RunFolder, to: RunFolder) -> None:
         copy_file(of.exports / EXPORTS, to.exports / EXPORTS)
 
 
-def _anywhere(settings: Settings) -> Settings:
-    """Remove this machine's paths from the settings."""
-    from adjoined.settings import Settings
-
-    return replace(
-        settings,
-        model=_without_path(settings.model),
-        data=_without_path(settings.data),
-        data_root=Settings().data_root,
-    )
-
-
 def _described_anywhere(description: dict[str, Any]) -> dict[str, Any]:
     model, data = description["model"], description["data"]
     return {
         **description,
-        "model": {**model, "spec": _without_path(model["spec"])},
-        "data": {**data, "name": _without_path(data["name"])},
+        "model": {**model, "spec": without_folder(model["spec"])},
+        "data": {**data, "name": without_folder(data["name"])},
     }
 
 
-def _without_path(name: str) -> str:
-    """Remove the folders from the names of the user's own data and code; other names are unchanged.
-
-    Example:
-        >>> [_without_path(name) for name in ("folder:/home/ann/pets", "/home/ann/net.py:make", "timm:resnet18")]
-        ['folder:pets', 'net.py:make', 'timm:resnet18']
-        >>> _without_path("segmentation:/home/ann/streets")
-        'segmentation:streets'
-    """
-    if kind := kind_of(name):
-        return f"{kind}:{Path(name.removeprefix(f'{kind}:')).name}"
-    return Path(name).name if ".py:" in name else name
-
-
 def _shared_code(run: FinishedRun) -> str | None:
-    return None if run.code is None else _without_path(run.code)
+    return None if run.code is None else without_folder(run.code)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from adjoined.comparison.variants import OWN, Variant
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, refuse_link
-from adjoined.json_files import read_json, write_json
+from adjoined.json_files import read_versioned, write_json
 from adjoined.plain import entry
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
@@ -28,7 +28,7 @@ Run = tuple[Variant, int]
 """A contender, and the number of its run."""
 Failure = tuple[Variant, int, AdjoinedError]
 RECORD = "comparison.json"
-FORMAT = "adjoined-comparison-1"
+FORMAT, VERSION = "adjoined-comparison", 1
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,9 @@ class Study:
                     "the folder contains other files, not a comparison", where=self.folder, fix="Choose another --out."
                 )
             return
-        found = read_json(record, "the record of a comparison")
-        if found.get("format") != FORMAT:
-            got = str(found.get("format"))[:40]
-            raise AdjoinedError("not a comparison of this version", where=record, expected=FORMAT, got=got)
+        found = read_versioned(
+            record, "the record of a comparison", format=FORMAT, version=VERSION, fix="Choose another --out."
+        )
         before = Settings.from_dict(entry(found, "settings", dict, record), where=record)
         self._refuse(before.differences(self.settings), before, self.settings, record, unequal)
         for variant, number in self.runs():
@@ -163,7 +162,10 @@ class Study:
             refuse_link(place)
         with locked(self.folder) if alone else nullcontext():
             summary = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
-            write_json(self.folder / RECORD, {"format": FORMAT, **summary, "settings": asdict(self.settings)})
+            write_json(
+                self.folder / RECORD,
+                {"format": FORMAT, "version": VERSION, **summary, "settings": asdict(self.settings)},
+            )
             yield
 
     def _trainer(self, console: Console, deadline: float | None) -> Callable[[Settings, Path], RunResult]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from adjoined.choices import as_flag
 from adjoined.errors import AdjoinedError
 from adjoined.method_settings import METHODS, METHODS_OF, SMALL_ONLY
 from adjoined.settings import PLACE_ONLY, Settings
@@ -104,19 +103,6 @@ def train_command(settings: Settings, recipe: str | None) -> str:
 
     begin = RECIPES[recipe]() if recipe else Settings()
     mine, theirs = asdict(settings), {**asdict(begin), "method": None}  # the method is always named
-    words = ["adjoined", "train", *(["--recipe", recipe] if recipe else [])]
-    for name, value in mine.items():
-        if value != theirs[name] and name not in PLACE_ONLY:
-            words += _flag(name, value)
-    return shlex.join(words)
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag[2:]}"]
-    if isinstance(value, list):
-        return [flag, ",".join(map(str, value))]
-    if isinstance(value, (dict, type(None))):
-        return [flag, json.dumps(value, ensure_ascii=False)]  # JSON is YAML on one line
-    return [flag, str(value)]
+    changed = [name for name in mine if mine[name] != theirs[name] and name not in PLACE_ONLY]
+    flags = [as_flag(name, mine[name]) for name in changed]
+    return " ".join(["adjoined train", *([f"--recipe {recipe}"] if recipe else []), *flags])

@@ -26,7 +26,7 @@ def contents(stories: Sequence[RunStory]) -> dict[str, Any]:
     return {
         "title": f"{len(stories)} runs compared",
         "networks": [(name, look(number)) for number, name in enumerate(names)],
-        "runs": [(name, sections.title(story), str(story.folder), story.result is not None)
+        "runs": [(name, sections.title(story), story.result is not None)
                  for name, story in zip(names, stories, strict=True)],
         "comparable": comparable(stories),
         "results": results(stories, names),
@@ -99,7 +99,7 @@ def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
 
 def differing_settings(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
     """Return the settings that differ between the runs."""
-    each = [asdict(story.settings) for story in stories]
+    each = [asdict(story.settings.without_folders()) for story in stories]
     different = [name for name in each[0] if any(settings[name] != each[0][name] for settings in each)]
     rows = tuple((name, *(sections.written(settings[name]) for settings in each)) for name in different)
     notes = () if rows else ("All settings are the same.",)

@@ -51,7 +51,7 @@ def title(story: RunStory) -> str:
 
 def facts(story: RunStory) -> list[tuple[str, str]]:
     """Return the short list under the title."""
-    settings, result = story.settings, story.result
+    settings, result = story.settings.without_folders(), story.result
     done = len(story.history)
     method = "a loop of your own" if story.own_loop else settings.method
     pairs = [("Model", settings.model), ("Data", settings.data), ("Method", method)]
@@ -171,7 +171,7 @@ def trade_offs(networks: Sequence[tuple[str, int, Figures]]) -> list[Chart]:
 
 def settings_tables(story: RunStory) -> list[Table]:
     """Return the settings that differ from the defaults, all settings, and the versions."""
-    values, usual = asdict(story.settings), {field.name: field for field in fields(Settings)}
+    values, usual = asdict(story.settings.without_folders()), {field.name: field for field in fields(Settings)}
     default = asdict(Settings())
     rows = tuple((name, written(values[name])) for name in usual)
     changed = tuple(row for row in rows if values[row[0]] != default[row[0]])
