@@ -12,6 +12,7 @@ from adjoined.slicing.flow.not_channels import pin_places
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.unreached import follow_unreached
 from adjoined.slicing.model.misuse import another_path
+from adjoined.slicing.model.modules import is_inside
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 OUTPUT = Reason(Kind.OUTPUT, "model output")
@@ -73,10 +74,9 @@ def _pin_scripted(prefix: str, made_from: str, labels: dict[str, list[Tensor | N
     what = f"the TorchScript module '{prefix}' (class {made_from})"
     reason = Reason(Kind.TORCH_SCRIPT, f"they belong to {what}, which cannot be resized")
     for name, vectors in labels.items():
-        if name.startswith(f"{prefix}."):
-            for vector in vectors:
-                if vector is not None:
-                    ties.pin(vector, reason)
+        for vector in vectors if is_inside(name, prefix) else ():
+            if vector is not None:
+                ties.pin(vector, reason)
 
 
 def _tie_heads(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import Ties
-from adjoined.slicing.model.modules import is_norm, named_tensors
+from adjoined.slicing.model.modules import is_inside, is_norm, named_tensors
 
 Labels = dict[str, list[Tensor | None]]
 Channels = tuple[int, ...]
@@ -163,7 +163,7 @@ class _Known:
 
     def _labelled(self, module: str) -> list[str]:
         """Return the tensors of a module that have channels."""
-        return [t for t in self.labels if t.startswith(f"{module}.") and any(v is not None for v in self.labels[t])]
+        return [t for t, each in self.labels.items() if is_inside(t, module) and any(v is not None for v in each)]
 
     def _is_group(self, vector: Tensor) -> bool:
         """Return whether every label is tied to another: a label that meets nothing is not a channel."""

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.modules import is_inside
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,9 @@ def cost_by_module(model: nn.Module, example_input: Any) -> dict[str, Cost]:
     costs = {}
     for name, module in model.named_modules():
         total = sum(p.numel() for p in module.parameters())
-        inside = last is not None and (not name or last == name or last.startswith(f"{name}."))
-        without = total - sum(p.numel() for p in model.get_submodule(last or "").parameters()) if inside else total
-        flops = sum(count for of, count in run.flops.items() if not name or of == name or of.startswith(f"{name}."))
-        costs[name] = Cost(total, without, flops // 2 // inputs.batch_size)
+        head = _parameters_of(model, last if last is not None and is_inside(last, name) else None)
+        flops = sum(count for of, count in run.flops.items() if is_inside(of, name))
+        costs[name] = Cost(total, total - head, flops // 2 // inputs.batch_size)
     return costs
 
 
@@ -77,10 +77,12 @@ def last_linear(model: nn.Module, example_input: Any) -> str | None:
 
 def cost_of_run(network: nn.Module, finished: Sequence[str], macs: int) -> Cost:
     """Return a network's cost from a run: the names of modules in the order they finished, and the MACs counted."""
-    last = last_linear_of(network, finished)
     total = sum(p.numel() for p in network.parameters())
-    head = 0 if last is None else sum(p.numel() for p in network.get_submodule(last).parameters())
-    return Cost(total, total - head, macs)
+    return Cost(total, total - _parameters_of(network, last_linear_of(network, finished)), macs)
+
+
+def _parameters_of(model: nn.Module, name: str | None) -> int:
+    return 0 if name is None else sum(p.numel() for p in model.get_submodule(name).parameters())
 
 
 def flops_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:

@@ -70,9 +70,8 @@ def private_names(model: nn.Module, modules: Collection[str] = ()) -> set[str]:
     """
     names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for prefix, module in model.named_modules():
-        chosen = any(prefix == each or prefix.startswith(f"{each}.") for each in modules)
-        if chosen or is_norm(module):
-            names |= {f"{prefix}.{name}" if prefix else name for name in module._parameters}
+        if is_norm(module) or any(is_inside(prefix, each) for each in modules):
+            names |= {full_name(prefix, name) for name in module._parameters}
     return names
 
 
@@ -118,6 +117,16 @@ def and_parents(module: str) -> Iterator[str]:
         yield module
         module = module.rpartition(".")[0]
     yield ""
+
+
+def is_inside(name: str, module: str) -> bool:
+    """Return whether a tensor or a module belongs to a module, or is that module; "" is the model itself.
+
+    Example:
+        >>> is_inside("layer1.0.weight", "layer1"), is_inside("layer10.weight", "layer1"), is_inside("weight", "")
+        (True, False, True)
+    """
+    return not module or f"{name}.".startswith(f"{module}.")
 
 
 def owner_of(tensor: str) -> str:

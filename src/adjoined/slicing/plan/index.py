@@ -39,24 +39,8 @@ class Index:
         return cls(tuple(ranges))
 
     @classmethod
-    def where(cls, chosen: Tensor) -> Index:
-        """Return the index of the positions at which a bool vector is true.
-
-        Example:
-            >>> Index.where(torch.tensor([True, True, False, True]))
-            Index(ranges=((0, 2), (3, 4)))
-        """
-        count = int(chosen.count_nonzero())
-        if bool(chosen[:count].all()):  # most often, these are the first ones
-            return cls(((0, count),) if count else ())
-        outside = chosen.new_zeros(1, dtype=torch.int8)
-        ends = torch.diff(chosen.to(torch.int8), prepend=outside, append=outside)
-        starts, stops = ((ends == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
-        return cls(tuple(zip(starts, stops, strict=True)))
-
-    @classmethod
     def where_each(cls, chosen: Tensor, ranges: Tensor) -> list[Index | None]:
-        """Return the index of each range of a bool vector, as `where` does; None for a range that is true throughout.
+        """Return for each range of a bool vector the positions that are true; None where all are.
 
         Args:
             chosen: bool vector.
@@ -77,7 +61,7 @@ class Index:
             elif first:
                 found.append(cls(((0, count),) if count else ()))
             else:
-                found.append(cls.where(chosen[start:stop]))
+                found.append(cls.of(chosen[start:stop].nonzero()[:, 0].tolist()))
         return found
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.json_files import read_json, write_json
 from adjoined.slicing.model.cost import Cost
-from adjoined.slicing.model.modules import and_parents, duplicate, in_place_of, named_tensors, set_sizes
+from adjoined.slicing.model.modules import and_parents, duplicate, in_place_of, is_inside, named_tensors, set_sizes
 from adjoined.slicing.model.original import check_copy
 from adjoined.slicing.model.stored import read, write
 from adjoined.slicing.model.wrapped import unwrap
@@ -139,7 +139,7 @@ class SlicePlan:
         Where nothing is narrow, all parts fit.
         """
         parts = (part for part, followed in self.unreached.items() if not followed and self.tensors)
-        return any(tensor == part or tensor.startswith(f"{part}.") for part in parts)
+        return any(is_inside(tensor, part) for part in parts)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return a small network made of slices of the model's tensors.

@@ -190,14 +190,12 @@ class Corrections:
 
     def _like_widths(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[tuple[Attribute, Formula]]:
         """Yield attributes of a module, or of its parents, that equal the width of a group concerned, or of all."""
-        groups = {id(g): g for g in map(self.grouping.of, failure.labels)}
-        if not groups:
-            groups = {id(g): g for g in self.grouping.inside(failure.module)}
-        groups = {name: g for name, g in groups.items() if g.why is None or g.why.kind is not Kind.NOT_CHANNELS}
-        narrowed = [g for g in groups.values() if g.kept < len(g.roots)]
+        groups = self.grouping.of_all(failure.labels) or self.grouping.inside(failure.module)
+        groups = [g for g in groups if g.why is None or g.why.kind is not Kind.NOT_CHANNELS]
+        narrowed = [g for g in groups if g.kept < len(g.roots)]
         seen = Counter(self.grouping.roots[label] for label in failure.labels)
-        times = {name: max(seen[root] for root in group.roots) for name, group in groups.items()}
-        every = tuple(root for name, g in groups.items() for root in g.roots for _ in range(times[name]))
+        times = {g: max(seen[root] for root in g.roots) for g in groups}
+        every = tuple(root for g in groups for root in g.roots for _ in range(times[g]))
         for owner in self._owners(failure.module):
             for attribute, value in self._attributes_of(owner, is_kept):
                 for group in narrowed:

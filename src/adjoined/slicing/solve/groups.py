@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from adjoined.slicing.flow.labels import Axis, Slot, distinct, sets_of, squeeze_
 from adjoined.slicing.flow.not_channels import NOT_CHANNELS
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.trace import Trace
+from adjoined.slicing.model.modules import is_inside
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.request import RequestedWidth
 
@@ -35,7 +36,7 @@ class RequiredWidth(NamedTuple):
     why: Reason
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """One channel group, whose width is being chosen.
 
@@ -65,10 +66,6 @@ class Group:
     def bundle(self) -> int:
         """Channels per root: more than 1 where a grouped convolution ties the channels of a group together."""
         return min(self.axes.values())
-
-    def is_near(self, module: str) -> bool:
-        """Return whether a tensor of this module, or of a module in it, has these channels."""
-        return not module or any(name.startswith(f"{module}.") for name, _ in self.axes)
 
     @property
     def width(self) -> int:
@@ -116,7 +113,7 @@ class Grouping:
         self._couple(trace)
         self._pinned = [group.why for group in self.groups]
         for site, labels in trace.findings.whole_heads.items():  # a table may hold one entry for each head
-            for group in {id(g): g for g in map(self.of, labels)}.values():
+            for group in self.of_all(labels):
                 group.unit = math.gcd(group.unit, trace.findings.head_width[site])
 
     def reset(self) -> None:
@@ -136,14 +133,18 @@ class Grouping:
             if not row_dims or tied.shape[last] == 1:
                 continue  # neighbouring elements belong to one channel, as in a pixel shuffle
             sizes = [slot.shape[d] for d in row_dims]
-            for group in {id(g): g for g in map(self.of, distinct(tied))}.values():
+            for group in self.of_all(distinct(tied)):
                 group.unit = math.gcd(group.unit, sizes[-1])
                 group.folds.add(cut)
             around = cut.module.rpartition(".")[0]
             for first in range(len(sizes)):
                 rows = math.prod(sizes[first:])
                 for group in self.groups:
-                    if group.width == rows * slot.shape[last] and group.bundle == 1 and group.is_near(around):
+                    if (
+                        group.width == rows * slot.shape[last]
+                        and group.bundle == 1
+                        and any(is_inside(name, around) for name, _ in group.axes)
+                    ):
                         group.step = math.lcm(group.step, rows)
 
     def of(self, label: int) -> Group:
@@ -152,13 +153,14 @@ class Grouping:
         assert group is not None
         return group
 
-    def inside(self, module: str) -> Iterator[Group]:
-        """Yield the groups of the tensors of a module and of the modules in it, some more than once."""
-        for tensor, vectors in self._labels.items():
-            if not module or tensor.startswith(f"{module}."):
-                for vector in vectors:
-                    if vector is not None:
-                        yield from map(self.of, vector.tolist())
+    def of_all(self, labels: Iterable[int]) -> list[Group]:
+        """Return the groups of several labels, each once."""
+        return list(dict.fromkeys(map(self.of, labels)))
+
+    def inside(self, module: str) -> list[Group]:
+        """Return the groups of the tensors of a module and of the modules in it."""
+        vectors = (v for tensor, each in self._labels.items() if is_inside(tensor, module) for v in each)
+        return self.of_all(label for vector in vectors if vector is not None for label in vector.tolist())
 
     def tied_groups(self) -> set[str]:
         """Return the modules whose groups of channels (of a convolution, or heads) are all tied to each other.

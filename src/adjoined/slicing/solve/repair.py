@@ -14,7 +14,7 @@ from typing import NamedTuple
 from adjoined.slicing.flow.labels import OutOfStep, TooNarrow
 from adjoined.slicing.flow.sizes import Formula, Mismatch, Site, count_left
 from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.model.modules import and_parents
+from adjoined.slicing.model.modules import and_parents, is_inside
 from adjoined.slicing.solve.attributes import Attribute, Corrections
 from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Group, Grouping, RequiredWidth
@@ -115,16 +115,16 @@ class Repairs:
         if len(error.size.counted) != 1 or error.asked < 1:
             return False
         roots = Counter(self.grouping.roots[label] for label in error.size.counted[0])
-        groups = {id(g): g for g in (self.grouping.of(root) for root in roots if root)}
+        groups = self.grouping.of_all(filter(None, roots))
         repeated = sum(roots.values()) // max(1, len(roots))
         channels, rest = divmod(error.asked, max(1, len(groups) * repeated))
         if alike:
-            folds = {fold for group in groups.values() for fold in group.folds}
-            sizes = {len(group.roots) for group in groups.values()}
-            groups |= {id(g): g for g in self.grouping.groups if g.folds & folds and len(g.roots) in sizes}
-        if not groups or rest or any(g.why or not 0 < channels <= len(g.roots) for g in groups.values()):
+            folds = {fold for group in groups for fold in group.folds}
+            sizes = {len(group.roots) for group in groups}
+            groups += [g for g in self.grouping.groups if g.folds & folds and len(g.roots) in sizes]
+        if not groups or rest or any(g.why or not 0 < channels <= len(g.roots) for g in groups):
             return False
-        for group in groups.values():
+        for group in groups:
             group.required = RequiredWidth(channels, error.why)
         return True
 
@@ -132,27 +132,27 @@ class Repairs:
         """Where code asks for too few channels, it took their number from another tensor: widen a group of that."""
         missing = error.left - error.asked
         around = error.site.module.rpartition(".")[0]
-        tried: set[int] = set()
+        tried: set[Group] = set()
         for name, vectors in self.trace.labels.items():
-            for vector in vectors if missing > 0 and (not around or name.startswith(f"{around}.")) else ():
+            for vector in vectors if missing > 0 and is_inside(name, around) else ():
                 if vector is None or vector.numel() != error.size.value:
                     continue
                 labels = vector.tolist()
                 if count_left(labels, is_kept) != error.asked:
                     continue
-                for group in {id(g): g for g in map(self.grouping.of, labels)}.values():
+                for group in self.grouping.of_all(labels):
                     more = missing // group.bundle
-                    if id(group) not in tried and not group.why and 0 < more <= len(group.roots) - group.kept:
-                        tried.add(id(group))
+                    if group not in tried and not group.why and 0 < more <= len(group.roots) - group.kept:
+                        tried.add(group)
                         group.required = RequiredWidth(group.kept + more, error.why)
                         yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
         """Give the one group behind an unaligned cut the channels that arrive there; narrow it only once."""
-        groups = {id(g): g for g in map(self.grouping.of, error.expected)}
+        groups = self.grouping.of_all(error.expected)
         if len(groups) != 1:
             return False
-        (group,) = groups.values()
+        (group,) = groups
         fewer = error.arriving < group.kept * group.bundle
         if group.why or error.arriving > group.width or (fewer and (group.required or error.arriving % group.bundle)):
             return False
@@ -187,8 +187,8 @@ class Repairs:
         those of the module, its parents, the model.
         """
         self._widened[failure.module] += 1
-        groups = self._narrow(map(self.grouping.of, failure.labels))
-        groups = groups or self._narrow(map(self.grouping.of, failure.last))
+        groups = self._narrow(self.grouping.of_all(failure.labels))
+        groups = groups or self._narrow(self.grouping.of_all(failure.last))
         for level, name in enumerate(and_parents(failure.module)):
             if groups and self._widened[failure.module] <= PATIENCE * (level + 1):
                 break
@@ -196,11 +196,11 @@ class Repairs:
         why, padded = failure.why, self.trace.findings.padded
         if not isinstance(failure.error, Mismatch):  # the number of channels behind a padding shows at other operators
             why = next((padded[label] for label in failure.labels if label in padded), why)
-        for group in groups.values():
+        for group in groups:
             group.why = why
         return bool(groups)
 
     @staticmethod
-    def _narrow(groups: Iterable[Group]) -> dict[int, Group]:
-        """Return the groups that may be narrowed, once each."""
-        return {id(group): group for group in groups if not group.why}
+    def _narrow(groups: Iterable[Group]) -> set[Group]:
+        """Return the groups that may be narrowed."""
+        return {group for group in groups if not group.why}

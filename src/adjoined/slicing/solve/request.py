@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.modules import filters, matching_modules, named_tensors, owner_of
+from adjoined.slicing.model.modules import filters, is_inside, matching_modules, named_tensors, owner_of
 from adjoined.slicing.solve.budget import Limit, read_budget
 
 NOTATION = "a share such as '1/2', or a number such as '24 channels'"
@@ -181,7 +181,7 @@ def requested_widths(model: nn.Module, widths: Mapping[str, str]) -> dict[tuple[
     dims, tensors = filters(model), named_tensors(model)
     for pattern, text in widths.items():
         modules = matching_modules(model, (pattern,), setting="widths")
-        named = [name for name in dims if any(f"{owner_of(name)}.".startswith(f"{each}.") for each in modules)]
+        named = [name for name in dims if any(is_inside(owner_of(name), each) for each in modules)]
         if not named:
             near = [owner_of(name) for name in dims][:5]
             raise AdjoinedError(

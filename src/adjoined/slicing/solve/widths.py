@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.labels import Axis
+from adjoined.slicing.model.modules import and_parents
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.groups import Group, RequiredWidth
 from adjoined.slicing.solve.request import RequestedWidth, check_agree
@@ -55,7 +56,7 @@ def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
     """Pin every group with channels in one of these modules, or in a module inside one, to full width."""
     for group in groups if modules else ():
         for tensor, _ in group.axes:
-            owner = next((m for m in _ancestors(tensor) if m in modules), None)
+            owner = next((each for each in and_parents(tensor) if each in modules), None)
             if owner is not None and group.why is None:
                 group.why = Reason(Kind.KEPT, f"kept by keep={modules[owner]!r}")
 
@@ -167,8 +168,3 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
             group.kept = group.required.roots
         else:
             group.kept = kept_of(count, group.unit or group.bundle, own, math.lcm(round_to, group.step))
-
-
-def _ancestors(tensor: str) -> list[str]:
-    parts = tensor.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
