@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from adjoined.slicing.flow.findings import Findings
-from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, Slot, Ties, distinct, pairs, squeeze_equal, varying
+from adjoined.slicing.flow.labels import (
+    FrozenTies,
+    OutOfStep,
+    Slot,
+    Ties,
+    along,
+    distinct,
+    pairs,
+    squeeze_equal,
+    varying,
+)
 from adjoined.slicing.flow.sizes import Site, family_of
 from adjoined.slicing.plan.reasons import Kind, Reason
 
@@ -87,6 +97,10 @@ class Slots:
         if isinstance(tensor, Tensor):
             self._slots[tensor] = [slot for slot in slots if slot.numel() > 1]
 
+    def carry_along(self, tensor: Tensor, dim: int, vector: Tensor | None, others: Iterable[Slot] = ()) -> None:
+        """Give a tensor the labels along one dimension, None for no labels there, and its other slots."""
+        self.carry(tensor, others if vector is None else [*others, along(vector, dim, tensor.ndim)])
+
     def name(self, tensor: Tensor, name: str) -> None:
         """Remember the name of a parameter or buffer, to record which operators read it."""
         self._names[tensor] = name
@@ -136,9 +150,7 @@ class Slots:
     def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
         """Tie two dimensions that must agree; where only one has labels, pin it to full width because of `why`."""
         if a is None or b is None:
-            known = b if a is None else a
-            if known is not None:
-                self.pin(known, Reason(Kind.FIXED_WIDTH, why))
+            self.pin(known := b if a is None else a, Reason(Kind.FIXED_WIDTH, why))
             return known
         if a.numel() != b.numel():
             if 1 in (a.numel(), b.numel()):
@@ -152,9 +164,23 @@ class Slots:
             return set()
         return set(varying(squeeze_equal(self.ties.roots_of(slot))))
 
-    def pin(self, slot: Slot, reason: Reason) -> None:
+    def pin(self, slot: Slot | None, reason: Reason) -> None:
         """Pin the channels of a slot to full width; the current position is added to the reason's text."""
-        self.ties.pin(slot, replace(reason, text=f"{reason.text}, in {self.here}"))
+        if slot is not None:
+            self.ties.pin(slot, replace(reason, text=f"{reason.text}, in {self.here}"))
+
+    def pin_all(self, tensor: Any, reason: Reason) -> None:
+        """Pin the channels of all slots of a tensor to full width."""
+        for slot in self.slots(tensor):
+            self.pin(slot, reason)
+
+    def pin_others(self, slots: Iterable[Slot], fits: Callable[[Slot], bool], reason: Reason) -> list[Slot]:
+        """Return the slots that fit, and pin the others to full width."""
+        sorted_out = [(slot, fits(slot)) for slot in slots]
+        for slot, fitting in sorted_out:
+            if not fitting:
+                self.pin(slot, reason)
+        return [slot for slot, fitting in sorted_out if fitting]
 
     def collapse(self, slot: Slot, keep: Sequence[int]) -> Slot:
         """Tie all labels along the dimensions outside `keep`; return the slot that varies along `keep` only."""

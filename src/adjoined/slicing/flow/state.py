@@ -119,15 +119,15 @@ class State(Slots):
             here = f"{self.here}{line_of_code(self._entry)}"
             raise Mismatch(site, position, value or 0, size.left(self.is_kept) or 0, size, here)
 
-    def note_read(self, labels: Tensor | None) -> None:
-        """Record that the current product sums over these channels, so that later layers depend on them."""
-        if labels is not None and not self.strict:
-            self.findings.read.update(distinct(labels))
+    def note(self, found: set[int], *slots: Slot | None) -> None:
+        """Add labels to one of the sets of `findings`."""
+        for slot in slots if not self.strict else ():
+            if slot is not None:
+                found.update(distinct(slot))
 
-    def note_reduced(self, slot: Slot) -> None:
-        """Record that the current operator reduces these channels to a number."""
-        if not self.strict:
-            self.findings.reduced.update(distinct(slot))
+    def note_read(self, labels: Slot | None) -> None:
+        """Record that the current product sums over these channels, so that later layers depend on them."""
+        self.note(self.findings.read, labels)
 
     def note_padded(self, slot: Slot) -> None:
         """Record that the current operator pads these channels, by a number that code may have fixed."""
@@ -146,23 +146,15 @@ class State(Slots):
         slots = (slot for tensor in given for slot in self.statistics.get(tensor, {}).values())
         self.findings.decided.update(label for slot in slots for label in distinct(slot))
 
-    def note_channels(self, *vectors: Tensor | None) -> None:
+    def note_channels(self, *vectors: Slot | None) -> None:
         """Record that the current operator uses these labels as channels of its input, its weight, or its output."""
-        if not self.strict:
-            for labels in vectors:
-                if labels is not None:
-                    self.findings.channels.update(distinct(labels))
+        self.note(self.findings.channels, *vectors)
 
     def note_sum(self, over: Tensor | None, left: Iterable[Slot], *, product: bool) -> None:
         """Record that the current operator sums over some labels and leaves others; both may be of one parameter."""
         left = list(left)
         if not self.strict and over is not None and left:
             self.findings.sums.append(Sum(over, left, product))
-
-    def note_shares(self, slot: Slot) -> None:
-        """Record that the current operator makes shares of a whole of these channels."""
-        if not self.strict:
-            self.findings.shares.update(distinct(slot))
 
     def note_crossing(self) -> None:
         """Record that the current operator computes a statistic across channels."""

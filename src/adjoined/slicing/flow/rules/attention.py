@@ -58,10 +58,10 @@ def attention(state: State, call: Call) -> None:
         state.note_read(by_head[0])
         return state.carry(out, joint[2])
     features = [state.vector([slot for slot, dims in slots if last in dims], last) for slots in (query, key, value)]
-    if features[0] is not None or features[1] is not None:
-        state.note_read(state.tie_vectors(features[0], features[1], "attention with features of fixed width"))
-        if call["scale"] is None:
-            state.note_crossing()  # the scale 1/√D is that of the narrow D
+    tied = state.tie_vectors(features[0], features[1], "attention with features of fixed width")
+    state.note_read(tied)
+    if tied is not None and call["scale"] is None:
+        state.note_crossing()  # the scale 1/√D is that of the narrow D
     alone = [[slot for slot, dims in slots if dims == {heads} and varying(slot)] for slots in (query, key, value)]
     by_head = [state.vector(slots, heads) for slots in alone] if heads >= 0 else []
     carried: list[Slot] = []
@@ -72,9 +72,7 @@ def attention(state: State, call: Call) -> None:
         if first is not None:
             carried.append(along(first, heads, out.ndim))
     _tie_bias(state, call, carried, heads)
-    if features[2] is not None:
-        carried.append(along(features[2], last, out.ndim))
-    return state.carry(out, carried)
+    return state.carry_along(out, last, features[2], carried)
 
 
 def _repeated(slots: Sequence[Slot], heads: int, count: int) -> list[Slot]:

@@ -40,8 +40,7 @@ def convolution(state: State, call: Call) -> None:
         state.findings.kernels.append([(d, slot) for slot in state.slots(weight) for d in varying(slot)])
     groups = call["groups"]
     if groups == 1 and state.module not in state.findings.conv_groups:
-        if channels is not None or weight_in is not None:
-            state.tie_vectors(channels, weight_in, FIXED_INPUT)
+        state.tie_vectors(channels, weight_in, FIXED_INPUT)
         result = weight_out
     elif transposed:
         result = _grouped_transposed(state, weight, groups, channels, weight_in, weight_out)
@@ -50,9 +49,7 @@ def convolution(state: State, call: Call) -> None:
     bias = call["bias"]
     if bias is not None and state.slots(bias):
         result = state.tie_vectors(result, state.vector(state.slots(bias), 0), "its bias has fixed width")
-    rest = _along_space(state, x, weight, out)
-    state.carry(out, rest + ([along(result, 1, out.ndim)] if result is not None else []))
-    return None
+    return state.carry_along(out, 1, result, _along_space(state, x, weight, out))
 
 
 def _grouped(
@@ -67,13 +64,11 @@ def _grouped(
         return channels.view(-1, 1).expand(groups, weight.shape[0] // groups).reshape(-1)  # a fixed kernel: a blur
     if channels is not None and out is not None and _repeats(out, groups) and not _repeats(channels, groups):
         state.pin(out, BANK)
-        if weight_in is not None:
-            state.pin(weight_in, INSIDE_GROUPS)
+        state.pin(weight_in, INSIDE_GROUPS)
         return _of_bank(state, groups, channels, weight.shape[0] // groups)
     if channels is None or out is None:
         for labels in (channels, out, weight_in):
-            if labels is not None:
-                state.pin(labels, Reason(Kind.FIXED_WIDTH, "grouped convolution with channels of fixed width"))
+            state.pin(labels, Reason(Kind.FIXED_WIDTH, "grouped convolution with channels of fixed width"))
         return out
     size = weight.shape[1]
     inside = state.module in state.findings.sliced_inside
@@ -115,21 +110,18 @@ def _grouped_transposed(
     if channels is None or weight_in is None:
         reason = Reason(Kind.FIXED_WIDTH, "grouped transposed convolution with channels of fixed width")
         for labels in (channels, weight_in, out):
-            if labels is not None:
-                state.pin(labels, reason)
+            state.pin(labels, reason)
         return out
     if _repeats(weight_in, groups) and not _repeats(channels, groups):
         state.pin(weight_in, BANK)
-        if out is not None:
-            state.pin(out, INSIDE_GROUPS)
+        state.pin(out, INSIDE_GROUPS)
         return _of_bank(state, groups, channels, weight.shape[1])
     state.tie_vectors(channels, weight_in, FIXED_INPUT)
     if not state.strict and _repeats(channels, groups):
         state.findings.sliced_inside.add(state.module)
     if state.module in state.findings.sliced_inside:
         return None if out is None else out.repeat(groups)
-    if out is not None:
-        state.pin(out, INSIDE_GROUPS)
+    state.pin(out, INSIDE_GROUPS)
     one_each = _whole_groups(state, groups, channels, weight_in).view(groups, -1)[:, :1]
     return one_each.expand(groups, weight.shape[1]).reshape(-1)
 
@@ -161,8 +153,7 @@ def _along_space(state: State, x: Tensor, weight: Tensor, out: Tensor) -> list[S
 
 def _give_up(state: State, call: Call) -> None:
     for tensor in call.tensors:
-        for slot in state.slots(tensor):
-            state.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
+        state.pin_all(tensor, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
     state.carry(call.out, [])
 
 
@@ -170,8 +161,7 @@ def _give_up(state: State, call: Call) -> None:
 def deformable(state: State, call: Call) -> None:
     """torchvision's deformable convolution: a convolution whose kernel moves by offsets of a fixed number."""
     for tensor in (call["offset"], call["mask"]):
-        for slot in state.slots(tensor):
-            state.pin(slot, Reason(Kind.BY_VALUE, "offsets and weights of a deformable kernel"))
+        state.pin_all(tensor, Reason(Kind.BY_VALUE, "offsets and weights of a deformable kernel"))
     fields = call["n_offset_grps"] or call["offset_groups"] or 1
     channels = state.vector([s for s in state.slots(call["input"]) if 1 in varying(s)], 1)
     if channels is not None and fields > 1 and channels.numel() % fields == 0:

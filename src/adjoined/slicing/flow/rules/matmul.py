@@ -40,11 +40,9 @@ def product_with_vector(state: State, call: Call) -> None:
     rest = state.slots(vector)
     if _folded(state, 0, spans, 1, 0):
         spans = _mixed(state, 0, spans, 1, 0)
-        for slot in rest:
-            state.pin(slot, PARTS)
+        state.pin_all(vector, PARTS)
     read, weight = state.vector([slot for slot, dims in spans if 1 in dims], 1), state.vector(rest, 0)
-    if read is not None or weight is not None:
-        state.tie_vectors(read, weight, "reads features of fixed width")
+    if state.tie_vectors(read, weight, "reads features of fixed width") is not None:
         state.note_crossing()
     state.carry(call.out, [slot.reshape(-1) for slot, _ in spans if varying(slot) == (0,)])
 
@@ -53,8 +51,7 @@ def product_with_vector(state: State, call: Call) -> None:
 def inner_product(state: State, call: Call) -> None:
     """(k) by (k): one number, a statistic across channels."""
     a, b = (state.vector(state.slots(tensor), 0) for tensor in call.tensors[:2])
-    if a is not None or b is not None:
-        state.tie_vectors(a, b, "meets features of fixed width")
+    if state.tie_vectors(a, b, "meets features of fixed width") is not None:
         state.note_crossing()
     state.carry(call.out, [])
 
@@ -119,7 +116,7 @@ def _tie_inner(state: State, a: Tensor, b: Tensor, spans_a: Spans, spans_b: Span
     weight_in = state.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
     if weight_in is not None and state.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
         state.note_read(weight_in)
-    elif read is not None or weight_in is not None:
+    else:
         state.note_read(state.tie_vectors(read, weight_in, "reads features of fixed width"))
     rows, columns = ([s for s, _ in spans if d in varying(s)] for spans, d in ((spans_a, row), (spans_b, column)))
     if not state.in_linear:

@@ -17,6 +17,8 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 
 _MASKS = (torch.bool, torch.uint8)
 
+AS_INDICES = Reason(Kind.BY_VALUE, "used as indices")
+
 CUTS = (
     "slice", "split", "split_with_sizes", "select", "unbind", "narrow", "chunk", "index", "unsafe_split",
     "unsafe_split_with_sizes", "tensor_split", "index_select",
@@ -34,8 +36,7 @@ def move(state: State, call: Call) -> None:
     cut = state.cut
     others = call.tensors[1:]
     for index in others:
-        for slot in state.slots(index):
-            state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
+        state.pin_all(index, AS_INDICES)
     picked = _picked_by_value(state, call)
     if state.slots(source) and any(index.is_meta for index in others):
         raise NeedsValues(call.name)
@@ -76,13 +77,9 @@ def move_in_place(state: State, call: Call) -> None:
 @rule("_pack_padded_sequence")
 def pack(state: State, call: Call) -> None:
     """Steps of sequences (N, T, …), or (T, N, …), become rows (all steps, …): features stay."""
-    carried = []
-    for slot in state.slots(call["input"]):
-        if {0, 1} & set(varying(slot)):
-            state.pin(slot, Reason(Kind.NO_RULE, "packed along the sequences"))
-        else:
-            carried.append(slot[0])
-    state.carry(call.outputs[0], carried)
+    along_sequences = Reason(Kind.NO_RULE, "packed along the sequences")
+    kept = state.pin_others(state.slots(call["input"]), lambda slot: not {0, 1} & set(varying(slot)), along_sequences)
+    state.carry(call.outputs[0], [slot[0] for slot in kept])
 
 
 def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:

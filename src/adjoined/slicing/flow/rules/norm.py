@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import along, varying
+from adjoined.slicing.flow.labels import varying
 from adjoined.slicing.flow.operators import Statistic, rule
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.flow.sizes import LAYER_NORMS
@@ -80,6 +80,5 @@ def per_channel(state: State, x: Tensor, affine: list[Any], out: Tensor, axis: i
     for parameter in affine:
         if state.slots(parameter):
             channels = state.tie_vectors(channels, state.vector(state.slots(parameter), 0), FIXED)
-    rest = [slot for slot in state.slots(x) if axis not in varying(slot)]
-    state.carry(out, rest + ([along(channels, axis, out.ndim)] if channels is not None else []))
+    state.carry_along(out, axis, channels, [slot for slot in state.slots(x) if axis not in varying(slot)])
     return channels

@@ -155,7 +155,7 @@ def softmax(state: State, call: Call) -> None:
     for slot in state.slots(x):
         if dim in varying(slot):
             state.note_crossing()
-            state.note_shares(slot)
+            state.note(state.findings.shares, slot)
             state.note_statistic([slot], call.outputs)
     state.carry(call.outputs[0], state.slots(x))
 
@@ -164,7 +164,6 @@ def softmax(state: State, call: Call) -> None:
 def unknown(state: State, call: Call) -> None:
     """No rule: all incoming channels stay at full width, and nothing is known about the results."""
     for tensor in call.tensors:
-        for slot in state.slots(tensor):
-            state.pin(slot, Reason(Kind.NO_RULE, f"no rule for the operator {call.name}"))
+        state.pin_all(tensor, Reason(Kind.NO_RULE, f"no rule for the operator {call.name}"))
     for out in call.outputs:
         state.carry(out, [])

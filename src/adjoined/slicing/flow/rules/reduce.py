@@ -31,7 +31,7 @@ def reduction(state: State, call: Call) -> None:
     for slot in state.slots(x):
         if reduced & set(varying(slot)):
             state.note_crossing()
-            state.note_reduced(slot)
+            state.note(state.findings.reduced, slot)
             state.note_statistic([slot], call.outputs)
         if set(varying(slot)) <= reduced or _in_pieces(state, slot, reduced):
             chosen.append(slot)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import Slot, along, varying
+from adjoined.slicing.flow.labels import Slot, varying
 from adjoined.slicing.flow.operators import rule
+from adjoined.slicing.flow.rules.movement import AS_INDICES
 from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -24,12 +25,9 @@ def ordered(state: State, call: Call) -> None:
     dim = call["dim"]
     dims = range(x.ndim) if dim is None and call.name in ("median", "nanmedian") else [-1 if dim is None else dim]
     dims = {0 if call.name == "msort" else d % x.ndim for d in dims}
-    carried = []
-    for slot in state.slots(x):
-        if varying(slot) and set(varying(slot)) <= dims:
-            state.pin(slot, Reason(Kind.BY_VALUE, "sorted by value"))
-        else:
-            carried.append(state.collapse(slot, [d for d in range(slot.ndim) if d not in dims]))
+    by_value = Reason(Kind.BY_VALUE, "sorted by value")
+    kept = state.pin_others(state.slots(x), lambda slot: not varying(slot) or bool({*varying(slot)} - dims), by_value)
+    carried = [state.collapse(slot, [d for d in range(slot.ndim) if d not in dims]) for slot in kept]
     for out in call.outputs:
         gone = x.ndim - out.ndim
         state.carry(out, [slot.squeeze(sorted(dims)[0]) if gone == 1 else slot for slot in carried] if gone < 2 else [])
@@ -39,10 +37,9 @@ def ordered(state: State, call: Call) -> None:
 def look_up(state: State, call: Call) -> None:
     """Rows of a table (words, features): the features are channels, the words are not."""
     weight, indices, out = call["weight"], call["indices"], call.outputs[0]
-    for slot in state.slots(indices):
-        state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
+    state.pin_all(indices, AS_INDICES)
     features = state.vector([slot for slot in state.slots(weight) if 1 in varying(slot)], 1)
-    state.carry(out, [] if features is None else [along(features, out.ndim - 1, out.ndim)])
+    state.carry_along(out, out.ndim - 1, features)
 
 
 @rule("gather")
@@ -63,8 +60,7 @@ def scatter(state: State, call: Call) -> None:
     if call["index"].ndim == call["self"].ndim:
         tensors.append(call["index"])
     else:
-        for slot in state.slots(call["index"]):
-            state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
+        state.pin_all(call["index"], AS_INDICES)
     slots = [slot for tensor in tensors for slot in state.slots(tensor)]
     dim = call["dim"] % max(call["self"].ndim, 1)
     state.carry(call.outputs[0], _along_positions(state, slots, dim, "written to positions that depend on values"))
@@ -72,18 +68,14 @@ def scatter(state: State, call: Call) -> None:
 
 def _along_positions(state: State, slots: Sequence[Slot], dim: int, otherwise: str) -> list[Slot]:
     """Return the union of the slots that do not vary along a dimension; the others stay at full width."""
-    for slot in slots:
-        if dim in varying(slot):
-            state.pin(slot, Reason(Kind.BY_VALUE, otherwise))
-    return state.unite([slot for slot in slots if dim not in varying(slot)])
+    return state.unite(state.pin_others(slots, lambda s: dim not in varying(s), Reason(Kind.BY_VALUE, otherwise)))
 
 
 @rule("index_fill", "index_fill_", "masked_fill", "masked_fill_")
 def filled(state: State, call: Call) -> None:
     """Some elements get one value; positions stay, and a mask is tied to what it covers."""
     masks = [call["mask"]] if isinstance(call["mask"], Tensor) else []
-    for slot in state.slots(call["index"]):
-        state.pin(slot, Reason(Kind.BY_VALUE, "used as indices"))
+    state.pin_all(call["index"], AS_INDICES)
     tie_elementwise(state, [call["self"], *masks], call.outputs[0])
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import squeeze_equal, varying
+from adjoined.slicing.flow.labels import Slot, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -25,14 +26,15 @@ def resample(state: State, call: Call) -> None:
     """Slots along dimensions that keep their size stay; a labelled dimension that is resampled is pinned."""
     x = call.tensors[0]
     pooled = range(x.ndim - _pooled_dims(call.name), x.ndim)
+    out = call.outputs[0]  # a second one has the positions of the largest elements
+    same = {d for d in range(x.ndim) if x.shape[d] == out.shape[d] and d not in pooled}
+    carried = state.pin_others(state.slots(x), lambda slot: same.issuperset(varying(slot)), _along_channels(call))
     for out in call.outputs:
-        carried = []
-        for slot in state.slots(x):
-            if all(x.shape[d] == out.shape[d] and d not in pooled for d in varying(slot)):
-                carried.append(slot)
-            else:
-                state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} along the channel dimension"))
         state.carry(out, carried)
+
+
+def _along_channels(call: Call) -> Reason:
+    return Reason(Kind.NEIGHBOURS, f"{call.name} along the channel dimension")
 
 
 def _pooled_dims(name: str) -> int:
@@ -44,15 +46,15 @@ def _pooled_dims(name: str) -> int:
 def unpool(state: State, call: Call) -> None:
     """Values return to the positions that they came from; these positions have the channels' labels, too."""
     x, *others = call.tensors
-    slots = [slot for slot in state.slots(x) if varying(slot) == (1,)]
-    for tensor in (x, *others):
-        for slot in state.slots(tensor):
-            if varying(slot) != (1,):
-                state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} along the channel dimension"))
-            elif tensor is not x and slots:
-                state.tie(slots[0], slot)
-    for out in call.outputs[:1]:
-        state.carry(out, slots)
+    slots, *of_others = (_of_channels(state, call, tensor) for tensor in (x, *others))
+    for slot in (slot for each in of_others for slot in each if slots):
+        state.tie(slots[0], slot)
+    state.carry(call.outputs[0], slots)
+
+
+def _of_channels(state: State, call: Call, tensor: Tensor) -> list[Slot]:
+    """Return the slots of a tensor (N, C, ...) along its channels alone, and pin the others."""
+    return state.pin_others(state.slots(tensor), lambda slot: varying(slot) == (1,), _along_channels(call))
 
 
 @rule("constant_pad_nd", "pad")
@@ -77,13 +79,5 @@ def pad(state: State, call: Call) -> None:
 @rule("roi_align", "roi_pool")
 def pool_boxes(state: State, call: Call) -> None:
     """Boxes (K, 5) are cut out of features (N, C, H, W) and resampled to (K, C, height, width): channels stay."""
-    x, out = call["input"], call.outputs[0]
-    for slot in state.slots(call["rois"]):
-        state.pin(slot, Reason(Kind.BY_VALUE, "coordinates of boxes"))
-    carried = []
-    for slot in state.slots(x):
-        if varying(slot) == (1,):
-            carried.append(slot)
-        else:
-            state.pin(slot, Reason(Kind.NEIGHBOURS, f"{call.name} along the channel dimension"))
-    state.carry(out, carried)
+    state.pin_all(call["rois"], Reason(Kind.BY_VALUE, "coordinates of boxes"))
+    state.carry(call.outputs[0], _of_channels(state, call, call["input"]))
