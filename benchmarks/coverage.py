@@ -104,8 +104,8 @@ def _line(record: dict[str, Any]) -> str:
         if key.startswith("alpha"):
             left = f"{found['left']:.3f} left" if "left" in found else ""
             error = f"error {found['error_vs_masked']:.0e}" if found.get("error_vs_masked") is not None else ""
-            told = [found["result"], left, error, f"{found.get('seconds', 0):.1f} s", found.get("error", "")[:150]]
-            parts.append(f"{key}: " + ", ".join(filter(None, told)))
+            facts = [found["result"], left, error, f"{found.get('seconds', 0):.1f} s", found.get("error", "")[:150]]
+            parts.append(f"{key}: " + ", ".join(filter(None, facts)))
     return f"{record['model']}: " + "; ".join(parts)
 
 

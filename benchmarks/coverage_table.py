@@ -53,8 +53,8 @@ def write_table(folder: Path) -> None:
 
 
 def _summary(sets: dict[str, tuple[list[Record], dict[str, Record]]]) -> list[str]:
-    told = ["works", "narrowed throughout", "wrong", "largest error", "median s", "worst s", "worst memory"]
-    rows = [["", "models", "α", *told], [":--", *["--:"] * 9]]
+    heads = ["works", "narrowed throughout", "wrong", "largest error", "median s", "worst s", "worst memory"]
+    rows = [["", "models", "α", *heads], [":--", *["--:"] * 9]]
     for name, (records, rivals) in sets.items():
         for alpha in BOUNDS:
             found = [record.get(alpha, {"result": "failed"}) for record in records]
@@ -132,16 +132,16 @@ def _error(*found: Record) -> str:
 
 
 def _rival(record: Record) -> str:
-    told = []
+    cells = []
     for alpha in BOUNDS:
         found = record.get(alpha)
         if found is None:
-            told.append("not run")
+            cells.append("not run")
         elif found["result"] == "ok":
-            told.append(f"{found['left']:.3f}, {found['seconds']:.1f}")
+            cells.append(f"{found['left']:.3f}, {found['seconds']:.1f}")
         else:
-            told.append(found["result"] if found["result"] != "failed" else _short(found["error"]))
-    return " / ".join(dict.fromkeys(told))
+            cells.append(found["result"] if found["result"] != "failed" else _short(found["error"]))
+    return " / ".join(dict.fromkeys(cells))
 
 
 def _short(error: str) -> str:

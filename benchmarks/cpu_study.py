@@ -93,8 +93,8 @@ class Part:
 
     def argv(self, data_root: str, out: Path, seeds: int, jobs: int = 1) -> list[str]:
         """Return the arguments of the command that runs it."""
-        told = {name.replace("_", "-"): json.dumps(value).strip('"') for name, value in self.flags.items()}
-        own = [word for name, value in told.items() for word in (f"--{name}", value)]
+        values = {name.replace("_", "-"): json.dumps(value).strip('"') for name, value in self.flags.items()}
+        own = [word for name, value in values.items() for word in (f"--{name}", value)]
         which = ["--methods", ",".join(self.methods), *f"--seeds {seeds} --jobs {jobs}".split()]
         which += ["--unequal"] if self.unequal else []
         return ["compare", "--recipe", "cifar", *own, "--data-root", data_root, *which, "--out", str(out / self.name)]

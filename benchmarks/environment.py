@@ -24,8 +24,8 @@ def measuring() -> Iterator[None]:
 
 def write(figures: dict[str, Any], out: Path | None) -> None:
     """Write figures with the environment to a file if one is given, and print them as JSON."""
-    told = environment() | figures
+    content = environment() | figures
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, told)
-    print(json.dumps(told, indent=1))
+        write_json(out, content)
+    print(json.dumps(content, indent=1))

@@ -95,7 +95,7 @@ def measure(model: str, args: argparse.Namespace) -> None:
             )
             print(json.dumps(kept[-1]), flush=True)
             here = environment()
-            told = {
+            content = {
                 **here,
                 "command": command_line(sys.argv[:-2]),  # without --one MODEL
                 "versions": here["versions"] | {name: version(name) for name in PACKAGES},
@@ -105,7 +105,7 @@ def measure(model: str, args: argparse.Namespace) -> None:
                 "images": "real" if args.data else "random",
                 "files": kept,
             }
-            write_json(args.out, told)
+            write_json(args.out, content)
 
 
 def one_file(module: nn.Module, images: Tensor, target: str) -> dict[str, Any]:

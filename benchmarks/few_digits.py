@@ -99,10 +99,10 @@ def main(asked: Sequence[str] | None = None) -> None:
         runs = (options.out / cell / "runs.csv").read_bytes()
         write_whole(options.results / f"{cell}.csv", lambda file, runs=runs: file.write(runs))
         cells[cell] = read(options.results / f"{cell}.csv")
-        told = ["# Ten digits of each class: points of top-1 added to the base network", ""]
-        told += [table(cells, "base", "standard"), "", "# … and to the small network", ""]
-        told += [table(cells, "small", "adjoint"), ""]
-        write_whole(options.results / "table.md", lambda file, told=told: file.write("\n".join(told).encode()))
+        lines = ["# Ten digits of each class: points of top-1 added to the base network", ""]
+        lines += [table(cells, "base", "standard"), "", "# … and to the small network", ""]
+        lines += [table(cells, "small", "adjoint"), ""]
+        write_whole(options.results / "table.md", lambda file, lines=lines: file.write("\n".join(lines).encode()))
 
 
 if __name__ == "__main__":

@@ -178,8 +178,8 @@ def mutated_safetensors(content: bytes, chance: random.Random) -> bytes:
         return mutated_bytes(content, chance)
     length = int.from_bytes(content[:8], "little")
     header = mutated_json(content[8 : 8 + length], chance)
-    told = chance.choice((len(header), len(header), len(header), 0, 2**63, len(header) * 1000))
-    return told.to_bytes(8, "little") + header + content[8 + length :]
+    claimed = chance.choice((len(header), len(header), len(header), 0, 2**63, len(header) * 1000))
+    return claimed.to_bytes(8, "little") + header + content[8 + length :]
 
 
 def mutated_checkpoint(content: bytes, chance: random.Random) -> bytes:

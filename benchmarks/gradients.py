@@ -104,12 +104,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="write the rows as CSV")
     args = parser.parse_args()
-    told = {"alpha": args.alpha, "seed": args.seed, "method": "adjoint+", "precision": args.precision}
+    changes = {"alpha": args.alpha, "seed": args.seed, "method": "adjoint+", "precision": args.precision}
     if args.data_root:
-        told["data_root"] = str(args.data_root)
+        changes["data_root"] = str(args.data_root)
     if args.epochs:
-        told["epochs"] = args.epochs
-    settings = replace(RECIPES[args.recipe](), **told, accelerator="cpu", devices=1)
+        changes["epochs"] = args.epochs
+    settings = replace(RECIPES[args.recipe](), **changes, accelerator="cpu", devices=1)
     job = make_job(settings)
     module = TrainingModule(settings, job.method, job.built, job.images.info.num_classes)
     gradients = Gradients(args.at)

@@ -228,8 +228,8 @@ def main() -> None:
         memory = row["peak memory, joint / base"]
         print(f"{row['model']} α = {row['alpha']:g}: time {joint:.3f} (by MACs {limit:.3f}), memory {memory:.3f}")
     ratio = "quartiles of variant / base, round by round"
-    told = {"batch": args.batch, "size": args.size, "device": args.device, "bf16": args.bf16, "compile": args.compile}
-    write({**told, "rounds": args.rounds, "seed": 0, "ratio": ratio, "cases": rows}, args.out)
+    setup = {"batch": args.batch, "size": args.size, "device": args.device, "bf16": args.bf16, "compile": args.compile}
+    write({**setup, "rounds": args.rounds, "seed": 0, "ratio": ratio, "cases": rows}, args.out)
 
 
 if __name__ == "__main__":

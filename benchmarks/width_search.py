@@ -76,24 +76,24 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=4)
     parser.add_argument("--round-to", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    told = parser.parse_args()
+    args = parser.parse_args()
     print("seed  base    uniform  searched  MACs uniform  MACs searched  widths")
-    for seed in range(told.seeds):
+    for seed in range(args.seeds):
         settings = Settings(
-            model=told.model, data=told.data, data_root=told.data_root, limit=told.limit, epochs=told.epochs, seed=seed
+            model=args.model, data=args.data, data_root=args.data_root, limit=args.limit, epochs=args.epochs, seed=seed
         )
         images = open_data(settings.data_settings())
         info = images.info
         torch.manual_seed(seed)
-        base = build(told.model, num_classes=info.num_classes, in_channels=info.channels, image_size=info.image_size)
+        base = build(args.model, num_classes=info.num_classes, in_channels=info.channels, image_size=info.image_size)
         train(base, settings, images)
         batches = list(islice(training_batches(settings, images, torch.device("cpu"), settings.epochs), HELD_OUT))
         x = batches[0][0][:1]
-        uniform = make_plan(base, x, alpha=told.alpha, round_to=told.round_to)
+        uniform = make_plan(base, x, alpha=args.alpha, round_to=args.round_to)
         assert uniform.cost is not None
         budget = f"{uniform.cost.macs} MACs"
         searched = search_widths(
-            base, x, batches, lambda p, y: sum_cross_entropy([p], y), budget=budget, round_to=told.round_to
+            base, x, batches, lambda p, y: sum_cross_entropy([p], y), budget=budget, round_to=args.round_to
         )
         assert searched.cost is not None
         found = [small_accuracy(base, plan, x, settings, images) for plan in (uniform, searched)]

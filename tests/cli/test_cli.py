@@ -167,7 +167,7 @@ def test_the_rest_of_a_line_after_two_hyphens_is_not_a_flag():
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         ("plan", "MODEL: an argument is missing"),
         ("plan resnet20 --classe 3", "Did you mean --classes?"),
@@ -196,8 +196,8 @@ def test_the_rest_of_a_line_after_two_hyphens_is_not_a_flag():
         ("predict nowhere a.png --top 0", "--top: out of range"),
     ],
 )
-def test_wrong_flags_are_reported_in_one_line(argv: str, told: str, capsys: pytest.CaptureFixture[str]):
-    assert told in fails(capsys, *argv.split())
+def test_wrong_flags_are_reported_in_one_line(argv: str, message: str, capsys: pytest.CaptureFixture[str]):
+    assert message in fails(capsys, *argv.split())
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
@@ -223,9 +223,9 @@ def test_built_in_models_are_listed_with_a_sentence_each_and_others_by_a_pattern
 
 
 def test_a_pattern_without_a_model_suggests_names_like_it(capsys: pytest.CaptureFixture[str]):
-    told = fails(capsys, "models", "mobilenetv3small")
-    assert "mobilenetv3small" in told
-    assert "timm:tf_mobilenetv3_small_100" in told or "timm:mobilenetv3_small_100" in told
+    error = fails(capsys, "models", "mobilenetv3small")
+    assert "mobilenetv3small" in error
+    assert "timm:tf_mobilenetv3_small_100" in error or "timm:mobilenetv3_small_100" in error
 
 
 def test_flags_win_over_files_and_files_over_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -266,8 +266,8 @@ def test_the_error_names_the_file_that_a_wrong_value_comes_from(
 ):
     file = tmp_path / "settings.yaml"
     file.write_text(text)
-    told = fails(capsys, "train", "--config", str(file), *flags)
-    assert told.startswith(f"adjoined: error: {where.format(file=file)}: ")
+    error = fails(capsys, "train", "--config", str(file), *flags)
+    assert error.startswith(f"adjoined: error: {where.format(file=file)}: ")
     file.write_text("lr: -1\n")
     assert printed_config(capsys, "--config", str(file), "--lr", "0.2")["lr"] == 0.2  # a flag replaces a wrong value
 
@@ -296,9 +296,9 @@ def test_no_code_runs_because_a_file_names_it(capsys: pytest.CaptureFixture[str]
     file.write_text(f"model: {code}:build\n")
     assert f"add --model {code}:build" in fails(capsys, "train", "--config", str(file), "--run", str(tmp_path / "run"))
     file.write_text(f"latency_command: touch {trace}\nbudget: 3 ms\n")
-    told = fails(capsys, "train", "--config", str(file), "--run", str(tmp_path / "run"), "--dry-run")
-    assert f"touch {trace}: the settings file names a command" in told
-    assert "--latency-command" in told
+    error = fails(capsys, "train", "--config", str(file), "--run", str(tmp_path / "run"), "--dry-run")
+    assert f"touch {trace}: the settings file names a command" in error
+    assert "--latency-command" in error
     assert not trace.exists()
     assert not (tmp_path / "run").exists()
 
@@ -309,11 +309,11 @@ def test_no_code_runs_because_a_file_names_it(capsys: pytest.CaptureFixture[str]
 def test_plan_in_json_is_the_plan_and_its_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     out = tmp_path / "plan.json"
     assert main(["plan", "resnet20", "--input-size", "32", "--classes", "10", "--json", "--out", str(out)]) == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     model, example = build("resnet20", num_classes=10), torch.zeros(1, 3, 32, 32)
     plan = make_plan(model, example, alpha=4)
-    assert SlicePlan.from_json(told["plans"][0]) == SlicePlan.load(out) == plan
-    for network, figures in zip((model, plan.apply(model)), told["networks"], strict=True):
+    assert SlicePlan.from_json(printed["plans"][0]) == SlicePlan.load(out) == plan
+    for network, figures in zip((model, plan.apply(model)), printed["networks"], strict=True):
         cost = measure_cost(network, example)
         assert (figures["parameters"], figures["macs"]) == (cost.parameters, cost.macs)
         assert figures["parameters_without_last"] == cost.parameters_without_last < cost.parameters
@@ -334,7 +334,7 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         ("resnet21 --input-size 32", "adjoined:resnet20"),
         ("nowhere.py:build", "nowhere.py"),
@@ -354,8 +354,8 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
         ('resnet20 --model-options {"depth":9}', "option depth"),
     ],
 )
-def test_what_cannot_be_planned_is_reported_in_one_line(argv: str, told: str, capsys: pytest.CaptureFixture[str]):
-    assert told in fails(capsys, "plan", *argv.split())
+def test_what_cannot_be_planned_is_reported_in_one_line(argv: str, message: str, capsys: pytest.CaptureFixture[str]):
+    assert message in fails(capsys, "plan", *argv.split())
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["train", "--print-config"]], ids=" ".join)

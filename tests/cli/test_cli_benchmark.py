@@ -30,30 +30,30 @@ def test_a_model_is_measured_without_training(capsys: pytest.CaptureFixture[str]
     line = ["benchmark", *MODEL, "--runtimes", "eager,onnx,eager", "--batch-sizes", "1,3,1", "--json"]
     line += ["--out", str(out)]  # what is named twice is measured once
     assert main(line) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == read_benchmark(out).to_json()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == read_benchmark(out).to_json()
     model, x = build("resnet20", num_classes=10).eval(), torch.zeros(1, 3, 32, 32)
-    for network, module in zip(told["networks"], (model, make_plan(model, x, alpha=4).apply(model)), strict=True):
+    for network, module in zip(printed["networks"], (model, make_plan(model, x, alpha=4).apply(model)), strict=True):
         cost = measure_cost(module, x)
         assert (network["parameters"], network["macs"]) == (cost.parameters, cost.macs)
         assert network["file_bytes"] > 4 * cost.parameters
         assert network["activation_bytes"]["3"] == pytest.approx(3 * network["activation_bytes"]["1"], rel=1e-3)
-    places = [(row["runtime"], row["batch_size"], row["network"]) for row in told["rows"]]
+    places = [(row["runtime"], row["batch_size"], row["network"]) for row in printed["rows"]]
     assert places == [(r, n, name) for r in ("eager", "onnx") for n in (1, 3) for name in ("base", "small")]
-    for row in told["rows"]:
+    for row in printed["rows"]:
         assert 0 < row["lower_quartile_ms"] <= row["median_ms"] <= row["upper_quartile_ms"]
         assert row["images_per_second"] == pytest.approx(1000 * row["batch_size"] / row["median_ms"])
         assert (row["threads"], row["device"], row["precision"]) == (1, "cpu", "fp32")
         assert (row["file_bytes"] is None) == (row["runtime"] == "eager")
-    medians = {place: row["median_ms"] for place, row in zip(places, told["rows"], strict=True)}
-    for each in told["speedups"]:
+    medians = {place: row["median_ms"] for place, row in zip(places, printed["rows"], strict=True)}
+    for each in printed["speedups"]:
         base, small = (medians[each["runtime"], each["batch_size"], name] for name in ("base", "small"))
         assert each["speedup"] == pytest.approx(base / small)
         assert each["lower_quartile"] <= each["upper_quartile"]
-        assert each["mac_ratio"] == told["networks"][0]["macs"] / told["networks"][1]["macs"]
-    assert len(told["speedups"]) == 4
-    assert told["missing"] == []
-    assert told["environment"]["versions"]["onnxruntime"]
+        assert each["mac_ratio"] == printed["networks"][0]["macs"] / printed["networks"][1]["macs"]
+    assert len(printed["speedups"]) == 4
+    assert printed["missing"] == []
+    assert printed["environment"]["versions"]["onnxruntime"]
 
 
 def test_a_run_keeps_its_figures_in_its_folder(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -62,14 +62,14 @@ def test_a_run_keeps_its_figures_in_its_folder(run: Path, capsys: pytest.Capture
     assert max(map(len, printed.splitlines())) <= 100
     assert "peak activation memory, batch 2" in printed
     assert "a call with 2 images on cpu, 1 thread" in printed
-    told = read_benchmark(run / "benchmark.json").to_json()
-    assert [network["name"] for network in told["networks"]] == ["base", "small"]
-    for network in told["networks"]:
+    content = read_benchmark(run / "benchmark.json").to_json()
+    assert [network["name"] for network in content["networks"]] == ["base", "small"]
+    for network in content["networks"]:
         assert network["file_bytes"] == (run / f"{network['name']}.safetensors").stat().st_size
         assert network["parameters"] == sum(p.numel() for p in load(run, network["name"]).parameters())
     markdown = (run / "benchmark.md").read_text()
-    decimals = units.decimals_of(row["median_ms"] for row in told["rows"])
-    for row in told["rows"]:
+    decimals = units.decimals_of(row["median_ms"] for row in content["rows"])
+    for row in content["rows"]:
         for figure in (units.rate(row["images_per_second"]), units.milliseconds(row["median_ms"], decimals)):
             assert figure in markdown
             assert figure in printed
@@ -80,12 +80,12 @@ def test_exported_files_of_a_run_are_the_ones_measured(run: Path, capsys: pytest
     capsys.readouterr()
     line = ["benchmark", str(run), "--runtimes", "onnx", "--batch-sizes", "1", "--int8", "--json", *QUICK]
     assert main(line) == 0
-    told = json.loads(capsys.readouterr().out)
-    rows = {(row["network"], row["precision"]): row for row in told["rows"]}
+    content = json.loads(capsys.readouterr().out)
+    rows = {(row["network"], row["precision"]): row for row in content["rows"]}
     assert list(rows) == [(name, each) for each in ("fp32", "int8") for name in ("base", "small")]
     for name in ("base", "small"):
         assert rows[name, "fp32"]["file_bytes"] == (run / "export" / f"{name}.onnx").stat().st_size
-    compared = [(each["precision"], each["against"]) for each in told["speedups"]]
+    compared = [(each["precision"], each["against"]) for each in content["speedups"]]
     assert compared == [("fp32", "fp32"), ("int8", "int8"), ("int8", "fp32")]
     assert main([each for each in line if each != "--json"]) == 0
     printed = capsys.readouterr().out
@@ -124,13 +124,13 @@ def test_pytorch_holds_networks_and_images_channels_last_if_told_to(
     for flags, expected in (([], (False, False)), (["--channels-last"], (True, True))):
         seen.clear()
         assert main([*line, *flags, "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert told["channels_last"] == bool(flags)
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["channels_last"] == bool(flags)
         assert expected in seen  # 1x1 weights are contiguous in both formats
-        assert [row["runtime"] for row in told["rows"]] == [
+        assert [row["runtime"] for row in printed["rows"]] == [
             each for each in ("eager", "torch-export") for _ in range(2)
         ]
-        assert told["missing"] == []
+        assert printed["missing"] == []
     assert main([*line, "--channels-last"]) == 0
     assert "PyTorch holds networks and images channels-last (NHWC)." in " ".join(capsys.readouterr().out.split())
 
@@ -138,14 +138,14 @@ def test_pytorch_holds_networks_and_images_channels_last_if_told_to(
 def test_runtimes_know_the_size_of_the_batch_that_is_timed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    told: list[tuple[str, int | None, int]] = []
+    opened: list[tuple[str, int | None, int]] = []
     load_file = Target.load
 
     def load(self: Target, path: Path, threads: int | None = None, batch: int | None = None) -> Runnable:
         run = load_file(self, path, threads, batch)
 
         def told_run(images: torch.Tensor) -> torch.Tensor:
-            told.append((self.name, batch, len(images)))
+            opened.append((self.name, batch, len(images)))
             return run(images)
 
         return run if batch is None else told_run
@@ -153,7 +153,7 @@ def test_runtimes_know_the_size_of_the_batch_that_is_timed(
     monkeypatch.setattr(Target, "load", load)
     assert main(["benchmark", *MODEL, "--runtimes", "onnx,openvino", "--batch-sizes", "1,3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["missing"] == []
-    assert set(told) == {(name, size, size) for name in ("onnx", "openvino") for size in (1, 3)}
+    assert set(opened) == {(name, size, size) for name in ("onnx", "openvino") for size in (1, 3)}
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="the kernel has no huge pages")
@@ -179,19 +179,19 @@ print("advised:", any(" hg" in area.splitlines()[0] for area in areas[1:]))
 def test_a_target_without_int8_is_measured_in_fp32_alone(capsys: pytest.CaptureFixture[str]):
     line = ["benchmark", *MODEL, "--runtimes", "torch-export", "--batch-sizes", "1", "--int8", "--json"]
     assert main(line) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [row["precision"] for row in told["rows"]] == ["fp32", "fp32"]
-    assert all(row["file_bytes"] for row in told["rows"])
-    assert told["missing"] == []
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["precision"] for row in printed["rows"]] == ["fp32", "fp32"]
+    assert all(row["file_bytes"] for row in printed["rows"])
+    assert printed["missing"] == []
 
 
 def test_a_family_has_a_row_for_each_small_network(capsys: pytest.CaptureFixture[str]):
     line = ["benchmark", *MODEL, "--alpha", "2,4", "--runtimes", "eager", "--batch-sizes", "1"]
     assert main([*line, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [network["name"] for network in told["networks"]] == ["base", "small-1", "small-2"]
-    assert told["alpha"] == [2.0, 4.0]
-    assert [each["network"] for each in told["speedups"]] == ["small-1", "small-2"]
+    printed = json.loads(capsys.readouterr().out)
+    assert [network["name"] for network in printed["networks"]] == ["base", "small-1", "small-2"]
+    assert printed["alpha"] == [2.0, 4.0]
+    assert [each["network"] for each in printed["speedups"]] == ["small-1", "small-2"]
     assert main(line) == 0
     assert "PyTorch, small-2" in capsys.readouterr().out
 
@@ -205,7 +205,7 @@ def test_a_run_of_own_code_needs_the_code_again(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["resnet20", "--runtimes", "onxx"], "unknown runtime (expected some of eager, compiled, torch-export, onnx"),
         (["resnet20", "--runtimes", "onxx"], "Did you mean onnx?"),
@@ -221,10 +221,10 @@ def test_a_run_of_own_code_needs_the_code_again(tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_mistakes_are_reported_in_one_line(
-    argv: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert told in fails(capsys, "benchmark", *argv)
+    assert message in fails(capsys, "benchmark", *argv)
     assert not list(tmp_path.iterdir())
 
 
@@ -255,7 +255,7 @@ def test_compiled_networks_are_measured_and_a_missing_compiler_is_told(tmp_path:
         done = subprocess.run(
             [*line, "--json"], env=shell | cache, cwd=tmp_path, capture_output=True, text=True, check=True
         )
-        told = json.loads(done.stdout)
-        assert len(told["missing"]) == bool(wanted), told["missing"]
-        assert all(each["why"].startswith(wanted) for each in told["missing"]), told["missing"]
-        assert len(told["speedups"]) == (0 if wanted else 1)
+        printed = json.loads(done.stdout)
+        assert len(printed["missing"]) == bool(wanted), printed["missing"]
+        assert all(each["why"].startswith(wanted) for each in printed["missing"]), printed["missing"]
+        assert len(printed["speedups"]) == (0 if wanted else 1)

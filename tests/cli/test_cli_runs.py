@@ -72,9 +72,9 @@ def test_training_begins_with_the_plan_and_ends_with_the_result(trained: tuple[P
     plan, _, result = trained[1].partition("epoch 1/2")
     assert "At full width, model output: fc (10)." in plan
     assert "base / small" in plan
-    told = [line.split("  ")[0] for line in result.splitlines()]
+    labels = [line.split("  ")[0] for line in result.splitlines()]
     measures = ["parameters", "parameters without the last linear", "MACs", "file", "top-1 accuracy", "top-5 accuracy"]
-    assert [line for line in told if line in [*measures, "latency, batch 1"]] == [*measures, "latency, batch 1"]
+    assert [line for line in labels if line in [*measures, "latency, batch 1"]] == [*measures, "latency, batch 1"]
     assert "base   run/base.safetensors" in result
     assert "small  run/small.safetensors" in result
     # The lines of epochs grow with the number of networks.
@@ -138,8 +138,8 @@ def test_a_run_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_evaluate_reproduces_the_recorded_figures(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    for network in told["networks"]:
+    printed = json.loads(capsys.readouterr().out)
+    for network in printed["networks"]:
         recorded = json.loads((run / f"{network['name']}.json").read_bytes())["metrics"]
         assert {what: network[what] for what in ("top1", "top5", "loss", "images")} == {
             what: recorded[what] for what in ("top1", "top5", "loss", "images")
@@ -191,15 +191,15 @@ def test_predict_goes_through_a_folder_and_past_a_damaged_image(
     (tmp_path / "digits" / "bad.png").write_bytes(b"")
     (tmp_path / "digits" / "notes.txt").touch()
     assert main(["predict", str(run), str(tmp_path / "digits")]) == 2
-    out, told = capsys.readouterr()
+    out, errors = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == [
         str(tmp_path / "digits" / n) for n in ("a.png", "more/b.png")
     ]
     assert "base: " in out
     assert "small: " in out
-    assert "bad.png: the image cannot be read" in told
-    assert "1 of 3 images cannot be read" in told
-    assert "1 .txt" in told
+    assert "bad.png: the image cannot be read" in errors
+    assert "1 of 3 images cannot be read" in errors
+    assert "1 .txt" in errors
     assert main(["predict", str(run), str(tmp_path / "digits"), "--json"]) == 2
     assert ["error" in each for each in json.loads(capsys.readouterr().out)] == [False, True, False]
 
@@ -220,8 +220,8 @@ def test_own_code_is_named_each_time(
     exec(line, names)
     assert isinstance(names["model"], torch.nn.Module)
     for argv in (["evaluate", "run"], ["predict", "run", str(digit)], ["train", "--resume", "run"]):
-        assert "a file never decides which code runs" in (told := fails(capsys, *argv))
-        assert "model" in told
+        assert "a file never decides which code runs" in (error := fails(capsys, *argv))
+        assert "model" in error
         assert main([*argv, *own]) == 0
 
 
@@ -292,7 +292,7 @@ def test_folders_that_are_taken(case: str, run: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         ("--data cifar100 --data-root nowhere", "nowhere"),
         ("--data cifar", "cifar10"),
@@ -304,8 +304,8 @@ def test_folders_that_are_taken(case: str, run: Path, tmp_path: Path, capsys: py
         ("--devices 7 --accelerator cpu --strategy nope", "--strategy"),
     ],
 )
-def test_what_cannot_be_trained(argv: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert told in fails(capsys, "train", *QUICK[:4], *argv.split(), "--run", tmp_path / "run")
+def test_what_cannot_be_trained(argv: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert message in fails(capsys, "train", *QUICK[:4], *argv.split(), "--run", tmp_path / "run")
 
 
 def test_a_non_finite_loss_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -85,8 +85,8 @@ def test_a_finished_comparison_is_left_as_it_is(finished, capsys):
     before = {path: path.read_bytes() for path in (finished / "runs").rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main([*ARGV, "--out", str(finished)]) == 0
-    told = capsys.readouterr().out
-    assert "epoch" not in told.partition("digits_resnet on digits")[0]
+    printed = capsys.readouterr().out
+    assert "epoch" not in printed.partition("digits_resnet on digits")[0]
     assert before == {path: path.read_bytes() for path in (finished / "runs").rglob("*") if path.is_file()}
 
 
@@ -114,11 +114,11 @@ def test_the_table_has_the_means_of_the_runs(finished):
     for row in table:
         for network, name in (("base", "base"), ("small", "small")):
             top1 = [float(r["top1"]) for r in runs if r["method"] == row["label"] and r["network"] == network]
-            told = row[f"{name}_top1_mean"]
+            cell = row[f"{name}_top1_mean"]
             if not top1:
-                assert told == ""
+                assert cell == ""
                 continue
-            assert float(told) == pytest.approx(sum(top1) / 2)
+            assert float(cell) == pytest.approx(sum(top1) / 2)
             assert float(row[f"{name}_top1_std"]) == pytest.approx(abs(top1[0] - top1[1]) / 2**0.5)
             assert row[f"{name}_top1_n"] == "2"
     by_label = {row["label"]: row for row in table}
@@ -169,7 +169,7 @@ def test_the_plots_are_there(finished):
 
 
 def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_path, capsys):
-    for argv, told in [
+    for argv, message in [
         ([*ARGV, "--lr", "0.3", "--out", str(finished)], "used other settings (lr)"),
         (
             [*ARGV, "--methods", "standard,adjoint:lr=0.3", "--out", str(tmp_path)],
@@ -184,7 +184,7 @@ def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_pa
         capsys.readouterr()
         assert main(argv) == 2
         error = capsys.readouterr().err
-        assert told in error
+        assert message in error
         assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -203,9 +203,9 @@ def test_the_outlook_tells_what_is_done_and_what_remains(finished):
     settings = Settings.from_dict(recorded["settings"])
     variants = read_variants([*recorded["methods"], "scratch"], settings, unequal=False)
     study = Study(finished, settings, variants, seeds=2)
-    told = study.outlook((variants[4], 0))
-    assert told.startswith("\nrun 9 of 10: scratch, seed 0; about 0:00:")
-    assert "done: standard (2), distillation (2), adjoint (2), adjoint:kl_detach=true (2); remaining: scratch" in told
+    line = study.outlook((variants[4], 0))
+    assert line.startswith("\nrun 9 of 10: scratch, seed 0; about 0:00:")
+    assert "done: standard (2), distillation (2), adjoint (2), adjoint:kl_detach=true (2); remaining: scratch" in line
 
 
 @pytest.mark.parametrize("recipe", [None, "cifar", "paper-cifar100-resnet50"])

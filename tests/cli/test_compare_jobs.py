@@ -53,11 +53,11 @@ def is_gone(group: int) -> bool:
 def test_runs_side_by_side_end_as_they_do_one_after_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     methods = "standard,distillation,adjoint"
     assert main(compare(tmp_path / "two", methods, *NARROW, "--jobs", 2)) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     # The student's teacher is the standard run, so that adjoint begins before distillation.
-    begun = [line.split(": ")[1].split(",")[0] for line in told.splitlines() if line.startswith("run ")]
+    begun = [line.split(": ")[1].split(",")[0] for line in printed.splitlines() if line.startswith("run ")]
     assert begun == ["standard", "adjoint", "distillation"]
-    assert "run 2 of 3: adjoint, seed 0; in progress: standard; remaining: distillation" in told
+    assert "run 2 of 3: adjoint, seed 0; in progress: standard; remaining: distillation" in printed
     assert not (tmp_path / "two/runs/distillation-seed0/stages/teacher/checkpoints").exists()
     assert "epoch 1/1" in (tmp_path / "two/logs/adjoint-seed0.txt").read_text()
 
@@ -142,14 +142,14 @@ def test_a_run_waits_for_what_it_needs_alone():
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--jobs", "0"], "--jobs: out of range (expected at least 1, got 0)"),
         (["--jobs", "2", "--devices", "2"], "--jobs: runs side by side have one device each"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(
-    flags: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert told in fails(capsys, *compare(tmp_path / "out", "standard,adjoint", *flags))
+    assert message in fails(capsys, *compare(tmp_path / "out", "standard,adjoint", *flags))
     assert not (tmp_path / "out").exists()

@@ -25,10 +25,10 @@ def test_it_tells_what_would_run_and_writes_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     assert main([*ARGV, "--dry-run", "--devices", "2", "--run", "mine"]) == 0
-    told = capsys.readouterr().out
-    assert "160" in told
-    assert "base / small" in told
-    facts = {line.split()[0]: line for line in told.splitlines() if line.strip()}
+    printed = capsys.readouterr().out
+    assert "160" in printed
+    assert "base / small" in printed
+    facts = {line.split()[0]: line for line in printed.splitlines() if line.strip()}
     assert "2 x cpu" in facts["devices"]
     assert "32 images, 16 on each of 2 devices" in facts["batch"]
     assert "5 an epoch, 15 in 3 epochs" in facts["steps"]
@@ -38,11 +38,11 @@ def test_it_tells_what_would_run_and_writes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"), [("--devices 3", "--batch-size"), ("--method distillation", "--method standard --dry-run")]
+    ("flags", "message"), [("--devices 3", "--batch-size"), ("--method distillation", "--method standard --dry-run")]
 )
-def test_what_cannot_be_tried_is_reported(flags: str, told: str, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_tried_is_reported(flags: str, message: str, capsys: pytest.CaptureFixture[str]):
     assert main([*ARGV, "--dry-run", *flags.split()]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_estimated_memory_is_that_of_a_step():

@@ -57,8 +57,8 @@ def line(tmp_path: Path) -> list[str]:
 def pretrained(folder: Path, **changes: Any) -> Settings:
     """Settings with which widths are searched unless the changes speak against it."""
     (folder / "net.py").write_text(CODE)
-    told = {"model": f"{folder}/net.py:make", "pretrained": True, "method": "transfer", "alpha": 2.0, "limit": 32}
-    return Settings(**{**told, "accelerator": "cpu", **changes})
+    usual = {"model": f"{folder}/net.py:make", "pretrained": True, "method": "transfer", "alpha": 2.0, "limit": 32}
+    return Settings(**{**usual, "accelerator": "cpu", **changes})
 
 
 def test_widths_are_found_shown_and_recorded(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -177,19 +177,19 @@ def test_a_damaged_idx_file_is_named(tmp_path, fashion, damage, packed):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("train-images-idx3-ubyte.gz", gzip.compress(bytes(2**26 + 1), 1), "more than 67108864 bytes"),
         ("t10k-labels-idx1-ubyte", idx(np.full(10, 10, dtype=np.uint8)), "labels"),
     ],
     ids=["a small file that unpacks to much", "a label out of range"],
 )
-def test_an_idx_file_holds_no_more_than_it_may(tmp_path, fashion, name, content, told):
+def test_an_idx_file_holds_no_more_than_it_may(tmp_path, fashion, name, content, message):
     for each, values in fashion.items():
         (tmp_path / each).write_bytes(idx(values))
     (tmp_path / name.removesuffix(".gz")).unlink()
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(AdjoinedError, match=f"damaged.*{told}"):
+    with pytest.raises(AdjoinedError, match=f"damaged.*{message}"):
         open_data(DataSettings(name="fashion-mnist", root=str(tmp_path)))
 
 

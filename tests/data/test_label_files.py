@@ -79,7 +79,7 @@ def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (MARKED.replace("c.png,1", "c.png,yes"), "labels.csv, row 4, column big: a label is marked by 0 or 1"),
         (LISTED.replace("c.png", "x.png"), "labels.csv, row 4: no such image"),
@@ -107,10 +107,10 @@ def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: 
         ("file,labels\na.png,red\n", "labels.csv: fewer than two labels"),
     ],
 )
-def test_what_is_wrong_is_reported_in_one_line_with_file_and_row(folder: Path, text: str, told: str):
+def test_what_is_wrong_is_reported_in_one_line_with_file_and_row(folder: Path, text: str, message: str):
     with pytest.raises(AdjoinedError) as caught:
         opened(folder, text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -110,8 +110,8 @@ def test_what_is_left_out_is_counted_by_its_kind(photos):
     left_out = opened(photos).left_out
     assert "5 .heic (such as cat/" in left_out
     assert r"1 .txt (such as dog/two\x0alines.txt)" in left_out
-    for told in ("1 hidden", "2 beside the folders (such as labels.csv)", "6 broken links, pipes or devices"):
-        assert told in left_out
+    for part in ("1 hidden", "2 beside the folders (such as labels.csv)", "6 broken links, pipes or devices"):
+        assert part in left_out
 
 
 def test_folders_that_a_system_adds_are_not_classes(photos):

@@ -244,8 +244,8 @@ def test_what_is_not_an_image_is_refused(tmp_path, content):
 
 def test_what_is_not_a_regular_file_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    for name, told in (("pipe.png", "regular file"), (".", "regular file"), ("none.png", "no such image")):
-        with pytest.raises(AdjoinedError, match=told):
+    for name, message in (("pipe.png", "regular file"), (".", "regular file"), ("none.png", "no such image")):
+        with pytest.raises(AdjoinedError, match=message):
             load_image(tmp_path / name)
 
 

@@ -112,10 +112,10 @@ def timed(base: float, small: float, batch: int, runtime: str = "eager") -> tupl
 def reasons(
     small: NetworkFigures, *measured: tuple[list[Timing], list[Speedup]], malloc: dict[str, str] | None = None
 ) -> str:
-    told: Environment = {**environment(), "malloc": malloc or {}}
+    machine: Environment = {**environment(), "malloc": malloc or {}}
     rows = [each for part in measured for each in part[0]]
     speedups = [each for part in measured for each in part[1]]
-    return "\n".join(explain(Benchmark("x", [4.0], [3, 8, 8], [BASE, small], told, rows, speedups)))
+    return "\n".join(explain(Benchmark("x", [4.0], [3, 8, 8], [BASE, small], machine, rows, speedups)))
 
 
 def test_a_speedup_near_the_ratio_of_macs_needs_no_explanation():
@@ -125,9 +125,9 @@ def test_a_speedup_near_the_ratio_of_macs_needs_no_explanation():
 def test_a_busy_machine_is_told():
     rows, speedups = timed(160, 10, 1)
     disturbed = [replace(rows[0], latency=replace(rows[0].latency, upper_quartile_ms=201.0)), rows[1]]
-    told = reasons(SMALL, (disturbed, speedups))
-    assert "The machine was busy: in 1 of 2 rows" in told
-    assert "(base in PyTorch at batch 1 on cpu)" in told
+    explanation = reasons(SMALL, (disturbed, speedups))
+    assert "The machine was busy: in 1 of 2 rows" in explanation
+    assert "(base in PyTorch at batch 1 on cpu)" in explanation
     found = Benchmark("x", [4.0], [3, 8, 8], [BASE, SMALL], environment(), disturbed, speedups)
     assert benchmark_tables(found)[-1].rows[0][-2:] == ("16.00x ?", "16.0x")
     calm = [replace(rows[0], latency=replace(rows[0].latency, upper_quartile_ms=199.0)), rows[1]]
@@ -142,29 +142,29 @@ def test_a_ratio_that_the_noise_disowns_is_not_explained():
 
 
 def test_fixed_cost_of_a_call_is_told_where_batches_show_it():
-    told = reasons(replace(SMALL, moved_bytes=250), timed(40, 8, 1), timed(200, 16, 8))
-    assert "below 70% of the ratio of MACs (16.0x): PyTorch at batch 1 5.0x." in told
-    assert "longer than one in a batch of 8." in told
-    assert "50 operators" in told
-    assert "Of a call with one image it is 75% in PyTorch." in told
-    assert "Memory" not in told
-    assert "Odd" not in told
+    explanation = reasons(replace(SMALL, moved_bytes=250), timed(40, 8, 1), timed(200, 16, 8))
+    assert "below 70% of the ratio of MACs (16.0x): PyTorch at batch 1 5.0x." in explanation
+    assert "longer than one in a batch of 8." in explanation
+    assert "50 operators" in explanation
+    assert "Of a call with one image it is 75% in PyTorch." in explanation
+    assert "Memory" not in explanation
+    assert "Odd" not in explanation
     # An image that takes as long in a batch as alone pays nothing for the call.
     assert "overhead" not in reasons(SMALL, timed(40, 8, 1), timed(320, 64, 8))
 
 
 def test_memory_and_odd_widths_are_told_with_their_figures():
-    told = reasons(replace(SMALL, odd_layers=["a", "b", "c", "d"]), timed(40, 8, 1, "onnx"))
-    assert "read and write 4.00 kB in the base and 1.00 kB in small, 4.0x less" in told
-    assert "in 4 layers of small the channels are not a multiple of 8 (a, b, c, …)" in told
-    assert "ONNX Runtime at batch 1 5.0x" in told
+    explanation = reasons(replace(SMALL, odd_layers=["a", "b", "c", "d"]), timed(40, 8, 1, "onnx"))
+    assert "read and write 4.00 kB in the base and 1.00 kB in small, 4.0x less" in explanation
+    assert "in 4 layers of small the channels are not a multiple of 8 (a, b, c, …)" in explanation
+    assert "ONNX Runtime at batch 1 5.0x" in explanation
 
 
 def test_memory_that_is_handed_back_is_told_with_the_remedy_unless_it_is_in_use():
     wide = replace(SMALL, activation_bytes={"8": 65 * 2**20})
-    told = reasons(wide, timed(40, 8, 8))
-    assert "with 8 images, activations take 512 B in the base and 68.16 MB in small" in told
-    assert "THP_MEM_ALLOC_ENABLE=1" in told
+    explanation = reasons(wide, timed(40, 8, 8))
+    assert "with 8 images, activations take 512 B in the base and 68.16 MB in small" in explanation
+    assert "THP_MEM_ALLOC_ENABLE=1" in explanation
     for remedy in ({"THP_MEM_ALLOC_ENABLE": "1"}, {"MALLOC_TRIM_THRESHOLD_": "4294967296"}):
         assert "handed back" not in reasons(wide, timed(40, 8, 8), malloc=remedy)
     for other in ({"THP_MEM_ALLOC_ENABLE": "0"}, {"MALLOC_ARENA_MAX": "2"}):

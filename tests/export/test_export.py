@@ -93,13 +93,13 @@ def test_a_file_that_differs_is_not_kept_and_the_old_one_stays(name: str, networ
 def test_onnx_is_one_file_with_names_and_metadata(network: Residual, tmp_path: Path):
     import onnx
 
-    told = {"class_names": json.dumps(["cat", "dog"])}
-    export.write(network, tmp_path / "small.onnx", pairs(), to="onnx", metadata=told)
+    texts = {"class_names": json.dumps(["cat", "dog"])}
+    export.write(network, tmp_path / "small.onnx", pairs(), to="onnx", metadata=texts)
     model = onnx.load(tmp_path / "small.onnx", load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     assert [each.name for each in (*model.graph.input, *model.graph.output)] == ["images", "logits"]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert {entry.key: entry.value for entry in model.metadata_props} == told
+    assert {entry.key: entry.value for entry in model.metadata_props} == texts
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     assert str(Path.cwd()).encode() not in (tmp_path / "small.onnx").read_bytes()

@@ -96,15 +96,15 @@ def test_every_file_tells_the_classes_and_the_preprocessing(exported: Path, run:
     keys = ("adjoined", "network", "class_names", "preprocessing")
     extra = dict.fromkeys(keys, "")
     torch.export.load(exported / "small.pt2", extra_files=extra)
-    told = [
+    found = [
         session.get_modelmeta().custom_metadata_map,
         {key: model.get_rt_info(["adjoined", key]).value for key in keys},
         extra,
     ]
-    assert told[0] == told[1] == told[2]
-    assert told[0]["network"] == "small"
-    assert json.loads(told[0]["class_names"]) == list(run.info.class_names)
-    steps = json.loads(told[0]["preprocessing"])
+    assert found[0] == found[1] == found[2]
+    assert found[0]["network"] == "small"
+    assert json.loads(found[0]["class_names"]) == list(run.info.class_names)
+    steps = json.loads(found[0]["preprocessing"])
     assert (steps["takes"], steps["image_size"], steps["mean"]) == ("uint8", 8, list(run.info.mean))
 
 

@@ -74,17 +74,17 @@ def trainer_in(
 
 
 def test_both_learn_and_both_are_saved_as_transformers_saves(tmp_path: Path):
-    told: list[dict[str, float]] = []
+    evaluated: list[dict[str, float]] = []
 
     class Listens(transformers.TrainerCallback):
         def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
-            told.append(metrics)
+            evaluated.append(metrics)
 
     processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
     trainer = trainer_in(tmp_path, 8, callbacks=[Listens()], processing_class=processor)
     trainer.train()
     metrics = trainer.evaluate()
-    assert told == [metrics]  # early stopping would take a second call for a second evaluation
+    assert evaluated == [metrics]  # early stopping would take a second call for a second evaluation
     assert metrics["eval_accuracy"] > 0.9
     assert metrics["eval_small_accuracy"] > 0.9
     predicted = trainer.predict(Quarters()).metrics or {}

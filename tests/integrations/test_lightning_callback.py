@@ -128,8 +128,8 @@ def test_what_was_trained_is_saved_as_a_run(tmp_path: Path, capsys: pytest.Captu
     adjoined.save(callback.net, tmp_path / "run", model="resnet8", data="digits")
     assert all(map(torch.equal, weights(adjoined.load(tmp_path / "run")), weights(callback.small)))
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [each["top1"] for each in told["networks"]] == [each["top1"] for each in told["recorded"].values()]
+    printed = json.loads(capsys.readouterr().out)
+    assert [each["top1"] for each in printed["networks"]] == [each["top1"] for each in printed["recorded"].values()]
 
 
 class Grouped(Theirs):

@@ -75,8 +75,10 @@ def test_a_loop_that_trains_the_base_alone_is_told_at_the_end(mistake: str):
         p, q = net(X)
         (F.cross_entropy(p, Y) if "loss" in mistake else adjoint_loss(p, q, Y, progress=1.0)).backward()
         optimizer.step()
-    with pytest.warns(UserWarning, match=r"own parameters have not, such as smalls\.0\..*net\.parameters\(\)") as told:
+    with pytest.warns(
+        UserWarning, match=r"own parameters have not, such as smalls\.0\..*net\.parameters\(\)"
+    ) as warned:
         net.extract()
-    assert [each.filename for each in told] == [__file__]
+    assert [each.filename for each in warned] == [__file__]
     trained(net, torch.optim.SGD(net.parameters(), lr=0.1))
     net.extract()

@@ -84,7 +84,7 @@ def test_it_is_what_torch_measures_for_a_network_alone():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ([], "at least one image"),
         (iter(()), "at least one image"),
@@ -93,10 +93,10 @@ def test_it_is_what_torch_measures_for_a_network_alone():
         ([X, None], "expected a tensor .* got NoneType"),
     ],
 )
-def test_nothing_is_lost_where_it_fails(wrong: Any, told: str):
+def test_nothing_is_lost_where_it_fails(wrong: Any, message: str):
     net = trained()
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(AdjoinedError, match=told):
+    with pytest.raises(AdjoinedError, match=message):
         net.measure_statistics(wrong)
     assert all(same(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(module.training for module in net.modules())

@@ -19,9 +19,9 @@ def test_a_closed_pipe_does_not_cost_the_figures(tmp_path: Path):
         errors = script.stderr.read()
     assert script.returncode == 0, errors
     assert "BrokenPipe" not in errors
-    told = json.loads(out.read_text())
-    assert [case["model"] for case in told["cases"]] == ["resnet8"]
-    assert told["cores"] > 0
+    result = json.loads(out.read_text())
+    assert [case["model"] for case in result["cases"]] == ["resnet8"]
+    assert result["cores"] > 0
 
 
 def test_every_script_that_measures_keeps_its_figures():

@@ -20,12 +20,12 @@ PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if "```pycon" in
 
 def told_by(examples: list[doctest.DocTest]) -> str:
     """Return what differs from what the examples show."""
-    told: list[str] = []
+    failures: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for each in examples:
         torch.manual_seed(0)
-        runner.run(each, out=told.append)
-    return "".join(told)
+        runner.run(each, out=failures.append)
+    return "".join(failures)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -88,9 +88,9 @@ def test_mistakes_are_reported_in_one_line(run: Path, tmp_path: Path, capsys: py
 
     for found, got in ((none, "none"), (lambda name: "3.18.0", "3.18.0")):
         monkeypatch.setattr("adjoined.versions.version", found)
-        told = fails(capsys, "demo", run)
-        assert f"gradio is needed (expected version 6 or newer, got {got})" in told
-        assert "pip install 'adjoined[demo]'" in told
+        error = fails(capsys, "demo", run)
+        assert f"gradio is needed (expected version 6 or newer, got {got})" in error
+        assert "pip install 'adjoined[demo]'" in error
     monkeypatch.setattr("adjoined.versions.version", lambda name: "6.31.0")
     assert "there is no run in this folder" in fails(capsys, "demo", tmp_path)
 
@@ -117,9 +117,9 @@ class Page:
         event = json.load(
             self._post("gradio_api/call/look", json.dumps(data).encode(), {"Content-Type": "application/json"})
         )
-        told = self.get(f"gradio_api/call/look/{event['event_id']}").read().decode()
-        assert "event: complete" in told
-        return json.loads(told.partition("event: complete\ndata: ")[2].splitlines()[0])
+        answer = self.get(f"gradio_api/call/look/{event['event_id']}").read().decode()
+        assert "event: complete" in answer
+        return json.loads(answer.partition("event: complete\ndata: ")[2].splitlines()[0])
 
     def _post(self, path: str, body: bytes, headers: dict[str, str]) -> Any:
         return urllib.request.urlopen(urllib.request.Request(self.url + path, body, headers), timeout=60)
@@ -157,9 +157,9 @@ def test_the_page_answers_over_http(page: Page, images: Path):
         assert len(label["confidences"]) == 5
         assert sum(each["confidence"] for each in label["confidences"]) <= 1 + 1e-6
     assert "time of a call" in table
-    for name, told in (("cut.png", "cannot be read"), ("text.png", "not an image")):
+    for name, reason in (("cut.png", "cannot be read"), ("text.png", "not an image")):
         refused, seen, base, small, table = page.look(images / name)
-        assert told in refused
+        assert reason in refused
         assert str(images) not in refused
         assert not any((seen, base, small, table))
     assert page.look(images / "digit.png")[0] == ""  # it continues

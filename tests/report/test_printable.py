@@ -86,8 +86,8 @@ def test_commands_show_hostile_names_and_obey_none(run, tmp_path, capsys):
     }  # fmt: skip
     for command, code in commands.items():
         assert main(command) == code
-        told = capsys.readouterr()
-        assert not (set(told.out) | set(told.err)) & OBEYED, command
+        printed = capsys.readouterr()
+        assert not (set(printed.out) | set(printed.err)) & OBEYED, command
     card = (tmp_path / "to" / "README.md").read_text()
     assert not set(card) & OBEYED
     assert "<img" not in card
@@ -99,9 +99,9 @@ def test_exported_files_hold_class_names_as_ascii(run):
     from adjoined.runs.finished import open_run
 
     info = open_run(run).info
-    told = metadata(info, "normalised", "small")
-    assert all(text.isascii() and text.isprintable() for text in told.values())
-    assert json.loads(told["class_names"]) == list(info.class_names)
+    texts = metadata(info, "normalised", "small")
+    assert all(text.isascii() and text.isprintable() for text in texts.values())
+    assert json.loads(texts["class_names"]) == list(info.class_names)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -117,8 +117,8 @@ assert main(["predict", {copy!r}, "none-\\u03b1.png"]) == 2
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
-    told = (done.stdout + done.stderr).decode(encoding)
-    assert "alpha 4" in told
-    assert "none-" in told
+    output = (done.stdout + done.stderr).decode(encoding)
+    assert "alpha 4" in output
+    assert "none-" in output
     assert "α → ±".encode("ascii", PLAIN_ERRORS) == b"alpha -> +/-"
     assert "中\udcff".encode("ascii", PLAIN_ERRORS) == b"\\u4e2d\\xff"

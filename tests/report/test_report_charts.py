@@ -24,8 +24,8 @@ def parsed(chart: Chart) -> ET.Element:
 
 def places(chart: Chart) -> list[list[tuple[float, float]]]:
     """Return the points of every line."""
-    told = [line.get("points", "") for line in parsed(chart).iter("polyline")]
-    return [[(float(x), float(y)) for x, y in (point.split(",") for point in each.split())] for each in told]
+    drawn = [line.get("points", "") for line in parsed(chart).iter("polyline")]
+    return [[(float(x), float(y)) for x, y in (point.split(",") for point in each.split())] for each in drawn]
 
 
 def test_texts_and_attributes_are_escaped():
@@ -74,8 +74,8 @@ def test_a_line_is_drawn_where_its_values_are():
 
 
 def test_everything_drawn_is_in_the_table_and_inside_the_drawing():
-    told = [Line("base", 0, [(1, 3.0), (2, 2.0)]), Line("small", 1, [(1, 4.0), (2, 5.0), (3, 1.0)])]
-    chart = lines("loss", told, PLAIN, PLAIN)
+    curves = [Line("base", 0, [(1, 3.0), (2, 2.0)]), Line("small", 1, [(1, 4.0), (2, 5.0), (3, 1.0)])]
+    chart = lines("loss", curves, PLAIN, PLAIN)
     assert chart.table.columns == ("epoch", "base", "small")
     assert chart.table.rows == (("1", "3", "4"), ("2", "2", "5"), ("3", "–", "1"))
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for line in places(chart) for x, y in line)

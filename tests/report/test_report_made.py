@@ -48,9 +48,9 @@ def cells(page: Page, caption: str) -> list[list[str]]:
 def test_every_figure_on_the_page_is_that_of_the_files(made: Path, tmp_path: Path):
     page = page_of(made, "--images", 0, out=tmp_path / "page.html")
     assert {"Benchmark", "Exports"} <= set(page.written("h2"))
-    told = json.loads((made / "benchmark.json").read_bytes())
-    rows = {(row["runtime"], row["network"], row["batch_size"]): row for row in told["rows"]}
-    speedups = {(each["runtime"], each["batch_size"]): each for each in told["speedups"]}
+    content = json.loads((made / "benchmark.json").read_bytes())
+    rows = {(row["runtime"], row["network"], row["batch_size"]): row for row in content["rows"]}
+    speedups = {(each["runtime"], each["batch_size"]): each for each in content["speedups"]}
     titles = {"eager": "PyTorch", "onnx": "ONNX Runtime"}
     for batch, images in ((1, "1 image"), (2, "2 images")):
         expected = []
@@ -66,12 +66,12 @@ def test_every_figure_on_the_page_is_that_of_the_files(made: Path, tmp_path: Pat
             ratio = f"{each['speedup']:.2f}x{' ?' if noisy else ''}"
             expected.append([*line, ratio, f"{each['mac_ratio']:.1f}x"])
         assert cells(page, f"a call with {images} on cpu, 1 thread") == expected
-    base, small = (network["macs"] for network in told["networks"])
+    base, small = (network["macs"] for network in content["networks"])
     sizes = {row[0]: row[1:] for row in cells(page, f"{made}: images of 1 x 8 x 8, alpha 4")}
     assert sizes["MACs"] == [units.count(base), units.count(small), f"{base / small:.1f}x"]
-    for explanation in told["explanations"]:
+    for explanation in content["explanations"]:
         assert explanation in page.written("p")
-    assert f"Measured by: {told['environment']['command']}" in page.written("p")
+    assert f"Measured by: {content['environment']['command']}" in page.written("p")
 
     files = json.loads((made / "export" / "export.json").read_bytes())["files"]
     assert [each["file"] for each in files] == ["base.onnx", "small.onnx"]
@@ -85,37 +85,37 @@ def test_a_benchmark_is_read_as_it_was_written(made: Path):
     assert read_benchmark(made / "benchmark.json").to_json() == json.loads((made / "benchmark.json").read_bytes())
 
 
-def _without_a_row(told: Any) -> None:
-    told["rows"] = [row for row in told["rows"] if row["network"] == "small"]
+def _without_a_row(content: Any) -> None:
+    content["rows"] = [row for row in content["rows"] if row["network"] == "small"]
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda told: told.pop("rows"), "rows: a value does not fit"),
-        (lambda told: told["rows"][0].pop("median_ms"), "missing required field `median_ms`"),
+        (lambda content: content.pop("rows"), "rows: a value does not fit"),
+        (lambda content: content["rows"][0].pop("median_ms"), "missing required field `median_ms`"),
         (
-            lambda told: told["rows"][0].update(median_ms="<b>1</b>"),
+            lambda content: content["rows"][0].update(median_ms="<b>1</b>"),
             "`str` - at `$.rows[0].latency.median_ms`",
         ),
-        (lambda told: told["rows"][0].update(runtime="abacus"), "unknown runtime 'abacus'"),
-        (lambda told: told["networks"].clear(), "it has no networks"),
-        (lambda told: told.update(version=2), "written by a newer version"),
-        (lambda told: told["environment"].pop("versions"), "missing required field `versions`"),
+        (lambda content: content["rows"][0].update(runtime="abacus"), "unknown runtime 'abacus'"),
+        (lambda content: content["networks"].clear(), "it has no networks"),
+        (lambda content: content.update(version=2), "written by a newer version"),
+        (lambda content: content["environment"].pop("versions"), "missing required field `versions`"),
         (_without_a_row, "a speed-up compares base in eager fp32, which has no time"),
-        (lambda told: told.update(rows=3), "rows: a value does not fit"),
-        (lambda told: told.update(explanations=[3]), "Expected `str`, got `int` - at `$.explanations[0]`"),
-        (lambda told: told["networks"][1]["activation_bytes"].clear(), "activation_bytes of other batch sizes"),
-        (lambda told: told.update(alpha=["4"]), "Expected `float`, got `str` - at `$.alpha[0]`"),
+        (lambda content: content.update(rows=3), "rows: a value does not fit"),
+        (lambda content: content.update(explanations=[3]), "Expected `str`, got `int` - at `$.explanations[0]`"),
+        (lambda content: content["networks"][1]["activation_bytes"].clear(), "activation_bytes of other batch sizes"),
+        (lambda content: content.update(alpha=["4"]), "Expected `float`, got `str` - at `$.alpha[0]`"),
     ],
 )
 def test_a_damaged_benchmark_is_reported_in_one_line(
     damage: Callable[[Any], None], said: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = Path(shutil.copytree(made, tmp_path / "run"))
-    told = json.loads((run / "benchmark.json").read_bytes())
-    damage(told)
-    (run / "benchmark.json").write_text(json.dumps(told))
+    content = json.loads((run / "benchmark.json").read_bytes())
+    damage(content)
+    (run / "benchmark.json").write_text(json.dumps(content))
     line = fails(capsys, "report", run)
     assert said in line
     assert ("Update adjoined" if "newer" in said else "Run `adjoined benchmark` again.") in line

@@ -147,8 +147,8 @@ def test_figures_are_those_of_the_run(page: Page, trained: Path):
     for network in result["networks"]:
         assert f"{100 * network['top1']:.2f} %" in cells
     assert units.column([float(row["kl"]) for row in rows])[-1] in cells
-    told = "Accuracies: 30 images of folder:images (folder val/)"
-    assert any(text.startswith(told) for text in page.written("p"))
+    sentence = "Accuracies: 30 images of folder:images (folder val/)"
+    assert any(text.startswith(sentence) for text in page.written("p"))
 
 
 def test_writing_it_again_gives_the_same_page(page: Page, trained: Path, tmp_path: Path):

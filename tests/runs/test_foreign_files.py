@@ -281,8 +281,8 @@ def test_figures_of_other_networks_are_measured_again(run, names, tmp_path):
     kept = {each["name"]: each for each in read_json(run / "result.json", "anything")["networks"]}
     times = {"latency": {"median_ms": 1e6, "lower_quartile_ms": 1e6, "upper_quartile_ms": 1e6, "calls": 9,
                          "batch_size": 1, "threads": 1, "device": "cpu"}}  # fmt: skip
-    told = [{**kept[name], "figures": {**kept[name]["figures"], **times}} for name in names]
-    edit(run / "result.json", lambda data: data.update(networks=told))
+    networks = [{**kept[name], "figures": {**kept[name]["figures"], **times}} for name in names]
+    edit(run / "result.json", lambda data: data.update(networks=networks))
     assert main(["report", str(run), "--images", "0", "--out", str(tmp_path / "page.html")]) == 0
     assert main(["push", str(run), "--to", str(tmp_path / "pushed")]) == 0
     pushed = read_json(tmp_path / "pushed" / "result.json", "anything")["networks"]

@@ -84,9 +84,9 @@ def test_other_commands_take_a_run_from_the_hub(run: Path, hub: Hub, capsys: pyt
     assert hub.private["ann/digits"]
     capsys.readouterr()
     assert main(["evaluate", "hub:ann/digits", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    for network in told["networks"]:
-        assert network["top1"] == told["recorded"][network["name"]]["top1"]
+    printed = json.loads(capsys.readouterr().out)
+    for network in printed["networks"]:
+        assert network["top1"] == printed["recorded"][network["name"]]["top1"]
 
 
 def test_a_revision_can_be_named_and_the_cache_works_offline(
@@ -122,12 +122,12 @@ def test_the_card_tells_what_the_run_is(run: Path, tmp_path: Path, capsys: pytes
     assert f"written: {tmp_path / 'shared'}" in capsys.readouterr().out
     text = (tmp_path / "shared" / "README.md").read_text()
     _, metadata, body = text.split("---\n", 2)
-    told = yaml.safe_load(metadata)
-    assert (told["license"], told["library_name"], told["pipeline_tag"]) == (
+    entries = yaml.safe_load(metadata)
+    assert (entries["license"], entries["library_name"], entries["pipeline_tag"]) == (
         "apache-2.0", "adjoined", "image-classification",
     )  # fmt: skip
     recorded = json.loads((run / "run.json").read_text())["result"]["networks"]
-    (index,) = told["model-index"]
+    (index,) = entries["model-index"]
     (result,) = index["results"]
     assert (index["name"], result["dataset"]["name"]) == ("shared", TINY.data)
     for metric, wanted in zip(result["metrics"], recorded, strict=True):
@@ -188,9 +188,9 @@ def test_mistakes_are_reported_in_one_line_and_leave_nothing(
 
 def test_what_a_hub_refuses_is_reported_in_one_line(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
     push = ("push", run, "--to", "hub:ann/digits")
-    for status, told in ((403, "the hub denies permission"), (401, "you are not logged in to the hub")):
+    for status, message in ((403, "the hub denies permission"), (401, "you are not logged in to the hub")):
         hub.closed_to["ann/digits"] = status
-        assert told in fails(capsys, *push)
+        assert message in fails(capsys, *push)
     hub.closed_to.clear()
     with pytest.raises(AdjoinedError, match=r"hub:ann/nothing: no such run on the hub, or you have no access"):
         adjoined.load("hub:ann/nothing")

@@ -141,10 +141,10 @@ def test_a_run_that_resumes_with_other_versions_says_so(moved: tuple[Path, Path]
     (run / "run.json").write_text(json.dumps(record))
     now = {name: version for name, (_, version) in RunFolder(run).other_versions().items()}
     assert now == {**versions("torch", "pillow"), "gone": "none"}
-    told = StringIO()
+    output = StringIO()
     settings = replace(RunFolder(run).read_settings(), data=f"folder:{images}")
-    train(settings, run, resume=True, console=Console(file=told))
-    (line,) = [each for each in told.getvalue().splitlines() if "may differ" in each]
+    train(settings, run, resume=True, console=Console(file=output))
+    (line,) = [each for each in output.getvalue().splitlines() if "may differ" in each]
     assert f"torch {now['torch']} (it started with 1.0)" in line
     assert json.loads((run / "run.json").read_bytes())["sittings"][-1]["versions"] == now
     assert not RunFolder(run.parent / "new").other_versions()

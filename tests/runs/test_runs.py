@@ -75,9 +75,9 @@ def test_loaded_networks_have_exactly_the_recorded_accuracy(finished):
         scores = evaluate(module, images.val_loader(), images.info.num_classes)
         assert (scores.top1, scores.top5, scores.loss) == (network.top1, network.top5, network.loss)
         assert sum(each.numel() for each in module.parameters()) == network.parameters
-        told = read_description(finished.folder, network.name)
-        assert told["metrics"]["top1"] == network.top1
-        assert told["data"]["class_names"] == list("0123456789")
+        description = read_description(finished.folder, network.name)
+        assert description["metrics"]["top1"] == network.top1
+        assert description["data"]["class_names"] == list("0123456789")
 
 
 def test_the_small_network_is_small_and_plain(finished):
@@ -128,8 +128,8 @@ def test_deleted_networks_are_made_again_from_the_last_checkpoint(copy, finished
         assert (copy / each.path.name).read_bytes() == each.path.read_bytes()
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_folder_that_training_replaces_while_it_is_read_is_read_again(told, tmp_path):
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_folder_that_training_replaces_while_it_is_read_is_read_again(noticed, tmp_path):
     """Reading the networks of the last epoch, half of the files may be of one epoch and half of the next."""
     best = tmp_path / "best"
 
@@ -143,14 +143,14 @@ def test_a_folder_that_training_replaces_while_it_is_read_is_read_again(told, tm
         if found == ["1"]:
             write("2")
         found.append((path / "small").read_text())
-        if told and len(set(found)) > 1:
+        if noticed and len(set(found)) > 1:
             raise AdjoinedError("the files do not belong together")
         return found
 
     write("1")
     assert settled(lambda: best, read) == ["2", "2"]
     (best / "small").write_text("damaged")
-    if told:
+    if noticed:
         with pytest.raises(AdjoinedError, match="do not belong together"):
             settled(lambda: best, read)
 
@@ -229,9 +229,9 @@ def test_a_read_only_run_is_read_and_nothing_else(finished, copy, capsys):
             with pytest.raises(AdjoinedError, match=r"cannot be written.*Choose a writable folder"):
                 attempt()
         assert main(["report", str(copy)]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith(f"adjoined: error: {copy}/report.html: cannot be written: ")
-        assert told.endswith(". Choose a writable folder.\n")
+        error = capsys.readouterr().err
+        assert error.startswith(f"adjoined: error: {copy}/report.html: cannot be written: ")
+        assert error.endswith(". Choose a writable folder.\n")
         assert main(["evaluate", str(copy)]) == 0
         assert train(TINY, copy, resume=True, console=QUIET).networks == RunFolder(copy).read_result().networks
         assert load(copy).state_dict().keys() == load(finished.folder).state_dict().keys()
@@ -265,9 +265,9 @@ def test_a_damaged_foreign_or_newer_description_is_refused(copy, text, message):
 
 
 def test_the_weights_of_another_network_are_refused(copy):
-    told = json.loads((copy / "small.json").read_text())
-    told["sha256"] = read_description(copy, "base")["sha256"]
-    (copy / "small.json").write_text(json.dumps(told))
+    description = json.loads((copy / "small.json").read_text())
+    description["sha256"] = read_description(copy, "base")["sha256"]
+    (copy / "small.json").write_text(json.dumps(description))
     shutil.copy(copy / "base.safetensors", copy / "small.safetensors")
     with pytest.raises(AdjoinedError, match="belong to another model"):
         load(copy)

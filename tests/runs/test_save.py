@@ -57,9 +57,9 @@ def test_what_is_loaded_is_what_was_trained(run: Path, trained: AdjoinedNetwork)
 
 def test_evaluate_reproduces_the_recorded_accuracies(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    for network in told["networks"]:
-        assert network["top1"] == told["recorded"][network["name"]]["top1"]
+    printed = json.loads(capsys.readouterr().out)
+    for network in printed["networks"]:
+        assert network["top1"] == printed["recorded"][network["name"]]["top1"]
 
 
 def test_the_commands_take_the_run_and_claim_nothing_about_its_training(run: Path):
@@ -95,13 +95,15 @@ def test_another_model_is_refused_and_leaves_no_folder(trained: AdjoinedNetwork,
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("mistake", "message"),
     [
         ({}, r"^save\(\): .*'model'.*Write save\(net, "),
         ({**MODEL, **DATA, "imagesize": 8}, r"^save\(\): unknown setting 'imagesize'\. Did you mean image_size\?"),
     ],
 )
-def test_a_mistaken_call_leaves_no_folder(told: dict[str, Any], message: str, trained: AdjoinedNetwork, tmp_path: Path):
+def test_a_mistaken_call_leaves_no_folder(
+    mistake: dict[str, Any], message: str, trained: AdjoinedNetwork, tmp_path: Path
+):
     with pytest.raises(AdjoinedError, match=message):
-        adjoined.save(trained, tmp_path / "run", **told)
+        adjoined.save(trained, tmp_path / "run", **mistake)
     assert not list(tmp_path.iterdir())

@@ -169,10 +169,15 @@ def test_where_a_run_is_possible_it_decides_about_functions_that_refer_to_the_mo
 def test_a_saved_small_network_of_such_a_model_is_not_rebuilt(plan: SlicePlan):
     model = seeded(Plain)
     with_lambda(model)
-    told = {"model": {"num_classes": 5, "in_channels": 3}, "plan": plan.to_json()}
-    assert rebuild(told, where="small.json", model=seeded(Plain)).get_parameter("body.weight").shape == (24, 16, 3, 3)
+    description = {"model": {"num_classes": 5, "in_channels": 3}, "plan": plan.to_json()}
+    assert rebuild(description, where="small.json", model=seeded(Plain)).get_parameter("body.weight").shape == (
+        24,
+        16,
+        3,
+        3,
+    )
     with pytest.raises(AdjoinedError, match="still refers to the original"):
-        rebuild(told, where="small.json", model=model)
+        rebuild(description, where="small.json", model=model)
 
 
 def bound(model: Plain) -> None:

@@ -35,8 +35,8 @@ class Hub(ThreadingHTTPServer):
 
     def head(self, name: str) -> str:
         """The hash of the repository's state: 40 digits, as git has them."""
-        told = json.dumps({path: hashlib.sha1(each).hexdigest() for path, each in self.repositories[name].items()})
-        return hashlib.sha1(told.encode()).hexdigest()
+        text = json.dumps({path: hashlib.sha1(each).hexdigest() for path, each in self.repositories[name].items()})
+        return hashlib.sha1(text.encode()).hexdigest()
 
 
 @contextmanager
@@ -77,8 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := re.match(r"/api/models/([^/]+/[^/]+)/preupload/", self.path):
             if not self._closed(match[1]):
                 files = json.loads(body)["files"]
-                told = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in files]
-                self._json({"files": told})
+                answers = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in files]
+                self._json({"files": answers})
         elif match := re.match(r"/api/models/([^/]+/[^/]+)/commit/", self.path):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "header":
@@ -148,8 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def _json(self, told: object, code: int = 200, headers: dict[str, str] | None = None) -> None:
-        self._send(json.dumps(told).encode(), code, {"Content-Type": "application/json", **(headers or {})})
+    def _json(self, content: object, code: int = 200, headers: dict[str, str] | None = None) -> None:
+        self._send(json.dumps(content).encode(), code, {"Content-Type": "application/json", **(headers or {})})
 
     def _send(self, content: bytes, code: int, headers: dict[str, str]) -> None:
         self.send_response(code)

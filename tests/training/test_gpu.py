@@ -123,10 +123,10 @@ def test_a_run_on_the_gpu_delivers_networks_that_compute_the_same_on_the_cpu(cha
     assert all(each.path.is_file() for each in result.networks)
     for device in ("cuda", "cpu"):
         assert main(["evaluate", str(tmp_path / "run"), "--device", device, "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert [each["name"] for each in told["networks"]] == [each.name for each in result.networks]
-        for each in told["networks"]:
-            assert each["loss"] == pytest.approx(told["recorded"][each["name"]]["loss"], rel=1e-2)
+        printed = json.loads(capsys.readouterr().out)
+        assert [each["name"] for each in printed["networks"]] == [each.name for each in result.networks]
+        for each in printed["networks"]:
+            assert each["loss"] == pytest.approx(printed["recorded"][each["name"]]["loss"], rel=1e-2)
     small = load(tmp_path / "run", result.networks[-1].name)
     x = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(copy.deepcopy(small).to(GPU)(x.to(GPU)).cpu(), small(x), rtol=1e-3, atol=1e-3)

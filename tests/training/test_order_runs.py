@@ -114,10 +114,10 @@ def test_a_stopped_run_ends_as_the_whole_one(tmp_path: Path):
     settings = replace(with_code(tmp_path), order="l1", round_to=1)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(replace(settings, model_options={"by": "SIGINT"}), whole, console=QUIET)
-    told = replace(settings, model_options={"fails_at": 7, "by": "SIGINT"})
+    stopping = replace(settings, model_options={"fails_at": 7, "by": "SIGINT"})
     with pytest.raises(KeyboardInterrupt):
-        train(told, stopped, console=QUIET)
-    train(told, stopped, console=QUIET, resume=True)
+        train(stopping, stopped, console=QUIET)
+    train(stopping, stopped, console=QUIET, resume=True)
     for name in ("base.safetensors", "small.safetensors", "plan.json"):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
 

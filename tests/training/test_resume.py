@@ -112,8 +112,8 @@ def test_a_killed_run_ends_with_the_weights_of_the_whole_one(runs):
         for file in files:
             assert (folder / file).read_bytes() == (whole / file).read_bytes(), f"{file}, {name}"
             description = file.replace("safetensors", "json")
-            told = (folder / description).read_text().replace("/there/net.py", "/net.py")
-            assert told == (whole / description).read_text(), f"{description}, {name}"
+            text = (folder / description).read_text().replace("/there/net.py", "/net.py")
+            assert text == (whole / description).read_text(), f"{description}, {name}"
 
 
 def test_a_killed_run_ends_with_the_history_of_the_whole_one(runs):

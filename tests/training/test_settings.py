@@ -186,9 +186,9 @@ def test_methods_that_only_train_a_stage_are_not_advertised(capsys: pytest.Captu
         Settings(method="standard", slimming_l1=0.5)
     with pytest.raises(SystemExit):
         parse("train", ["--help"], Settings, purpose="")
-    told = f"{unknown.value} {unread.value} {capsys.readouterr().out}"
-    assert "--slimming-l1" in told
-    assert not any(stage in told for stage in STAGES_ALONE)
+    shown = f"{unknown.value} {unread.value} {capsys.readouterr().out}"
+    assert "--slimming-l1" in shown
+    assert not any(stage in shown for stage in STAGES_ALONE)
 
 
 @pytest.mark.parametrize("name", METHODS)

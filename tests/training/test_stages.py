@@ -39,16 +39,16 @@ def test_every_method_trains_from_the_command_line(name, tmp_path, capsys, monke
     run = tmp_path / "run"
     argv = ["--epochs", "1", "--warmup-epochs", "0", "--limit", "16", "--batch-size", "32", "--model-options"]
     assert main(["train", "--method", name, *argv, "{width: 1}", "--run", str(run)]) == 0
-    told = json.loads((run / "result.json").read_text())
-    assert told["networks"]
-    for network in told["networks"]:
+    result = json.loads((run / "result.json").read_text())
+    assert result["networks"]
+    for network in result["networks"]:
         module = load(run, network["name"])
         assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
         assert all(each.isfinite().all() for each in module.parameters())
-    stages = {stage["name"]: stage for stage in told["stages"]}
+    stages = {stage["name"]: stage for stage in result["stages"]}
     assert list(stages)[-1] == name
     assert all(stage["macs"] > 0 and stage["seconds"] >= 0 for stage in stages.values())
-    assert told["epochs"] == sum(stage["epochs"] for stage in stages.values())
+    assert result["epochs"] == sum(stage["epochs"] for stage in stages.values())
     assert "top-1 accuracy" in capsys.readouterr().out
 
 

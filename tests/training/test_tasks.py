@@ -180,14 +180,14 @@ def test_loss_and_distance_of_labels_are_sums_over_them():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"mixup": 0.2}, "--mixup: .* 0 for segmentation"),
         ({"low_resolution": {"8": 0.5}}, "--low-resolution: .* none for segmentation"),
     ],
 )
-def test_settings_that_mix_images_are_for_classes_alone(squares: Settings, change: dict, told: str):
-    with pytest.raises(AdjoinedError, match=told):
+def test_settings_that_mix_images_are_for_classes_alone(squares: Settings, change: dict, message: str):
+    with pytest.raises(AdjoinedError, match=message):
         replace(squares, **change)
 
 

@@ -140,9 +140,9 @@ def test_a_bar_of_80_columns_moves_every_step_and_nothing_of_it_is_cut(plain, tm
     moved: list[int] = []
     update = Progress.update
 
-    def recorded(self: Progress, task: TaskID, **told: Any) -> None:
-        moved.append(told["completed"])
-        update(self, task, **told)
+    def recorded(self: Progress, task: TaskID, **changes: Any) -> None:
+        moved.append(changes["completed"])
+        update(self, task, **changes)
 
     monkeypatch.setattr(Progress, "update", recorded)  # the terminal itself is redrawn four times a second
     shown = io.StringIO()

@@ -73,7 +73,7 @@ def write(
     example = batches[0][0][:1].repeat(largest_batch, 1, 1, 1)
     with written_beside(path, *(path.with_suffix(suffix) for suffix in target.beside)) as (part, *others):
         begin = time.perf_counter()
-        with _full_disk_told(path, (part, *others), _bytes(module, int8=calibration is not None)):
+        with _full_disk_reported(path, (part, *others), _bytes(module, int8=calibration is not None)):
             target.export(holds or module, example, part, metadata or {}, calibration)
             seconds = time.perf_counter() - begin
             run = target.load(part)
@@ -87,7 +87,7 @@ def write(
 
 
 @contextmanager
-def _full_disk_told(path: Path, parts: Sequence[Path], size: int) -> Iterator[None]:
+def _full_disk_reported(path: Path, parts: Sequence[Path], size: int) -> Iterator[None]:
     """After a runtime's own writer has failed, check whether the disk was full, which its error may not reveal.
 
     Args:
