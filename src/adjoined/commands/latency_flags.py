@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.benchmark import ON_GPU, RUNTIMES
 from adjoined.errors import AdjoinedError
+from adjoined.printable import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,5 +72,5 @@ class LatencyOptions:
         """
         if self.latency_command is not None:
             return f"by {self.latency_command!r}"
-        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = "" if self.threads is None else f", {counted(self.threads, 'thread')}"
         return f"in {RUNTIMES[self.runtime or DEFAULT_RUNTIME]}{threads}"

@@ -217,7 +217,7 @@ def _notes(study: Study, rows: Sequence[Row], noisy: Sequence[str]) -> list[str]
     if measured is not None:
         notes.append(
             f"Speed-up: latency at batch 1 of the base network, divided by the network's; measured in "
-            f"interleaved calls on {measured.device} with {units.threads(measured.threads)}, in eager PyTorch."
+            f"interleaved calls on {measured.device} with {counted(measured.threads, 'thread')}, in eager PyTorch."
         )
         if noisy:
             notes.append(noise_note(noisy))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {
@@ -42,8 +43,6 @@ def traced(module: nn.Module, example: Tensor, largest: int | None = None) -> Ex
 def fold_batch_norm(module: GraphModule) -> int:
     """Fold every BatchNorm that directly follows a convolution into it, in place; return how many were folded.
 
-    Source: y = (w * x - mean) / sqrt(var + eps) * scale + shift is a convolution with w * scale / sqrt(var + eps).
-
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
         >>> program = torch.export.export(net, (torch.zeros(2, 3, 5, 5),))
@@ -58,12 +57,14 @@ def fold_batch_norm(module: GraphModule) -> int:
         if training or not _folds(convolution):
             continue
         inputs, weight, bias, *rest = (*convolution.args, None)[: max(3, len(convolution.args))]
-        factor = _value(module, scale, 1) * (_value(module, var) + eps).rsqrt()
-        wide = _value(module, weight)
-        narrow = (_value(module, bias, 0) - _value(module, mean)) * factor + _value(module, shift, 0)
-        values = {"weight": wide * factor.view(-1, *[1] * (wide.dim() - 1)), "bias": narrow}
+        kernel, offset = _value(module, weight), _value(module, bias)
+        mean, var, scale, shift = (_value(module, each) for each in (mean, var, scale, shift))
+        fused = fuse_conv_bn_weights(kernel, offset, mean, var, eps, scale, shift)
         with module.graph.inserting_before(convolution):
-            new = [_insert(module, f"folded_{norm.name}_{kind}", value) for kind, value in values.items()]
+            new = [
+                _insert(module, f"folded_{norm.name}_{kind}", value)
+                for kind, value in zip(("weight", "bias"), fused, strict=True)
+            ]
         convolution.args = (inputs, *new, *rest)
         norm.replace_all_uses_with(convolution)
         module.graph.erase_node(norm)
@@ -81,16 +82,16 @@ def _folds(node: Any) -> bool:
     return all(isinstance(each, Node) and each.op == "get_attr" for each in node.args[1:3] if each is not None)
 
 
-def _value(module: GraphModule, node: Node | None, absent: float = 0) -> Tensor:
-    """Return the tensor that a node stands for, in float64, so that folding rounds only once."""
+def _value(module: GraphModule, node: Node | None) -> Any:
+    """Return the tensor that a node stands for, in float64, so that folding rounds only once; None stays."""
     if node is None:
-        return torch.tensor(absent, dtype=torch.float64)
+        return None
     owner, _, name = str(node.target).rpartition(".")
     return getattr(module.get_submodule(owner), name).detach().double()
 
 
 def _insert(module: GraphModule, name: str, value: Tensor) -> Node:
-    module.register_buffer(name, value.float())
+    module.register_buffer(name, value.detach().float())
     return module.graph.get_attr(name)
 
 

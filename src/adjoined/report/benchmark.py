@@ -88,7 +88,7 @@ def _times(found: Benchmark, device: str, batch: int) -> Table:
         lines.append((_label(each, several), *cells, f"{each.speedup:.2f}x{doubt}", f"{each.mac_ratio:.1f}x"))
     if not compared:  # a base network alone
         lines = [(_title(row.runtime, row.precision), *_cells(row, times)) for row in rows]
-    threads = f", {units.threads(rows[0].latency.threads)}" if device == "cpu" else ""
+    threads = f", {counted(rows[0].latency.threads, 'thread')}" if device == "cpu" else ""
     images = counted(batch, "image")
     columns = COLUMNS if compared else COLUMNS[:4]
     return Table(columns, tuple(lines), f"a call with {images} on {device}{threads}")

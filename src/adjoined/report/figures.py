@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adjoined.benchmark.turns import NOISY, Latency
 from adjoined.errors import AdjoinedError
 from adjoined.kinds import NAMES, Measures
+from adjoined.printable import counted
 from adjoined.report import units
 from adjoined.report.table import Table, side_by_side
 
@@ -142,7 +143,7 @@ def _latency_notes(times: Mapping[str, Latency]) -> tuple[str, ...]:
         for name, (low, high) in zip(times, quartiles, strict=True)
     )
     how = (
-        f"Latency: median of interleaved calls on {first.device} with {units.threads(first.threads)}, in "
+        f"Latency: median of interleaved calls on {first.device} with {counted(first.threads, 'thread')}, in "
         f"eager PyTorch; quartiles: {spread}."
     )
     noisy = [name for name, each in times.items() if each.is_noisy]

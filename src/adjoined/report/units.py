@@ -89,16 +89,6 @@ def rate(number: float) -> str:
     return f"{number:.2f}" if number < 999.995 else count(number)
 
 
-def threads(number: int) -> str:
-    """Format a number of threads.
-
-    Example:
-        >>> threads(1), threads(2)
-        ('1 thread', '2 threads')
-    """
-    return f"{number} thread" if number == 1 else f"{number} threads"
-
-
 def times(base: float | None, small: float | None) -> str:
     """Format the ratio base / small, always with one decimal.
 
