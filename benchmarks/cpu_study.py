@@ -31,7 +31,7 @@ from adjoined.training.job import Job, make_job
 
 ALL = [
     *("standard", "dropout", "scratch", "scratch-compute", "distillation", "mutual", "slimmable"),
-    *("slimmable-distill", "filter-pruning", "slimming", "weight-pruning"),
+    *("slimmable-distill", "filter-pruning", "weight-pruning"),
     *("adjoint", "adjoint:kl_detach=true", "adjoint:small_ce=1", "adjoint+"),
 ]
 DETACHED = "adjoint:kl_detach=true"
@@ -138,19 +138,12 @@ def _macs(job: Job) -> int:
 
 
 def _work(variant: Variant) -> tuple[int, int]:
-    """Return multiply-adds and epochs of each training that a contender needs, beside the standard run."""
+    """Return multiply-adds and epochs of the training that a contender needs, beside the standard run."""
     settings = variant.settings
-    stages = METHODS[settings.method](settings).before()
-    own = [stage.settings for stage in stages if stage.settings.method != "standard"]
-    macs, epochs = 0, 0
-    for each in [settings, *own]:
-        model = make_job(each.for_method("standard")).model
-        # An untrained network has no scales to rank; its budget, and so roughly its cost, is that of filter pruning.
-        stand_in = each.for_method("filter-pruning") if each.method == "slimming" else each
-        names = [stage.name for stage in METHODS[stand_in.method](stand_in).before()]
-        job = make_job(stand_in, earlier=dict.fromkeys(names, model))
-        macs, epochs = macs + _macs(job), epochs + job.settings.epochs
-    return macs, epochs
+    model = make_job(settings.for_method("standard")).model
+    names = [stage.name for stage in METHODS[settings.method](settings).before()]
+    job = make_job(settings, earlier=dict.fromkeys(names, model))
+    return _macs(job), job.settings.epochs
 
 
 def main() -> None:

@@ -313,7 +313,7 @@ def prune(model: nn.Module, example: Tensor, photos: Photos, settings: Settings,
     importance = GroupTaylorImportance() if kind == "taylor" else GroupMagnitudeImportance(p=2)
     own, channels.copy = channels.copy, types.SimpleNamespace(deepcopy=with_gradients)  # pyright: ignore
     try:
-        plan = channels.channels_kept(model, example, importance, settings, over_all_layers=False)
+        plan = channels.channels_kept(model, example, importance, settings)
     finally:
         channels.copy = own
     return plan.apply(model)

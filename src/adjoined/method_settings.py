@@ -7,17 +7,14 @@ from typing import Any, Literal
 
 METHODS = (
     "adjoint", "adjoint+", "transfer", "standard", "scratch", "scratch-compute", "dropout", "distillation", "mutual",
-    "slimmable", "slimmable-distill", "filter-pruning", "slimming", "weight-pruning",
+    "slimmable", "slimmable-distill", "filter-pruning", "weight-pruning",
 )  # fmt: skip
 """The training methods by name; `adjoined.methods` has a class for each."""
 SEARCH, UNIFORM = "search", "uniform"
 """Words that `widths` may be: `adjoined train` finds a width for each channel group; all have that of alpha."""
 
-STAGES_ALONE = ("sparse-scales",)
-"""Methods that only train a stage of another method; no user chooses them."""
-
 _SHARED = ("adjoint", "slimmable", "slimmable-distill")
-_PRUNED = ("filter-pruning", "slimming", "weight-pruning")
+_PRUNED = ("filter-pruning", "weight-pruning")
 
 
 def _for(default: Any, *methods: str) -> Any:
@@ -77,7 +74,7 @@ class MethodSettings:
     method: str = "adjoint+"
     """Training method: adjoint+, adjoint (the paper's), transfer (from pretrained weights); or, to compare with:
     standard, scratch, scratch-compute, dropout, distillation, mutual, slimmable, slimmable-distill, filter-pruning,
-    slimming, weight-pruning."""
+    weight-pruning."""
     private_head: bool = _for(False, *_SHARED)
     """Give the small network a private last layer, initially a slice of the base's."""
     kl_schedule: Literal["paper", "constant"] = _for("paper", "adjoint")
@@ -94,10 +91,8 @@ class MethodSettings:
     """Share of the KL term in the student's loss, in [0, 1]; the cross-entropy has the rest."""
     teacher: str | None = _for(None, "distillation")
     """Folder of a finished run whose base network is the teacher; none: a teacher is trained first."""
-    prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning", "slimming")
+    prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning")
     """What pruning reduces to that of the small network: its parameters or its MACs."""
-    slimming_l1: float = _for(1e-4, "slimming", *STAGES_ALONE)
-    """Weight of the L1 penalty on BatchNorm scales, before pruning."""
     sparsity: float | None = _for(None, "weight-pruning")
     """Share of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network
     that alpha gives."""

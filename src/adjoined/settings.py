@@ -15,7 +15,6 @@ from adjoined.method_settings import (
     METHODS,
     METHODS_OF,
     SEARCH,
-    STAGES_ALONE,
     MethodSettings,
     ModelSettings,
     SmallSettings,
@@ -41,7 +40,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "a number of at least 0",
         lambda value: 0 <= value < inf,
-        ("weight_decay", "norm_weight_decay", "warmup_epochs", "mixup", "grad_clip", "small_ce", "slimming_l1"),
+        ("weight_decay", "norm_weight_decay", "warmup_epochs", "mixup", "grad_clip", "small_ce"),
     ),
     ("a number above 0", lambda value: 0 < value < inf, ("temperature", "finetune_lr")),
     ("a number in (0, 1)", lambda value: 0 < value < 1, ("val_fraction", "sparsity")),
@@ -373,16 +372,15 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         self._require("low_resolution", not self.low_resolution or kind != "segmentation", f"none for {kind}")
 
     def _check_method(self) -> None:
-        if self.method not in (*METHODS, *STAGES_ALONE):
+        if self.method not in METHODS:
             self._require("method", False, f"one of {', '.join(METHODS)}", did_you_mean(self.method, METHODS))
         for each in fields(self):
             readers = METHODS_OF.get(each.name, (self.method,))
             if self.method not in readers and getattr(self, each.name) != each.default:
-                chosen = ", ".join(method for method in readers if method in METHODS)
                 raise AdjoinedError(
                     f"the method {self.method} does not read this setting",
                     where=f"--{each.name.replace('_', '-')}",
-                    fix=f"Leave it out, or use a --method that reads it: {chosen}.",
+                    fix=f"Leave it out, or use a --method that reads it: {', '.join(readers)}.",
                 )
 
     def _require(self, name: str, fits: bool, expected: str, fix: str = "") -> None:

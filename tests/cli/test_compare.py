@@ -233,7 +233,7 @@ def test_means():
 
 def test_a_missing_library_is_reported_before_the_first_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("adjoined.methods.base.find_spec", lambda library: None)
-    assert main(["compare", *QUICK, "--methods", "standard,slimming", "--out", str(tmp_path / "out")]) == 2
+    assert main(["compare", *QUICK, "--methods", "standard,filter-pruning", "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'adjoined[pruning]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

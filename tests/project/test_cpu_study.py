@@ -38,5 +38,5 @@ def test_the_estimate_is_of_the_settings_of_the_command(name, tmp_path):
 
 
 def test_every_method_is_in_the_study():
-    # sparse-scales is a stage of slimming; transfer starts from pretrained weights, which this study has none of.
-    assert {each.partition(":")[0] for each in cpu_study.ALL} == METHODS.keys() - {"sparse-scales", "transfer"}
+    # transfer starts from pretrained weights, which this study has none of.
+    assert {each.partition(":")[0] for each in cpu_study.ALL} == METHODS.keys() - {"transfer"}

@@ -209,13 +209,6 @@ def test_dropout_drops_inputs_of_the_last_layer_in_training_alone():
     assert job.network.get_submodule("fc")._forward_pre_hooks  # the training continues with it
 
 
-def test_sparse_scales_add_the_l1_norm_of_batchnorm():
-    job = job_of("sparse-scales", slimming_l1=0.01)
-    step = step_of(job)
-    scales = [m.weight.abs().sum() for m in job.network.modules() if isinstance(m, nn.BatchNorm2d)]
-    torch.testing.assert_close(step.loss, F.cross_entropy(step.logits["base"], Y) + 0.01 * torch.stack(scales).sum())
-
-
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 

@@ -16,8 +16,6 @@ from adjoined.training.job import Job, make_job
 from adjoined.training.optimizers import make_optimizer
 from tiny_runs import TINY
 
-PRUNING = ["filter-pruning", "slimming"]
-
 
 def trained(seed: int, width: float = 1) -> nn.Module:
     """A model whose norms and filters differ, as after a training."""
@@ -29,8 +27,8 @@ def trained(seed: int, width: float = 1) -> nn.Module:
     return model
 
 
-def pruned(name: str, model: nn.Module, **changes: Any) -> tuple[Job, SlicePlan]:
-    settings = TINY.for_method(name, model_options={"width": 1}, **changes)
+def pruned(model: nn.Module, **changes: Any) -> tuple[Job, SlicePlan]:
+    settings = TINY.for_method("filter-pruning", model_options={"width": 1}, **changes)
     job = make_job(settings, earlier={"base": model})
     plan = job.built.plans["small"]
     assert plan is not None
@@ -42,11 +40,10 @@ def budget(job: Job, alpha: float, what: str) -> int:
     return getattr(measure_cost(plan.apply(job.model), job.example), what)
 
 
-@pytest.mark.parametrize("name", PRUNING)
 @pytest.mark.parametrize(("what", "alpha"), [("parameters", 4.0), pytest.param("macs", 2.0, marks=pytest.mark.slow)])
-def test_what_is_left_is_within_the_budget_and_near_it(name, what, alpha):
+def test_what_is_left_is_within_the_budget_and_near_it(what, alpha):
     model = trained(1)
-    job, plan = pruned(name, model, prune_to=what, alpha=alpha)
+    job, plan = pruned(model, prune_to=what, alpha=alpha)
     left = getattr(measure_cost(job.network, job.example), what)
     allowed = budget(job, alpha, what)
     assert 0.7 * allowed <= left <= allowed  # widths are multiples of 8
@@ -58,7 +55,7 @@ def test_what_is_left_is_within_the_budget_and_near_it(name, what, alpha):
 
 def test_the_filters_with_the_smallest_l1_norm_go():
     model = trained(2)
-    _, plan = pruned("filter-pruning", model)
+    _, plan = pruned(model)
     narrowed = 0
     for name, module in model.named_modules():
         index = plan.indices(f"{name}.weight")[0] if isinstance(module, nn.Conv2d) and name.endswith("conv1") else None
@@ -70,23 +67,8 @@ def test_the_filters_with_the_smallest_l1_norm_go():
     assert narrowed >= 3
 
 
-def test_slimming_ranks_the_scales_of_all_layers_together():
-    model = trained(3)
-    with torch.no_grad():  # a layer whose scales are all small, and one whose scales are all large
-        model.get_submodule("layer1.0.bn1").get_parameter("weight").fill_(1e-3)
-        model.get_submodule("layer3.0.bn1").get_parameter("weight").fill_(10.0)
-    job, plan = pruned("slimming", model, alpha=2.0, prune_to="macs")
-    assert len(plan.indices("layer1.0.conv1.weight")[0] or ()) == 8  # never nothing
-    assert plan.indices("layer3.0.conv1.weight")[0] is None
-    scales = model.get_submodule("layer2.0.bn1").get_parameter("weight").abs()
-    index = plan.indices("layer2.0.conv1.weight")[0]
-    assert index is not None
-    assert index.tolist() == sorted(scales.topk(len(index)).indices.tolist())
-    job.network.train()(X)
-
-
 def test_what_is_kept_stays_at_full_width():
-    job, plan = pruned("filter-pruning", trained(4), keep=["conv1", "bn1", "layer1*"], alpha=2.0)
+    job, plan = pruned(trained(4), keep=["conv1", "bn1", "layer1*"], alpha=2.0)
     assert not [name for name in plan.tensors if name.startswith(("conv1", "bn1")) or "layer1.0.conv1" in name]
     assert plan.tensors
     assert job.network.training or job.network(X).shape == (6, 10)
@@ -95,15 +77,14 @@ def test_what_is_kept_stays_at_full_width():
 def test_a_budget_that_cannot_be_met_is_refused(monkeypatch):
     monkeypatch.setattr("adjoined.methods.channels.HALVINGS", 1)  # half of the channels, and no more
     with pytest.raises(AdjoinedError, match="cannot be pruned that far"):
-        pruned("filter-pruning", trained(5), alpha=4.0)
+        pruned(trained(5), alpha=4.0)
 
 
-@pytest.mark.parametrize("name", PRUNING)
-def test_without_torch_pruning_it_says_how_to_install_it(name, monkeypatch):
+def test_without_torch_pruning_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     monkeypatch.setattr("adjoined.methods.base.find_spec", lambda library: None)
     with pytest.raises(AdjoinedError, match=r"torch_pruning is not installed.*pip install 'adjoined\[pruning\]'"):
-        job_of(name)
+        job_of("filter-pruning")
 
 
 def _convolutions(network: nn.Module) -> list[nn.Conv2d]:

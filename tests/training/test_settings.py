@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adjoined.commands.flags import parse
 from adjoined.errors import AdjoinedError
-from adjoined.method_settings import METHODS, METHODS_OF, STAGES_ALONE
+from adjoined.method_settings import METHODS, METHODS_OF
 from adjoined.methods import METHODS as CLASSES
 from adjoined.recipes import RECIPES, digits
 from adjoined.settings import PLACE_ONLY, Settings
@@ -175,20 +174,8 @@ def test_the_default_is_adjoint_plus_on_digits():
 
 
 def test_every_method_has_its_class():
-    assert CLASSES.keys() == {*METHODS, *STAGES_ALONE}
+    assert CLASSES.keys() == set(METHODS)
     assert {each for readers in METHODS_OF.values() for each in readers} <= CLASSES.keys()
-
-
-def test_methods_that_only_train_a_stage_are_not_advertised(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(AdjoinedError, match="one of adjoint,") as unknown:
-        Settings(method="nonsense")
-    with pytest.raises(AdjoinedError, match="reads it: slimming") as unread:
-        Settings(method="standard", slimming_l1=0.5)
-    with pytest.raises(SystemExit):
-        parse("train", ["--help"], Settings, purpose="")
-    shown = f"{unknown.value} {unread.value} {capsys.readouterr().out}"
-    assert "--slimming-l1" in shown
-    assert not any(stage in shown for stage in STAGES_ALONE)
 
 
 @pytest.mark.parametrize("name", METHODS)

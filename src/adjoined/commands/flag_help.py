@@ -10,7 +10,6 @@ from typing import Any, get_args, get_origin
 
 from adjoined.commands.hints import is_mapping, is_union, item_type
 from adjoined.commands.option_fields import fields_of, flag_of, has_default, hints_of, is_positional
-from adjoined.method_settings import METHODS
 from adjoined.report.table import PLAIN_WIDTH
 
 
@@ -38,7 +37,7 @@ def help_parser(
             groups[group] = parser.add_argument_group(title.rstrip("."))
         text = next(param.description or "" for param in about.params if param.arg_name == name)
         if "method" in hints and (readers := field.metadata.get("methods")):
-            text += f" (--method {', '.join(each for each in readers if each in METHODS)})"
+            text += f" (--method {', '.join(readers)})"
         text = text.replace("%", "%%")
         if name in positional:
             groups[group].add_argument(name.upper(), help=text, nargs="*" if item_type(hints[name]) else None)

@@ -15,7 +15,6 @@ from adjoined.methods.filter_pruning import FilterPruning
 from adjoined.methods.mutual import Mutual
 from adjoined.methods.scratch import Scratch, ScratchCompute
 from adjoined.methods.slimmable import Slimmable, SlimmableDistill
-from adjoined.methods.slimming import Slimming, SparseScales
 from adjoined.methods.standard import Standard
 from adjoined.methods.transfer import Transfer
 from adjoined.methods.weights import WeightPruning
@@ -36,8 +35,6 @@ METHODS: dict[str, type[Method]] = {
     "slimmable": Slimmable,
     "slimmable-distill": SlimmableDistill,
     "filter-pruning": FilterPruning,
-    "slimming": Slimming,
-    "sparse-scales": SparseScales,
     "weight-pruning": WeightPruning,
 }
 """Name in `--method` -> class."""

@@ -52,15 +52,14 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training stage before the method's own: a separate run in a subfolder of the run."""
+    """A training stage before the method's own: a separate run in a subfolder of the run.
+
+    Its base network is passed on to the method, and is part of the result of the whole run.
+    """
 
     name: str
     settings: Settings
     """All settings of the stage; `settings.method` is its method."""
-    network: str = "base"
-    """Name of the finished network that later stages get."""
-    carried: bool = False
-    """Whether that network is part of the result of the whole run."""
     given: str | None = None
     """Folder of a finished run to use instead of this training."""
 
@@ -116,10 +115,7 @@ class Method(ABC):
             )
 
     def before(self) -> tuple[Stage, ...]:
-        """Return the earlier stages, in order.
-
-        If a stage needs others before it, this list starts with the stage's own `before`.
-        """
+        """Return the earlier stages, in order."""
         return ()
 
     def adapt(self, model: nn.Module, example: Tensor) -> Settings:

@@ -18,17 +18,16 @@ HALVINGS = 10
 """Bisection steps for the pruning ratio: to 1/1024, finer than one channel of the widest layers."""
 
 
-def channels_kept(
-    trained: nn.Module, example: Tensor, importance: Any, settings: Settings, *, over_all_layers: bool
-) -> SlicePlan:
-    """Prune a network to the size of the small network of the same settings, and return the slice plan.
+def channels_kept(trained: nn.Module, example: Tensor, importance: Any, settings: Settings) -> SlicePlan:
+    """Prune the same fraction of every layer's channels, and return the slice plan.
+
+    The network gets the size of the small network of the same settings.
 
     Args:
         trained: the network; it is not changed.
         example: an example input, float32 (1, C, H, W).
         importance: a torch_pruning importance.
         settings: `alpha`, `compress`, `keep` and `round_to` define the small network, `prune_to` the compared size.
-        over_all_layers: rank the channels of all layers together; otherwise every layer loses the same fraction.
 
     Returns:
         A slice plan with the kept indices of every tensor; no more parameters (or MACs) than the small network has.
@@ -41,7 +40,7 @@ def channels_kept(
     best, low, high = None, 0.0, 1.0
     for _ in range(HALVINGS):
         share = (low + high) / 2
-        pruned, history = _prune(trained, example, importance, share, settings, over_all_layers)
+        pruned, history = _prune(trained, example, importance, share, settings)
         if getattr(measure_cost(pruned, example), settings.prune_to) <= budget:
             best, high = (pruned, history), share
         else:
@@ -57,7 +56,7 @@ def channels_kept(
 
 
 def _prune(
-    trained: nn.Module, example: Tensor, importance: Any, share: float, settings: Settings, over_all_layers: bool
+    trained: nn.Module, example: Tensor, importance: Any, share: float, settings: Settings
 ) -> tuple[nn.Module, Any]:
     """Return a pruned copy, and Torch-Pruning's pruning steps, in order."""
     import torch_pruning
@@ -75,7 +74,6 @@ def _prune(
             pruned,
             example,
             importance,
-            global_pruning=over_all_layers,
             pruning_ratio=share,
             ignored_layers=_ignored(pruned, example, settings.keep),
             round_to=settings.round_to,

@@ -29,7 +29,7 @@ class Distillation(Alone):
 
     def before(self) -> tuple[Stage, ...]:
         """Return the training of the teacher, whose base network is the run's."""
-        return (Stage(TEACHER, self.settings.for_method("standard"), carried=True, given=self.settings.teacher),)
+        return (Stage(TEACHER, self.settings.for_method("standard"), given=self.settings.teacher),)
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return teacher and student."""

@@ -23,5 +23,5 @@ class FilterPruning(FineTuned):
         from torch_pruning.pruner.importance import MagnitudeImportance
 
         importance = MagnitudeImportance(p=1, group_reduction="first", normalizer=None)  # pyright: ignore[reportArgumentType]
-        plan = channels_kept(trained, example, importance, self.settings, over_all_layers=False)
+        plan = channels_kept(trained, example, importance, self.settings)
         return self.built(plan.apply(trained), plan)

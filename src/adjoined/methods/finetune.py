@@ -26,7 +26,7 @@ class FineTuned(Alone):
 
     def before(self) -> tuple[Stage, ...]:
         """Return the training of the base network."""
-        return (Stage(BASE, self.settings.for_method("standard"), carried=True),)
+        return (Stage(BASE, self.settings.for_method("standard")),)
 
     def adapt(self, model: nn.Module, example: Tensor) -> Settings:
         """Return the settings with epochs and learning rate of the training after pruning."""

@@ -54,7 +54,7 @@ def run_training(
     part_of: RunFolder | None = None,
     deadline: float | None = None,
 ) -> RunResult:
-    """Implement `adjoined.training.train`; a stage of another run, `part_of`, finds earlier stages there."""
+    """Implement `adjoined.training.train`; for a stage of another run, `part_of`, errors say how to resume that one."""
     if console is None:
         from rich.console import Console
 
@@ -75,7 +75,7 @@ def run_training(
         train_stage = partial(
             run_training, resume=True, console=console, announce=None, part_of=whole, deadline=deadline
         )
-        job, earlier = _start(run, whole, settings, trainer.world_size, train_stage, known, console)
+        job, earlier = _start(run, settings, trainer.world_size, train_stage, known, console)
         trainer.fit_loop.max_epochs = job.settings.epochs
         ending = Ending(run, job, earlier) if is_main() else None
         if ending is not None:
@@ -127,7 +127,6 @@ def _tell_other_versions(run: RunFolder, console: Console) -> None:
 
 def _start(
     run: RunFolder,
-    whole: RunFolder,
     settings: Settings,
     processes: int,
     train_stage: Callable[..., RunResult],
@@ -153,7 +152,7 @@ def _start(
     # An earlier run whose images have changed since may have been trained on today's validation images.
     unchanged = [path for path in map(Path, known) if RunFolder(path).may_have_begun_with(images)]
     train = partial(train_stage, known=unchanged)
-    earlier = run_stages(settings, whole.stages, train=train, known=unchanged, console=console)
+    earlier = run_stages(settings, run.stages, train=train, known=unchanged, console=console)
     return make_job(settings, earlier=earlier.modules, skipped=skipped), earlier
 
 

@@ -18,6 +18,7 @@ from adjoined.data import DataInfo, ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, written_beside
 from adjoined.methods import METHODS, Stage, ends_the_same
+from adjoined.names import BASE
 from adjoined.report.console import say
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost, load, read_description
 from adjoined.settings import Settings
@@ -106,14 +107,14 @@ def check_stages(settings: Settings, processes: int, skipped: Collection[str] | 
     images = make_job(settings.for_method("standard"), skipped=skipped).images
     for stage in stages:
         if stage.given:
-            _check_given(Path(stage.given), stage.network, images.info)
+            _check_given(Path(stage.given), images.info)
     return images
 
 
-def _check_given(folder: Path, network: str, info: DataInfo) -> None:
+def _check_given(folder: Path, info: DataInfo) -> None:
     if not RunFolder(folder).finished:
         raise AdjoinedError("no finished run in this folder", where=f"--teacher {folder}")
-    theirs = DataInfo.from_json(read_description(folder, network)["data"])
+    theirs = DataInfo.from_json(read_description(folder, BASE)["data"])
     for what in ("class_names", "channels", "image_size", "mean", "std"):
         if getattr(theirs, what) != getattr(info, what):
             raise AdjoinedError(
@@ -152,6 +153,6 @@ def _take_in(earlier: StageResults, stage: Stage, run: RunFolder, settings: Sett
     result = run.read_result()
     assert result is not None
     # The user named the code of the model in this command.
-    earlier.modules[stage.name] = load(run.path, stage.network, model=settings.code)
-    earlier.carried += [each for each in result.networks if stage.carried and each.name == stage.network]
+    earlier.modules[stage.name] = load(run.path, BASE, model=settings.code)
+    earlier.carried += [each for each in result.networks if each.name == BASE]
     earlier.costs.append(replace(result.stages[-1], name=stage.name))

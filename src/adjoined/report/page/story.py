@@ -43,11 +43,6 @@ class RunStory:
     """When in training the networks had their weights, in words; "" for the finished networks."""
 
     @property
-    def name(self) -> str:
-        """The name of the folder."""
-        return self.folder.resolve().name
-
-    @property
     def names(self) -> tuple[str, ...]:
         """The networks: base, small; or base, small-1 …; empty before the end of the first epoch."""
         if self.result:
