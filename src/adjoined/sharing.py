@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing import Index, SlicePlan, add_at, full_name, mentions, take
+from adjoined.slicing import Index, SlicePlan, add_at, full_name, mentions, take, unregistered_weights
 
 Indices = tuple[Index | None, ...]
 
@@ -43,6 +44,7 @@ class SharedWeights:
 
     Attributes:
         shared: the weights.
+        unregistered: the weights that the base does not register, which the small networks have in common with it.
         written: whether the model's own code changes weights in place: small networks then get copies of their slices,
             taken after the base has run, so that what they write reaches no other network. None, with copies as well,
             if its code might, and no call has shown it yet.
@@ -59,6 +61,7 @@ class SharedWeights:
             for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
                 if parameter is not None and full_name(where, name) not in private:
                     owners.setdefault(id(parameter), []).append((where, name))
+        self.unregistered = list(unregistered_weights(base).values())
         self.shared = []
         for of_one in owners.values():
             names = [full_name(*owner) for owner in of_one]
@@ -137,12 +140,22 @@ class SharedWeights:
             self.written, slices = True, None
         return output, self.slices() if slices is None else slices
 
+    @contextmanager
+    def unwritten(self) -> Iterator[None]:
+        """Undo what a small network's call writes into the weights that the base does not register."""
+        kept = [(each, each.data, each.detach().clone()) for each in self.unregistered if self.written is not False]
+        try:
+            yield
+        finally:
+            for weight, data, values in kept:
+                weight.data = data.copy_(values)
+
     def _versions(self) -> dict[int, int]:
         """Return how often each weight has been changed in place, by its id; nothing where that cannot be watched."""
         recorded = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if recorded or self.written or not self._may_write:
             return {}
-        held = [self._weight(*each.owners[0], shared=each) for each in self.shared]
+        held = [*self.unregistered, *(self._weight(*each.owners[0], shared=each) for each in self.shared)]
         return {id(weight): weight._version for weight in held if not weight.is_inference()}
 
 

@@ -231,7 +231,8 @@ class Runner:
         try:
             for (part, name), value in zip(parameters, bound, strict=True):
                 part._parameters[name] = _as_parameter(value)
-            return module(*args, **kwargs)
+            with self._weights.unwritten():
+                return module(*args, **kwargs)
         except RuntimeError as error:
             check_same_place(module, self._weights.base)
             read = [value.part for value in bound if isinstance(value, Unknown) and value.was_read]

@@ -251,6 +251,20 @@ class DeformableWithMask(Net):
         return self.one(x, self.offset(x) / 10, self.mask(x).sigmoid())
 
 
+class FoldedAndResampled(Net):
+    """A generator: features of a linear layer become a small image, which is padded, pooled and enlarged."""
+
+    reads = 24
+
+    def parts(self) -> None:
+        self.one = nn.Linear(32, 24 * 16)
+
+    def mid(self, x: Tensor) -> Tensor:
+        small = self.one(x.mean((2, 3))).view(len(x), -1, 4, 4)
+        small = F.avg_pool2d(F.pad(small, (1, 1, 1, 1), mode="reflect"), 3, 1)
+        return F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
+
+
 class Regions(Net):
     def mid(self, x: Tensor) -> Tensor:
         from torchvision.ops import roi_align

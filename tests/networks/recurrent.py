@@ -53,6 +53,41 @@ class Cell(nn.Module):
         return self.head(state[0] if pair else state)
 
 
+class ImageCell(nn.Module):
+    """A ConvLSTM on the pictures themselves: its gates read a picture beside the state, or each by a layer of its own."""
+
+    def __init__(self, apart: bool = False) -> None:
+        super().__init__()
+        self.width, self.apart = 16, apart
+        self.gates = nn.Conv2d(3 if apart else 3 + 16, 64, 3, padding=1)
+        self.again = nn.Conv2d(16, 64, 3, padding=1, bias=False) if apart else nn.Identity()
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        hidden = cell = clip.new_zeros(len(clip), self.width, *clip.shape[-2:])
+        for x in clip.unbind(1):
+            gates = self.gates(x) + self.again(hidden) if self.apart else self.gates(torch.cat([x, hidden], 1))
+            forget, let_in, let_out, new = gates.chunk(4, 1)
+            cell = forget.sigmoid() * cell + let_in.sigmoid() * new.tanh()
+            hidden = let_out.sigmoid() * cell.tanh()
+        return self.head(hidden.mean((2, 3)))
+
+
+class Letters(nn.Module):
+    """A recurrent network by hand: a linear layer reads a letter beside the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 32
+        self.step, self.head = nn.Linear(10 + 32, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.zeros(len(x), self.width, dtype=x.dtype)
+        for letter in x.unbind(1):
+            hidden = self.step(torch.cat([letter, hidden], 1)).tanh()
+        return self.head(hidden)
+
+
 class Words(nn.Module):
     """Features of words before a convolution: of each word, or of all of them together."""
 

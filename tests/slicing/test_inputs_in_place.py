@@ -201,6 +201,7 @@ class ChangesWeights(nn.Module):
         self.way = way
         self.stem, self.body, self.head = conv(3, 32), conv(32, 48), nn.Linear(48, CLASSES)
         self.scale, self.slow = nn.Parameter(torch.ones(48)), conv(32, 48).requires_grad_(False)
+        self.unregistered = [conv(32, 48)] if way == "follows, unregistered" else []
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).relu()
@@ -211,11 +212,12 @@ class ChangesWeights(nn.Module):
             case "set from data":
                 with torch.no_grad():
                     self.scale.copy_(1 / (y.std((0, 2, 3)) + 1))
-            case "follows":
+            case "follows" | "follows, unregistered":
+                slow = self.unregistered[0] if self.unregistered else self.slow
                 with torch.no_grad():
-                    for mine, its in zip(self.slow.parameters(), self.body.parameters(), strict=True):
+                    for mine, its in zip(slow.parameters(), self.body.parameters(), strict=True):
                         mine.lerp_(its, 0.5)
-                y = y + self.slow(x)
+                y = y + slow(x).detach()
             case "normalised":
                 with torch.no_grad():
                     self.normalise()
@@ -225,7 +227,7 @@ class ChangesWeights(nn.Module):
         self.head.weight.div_(self.head.weight.norm(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("way", ["decays", "set from data", "follows", "normalised"])
+@pytest.mark.parametrize("way", ["decays", "set from data", "follows", "follows, unregistered", "normalised"])
 @pytest.mark.parametrize("training", [False, True])
 def test_changes_of_weights_in_place_reach_no_other_network(way: str, training: bool):
     """The base's weights are what they would be without small networks, and these are slices of them."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adjoined import adjoin
 from adjoined.slicing import Kind, SlicePlan, check_plan, make_plan
-from recurrent import SOUND, Cell, ModulatedUpsampling, Packed, Recurrent, Words
+from recurrent import SOUND, Cell, ImageCell, Letters, ModulatedUpsampling, Packed, Recurrent, Words
 from zoo import images, parameters, seeded
 
 WORDS = torch.arange(24).view(2, 12) % 50
@@ -29,6 +29,9 @@ EACH: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "GRU beside a value": (lambda: Recurrent(nn.GRU, reads=True), SOUND),
     "LSTM on packed sequences": (lambda: Packed(nn.LSTM, bidirectional=True), SOUND),
     "GRU on packed sequences": (lambda: Packed(nn.GRU), SOUND),
+    "ConvLSTM on pictures": (ImageCell, images(2, 3, 3, 6, 6)),
+    "ConvLSTM of two layers on pictures": (lambda: ImageCell(apart=True), images(2, 3, 3, 6, 6)),
+    "a cell by hand": (Letters, images(2, 3, 10)),
     "Embedding": (Words, WORDS),
     "EmbeddingBag": (lambda: Words(together=True), WORDS),
     "groups are images": (ModulatedUpsampling, images(2, 3, 8, 8)),

@@ -172,6 +172,8 @@ class LabelFlow(State, TorchDispatchMode):
             self.note_decided(given)
         self._note_statistics(name, given, results)
         uniform = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
+        if name == "cat" and not labelled and any(map(self.is_uniform, given)):
+            self.note_filled(given, args[1] if len(args) > 1 else 0, results[0])
         if labelled and name not in _CREATE and not (self._idle and name == "select"):
             self._apply_rule(Call(func, name, bound, out), args, labelled[0], results)
         for tensor in results:

@@ -52,6 +52,7 @@ class Slots:
         self._within = ""  # the call of torch.einsum that runs
         self._slots: Any = WeakIdKeyDictionary()
         self._uniform: Any = WeakIdKeyDictionary()
+        self._filled: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
         self.choices: Any = WeakIdKeyDictionary()
         self.statistics: Any = WeakIdKeyDictionary()
@@ -113,6 +114,18 @@ class Slots:
     def is_uniform(self, tensor: Tensor) -> bool:
         """Return whether all elements are equal by construction (zeros, ones): such a tensor fits any width."""
         return tensor in self._uniform and tensor not in self._slots
+
+    def note_filled(self, parts: Sequence[Tensor], dim: int, out: Tensor) -> None:
+        """Remember which places of a concatenation without labels are zeros, as the first state of a ConvLSTM is."""
+        filled = [torch.full((part.shape[dim],), self.is_uniform(part), device="cpu") for part in parts]
+        self._filled[out] = dim % out.ndim, torch.cat(filled)
+
+    def of_fixed_input(self, weight_in: Tensor, x: Tensor, dim: int) -> Tensor:
+        """Return what a weight reads along `dim` of a tensor without labels; 0 where that is zeros, for any width."""
+        if self.is_uniform(x):
+            return torch.zeros_like(weight_in)
+        at, filled = self._filled.get(x, (None, None))
+        return weight_in.masked_fill(filled, 0) if at == dim else weight_in
 
     def is_stored(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a parameter or buffer, or a view of one."""

@@ -40,6 +40,8 @@ def convolution(state: State, call: Call) -> None:
         state.findings.kernels.append([(d, slot) for slot in state.slots(weight) for d in varying(slot)])
     groups = call["groups"]
     if groups == 1 and state.module not in state.findings.conv_groups:
+        if channels is None and weight_in is not None:
+            weight_in = state.of_fixed_input(weight_in, x, 1)
         state.tie_vectors(channels, weight_in, FIXED_INPUT)
         result = weight_out
     elif transposed:

@@ -114,8 +114,9 @@ def _tie_inner(state: State, a: Tensor, b: Tensor, spans_a: Spans, spans_b: Span
         spans_b = _mixed(state, 1, spans_b, inner_b, column)
     read = state.vector([slot for slot, dims in spans_a if inner_a in dims], inner_a)
     weight_in = state.vector([slot for slot, dims in spans_b if inner_b in dims], inner_b)
-    if weight_in is not None and state.is_uniform(a):  # zeros fit any weight: the first state of a recurrent layer
+    if weight_in is not None and read is None:
         state.note_read(weight_in)
+        state.tie_vectors(None, state.of_fixed_input(weight_in, a, inner_a), "reads features of fixed width")
     else:
         state.note_read(state.tie_vectors(read, weight_in, "reads features of fixed width"))
     rows, columns = ([s for s, _ in spans if d in varying(s)] for spans, d in ((spans_a, row), (spans_b, column)))

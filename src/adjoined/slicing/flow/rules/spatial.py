@@ -23,12 +23,16 @@ from adjoined.slicing.plan.reasons import Kind, Reason
     "replication_pad2d", "replication_pad3d", "grid_sampler_2d", "grid_sampler_3d", "fractional_max_pool2d",
 )  # fmt: skip
 def resample(state: State, call: Call) -> None:
-    """Slots along dimensions that keep their size stay; a labelled dimension that is resampled is pinned."""
+    """Slots along dimensions that keep their size stay; a labelled dimension that is resampled is pinned.
+
+    Features of a linear layer that were folded into small images are tied along each of these.
+    """
     x = call.tensors[0]
     pooled = range(x.ndim - _pooled_dims(call.name), x.ndim)
     out = call.outputs[0]  # a second one has the positions of the largest elements
     same = {d for d in range(x.ndim) if x.shape[d] == out.shape[d] and d not in pooled}
-    carried = state.pin_others(state.slots(x), lambda slot: same.issuperset(varying(slot)), _along_channels(call))
+    carried = state.pin_others(state.slots(x), lambda slot: not same.isdisjoint(varying(slot)), _along_channels(call))
+    carried = [state.collapse(slot, sorted(same)) for slot in carried]
     for out in call.outputs:
         state.carry(out, carried)
 
