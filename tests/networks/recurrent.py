@@ -54,7 +54,7 @@ class Cell(nn.Module):
 
 
 class ImageCell(nn.Module):
-    """A ConvLSTM on the pictures themselves: its gates read a picture beside the state, or each by a layer of its own."""
+    """A ConvLSTM on pictures: its gates read a picture beside the state, or each by a layer of its own."""
 
     def __init__(self, apart: bool = False) -> None:
         super().__init__()
