@@ -234,9 +234,6 @@ class AdjoinedNetwork(nn.Module):
 
         The weights of these layers are None between calls. A loop that initialises, counts or groups weights meets
         every shared weight in the base, and every private one in its small network.
-
-        Args:
-            memo, prefix, remove_duplicate: as for `nn.Module.named_modules`.
         """
         for name, module in super().named_modules(memo, prefix, remove_duplicate):
             if name.removeprefix(f"{prefix}.") not in self._sliced:

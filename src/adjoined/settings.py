@@ -191,9 +191,6 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     def data_settings(self, processes: int = 1) -> DataSettings:
         """Return the data settings.
 
-        Args:
-            processes: number of processes that share a batch.
-
         Raises:
             AdjoinedError: the batch cannot be shared evenly.
         """
@@ -252,10 +249,6 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
     def for_method(self, method: str, **changes: Any) -> Settings:
         """Return the same settings for another method; settings that it does not read get their defaults.
-
-        Args:
-            method: its name.
-            changes: further settings to replace.
 
         Example:
             >>> Settings(method="dropout", dropout_rate=0.5, lr=0.2).for_method("standard").dropout_rate

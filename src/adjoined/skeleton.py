@@ -181,10 +181,6 @@ class Runner:
     Activation checkpointing and reversible layers (`Function.apply`) run code again in the backward pass, when the
     slices are no longer bound. If a model's code uses either, the slices of a training call stay in its modules until
     the next call, as plain attributes rather than parameters.
-
-    Args:
-        module: the skeleton.
-        weights: the weights that it shares.
     """
 
     def __init__(self, module: nn.Module, weights: SharedWeights) -> None:

@@ -10,9 +10,6 @@ def versions(*packages: str) -> dict[str, str]:
 
     A package may be there under the name of another build, such as onnxruntime-gpu; it is then left out, too.
 
-    Args:
-        packages: names as pip knows them.
-
     Example:
         >>> versions("torch", "no-such-package").keys()
         dict_keys(['torch'])

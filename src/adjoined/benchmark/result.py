@@ -1,38 +1,7 @@
 """The results of a benchmark as plain data: `benchmark.json` in a run folder, or the file given by `--out`.
 
-The file is one JSON object:
-
-    format        "adjoined-benchmark"
-    version       1
-    subject       what was measured: the run folder, or the name of the model
-    alpha         null for a run trained without a small network, else a list with alpha for each small network
-    input         [C, H, W] of one image
-    networks      a list, the base network first, each
-        name                    "base", "small", or "small-1", "small-2" … of a family
-        parameters, parameters_without_last, macs     counts; MACs for one image
-        file_bytes              size of the weights as safetensors
-        activation_bytes        {batch size as text: peak bytes of activations, in eager PyTorch}
-        moved_bytes             bytes that the operators read and write for one image
-        operators               operators called in one forward pass
-        odd_layers              convolutions and linear layers whose input or output channels are not a multiple of
-                                8, not counting the model's own inputs and outputs
-    rows          a list, one entry for each measured network, each
-        runtime                 "eager", "compiled", "torch-export", "onnx", "openvino" or "executorch"
-        precision               "fp32" or "int8"
-        network, device, batch_size, threads
-        median_ms, lower_quartile_ms, upper_quartile_ms, calls
-        images_per_second       batch size / median
-        file_bytes              size of the exported file; null for PyTorch
-    speedups      a list, one entry for each small network in `rows`, each
-        runtime, precision, network, device, batch_size       of the small network
-        against                 precision of the base network that it is compared with (in interleaved calls)
-        speedup                 median of the base / median of the small network
-        lower_quartile, upper_quartile    of the speed-up, over the turns
-        mac_ratio               MACs of the base / MACs of the small network
-    missing       a list of {"runtime", "device", "why"}: what was not measured, and why, in one line
-    explanations  a list of sentences: where the speed-up falls short of the ratio of MACs, and why
-    channels_last whether PyTorch's own runtimes held networks and images channels-last
-    environment   the record of `adjoined.benchmark.environment`: command, versions, processor, cores, threads
+The file is a JSON object: the format, its version, and the fields of `Benchmark`. In a row, the fields of the latency
+stand among the others.
 """
 
 from __future__ import annotations
@@ -56,17 +25,25 @@ NAME = "benchmark.json"
 
 @dataclass(frozen=True)
 class NetworkFigures:
-    """Sizes of one network; the module's docstring explains the fields."""
+    """Sizes of one network."""
 
     name: str
+    """"base", "small", or "small-1", "small-2" … of a family."""
     parameters: int
     parameters_without_last: int
     macs: int
+    """Of one image."""
     file_bytes: int
+    """Size of the weights as safetensors."""
     activation_bytes: Mapping[str, int]
+    """Batch size as text -> peak bytes of activations, in eager PyTorch."""
     moved_bytes: int
+    """Bytes that the operators read and write for one image."""
     operators: int
+    """Operators called in one forward pass."""
     odd_layers: list[str]
+    """Convolutions and linear layers with input or output channels that are not a multiple of 8, except for the model's
+    own inputs and outputs."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +52,11 @@ class Timing:
 
     runtime: str
     precision: str
+    """"fp32" or "int8"."""
     network: str
     latency: Latency
     file_bytes: int | None = None
+    """Size of the exported file; None for PyTorch."""
 
     @property
     def images_per_second(self) -> float:
@@ -100,10 +79,14 @@ class Speedup:
     device: str
     batch_size: int
     against: str
+    """Precision of the base network that it is compared with, in interleaved calls."""
     speedup: float
+    """Median of the base / median of the small network."""
     lower_quartile: float
+    """Of the speed-up, over the turns, like `upper_quartile`."""
     upper_quartile: float
     mac_ratio: float
+    """MACs of the base / MACs of the small network."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +96,7 @@ class MissingRuntime:
     runtime: str
     device: str
     why: str
+    """In one line."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +104,21 @@ class Benchmark:
     """All results of one benchmark."""
 
     subject: str
+    """The run folder, or the name of the model."""
     alpha: list[float] | None
+    """Alpha of each small network; None for a run without one."""
     input: list[int]
+    """C, H and W of one image."""
     networks: list[NetworkFigures]
+    """The base network first."""
     environment: Environment
     rows: list[Timing] = field(default_factory=list)
     speedups: list[Speedup] = field(default_factory=list)
     missing: list[MissingRuntime] = field(default_factory=list)
     explanations: list[str] = field(default_factory=list)
+    """Where the speed-up falls short of the ratio of MACs, and why."""
     channels_last: bool = False
+    """Whether PyTorch's own runtimes held networks and images channels-last."""
 
     def is_doubtful(self, each: Speedup) -> bool:
         """Return whether the calls of the two networks of a speed-up vary too much for it."""

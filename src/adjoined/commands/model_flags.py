@@ -82,11 +82,7 @@ class ModelOptions(SmallSettings):
         return model, example, plans if self.order is None else slicer.reorder(plans, self.order)
 
     def others(self, model: nn.Module, example: Tensor) -> list[SlicePlan]:
-        """Return plans for the usual alphas, as far as the model's layers have enough channels for them.
-
-        Args:
-            model, example: as `build` returned them.
-        """
+        """Return plans for the usual alphas, as far as the model's layers have enough channels for them."""
         from adjoined.slicing import AlphaTooLarge, Request, Slicer
 
         slicer, found = Slicer(model, example), []

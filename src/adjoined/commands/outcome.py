@@ -19,10 +19,6 @@ def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
 
     The run measured the accuracies, on the saved files; the latency at batch 1 is measured now, on the CPU, in
     interleaved calls.
-
-    Args:
-        run: the finished run.
-        seconds: seconds to spend on the latency.
     """
     modules = {network.name: network.module for network in run.networks}
     return figures_from(run, latency(modules, run.example(), seconds=seconds))

@@ -95,10 +95,6 @@ def gather(study: Study, *, seconds: float) -> tuple[tuple[Row, ...], list[Adjoi
 
     The latency of all networks of one seed is measured here, on the CPU at batch 1, in interleaved calls.
 
-    Args:
-        study: the comparison.
-        seconds: seconds to spend on the latency of each network.
-
     Returns:
         The rows, and errors about networks that could not be loaded: those of another seed replace them, and a
         contender without any is left out.

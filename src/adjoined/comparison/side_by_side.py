@@ -45,11 +45,6 @@ class _Worker:
 def train_side_by_side(study: Study, jobs: int, console: Console) -> list[Failure]:
     """Do all unfinished runs, `jobs` at a time; each writes its output to FOLDER/logs.
 
-    Args:
-        study: the comparison.
-        jobs: number of parallel processes, at least 1.
-        console: where to report which run starts and how it ends.
-
     Returns:
         The failed runs, and why they failed.
 

@@ -175,12 +175,7 @@ class Study:
         return partial(train, resume=True, console=console, known=known, deadline=deadline)
 
     def outlook(self, run: Run, at_work: Sequence[Run] = ()) -> str:
-        """Return a progress line for a run that starts: what is done, what remains, and an estimate of the time.
-
-        Args:
-            run: the run that starts.
-            at_work: the runs that are already in progress.
-        """
+        """Return a progress line for a run that starts: what is done, what remains, and an estimate of the time."""
         runs, (variant, number) = self.runs(), run
         results = [(each, result) for each in runs if (result := self.result(*each)) is not None]
         done = [each for each, _ in results]

@@ -102,10 +102,6 @@ class ImageData:
     def device_loader(self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1) -> DeviceLoader:
         """Return a loader of training batches that stay on a device and are augmented there.
 
-        Args:
-            device: the device.
-            seed, rank, world_size: as in `train_loader`.
-
         Raises:
             AdjoinedError: the images are augmented by more than shifts and flips.
         """

@@ -186,10 +186,6 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def preprocess(info: DataInfo, image: Image) -> Tensor:
     """Prepare one image exactly as in the evaluation of a data set, bit for bit.
 
-    Args:
-        info: the data that the network was trained on.
-        image: a PIL image of any mode and size.
-
     Returns:
         float32 (1, C, image_size, image_size), normalised.
     """

@@ -183,11 +183,7 @@ def _entries(folder: Path) -> list[DirEntry[str]]:
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
-    """Ask an entry for its kind, following links; a broken link has no kind.
-
-    Args:
-        kind: the entry's `is_dir` or `is_file`.
-    """
+    """Ask an entry for its kind, following links; a broken link has no kind."""
     try:
         return kind()
     except OSError as error:

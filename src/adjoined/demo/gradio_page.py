@@ -49,12 +49,6 @@ class DemoNetwork:
 def page(networks: Sequence[DemoNetwork], info: DataInfo, title: str, examples: Sequence[Picture] = ()) -> FastAPI:
     """Return the page as a web application.
 
-    Args:
-        networks: the base network first.
-        info: the classes, and how images are prepared.
-        title: title of the run.
-        examples: images that a visitor may click instead of bringing one.
-
     Raises:
         AdjoinedError: Gradio is not installed.
     """

@@ -31,11 +31,7 @@ class Picture:
 
 
 def pictures(images: ImageData) -> list[Picture]:
-    """Return a few validation images, spread evenly over the classes.
-
-    Args:
-        images: the data of a run.
-    """
+    """Return a few validation images, spread evenly over the classes."""
     from torchvision.transforms.v2.functional import to_pil_image
 
     by_class = images.val.labels.argsort(stable=True).tolist()

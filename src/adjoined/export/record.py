@@ -73,10 +73,6 @@ def read_exports(folder: Path) -> list[ExportedFile]:
 def record(folder: Path, entry: Mapping[str, Any]) -> None:
     """Add a file to the record, replacing an older one of that name; entries of missing files are dropped.
 
-    Args:
-        folder: the folder of the file.
-        entry: its entry, with the fields of `ExportedFile` and others.
-
     Raises:
         AdjoinedError: the record is damaged, or cannot be written.
     """

@@ -38,9 +38,6 @@ class FollowsBase:
     """Has the small networks' own parameters frozen and trained as the base's of the same names are, at any time.
 
     A fine-tuning callback may unfreeze parts of the base after some epochs, and give them to an optimizer then.
-
-    Args:
-        net: the joint network.
     """
 
     def __init__(self, net: AdjoinedNetwork) -> None:

@@ -52,10 +52,6 @@ def fresh_small(model: nn.Module, plan: SlicePlan) -> nn.Module:
     independent weights scaled by fan-in or fan-out, as in torch, torchvision and timm. The draw uses torch's global
     generator.
 
-    Args:
-        model: the untrained base network.
-        plan: its slice plan.
-
     Example:
         >>> from adjoined.slicing import make_plan
         >>> model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 4))

@@ -40,9 +40,6 @@ def resolve(spec: str) -> str:
     No user code is imported: for `FILE.py:FUNCTION` only the file's existence is checked, for
     `package.module:FUNCTION` nothing.
 
-    Args:
-        spec: a name in the grammar of this module.
-
     Returns:
         `LIBRARY:NAME`, or `/absolute/FILE.py:FUNCTION`, or `package.module:FUNCTION`.
 

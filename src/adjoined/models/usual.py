@@ -61,9 +61,6 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 def normalisation(spec: str) -> Normalisation | None:
     """Return the mean and standard deviation per channel of the images that a model's pretrained weights expect.
 
-    Args:
-        spec: the model, as `adjoined.models.build` takes it.
-
     Returns:
         Both of values in [0, 1]; None if they are not known. Torchvision's models expect ImageNet's, which photos have
         anyway.

@@ -18,11 +18,7 @@ COLUMNS = ("", "base", "IQR", "img/s", "small", "IQR", "img/s", "ratio", "MACs")
 
 
 def benchmark_tables(found: Benchmark) -> list[Table]:
-    """Return the table of sizes, and one of times for each device and batch size; the notes are below the last.
-
-    Args:
-        found: what `adjoined.benchmark.measure.run_benchmark` returns.
-    """
+    """Return the table of sizes, and one of times for each device and batch size; the notes are below the last."""
     places = dict.fromkeys((row.latency.device, row.latency.batch_size) for row in found.rows)
     *tables, last = [_sizes(found), *(_times(found, *place) for place in places)]
     return [*tables, replace(last, notes=(*last.notes, *_notes(found)))]

@@ -93,12 +93,6 @@ def result_table(base: Figures, smalls: Sequence[Figures], *, title: str = "", n
     Sizes and times are compared by their ratio, accuracies by their difference in points. Figures that no network has
     are left out.
 
-    Args:
-        base: figures of the base network.
-        smalls: figures of each small network.
-        title: line above the table.
-        notes: lines below the table, before the note about latency.
-
     Example:
         >>> base = Figures("base", 25_557_032, 23_508_032, 4_089_184_256)
         >>> print(result_table(base, [Figures("small", 1_993_576, 1_480_576, 278_086_656)]).text())

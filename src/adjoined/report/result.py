@@ -18,12 +18,7 @@ NAME = "result.json"
 
 
 def figures_from(run: FinishedRun, times: Mapping[str, Latency | None] | None = None) -> list[Figures]:
-    """Return sizes and accuracies of a run's networks, the base network first.
-
-    Args:
-        run: the run, its networks loaded.
-        times: name of each network -> its latency, if measured.
-    """
+    """Return sizes and accuracies of a run's networks, the base network first."""
     example = run.example()
     return [
         Figures.of(

@@ -22,11 +22,6 @@ MORE_TENSORS = 1000
 class Ceiling(TorchDispatchMode):
     """Within the block, refuse to allocate more tensors than a network of this size needs.
 
-    Args:
-        tensors: number of the network's saved tensors.
-        bytes: their size.
-        where: the file that names the network, for the error.
-
     Raises:
         AdjoinedError: an allocation would exceed the limit; raised before it happens.
     """

@@ -53,9 +53,6 @@ class Record(TypedDict):
 class RunFolder:
     """The files of one run.
 
-    Args:
-        path: the folder.
-
     Attributes:
         settings: settings.yaml, all settings, resolved.
         record: run.json, versions, seed, commands, times.
@@ -160,10 +157,6 @@ class RunFolder:
 
     def copy_networks(self, target: RunFolder, names: Iterable[str]) -> None:
         """Copy finished networks and the metrics into another, existing folder; links are refused.
-
-        Args:
-            target: the other folder.
-            names: names of the networks.
 
         Raises:
             AdjoinedError: a file is missing, is a link, or cannot be written.

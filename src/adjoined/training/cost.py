@@ -17,9 +17,6 @@ def training_macs(job: Job) -> int | None:
 
     Validation, the optimizer and earlier stages do not count. None if the network cannot be run separately on two
     images; that should not end a run.
-
-    Args:
-        job: the training job.
     """
     images = job.images
     size = min(images.settings.batch_size, len(images.train))

@@ -71,12 +71,7 @@ class Pace:
 
 
 class Display(Callback):
-    """Print a line after every epoch; in a terminal, show a bar below with steps, speed and remaining time.
-
-    Args:
-        console: the console to write to.
-        history: the rows of the epochs.
-    """
+    """Print a line after every epoch; in a terminal, show a bar below with steps, speed and remaining time."""
 
     def __init__(self, console: Console, history: History) -> None:
         self.console, self.history = console, history

@@ -52,12 +52,7 @@ def training_images(settings: Settings, images: ImageData, device: torch.device,
 
 
 class RunData(LightningDataModule):
-    """This process's share of the images, in an order that depends only on seed and epoch.
-
-    Args:
-        settings: the settings of the run.
-        images: the data set.
-    """
+    """This process's share of the images, in an order that depends only on seed and epoch."""
 
     def __init__(self, settings: Settings, images: ImageData) -> None:
         super().__init__()

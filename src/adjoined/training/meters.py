@@ -120,14 +120,7 @@ def measure(name: str, num_classes: int, *, alone: bool = False) -> Metric:
 
 
 class EpochMeters:
-    """All means of an epoch over all devices: loss terms, and accuracies in training and validation.
-
-    Args:
-        networks: names of the networks.
-        num_classes: K.
-        device: device of the figures.
-        kind: the task.
-    """
+    """All means of an epoch over all devices: loss terms, and accuracies in training and validation."""
 
     def __init__(
         self, networks: Iterable[str], num_classes: int, device: torch.device, kind: str = "classification"

@@ -34,12 +34,6 @@ class TrainingModule(LightningModule):
 
     Every epoch is a function of the previous checkpoint, the seed and its number: the loaders determine the order of
     the images and their augmentation, and all other generators are seeded at the start of the epoch.
-
-    Args:
-        settings: the settings of the run.
-        method: the method, which computes loss and logits.
-        built: the result of the method's `build`.
-        num_classes: K.
     """
 
     network: nn.Module

@@ -53,11 +53,6 @@ def check_optimizer(name: str) -> None:
 def make_optimizer(settings: Settings, network: nn.Module, *, small_rate: float = 1.0) -> Optimizer:
     """Return the optimizer of all trainable parameters of the network, each once.
 
-    Args:
-        settings: the settings of the run.
-        network: the module to train.
-        small_rate: as in `parameter_groups`.
-
     Raises:
         AdjoinedError: the optimizer is unknown, or it needs a package that is not installed.
     """

@@ -78,10 +78,6 @@ class Outlook:
 def look_ahead(settings: Settings, folder: Path) -> Outlook:
     """Return what a run with these settings would do. Nothing is written; a few steps are taken, on one device.
 
-    Args:
-        settings: the settings of the run.
-        folder: the folder that the run would have.
-
     Raises:
         AdjoinedError: as the run itself would; or the method has stages, each of which needs the one before.
     """

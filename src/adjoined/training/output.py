@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 class Unstoppable:
     """A text stream that drops what it cannot write.
 
-    Args:
-        stream: the stream to write to.
-
     Attributes:
         error: the first error, or None.
     """

@@ -170,12 +170,6 @@ def _callbacks(settings: Settings, run: RunFolder, history: History, console: Co
 def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], files: WholeCheckpointIO) -> Trainer:
     """Return Lightning's trainer for a run, which has written nothing yet.
 
-    Args:
-        settings: the settings of the run.
-        folder: the folder of the run.
-        callbacks: what is called during training.
-        files: how checkpoints are written.
-
     Raises:
         AdjoinedError: the devices, the strategy or the precision cannot be used.
     """

@@ -81,11 +81,6 @@ def run_stages(
 def check_stages(settings: Settings, processes: int, skipped: Collection[str] | None) -> ImageData | None:
     """Check that the stages before a run's own training can be run.
 
-    Args:
-        settings: the settings of the run.
-        processes: number of processes that share a batch.
-        skipped: the damaged images to leave out, if known.
-
     Returns:
         The images of all stages; None if these settings have no stages.
 

@@ -16,12 +16,7 @@ from adjoined.training.module import TrainingModule
 
 
 class TensorBoard(Callback):
-    """Write the scalars of measured steps and of epochs.
-
-    Args:
-        folder: folder of the event files.
-        history: the rows of the epochs.
-    """
+    """Write the scalars of measured steps and of epochs."""
 
     def __init__(self, folder: Path, history: History) -> None:
         self.folder, self.history = folder, history

@@ -136,14 +136,7 @@ def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis) -> Chart:
 
 
 def widths(title: str, names: Sequence[str], networks: Sequence[tuple[str, Sequence[int]]], *, note: str = "") -> Chart:
-    """Draw the channels of every layer as steps, one line per network, on a logarithmic axis.
-
-    Args:
-        title: title of the chart.
-        names: names of the layers, in order.
-        networks: name and channels of each network, the base network first.
-        note: text below the title.
-    """
+    """Draw the channels of every layer as steps, one line per network, on a logarithmic axis."""
     everything = [width for _, each in networks for width in each]
     axis = Axis("channels", lambda width: f"{width:.3g}", log=True)
     x = Axis("layer", lambda place: names[min(int(place), len(names) - 1)])
