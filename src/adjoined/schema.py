@@ -48,8 +48,8 @@ def _no_path(kind: type[T], _: object) -> T:
     return kind()
 
 
-def read_yaml(path: Path, *, links: bool = True) -> Any:
-    """Read a YAML file as plain data: dicts, lists, texts, numbers, truth values, None.
+def read_mapping(path: Path, *, links: bool = True) -> Mapping[str, Any]:
+    """Read a YAML file that holds a mapping, as plain data: dicts, lists, texts, numbers, truth values, None.
 
     Tags, anchors, aliases and duplicate keys are refused; dates are strings.
 
@@ -62,17 +62,25 @@ def read_yaml(path: Path, *, links: bool = True) -> Any:
     """
     content = read_bytes(path, "a YAML file", links=links, largest=LARGEST_YAML)
     try:
-        return parse_yaml(content.decode())
+        values = parse_yaml(content.decode())
     except (ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = ", ".join(filter(None, (getattr(error, each, None) for each in ("context", "problem")))) or str(error)
         raise AdjoinedError(
             f"cannot read the settings: {problem}", where=path if mark is None else f"{path}, line {mark.line + 1}"
         ) from error
+    if not isinstance(values, Mapping):
+        raise AdjoinedError(
+            "no settings in this file",
+            where=path,
+            expected="a YAML mapping like `epochs: 40`",
+            got="an empty file" if values is None else type(values).__name__,
+        )
+    return values
 
 
 def parse_yaml(text: str) -> Any:
-    """Return a YAML text as plain data, as `read_yaml` does.
+    """Return a YAML text as plain data, as `read_mapping` does.
 
     Raises:
         ValueError, yaml.YAMLError: it is not such a text.
@@ -93,19 +101,6 @@ def yaml_text(data: Any) -> str:
         "lr: 0.1\\nname: '1e5'\\n"
     """
     return yaml.dump(data, Dumper=_Quoting, sort_keys=False, allow_unicode=True)
-
-
-def read_mapping(path: Path, *, links: bool = True) -> Mapping[str, Any]:
-    """Read a YAML file that holds a mapping; arguments and errors as in `read_yaml`."""
-    values = read_yaml(path, links=links)
-    if not isinstance(values, Mapping):
-        raise AdjoinedError(
-            "no settings in this file",
-            where=path,
-            expected="a YAML mapping like `epochs: 40`",
-            got="an empty file" if values is None else type(values).__name__,
-        )
-    return values
 
 
 class _Plain(_Safe):

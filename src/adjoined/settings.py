@@ -76,7 +76,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     image_size: int | None = None
     """Height and width of the networks' input, pixels; none: the data set's own."""
     augment: Literal["none", "light", "standard", "strong"] = "standard"
-    """Strength of the augmentation of training images."""
+    """Augmentation of training images: none; light (flips, small crops); standard (the usual crops and flips); strong
+    (standard, random changes of colour and shape, and random erasing)."""
     val_fraction: float = 0.2
     """Fraction of the images to hold out if a data set has no validation split, in (0, 1)."""
     split_seed: int = 0

@@ -118,11 +118,8 @@ class MultiLabel(Task):
         """Return the binary cross-entropy and the KL of independent labels."""
         family = [q] if isinstance(q, Tensor) else q
         distance = partial(label_kl, temperature=temperature, pull=not detach)
-        task = partial(self._loss_of_one, y=y)
-        return AdjointTerms(*objective_terms([p, *family], task=task, distance=distance, small_task=False)[:2])
-
-    def _loss_of_one(self, output: Tensor, y: Tensor) -> Tensor:
-        return self.loss([output], y)
+        terms = objective_terms([p, *family], task=lambda z: self.loss([z], y), distance=distance, small_task=False)
+        return AdjointTerms(*terms[:2])
 
     def penalty(self, p: Tensor, q: Tensor) -> Tensor:
         """Return ½ Σ σ(p) (1 − σ(p)) (p − q)² over the labels, the mean over the samples."""

@@ -36,14 +36,8 @@ def run_benchmark(
 
     Args:
         subject: the networks.
-        runtimes: keys of `RUNTIMES`; runtimes that are not installed are reported as missing.
-        batch_sizes: images per call.
-        devices: "cpu", "cuda"; on a GPU only PyTorch is measured.
-        threads: threads per operator; None uses PyTorch's number for all runtimes.
-        int8: measure int8 even without an int8 file, in the export runtimes.
-        channels_last: hold networks and images in channels-last memory format, in PyTorch's own runtimes.
-        seconds: time for all calls together, s; slow networks take longer, since each has at least 5 counted calls.
-            Exporting and compiling take extra time.
+        runtimes, batch_sizes, devices, threads, int8, channels_last, seconds: the options of `adjoined benchmark`.
+            Runtimes that are not installed are reported as missing.
         tell: called with a line before each measurement.
 
     Example:

@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
     options, asked = parse("benchmark", argv, BenchmarkOptions, ModelOptions, purpose=PURPOSE)
     if options.huge_pages:
         os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # PyTorch, not imported yet, reads it once, before its first tensor
+    import torch
+
     from adjoined.benchmark.measure import run_benchmark
     from adjoined.benchmark.result import NAME
     from adjoined.commands.device import check_device
@@ -95,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     out = Path(options.out) if options.out else None
     if is_run and out is None:
         out = Path(options.subject, name_for(NAME, options.weights))
-    devices = options.devices or _devices()
+    devices = options.devices or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     for device in devices:
         check_device(device, "--devices")
     subject = _of_run(options, asked) if is_run else _of_model(options.subject, asked)
@@ -118,12 +120,6 @@ def main(argv: Sequence[str]) -> None:
         print(json_text(found.to_json()))
     else:
         show(*benchmark_tables(found), *([f"saved to {out}"] if out else []))
-
-
-def _devices() -> list[str]:
-    import torch
-
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:

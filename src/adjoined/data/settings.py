@@ -31,34 +31,17 @@ def folder_of(name: str) -> Path | None:
 
 @dataclass
 class DataSettings:
-    """The choice of images, and how they are loaded.
-
-    Args:
-        name: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet; or folder:PATH (PATH holds train/ and
-            val/, each with a folder per class, or the class folders themselves, which are then split);
-            segmentation:PATH (images/ and masks/); labels:FILE.csv (images with any number of labels).
-        root: folder that holds the data set; not needed for the user's own data. Nothing is downloaded.
-        image_size: height and width of the network's input, pixels. Default: the images' own, 224 for photos.
-        batch_size: images per training step and process.
-        eval_batch_size: images per evaluation step and process.
-        workers: processes that read images, per training process; 0 reads in the training process itself.
-        augment: augmentation of training images: none; light (flips, small crops); standard (the usual crops and
-            flips); strong (standard plus random colour and shape changes and random erasing).
-        shift: largest random shift of small images, pixels. Default: an eighth of their size.
-        val_fraction: fraction of the images to hold out if the data set has no test images.
-        split_seed: seed of that split and of `limit`.
-        limit: training images per class, for studies of small data. Default: all.
-        bad_images: treatment of files that are damaged, not images, or too large: stop reports them before any
-            training; skip leaves them out, before the split, and counts them.
-        normalisation: mean and standard deviation per channel, of values in [0, 1], with which a pretrained network was
-            trained. Default, and for images with other channels: the data set's.
-    """
+    """The choice of images, and how they are loaded; `adjoined.settings.Settings` explains what this does not."""
 
     name: str = "digits"
+    """The data set, `Settings.data`."""
     root: str = "data"
+    """`Settings.data_root`; not needed for the user's own data. Nothing is downloaded."""
     image_size: int | None = None
     batch_size: int = 128
+    """Images per training step and process."""
     eval_batch_size: int = 256
+    """Images per evaluation step and process."""
     workers: int = 0
     augment: Augmentation = "standard"
     shift: int | None = None
@@ -67,6 +50,8 @@ class DataSettings:
     limit: int | None = None
     bad_images: BadImages = "stop"
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation per channel, of values in [0, 1], with which a pretrained network was trained. None,
+    and for images with other channels: the data set's."""
 
 
 def check(settings: DataSettings) -> None:
