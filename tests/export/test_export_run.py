@@ -22,7 +22,7 @@ from adjoined.cli import main
 from adjoined.data import DataInfo, preprocess
 from adjoined.export.of_run import Exporter
 from adjoined.export.record import file_name, read_exports, record
-from adjoined.export.targets import find_target
+from adjoined.export.targets import Target, find_target
 from adjoined.runs.finished import FinishedRun, open_images, open_run
 from adjoined.training import train
 from mistakes import fails
@@ -172,6 +172,25 @@ def test_int8_without_images_to_calibrate_on_is_told(run: FinishedRun, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_is_not_kept_leaves_the_others(
+    run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    real = Exporter.export
+
+    def refuse(self: Exporter, module: torch.nn.Module, name: str, target: Target, *, int8: bool = False):
+        if target.name == "onnx":
+            raise AdjoinedError("differs", where=name)
+        return real(self, module, name, target, int8=int8)
+
+    monkeypatch.setattr(Exporter, "export", refuse)
+    assert main(["export", str(run.folder), "--to", "onnx,torch-export", "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert err.splitlines() == ["adjoined: error: base: differs", "adjoined: error: small: differs"]
+    assert {each.name for each in tmp_path.iterdir()} == {"base.pt2", "small.pt2", "export.json"}
+    assert "base.pt2" in out
+    assert "small.pt2" in out
+
+
 # ---- without PyTorch -------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +225,27 @@ def test_the_script_of_the_docs_classifies_in_an_environment_without_torch(
         assert done.stdout.strip() == small["guesses"][0]["class"]
 
 
+@pytest.mark.parametrize("preprocessing", ["uint8", "unit"])
+def test_the_script_of_the_docs_feeds_files_that_prepare_their_images(
+    preprocessing: str,
+    run: FinishedRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    out, image = tmp_path / "out", tmp_path / "digit.png"
+    line = ["--which", "small", "--out", str(out), "--with-preprocessing", preprocessing]
+    assert main(["export", str(run.folder), *line]) == 0
+    for number in (7, 12, 300):
+        Image.fromarray((load_digits().images[number] * 255 / 16).astype("uint8")).save(image)
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["classify.py", str(out / "small.onnx"), str(image)])
+        exec(SCRIPT, {})
+        printed = capsys.readouterr().out.strip()
+        assert main(["predict", str(run.folder), str(image), "--json"]) == 0
+        assert printed == json.loads(capsys.readouterr().out)[0]["networks"][1]["guesses"][0]["class"]
+
+
 @pytest.mark.parametrize(
     ("width", "height"),
     [(49, 60), (98, 49), (103, 111), (70, 51)],  # in float64, 8 / 49 * 49 < 8; and margins that are odd numbers
@@ -216,7 +256,7 @@ def test_the_script_of_the_docs_prepares_images_as_evaluation_does(width: int, h
     places = {"np": np, "Image": Image, "image": Image.fromarray(values), "steps": info.to_json()}
     exec(SCRIPT[SCRIPT.index("resize, size") : SCRIPT.index("x = ")], places)
     theirs = preprocess(info, Image.fromarray(values))[0].permute(1, 2, 0).numpy()
-    assert np.abs(places["pixels"] - theirs).max() < 1.5 / 255
+    assert np.abs(places["pixels"] / 255 - theirs).max() < 1.5 / 255
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------

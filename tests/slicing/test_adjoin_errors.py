@@ -36,7 +36,7 @@ def fails(call: Callable[[], Any], *parts: str) -> AdjoinedError:
 def test_alpha_that_is_not_a_factor(call: Callable[..., Any], alpha: Any):
     error = fails(lambda: call(residual(), X, alpha=alpha), "expected a number of at least 1", "Use 4")
     assert error.where == "alpha"
-    assert error.got == str(alpha)
+    assert error.got == repr(alpha)
 
 
 def test_numbers_of_other_types_are_numbers():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,7 +62,7 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Export, compare and report."""
+    """Export, compare and report; where one file cannot be kept, the others still are."""
     (options,) = parse("export", argv, ExportOptions, purpose=PURPOSE)
     from adjoined.export import find_target
     from adjoined.export.of_run import Exporter
@@ -79,8 +80,7 @@ def main(argv: Sequence[str]) -> None:
         run.require_classes("export --int8")
     networks = _chosen(run, options.which)
     out = Path(options.out) if options.out else run.folder / name_for("export", options.weights)
-    if options.out is None:
-        make_folder(out)
+    make_folder(out, links=options.out is not None)
     exporter = Exporter(
         open_images(run, data=options.data, data_root=options.data_root),
         out,
@@ -90,17 +90,23 @@ def main(argv: Sequence[str]) -> None:
         max_drop=options.max_drop,
         largest_batch=options.largest_batch,
     )
-    entries = []
-    for network in networks:
-        for target in targets:
-            for int8 in (False, True)[: 1 + options.int8]:
-                if sys.stderr.isatty():
-                    print(f"{network.name} to {target.title}{', int8' if int8 else ''} …", file=sys.stderr)
-                entries.append(exporter.export(network.module, network.name, target, int8=int8))
+    entries: list[dict[str, Any]] = []
+    failures: list[AdjoinedError] = []
+    for network, target, int8 in product(networks, targets, (False, True)[: 1 + options.int8]):
+        if sys.stderr.isatty():
+            print(f"{network.name} to {target.title}{', int8' if int8 else ''} …", file=sys.stderr)
+        try:
+            entries.append(exporter.export(network.module, network.name, target, int8=int8))
+        except AdjoinedError as error:
+            failures.append(error)
     if options.json:
         print(json_text({"run": options.run, "folder": str(exporter.folder), "files": entries}))
-    else:
-        show(_table(exporter.folder, entries, options.images))
+    elif entries:
+        show(_table(exporter.folder, entries))
+    for error in failures[:-1]:
+        print(f"adjoined: error: {error}", file=sys.stderr)
+    if failures:
+        raise failures[-1]
 
 
 def _chosen(run: FinishedRun, which: Sequence[str]) -> list[FinishedNetwork]:
@@ -117,7 +123,7 @@ def _means(name: str, network: str) -> bool:
     return name == network or (name == "small" and network.startswith("small-"))
 
 
-def _table(folder: Path, entries: list[dict[str, Any]], images: int) -> Table:
+def _table(folder: Path, entries: list[dict[str, Any]]) -> Table:
     from adjoined.report import units
     from adjoined.report.table import Table
 

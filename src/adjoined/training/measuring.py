@@ -25,8 +25,8 @@ def measure_finished(
 ) -> int:
     """Measure the running statistics of finished networks on training images, augmented as in training.
 
-    Training keeps moving averages. In a short run, or with the small momentum of many ImageNet models, these lag
-    behind the weights. A base with frozen modules keeps its statistics.
+    Training keeps moving averages. In a short run, or with a small momentum, these lag behind the weights.
+    A base with frozen modules keeps its statistics.
 
     Args:
         finished: the networks, changed in place.

@@ -111,7 +111,7 @@ def check_compress(compress: float) -> float:
             "invalid value",
             where="compress",
             expected="a number of at least 1",
-            got=compress,
+            got=repr(compress),
             fix="Use 13.7 for 13.7 times fewer parameters without the last linear layer.",
         )
     return float(compress)
@@ -227,7 +227,7 @@ def check_alpha(alpha: float) -> float:
             "invalid value",
             where="alpha",
             expected="a number of at least 1",
-            got=alpha,
+            got=repr(alpha),
             fix="Use 4 to keep a quarter of the channels; 1 keeps the base network as it is.",
         )
     return float(alpha)
