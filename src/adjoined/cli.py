@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from errno import EACCES, EDQUOT, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 from adjoined.commands.streams import drop_output, open_streams
 from adjoined.errors import AdjoinedError
@@ -73,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", USER_MISTAKE)
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "interrupted", INTERRUPTED)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+        return _fail("error: the model's code called sys.exit, and the command has not done its work", USER_MISTAKE)
     except BrokenPipeError:
         drop_output()  # the reader has seen enough (`adjoined plan … | head`)
         return 0
@@ -108,10 +114,13 @@ def _dispatch(arguments: list[str]) -> None:
             fix="Install them: pip install 'adjoined[train]'.",
         )
     try:
+        Path.cwd()
+    except FileNotFoundError:  # libraries of PyTorch would end the process
+        raise AdjoinedError("the current folder no longer exists", fix="Change to one that does (cd).") from None
+    from adjoined.commands.flags import Shown
+
+    with suppress(Shown):
         import_module(f"adjoined.commands.{name}").main(rest)
-    except SystemExit as end:  # the parser's way to end after --help: on to where output is flushed, as always
-        if end.code:
-            raise
 
 
 def _overview() -> str:
@@ -131,7 +140,8 @@ def _overview() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"adjoined: {printable(' '.join(message.split()))}", file=sys.stderr)
+    with suppress(OSError):  # the exit code is all that can still be said
+        print(f"adjoined: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

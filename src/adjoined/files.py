@@ -62,7 +62,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         raise cannot_write(error, path) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # missing; or the disk is read-only, which has been said
+            beside.unlink()
 
 
 @contextmanager
@@ -310,7 +311,11 @@ def read_utf8(path: Path, kind: str, *, largest: int = LARGEST_TEXT) -> str:
     Raises:
         AdjoinedError: as for `read_bytes`, or the text is not UTF-8; it names the row.
     """
-    content = read_bytes(path, kind, links=True, largest=largest)
+    return as_utf8(read_bytes(path, kind, links=True, largest=largest), path)
+
+
+def as_utf8(content: bytes, path: object) -> str:
+    """Return the text of a file without a byte-order mark; raises AdjoinedError with the row if it is not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -324,7 +329,7 @@ def cannot_write(error: OSError, path: object) -> AdjoinedError:
         return AdjoinedError(
             "the disk is full",
             where=path,
-            fix="Free some space and continue with --resume; files written earlier are kept.",
+            fix="Free some space and run again (training: with --resume); files written earlier are kept.",
         )
     return AdjoinedError(f"cannot be written: {error.strerror or error}", where=path, fix="Choose a writable folder.")
 

@@ -11,7 +11,7 @@ import msgspec
 import yaml
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_bytes
+from adjoined.files import as_utf8, read_bytes
 from adjoined.json_files import DEEPEST
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def read_mapping(path: Path, *, links: bool = True) -> Mapping[str, Any]:
     """
     content = read_bytes(path, "a YAML file", links=links, largest=LARGEST_YAML)
     try:
-        values = parse_yaml(content.decode())
+        values = parse_yaml(as_utf8(content, path))
     except (ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = ", ".join(filter(None, (getattr(error, each, None) for each in ("context", "problem")))) or str(error)

@@ -113,3 +113,25 @@ def test_a_file_that_cannot_be_imported_is_an_error_with_its_line(tmp_path, text
 def test_a_missing_package_is_named():
     with pytest.raises(AdjoinedError, match="no_such_package"):
         build("no_such_package.nets:make", num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import sys; sys.exit(0)", ["the import raised SystemExit: 0", "__main__"]),
+        ("import argparse; argparse.ArgumentParser().parse_args(['--here'])", ["SystemExit: 2", "__main__"]),
+        ("def make(num_classes): raise SystemExit", ["the function raised SystemExit"]),
+    ],
+)
+def test_code_that_ends_the_program_does_not_look_like_success(tmp_path, text, words):
+    (tmp_path / "ending_net.py").write_text(text)
+    with pytest.raises(AdjoinedError) as caught:
+        build(f"{tmp_path / 'ending_net.py'}:make", num_classes=2)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_what_the_code_prints_does_not_mix_with_the_output(net, capsys):
+    net.write_text(f"print('imported')\n{NET.replace('    return Net(nn.Conv', '    print(1)#')}")
+    with pytest.raises(AdjoinedError, match="did not return"):
+        build(f"{net}:make", num_classes=2)
+    assert capsys.readouterr() == ("", "imported\n1\n")

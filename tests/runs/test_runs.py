@@ -1,5 +1,6 @@
 """The run folder and the finished networks in it: what is promised, and what is refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from torch import nn
 from adjoined.cli import main
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
-from adjoined.files import replaced_folder
+from adjoined.files import replaced_folder, write_text
 from adjoined.json_files import read_json, write_json
 from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, RunResult, load, read_description
@@ -308,3 +309,37 @@ def test_a_network_of_own_code_loads_when_it_is_passed_in(of_code):
     assert tuple(by_name.get_parameter("0.weight").shape) == (8, 1, 3, 3)
     with pytest.raises(AdjoinedError, match="another model"):
         load(of_code.folder, "base", model=nn.Sequential(nn.Conv2d(1, 12, 3)))
+
+
+def test_code_that_computes_something_else_is_refused(of_code, tmp_path):
+    spec = RunFolder(of_code.folder).read_settings().model
+    text = Path(spec.rpartition(":")[0]).read_text()
+    for name, other in (("commented", f"# a comment\n{text}"), ("edited", text.replace("ReLU", "Tanh"))):
+        assert other != text
+        (tmp_path / f"{name}.py").write_text(other)
+    x = torch.randn(2, 1, 8, 8)
+    for which in ("base", "small"):
+        same = load(of_code.folder, which, model=f"{tmp_path / 'commented.py'}:make")
+        assert torch.equal(same(x), load(of_code.folder, which, model=spec)(x))
+        with pytest.raises(AdjoinedError, match=rf"{which}.json: .*its code has changed.*Restore the code"):
+            load(of_code.folder, which, model=f"{tmp_path / 'edited.py'}:make")
+
+
+@pytest.mark.parametrize("damaged", [[], "text", [1.0] * 17, [None]])
+def test_a_damaged_answer_is_refused(of_code, tmp_path, damaged):
+    folder = Path(shutil.copytree(of_code.folder, tmp_path / "copy"))
+    told = json.loads((folder / "small.json").read_text())
+    assert len(told["answer"]) == 10
+    (folder / "small.json").write_text(json.dumps(told | {"answer": damaged}))
+    with pytest.raises(AdjoinedError, match=r"small.json, answer.*is damaged"):
+        load(folder, model=RunFolder(folder).read_settings().model)
+
+
+def test_a_read_only_disk_is_named_with_the_file(tmp_path, monkeypatch):
+    def refused(path: object, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "open", refused)
+    monkeypatch.setattr(Path, "unlink", refused)  # such a disk refuses before it looks whether the file exists
+    with pytest.raises(AdjoinedError, match=r"answer.txt: cannot be written: Read-only file system"):
+        write_text(tmp_path / "answer.txt", "42")

@@ -195,3 +195,32 @@ def test_a_model_with_other_classes_is_refused(tmp_path):
     )
     with pytest.raises(AdjoinedError, match=r"logits of these classes .*\(1, 10\), got \(1, 7\)"):
         train(replace(TINY, model=f"{tmp_path / 'net.py'}:make", model_options={}), tmp_path / "run", console=QUIET)
+
+
+def test_a_model_of_another_data_type_than_the_images_is_refused(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\ntorch.set_default_dtype(torch.float64)\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))"
+    )
+    try:
+        with pytest.raises(AdjoinedError, match=r"does not run on these images: RuntimeError.*Double"):
+            train(replace(TINY, model=f"{tmp_path / 'net.py'}:make", model_options={}), tmp_path / "run", console=QUIET)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_run_does_not_resume_with_code_that_computes_something_else(plain, tmp_path):
+    folder, file = tmp_path / "run", Path(plain.model.rpartition(":")[0])
+    with pytest.raises(KeyboardInterrupt):
+        train(failing(plain, 8, "SIGINT"), folder, console=QUIET)
+    assert (folder / "checkpoints" / "last" / "base.json").is_file()
+    same, edited = tmp_path / "same" / "net.py", tmp_path / "edited" / "net.py"
+    for path, text in ((same, f"# a comment\n{file.read_text()}"), (edited, file.read_text().replace("ReLU", "Tanh"))):
+        path.parent.mkdir()
+        path.write_text(text)
+    stopped = failing(plain, 8, "SIGINT")
+    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(AdjoinedError, match=r"base.json: .*its code has changed"):
+        train(replace(stopped, model=f"{edited}:make"), folder, resume=True, console=QUIET)
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert train(replace(stopped, model=f"{same}:make"), folder, resume=True, console=QUIET).epochs == TINY.epochs

@@ -22,6 +22,10 @@ from adjoined.errors import AdjoinedError, DoesNotRunError, did_you_mean
 TRUE_OR_FALSE = ("true", "false")
 
 
+class Shown(SystemExit):
+    """Text that the user asked for was printed, and there is nothing else to do."""
+
+
 def parse(
     command: str,
     argv: Sequence[str],
@@ -46,14 +50,14 @@ def parse(
 
     Raises:
         AdjoinedError: an unknown flag or key, or a value that does not fit its type.
-        SystemExit: after `--help` or `--print-config`.
+        Shown: after `--help` or `--print-config`.
     """
     hints, known = hints_of(options), fields_of(options)
     values = {name: default_of(field) for name, field in known.items() if has_default(field)} | dict(defaults or {})
     given = typed(argv, *options, config=config)
     if given.pop("help", False):
         help_parser(command, options, purpose, config, values).print_help()
-        raise SystemExit(0)
+        raise Shown
     see_help = f"See `adjoined {command} --help`."
     files: dict[str, str] = {}  # setting -> the file that it comes from
     before = dict(values)
@@ -69,7 +73,7 @@ def parse(
         from adjoined.schema import yaml_text
 
         print(yaml_text(values), end="")
-        raise SystemExit(0)
+        raise Shown
     wanted = [name for name, field in known.items() if is_positional(field)]
     needed = sum(not has_default(known[name]) for name in wanted)
     values |= _positional(words, wanted, needed, hints, see_help)
@@ -211,7 +215,8 @@ def _from_file(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
     values = read_mapping(Path(path))
     for name in values:
         if name not in hints:
-            raise AdjoinedError(f"unknown setting {name!r}", where=path, fix=did_you_mean(name, hints))
+            fix = did_you_mean(name, hints, "`--help` lists the settings.")
+            raise AdjoinedError(f"unknown setting {name!r}", where=path, fix=fix)
     return {name: _fitting(value, hints[name], where=f"{path}, {name}") for name, value in values.items()}
 
 

@@ -36,14 +36,15 @@ def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, 
     """
     place, _, function_name = spec.rpartition(":")
     folder = Path(place).parent if place.endswith(".py") else Path.cwd()
-    with _importable(folder):  # during the call as well: functions may import other modules
+    # During the call as well: functions may import other modules. What they print is not part of the command's output.
+    with _importable(folder), contextlib.redirect_stdout(sys.stderr):
         function = _load_function(spec, place, function_name)
         arguments = _arguments(spec, function, offered, pretrained=pretrained, options=options)
         try:
             model = function(**arguments)
-        except AdjoinedError:
+        except (AdjoinedError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # sys.exit, too: the command would end as if it had done its work
             raise AdjoinedError(
                 f"the function raised {type(error).__name__}: {error}",
                 where=f"model {spec!r}",
@@ -62,12 +63,16 @@ def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, 
 def _load_function(spec: str, place: str, name: str) -> Callable[..., object]:
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        ended = isinstance(error, SystemExit)
+        works = f"Make sure that `import {Path(place).stem}` works in this environment, from this folder."
         raise AdjoinedError(
             f"the import raised {type(error).__name__}: {error}",
             where=f"model {spec!r}",
             got=_last_line(error),
-            fix=f"Make sure that `import {Path(place).stem}` works in this environment, from this folder.",
+            fix="Put what the file does as a script under `if __name__ == '__main__':`." if ended else works,
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

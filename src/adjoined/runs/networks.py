@@ -22,6 +22,7 @@ from adjoined.files import open_regular, read_bytes, write_whole
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import check_name
 from adjoined.plain import check, entry, whole
+from adjoined.runs.answer import check_answer
 from adjoined.runs.ceiling import Ceiling
 from adjoined.runs.folder import RunFolder
 from adjoined.runs.hub import located
@@ -107,7 +108,10 @@ def _loaded(run: RunFolder, which: str, model: Model | None) -> nn.Module:
     saved = read_shapes(run.weights(which))
     module = rebuild(description, where=run.description(which), model=model, saved=saved)
     load_weights(module, run.weights(which), description["sha256"])
-    return module.eval()
+    module.eval()
+    if model is not None:
+        check_answer(module, description, run.description(which))
+    return module
 
 
 def read_description(folder: str | os.PathLike[str], which: str) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def make_job(
         images.check_on_device()
     images.check()
     images = images.naming_known()
-    example = torch.randn(1, images.info.channels, images.info.image_size, images.info.image_size)
+    shape = (1, images.info.channels, images.info.image_size, images.info.image_size)
+    example = torch.randn(shape, dtype=torch.float32)  # as the images, whatever default dtype the user's code has set
     _check_logits(model, example, method.task.shape(images.info.num_classes, images.info.image_size), settings)
     adapted = method.adapt(model, example)
     built = method.build(model, example, earlier or {})

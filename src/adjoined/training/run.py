@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from adjoined.errors import AdjoinedError, first_line
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
+from adjoined.runs.answer import OtherCodeError
 from adjoined.runs.networks import check_shapes
 from adjoined.runs.resuming import changes
 from adjoined.settings import Settings
@@ -92,6 +93,8 @@ def run_training(
         module = TrainingModule(job.settings, job.method, job.built, job.images.info.num_classes)
         if checkpoint is not None:
             _check_fits(checkpoint, module)
+            if settings.code:
+                _check_code(run, settings.code)
         data = RunData(job.settings, job.images)
         with explained(whole, run, settings, trainer, data):
             with _restored(checkpoint, module):
@@ -219,6 +222,19 @@ def _check_fits(path: Path, module: LightningModule) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in read_checkpoint(path).get("state_dict", {}).items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_shapes(wanted, found, "the checkpoint belongs to another network", where=path, fix=_OTHER_CHECKPOINT)
+
+
+def _check_code(run: RunFolder, code: str) -> None:
+    """Raise OtherCodeError if the user's code has changed so that the last checkpoint's networks answer otherwise."""
+    from adjoined.runs.finished import open_run
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            open_run(run.path, code, weights="last")
+    except OtherCodeError:
+        raise
+    except AdjoinedError:  # no such networks, or damaged ones: the run does not need them to resume
+        return
 
 
 @contextmanager

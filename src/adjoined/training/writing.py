@@ -12,6 +12,7 @@ from torch import nn
 from adjoined.data import ImageData
 from adjoined.methods import TrainedNetwork
 from adjoined.runs import NetworkResult, RunFolder
+from adjoined.runs.answer import answer
 from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
 from adjoined.settings import Settings
 from adjoined.training.evaluate import Scores
@@ -72,6 +73,8 @@ def _write(
     content = {"name": name, **description, "plan": plan, "sha256": save_weights(finished.module, run.weights(name))}
     again = rebuild(content, where=run.description(name), model=code)
     load_weights(again, run.weights(name), content["sha256"])
+    if code is not None:
+        content["answer"] = answer(again.eval(), content)
     measured = measure(name, again)
     if not torch.tensor(measured.loss).isfinite():
         raise NotFinite("the finished network's loss is not finite", where=run.weights(name), got=measured.loss)

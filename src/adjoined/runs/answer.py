@@ -1,0 +1,78 @@
+"""What a network answers on a fixed image: it shows whether code that was changed still computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import nn
+
+from adjoined.data.info import DataInfo
+from adjoined.errors import AdjoinedError
+from adjoined.plain import check, entry, value
+
+MOST = 16
+"""Most numbers that are kept."""
+TOLERANCE = 1e-3
+"""Largest difference of two answers, as a fraction of the largest number; processors round differently."""
+
+
+class OtherCodeError(AdjoinedError):
+    """The code of the model computes something else than the code that was trained."""
+
+
+@torch.no_grad()
+def answer(module: nn.Module, description: Mapping[str, Any]) -> list[float] | None:
+    """Return up to 16 of the logits of a fixed image; None if they are not finite, or differ from call to call.
+
+    Args:
+        module: the network, in evaluation mode, on the CPU.
+        description: the contents of the JSON beside its weights.
+    """
+    info = DataInfo.from_json(description["data"])
+    shape = (1, info.channels, info.image_size, info.image_size)
+    image = torch.arange(shape[1] * shape[2] * shape[3], dtype=torch.float32).sin().reshape(shape)
+    answers = []
+    for _ in range(2):
+        logits = module(image.clone()).flatten().float()
+        answers.append(logits[:: -(-len(logits) // MOST)].tolist())
+    finite = all(map(isfinite, answers[0]))
+    return answers[0] if finite and _agree(*answers) else None
+
+
+def check_answer(module: nn.Module, description: Mapping[str, Any], where: object) -> None:
+    """Raise OtherCodeError if a network answers otherwise than the one that was described; AdjoinedError if damaged.
+
+    Args:
+        module: the network, in evaluation mode, on the CPU.
+        description: the contents of the JSON beside its weights; older ones have no answer.
+        where: the file of the description.
+    """
+    if description.get("answer") is None:
+        return
+    place = f"{where}, answer"
+    known = [value(each, float, place) for each in entry(description, "answer", list, where)]
+    check(0 < len(known) <= MOST, place, f"up to {MOST} numbers", len(known))
+    try:
+        found = answer(module, description)
+    except Exception as error:
+        raise _other_code(where, f"{type(error).__name__}: {error}") from error
+    if found is None or not _agree(known, found):
+        raise _other_code(where, "other logits" if found is None else f"{found[0]:.4g} instead of {known[0]:.4g}")
+
+
+def _agree(one: list[float], other: list[float]) -> bool:
+    most = TOLERANCE * max(map(abs, one)) + 1e-6
+    return len(one) == len(other) and all(abs(a - b) <= most for a, b in zip(one, other, strict=True))
+
+
+def _other_code(where: object, got: str) -> OtherCodeError:
+    return OtherCodeError(
+        "the model computes something else than the one that was trained: its code has changed",
+        where=where,
+        expected="the recorded logits of a test image",
+        got=got,
+        fix="Restore the code that the run was trained with.",
+    )
