@@ -305,6 +305,9 @@ def share(weight: Tensor, slices: Sequence[Indices], gradient: float = 1.0) -> t
     transformed = recorded or torch._C._are_functorch_transforms_active()
     if transformed or not (torch.is_grad_enabled() and weight.requires_grad):
         parts = tuple(_dense(take(weight, indices), weight) for indices in slices)
+        if not transformed and weight.requires_grad and not torch.is_inference_mode_enabled():
+            # A forward may enable gradients itself, for its own weights.
+            return tuple(part if part is weight else part.detach().requires_grad_() for part in parts)
         if not transformed or gradient == 1:
             return parts
         return tuple(part.detach() + gradient * (part - part.detach()) for part in parts)

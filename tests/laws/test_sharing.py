@@ -167,6 +167,30 @@ def test_without_gradients_nothing_is_recorded():
     assert not any(tensor.requires_grad for tensor in share(weight().detach(), ((FIRST, None),)))
 
 
+class StepsInside(nn.Module):
+    """Its forward takes a gradient step of its own before the last layer, as meta-learning does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = conv(3, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, weight = self.body(x).mean((2, 3)), self.head.weight
+        with torch.enable_grad():
+            (step,) = torch.autograd.grad(F.linear(features, weight).square().sum(), weight)
+        return F.linear(features, weight - 0.1 * step, self.head.bias)
+
+
+def test_a_forward_differentiates_by_its_own_weights_where_the_caller_does_not():
+    x = images(2, 3, 8, 8)
+    net = adjoin(seeded(StepsInside), x, alpha=2, round_to=1)
+    expected = net(x)[1].detach()
+    with torch.no_grad():
+        assert torch.equal(net(x)[1], expected)
+        assert torch.equal(net.extract()(x), expected)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, by forward mode
 def test_forward_mode():
     w, tangent = weight(), weight(seed=4).detach()

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.ao import quantization
+from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import quantize_fx
 
 from adjoined import adjoin, adjoint_loss
@@ -32,6 +33,28 @@ def with_stubs(*, fused: bool = True) -> nn.Sequential:
     model = nn.Sequential(quantization.QuantStub(), inside, quantization.DeQuantStub()).train()
     model.qconfig = quantization.get_default_qat_qconfig(BACKEND)
     return model
+
+
+class Skip(nn.Module):
+    """A residual sum by the module that stands in for one of integers, as in torchvision's quantizable networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.add = conv(32, 32), FloatFunctional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add.add(self.one(x), x)
+
+
+def with_skip() -> nn.Module:
+    layers = quantization.QuantStub(), conv(3, 32), Skip(), conv(32, 48), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(48, 4), quantization.DeQuantStub()).train()
+    model.qconfig = quantization.get_default_qat_qconfig(BACKEND)
+    return model
+
+
+def prepared_with_skip() -> nn.Module:
+    return quantization.prepare_qat(with_skip())
 
 
 def prepared() -> nn.Module:
@@ -74,6 +97,7 @@ def observed_as_graph() -> nn.Module:
 PREPARED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Module]]] = {
     "fused": (prepared, quantization.convert),
     "trained": (prepared_and_trained, quantization.convert),
+    "skip": (prepared_with_skip, quantization.convert),
     "observers": (prepared_with_observers, quantization.convert),
     "graph": (prepared_as_graph, quantize_fx.convert_fx),
     "graph of observers": (observed_as_graph, quantize_fx.convert_fx),
@@ -100,6 +124,7 @@ def test_a_prepared_model_narrows(kind: str):
     trains_and_converts(net, convert)
 
 
-def test_a_joint_network_is_prepared():
-    net = adjoin(seeded(lambda: with_stubs(fused=False)), X, alpha=2, round_to=1).train()
+@pytest.mark.parametrize("make", [lambda: with_stubs(fused=False), with_skip], ids=["plain", "skip"])
+def test_a_joint_network_is_prepared(make: Callable[[], nn.Module]):
+    net = adjoin(seeded(make), X, alpha=2, round_to=1).train()
     trains_and_converts(quantization.prepare_qat(net), quantization.convert)

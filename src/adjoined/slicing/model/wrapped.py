@@ -11,6 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 from adjoined.errors import AdjoinedError
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+_STAND_INS = ("FloatFunctional", "FXFloatFunctional")
+"""Modules of these packages that compute with floats, in networks that are still to be quantized."""
 WRAP = "Pass the plain model, and wrap the joint network that adjoin returns."
 
 
@@ -39,7 +41,7 @@ def unwrap(model: Any) -> nn.Module:
         )
     for name, part in model.named_modules():
         inside = f"'{name}' is " if name else ""
-        homes = {kind.__module__ for kind in type(part).__mro__}
+        homes = {kind.__module__ for kind in type(part).__mro__ if kind.__name__ not in _STAND_INS}
         if "adjoined.network" in homes:
             fix = "Call adjoin on `net.base`, or on `net.extract()` for a small network of the small network."
             raise _refused(model, f"{inside}a joint network already", fix)
