@@ -135,5 +135,5 @@ def _odd_widths(small: NetworkFigures) -> str:
     named = ", ".join(small.odd_layers[:3]) + (", …" if len(small.odd_layers) > 3 else "")
     return (
         f"Odd widths: in {len(small.odd_layers)} layers of {small.name} the channels are not a multiple of 8 ({named}) "
-        f"and leave vector units partly idle; --round-to 8 widens these layers where the base allows it."
+        f"and leave vector units partly idle; `round_to` 8 widens these layers where the base allows it."
     )
