@@ -47,8 +47,10 @@ def as_flag(name: str, value: object) -> str:
     Example:
         >>> as_flag("alpha", [2.0, 4.0]), as_flag("budget", "1 MB"), as_flag("nesterov", False)
         ('--alpha 2,4', "--budget '1 MB'", '--no-nesterov')
-        >>> as_flag("widths", {"stem": "1/2", "layer1": "3/8"}), as_flag("model_options", {"width": 2})
-        ('--widths stem=1/2,layer1=3/8', '--model-options \'{"width": 2}\'')
+        >>> as_flag("widths", {"stem": "1/2", "layer1": "3/8"})
+        '--widths stem=1/2,layer1=3/8'
+        >>> print(as_flag("model_options", {"width": 2}))
+        --model-options '{"width": 2}'
     """
     flag = name.replace("_", "-")
     if isinstance(value, bool):

@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         print(json_text(found))
     if failures:
-        raise failures[0] if len(paths) == 1 else _all_of(failures, len(paths))
+        what, first = f"{len(failures)} of {len(paths)} images cannot be read", failures[0]
+        raise first if len(paths) == 1 else AdjoinedError(what, where=first.where, fix=first.fix)
 
 
 def _paths(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
@@ -88,11 +89,6 @@ def _paths(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
         if not inside:
             raise AdjoinedError("no images in the folder", where=path)
         yield from ((each, False) for each in inside)
-
-
-def _all_of(failures: Sequence[AdjoinedError], images: int) -> AdjoinedError:
-    first = failures[0]
-    return AdjoinedError(f"{len(failures)} of {images} images cannot be read", where=first.where, fix=first.fix)
 
 
 def _line(path: str, seen: Sequence[dict[str, Any]]) -> str:

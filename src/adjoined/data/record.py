@@ -188,19 +188,16 @@ def _changes(before: _Files, now: _Files) -> list[str]:
     renamed = {name: by_size[now[name].size].pop() for name in added if by_size.get(now[name].size)}
     taken = set(renamed.values())
     both = [name for name in now if name in before]
+    same_size = [name for name in both if before[name].size == now[name].size]
     counted = (
         ("added", [name for name in added if name not in renamed]),
         ("removed", [name for name in gone if name not in taken]),
         ("renamed", list(renamed)),
         ("of another size", [name for name in both if before[name].size != now[name].size]),
-        ("of the same size with other contents", [name for name in both if _rewritten(before[name], now[name])]),
+        ("of the same size with other contents", [n for n in same_size if before[n].checksum != now[n].checksum]),
         ("on the other side of the split", [name for name in both if before[name].part != now[name].part]),
     )
     return [f"{len(names)} {what} ({_some(names)})" for what, names in counted if names]
-
-
-def _rewritten(before: _File, now: _File) -> bool:
-    return before.size == now.size and before.checksum != now.checksum
 
 
 def _some(names: list[str]) -> str:

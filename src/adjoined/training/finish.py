@@ -16,7 +16,6 @@ from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder
 from adjoined.json_files import read_json, write_json
 from adjoined.kinds import NAMES
-from adjoined.methods import TrainedNetwork
 from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
 from adjoined.runs.finished import with_networks
@@ -138,7 +137,9 @@ class Ending:
         job, images = self.job, self.job.images
         stages = (*self.earlier.costs, self._cost(job.settings.epochs if epochs is None else epochs, seconds))
         carried = [_carry(run, each) for each in self.earlier.carried]
-        built = self._networks(state)
+        self._built.network.load_state_dict(dict(state))
+        self._built.network.eval()
+        built = job.method.finish(self._built)
         statistics = measure_finished(built, job.settings, images, device) if device else 0
         kind = device.type if device else "cpu"
         networks, count = write_networks(
@@ -155,11 +156,6 @@ class Ending:
             stages=stages,
             statistics=statistics,
         )
-
-    def _networks(self, state: Mapping[str, Tensor]) -> dict[str, TrainedNetwork]:
-        self._built.network.load_state_dict(dict(state))
-        self._built.network.eval()
-        return self.job.method.finish(self._built)
 
     @property
     def _weights(self) -> str:
