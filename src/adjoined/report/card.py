@@ -95,7 +95,8 @@ class Card:
         if not smalls:
             return f"{markdown(settings.model)}, trained alone on {markdown(self.info.name)} with `adjoined`."
         narrow = " and ".join(
-            f"{markdown(each.name)} with {base.parameters / each.parameters:.1f}x fewer parameters" for each in smalls
+            f"the network {markdown(each.name)} with {base.parameters / each.parameters:.1f}x fewer parameters"
+            for each in smalls
         )
         model, data = markdown(settings.model), markdown(self.info.name)
         return (
