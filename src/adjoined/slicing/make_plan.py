@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing.model.cost import last_layer_of
+from adjoined.slicing.model.original import has_functions
 from adjoined.slicing.order.reorder import reorder_channels
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.find_alpha import Latency, find_alpha
@@ -78,7 +80,8 @@ class Slicer:
 
     def check_copies(self) -> None:
         """Raise AdjoinedError if copies of the model still run it; a model without functions is not traced for that."""
-        self._traces.check_copies()
+        if has_functions(self._traces.model):
+            self._traces.latest  # noqa: B018
 
     def last_layer(self) -> str:
         """Return the name of the last linear layer to run, or of the last convolution where there is none.
@@ -86,7 +89,7 @@ class Slicer:
         Raises:
             AdjoinedError: there is neither.
         """
-        return self._traces.last_layer()
+        return last_layer_of(self._traces.model, self._traces.latest[0].finished)
 
 
 def make_plan(

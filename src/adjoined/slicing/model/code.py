@@ -1,7 +1,8 @@
-"""The names that a model's own code uses."""
+"""The names that a model's own code uses, and what its functions refer to."""
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
@@ -32,6 +33,19 @@ def functions_of(model: nn.Module) -> Iterator[tuple[FunctionType, set[str]]]:
             yield function, names
             left += [getattr(kind, name, function.__globals__.get(name)) for name in names - seen]
             seen |= names
+
+
+def used_by(function: FunctionType) -> Iterator[Any]:
+    """Yield the objects that a function refers to: closures, default arguments, globals."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    for code in codes_of(function):
+        names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        yield from (function.__globals__[name] for name in names if name in function.__globals__)
 
 
 def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:

@@ -6,10 +6,8 @@ defined inside another one, still refers to the original model in a copy.
 
 from __future__ import annotations
 
-import dis
 import functools
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -17,15 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.code import codes_of
+from adjoined.slicing.model.code import used_by
+from adjoined.slicing.model.held import CONTAINERS, changes, contents, reached, restore
 from adjoined.slicing.model.modules import full_name, named_tensors
 
-ALONE = "a model whose copies are independent of it, since small networks are copies"
-FIX = (
-    "Make it a method of its class, or bind it: module.forward = types.MethodType(function, module); for a hook, "
-    "functools.partial(module.method, ...)."
-)
-_CONTAINERS = (list, deque, dict)
 _NO_OBJECTS = (FunctionType, BuiltinFunctionType, ModuleType, type, str, int, float, type(None))
 _DEEPEST = 4
 """How far references are followed: from a function to a helper function, its list, and the model in it."""
@@ -33,7 +26,7 @@ _DEEPEST = 4
 
 def has_functions(model: nn.Module) -> bool:
     """Return whether a module holds functions that refer to objects; only a run shows whether these are the model's."""
-    return any(not isinstance(value, _NO_OBJECTS) for _, function in _functions(model) for value in _used_by(function))
+    return any(not isinstance(value, _NO_OBJECTS) for _, function in _functions(model) for value in used_by(function))
 
 
 def check_copy(copied: nn.Module, model: nn.Module) -> None:
@@ -51,16 +44,21 @@ def check_copy(copied: nn.Module, model: nn.Module) -> None:
             names[id(module)] = name or "the model itself"
     own = {id(each) for each in (*copied.modules(), *named_tensors(copied).values())}
     for holder, function in _functions(copied):
-        for value in _referred(function):
+        for value in reached([function], _referred, _DEEPEST):
             if id(value) in names and id(value) not in own:
                 reader = repr(holder) if holder else "its own forward"
-                raise AdjoinedError(
-                    f"a copy of the model still refers to the original: a function of {reader} uses "
-                    f"{names[id(value)]!r} of the original model",
-                    where=type(model).__name__,
-                    expected=ALONE,
-                    fix=FIX,
-                )
+                what = f"a copy of the model still refers to the original: a function of {reader} uses"
+                raise _shared(model, f"{what} {names[id(value)]!r} of the original model")
+
+
+def _shared(model: nn.Module, what: str) -> AdjoinedError:
+    return AdjoinedError(
+        what,
+        where=type(model).__name__,
+        expected="a model whose copies are independent of it, since small networks are copies",
+        fix="Make it a method of its class, or bind it: module.forward = types.MethodType(function, module); for a "
+        "hook, functools.partial(module.method, ...).",
+    )
 
 
 def _functions(model: nn.Module) -> Iterator[tuple[str, FunctionType]]:
@@ -68,42 +66,20 @@ def _functions(model: nn.Module) -> Iterator[tuple[str, FunctionType]]:
     for name, module in model.named_modules():
         for attribute, held in vars(module).items():
             if "backward" not in attribute and attribute != "_compiled_call_impl":  # a copy has none
-                yield from ((name, each) for each in (held, *_inside(held).values()) if isinstance(each, FunctionType))
+                yield from ((name, each) for each in (held, *_elements(held)) if isinstance(each, FunctionType))
 
 
-def _referred(function: FunctionType) -> Iterator[Any]:
-    """Yield what a function, and the functions that it refers to, may use: closures, defaults, globals."""
-    seen: set[int] = set()
-    left: list[tuple[Any, int]] = [(function, 0)]
-    while left:
-        value, depth = left.pop()
-        if id(value) in seen or depth > _DEEPEST:
-            continue
-        seen.add(id(value))
-        yield value
-        if isinstance(value, weakref.ref):
-            inside: Iterable[Any] = (value(),)
-        elif isinstance(value, MethodType):
-            inside = value.__self__, value.__func__
-        elif isinstance(value, functools.partial):
-            inside = value.func, *value.args, *value.keywords.values()
-        elif isinstance(value, FunctionType):
-            inside = _used_by(value)
-        else:
-            inside = tuple(value) if isinstance(value, tuple) else _inside(value).values()
-        left += [(each, depth + 1) for each in inside]
-
-
-def _used_by(function: FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    for code in codes_of(function):
-        names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-        yield from (function.__globals__[name] for name in names if name in function.__globals__)
+def _referred(value: Any) -> Iterable[Any]:
+    """Return what an object refers to: a function by its closure, defaults and globals, a container by its elements."""
+    if isinstance(value, weakref.ref):
+        return (value(),)
+    if isinstance(value, MethodType):
+        return value.__self__, value.__func__
+    if isinstance(value, functools.partial):
+        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, FunctionType):
+        return used_by(value)
+    return value if isinstance(value, tuple) else _elements(value)
 
 
 class Original:
@@ -133,117 +109,67 @@ class Original:
         name = next((name for tensor in tensors if (name := self._names.get(id(tensor)))), None)
         if name is not None:
             reader = repr(module) if module else "its own forward"
-            raise AdjoinedError(
-                f"a copy of the model still runs the original: {reader} reads {name!r} of the original model, "
-                "because a function refers to it",
-                where=type(self._model).__name__,
-                expected=ALONE,
-                fix=FIX,
-            )
+            what = f"a copy of the model still runs the original: {reader} reads {name!r} of the original model"
+            raise _shared(self._model, f"{what}, because a function refers to it")
 
     def undo(self) -> list[str]:
         """Undo what a run changed or added in the modules' attributes; return the names of these attributes."""
-        changed: list[str] = []
+        found: list[str] = []
         for name, module in [each for each in self._model.named_modules() if each[0] in self._kept]:
-            kept, inside, now = self._kept[name], self._inside[name], vars(module)
-            added = [attribute for attribute in now if attribute not in kept]
-            for attribute in added:
-                del now[attribute]
-            other = {attribute: held for attribute, held in kept.items() if now.get(attribute, _ABSENT) is not held}
-            now.update(other)
-            undone = [each for each, held in kept.items() if _undo(held, inside.get(each, ())) or each in other]
-            changed += [full_name(name, attribute) for attribute in (*added, *undone)]
-        return changed
+            kept, inside, own = self._kept[name], self._inside[name], vars(module)
+            changed = changes(own, kept)
+            restore(own, kept, changed)
+            undone = [attribute for attribute, held in kept.items() if _undo(held, inside.get(attribute, ()))]
+            found += [full_name(name, attribute) for attribute in dict.fromkeys((*changed, *undone))]
+        return found
 
     def check_unchanged(self, changed: Sequence[str]) -> None:
         """Raise AdjoinedError if running a copy has changed these attributes of the original."""
         if changed:
-            raise AdjoinedError(
-                f"a copy of the model writes into the original: '{changed[0]}' changes when the copy runs, "
-                "because a hook or another function refers to it",
-                where=type(self._model).__name__,
-                expected=ALONE,
-                fix=FIX,
-            )
+            what = f"a copy of the model writes into the original: '{changed[0]}' changes when the copy runs"
+            raise _shared(self._model, f"{what}, because a hook or another function refers to it")
 
 
 def tensors_kept(model: nn.Module) -> list[Tensor]:
     """Return the tensors that modules keep in attributes and do not register, alone, in containers or in objects."""
     registered = {id(tensor) for tensor in named_tensors(model).values()}
     held = [value for module in model.modules() for value in vars(module).values()]
-    held += [value for each in held for holder in _holders(each) for value in _contents(holder).values()]
+    held += [value for each in held for holder in _holders(each) for value in contents(holder).values()]
     return [each for each in held if isinstance(each, Tensor) and id(each) not in registered]
-
-
-_ABSENT = object()
 
 
 def _contents_in(held: Any) -> list[tuple[Any, dict[Any, Any]]]:
     """Return what an attribute holds that can change, each with its contents; nothing for an empty container."""
-    if isinstance(held, _CONTAINERS) and not held:
+    if isinstance(held, CONTAINERS) and not held:
         return []
-    return [(holder, _contents(holder)) for holder in _holders(held)]
+    return [(holder, contents(holder)) for holder in _holders(held)]
 
 
 def _undo(held: Any, inside: Sequence[tuple[Any, dict[Any, Any]]]) -> bool:
     """Restore the contents of an attribute; return whether they had changed."""
-    if not inside:
-        filled = isinstance(held, _CONTAINERS) and bool(held)
-        if filled:
-            held.clear()
-        return filled
-    changed = False
-    for holder, contents in inside:
-        now = _contents(holder)
+    found = False
+    for holder, before in inside or ([(held, {})] if isinstance(held, CONTAINERS) else ()):
+        changed = changes(holder, before)
         # A library's own objects may be shared and count or cache: only tensors in them are a network's.
-        seen = (contents, now) if holder is held else map(_tensors, (contents, now))
-        if len(set(map(_ids, seen))) > 1:
-            _refill(holder, contents)
-            changed = True
-    return changed
+        if changed and (holder is held or any(isinstance(each, Tensor) for pair in changed.values() for each in pair)):
+            restore(holder, before, changed)
+            found = True
+    return found
 
 
 def _holders(held: Any) -> Iterator[Any]:
-    """Yield the containers and other objects that an attribute holds, without modules and tensors."""
-    seen: set[int] = set()
-    left: list[tuple[Any, int]] = [(held, 0)]
-    while left:
-        each, depth = left.pop()
-        plain = isinstance(each, (nn.Module, Tensor, *_NO_OBJECTS))
-        if id(each) in seen or plain or not (isinstance(each, _CONTAINERS) or hasattr(each, "__dict__")):
-            continue
-        seen.add(id(each))
-        yield each
-        if depth < _DEEPEST:
-            left += [(value, depth + 1) for value in _contents(each).values()]
+    """Return the containers and other objects that an attribute holds, without modules and tensors."""
+
+    def inside(each: Any) -> Iterable[Any]:
+        return contents(each).values() if _can_change(each) else ()
+
+    return filter(_can_change, reached([held], inside, _DEEPEST))
 
 
-def _contents(holder: Any) -> dict[Any, Any]:
-    """Return the elements of a container, or the attributes of another object."""
-    return _inside(holder) if isinstance(holder, _CONTAINERS) else dict(vars(holder))
+def _can_change(held: Any) -> bool:
+    plain = isinstance(held, (nn.Module, Tensor, *_NO_OBJECTS))
+    return not plain and (isinstance(held, CONTAINERS) or hasattr(held, "__dict__"))
 
 
-def _refill(holder: Any, contents: dict[Any, Any]) -> None:
-    """Give a container or an object the contents back that it had."""
-    if isinstance(holder, (list, deque)):
-        holder.clear()
-        holder.extend(contents.values())
-    else:
-        own = holder if isinstance(holder, dict) else vars(holder)
-        own.clear()
-        own.update(contents)
-
-
-def _tensors(contents: dict[Any, Any]) -> dict[Any, Any]:
-    return {key: value for key, value in contents.items() if isinstance(value, Tensor)}
-
-
-def _inside(held: Any) -> dict[Any, Any]:
-    """Return the elements of a container."""
-    if isinstance(held, dict):
-        return dict(held)
-    return dict(enumerate(held)) if isinstance(held, (list, deque)) else {}
-
-
-def _ids(inside: dict[Any, Any]) -> frozenset[tuple[Any, int]]:
-    return frozenset((key, id(value)) for key, value in inside.items())
+def _elements(held: Any) -> Iterable[Any]:
+    return contents(held).values() if isinstance(held, CONTAINERS) else ()

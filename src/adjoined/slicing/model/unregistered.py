@@ -6,10 +6,12 @@ network's own, so that they follow whatever that code does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+
+from adjoined.slicing.model.held import contents, reached
 
 _DEEPEST = 4
 """How far references are followed, from an attribute of a module on."""
@@ -26,23 +28,14 @@ def unregistered_weights(model: nn.Module) -> dict[int, Tensor]:
         [(3, 2), (3,)]
     """
     registered = {id(each) for each in (*model.modules(), *model.parameters())}
+
+    def inside(held: Any) -> Iterable[Any]:
+        if id(held) in registered or isinstance(held, (Tensor, type)):
+            return ()
+        if isinstance(held, nn.Module):
+            return held.parameters()
+        return held if isinstance(held, tuple) else contents(held).values()
+
     held = [value for module in model.modules() for name, value in vars(module).items() if name not in _OF_MODULES]
-    return {id(weight): weight for value in held for weight in _weights_in(value, registered, 0)}
-
-
-def _weights_in(held: Any, seen: set[int], depth: int) -> Iterator[Tensor]:
-    if id(held) in seen or isinstance(held, (type, str, int, float)) or depth > _DEEPEST:
-        return
-    seen.add(id(held))
-    if isinstance(held, Tensor):
-        if held.requires_grad and held.is_leaf:
-            yield held
-        return
-    if isinstance(held, nn.Module):
-        inside: Any = held.parameters()
-    elif isinstance(held, Mapping):
-        inside = held.values()
-    else:
-        inside = held if isinstance(held, (list, tuple)) else getattr(held, "__dict__", {}).values()
-    for each in list(inside):
-        yield from _weights_in(each, seen, depth + 1)
+    tensors = {id(each): each for each in reached(held, inside, _DEEPEST) if isinstance(each, Tensor)}
+    return {i: each for i, each in tensors.items() if i not in registered and each.requires_grad and each.is_leaf}

@@ -49,13 +49,8 @@ class ChannelGroup:
 
     def to_json(self) -> dict[str, Any]:
         """Return the group as plain data for JSON."""
-        return {
-            "name": self.name,
-            "modules": list(self.modules),
-            "width": self.width,
-            "kept": self.kept,
-            "reason": None if self.why is None else self.why.to_json(),
-        }
+        own = {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.name != "why"}
+        return own | {"reason": _plain(self.why)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ChannelGroup:
@@ -235,28 +230,7 @@ class SlicePlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data for JSON."""
-        return {
-            "format": FORMAT,
-            "alpha": self.alpha,
-            "round_to": self.round_to,
-            "keep": list(self.keep),
-            "widths": self.widths,
-            "groups": [group.to_json() for group in self.groups],
-            "tensors": {
-                name: [None if index is None else index.to_json() for index in indices]
-                for name, indices in self.tensors.items()
-            },
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "conv_groups": self.conv_groups,
-            "attributes": self.attributes,
-            "crossing": self.crossing,
-            "unaligned": list(self.unaligned),
-            "order": self.order,
-            "unordered": self.unordered,
-            "unreached": self.unreached,
-            "base_cost": None if self.base_cost is None else asdict(self.base_cost),
-            "cost": None if self.cost is None else asdict(self.cost),
-        }
+        return {"format": FORMAT} | {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: object = "slice plan") -> SlicePlan:
@@ -266,27 +240,16 @@ class SlicePlan:
             AdjoinedError: it is not a slice plan, or one of another version.
         """
         data = check_data(data, format=FORMAT, where=where)
-        return cls(
-            alpha=float(data["alpha"]),
-            round_to=data["round_to"],
-            keep=tuple(data["keep"]),
-            tensors={
-                name: tuple(None if index is None else Index.from_json(index) for index in indices)
-                for name, indices in data["tensors"].items()
-            },
-            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
-            conv_groups=dict(data["conv_groups"]),
-            attributes=dict(data["attributes"]),
-            groups=tuple(ChannelGroup.from_json(group) for group in data["groups"]),
-            crossing=dict(data["crossing"]),
-            unaligned=tuple(data["unaligned"]),
-            widths=dict(data["widths"]),
-            order=data["order"],
-            unordered=dict(data["unordered"]),
-            unreached=dict(data["unreached"]),
-            base_cost=_cost(data["base_cost"]),
-            cost=_cost(data["cost"]),
-        )
+        read: dict[str, Any] = {each.name: data.get(each.name) for each in fields(cls)}
+        read |= {"alpha": float(data["alpha"]), "keep": tuple(data["keep"]), "unaligned": tuple(data["unaligned"])}
+        read["tensors"] = {
+            name: tuple(None if index is None else Index.from_json(index) for index in indices)
+            for name, indices in data["tensors"].items()
+        }
+        read["shapes"] = {name: tuple(shape) for name, shape in data["shapes"].items()}
+        read["groups"] = tuple(ChannelGroup.from_json(group) for group in data["groups"])
+        read |= {name: _cost(data[name]) for name in ("base_cost", "cost")}
+        return cls(**read)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; the file appears whole or not at all.
@@ -353,6 +316,17 @@ def _naming(name: str, module: nn.Module) -> Iterator[None]:
         yield
     except Exception as error:  # whatever the module's own code raises
         raise DoesNotFit(name, type(module).__name__, error) from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a part of a plan as plain data for JSON."""
+    if isinstance(value, (Index, ChannelGroup, Reason)):
+        return value.to_json()
+    if isinstance(value, Cost):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, (tuple, list)) else value
 
 
 def _cost(data: Mapping[str, int] | None) -> Cost | None:

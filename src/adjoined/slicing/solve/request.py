@@ -106,15 +106,8 @@ def check_compress(compress: float) -> float:
     Raises:
         AdjoinedError: it is not a number of at least 1.
     """
-    if isinstance(compress, bool) or not isinstance(compress, Real) or not compress >= 1:
-        raise AdjoinedError(
-            "invalid value",
-            where="compress",
-            expected="a number of at least 1",
-            got=repr(compress),
-            fix="Use 13.7 for 13.7 times fewer parameters without the last linear layer.",
-        )
-    return float(compress)
+    fix = "Use 13.7 for 13.7 times fewer parameters without the last linear layer."
+    return float(_at_least_1(compress, Real, "compress", "a number", fix))
 
 
 @dataclass(frozen=True)
@@ -222,15 +215,8 @@ def check_alpha(alpha: float) -> float:
     Raises:
         AdjoinedError: it is not a number of at least 1.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha) or alpha < 1:
-        raise AdjoinedError(
-            "invalid value",
-            where="alpha",
-            expected="a number of at least 1",
-            got=repr(alpha),
-            fix="Use 4 to keep a quarter of the channels; 1 keeps the base network as it is.",
-        )
-    return float(alpha)
+    fix = "Use 4 to keep a quarter of the channels; 1 keeps the base network as it is."
+    return float(_at_least_1(alpha, Real, "alpha", "a number", fix))
 
 
 def check_round_to(round_to: int) -> int:
@@ -239,15 +225,14 @@ def check_round_to(round_to: int) -> int:
     Raises:
         AdjoinedError: it is not a whole number of at least 1.
     """
-    if isinstance(round_to, bool) or not isinstance(round_to, Integral) or round_to < 1:
-        raise AdjoinedError(
-            "invalid value",
-            where="round_to",
-            expected="a whole number of at least 1",
-            got=round_to,
-            fix="Use 8 for fast hardware kernels, 1 for the exact counts of the paper.",
-        )
-    return int(round_to)
+    fix = "Use 8 for fast hardware kernels, 1 for the exact counts of the paper."
+    return int(_at_least_1(round_to, Integral, "round_to", "a whole number", fix))
+
+
+def _at_least_1(value: Any, kind: type, where: str, what: str, fix: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, kind) or not 1 <= value < math.inf:  # pyright: ignore
+        raise AdjoinedError("invalid value", where=where, expected=f"{what} of at least 1", got=repr(value), fix=fix)
+    return value
 
 
 def check_keep(keep: str | Iterable[str]) -> tuple[str, ...]:

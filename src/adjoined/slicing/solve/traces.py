@@ -10,11 +10,9 @@ from torch import nn
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
 from adjoined.slicing.flow.trace import Trace, trace, trains
-from adjoined.slicing.model.cost import last_layer_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.misuse import check_weights
 from adjoined.slicing.model.modules import duplicate
-from adjoined.slicing.model.original import has_functions
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.groups import Grouping
@@ -126,15 +124,6 @@ class Traces:
         if not self._known:
             self.get(lambda *_: False)
         return self._known[-1].trace, self._known[-1].grouping
-
-    def last_layer(self) -> str:
-        """Return the name of the last linear layer to run; see `last_layer_of`."""
-        return last_layer_of(self.model, self.latest[0].finished)
-
-    def check_copies(self) -> None:
-        """Raise AdjoinedError if copies of the model still run it, as only functions that it holds could do."""
-        if has_functions(self.model):
-            self.latest  # noqa: B018
 
     def counts(self) -> set[int]:
         """Return all numbers of channels, or of bundles of channels, that alpha divides in the traces so far."""

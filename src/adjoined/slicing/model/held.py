@@ -1,0 +1,63 @@
+"""What objects hold: the elements of containers, and the attributes of other objects."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+CONTAINERS = (list, deque, dict)
+_ABSENT = object()
+
+
+def contents(holder: Any) -> dict[Any, Any]:
+    """Return the elements of a container by key or position, or the attributes of another object by name.
+
+    Example:
+        >>> contents(["a", "b"])
+        {0: 'a', 1: 'b'}
+    """
+    if isinstance(holder, (list, deque)):
+        return dict(enumerate(holder))
+    return dict(holder if isinstance(holder, dict) else getattr(holder, "__dict__", {}))
+
+
+def reached(held: Iterable[Any], inside: Callable[[Any], Iterable[Any]], deepest: int) -> Iterator[Any]:
+    """Yield objects, what they hold, what that holds and so on, each object once.
+
+    Args:
+        held: the objects to begin with.
+        inside: an object -> what it holds.
+        deepest: how many references are followed one after the other.
+    """
+    seen: set[int] = set()
+    left = deque((each, 0) for each in held)
+    while left:
+        each, depth = left.popleft()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            left.extend((value, depth + 1) for value in (inside(each) if depth < deepest else ()))
+
+
+def changes(holder: Any, before: dict[Any, Any]) -> dict[Any, tuple[Any, Any]]:
+    """Return what has changed in an object since its contents were `before`: key -> value then and now."""
+    now = contents(holder)
+    pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**now, **before}}
+    return {key: (old, new) for key, (old, new) in pairs.items() if old is not new}
+
+
+def restore(holder: Any, before: dict[Any, Any], keys: Iterable[Any]) -> None:
+    """Give an object back what it held under these keys; of a list, everything is restored."""
+    if isinstance(holder, (list, deque)):
+        holder.clear()
+        holder.extend(before.values())
+        return
+    own = holder if isinstance(holder, dict) else vars(holder)
+    for key in keys:
+        if isinstance(holder, type):  # whose attributes cannot be written in place
+            setattr(holder, key, before[key]) if key in before else delattr(holder, key)
+        elif key in before:
+            own[key] = before[key]
+        else:
+            del own[key]
