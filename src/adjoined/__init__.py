@@ -1,4 +1,4 @@
-"""Train any CNN and its small twin in one run, on shared weights."""
+"""Train any CNN and a small twin that shares its weights in one run."""
 
 from __future__ import annotations
 

@@ -20,17 +20,17 @@ from adjoined.errors import AdjoinedError
 from adjoined.printable import printable
 
 COMMANDS = {
-    "models": "list the models that `--model` takes, or those whose names match a pattern",
-    "plan": "show the small networks of a model, without training",
-    "train": "train a base and a small network in one run, or continue a run",
-    "compare": "train with several methods under equal settings, and compare the results",
+    "models": "list the models that `--model` accepts, or those whose names match a pattern",
+    "plan": "show the small networks of a model without training",
+    "train": "train a base and a small network in one run, or resume a run",
+    "compare": "train with several methods under the same settings and compare the results",
     "evaluate": "evaluate both networks of a run on a data set",
     "predict": "classify images with both networks of a run",
     "export": "export the networks of a run to other runtimes, checked against PyTorch",
-    "benchmark": "measure size, memory and speed of both networks, in every runtime that is installed",
-    "report": "write one HTML page about a run, or about several side by side",
-    "demo": "open a local page where both networks classify the images you drop",
-    "push": "share both networks of a run on a hub, with a model card",
+    "benchmark": "measure size, memory and speed of both networks in every installed runtime",
+    "report": "write one HTML page about one or more runs",
+    "demo": "serve a local page where both networks classify images you drop on it",
+    "push": "share both networks of a run on the Hugging Face Hub, with a model card",
 }
 """Command -> what it does; `adjoined.commands.COMMAND` has its `main(argv)`."""
 
@@ -129,7 +129,7 @@ def _overview() -> str:
         [
             "usage: adjoined COMMAND [...]",
             "",
-            "Train any CNN and its small twin in one run, on shared weights.",
+            "Train any CNN and a small twin that shares its weights in one run.",
             "",
             "commands:",
             *(f"  {name.ljust(width)}  {purpose}" for name, purpose in COMMANDS.items()),

@@ -34,7 +34,7 @@ def class_kl(
         p: logits of the base network, float (N, C, ...).
         q: logits of the small network, as `p`.
         temperature: T, above 0; T² keeps the gradient's size.
-        pull: whether the gradient flows into `p`, too.
+        pull: whether the gradient also flows into `p`.
         counted: bool (N, ...), the positions that count, such as `y != ignore_index`; None: all. With none, 0.
 
     Source: equation 2 of arXiv 2006.05624 (T = 1, pull); Hinton et al., arXiv 1503.02531 (T² and T).
@@ -60,7 +60,7 @@ def label_kl(
         p: logits of the base network, float (N, K, ...), one for each label that may hold or not.
         q: logits of the small network, as `p`.
         temperature: T, above 0; T² keeps the gradient's size.
-        pull: whether the gradient flows into `p`, too.
+        pull: whether the gradient also flows into `p`.
         counted: bool, shaped like `p`, the labels that are known; None: all.
 
     Returns:
@@ -86,7 +86,7 @@ def heatmap_kl(p: Tensor, q: Tensor, *, temperature: float = 1.0, pull: bool = F
         p: heat maps of the base network before the softmax, float (N, K, H, W) or (N, K, L).
         q: those of the small network, as `p`.
         temperature: of the softmax over positions, above 0.
-        pull: whether the gradient flows into `p`, too.
+        pull: whether the gradient also flows into `p`.
 
     Returns:
         The mean over samples and key points, nats.
@@ -117,7 +117,7 @@ def gaussian_kl(
         q: means by the small network, as `p`.
         scale: σ of both, above 0, in the units of the outputs; unused with `log_scales`.
         log_scales: log σp and log σq as the networks predict them, each shaped like `p`.
-        pull: whether the gradient flows into `p` and its scale, too.
+        pull: whether the gradient also flows into `p` and its scale.
 
     Returns:
         The mean over all elements, nats.
@@ -142,7 +142,7 @@ def cosine_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
     Args:
         p: embeddings by the base network, float (N, D).
         q: those by the small network, as `p`.
-        pull: whether the gradient flows into `p`, too.
+        pull: whether the gradient also flows into `p`.
 
     Example:
         >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
@@ -161,7 +161,7 @@ def relation_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
     Args:
         p: embeddings by the base network, float (N, D).
         q: those by the small network, float (N, E); E may differ from D.
-        pull: whether the gradient flows into `p`, too.
+        pull: whether the gradient also flows into `p`.
 
     Source: Tung and Mori, "Similarity-preserving knowledge distillation", arXiv 1907.09682.
 
@@ -183,7 +183,7 @@ def charbonnier(p: Tensor, q: Tensor, *, epsilon: float = 1e-3, pull: bool = Fal
         p: images by the base network, float (N, C, H, W) or any shape.
         q: those by the small network, as `p`.
         epsilon: ε, above 0, in the units of the pixels: below it the distance is quadratic, above it linear.
-        pull: whether the gradient flows into `p`, too.
+        pull: whether the gradient also flows into `p`.
 
     Example:
         >>> round(charbonnier(torch.zeros(2), torch.tensor([0.0, 1.0])).item(), 4)
@@ -215,7 +215,7 @@ def score_kl(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
     Args:
         p: class logits by the base network, float (N, A, C).
         q: those by the small network, as `p`.
-        pull: whether the gradient flows into `p`, too; never through the weights.
+        pull: whether the gradient also flows into `p`; never through the weights.
 
     Returns:
         The weighted mean over anchors of the sum over classes, nats.
@@ -238,7 +238,7 @@ def bins_kl(p: Tensor, q: Tensor, weights: Tensor, *, temperature: float = 1.0, 
         q: those by the small network, as `p`.
         weights: of the anchors, float (N, A), such as `confidence(scores)`.
         temperature: of the softmax over bins, above 0; the result has the factor T².
-        pull: whether the gradient flows into `p`, too.
+        pull: whether the gradient also flows into `p`.
 
     Returns:
         The weighted mean over anchors of the mean over the four sides, nats.
@@ -266,7 +266,7 @@ def box_distance(p: Tensor, q: Tensor, weights: Tensor, *, pull: bool = False) -
         p: boxes by the base network, float (N, A, 4) as (x1, y1, x2, y2), pixels.
         q: those by the small network, as `p`.
         weights: of the boxes, float (N, A), such as `confidence(scores)`.
-        pull: whether the gradient flows into `p`, too; never through the weights, sizes and overlaps.
+        pull: whether the gradient also flows into `p`; never through the weights, sizes and overlaps.
 
     Returns:
         The weighted mean over boxes of the mean over four sides, dimensionless.

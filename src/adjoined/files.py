@@ -223,7 +223,7 @@ def refuse_link(path: Path) -> None:
         raise AdjoinedError(
             "is a link, and links inside a run are not followed",
             where=path,
-            fix="Replace it by the file or folder itself; the run folder as a whole may be a link.",
+            fix="Replace it with the file or folder itself; the run folder as a whole may be a link.",
         )
 
 

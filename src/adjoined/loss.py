@@ -69,7 +69,7 @@ def adjoint_loss(
 ) -> Tensor:
     """Return CE(p, y) + λ(t) · KL(p ‖ q), the loss that trains base and small network together.
 
-    The gradient flows into p through the KL term, too. This pull towards q regularises the base network, as the paper
+    The gradient also flows into p through the KL term. This pull towards q regularises the base network, as the paper
     proves.
 
     Args:
@@ -77,8 +77,8 @@ def adjoint_loss(
             logits in float64.
         q: logits of the small network, shaped like `p`; or a sequence of them, whose KL terms are added up.
         y: class indices, int64 (N, ...); or class probabilities, float (N, C, ...), as mixup makes them.
-        progress: t, the share of the training done, in [0, 1].
-        label_smoothing: share of the target spread evenly over the classes, in the cross-entropy only.
+        progress: t, the fraction of training completed, in [0, 1].
+        label_smoothing: fraction of the target spread evenly over the classes, in the cross-entropy only.
         ignore_index: a class index that counts in neither term (unlabelled pixels).
         detach: stop the gradient of the KL term at p (plain distillation from a moving teacher); an ablation.
         temperature: T, an ablation: the KL term becomes T² KL(p/T ‖ q/T), with the logits divided by T.
@@ -90,8 +90,8 @@ def adjoint_loss(
         A scalar in nats, float32 or float64, the mean over samples (and positions).
 
     Raises:
-        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, `p` and `q` are not logits of one shape, a
-            class index is out of range, or class probabilities do not add up to 1 (these two on the CPU only).
+        AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, `p` and `q` are not logits of the same
+            shape, a class index is out of range, or class probabilities do not add up to 1 (these two on the CPU only).
 
     Source: arXiv 2006.05624, "adjoint loss"; the authors' 1e-6 inside the logarithm is replaced by log-softmax.
 
@@ -213,13 +213,13 @@ def _check_logits(p: object, family: Sequence[object]) -> None:
                 where=name,
                 expected="a tensor (N, C, ...)",
                 got=type(logits).__name__,
-                fix="Pass the logits alone: for a model with several outputs, the one that is trained.",
+                fix="Pass only the logits; for a model with several outputs, the one that is trained.",
             )
         if not isinstance(p, Tensor) or logits.ndim < 2 or logits.shape != p.shape:
             raise AdjoinedError(
                 "the logits of base and small network differ in shape or have no class dimension",
                 where=name,
-                expected="two tensors (N, C, ...) of one shape",
+                expected="two tensors (N, C, ...) of the same shape",
                 got=f"p {tuple(getattr(p, 'shape', ()))}, {name} {tuple(logits.shape)}",
                 fix="Call the loss as adjoint_loss(p, q, y, progress=...), in the order that the network returns.",
             )

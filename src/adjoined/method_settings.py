@@ -48,13 +48,13 @@ class SmallSettings:
     round_to: int = 8
     """Round the small network's widths up to multiples of this many channels, but never beyond the base network's."""
     widths: dict[str, str] | Literal["search", "uniform"] | None = None
-    """Widths other than 1/alpha for the channels that modules write: NAME=1/2 (a share) or NAME='24 channels'. Or one
-    of two words: search, for `adjoined train --pretrained`, finds a width for each channel group first, at no higher
-    cost; uniform is one alpha for all. None: search for --method transfer with one alpha, no budget in milliseconds
+    """Widths other than 1/alpha for the channels that modules write: NAME=1/2 (a fraction) or NAME='24 channels'. Or
+    search, for `adjoined train --pretrained`: find a width for each channel group first, at no higher cost; or
+    uniform: one alpha for all. None: search for --method transfer with one alpha, no budget in milliseconds
     and 300 training images or more; otherwise uniform."""
     order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
     """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
-    write them), bn (scale of their batch norms); none: as they are."""
+    write them), bn (scale of their batch norms); none: in their original order."""
 
     def __post_init__(self) -> None:
         """Replace the word uniform by the widths that it stands for."""
@@ -88,13 +88,13 @@ class MethodSettings:
     dropout_rate: float = _for(0.3, "dropout")
     """Dropout rate of the last linear layer's inputs, in [0, 1)."""
     kl_share: float = _for(0.9, "distillation")
-    """Share of the KL term in the student's loss, in [0, 1]; the cross-entropy has the rest."""
+    """Fraction of the KL term in the student's loss, in [0, 1]; the cross-entropy has the rest."""
     teacher: str | None = _for(None, "distillation")
     """Folder of a finished run whose base network is the teacher; none: a teacher is trained first."""
     prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning")
     """What pruning reduces to that of the small network: its parameters or its MACs."""
     sparsity: float | None = _for(None, "weight-pruning")
-    """Share of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network
+    """Fraction of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network
     that alpha gives."""
     finetune_epochs: int | None = _for(None, *_PRUNED)
     """Epochs after pruning; none: the same number as before."""

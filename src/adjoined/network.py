@@ -46,11 +46,11 @@ ADJOINT_PLUS = {"private_head": True, "small_gradient": 0.5}
 
 
 class AdjoinedNetwork(nn.Module):
-    """A base network and one or several small networks on shared weights, called together.
+    """A base network and one or more small networks that share its weights, called together.
 
     Each small network has its own normalisation layers, buffers and private layers. All its other tensors are slices of
     the base's, taken again in each call, so an optimizer, an average or a checkpoint sees each shared weight once.
-    Settings, such as a dropout's share, are each network's own, too: change them in all by a loop over `net.modules()`.
+    Each network also has its own settings, such as dropout rates: change them in a loop over `net.modules()`.
 
     Args:
         base: the base network; it is used, not copied, and holds the shared weights.
@@ -59,7 +59,7 @@ class AdjoinedNetwork(nn.Module):
             network; they begin as slices.
         small_gradient: factor on the small networks' gradients of the shared weights, in [0, 1].
 
-    Private weights are frozen at first where the base's are. Later, `net.requires_grad_(True)` unfreezes all networks,
+    Private weights start frozen where the base's are. Later, `net.requires_grad_(True)` unfreezes all networks,
     and `net.base.requires_grad_(True)` the shared weights only.
 
     Attributes:
@@ -202,11 +202,11 @@ class AdjoinedNetwork(nn.Module):
             raise AdjoinedError("no such small network", where="which", expected=expected, got=repr(which))
 
     def measure_statistics(self, batches: Iterable[Any]) -> int:
-        """Measure the running statistics of every small network's batch norms again, with the current weights.
+        """Re-measure the running statistics of every small network's batch norms with the current weights.
 
         During training they are moving averages and lag behind the weights, which the base network changes, too. Call
         this after training, before `extract`: it replaces them by means over all batches, with everything but batch
-        norms in eval mode. The base network's statistics stay as they are.
+        norms in eval mode. The base network's statistics are unchanged.
 
         Args:
             batches: training images, about 1,000 or more, such as a data loader. Each batch is a tensor (N, C, H, W), a
@@ -318,13 +318,13 @@ def adjoin(
     private: Iterable[str] = (),
     small_gradient: float = 1.0,
 ) -> AdjoinedNetwork:
-    """Join a model with a small network (or a family of them) on shared weights.
+    """Join a model with a small network (or a family of them) that shares its weights.
 
     Args:
         model: the base network: any module with convolutions. It is used, not copied. `nn.DataParallel`,
             `torch.compile` and averages of weights are unwrapped.
         example_input: an input of the model: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
-            arguments, or a dict of keyword arguments. Its values do not matter, its shapes do.
+            arguments, or a dict of keyword arguments. Only its shapes matter, not its values.
         alpha: every layer of the small network keeps about 1/alpha of its channels, so inner convolutions have about
             1/alpha² of the parameters; at least 1, fractions allowed. Several values make a family: `net(x)` then
             returns p, q1, q2, ...
@@ -332,11 +332,11 @@ def adjoin(
         round_to: widths are rounded up to multiples of this many channels; 1 for exact counts.
         compress: choose alpha so that the small network has this many times fewer parameters, without the last linear
             layer on either side; instead of `alpha`.
-        widths: names or patterns of modules -> width of the channels that these modules write, in place of 1/alpha: a
-            share such as {"layer3.*": "1/2"}, or a number such as {"layer4": "96 channels"}. `round_to` applies to
+        widths: names or patterns of modules -> width of the channels that these modules write, instead of 1/alpha: a
+            fraction such as {"layer3.*": "1/2"}, or a number such as {"layer4": "96 channels"}. `round_to` applies to
             them; `compress` and `budget` do not change them.
         budget: choose alpha so that the small network is the largest that costs no more: "1 MB" (float32 weights),
-            "50 MMACs" (for one sample of the example input's size), "300 k parameters", "3 ms"; several texts, or
+            "50 MMACs" (for one sample of the example input's size), "300 k parameters", "3 ms"; several strings, or
             several in one, separated by commas; instead of `alpha`.
         latency: measures "3 ms": a function that takes the small network as a plain module and returns milliseconds,
             on the device where it will run.
@@ -350,14 +350,14 @@ def adjoin(
             `order` applies then.
         check: compare every small network with the masked base, in float64 on random input (see
             `adjoined.slicing.check_plan`). It takes about as long as running both.
-        private_head: give small networks their own weights in the last layer, too: the last linear layer to run, or the
-            last convolution where there is none. They begin as slices. Inference costs the same; training has one more
+        private_head: give small networks their own weights in the last layer too: the last linear layer to run, or the
+            last convolution if there is none. They start as slices. Inference costs the same; training has one more
             narrow layer.
         private: names or patterns (as for file names) of further modules whose weights are private to each small
             network; they begin as slices. With ("*",) nothing is shared after the start: the base trains as it would
             alone, and each small network adds its own parameters.
-        small_gradient: factor on the small networks' gradients of the shared weights, in [0, 1]: below 1 the base has
-            the greater say in them. Private weights get their whole gradients.
+        small_gradient: factor on the small networks' gradients of the shared weights, in [0, 1]: below 1 the base
+            dominates them. Private weights get their full gradients.
 
     Returns:
         An `AdjoinedNetwork`, in the mode (train or eval) of the model, on its device.

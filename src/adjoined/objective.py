@@ -21,10 +21,10 @@ Schedule = Literal["paper", "constant"]
 
 
 def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
-    """Return λ(t) = min(4t², 1), the weight of the small networks' terms after a share t of the training.
+    """Return λ(t) = min(4t², 1), the weight of the small networks' terms after a fraction t of training.
 
     Args:
-        progress: t, the share of the training done, in [0, 1] (optimizer steps done / steps in all).
+        progress: t, the fraction of training completed, in [0, 1] (optimizer steps done / total steps).
         schedule: "paper"; as an ablation, "constant" for λ(t) = 1.
 
     Raises:
@@ -41,7 +41,7 @@ def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
         raise AdjoinedError("no such choice", where="schedule", expected=expected, got=schedule)
     if not is_number(progress, 0, 1):
         raise AdjoinedError(
-            "the share of training done is out of range",
+            "the fraction of training completed is out of range",
             where="progress",
             expected="a number from 0 to 1",
             got=progress,

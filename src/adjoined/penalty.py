@@ -30,7 +30,7 @@ def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
         A scalar >= 0 in nats, the mean over samples and positions, differentiable in both arguments.
 
     Raises:
-        AdjoinedError: `p` and `q` are not logits of one shape.
+        AdjoinedError: `p` and `q` are not logits of the same shape.
 
     Source: second-order expansion of the KL divergence in an exponential family; the derivation is in docs/theory.md.
 
@@ -45,7 +45,7 @@ def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
         raise AdjoinedError(
             "the logits of base and small network differ in shape or have no class dimension",
             where="quadratic_penalty",
-            expected="two tensors (N, C, ...) of one shape",
+            expected="two tensors (N, C, ...) of the same shape",
             got=f"p {tuple(p.shape)}, q {tuple(q.shape)}",
             fix="Pass the logits of the base network and of one small network.",
         )

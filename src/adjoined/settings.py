@@ -72,7 +72,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     """Data set: digits, fashion-mnist, cifar10, cifar100, imagenette, imagenet; or folder:PATH (a folder of images per
     class), segmentation:PATH (images/ and masks/), labels:FILE.csv (images with any number of labels)."""
     data_root: str = "data"
-    """Folder that holds the data sets, one folder each."""
+    """Folder that contains the data sets, each in its own folder."""
     image_size: int | None = None
     """Height and width of the networks' input, pixels; none: the data set's own."""
     augment: Literal["none", "light", "standard", "strong"] = "standard"
@@ -154,7 +154,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     checkpoint_every: int = 1
     """Epochs between checkpoints for resuming; the last epoch always writes one."""
     log_every: int = 10
-    """Steps between points in TensorBoard, updates of the display, and measurements of the penalty."""
+    """Steps between points in TensorBoard, updates of the display and measurements of the penalty."""
 
     def __post_init__(self) -> None:
         """Check every value, and those that depend on each other."""

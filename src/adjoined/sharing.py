@@ -231,7 +231,7 @@ def changed(name: str, expected: str, got: str) -> AdjoinedError:
         where=name,
         expected=expected,
         got=got,
-        fix="Prune, replace or parametrize layers before the call of adjoin; to go on from here, call it again.",
+        fix="Prune, replace or parametrize layers before calling adjoin; to continue from here, call it again.",
     )
 
 
@@ -242,7 +242,7 @@ def refuse_sharded(tensor: Tensor | None, name: str) -> None:
         raise AdjoinedError(
             "the weight is sharded over processes, and small networks are slices of whole weights",
             where=f"'{name}'",
-            fix="Train with fully_shard(net), the joint network as one, without calls for its layers. To extract, "
+            fix="Train with fully_shard(net), the joint network as one, without sharding its layers. To extract, "
             "load its full state (full_state_dict=True) into a joint network that is not sharded.",
         )
 
@@ -275,7 +275,7 @@ def refuse_other_state(names: Sequence[str], prefix: str) -> None:
             got=names[0],
             fix=f"Leave out '{wrapped[1]}' in front of all names."
             if wrapped
-            else "Load the weights of a model before the call of adjoin.",
+            else "Load the weights of a model before calling adjoin.",
         )
 
 

@@ -34,6 +34,6 @@ def warn_if_untrained(network: nn.Module, joined: Mapping[str, int], prefix: str
         warnings.warn(
             "the base network has changed since it was joined, but the small network's own parameters have not, such "
             f"as {own[0]}: make the optimizer from net.parameters(), include the small network's output in the loss, "
-            "and load weights before the call of adjoin",
+            "and load weights before calling adjoin",
             stacklevel=4,  # the caller of extract, which torch wraps
         )

@@ -90,7 +90,7 @@ def test_twelve_bits_in_a_tiff_are_scaled_by_its_own_white(tmp_path):
 def test_values_without_a_known_range_are_refused(tmp_path, values, bits, sample_format):
     path = tmp_path / "unknown.tif"
     path.write_bytes(tiff(values, bits=bits, sample_format=sample_format))
-    with pytest.raises(AdjoinedError, match=r"^[^\n]*unknown\.tif: the range of the image's values is not known"):
+    with pytest.raises(AdjoinedError, match=r"^[^\n]*unknown\.tif: the range of the image's values is unknown"):
         load_image(path)
 
 

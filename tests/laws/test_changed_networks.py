@@ -165,7 +165,7 @@ def test_the_state_of_a_model_is_not_that_of_a_joint_network(strict: bool, insid
     net = joint()
     outer = nn.ModuleDict({"net": net}) if inside else net
     other = nn.ModuleDict({"net": net.base}) if inside else net.base
-    with pytest.raises(AdjoinedError, match=r"not the state of a joint network.*before the call of adjoin"):
+    with pytest.raises(AdjoinedError, match=r"not the state of a joint network.*before calling adjoin"):
         outer.load_state_dict(other.state_dict(), strict=strict)
     outer.load_state_dict(outer.state_dict(), strict=strict)
 

@@ -174,7 +174,7 @@ def same_classes(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 def test_mistakes_are_reported_in_one_line_and_leave_nothing(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert "--to: a place is missing" in fails(capsys, "push", run)
+    assert "--to: the destination is missing" in fails(capsys, "push", run)
     assert "hub:digits: not a name on a hub (expected hub:OWNER/NAME" in fails(
         capsys, "push", run, "--to", "hub:digits"
     )

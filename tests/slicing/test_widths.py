@@ -140,9 +140,9 @@ def test_they_are_recorded():
 @pytest.mark.parametrize(
     ("widths", "said"),
     [
-        ({"0": 4}, r"widths\['0'\].*'1/4' for a share of the channels, '4 channels' for a number of them"),
+        ({"0": 4}, r"widths\['0'\].*'1/4' for a fraction of the channels, '4 channels' for a number"),
         ({"0": 4.0}, "not a width"),
-        ({"0": "4"}, "a share such as '1/2', or a number such as '24 channels'"),
+        ({"0": "4"}, "a fraction such as '1/2', or a number such as '24 channels'"),
         ({"0": "24"}, "24 channels"),
         ({"0": "3/2"}, "not a width"),
         ({"0": "0/2"}, "not a width"),

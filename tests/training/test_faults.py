@@ -314,7 +314,7 @@ def test_a_worker_killed_while_the_main_process_does_something_else_is_reported_
         return build(*args, **kwargs)
 
     monkeypatch.setattr(models, "build", killing)
-    with pytest.raises(AdjoinedError, match=r"data worker was ended by signal 9 \(SIGKILL\)"):
+    with pytest.raises(AdjoinedError, match=r"data worker was killed by signal 9 \(SIGKILL\)"):
         train(replace(TINY, workers=1), tmp_path / "run", console=QUIET)
 
 

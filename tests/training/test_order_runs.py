@@ -72,7 +72,7 @@ def test_widths_are_spelled_with_commas_or_as_json():
     [
         (["--widths", "layer2"], "--widths: not a name with a value (expected NAME=VALUE,NAME=VALUE, got layer2)"),
         (["--widths", "layer2=1/2,layer2=1/4"], "--widths: is given twice"),
-        (["--widths", "layer2=2"], "a share such as '1/2', or a number such as '24 channels', got '2'"),
+        (["--widths", "layer2=2"], "a fraction such as '1/2', or a number such as '24 channels', got '2'"),
         (["--widths", "{layer2: 2}"], "--widths: invalid value"),
         (["--widths", "layerX=1/2"], "no module of the model has this name"),
         (["--order", "taylor"], "--order: invalid value"),

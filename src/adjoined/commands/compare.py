@@ -59,7 +59,7 @@ class Comparison(FromRecipe):
                 raise AdjoinedError("out of range", where=f"--{name}", expected="at least 1", got=getattr(self, name))
         if self.part is not None and self.jobs > 1:
             raise AdjoinedError(
-                "the runs of a part are done one after another", where="--jobs", fix="Use more parts instead."
+                "the runs of a part are trained one after another", where="--jobs", fix="Use more parts instead."
             )
         if self.minutes is not None and (self.minutes <= 0 or self.jobs > 1):
             expected = "a number above 0, together with --jobs 1"

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         raise AdjoinedError(
             "no model matches this pattern",
             where="PATTERN",
-            expected=f"a part of a name, such as {', '.join(alike)}" if alike else "a part of a name, such as resnet",
+            expected=f"part of a name, such as {', '.join(alike)}" if alike else "part of a name, such as resnet",
             got=options.pattern,
             fix="Shorten the pattern, or use * as a wildcard.",
         )

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.runs.hub import is_hub, split, upload
 
     if not options.to:
-        raise AdjoinedError("a place is missing", where="--to", expected="hub:OWNER/NAME, or a new folder")
+        raise AdjoinedError("the destination is missing", where="--to", expected="hub:OWNER/NAME, or a new folder")
     to_hub = is_hub(options.to)
     if to_hub:
         split(options.to)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 PURPOSE = (
     "Train a base and a small network in one run. Precedence, lowest first: defaults, recipe, --config FILE, flags. "
-    f"Recipes: {', '.join(RECIPES)}; `adjoined train --recipe NAME --help` shows the values of one. With a --model or "
-    "--data of your own and no recipe, settings that suit them replace the defaults below; the run shows them first."
+    f"Recipes: {', '.join(RECIPES)}; `adjoined train --recipe NAME --help` shows its values. With your own --model or "
+    "--data and no recipe, settings that suit them replace the defaults below; the run shows them first."
 )
 
 
@@ -44,9 +44,9 @@ class Run(FromRecipe):
     """The run."""
 
     run: str | None = None
-    """Folder for the run, new or empty; none: runs/DATA-MODEL-TIME."""
+    """Run folder, new or empty; none: runs/DATA-MODEL-TIME."""
     recipes: bool = False
-    """List the recipes, with a sentence each, and train nothing."""
+    """List the recipes, each with a short description, and exit."""
     resume: str | None = None
     """Folder of a stopped run to resume, with its own settings."""
     dry_run: bool = False

@@ -94,7 +94,7 @@ class Study:
     def _refuse(self, names: list[str], before: Settings, now: Settings, where: Path, unequal: bool) -> None:
         if names and not unequal:
             raise AdjoinedError(
-                f"these runs used other settings ({', '.join(names)})",
+                f"these runs used different settings ({', '.join(names)})",
                 where=where,
                 expected=f"{names[0]} {getattr(before, names[0])}",
                 got=getattr(now, names[0]),

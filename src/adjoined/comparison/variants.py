@@ -54,7 +54,7 @@ def read_variants(methods: Iterable[str], settings: Settings, *, unequal: bool) 
     variants = [_read(each, settings, unequal) for each in methods]
     names = [each.folder(0) for each in variants]
     if double := next((name for name in names if names.count(name) > 1), None):
-        raise AdjoinedError("a contender is named twice", where="--methods", got=variants[names.index(double)].label)
+        raise AdjoinedError("a method is listed twice", where="--methods", got=variants[names.index(double)].label)
     if not variants:
         raise AdjoinedError("nothing to compare", where="--methods", expected=f"some of {', '.join(METHODS)}")
     return tuple(variants)
@@ -74,7 +74,7 @@ def _read(text: str, settings: Settings, unequal: bool) -> Variant:
             raise AdjoinedError("not a setting", where=f"--methods {text}", expected="NAME=VALUE", got=change)
         if name not in OWN and not unequal:
             raise AdjoinedError(
-                "the contenders would not be trained under equal settings",
+                "the methods would not be trained under the same settings",
                 where=f"--methods {text}",
                 got=change,
                 fix="Set it for all of them with a separate flag, or add --unequal if this is intended.",

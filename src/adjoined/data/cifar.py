@@ -123,4 +123,4 @@ class _ArraysOnly(pickle.Unpickler):
                 return lambda code, *_: np.dtype(code)  # the files' further arguments are deprecated
             case "_codecs", "encode":  # Python 3's encoding of bytes for Python 2
                 return lambda text, _: text.encode("latin1")
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which is code that no CIFAR file needs")
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, code that no CIFAR file needs")

@@ -220,7 +220,7 @@ def _named(folder: Path, left_out: LeftOut) -> dict[str, str]:
                 f"two class folders have the same name, {class_name(name)}, in two Unicode forms",
                 where=f"data folder {folder.absolute()}",
                 got=f"{other!a} and {name!a}",
-                fix="Join or rename them.",
+                fix="Merge or rename them.",
             )
     return first
 

@@ -123,7 +123,7 @@ def _white(image: Image, values: np.ndarray, tags: Any) -> float:
         white, known = float(2 ** (bits or 16) - 1), f"values of {bits or 16} bits"
     if not 0 <= low <= high <= white:
         raise AdjoinedError(
-            "the range of the image's values is not known",
+            "the range of the image's values is unknown",
             where="image",
             expected=known,
             got=f"{float(values.min()):g} to {float(values.max()):g}, mode {image.mode}",

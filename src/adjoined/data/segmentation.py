@@ -249,7 +249,7 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
         raise AdjoinedError(
             "the masks have only one class",
             where=folder / ignored,
-            expected=f"values from 0 without a gap; {IGNORED} marks pixels that do not count",
+            expected=f"values from 0 without gaps; {IGNORED} marks pixels that do not count",
             got=f"only 0 and {IGNORED}",
             fix=f"Save the class that is {IGNORED} as 1.",
         )
@@ -258,7 +258,7 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
         raise AdjoinedError(
             "the masks have only one class" if missing is None else "the values of the masks are not class indices",
             where=folder / found[strange],
-            expected=f"values from 0 without a gap, and {IGNORED} for pixels that do not count",
+            expected=f"values from 0 without gaps, and {IGNORED} for pixels that do not count",
             got="only 0" if missing is None else f"{strange}, but no mask has {missing}" if strange > 0 else strange,
             fix=f"Save class indices; or name all classes in {NAMES}, one per line.",
         )

@@ -67,7 +67,7 @@ def write(
     """
     target, path = find_target(to), Path(path)
     if not batches:
-        raise AdjoinedError("there are no images to compare on", where=path)
+        raise AdjoinedError("there are no images for the comparison", where=path)
     if calibration is not None and not len(calibration):
         raise AdjoinedError("there are no images to calibrate on", where=path, fix="Leave out int8, or give images.")
     example = batches[0][0][:1].repeat(largest_batch, 1, 1, 1)

@@ -166,7 +166,7 @@ class AdjoinedTrainer(Trainer):
             raise AdjoinedError(
                 "the checkpoint does not fit this joint network",
                 where=resume_from_checkpoint,
-                fix="Resume with the model and the adjoin_settings of that training.",
+                fix="Resume with the model and the adjoin_settings of the original training.",
             ) from error
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -294,7 +294,7 @@ def _logits(output: Any) -> Tensor:
             where="AdjoinedTrainer",
             expected="an output with `logits`",
             got=", ".join(output) if isinstance(output, Mapping) else type(output).__name__,
-            fix="Train this model in a loop of your own, with adjoined.adjoint_objective.",
+            fix="Train this model in your own loop, with adjoined.adjoint_objective.",
         )
     return logits
 

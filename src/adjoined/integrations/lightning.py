@@ -100,7 +100,7 @@ class Adjoined(Callback):
             raise AdjoinedError(
                 "no small network yet",
                 where="Adjoined.small",
-                fix="Call trainer.fit first. If it trained in processes of its own (ddp_spawn, ddp_notebook), call "
+                fix="Call trainer.fit first. If it trained in separate processes (ddp_spawn, ddp_notebook), call "
                 "validate(module, ..., ckpt_path=...) of a Trainer with one device.",
             )
         return self.smalls[0]

@@ -64,7 +64,7 @@ class Tap(nn.Module):
             raise AdjoinedError(
                 "weights were loaded into the base after it was joined, and none into its small networks",
                 where="Adjoined",
-                fix="Load them before the call of the trainer, or use a checkpoint that was saved with this callback, "
+                fix="Load them before calling the trainer, or use a checkpoint that was saved with this callback, "
                 "and with save_weights_only=False.",
             )
 

@@ -23,12 +23,12 @@ def classification_terms(p: Tensor, smalls: Sequence[Tensor], batch: Any, progre
         p: logits of the base network, float (N, C).
         smalls: logits of every small network, each as `p`.
         batch: (x, y, ...) with class indices y, int64 (N,), or probabilities, float (N, C).
-        progress: t, the share of the training done, in [0, 1].
+        progress: t, the fraction of training completed, in [0, 1].
     """
     y = second_entry(batch)
     if not isinstance(p, Tensor) or not isinstance(y, Tensor):
         raise AdjoinedError(
-            "the small network needs a loss of its own for these outputs and targets",
+            "the small network needs its own loss for these outputs and targets",
             where="Adjoined(small_loss=...)",
             expected="logits, and class indices or probabilities as the batch's second entry",
             got=f"{type(p).__name__} and {type(y).__name__}",

@@ -88,7 +88,7 @@ def load_own_state(net: AdjoinedNetwork, state: Mapping[str, Any], where: str) -
             where=where,
             expected=", ".join(f"alpha {plan.alpha:g}" for plan in saved),
             got=", ".join(f"alpha {plan.alpha:g}" for plan in net.plans),
-            fix="Use the settings of that training.",
+            fix="Use the settings of the training run that saved it.",
         )
     net.smalls.load_state_dict(state["smalls"])
 

@@ -87,7 +87,7 @@ def head_distance(p: dict[str, Any], q: dict[str, Any], *, pull: bool = False) -
     Args:
         p: output of the base network in training, as `WithHead` returns it.
         q: that of the small network.
-        pull: whether the gradient flows into `p`, too; never through the weights.
+        pull: whether the gradient also flows into `p`; never through the weights.
 
     Returns:
         The sum of the two weighted means over anchors.

@@ -60,7 +60,7 @@ class AdjointPlus(Adjoint):
     The small network has a private last layer, so that the base's serves only the base. The KL term, at temperature 4,
     trains only the small network (detached), together with the small network's own cross-entropy. λ, as in the paper,
     multiplies both, so the base begins alone. Of the small network's gradients the shared weights get half, so that the
-    base has the greater say in them. benchmarks/results/README.md has the comparisons.
+    base dominates them. benchmarks/results/README.md has the comparisons.
     """
 
     @property

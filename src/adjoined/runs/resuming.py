@@ -27,7 +27,7 @@ def changes(stored: Settings, asked: Settings, where: object) -> dict[str, Any]:
     fixed = [name for name in different if name not in SHOWN_ONLY | REMEDIES]
     if fixed:
         raise AdjoinedError(
-            f"the run has other settings ({', '.join(fixed)})",
+            f"the run has different settings ({', '.join(fixed)})",
             where=where,
             expected=f"{fixed[0]} {getattr(stored, fixed[0])}",
             got=getattr(asked, fixed[0]),

@@ -81,7 +81,7 @@ def _cause(
     go_on = f"Continue with: {resume_command(run, settings)}"
     if (code := data.killed_worker()) is not None:
         return AdjoinedError(
-            f"a data worker was ended by {how(code)}",
+            f"a data worker was killed by {how(code)}",
             where=f"--workers {settings.workers}",
             fix=f"If memory is short, use fewer --workers or a smaller --batch-size. {go_on}",
         )
@@ -90,7 +90,7 @@ def _cause(
         fix = "If it was renamed or moved, resume it where it is now: adjoined train --resume FOLDER."
         return AdjoinedError("the run's folder was renamed, moved or removed while it trained", where=run.path, fix=fix)
     if not of_files and (code := _ended_process(trainer)) is not None:
-        what, where = f"another process of this run was ended by {how(code)}", f"--devices {settings.devices}"
+        what, where = f"another process of this run was killed by {how(code)}", f"--devices {settings.devices}"
         return AdjoinedError(what, where=where, fix=go_on)
     return cannot_write(error, error.filename or run.path) if of_files and isinstance(error, OSError) else None
 

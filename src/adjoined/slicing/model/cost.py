@@ -112,7 +112,7 @@ def last_layer_of(model: nn.Module, finished: Sequence[str]) -> str:
             "no last layer was found",
             where=type(model).__name__,
             expected="a model that runs a linear layer or a convolution among its modules",
-            fix="Do without the private head.",
+            fix="Leave out the private head.",
         )
     return name
 

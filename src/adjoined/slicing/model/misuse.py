@@ -23,7 +23,7 @@ def check_weights(model: nn.Module) -> None:
         raise AdjoinedError(
             "the parameter is uninitialized",
             where=lazy,
-            fix="Run the model once on an input, so that lazy layers get their shapes, and call adjoin after that.",
+            fix="Run the model once on an input, so that lazy layers get their shapes, then call adjoin.",
         )
     if not any(parameter.ndim > 1 for parameter in model.parameters()):
         raise AdjoinedError(
@@ -73,9 +73,9 @@ def check_made(model: nn.Module, before: Collection[str]) -> None:
     made = next((name for name, _ in model.named_parameters() if name not in before), None)
     if made is not None:
         raise AdjoinedError(
-            "the model's forward makes this parameter when it first runs",
+            "the model creates this parameter in its first forward pass",
             where=made,
-            fix="Run the model once on an input, so that it has all its layers, and call adjoin after that.",
+            fix="Run the model once on an input, so that it has all its layers, then call adjoin.",
         )
 
 
@@ -158,6 +158,6 @@ def another_path(model: nn.Module, reader: str | None, modules: Sequence[str]) -
         f"values of the input decide which modules run: {repr(reader) if reader else 'its own forward'} reads them, "
         f"and {', '.join(map(repr, modules[:3]))}{more} did not always run",
         where=type(model).__name__,
-        expected="the same modules for all inputs of one shape",
+        expected="the same modules for all inputs of the same shape",
         fix="Run both ways and choose with torch.where, or join the parts of the model that always run.",
     )

@@ -15,7 +15,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.modules import filters, is_inside, matching_modules, named_tensors, owner_of
 from adjoined.slicing.solve.budget import Limit, read_budget
 
-NOTATION = "a share such as '1/2', or a number such as '24 channels'"
+NOTATION = "a fraction such as '1/2', or a number such as '24 channels'"
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SHARE = re.compile(rf"\s*{_NUMBER}\s*/\s*{_NUMBER}\s*")
@@ -144,7 +144,7 @@ def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
             number: Any = text
             fix = ""
             if isinstance(number, (int, float)) and not isinstance(number, bool) and number >= 1:
-                fix = f"Write '1/{number:g}' for a share of the channels, '{number:g} channels' for a number of them."
+                fix = f"Write '1/{number:g}' for a fraction of the channels, '{number:g} channels' for a number."
             where = f"widths[{pattern!r}]"
             raise AdjoinedError("not a width", where=where, expected=NOTATION, got=repr(text), fix=fix)
     return dict(widths)

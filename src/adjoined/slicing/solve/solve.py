@@ -179,7 +179,7 @@ def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: f
         raise AdjoinedError(
             f"the network fails when it runs again, even at full width: {error}",
             where=type(traced.model).__name__,
-            fix="Its forward has to run the same operators for the same input shapes.",
+            fix="Its forward must run the same operators for the same input shapes.",
         ) from error
 
 
