@@ -279,7 +279,7 @@ def test_folders_that_are_taken(case: str, run: Path, tmp_path: Path, capsys: py
         record = json.loads((run / "run.json").read_bytes()) | {"finished": None, "result": None}
         (run / "run.json").write_text(json.dumps(record))
         before = files(run)
-        assert "other settings (epochs)" in fails(capsys, "train", "--resume", run, "--epochs", "7")
+        assert "different settings (epochs)" in fails(capsys, "train", "--resume", run, "--epochs", "7")
     elif case == "something else":
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "chapter.tex").write_text("x")

@@ -170,10 +170,10 @@ def test_the_plots_are_there(finished):
 
 def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_path, capsys):
     for argv, message in [
-        ([*ARGV, "--lr", "0.3", "--out", str(finished)], "used other settings (lr)"),
+        ([*ARGV, "--lr", "0.3", "--out", str(finished)], "used different settings (lr)"),
         (
             [*ARGV, "--methods", "standard,adjoint:lr=0.3", "--out", str(tmp_path)],
-            "not be trained under equal settings",
+            "not be trained under the same settings",
         ),
         ([*ARGV, "--methods", "standard,standard", "--out", str(tmp_path)], "named twice"),
         ([*ARGV, "--methods", "standart", "--out", str(tmp_path)], "Did you mean standard?"),

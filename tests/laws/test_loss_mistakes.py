@@ -20,7 +20,7 @@ Z, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
 @pytest.mark.parametrize(
     ("p", "q", "message"),
     [
-        (torch.zeros(4, 3), torch.zeros(4, 2), r"^q: .*of one shape, got p \(4, 3\), q \(4, 2\)"),
+        (torch.zeros(4, 3), torch.zeros(4, 2), r"^q: .*of the same shape, got p \(4, 3\), q \(4, 2\)"),
         (torch.zeros(4, 3), torch.zeros(3, 3), r"^q: .*got p \(4, 3\), q \(3, 3\)"),
         (torch.zeros(4), torch.zeros(4), r"^p: .*no class dimension .*\(N, C, \.\.\.\)"),
         (torch.zeros(4, 3), [torch.zeros(4, 3), torch.zeros(4, 2)], r"^q2: .*q2 \(4, 2\)"),

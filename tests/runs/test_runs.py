@@ -113,7 +113,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, capsys):
 
 
 def test_a_finished_run_is_not_resumed_with_other_settings(finished):
-    with pytest.raises(AdjoinedError, match=r"other settings \(alpha\).*expected alpha 4.*got 2"):
+    with pytest.raises(AdjoinedError, match=r"different settings \(alpha\).*expected alpha 4.*got 2"):
         train(replace(TINY, alpha=2), finished.folder, resume=True, console=QUIET)
 
 
@@ -169,7 +169,7 @@ def test_a_stopped_run_is_not_trained_over(tmp_path):
 
 def test_a_run_resumes_with_its_own_settings_only(tmp_path):
     (tmp_path / "settings.yaml").write_text(TINY.to_yaml())
-    with pytest.raises(AdjoinedError, match=r"other settings \(epochs, seed\).*epochs 2.*got 5"):
+    with pytest.raises(AdjoinedError, match=r"different settings \(epochs, seed\).*epochs 2.*got 5"):
         train(replace(TINY, epochs=5, lr=0.2, seed=3), tmp_path, resume=True, console=QUIET)
 
 

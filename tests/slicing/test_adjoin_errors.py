@@ -330,7 +330,7 @@ def test_layers_that_the_first_run_makes_ask_for_one():
             return self.late(x)
 
     model = Late()
-    fails(lambda: adjoin(model, X), "late.weight", "first runs", "Run the model once")
+    fails(lambda: adjoin(model, X), "late.weight", "first forward pass", "Run the model once")
     assert not hasattr(model, "late")
     model(X)
     adjoin(model, X)
