@@ -175,7 +175,7 @@ def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_pa
             [*ARGV, "--methods", "standard,adjoint:lr=0.3", "--out", str(tmp_path)],
             "not be trained under the same settings",
         ),
-        ([*ARGV, "--methods", "standard,standard", "--out", str(tmp_path)], "named twice"),
+        ([*ARGV, "--methods", "standard,standard", "--out", str(tmp_path)], "listed twice"),
         ([*ARGV, "--methods", "standart", "--out", str(tmp_path)], "Did you mean standard?"),
         ([*ARGV, "--method", "adjoint", "--out", str(tmp_path)], "Name them with --methods"),
         ([*ARGV, "--methods", "adjoint:dropout_rate=0.5", "--out", str(tmp_path)], "does not read this setting"),
