@@ -306,6 +306,13 @@ def test_a_network_of_own_code_loads_when_it_is_passed_in(of_code):
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(by_name(x), load(of_code.folder, model=make())(x))
     assert torch.equal(by_name(x), load(of_code.folder, model=make)(x))
+
+    def make_for(num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, num_classes))
+
+    assert torch.equal(by_name(x), load(of_code.folder, model=make_for)(x))
+    with pytest.raises(AdjoinedError, match=r"model: the function raised TypeError: .*depth"):
+        load(of_code.folder, model=lambda depth: make())
     assert tuple(by_name.get_parameter("0.weight").shape) == (8, 1, 3, 3)
     with pytest.raises(AdjoinedError, match="another model"):
         load(of_code.folder, "base", model=nn.Sequential(nn.Conv2d(1, 12, 3)))

@@ -39,21 +39,45 @@ def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, 
     # During the call as well: functions may import other modules. What they print is not part of the command's output.
     with _importable(folder), contextlib.redirect_stdout(sys.stderr):
         function = _load_function(spec, place, function_name)
-        arguments = _arguments(spec, function, offered, pretrained=pretrained, options=options)
-        try:
-            model = function(**arguments)
-        except (AdjoinedError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # sys.exit, too: the command would end as if it had done its work
-            raise AdjoinedError(
-                f"the function raised {type(error).__name__}: {error}",
-                where=f"model {spec!r}",
-                got=f"{_last_line(error)}, called with {arguments}",
-            ) from error
+        return _call(function, f"model {spec!r}", offered, pretrained=pretrained, options=options)
+
+
+def build_with(function: Callable[..., object], *, offered: Mapping[str, Any], options: Mapping) -> nn.Module:
+    """Call a function and return its network; it gets the arguments and options that it has parameters for.
+
+    Args:
+        function, offered: as for `build_from_code`.
+        options: further arguments, of which the function need not accept any.
+
+    Raises:
+        AdjoinedError: the function raised, or did not return a torch.nn.Module.
+
+    Example:
+        >>> build_with(lambda num_classes: nn.Linear(4, num_classes), offered={"num_classes": 3}, options={})
+        Linear(in_features=4, out_features=3, bias=True)
+    """
+    known = {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
+    return _call(function, "model", offered, pretrained=False, options=known)
+
+
+def _call(
+    function: Callable[..., object], where: str, offered: Mapping[str, Any], *, pretrained: bool, options: Mapping
+) -> nn.Module:
+    arguments = _arguments(where, function, offered, pretrained=pretrained, options=options)
+    try:
+        model = function(**arguments)
+    except (AdjoinedError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # sys.exit, too: the command would end as if it had done its work
+        raise AdjoinedError(
+            f"the function raised {type(error).__name__}: {error}",
+            where=where,
+            got=f"{_last_line(error)}, called with {arguments}",
+        ) from error
     if not isinstance(model, nn.Module):
         raise AdjoinedError(
             "the function did not return a network",
-            where=f"model {spec!r}",
+            where=where,
             expected="a torch.nn.Module",
             got=type(model).__name__,
         )
@@ -107,7 +131,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _arguments(
-    spec: str, function: Callable, offered: Mapping[str, Any], *, pretrained: bool, options: Mapping
+    where: str, function: Callable, offered: Mapping[str, Any], *, pretrained: bool, options: Mapping
 ) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters.values()
     named = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
@@ -115,7 +139,7 @@ def _arguments(
     if pretrained and "pretrained" not in named:
         raise AdjoinedError(
             "the function does not offer pretrained weights",
-            where=f"model {spec!r}",
+            where=where,
             expected="a parameter `pretrained`",
             got=f"parameters {', '.join(named) or 'none'}",
         )
@@ -123,7 +147,7 @@ def _arguments(
     if unknown:
         raise AdjoinedError(
             "the function has no such option",
-            where=f"option {unknown[0]} of model {spec!r}",
+            where=f"option {unknown[0]} of {where}",
             expected=f"one of {', '.join(sorted(named - set(offered))) or 'none'}",
         )
     passed = {name: value for name, value in offered.items() if name in named and value is not None}

@@ -177,7 +177,7 @@ def rebuild(
     if isinstance(model, nn.Module):
         module = model
     elif callable(model):
-        module = model()
+        module = models.build_with(model, offered=size, options=recipe["options"])
     elif model is not None:
         module = models.build(model, **size, options=recipe["options"])
     else:
@@ -187,7 +187,7 @@ def rebuild(
                 where=where,
                 got=recipe["spec"],
                 fix=f"Pass it: --model {recipe['spec']}, or in Python load(..., model={recipe['spec']!r}), a module, "
-                "or a function without arguments that returns one.",
+                "or a function that returns one.",
             )
         with nullcontext() if saved is None else Ceiling(*_base_size(plan, saved, where), where):
             module = _build_described(recipe["spec"], size, recipe["options"], where)
