@@ -22,6 +22,7 @@ from adjoined.files import check_writable, write_whole, written_beside
 from adjoined.json_files import read_json, write_json
 from adjoined.runs import RunFolder
 from adjoined.runs.finished import open_run
+from adjoined.runs.networks import LARGEST_HEADER
 from adjoined.training import train
 from adjoined.training.checkpoints import read_checkpoint
 from tiny_runs import QUIET, TINY
@@ -247,6 +248,13 @@ def test_a_weights_file_is_as_long_as_it_says(run, header):
         adjoined.load(run)
     (run / "small.safetensors").write_bytes((1 << 60).to_bytes(8, "little"))
     with pytest.raises(AdjoinedError, match="the weights are not those"):
+        adjoined.load(run)
+
+
+def test_a_long_header_of_weights_is_refused_before_it_is_parsed(run):
+    header = b"{" + b" " * LARGEST_HEADER + b"}"  # safetensors itself would parse it
+    (run / "small.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(AdjoinedError, match=r"small\.safetensors: .*expected a header of at most"):
         adjoined.load(run)
 
 

@@ -29,6 +29,8 @@ from adjoined.runs.hub import located
 from adjoined.slicing import SlicePlan
 
 FORMAT = 1
+LARGEST_HEADER = 16 << 20
+"""Largest header of a weights file, bytes; safetensors itself would parse 100 MB."""
 MOST_SMALLER = 4096
 """Largest allowed ratio of the base network's size to a small network's file."""
 T = TypeVar("T")
@@ -257,17 +259,20 @@ def read_shapes(path: Path) -> SavedShapes:
     """Return the shapes in a safetensors file and its size in bytes, without reading the tensors.
 
     Raises:
-        AdjoinedError: the file is missing, or is no safetensors file of this length.
+        AdjoinedError: the file is missing, or is not a complete safetensors file with a header of at most 16 MiB.
     """
     from safetensors import SafetensorError, safe_open
 
     with open_regular(path, "weights in safetensors") as file:
         size = os.fstat(file.fileno()).st_size
+        header = int.from_bytes(file.read(8), "little")
+    if header > LARGEST_HEADER:
+        raise _other_weights(path, f"a header of at most {LARGEST_HEADER} bytes", f"one of {header} bytes")
     try:
         with safe_open(path, "pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}, size  # noqa: SIM118
     except SafetensorError as error:
-        raise _other_weights(path, "a whole file of safetensors", error) from error
+        raise _other_weights(path, "a complete safetensors file", error) from error
 
 
 def _other_weights(path: Path, expected: str, got: object) -> AdjoinedError:
