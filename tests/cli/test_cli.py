@@ -1,7 +1,6 @@
 """The command line before anything is trained: finding commands, reading flags, planning, reporting mistakes."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -356,54 +355,6 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
 )
 def test_what_cannot_be_planned_is_reported_in_one_line(argv: str, message: str, capsys: pytest.CaptureFixture[str]):
     assert message in fails(capsys, "plan", *argv.split())
-
-
-@pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["train", "--print-config"]], ids=" ".join)
-def test_a_closed_pipe_is_not_an_error(argv: list[str]):
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run([COMMAND, *argv], env=SHELL, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_full_disk_is_reported_in_one_line():
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [COMMAND, "--help"], env=SHELL, stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    assert done.returncode == 2
-    assert done.stderr == "adjoined: error: No space left on device. Free some space and run again.\n"
-
-
-def test_an_error_that_cannot_be_printed_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch):
-    def refused(_: str) -> int:
-        raise OSError(ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("sys.stderr.write", refused)
-    assert main(["nonsense"]) == 2
-
-
-def test_a_current_folder_that_is_gone_is_reported_in_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    assert fails(capsys, "plan", "resnet20") == (
-        "adjoined: error: the current folder no longer exists. Change to one that does (cd).\n"
-    )
-    assert main(["--help"]) == 0
-
-
-def test_a_model_that_ends_the_program_when_it_runs_does_not_look_like_success(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-):
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\nclass Net(nn.Conv2d):\n    def forward(self, x): raise SystemExit\n"
-        "def make(): return Net(3, 8, 1)\n"
-    )
-    assert "called sys.exit" in fails(capsys, "plan", f"{tmp_path / 'net.py'}:make")
 
 
 def test_a_list_is_wrapped_beside_the_names_in_a_terminal_and_has_a_line_each_elsewhere(

@@ -1,4 +1,4 @@
-"""The adversarial set: every network of the four modules, and what is expected of it at alpha = 4."""
+"""The adversarial set: every network of the five modules, and what is expected of it at alpha = 4."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import adversarial_attention as attention
 import adversarial_layers as layers
 import adversarial_modules as modules
 import adversarial_places as places
+import adversarial_recurrence as recurrence
 from constructs import Net, X
 from zoo import lively, seeded
 
@@ -58,10 +59,10 @@ CROSSING = {
 
 def networks() -> list[type[nn.Module]]:
     """Return all networks of the set."""
-    bases = {Net, attention.TokenNet, attention.Heads, layers.Recurrent}
+    bases = {Net, attention.TokenNet, attention.Heads, recurrence.Recurrent}
     return [
         each
-        for module in (places, attention, layers, modules)
+        for module in (places, attention, layers, recurrence, modules)
         for each in _classes(module)
         if each not in bases and (issubclass(each, Net) or hasattr(each, "example"))
     ]

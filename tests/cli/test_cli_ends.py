@@ -1,0 +1,63 @@
+"""How commands end when their output, their folder or the model's code fails them."""
+
+import os
+import subprocess
+import sys
+from errno import ENOSPC
+from pathlib import Path
+
+import pytest
+
+from adjoined.cli import main
+from mistakes import fails
+
+COMMAND = str(Path(sys.executable).parent / "adjoined")
+SHELL = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["train", "--print-config"]], ids=" ".join)
+def test_a_closed_pipe_is_not_an_error(argv: list[str]):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([COMMAND, *argv], env=SHELL, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_reported_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [COMMAND, "--help"], env=SHELL, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "adjoined: error: No space left on device. Free some space and run again.\n"
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch):
+    def refused(_: str) -> int:
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr.write", refused)
+    assert main(["nonsense"]) == 2
+
+
+def test_a_current_folder_that_is_gone_is_reported_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert fails(capsys, "plan", "resnet20") == (
+        "adjoined: error: the current folder no longer exists. Change to one that does (cd).\n"
+    )
+    assert main(["--help"]) == 0
+
+
+def test_a_model_that_ends_the_program_when_it_runs_does_not_look_like_success(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Net(nn.Conv2d):\n    def forward(self, x): raise SystemExit\n"
+        "def make(): return Net(3, 8, 1)\n"
+    )
+    assert "called sys.exit" in fails(capsys, "plan", f"{tmp_path / 'net.py'}:make")
