@@ -178,9 +178,9 @@ class Runner:
     itself; calls of other threads meanwhile take copies, which hold the same private tensors. No lock is needed: taking
     a module and giving it back are single list operations.
 
-    Activation checkpointing and reversible layers (`Function.apply`) run code again in the backward pass, when the
-    slices are no longer bound. If a model's code uses either, the slices of a training call stay in its modules until
-    the next call, as plain attributes rather than parameters.
+    Activation checkpointing and reversible layers (`Function.apply`) rerun code in the backward pass, after the slices
+    have been unbound. If a model's code uses either, its modules keep the slices of a training call until the next
+    call, as plain attributes rather than parameters.
     """
 
     def __init__(self, module: nn.Module, weights: SharedWeights) -> None:

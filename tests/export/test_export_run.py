@@ -167,7 +167,7 @@ def test_int8_without_images_to_calibrate_on_is_told(run: FinishedRun, tmp_path:
     x = torch.zeros(2, 1, 8, 8)
     with pytest.raises(AdjoinedError, match="no images to calibrate on"):
         export.write(run.networks[1].module, tmp_path / "a.onnx", [(x, x)], to="onnx", calibration=x[:0])
-    with pytest.raises(AdjoinedError, match="no images for the comparison"):
+    with pytest.raises(AdjoinedError, match="no images to compare"):
         export.write(run.networks[1].module, tmp_path / "a.onnx", [], to="onnx")
     assert not list(tmp_path.iterdir())
 

@@ -36,8 +36,9 @@ def run_benchmark(
 
     Args:
         subject: the networks.
-        runtimes, batch_sizes, devices, threads, int8, channels_last, seconds: the options of `adjoined benchmark`.
-            Runtimes that are not installed are reported as missing.
+        runtimes, batch_sizes, devices, threads, int8, channels_last: the options of `adjoined benchmark`. Runtimes that
+            are not installed are reported as missing.
+        seconds: time for all calls together, s; slow networks take longer, since each has at least 5 counted calls.
         tell: called with a line before each measurement.
 
     Example:

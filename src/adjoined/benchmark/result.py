@@ -1,7 +1,7 @@
 """The results of a benchmark as plain data: `benchmark.json` in a run folder, or the file given by `--out`.
 
-The file is a JSON object: the format, its version, and the fields of `Benchmark`. In a row, the fields of the latency
-stand among the others.
+The file is a JSON object with the format, its version, and the fields of `Benchmark`. A row also has the fields of its
+`Latency`, and `images_per_second`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def folder_of(name: str) -> Path | None:
 
 @dataclass
 class DataSettings:
-    """The choice of images, and how they are loaded; `adjoined.settings.Settings` explains what this does not."""
+    """The choice of images, and how they are loaded; fields without a description are those of `Settings`."""
 
     name: str = "digits"
     """The data set, `Settings.data`."""

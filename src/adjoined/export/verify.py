@@ -86,7 +86,7 @@ def compare(
             short = reference.max(dim=1, keepdim=True).values - reference.gather(1, likeliest)
             behind.append(short[short > 0])
     if not images:
-        raise AdjoinedError("there are no images for the comparison", where="export")
+        raise AdjoinedError("no images to compare on", where="export")
     other = int((torch.cat(behind) > tolerance * scale).sum())
     return Difference(images, maximum, total / numbers, scale, other)
 

@@ -67,9 +67,9 @@ def write(
     """
     target, path = find_target(to), Path(path)
     if not batches:
-        raise AdjoinedError("there are no images for the comparison", where=path)
+        raise AdjoinedError("no images to compare the file on", where=path)
     if calibration is not None and not len(calibration):
-        raise AdjoinedError("there are no images to calibrate on", where=path, fix="Leave out int8, or give images.")
+        raise AdjoinedError("no images to calibrate on", where=path, fix="Leave out int8, or give images.")
     example = batches[0][0][:1].repeat(largest_batch, 1, 1, 1)
     with written_beside(path, *(path.with_suffix(suffix) for suffix in target.beside)) as (part, *others):
         begin = time.perf_counter()

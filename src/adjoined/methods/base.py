@@ -69,6 +69,9 @@ class Method(ABC):
 
     A method holds no tensors: everything learned is in the network that it builds. Checkpoints, weight averaging and
     multi-device training therefore need not know about methods.
+
+    Args:
+        settings: the settings of the run.
     """
 
     ignores: ClassVar[frozenset[str]] = frozenset()

@@ -1,4 +1,4 @@
-"""What a network answers on a fixed image: it shows whether code that was changed still computes the same."""
+"""A network's logits for a fixed image: they show whether edited code still computes the same function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 
 
 class OtherCodeError(AdjoinedError):
-    """The code of the model computes something else than the code that was trained."""
+    """The model's code no longer computes what it did in training."""
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def answer(module: nn.Module, description: Mapping[str, Any]) -> list[float] | N
 
 
 def check_answer(module: nn.Module, description: Mapping[str, Any], where: object) -> None:
-    """Raise OtherCodeError if a network answers otherwise than the one that was described; AdjoinedError if damaged.
+    """Raise OtherCodeError if a network's logits differ from those recorded; AdjoinedError if the record is damaged.
 
     Args:
         module: the network, in evaluation mode, on the CPU.
@@ -70,7 +70,7 @@ def _agree(one: list[float], other: list[float]) -> bool:
 
 def _other_code(where: object, got: str) -> OtherCodeError:
     return OtherCodeError(
-        "the model computes something else than the one that was trained: its code has changed",
+        "the model no longer computes what it did in training: its code has changed",
         where=where,
         expected="the recorded logits of a test image",
         got=got,

@@ -73,7 +73,7 @@ def trace(
     """Run a copy of the model under the label flow, on the meta device where that is possible.
 
     It runs in eval mode first, then in train mode if that is asked for, if some parameters were not used (auxiliary
-    heads), or if a layer's weight was read by something else than the layer (layers that are fused for inference).
+    heads), or if a layer's weight was read by something other than the layer (layers that are fused for inference).
 
     Raises:
         AdjoinedError: the model does not run on the example input.

@@ -240,7 +240,7 @@ class SlicePlan:
             AdjoinedError: it is not a slice plan, or one of another version.
         """
         data = check_data(data, format=FORMAT, where=where)
-        read: dict[str, Any] = {each.name: data.get(each.name) for each in fields(cls)}
+        read: dict[str, Any] = {each.name: data[each.name] for each in fields(cls)}
         read |= {"alpha": float(data["alpha"]), "keep": tuple(data["keep"]), "unaligned": tuple(data["unaligned"])}
         read["tensors"] = {
             name: tuple(None if index is None else Index.from_json(index) for index in indices)
