@@ -9,9 +9,9 @@ from adjoined.settings import Settings
 
 
 def bare_trainer(settings: Settings, callback: Callback) -> Trainer:
-    """Return a trainer for a run's settings on the CPU."""
+    """Return a trainer for a run's settings, on one device."""
     return Trainer(
-        accelerator="cpu",
+        accelerator=settings.accelerator,
         devices=1,
         precision=settings.precision,
         max_epochs=settings.epochs,

@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=4.0, help="of the small network")
     parser.add_argument("--epochs", type=int, help="other than the recipe's")
     parser.add_argument("--precision", default="32-true", help="as for `adjoined train`")
+    parser.add_argument("--accelerator", default="cpu", help="cpu or gpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--at", type=float, nargs="+", default=[0.05, 0.1, 0.3, 0.5, 0.7, 0.9], help="shares of the run"
@@ -109,7 +110,7 @@ def main() -> None:
         changes["data_root"] = str(args.data_root)
     if args.epochs:
         changes["epochs"] = args.epochs
-    settings = replace(RECIPES[args.recipe](), **changes, accelerator="cpu", devices=1)
+    settings = replace(RECIPES[args.recipe](), **changes, accelerator=args.accelerator, devices=1)
     job = make_job(settings)
     module = TrainingModule(settings, job.method, job.built, job.images.info.num_classes)
     gradients = Gradients(args.at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator
@@ -26,6 +27,13 @@ class Photos:
         stored, self.val_y = _decode(folder / "val")
         size = (pixels, pixels)
         self.val_x = F.interpolate(_normalised(stored), size=size, mode="bilinear", antialias=True)
+
+    def to(self, device: torch.device) -> Photos:
+        """Return the same photos on a device; their augmentations are drawn on the CPU, the same on every device."""
+        moved = copy.copy(self)
+        for name in ("train_x", "train_y", "val_x", "val_y"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     def epoch(self, number: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an epoch, a function of seed and number."""
@@ -52,7 +60,7 @@ class Photos:
         window[:, 0, 0] = width * torch.where(drawn(0, 1) < 0.5, -1.0, 1.0)
         window[:, 1, 1] = height
         window[:, 0, 2], window[:, 1, 2] = drawn(-1, 1) * (1 - width), drawn(-1, 1) * (1 - height)
-        grid = F.affine_grid(window, [count, 3, self.pixels, self.pixels], align_corners=False)
+        grid = F.affine_grid(window.to(stored.device), [count, 3, self.pixels, self.pixels], align_corners=False)
         return F.grid_sample(_normalised(stored), grid, padding_mode="reflection", align_corners=False)
 
 

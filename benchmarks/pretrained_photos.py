@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=128)
     parser.add_argument("--alpha", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="trains there: cpu or cuda; networks are prepared on the CPU")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def main() -> None:
             if any(key.items() <= row.items() for row in done):
                 continue
             photos = photos or Photos(asked.photos, asked.pixels, seed)
-            run = Run(name, photos, asked.weights, asked.kept, asked.epochs, asked.alpha)
+            run = Run(name, photos, asked.weights, asked.kept, asked.epochs, asked.alpha, torch.device(asked.device))
             missing = name in GUIDED and not run.of_base.exists()
             for each in [replace(run, name="base"), run] if missing else [run]:
                 row = {**key, "run": each.name, **each.result()}
@@ -118,14 +119,16 @@ class Run:
     """Folder for what runs pass on to others."""
     epochs: int
     alpha: float
+    device: torch.device
 
     def result(self) -> dict[str, Any]:
         """Train; return accuracies in percent, cost, seconds."""
         begin = time.perf_counter()
         method, built = self.start()
-        network = built.network.to(memory_format=torch.channels_last).train()
+        network = built.network.to(self.device).to(memory_format=torch.channels_last).train()
+        photos = self.photos.to(self.device)
         prepared = time.perf_counter() - begin
-        logits = self.train(method, network)
+        logits = self.train(method, network, photos)
         seconds = time.perf_counter() - begin
         row: dict[str, Any] = {
             "seconds": round(seconds),
@@ -134,14 +137,12 @@ class Run:
         }
         for name, finished in method.finish(built).items():
             label = name if self.name in JOINT else "small"
-            cost = measure_cost(finished.module, self.example)
-            before = accuracy(finished.module, self.photos)
+            cost = measure_cost(finished.module, self.example.to(self.device))
+            before = accuracy(finished.module, photos)
             if label == "base" and self.name == "base":
                 torch.save({"logits": torch.stack(logits), "state": finished.module.state_dict()}, self.of_base)
-            measure_statistics(
-                [finished.module], [finished.module], self.photos.epoch(MEASURE, self.settings.batch_size)
-            )
-            row[label] = accuracy(finished.module, self.photos)
+            measure_statistics([finished.module], [finished.module], photos.epoch(MEASURE, self.settings.batch_size))
+            row[label] = accuracy(finished.module, photos)
             row |= {f"{label}_running": before, f"{label}_parameters": cost.parameters, f"{label}_macs": cost.macs}
         if self.name == "searched":
             row["widths"] = dict(SlicePlan.load(self.of_search).widths)
@@ -205,7 +206,7 @@ class Run:
             plan = self.searched(copy.deepcopy(model))
             settings = replace(settings, alpha=plan.alpha, widths=dict(plan.widths))
         elif self.name == "distilled":
-            model.load_state_dict(torch.load(self.of_base, weights_only=True)["state"])
+            model.load_state_dict(torch.load(self.of_base, map_location="cpu", weights_only=True)["state"])
         method = METHODS["transfer"](settings)
         built = method.build(model, self.example, {})
         method.prepare(built, *self.photos.some(BEFORE, method.samples))
@@ -234,15 +235,15 @@ class Run:
         plan.save(file)
         return plan
 
-    def train(self, method: Method, network: nn.Module) -> list[Tensor]:
+    def train(self, method: Method, network: nn.Module, photos: Photos) -> list[Tensor]:
         """Train; return the base's logits of every step, for the run `base`."""
-        steps = self.epochs * (len(self.photos.train_x) // self.settings.batch_size)
+        steps = self.epochs * (len(photos.train_x) // self.settings.batch_size)
         optimizer = make_optimizer(self.settings, network, small_rate=method.small_rate)
         schedule = make_schedule(self.settings, optimizer, steps)
         teacher, logits, step = self.teacher(), [], 0
         for epoch in range(self.epochs):
             network.train()
-            for x, y in self.photos.epoch(epoch, self.settings.batch_size):
+            for x, y in photos.epoch(epoch, self.settings.batch_size):
                 x = x.contiguous(memory_format=torch.channels_last)
                 result = method.step(network, x, y, progress=step / steps, measure=False)
                 loss, own = result.loss, next(iter(result.logits.values()))
@@ -261,10 +262,10 @@ class Run:
         """Return what gives the logits to learn from, for images and the number of the step; None without a teacher."""
         if self.name not in GUIDED:
             return None
-        found = torch.load(self.of_base, weights_only=True)
+        found = torch.load(self.of_base, map_location=self.device, weights_only=True)
         if self.name != "distilled":
             return lambda _, step: found["logits"][step]
-        base = pretrained(self.weights, self.photos.seed).eval().to(memory_format=torch.channels_last)
+        base = pretrained(self.weights, self.photos.seed).eval().to(self.device).to(memory_format=torch.channels_last)
         base.load_state_dict(found["state"])
 
         @torch.no_grad()
