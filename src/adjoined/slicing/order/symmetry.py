@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from adjoined.slicing.flow.trace import Trace, run_again
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.solve.groups import Grouping
-from adjoined.slicing.verify.liven import liven
+from adjoined.slicing.verify.liven import liven, relative_error, repeatable
 
 Gathers = Mapping[str, Sequence[Tensor | None]]
 """Tensor name -> for every dimension the index that each position is filled from (int64 vector), or None."""
@@ -139,7 +138,7 @@ class Probe:
                 self._runs.append((inputs.doubled() if more else inputs, True))
             try:
                 if change:
-                    with _repeatable():
+                    with repeatable():
                         liven(self.model, inputs, torch.Generator().manual_seed(0))
                 self._expected = self._run()
             except Exception as error:  # whatever the model's own code raises, such as on float64
@@ -163,31 +162,19 @@ class Probe:
             return False
         finally:
             permute(tensors, inverse(gathers))
-        return len(found) == len(self._expected) and all(map(self._close, found, self._expected))
+        return relative_error(found, self._expected) <= self._tolerance
 
     def _run(self) -> list[Tensor]:
         outputs: list[Tensor] = []
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         for inputs, train in self._runs:
-            with _repeatable(), _NoDropout():
-                outputs += [out.detach().clone() for out in tensor_leaves(_call(self.model.train(train), inputs))]
+            with repeatable(), torch.no_grad(), _NoDropout():
+                outputs += [out.clone() for out in tensor_leaves(inputs.run(self.model.train(train)))]
         with torch.no_grad():  # the run in train mode has moved statistics
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(before[name])
         self.model.eval()
         return outputs
-
-    def _close(self, found: Tensor, expected: Tensor) -> bool:
-        if found.shape != expected.shape:
-            return False
-        if not (expected.is_floating_point() or expected.is_complex()) or not expected.numel():
-            return torch.equal(found, expected)
-        return bool((found - expected).abs().max() <= self._tolerance * expected.abs().max())
-
-
-def _call(model: nn.Module, inputs: Inputs) -> Any:
-    with torch.no_grad():
-        return inputs.run(model)
 
 
 def _varied(inputs: Inputs) -> Inputs:
@@ -199,14 +186,6 @@ def _varied(inputs: Inputs) -> Inputs:
         return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor) if constant else tensor
 
     return inputs.map(vary)
-
-
-@contextmanager
-def _repeatable() -> Iterator[None]:
-    """Let all random numbers be the same in each run, and restore the random state."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(0)
-        yield
 
 
 class _NoDropout(TorchFunctionMode):

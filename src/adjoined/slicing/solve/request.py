@@ -20,6 +20,11 @@ NOTATION = "a fraction such as '1/2', or a number such as '24 channels'"
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _SHARE = re.compile(rf"\s*{_NUMBER}\s*/\s*{_NUMBER}\s*")
 _CHANNELS = re.compile(r"\s*(\d+)\s+channels?\s*")
+_FIXES = {
+    "alpha": "Use 4 to keep a quarter of the channels; 1 keeps the base network as it is.",
+    "round_to": "Use 8 for fast hardware kernels, 1 for the exact counts of the paper.",
+    "compress": "Use 13.7 for 13.7 times fewer parameters without the last linear layer.",
+}
 
 
 @dataclass(frozen=True)
@@ -58,17 +63,17 @@ class Request:
         """Check all values and bring them into one form."""
         several = isinstance(self.alpha, Iterable) and not isinstance(self.alpha, str)
         several = several and getattr(self.alpha, "ndim", 1) > 0  # a tensor of one number is iterable, too
-        alphas = tuple(map(check_alpha, self.alpha)) if several else check_alpha(self.alpha)  # pyright: ignore
+        alphas = tuple(map(_alpha, self.alpha)) if several else _alpha(self.alpha)  # pyright: ignore
         if alphas == ():
             raise AdjoinedError(
                 "at least one alpha is needed", where="alpha", expected="a number of at least 1, or several"
             )
         checked: dict[str, Any] = {
             "alpha": alphas,
-            "keep": check_keep(self.keep),
-            "round_to": check_round_to(self.round_to),
+            "keep": _keep(self.keep),
+            "round_to": int(_at_least_1(self.round_to, Integral, "round_to")),
             "widths": check_widths({} if self.widths is None else self.widths),
-            "compress": None if self.compress is None else check_compress(self.compress),
+            "compress": None if self.compress is None else float(_at_least_1(self.compress, Real, "compress")),
             "budget": None if self.budget is None else tuple(limit.text for limit in read_budget(self.budget)),
         }
         for name, value in checked.items():
@@ -98,16 +103,6 @@ class Request:
     def chooses_alpha(self) -> bool:
         """Whether alpha is chosen to reach a size."""
         return self.compress is not None or self.budget is not None
-
-
-def check_compress(compress: float) -> float:
-    """Return a factor by which a network is to be made smaller.
-
-    Raises:
-        AdjoinedError: it is not a number of at least 1.
-    """
-    fix = "Use 13.7 for 13.7 times fewer parameters without the last linear layer."
-    return float(_at_least_1(compress, Real, "compress", "a number", fix))
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
             fix="`adjoined train --pretrained --widths search` and `search_widths` find widths.",
         )
     for pattern, text in widths.items():
-        if not isinstance(pattern, str) or not isinstance(text, str) or not _alpha(text, 10**9):
+        if not isinstance(pattern, str) or not isinstance(text, str) or not _factor(text, 10**9):
             number: Any = text
             fix = ""
             if isinstance(number, (int, float)) and not isinstance(number, bool) and number >= 1:
@@ -150,7 +145,7 @@ def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
     return dict(widths)
 
 
-def _alpha(text: str, width: int) -> float:
+def _factor(text: str, width: int) -> float:
     """Return the factor by which a text narrows `width` channels; 0 for a text that is not a width."""
     if match := _SHARE.fullmatch(text):
         part, whole = float(match[1]), float(match[2])
@@ -184,7 +179,7 @@ def requested_widths(model: nn.Module, widths: Mapping[str, str]) -> dict[tuple[
             )
         for name in named:
             dim, width = dims[name], tensors[name].shape[dims[name]]
-            alpha = _alpha(text, width)
+            alpha = _factor(text, width)
             if alpha < 1:
                 raise AdjoinedError(
                     "the small network cannot be wider than the base",
@@ -209,38 +204,19 @@ def check_agree(one: RequestedWidth, other: RequestedWidth, name: str) -> None:
         )
 
 
-def check_alpha(alpha: float) -> float:
-    """Return alpha as a float.
-
-    Raises:
-        AdjoinedError: it is not a number of at least 1.
-    """
-    fix = "Use 4 to keep a quarter of the channels; 1 keeps the base network as it is."
-    return float(_at_least_1(alpha, Real, "alpha", "a number", fix))
+def _alpha(alpha: Any) -> float:
+    return float(_at_least_1(alpha, Real, "alpha"))
 
 
-def check_round_to(round_to: int) -> int:
-    """Return round_to.
-
-    Raises:
-        AdjoinedError: it is not a whole number of at least 1.
-    """
-    fix = "Use 8 for fast hardware kernels, 1 for the exact counts of the paper."
-    return int(_at_least_1(round_to, Integral, "round_to", "a whole number", fix))
-
-
-def _at_least_1(value: Any, kind: type, where: str, what: str, fix: str) -> Any:
+def _at_least_1(value: Any, kind: type, where: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, kind) or not 1 <= value < math.inf:  # pyright: ignore
-        raise AdjoinedError("invalid value", where=where, expected=f"{what} of at least 1", got=repr(value), fix=fix)
+        expected = f"a {'whole number' if kind is Integral else 'number'} of at least 1"
+        raise AdjoinedError("invalid value", where=where, expected=expected, got=repr(value), fix=_FIXES[where])
     return value
 
 
-def check_keep(keep: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the names and patterns of modules as a tuple; one name alone is taken for itself.
-
-    Raises:
-        AdjoinedError: they are not strings.
-    """
+def _keep(keep: Any) -> tuple[str, ...]:
+    """Return the names and patterns of modules as a tuple; one name alone is taken for itself."""
     patterns = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else (keep,)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise AdjoinedError(

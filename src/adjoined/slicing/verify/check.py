@@ -18,7 +18,7 @@ from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
-from adjoined.slicing.verify.liven import in_float64, liven, random_inputs
+from adjoined.slicing.verify.liven import in_float64, liven, random_inputs, relative_error, repeatable
 from adjoined.slicing.verify.masked import MaskedBase, Numbers, narrow
 
 TOLERANCE = 1e-8
@@ -113,13 +113,13 @@ class _Pair:
         """Compare the outputs, and every module where they differ."""
         flow, expected = self._run_masked()
         got = self._run_small()
-        error = _worst(got, expected)
+        error = relative_error(got, expected)
         if error <= TOLERANCE:
             return Checked(error, MASKED)
         numbers = Numbers()
-        with _float64():
+        with repeatable(), in_float64():
             numbers.run(duplicate(self.small), self.inputs)
-        error = min(error, _worst(got, self._run_masked(numbers=numbers)[1]))
+        error = min(error, relative_error(got, self._run_masked(numbers=numbers)[1]))
         if error <= TOLERANCE:
             return Checked(error, OWN_NUMBERS)
         unknown = flow.not_computed | {m: name for m, name in self.plan.crossing.items() if not understood(name)}
@@ -139,8 +139,8 @@ class _Pair:
         worst = None
         for (name, got), (other, expected) in zip(small.outputs[:reach], masked.outputs[:reach], strict=True):
             pairs = [(a, b) for a, b in zip(got, expected, strict=False) if a is not None and b is not None]
-            difference = max((_relative(a, b) for a, b in pairs if a.shape == b.shape), default=0.0)
-            if name != other or not difference <= TOLERANCE:
+            difference = max((relative_error([a], [b]) for a, b in pairs if a.shape == b.shape), default=0.0)
+            if name != other or difference > TOLERANCE:
                 raise _differs(name, difference)
             worst = max(worst or 0.0, difference)
         if limit is None:
@@ -150,7 +150,7 @@ class _Pair:
     def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
         try:
             small = duplicate(self.small)  # its forward may keep a state
-            with _float64(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
+            with repeatable(), in_float64(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
                 return tensor_leaves(self.inputs.run(small))
         except Exception as error:  # whatever the model's own code raises on narrow tensors
             raise AdjoinedError(
@@ -170,7 +170,7 @@ class _Pair:
             blocks = flow.blocks(tensor)
             return None if blocks is None else narrow(tensor, blocks)
 
-        with _float64(), _watching(base, steps, kept):
+        with repeatable(), in_float64(), _watching(base, steps, kept):
             return flow, tensor_leaves(flow.run(base, self.inputs))
 
 
@@ -184,7 +184,7 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, *, lively: bool) ->
     before = Original(base)
     random = random_inputs(inputs, generator)
     try:
-        with _float64(), torch.no_grad():
+        with repeatable(), in_float64(), torch.no_grad():
             if lively:
                 liven(base, random, generator)
             outputs = tensor_leaves(random.run(base))
@@ -196,14 +196,6 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, *, lively: bool) ->
         ) from error
     before.undo()
     return _Pair(base, plan.cut(base), plan, random, outputs, Original(model))
-
-
-@contextlib.contextmanager
-def _float64() -> Iterator[None]:
-    """Run in float64, with the same random numbers each time, and restore the random state."""
-    with torch.random.fork_rng(devices=[]), in_float64():
-        torch.manual_seed(0)
-        yield
 
 
 @contextlib.contextmanager
@@ -244,19 +236,3 @@ def _differs(name: str, error: float) -> AdjoinedError:
 
 def _named(module: str) -> str:
     return f"'{module}'" if module else "the model's own forward"
-
-
-def _worst(got: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the largest relative error over all outputs."""
-    if [t.shape for t in got] != [t.shape for t in expected]:
-        return float("inf")
-    return max((_relative(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
-
-
-def _relative(got: Tensor, expected: Tensor) -> float:
-    if not expected.numel():
-        return 0.0
-    dtype = torch.complex128 if expected.is_complex() else torch.float64
-    got, expected = got.to(dtype), expected.to(dtype)
-    difference, size = float((got - expected).abs().max()), float(expected.abs().max())
-    return difference / size if size else difference

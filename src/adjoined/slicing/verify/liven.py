@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -115,6 +115,37 @@ def _measure(x: Tensor, mean: Tensor, var: Tensor) -> None:
     var.copy_((of_each + x.var(correction=0)) / 2)
     if not bool((var > 0).all()):
         var.fill_(1)
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """Let all random numbers be the same in each run, and restore the random state."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        yield
+
+
+def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest error of any output, as a share of its largest value; infinite if shapes or integers differ.
+
+    Example:
+        >>> relative_error([torch.tensor([1.0, 4.5])], [torch.tensor([1.0, 4.0])])
+        0.125
+        >>> relative_error([torch.tensor([float("nan")])], [torch.tensor([1.0])])
+        inf
+    """
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        return float("inf")
+    return max(map(_error, got, expected), default=0.0)
+
+
+def _error(got: Tensor, expected: Tensor) -> float:
+    if not (expected.is_floating_point() or expected.is_complex()) or not expected.numel():
+        return float("inf") if bool((got != expected).any()) else 0.0
+    dtype = torch.complex128 if expected.is_complex() else torch.float64
+    got, expected = got.cpu().to(dtype), expected.cpu().to(dtype)  # some devices have no float64
+    difference, size = float((got - expected).abs().max()), float(expected.abs().max())
+    return float("inf") if difference != difference else difference / size if size else difference
 
 
 @contextlib.contextmanager
