@@ -15,8 +15,6 @@ STEPS_PER_EPOCH = 64
 """Steps that an epoch should have, for batches of 8 to 128 images: few images need many steps to be learned from."""
 FEW, MANY = 2_000, 20_000
 """Training images below which the small network is 1/1.5 as wide as the base, and from which on 1/4."""
-ENOUGH_TO_SEARCH = 300
-"""Training images from which on widths are searched: a third of them judges."""
 SHORT = 5
 """Epochs up to which few images are not augmented: a network that sees each image so seldom hardly overfits."""
 
@@ -126,7 +124,7 @@ def choose(
 
 
 def searches_widths(settings: Settings) -> bool:
-    """Return whether the widths of these settings are searched, given `ENOUGH_TO_SEARCH` images, unless a user decides.
+    """Return whether the widths of these settings are searched, given enough images, unless a user decides.
 
     Example:
         >>> searches_widths(Settings(pretrained=True, method="transfer"))

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from adjoined.commands.streams import drop_output, open_streams
+from adjoined.commands.streams import drop_output, give_back, open_streams
 from adjoined.errors import AdjoinedError
 from adjoined.printable import printable
 
@@ -119,8 +119,11 @@ def _dispatch(arguments: list[str]) -> None:
         raise AdjoinedError("the current folder no longer exists", fix="Change to one that does (cd).") from None
     from adjoined.commands.flags import Shown
 
-    with suppress(Shown):
-        import_module(f"adjoined.commands.{name}").main(rest)
+    try:
+        with suppress(Shown):
+            import_module(f"adjoined.commands.{name}").main(rest)
+    finally:
+        give_back()
 
 
 def _overview() -> str:

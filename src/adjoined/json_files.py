@@ -83,9 +83,9 @@ def read_versioned(path: Path, kind: str, *, format: str, version: int, fix: str
     """
     data = read_json(path, kind)
     program, found = data.get("format"), data.get("version")
-    if (program, found) == (format, version):
+    if (program, type(found), found) == (format, int, version):  # true equals 1, and so does 1.0
         return data
-    newer = program == format and isinstance(found, int) and found > version
+    newer = program == format and type(found) is int and found > version
     raise AdjoinedError(
         "the file was written by a newer version" if newer else "the file was written by another program or version",
         where=path,

@@ -38,9 +38,9 @@ class SmallSettings:
 
     alpha: float | list[float] = 4.0
     """The small network keeps about 1/alpha of each layer's channels; several values (2,4,8) make a family."""
-    compress: float | None = None
+    compress: float | None = field(default=None, metadata={"instead_of": "alpha"})
     """Choose alpha for this ratio of parameters, base to small, without the last linear layer."""
-    budget: str | None = None
+    budget: str | None = field(default=None, metadata={"instead_of": "alpha"})
     """Choose the largest small network that costs at most this: '1 MB' (float32 weights), '50 MMACs',
     '300 k parameters', '3 ms', or several, separated by commas."""
     keep: list[str] = field(default_factory=list)

@@ -37,6 +37,7 @@ from adjoined.slicing import (
     matching_modules,
     private_names,
     unwrap,
+    warn_if_whole,
 )
 from adjoined.statistics import measure_statistics
 from adjoined.untrained import versions, warn_if_untrained
@@ -303,7 +304,7 @@ def adjoin(
     model: nn.Module,
     example_input: Any,
     *,
-    alpha: float | Iterable[float] = 4.0,
+    alpha: float | Iterable[float] | None = None,
     keep: Iterable[str] = (),
     round_to: int = 8,
     compress: float | None = None,
@@ -326,8 +327,8 @@ def adjoin(
         example_input: an input of the model: a tensor such as float32 (1, 3, 224, 224), a tuple of positional
             arguments, or a dict of keyword arguments. Only its shapes matter, not its values.
         alpha: every layer of the small network keeps about 1/alpha of its channels, so inner convolutions have about
-            1/alpha² of the parameters; at least 1, fractions allowed. Several values make a family: `net(x)` then
-            returns p, q1, q2, ...
+            1/alpha² of the parameters; at least 1, fractions allowed; 4 by default. Several values make a family:
+            `net(x)` then returns p, q1, q2, ...
         keep: names or patterns (as for file names) of modules whose tensors stay at full width: ("conv1", "layer1").
         round_to: widths are rounded up to multiples of this many channels; 1 for exact counts.
         compress: choose alpha so that the small network has this many times fewer parameters, without the last linear
@@ -386,7 +387,9 @@ def adjoin(
         plans: Any = plan if isinstance(plan, (list, tuple)) else (plan,)
         slicer.check_copies()
     else:
-        plans = slicer.plans(request or Request(alpha, keep, round_to, widths, compress, budget), latency=latency)
+        request = request or Request(alpha, keep, round_to, widths, compress, budget)
+        plans = slicer.plans(request, latency=latency)
+        warn_if_whole(plans[0], request)
     if order is not None:
         plans = slicer.reorder(plans, order)
     head = (slicer.last_layer(),) if private_head else ()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +16,8 @@ from adjoined.errors import AdjoinedError, usage
 from adjoined.head import trial_head
 from adjoined.inherit import inherit_all
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import SlicePlan, duplicate, evaluating, reorder, unwrap
-from adjoined.width_search import search_widths
+from adjoined.slicing import SlicePlan, duplicate, evaluating, make_plan, reorder, unwrap
+from adjoined.width_search import Progress, ProgressLines, search_widths
 
 JUDGED = 256
 """Most images whose loss shows which channels matter; small networks are fitted to as many."""
@@ -24,6 +26,8 @@ BATCH = 32
 ORDER = "taylor"
 FEWEST = 12
 """Fewest images that say anything about channels."""
+ENOUGH_TO_SEARCH = 300
+"""Images from which on widths are searched: a third of them judges."""
 
 
 @usage("adjoin_pretrained(model, images, classes), with several hundred training images")
@@ -33,24 +37,27 @@ def adjoin_pretrained(
     x: Tensor,
     y: Tensor,
     *,
-    alpha: float = 2.0,
+    alpha: float | None = None,
     keep: Iterable[str] = (),
     round_to: int = 8,
     budget: str | Iterable[str] | None = None,
     plan: SlicePlan | None = None,
+    progress: Progress | None = None,
 ) -> AdjoinedNetwork:
     """Join a pretrained classifier with a small network that inherits from it, as `--method transfer` does.
 
-    It searches a width for each channel group, orders the channels by how much the loss changes without them, and fits
-    each layer of the small network to the base's activations. The small network has its own weights, so the base trains
-    exactly as it would alone.
+    It searches a width for each channel group if there are 300 images or more, orders the channels by how much the loss
+    changes without them, and fits each layer of the small network to the base's activations. The small network has its
+    own weights, so the base trains exactly as it would alone.
 
     Args:
         model: the pretrained network, with a head for your classes, trained or not. It is used, not copied.
-        x: training images as the model takes them, float (N, C, H, W), on its device; 300 or more, best about 768.
+        x: training images as the model takes them, float (N, C, H, W), on its device; 12 or more, best about 768.
         y: their class indices, int64 (N,).
-        alpha, keep, round_to, budget: as for `search_widths`.
-        plan: the plan of the small network, such as `make_plan(model, x[:1], alpha=2)`, instead of a search.
+        alpha, keep, round_to, budget: as for `search_widths`; alpha is 2 by default.
+        plan: the plan of the small network, such as `make_plan(model, x[:1], alpha=2)`, instead of a search and of the
+            settings from alpha to budget.
+        progress: as for `search_widths`; None prints lines to standard error.
 
     Returns:
         The joint network, in the mode of the model; the small network's weights are frozen where the base's are. Train
@@ -72,11 +79,14 @@ def adjoin_pretrained(
     model = unwrap(model)
     _check(model, x, y)
     if plan is None:
-        with as_judge(model, x, y) as (images, classes):
-            plan = search_widths(
-                model, x[:1], in_batches(images, classes), F.cross_entropy,
-                order=ORDER, alpha=alpha, keep=keep, round_to=round_to, budget=budget,
-            )  # fmt: skip
+        alpha = 2.0 if alpha is None and budget is None else alpha
+        settings: Any = {"alpha": alpha, "keep": keep, "round_to": round_to, "budget": budget}
+        if len(x) < ENOUGH_TO_SEARCH:
+            plan = make_plan(model, x[:1], **settings)
+        else:
+            with as_judge(model, x, y) as (images, classes):
+                batches, shown = in_batches(images, classes), progress or ProgressLines(sys.stderr)
+                plan = search_widths(model, x[:1], batches, F.cross_entropy, order=ORDER, progress=shown, **settings)
     net = adjoin(model, x[:1], plan=plan, private=("*",))
     order_and_inherit(net, x, y)
     return net

@@ -6,14 +6,25 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import mul
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing import Inputs, Latency, Limit, Request, SlicePlan, Slicer, WidthChoice, duplicate, unwrap
+from adjoined.slicing import (
+    Inputs,
+    Latency,
+    Limit,
+    Request,
+    SlicePlan,
+    Slicer,
+    WidthChoice,
+    duplicate,
+    unwrap,
+    warn_if_whole,
+)
 
 TIMED_NETWORKS = 3
 """Networks measured for a budget in milliseconds, each estimated to take less than the one before it."""
@@ -33,7 +44,7 @@ def search_widths(
     loss: Loss,
     *,
     order: str | None = "l1",
-    alpha: float = 4.0,
+    alpha: float | None = None,
     keep: Iterable[str] = (),
     round_to: int = 8,
     widths: Mapping[str, str] | None = None,
@@ -64,7 +75,7 @@ def search_widths(
             gradients from the batches; None is the model's own order.
         alpha, keep, round_to, widths, compress, budget, latency: as for `make_plan`. What `widths` sets stays. Without
             a budget, MACs and parameters are at most those of the uniform network; with one, only what it names counts.
-        progress: called with what the search does and the share of it that is done, 0 to 1.
+        progress: called with what the search does and the share of it that is done, 0 to 1, such as a `ProgressLines`.
 
     Returns:
         The plan of the small network, for `adjoin(..., plan=...)`; its `alpha` and `widths` make the same plan again.
@@ -83,8 +94,27 @@ def search_widths(
         >>> plan.cost.macs <= uniform.cost.macs
         True
     """
-    search = _Search(duplicate(unwrap(model)), example_input, list(batches), loss, progress)
-    return search.run(Request(alpha, keep, round_to, widths, compress, budget), order, latency)
+    request = Request(alpha, keep, round_to, widths, compress, budget)
+    plan = _Search(duplicate(unwrap(model)), example_input, list(batches), loss, progress).run(request, order, latency)
+    warn_if_whole(plan, request)
+    return plan
+
+
+class ProgressLines:
+    """Prints a line for each quarter of what a search does.
+
+    Args:
+        file: where to, such as `sys.stderr`.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._last = file, ("", 0)
+
+    def __call__(self, what: str, share: float) -> None:
+        """Print, unless this quarter has been printed."""
+        if (now := (what, int(4 * share))) != self._last:
+            self._last = now
+            print(f"  {what}: {share:.0%}".replace("%", " %"), file=self._file, flush=True)
 
 
 class _Group(NamedTuple):
@@ -121,6 +151,8 @@ class _Search:
         if len(request.alphas) > 1:
             raise AdjoinedError("widths are searched for one small network", where="alpha", got=request.alphas)
         (uniform,) = self.slicer.plans(request, latency=latency)
+        if not uniform.tensors:  # as large as the base: there is nothing to choose
+            return uniform
         timed = next((limit.most for limit in request.limits if limit.quantity == "ms"), None)
         self.limits = _limits(request, uniform)
         self.request = replace(request, alpha=uniform.alpha, compress=None, budget=None)

@@ -42,6 +42,19 @@ def test_help_names_every_command_and_imports_no_torch():
     assert all(name in done.stdout and purpose in done.stdout for name, purpose in COMMANDS.items())
 
 
+def test_the_package_runs_as_a_program():
+    called = [sys.executable, "-m", "adjoined"]
+    shown, wrong, plan = (
+        subprocess.run([*called, *argv], env=SHELL, capture_output=True, text=True, check=False)
+        for argv in (["--help"], ["trian"], ["plan", "--help"])
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("usage: adjoined COMMAND")
+    assert plan.stdout.startswith("usage: adjoined plan ")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("adjoined: error: trian: unknown command")
+
+
 def test_every_command_has_its_file():
     folder = Path(commands.__file__).parent
     assert all((folder / f"{name}.py").is_file() for name in COMMANDS)
@@ -342,7 +355,7 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
         ("resnet20 --alpha 65", "at most 64"),
         ("resnet20 --alpha []", "--alpha: needs one alpha"),
         ("resnet20 --compress 0.5", "compress"),
-        ("resnet20 --compress 3 --alpha 2,4", "--compress: finds one alpha itself"),
+        ("resnet20 --compress 3 --alpha 2,4", "--alpha: --compress chooses alpha itself (got 2,4)"),
         ("resnet20 --out x.json --alpha 2,4", "--out: needs one alpha"),
         ("resnet20 --out nowhere/x.json", "nowhere/x.json"),
         ("resnet20 --input-size 0", "--input-size: out of range"),

@@ -52,6 +52,41 @@ def test_the_plan_compares_alphas(plan: list[str], capsys: pytest.CaptureFixture
     assert "keep more channels" not in capsys.readouterr().out
 
 
+TALKS = """
+from torch import nn
+
+class Talks(nn.Conv2d):
+    def forward(self, x):
+        print("shape", tuple(x.shape))
+        return super().forward(x)
+
+def make(num_classes=10):
+    return nn.Sequential(Talks(3, 64, 3), nn.ReLU(), nn.Conv2d(64, num_classes, 6), nn.Flatten())
+"""
+
+
+def test_what_a_forward_prints_is_kept_out_of_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "net.py").write_text(TALKS)
+    line = ["plan", f"{tmp_path}/net.py:make", "--channels", "3", "--input-size", "8"]
+    assert main([*line, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["model"] == line[1]
+    assert "shape (1, 3, 8, 8)\n" in err
+    assert main(line) == 0  # tables are for people
+    assert "shape (1, 3, 8, 8)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["plan", "benchmark", "train"])
+def test_a_budget_and_alpha_contradict_each_other(command: str, plan: list[str], capsys: pytest.CaptureFixture[str]):
+    line = {"plan": plan, "benchmark": ["benchmark", *plan[1:]], "train": ["train", "--dry-run"]}[command]
+    assert "--alpha: --budget chooses alpha itself (got 2)" in fails(capsys, *line, "--alpha", 2, "--budget", "20 kB")
+
+
+def test_a_budget_that_the_base_meets_is_told(plan: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main([*plan, "--budget", "1 GB"]) == 0
+    assert "At α=1 the small network is as large as the base." in capsys.readouterr().out
+
+
 def test_alpha_is_bisected_by_what_a_command_prints(plan: list[str], capsys: pytest.CaptureFixture[str]):
     measured = ["--runtime", "torch-export", "--latency-command", command(BY_SIZE, "{file}")]
     assert main([*plan, "--json", "--budget", "20 ms", *measured]) == 0

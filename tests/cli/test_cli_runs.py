@@ -198,10 +198,15 @@ def test_predict_goes_through_a_folder_and_past_a_damaged_image(
     assert "base: " in out
     assert "small: " in out
     assert "bad.png: the image cannot be read" in errors
-    assert "1 of 3 images cannot be read" in errors
+    assert "1 of 3 images cannot be read. Replace the file" in errors
     assert "1 .txt" in errors
     assert main(["predict", str(run), str(tmp_path / "digits"), "--json"]) == 2
     assert ["error" in each for each in json.loads(capsys.readouterr().out)] == [False, True, False]
+    Image.new("1", (9000, 9000)).save(tmp_path / "digits" / "z.png")
+    assert main(["predict", str(run), str(tmp_path / "digits")]) == 2
+    errors = capsys.readouterr().err
+    assert "z.png: the image has too many pixels" in errors
+    assert errors.endswith("2 of 4 images cannot be read\n")  # each with its own advice, above
 
 
 # ---- your own model --------------------------------------------------------------------------------------------------

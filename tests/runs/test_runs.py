@@ -256,6 +256,11 @@ def test_damaged_weights_are_refused(copy, name, damage):
         ("[]", "not a JSON object"),
         ("{}", "another program.*expected format adjoined-network"),
         ('{"format": "adjoined-network", "version": 99}', "newer version.*got adjoined-network, version 99.*Update"),
+        (
+            '{"format": "adjoined-network", "version": true}',
+            "another program or version.*got adjoined-network, version True",
+        ),
+        ('{"format": "adjoined-network", "version": 1.0}', "another program or version"),
         ('{"format": "adjoined-network", "version": 1}', "is damaged"),
     ],
 )

@@ -93,7 +93,10 @@ def test_several_budgets_hold_together():
 
 
 def test_what_fits_already_stays_as_it_is():
-    assert make_plan(chain(), X, budget="1 GB").alpha == 1
+    with pytest.warns(UserWarning, match="the base network fits into 1 GB"):
+        assert make_plan(chain(), X, budget="1 GB").alpha == 1
+    with pytest.warns(UserWarning, match="the base network fits into 1 GB"):
+        assert adjoin(chain(), X, budget="1 GB").plan.alpha == 1
 
 
 def test_what_cannot_be_reached_is_refused_with_the_nearest_that_can():
@@ -129,9 +132,9 @@ def test_what_is_not_a_budget(budget: Any):
         make_plan(chain(), X, budget=budget)
 
 
-@pytest.mark.parametrize("other", [{"compress": 2}, {"alpha": (2, 4)}])
+@pytest.mark.parametrize("other", [{"compress": 2}, {"alpha": (2, 4)}, {"alpha": 2}])
 def test_a_budget_chooses_alpha_alone(other: Any):
-    with pytest.raises(AdjoinedError, match=r"budget|compress"):
+    with pytest.raises(AdjoinedError, match=r"only one of these can set the size.*budget="):
         adjoin(chain(), X, budget="1 MB", **other)
 
 

@@ -19,6 +19,7 @@ from adjoined.settings import Settings
 from adjoined.slicing import make_plan
 from adjoined.training import train
 from adjoined.training.job import make_job, prepare
+from adjoined.transfer import ENOUGH_TO_SEARCH
 from tiny_runs import QUIET, TINY
 
 TRANSFER = replace(TINY, method="transfer", alpha=2, round_to=1)
@@ -221,8 +222,8 @@ def test_a_run_ends_with_networks_of_both_sizes(tmp_path):
 
 def test_a_pretrained_network_is_joined_in_one_call():
     torch.manual_seed(0)
-    model, x = Redundant(), torch.randn(60, 3, 10, 10)
-    y = torch.arange(60) % 4
+    model, x = Redundant(), torch.randn(ENOUGH_TO_SEARCH, 3, 10, 10)
+    y = torch.arange(len(x)) % 4
     model.norm.eval()
     model.b.requires_grad_(False)
     before = copy.deepcopy(model).eval()(x)
@@ -240,6 +241,23 @@ def test_a_pretrained_network_is_joined_in_one_call():
     assert net.plan.order == "taylor"
     p, q = adjoin_pretrained(model, x, y, plan=uniform).eval()(x)
     assert (q - p).abs().mean() < 0.1 * p.abs().mean()
+
+
+def test_widths_are_searched_with_enough_images_and_the_search_is_shown(capsys: pytest.CaptureFixture[str]):
+    torch.manual_seed(0)
+    x, y = torch.randn(ENOUGH_TO_SEARCH, 3, 10, 10), torch.arange(ENOUGH_TO_SEARCH) % 4
+    adjoin_pretrained(Redundant(), x, y, alpha=2, round_to=1)
+    assert "trying each channel group narrow: 0 %" in capsys.readouterr().err
+    told: list[str] = []
+    within = adjoin_pretrained(
+        Redundant(), x, y, budget="3 kB", round_to=1, progress=lambda what, share: told.append(what)
+    )
+    assert within.plan.cost is not None
+    assert within.plan.cost.bytes <= 3_000
+    assert told
+    few = adjoin_pretrained(Redundant(), x[1:], y[1:], alpha=2, round_to=1)
+    assert few.plan.widths == {}
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from adjoined.benchmark import RUNTIMES
 from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
+from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.files import check_writable, refuse_link, write_text
-from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     if out:
         _keep(found, out)
     if options.json:
-        print(json_text(found.to_json()))
+        print_json(found.to_json())
     else:
         show(*benchmark_tables(found), *([f"saved to {out}"] if out else []))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode, Workers
-from adjoined.json_files import json_text
+from adjoined.commands.streams import print_json
 from adjoined.kinds import CLASSES, MEASURES, NAMES
 from adjoined.printable import counted
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
             "skipped": len(images.skipped),
             "networks": networks,
         }
-        print(json_text(content | {"recorded": recorded or None}))
+        print_json(content | {"recorded": recorded or None})
     else:
         show(_table(options, images, measured, recorded))
 

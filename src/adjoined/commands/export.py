@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from adjoined.commands.flags import parse
 from adjoined.commands.option_fields import flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode
+from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError
-from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     from adjoined.report.table import Table
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
         except AdjoinedError as error:
             failures.append(error)
     if options.json:
-        print(json_text({"run": options.run, "folder": str(exporter.folder), "files": entries}))
+        print_json({"run": options.run, "folder": str(exporter.folder), "files": entries})
     elif entries:
         show(_table(exporter.folder, entries))
     for error in failures[:-1]:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, get_args
 from adjoined.commands.flag_help import help_parser
 from adjoined.commands.hints import choices, in_words, is_mapping, is_union, item_type
 from adjoined.commands.option_fields import default_of, fields_of, flag_of, has_default, hints_of, is_positional
+from adjoined.commands.streams import keep_for_json
 from adjoined.errors import AdjoinedError, DoesNotRunError, did_you_mean
 
 TRUE_OR_FALSE = ("true", "false")
@@ -49,7 +50,8 @@ def parse(
         One object of each class.
 
     Raises:
-        AdjoinedError: an unknown flag or key, or a value that does not fit its type.
+        AdjoinedError: an unknown flag or key, a value that does not fit its type, or a flag beside another that the
+            metadata `instead_of` of its field names.
         Shown: after `--help` or `--print-config`.
     """
     hints, known = hints_of(options), fields_of(options)
@@ -69,6 +71,11 @@ def parse(
     for name, text in given.items():
         values[name] = _read(flag_of(name), text, hints[name], see_help)
         files.pop(name, None)
+    for name in given:
+        other = known[name].metadata.get("instead_of")
+        if other in given and values[name] is not None:
+            flag, fix = flag_of(other), f"Leave out {flag_of(other)}."
+            raise AdjoinedError(f"{flag_of(name)} chooses {other} itself", where=flag, got=given[other], fix=fix)
     if printed:
         from adjoined.schema import yaml_text
 
@@ -78,11 +85,14 @@ def parse(
     needed = sum(not has_default(known[name]) for name in wanted)
     values |= _positional(words, wanted, needed, hints, see_help)
     try:
-        return _filled(options, values)
+        filled = _filled(options, values)
     except AdjoinedError as error:
         if (name := _culprit(error, files, options, values, before)) is None:
             raise
         raise error.at(f"{files[name]}, {name}") from error
+    if values.get("json"):
+        keep_for_json()
+    return filled
 
 
 def _filled(options: Sequence[type], values: Mapping[str, Any]) -> tuple[Any, ...]:

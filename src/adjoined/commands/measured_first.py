@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adjoined.choices import ENOUGH_TO_SEARCH, Choice, searches_widths
+from adjoined.choices import Choice, searches_widths
 from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.errors import AdjoinedError
 from adjoined.method_settings import SEARCH, UNIFORM
@@ -99,6 +99,7 @@ def _several(settings: Settings) -> bool:
 def _unsearchable(settings: Settings) -> str:
     """Return why widths that would be searched by default stay uniform; "" if they are searched."""
     from adjoined.data import open_data
+    from adjoined.transfer import ENOUGH_TO_SEARCH
 
     if _several(settings):
         return "a search needs a single process"
@@ -111,7 +112,9 @@ def _progress() -> Iterator[Progress]:
     """Show what the search does and how far it is: as a bar in a terminal, as lines in a log."""
     print("Searching a width for each channel group (--widths uniform skips this)", flush=True)
     if not sys.stdout.isatty():
-        yield _Log()
+        from adjoined.width_search import ProgressLines
+
+        yield ProgressLines(sys.stdout)
         return
     from rich import progress
 
@@ -119,18 +122,6 @@ def _progress() -> Iterator[Progress]:
     with progress.Progress(progress.TextColumn("{task.description}"), *columns, transient=True) as bar:
         task = bar.add_task("", total=1)
         yield lambda what, share: bar.update(task, description=what, completed=share)
-
-
-class _Log:
-    """Prints a line for each quarter of what the search does."""
-
-    def __init__(self) -> None:
-        self._last = ("", 0)
-
-    def __call__(self, what: str, share: float) -> None:
-        if (now := (what, int(4 * share))) != self._last:
-            self._last = now
-            print(f"  {what}: {share:.0%}".replace("%", " %"), flush=True)
 
 
 def _fastest_enough(settings: Settings, timing: LatencyOptions) -> SlicePlan:

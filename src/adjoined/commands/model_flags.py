@@ -43,11 +43,8 @@ class ModelOptions(SmallSettings):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
                 raise AdjoinedError("out of range", where=flag_of(name), expected=f"1 to {most}", got=value)
-        if not self.alphas or ((self.compress or self.budget) and len(self.alphas) > 1):
-            if not self.alphas:
-                raise AdjoinedError("needs one alpha", where="--alpha", got=[])
-            flag = "--compress" if self.compress else "--budget"
-            raise AdjoinedError("finds one alpha itself", where=flag, got=list(self.alphas), fix="Leave out --alpha.")
+        if not self.alphas:
+            raise AdjoinedError("needs one alpha", where="--alpha", got=[])
 
     def build(
         self, spec: str, latency: Callable[[Tensor], Latency] | None = None

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from adjoined.commands.flags import parse
 from adjoined.commands.option_fields import OPTIONAL
 from adjoined.commands.options import AsJson
+from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError
-from adjoined.json_files import json_text
 
 PURPOSE = (
     "List the models that `--model` takes: without a pattern the built-in ones, with a pattern those of torchvision "
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             fix="Shorten the pattern, or use * as a wildcard.",
         )
     if options.json:
-        print(json_text([each._asdict() for each in found]))
+        print_json([each._asdict() for each in found])
         return
     lines = entries((each.spec, each.about) for each in found)
     if options.pattern:

@@ -11,8 +11,8 @@ from adjoined.commands.flags import parse
 from adjoined.commands.latency_flags import LatencyOptions
 from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson
+from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError
-from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
             content["milliseconds"] = times
         if checks:
             content["checks"] = [asdict(check) for check in checks]
-        print(json_text(content | {"plans": [plan.to_json() for plan in plans]}))
+        print_json(content | {"plans": [plan.to_json() for plan in plans]})
     else:
         checked = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
         title = _title(options, asked, example.shape[-1], plans)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfRun, OwnCode
+from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError
-from adjoined.json_files import json_text
 
 if TYPE_CHECKING:
     from adjoined.report.table import Table
@@ -68,10 +68,13 @@ def main(argv: Sequence[str]) -> None:
         else:
             show(_line(path, seen))
     if options.json:
-        print(json_text(found))
+        print_json(found)
     if failures:
-        what, first = f"{len(failures)} of {len(paths)} images cannot be read", failures[0]
-        raise first if len(paths) == 1 else AdjoinedError(what, where=first.where, fix=first.fix)
+        if len(paths) == 1:
+            raise failures[0]
+        advice = {each.fix for each in failures}
+        what = f"{len(failures)} of {len(paths)} images cannot be read"
+        raise AdjoinedError(what, fix=advice.pop() if len(advice) == 1 else "")
 
 
 def _paths(given: Sequence[str]) -> Iterator[tuple[str, bool]]:

@@ -1,12 +1,17 @@
-"""Standard output and standard error that are closed or cannot encode every character."""
+"""Standard output and standard error: closed, unable to encode every character, or kept for a command's JSON."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+from typing import Any, TextIO
 
+from adjoined.json_files import json_text
 from adjoined.printable import PLAIN_ERRORS
+
+_kept: list[TextIO] = []
+"""Standard output, while it is kept for JSON."""
 
 
 def open_streams() -> None:
@@ -19,6 +24,23 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the rest of the process
         elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors=PLAIN_ERRORS)
+
+
+def keep_for_json() -> None:
+    """Send what anything but `print_json` prints, such as a model's own code, to standard error."""
+    _kept.append(sys.stdout)
+    sys.stdout = sys.stderr
+
+
+def give_back() -> None:
+    """End `keep_for_json`."""
+    while _kept:
+        sys.stdout = _kept.pop()
+
+
+def print_json(data: Any) -> None:
+    """Print plain data as JSON to standard output."""
+    print(json_text(data), file=_kept[-1] if _kept else sys.stdout)
 
 
 def drop_output() -> None:

@@ -75,7 +75,9 @@ def plan_table(
     for row in rows:
         figures = row.total("parameters") + (() if family else row.total("macs"))
         cells.append((row.label, row.channels, *map(units.count, figures)))
-    return Table(columns, tuple(cells), title, _why_full(plans[0]) + _why_unordered(plans[0]))
+    equal = [plan.alpha for plan in plans if not plan.tensors]
+    whole = tuple(f"At α={alpha:.3g} the small network is as large as the base." for alpha in equal)
+    return Table(columns, tuple(cells), title, whole + _why_full(plans[0]) + _why_unordered(plans[0]))
 
 
 def alpha_table(

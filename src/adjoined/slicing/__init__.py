@@ -1,6 +1,6 @@
 """Slicing: which channels belong to the small network. docs/slicing.md shows one network in all passes."""
 
-from adjoined.slicing.make_plan import Slicer, make_plan, reorder
+from adjoined.slicing.make_plan import Slicer, make_plan, reorder, warn_if_whole
 from adjoined.slicing.model.code import mentions
 from adjoined.slicing.model.cost import Cost, cost_by_module, last_linear, measure_cost
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
@@ -69,4 +69,5 @@ __all__ = [
     "tensor_leaves",
     "unregistered_weights",
     "unwrap",
+    "warn_if_whole",
 ]

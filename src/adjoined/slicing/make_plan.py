@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ def make_plan(
     model: nn.Module,
     example_input: Any,
     *,
-    alpha: float = 4.0,
+    alpha: float | None = None,
     keep: Iterable[str] = (),
     round_to: int = 8,
     compress: float | None = None,
@@ -132,7 +133,16 @@ def make_plan(
     request = Request(alpha, keep, round_to, widths, compress, budget)
     if len(request.alphas) > 1:
         raise AdjoinedError("one plan has one alpha", where="alpha", got=request.alphas, fix="Use `Slicer.plans`.")
-    return slicer.plans(request, latency=latency)[0]
+    (plan,) = slicer.plans(request, latency=latency)
+    warn_if_whole(plan, request)
+    return plan
+
+
+def warn_if_whole(plan: SlicePlan, request: Request) -> None:
+    """Warn if the base network is within the budget already, so that the small network is as large."""
+    if request.budget is not None and not plan.tensors:
+        text = f"the base network fits into {', '.join(request.budget)}, so the small network is as large as the base"
+        warnings.warn(text, stacklevel=3)
 
 
 def reorder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -59,14 +60,14 @@ def searched_plan(
     third = max(len(x) // 3, 2)
     judged = as_judge(model, x, y) if task.kind == "classification" else nullcontext((x[:third], y[:third]))
     request = Request.of(replace(settings, widths={}))
-    with _within_memory(), judged as (images_judged, targets):
+    with warnings.catch_warnings(action="ignore"), _within_memory(), judged as (images_judged, targets):
         return search_widths(
             model,
             x[:1],
             in_batches(images_judged, targets),
             lambda output, target: task.loss([output], target),
             order=ORDER if settings.method == "transfer" else settings.order,
-            alpha=request.alphas[0],
+            alpha=None if request.chooses_alpha else request.alphas[0],
             keep=request.keep,
             round_to=request.round_to,
             compress=request.compress,

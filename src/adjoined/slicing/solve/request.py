@@ -15,6 +15,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.modules import filters, is_inside, matching_modules, named_tensors, owner_of
 from adjoined.slicing.solve.budget import Limit, read_budget
 
+DEFAULT_ALPHA = 4.0
 NOTATION = "a fraction such as '1/2', or a number such as '24 channels'"
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
@@ -34,25 +35,26 @@ class Request:
     All values are checked, wherever they come from: Python, a YAML file or the command line.
 
     Attributes:
-        alpha: every layer keeps about 1/alpha of its channels; at least 1. Several values ask for a family.
+        alpha: every layer keeps about 1/alpha of its channels; at least 1, 4 by default. Several values ask for a
+            family. None if `compress` or `budget` chooses it.
         keep: names or patterns (as for file names) of modules whose tensors stay at full width.
         round_to: widths are rounded up to multiples of this many channels, never beyond the base's.
         widths: names or patterns of modules -> width of the channels that these modules write, instead of 1/alpha: a
             share such as "1/2", or a number such as "24 channels".
         compress: choose alpha so that the small network has this many times fewer parameters, counted without the last
-            linear layer; `alpha` is ignored then.
+            linear layer.
         budget: choose alpha so that the small network is the largest that fits: "1 MB", "50 MMACs",
-            "300 k parameters", "3 ms"; several texts, or several in one, separated by commas. `alpha` is ignored then.
+            "300 k parameters", "3 ms"; several texts, or several in one, separated by commas.
 
     Raises:
-        AdjoinedError: a value is invalid.
+        AdjoinedError: a value is invalid, or more than one of `alpha`, `compress` and `budget` is given.
 
     Example:
         >>> Request(alpha=(2, 4), keep="stem").alphas
         (2.0, 4.0)
     """
 
-    alpha: float | Iterable[float] = 4.0
+    alpha: float | Iterable[float] | None = None
     keep: str | Iterable[str] = ()
     round_to: int = 8
     widths: Mapping[str, str] | None = None
@@ -61,38 +63,38 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check all values and bring them into one form."""
-        several = isinstance(self.alpha, Iterable) and not isinstance(self.alpha, str)
-        several = several and getattr(self.alpha, "ndim", 1) > 0  # a tensor of one number is iterable, too
-        alphas = tuple(map(_alpha, self.alpha)) if several else _alpha(self.alpha)  # pyright: ignore
-        if alphas == ():
-            raise AdjoinedError(
-                "at least one alpha is needed", where="alpha", expected="a number of at least 1, or several"
-            )
         checked: dict[str, Any] = {
-            "alpha": alphas,
+            "alpha": None if self.alpha is None else _alphas(self.alpha),
             "keep": _keep(self.keep),
             "round_to": int(_at_least_1(self.round_to, Integral, "round_to")),
             "widths": check_widths({} if self.widths is None else self.widths),
             "compress": None if self.compress is None else float(_at_least_1(self.compress, Real, "compress")),
-            "budget": None if self.budget is None else tuple(limit.text for limit in read_budget(self.budget)),
+            "budget": None if self.budget is None else tuple(limit.text for limit in read_budget(self.budget)) or None,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if self.compress is not None and self.budget is not None:
-            raise AdjoinedError("compress and budget both choose alpha", where="compress", fix="Give one of them.")
-        if self.chooses_alpha and len(self.alphas) > 1:
-            where = "budget" if self.compress is None else "compress"
-            raise AdjoinedError(f"{where} chooses one alpha", where=where, got=f"alpha={self.alphas}")
+        choosing = [name for name in ("alpha", "compress", "budget") if getattr(self, name) is not None]
+        if not choosing:
+            object.__setattr__(self, "alpha", DEFAULT_ALPHA)
+        elif len(choosing) > 1:
+            got = ", ".join(f"{name}={getattr(self, name)!r}" for name in choosing)
+            raise AdjoinedError("only one of these can set the size", where=choosing[0], got=got)
 
     @classmethod
     def of(cls, settings: object) -> Request:
-        """Return the request that an object holds in attributes of these names, such as the settings of a run."""
-        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
+        """Return the request that an object holds in attributes of these names, such as the settings of a run.
+
+        Its alpha is a default, which `compress` and `budget` replace.
+        """
+        values: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(cls)}
+        if values["compress"] is not None or values["budget"] is not None:
+            values["alpha"] = None
+        return cls(**values)
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """The factors of all small networks."""
-        return self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)  # pyright: ignore
+        """The factors of all small networks; () if `compress` or `budget` chooses the only one."""
+        return () if self.alpha is None else self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)  # pyright: ignore
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -102,7 +104,15 @@ class Request:
     @property
     def chooses_alpha(self) -> bool:
         """Whether alpha is chosen to reach a size."""
-        return self.compress is not None or self.budget is not None
+        return self.alpha is None
+
+
+def _alphas(alpha: Any) -> float | tuple[float, ...]:
+    if isinstance(alpha, str) or not isinstance(alpha, Iterable) or getattr(alpha, "ndim", 1) == 0:
+        return _alpha(alpha)  # a tensor of one number is iterable, too
+    if alphas := tuple(map(_alpha, alpha)):
+        return alphas
+    raise AdjoinedError("at least one alpha is needed", where="alpha", expected="a number of at least 1, or several")
 
 
 @dataclass(frozen=True)
