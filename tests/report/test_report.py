@@ -130,7 +130,7 @@ def test_a_ratio_of_unsteady_latencies_is_marked_and_its_networks_are_named():
     unsteady = replace(BASE, latency=replace(BASE.latency, upper_quartile_ms=2 * BASE.latency.median_ms))
     shown = result_table(unsteady, [SMALL])
     assert shown.rows[-1][-1] == "4.0x ?"
-    assert "the inter-quartile range of base is more than 25%" in shown.notes[-1]
+    assert "the inter-quartile range of base is more than 25 %" in shown.notes[-1]
     assert "?" not in result_table(BASE, [SMALL]).text()
 
 

@@ -70,7 +70,7 @@ def test_every_part_is_there(page: Page):
         "Learning curves",
         "Widths",
         "Where the networks disagree",
-        "Confusion of the classes",
+        "Confusion between classes",
         "Calibration",
         "The regularising penalty",
         "Settings and versions",
@@ -168,7 +168,7 @@ def test_writing_it_again_gives_the_same_page(page: Page, trained: Path, tmp_pat
 def test_a_family_has_every_network_in_every_part(family: Path, tmp_path: Path):
     page = page_of(family, out=tmp_path / "family.html")
     names = ["base", "small-1 (α=2)", "small-2 (α=4)"]
-    assert {f"Confusion of {name}" for name in names} <= set(page.written("caption"))
+    assert {f"Confusion matrix of {name}" for name in names} <= set(page.written("caption"))
     assert page.written("h3").count("Only base is right") == 2
     assert all(page.written("th").count(name) >= 4 for name in names)
 
@@ -180,7 +180,7 @@ def test_one_network_alone_keeps_its_colour_and_has_no_part_that_needs_two(
     train(replace(TINY, method=method, epochs=1), tmp_path / "alone", console=QUIET)
     page = page_of(tmp_path / "alone", out=tmp_path / "alone.html")
     headings = page.written("h2")
-    assert {"Learning curves", "Confusion of the classes", "Calibration"} <= set(headings)
+    assert {"Learning curves", "Confusion between classes", "Calibration"} <= set(headings)
     assert not {"Widths", "Where the networks disagree", "The regularising penalty"} & set(headings)
     assert f"One network, {name}." in page.written("p")
     assert {each["class"] for each in page.all("li") if "class" in each} == {colour}
@@ -202,13 +202,13 @@ def test_a_run_in_progress_has_a_page_with_what_there_is(trained: Path, tmp_path
 def test_without_images_the_page_says_what_the_folder_says(trained: Path, tmp_path: Path):
     page = page_of(trained, "--images", 0, "--data-root", "/nowhere", out=tmp_path / "page.html")
     assert "Networks side by side" in page.written("h2")
-    assert not {"Calibration", "Confusion of the classes"} & set(page.written("h2"))
+    assert not {"Calibration", "Confusion between classes"} & set(page.written("h2"))
     assert page.all("img") == []
 
 
 def test_a_part_of_the_images_is_an_even_share_of_every_class(trained: Path, tmp_path: Path):
     page = page_of(trained, "--images", 12, out=tmp_path / "page.html")
-    assert "Predictions on 12 images, against the base network's" in page.written("caption")
+    assert "Predictions on 12 images, compared with the base network's" in page.written("caption")
     assert "Based on 12 of 30 validation images, the same share of every class." in page.written("p")
 
 

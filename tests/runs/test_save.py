@@ -69,11 +69,11 @@ def test_the_commands_take_the_run_and_claim_nothing_about_its_training(run: Pat
     assert (run / "benchmark.json").is_file()
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert "a loop of your own" in page
+    assert "your own training loop" in page
     assert "adjoint+" not in page  # the settings of `adjoined train` were not used
     assert main(["push", str(run), "--to", str(run.parent / "shared")]) == 0
     card = (run.parent / "shared" / "README.md").read_text()
-    assert "training loop of its author's own" in card
+    assert "author's own training loop" in card
     assert "learning rate" not in card
 
 

@@ -37,8 +37,8 @@ def explain(found: Benchmark) -> list[str]:
             continue
         places = ", ".join(f"{_place(each)} {each.speedup:.1f}x" for each in behind)
         sentences.append(
-            f"{small.name}: the speed-up is below {EXPLAINED:.0%} of the ratio of MACs ({behind[0].mac_ratio:.1f}x): "
-            f"{places}."
+            f"{small.name}: the speed-up is below {100 * EXPLAINED:.0f} % of the ratio of MACs "
+            f"({behind[0].mac_ratio:.1f}x): {places}."
         )
         handed_back = "" if _keeps_memory(found.environment) else _handed_back(base, small, behind)
         reasons = [*_fixed_costs(found.rows, behind, small), handed_back, _memory(base, small), _odd_widths(small)]
@@ -56,9 +56,9 @@ def _noise(rows: Sequence[Timing]) -> list[str]:
         for row in noisy
     )
     return [
-        f"The machine was busy: in {len(noisy)} of {len(rows)} rows the inter-quartile range is more than {NOISY:.0%} "
-        f"of the median ({named}). Interruptions affect long and short calls differently, so speed-ups of these rows, "
-        f"marked with ?, are unreliable: measure again on a quiet machine."
+        f"The machine was busy: in {len(noisy)} of {len(rows)} rows the inter-quartile range is more than "
+        f"{100 * NOISY:.0f} % of the median ({named}). Interruptions affect long and short calls differently, so "
+        f"speed-ups of these rows, marked with ?, are unreliable: measure again on a quiet machine."
     ]
 
 
@@ -87,11 +87,11 @@ def _fixed_costs(rows: Sequence[Timing], behind: Sequence[Speedup], small: Netwo
         one, share = alike[1], alike[most] / most
         if one - share >= FIXED_SHARE * one:
             where = f"{RUNTIMES[place.runtime]}{' on a GPU' if place.device != 'cpu' else ''}"
-            shares.append(f"{1 - share / one:.0%} in {where}")
+            shares.append(f"{100 * (1 - share / one):.0f} % of the call in {where}")
             rest = (
                 f"Launch overhead: an image alone takes {small.name} longer than one in a batch of {most}. The "
                 f"difference does not shrink with the channels, because {small.name} launches {count(small.operators)} "
-                f"operators, as many as the base. Of a call with one image it is "
+                f"operators, as many as the base. It makes up "
             )
     return [f"{rest}{', '.join(shares)}."] if shares else []
 

@@ -27,13 +27,13 @@ class Card:
         place: what `adjoined.load` takes: `hub:OWNER/NAME`, or a folder.
         figures: figures of every network, the base first.
         info: the data, and how images are prepared.
-        settings: settings of the training.
+        settings: training settings.
         images: a phrase that names the images on which accuracy was measured.
         versions: versions of the libraries used for training.
         code: the name of the user's own function that builds the model, "" for a library's model.
         license: identifier for the metadata; "" leaves it out.
         files: names of the files beside the card.
-        own_loop: whether the networks were trained in the author's own loop, so that the settings tell nothing of it.
+        own_loop: whether the networks were trained in the author's own loop, which the settings do not describe.
     """
 
     name: str
@@ -138,7 +138,7 @@ class Card:
         settings = self.settings
         versions = ", ".join(markdown(f"{name} {version}") for name, version in self.versions.items())
         if self.own_loop:
-            return f"In a training loop of its author's own.\n\nVersions: {versions}."
+            return f"In the author's own training loop.\n\nVersions: {versions}."
         return (
             f"Method {settings.method}, {counted(settings.epochs, 'epoch')}, batches of {settings.batch_size}, "
             f"{settings.optimizer} with a learning rate of {settings.lr:g}, seed {settings.seed}. All settings are in "

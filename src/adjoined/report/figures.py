@@ -147,6 +147,6 @@ def _latency_notes(times: Mapping[str, Latency]) -> tuple[str, ...]:
 def noise_note(names: Sequence[str]) -> str:
     """Return the note about ratios of latencies that vary too much."""
     return (
-        f"The machine was busy: the inter-quartile range of {', '.join(names)} is more than {NOISY:.0%} of the median, "
-        "so ratios marked with ? are unreliable."
+        f"The machine was busy: the inter-quartile range of {' and '.join(names)} is more than {100 * NOISY:.0f} % "
+        "of the median, so ratios marked with ? are unreliable."
     )

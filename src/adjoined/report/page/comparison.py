@@ -74,7 +74,7 @@ def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
                 (f"{name}, {label}, {progress}", *_so_far(story, key)) for key, label, progress in _unfinished(story)
             ]
     columns = ("network", kinds.short_name(stories[0].main), "parameters", "MACs", "file", "latency")
-    notes = ("Latencies were measured at the end of each run, not side by side.",)
+    notes = ("Latencies were measured at the end of each run, not interleaved.",)
     return Table(columns, tuple(rows), "All networks of all runs", notes)
 
 

@@ -25,10 +25,10 @@ def export_tables(files: Sequence[ExportedFile]) -> list[Table]:
         for each in files
     )
     notes = (
-        "Images are taken normalised as in training, as uint8 from 0 to 255, or as floats from 0 to 1 (unit).",
-        "Every file was run by its own runtime on validation images and compared with PyTorch: the largest difference "
-        "between logits relative to the largest logit, and the images whose predicted class differs. Accuracy is "
-        "measured for int8 files only.",
+        "A file takes images normalised as in training, as uint8 from 0 to 255, or as floats from 0 to 1 (unit).",
+        "Every file was run in its own runtime on validation images and compared with PyTorch: the largest difference "
+        "between logits relative to the largest logit, and how many images get another class. Accuracy is measured "
+        "only for int8 files.",
     )
     columns = ("file", "size", "takes images", "difference", "other class", "top-1")
     return [Table(columns, rows, "Exported files", notes)]

@@ -100,7 +100,7 @@ def agreement_table(evidence: Evidence) -> Table:
     heads = ("both right", "only base right", "only small right", "both wrong, same class", "both wrong, other classes")
     # One column per network: a phone has room for two or three.
     turned = tuple((head, *(row[i + 1] for row in rows)) for i, head in enumerate(heads))
-    title = f"Predictions on {counted(count, 'image')}, against the base network's"
+    title = f"Predictions on {counted(count, 'image')}, compared with the base network's"
     return Table(("", *(row[0] for row in rows)), turned, title)
 
 
@@ -136,7 +136,7 @@ def matrices(evidence: Evidence) -> list[Matrix]:
             whole = max(sum(row), 1)
             levels = [sum(number / whole > level for level in _LEVELS) for number in row]
             rows.append(tuple(Cell(n, level, i == j) for j, (n, level) in enumerate(zip(row, levels, strict=True))))
-        found.append(Matrix(f"Confusion of {network}", place(network), classes, tuple(rows)))
+        found.append(Matrix(f"Confusion matrix of {network}", place(network), classes, tuple(rows)))
     return found
 
 
@@ -155,7 +155,7 @@ def confused_pairs(evidence: Evidence) -> Table | None:
         for (true, taken), _ in total[:MOST_ROWS]
     ]
     columns = ("true class, prediction", *answers.classes)
-    return Table(columns, tuple(rows), "Most confused pairs of classes, images") if rows else None
+    return Table(columns, tuple(rows), "Most confused classes, number of images") if rows else None
 
 
 def class_table(evidence: Evidence) -> Table | None:
@@ -202,7 +202,7 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
             reliability,
             sure,
             right,
-            note="Accuracy by confidence; a mark's area shows its images. Below the dotted line: overconfident.",
+            note="Accuracy by confidence. A mark's area: its number of images. Below the dotted line: overconfident.",
         ),
         lines("Confidence of the networks", spread, sure, _SHARE, note="Share of the images by confidence."),
     ]
@@ -217,8 +217,8 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
     )
     heads = ("", "calibration error", "mean confidence", "accuracy")
     note = (
-        f"Expected calibration error (ECE): the gap between confidence and accuracy, as a mean over {BINS} bins of "
-        "confidence, weighted by their images."
+        f"Calibration error (ECE): the mean gap between confidence and accuracy over {BINS} bins of confidence, "
+        "weighted by their numbers of images."
     )
     return charts, Table(heads, rows, "Confidence and accuracy of the networks", (note,))
 

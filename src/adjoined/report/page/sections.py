@@ -53,13 +53,13 @@ def facts(story: RunStory) -> list[tuple[str, str]]:
     """Return the short list under the title."""
     settings, result = story.settings.without_folders(), story.result
     done = len(story.history)
-    method = "a loop of your own" if story.own_loop else settings.method
+    method = "your own training loop" if story.own_loop else settings.method
     pairs = [("Model", settings.model), ("Data", settings.data), ("Method", method)]
     if settings.method != "standard":
         compressed = f"chosen for {settings.compress:.3g}x" if settings.compress else ""
         compressed = f"chosen for {settings.budget}" if settings.budget else compressed
         kept = ", ".join(f"{alpha:.3g}" for alpha in settings.alphas)
-        pairs.append(("α: 1/α of the channels are kept", compressed or kept))
+        pairs.append(("α (keeps 1/α of the channels)", compressed or kept))
     if not story.own_loop:
         pairs.append(("Epochs", f"{done} of {settings.epochs}" if result is None else f"{result.epochs}"))
         seconds = sum(row.get("seconds", 0.0) for row in story.history)
@@ -120,10 +120,10 @@ def learning_curves(story: RunStory) -> list[Chart]:
     weights = Axis("λ", _plain, low=0.0, high=1.05 * most, column=units.column)
     charts = [
         _curve(heading(story.main), accuracy, share(story.main),
-               "Validation images; faint: augmented training images."),
+               "Validation images; faint: training images, as augmented."),
         _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
         _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
-               "The KL term pulls the class probabilities of the networks together. Epoch mean of "
+               "The KL term pulls the networks' class probabilities together. Mean over the epoch of "
                f"λ(t) = {_SCHEDULES[story.settings.kl_schedule]}; t is the fraction of training done."),
         _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)],
                Axis("learning rate", _plain, low=0.0, column=units.column), "At the start of the epoch."),
@@ -174,10 +174,10 @@ def settings_tables(story: RunStory) -> list[Table]:
     values, usual = asdict(story.settings.without_folders()), {field.name: field for field in fields(Settings)}
     default = asdict(Settings())
     rows = tuple((name, written(values[name])) for name in usual)
-    changed = tuple(row for row in rows if values[row[0]] != default[row[0]])
+    changed = tuple(row for row in rows if row[1] != written(default[row[0]]))
     versions = story.record.get("versions")
     found = [
-        Table(("setting", "value"), changed, "Settings other than the defaults"),
+        Table(("setting", "value"), changed, "Settings that differ from the defaults"),
         Table(("setting", "value"), rows, "All settings"),
     ]
     if isinstance(versions, dict):

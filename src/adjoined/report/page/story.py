@@ -63,7 +63,7 @@ class RunStory:
 
     @property
     def own_loop(self) -> bool:
-        """Whether the networks come from a loop of the user's own, of which the settings tell nothing."""
+        """Whether the networks come from the user's own training loop, which the settings do not describe."""
         return self.result is not None and self.result.own_loop
 
 
