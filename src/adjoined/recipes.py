@@ -1,7 +1,6 @@
 """Named settings. A recipe is a function; a new one takes a few lines that change an existing one.
 
 Example:
-    >>> from dataclasses import replace
     >>> wide = replace(cifar(), model_options={"width": 2}, epochs=100)
     >>> wide.model, wide.epochs
     ('resnet56', 100)
@@ -10,6 +9,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from adjoined.settings import Settings
 
@@ -39,18 +39,7 @@ def cifar() -> Settings:
 
 def cifar_resnet18() -> Settings:
     """Return ResNet-18 with the 3x3 stem on CIFAR-100."""
-    return Settings(
-        model="cifar_resnet18",
-        data="cifar100",
-        epochs=200,
-        batch_size=128,
-        lr=0.1,
-        weight_decay=5e-4,
-        warmup_epochs=5,
-        label_smoothing=0.1,
-        workers=4,
-        channels_last=True,
-    )
+    return replace(cifar(), model="cifar_resnet18", alpha=4.0, label_smoothing=0.1, channels_last=True)
 
 
 def cifar_fast() -> Settings:
@@ -77,19 +66,8 @@ def cifar_fast() -> Settings:
 
 def imagenette() -> Settings:
     """Return ResNet-18 on photos of ten classes, 128 pixels, from scratch."""
-    return Settings(
-        model="torchvision:resnet18",
-        data="imagenette",
-        image_size=128,
-        epochs=80,
-        batch_size=64,
-        lr=0.05,
-        weight_decay=5e-4,
-        warmup_epochs=5,
-        label_smoothing=0.1,
-        workers=4,
-        channels_last=True,
-    )
+    photos = {"model": "torchvision:resnet18", "data": "imagenette", "image_size": 128}
+    return replace(cifar_resnet18(), **photos, epochs=80, batch_size=64, lr=0.05)
 
 
 def imagenet_resnet50() -> Settings:
@@ -156,20 +134,14 @@ def paper_cifar100_resnet50() -> Settings:
 
 def paper_imagenet_resnet50() -> Settings:
     """Return the paper's run on ImageNet, as in its authors' code: one cycle, 4e-3, batches of 256, 60 epochs."""
-    return Settings(
+    return replace(
+        paper_cifar100_resnet50(),
         model="torchvision:resnet50",
-        method="adjoint",
         data="imagenet",
         image_size=224,
         epochs=60,
         batch_size=256,
-        optimizer="adamw",
-        lr=4e-3,
-        weight_decay=1e-2,
-        schedule="onecycle",
         warmup_epochs=15,
-        keep=list(STEM_AND_FIRST_STAGE),
-        round_to=1,
         workers=8,
         channels_last=True,
         log_every=50,

@@ -180,6 +180,22 @@ def test_shared_parameters_count_once_and_every_call_counts():
     assert costs["last"].parameters_without_last == 0
 
 
+class Chosen(nn.Module):
+    """An LSTM in a network that reads a value: it runs on its own device, where torch would run it as one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.steps(x)[0]
+        return self.head(y if float(x.sum()) < 1 else -y)
+
+
+def test_an_lstm_counts_where_the_network_reads_a_value():
+    assert measure_cost(Chosen(), torch.zeros(1, 5, 8)).macs == 5 * (4 * 16 * (8 + 16) + 16 * 3)
+
+
 def test_network_without_a_linear_layer_counts_all():
     cost = measure_cost(nn.Sequential(conv(3, 8), nn.AdaptiveAvgPool2d(1)), torch.zeros(1, 3, 8, 8))
     assert cost.parameters == cost.parameters_without_last == 224

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -15,7 +16,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -36,38 +37,39 @@ SECONDS_TO_DIE = 1.0
 """Seconds that a killed process may take to end."""
 
 
-class Images(Protocol):
+class Images(ABC):
     """Labelled images, before augmentation and resizing."""
 
     labels: Tensor
     """Classes, int64 (N,); with several labels float, 0 or 1 (N, K); 0 where the targets are masks."""
 
+    @abstractmethod
     def pixels(self, index: int) -> Tensor:
         """Return one image, uint8 (C, H, W)."""
-        ...
 
+    @abstractmethod
     def place(self, index: int) -> str:
         """Say where an image is, for errors."""
-        ...
 
-    def subset(self, chosen: Tensor) -> Images:
+    @abstractmethod
+    def subset(self, chosen: Tensor) -> Self:
         """Return those for which `chosen`, bool (N,), is True."""
-        ...
 
-    def relabelled(self, labels: Tensor) -> Images:
-        """Return the same images with other labels, int64 (N,)."""
-        ...
-
+    @abstractmethod
     def identity(self) -> str:
         """Return a digest that changes with the images, their number or their order; of files, the contents aside."""
-        ...
 
-    def check_targets(self) -> None:
-        """Raise AdjoinedError if a target in a file of its own is wrong."""
-        ...
+    def relabelled(self, labels: Tensor) -> Self:
+        """Return the same images with other labels, int64 (N,)."""
+        same = copy(self)
+        same.labels = labels
+        return same
+
+    def check_targets(self) -> None:  # noqa: B027
+        """Raise AdjoinedError if a target in a file of its own is wrong; labels are known when images are opened."""
 
 
-class MemoryImages:
+class MemoryImages(Images):
     """Images held in memory: uint8 (N, C, H, W), labels int64 (N,)."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -81,13 +83,9 @@ class MemoryImages:
         """Say where an image is, for errors."""
         return f"image {index}"
 
-    def subset(self, chosen: Tensor) -> MemoryImages:
+    def subset(self, chosen: Tensor) -> Self:
         """Return those for which `chosen`, bool (N,), is True."""
-        return MemoryImages(self.images[chosen], self.labels[chosen])
-
-    def relabelled(self, labels: Tensor) -> MemoryImages:
-        """Return the same images with other labels, int64 (N,)."""
-        return MemoryImages(self.images, labels)
+        return type(self)(self.images[chosen], self.labels[chosen])
 
     def identity(self) -> str:
         """Return a digest of pixels and labels."""
@@ -96,11 +94,8 @@ class MemoryImages:
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def check_targets(self) -> None:
-        """Do nothing: labels are known when images are opened."""
 
-
-class FileImages:
+class FileImages(Images):
     """Images in files, read on demand.
 
     Args:
@@ -140,12 +135,6 @@ class FileImages:
         subset.labels = self.labels[chosen]
         return subset
 
-    def relabelled(self, labels: Tensor) -> Self:
-        """Return the same images with other labels, int64 (N,)."""
-        same = copy(self)
-        same.labels = labels
-        return same
-
     def identity(self) -> str:
         """Return a digest of the files' names below the folder and of their sizes."""
         digest = hashlib.sha256()
@@ -170,9 +159,6 @@ class FileImages:
     def contents(self) -> Iterator[tuple[int, int]]:
         """Yield the size in bytes and the checksum of each file; errors as for `checksums`."""
         return zip(self.sizes.tolist(), self.checksums().tolist(), strict=True)
-
-    def check_targets(self) -> None:
-        """Do nothing: labels are known when images are opened."""
 
 
 def sampled_checksum(path: str) -> int:

@@ -1,8 +1,9 @@
 """Slicing: which channels belong to the small network. docs/slicing.md shows one network in all passes."""
 
+from adjoined.slicing.flow.cost import cost_by_module, last_linear, measure_cost
 from adjoined.slicing.make_plan import Slicer, make_plan, reorder, warn_if_whole
 from adjoined.slicing.model.code import mentions
-from adjoined.slicing.model.cost import Cost, cost_by_module, last_linear, measure_cost
+from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
 from adjoined.slicing.model.misuse import check_trainable
 from adjoined.slicing.model.modules import (

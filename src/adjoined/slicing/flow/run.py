@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ class LabelFlow(State, TorchDispatchMode):
     Attributes:
         path: the innermost modules in the order in which they ran in eval mode.
         finished: all modules in the order in which they finished in eval mode.
-        flops: twice the multiply-adds of convolutions and matrix products in eval mode.
+        flops: module -> twice the multiply-adds of its own convolutions and matrix products in eval mode.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class LabelFlow(State, TorchDispatchMode):
         self.original = original
         self.path: list[str] = []
         self.finished: list[str] = []
-        self.flops = 0
+        self.flops = Counter[str]()
         self.called_with: tuple[Any, ...] = ()
         self.steps = 0
         self._idle = False  # whether a norm with an empty input runs: torch then only reads its first element
@@ -166,7 +167,7 @@ class LabelFlow(State, TorchDispatchMode):
         out = self._run_operator(func, name, args, kwargs, given, labelled)
         results = tensors_in(out)
         if not self._train:
-            self.flops += flops_of(func, args, kwargs, out)
+            self.flops[self.module] += flops_of(func, args, kwargs, out)
         self._note_readers(name, labelled, out)
         if self.values.note(func, name, given, results, self.module):
             self.note_decided(given)

@@ -166,7 +166,7 @@ def _trace(
         unreached=unreached,
         shapes=sizes,
         finished=tuple(flow.finished),
-        cost=cost_of_run(model, flow.finished, flow.flops // 2 // inputs.batch_size),
+        cost=cost_of_run(model, flow.finished, flow.flops.total() // 2 // inputs.batch_size),
     )
 
 

@@ -1,21 +1,16 @@
-"""The cost of a network: parameters and multiply-adds (MACs)."""
+"""The cost of a network, parameters and multiply-adds (MACs), from a run that has counted them."""
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.inputs import Inputs
-from adjoined.slicing.model.modules import is_inside
 
 
 @dataclass(frozen=True)
@@ -35,53 +30,14 @@ class Cost:
         return 4 * self.parameters
 
 
-def measure_cost(model: nn.Module, example_input: Any) -> Cost:
-    """Count a network's parameters and MACs.
-
-    Args:
-        model: any module; it is neither run nor changed (a copy on the meta device is, in eval mode).
-        example_input: as for `make_plan`; MACs are divided by the size of its first dimension.
-
-    Returns:
-        The cost for one sample. A MAC is a multiplication and an addition; papers often call it a FLOP.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(), nn.Linear(8 * 4, 10))
-        >>> measure_cost(net, torch.zeros(1, 3, 4, 4))  # 8 * 27 weights at 2 x 2 positions; 32 * 10 + 10
-        Cost(parameters=546, parameters_without_last=216, macs=1184)
-    """
-    return cost_by_module(model, example_input)[""]
-
-
-def cost_by_module(model: nn.Module, example_input: Any) -> dict[str, Cost]:
-    """Count parameters and MACs of every module by its name; "" is the whole network.
-
-    Arguments are those of `measure_cost`. A module's cost includes its children's, whoever calls them.
-    """
-    inputs = Inputs.of(example_input)
-    run = _run(model, inputs)
-    last = last_linear_of(model, run.finished)
-    costs = {}
-    for name, module in model.named_modules():
-        total = sum(p.numel() for p in module.parameters())
-        head = _parameters_of(model, last if last is not None and is_inside(last, name) else None)
-        flops = sum(count for of, count in run.flops.items() if is_inside(of, name))
-        costs[name] = Cost(total, total - head, flops // 2 // inputs.batch_size)
-    return costs
-
-
-def last_linear(model: nn.Module, example_input: Any) -> str | None:
-    """Return the name of the last linear layer in the order of execution, or None where there is none."""
-    return last_linear_of(model, _run(model, Inputs.of(example_input)).finished)
-
-
 def cost_of_run(network: nn.Module, finished: Sequence[str], macs: int) -> Cost:
     """Return a network's cost from a run: the names of modules in the order they finished, and the MACs counted."""
     total = sum(p.numel() for p in network.parameters())
-    return Cost(total, total - _parameters_of(network, last_linear_of(network, finished)), macs)
+    return Cost(total, total - parameters_of(network, last_linear_of(network, finished)), macs)
 
 
-def _parameters_of(model: nn.Module, name: str | None) -> int:
+def parameters_of(model: nn.Module, name: str | None) -> int:
+    """Return the number of parameters of a module; 0 for no module."""
     return 0 if name is None else sum(p.numel() for p in model.get_submodule(name).parameters())
 
 
@@ -119,54 +75,3 @@ def last_layer_of(model: nn.Module, finished: Sequence[str]) -> str:
 
 def _last(model: nn.Module, finished: Sequence[str], kind: type[nn.Module]) -> str | None:
     return next((name for name in reversed(finished) if isinstance(model.get_submodule(name), kind)), None)
-
-
-def _run(model: nn.Module, inputs: Inputs) -> _Run:
-    """Run a copy of the model, on the meta device where that works."""
-    try:
-        return _run_it(copy.deepcopy(model).to("meta"), inputs.map(lambda t: t.to("meta")))
-    except Exception:  # data-dependent code, or a module that does not know the meta device
-        return _run_it(copy.deepcopy(model), inputs)
-
-
-def _run_it(model: nn.Module, inputs: Inputs) -> _Run:
-    run = _Run()
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            module.register_forward_pre_hook(lambda *_, name=name: run.running.append(name))
-            module.register_forward_hook(lambda *_: run.finished.append(run.running.pop()))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)  # its fused operator's work is unknown
-        with torch.no_grad(), run:
-            inputs.run(model.eval())
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return run
-
-
-class _Run(TorchDispatchMode):
-    """Counts the work of every operator for the innermost module that runs.
-
-    Attributes:
-        running: names of the modules that run, innermost last.
-        finished: names of the modules in the order in which they finished.
-        flops: module -> twice the multiply-adds of its own operators, those of its children not counted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.running = [""]
-        self.finished: list[str] = []
-        self.flops: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator, or the operators that it decomposes into, and count their work."""
-        kwargs = kwargs or {}
-        if func._overloadpacket not in flop_registry:
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if parts is NotImplemented else parts
-        out = func(*args, **kwargs)
-        self.flops[self.running[-1]] += flops_of(func, args, kwargs, out)
-        return out

@@ -42,7 +42,7 @@ def try_plan(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) 
         alike = shapes == expected
     if not alike:
         raise OutOfStep(f"the outputs have the shapes {[tuple(s) for s in shapes]}")
-    macs = flow.flops // 2 // traced.inputs.batch_size
+    macs = flow.flops.total() // 2 // traced.inputs.batch_size
     return replace(plan, base_cost=traced.cost, cost=cost_of_run(small, traced.finished, macs))
 
 
