@@ -1,11 +1,11 @@
-"""Does a network found for a budget in milliseconds keep to it when it is measured again?
+"""Does a network found for a budget in milliseconds still meet it when it is measured again?
 
     python benchmarks/budgets.py --out benchmarks/results/budgets_2cores_2026-11-26.json      # on an idle machine
     python benchmarks/budgets.py --models torchvision:mobilenet_v3_large --runtimes openvino --budgets "2 ms"
 
 For each model and runtime: one process finds the largest small network within the budget, as `adjoined plan MODEL
 --budget "3 ms" --runtime RUNTIME --threads 1` does; then fresh processes, one after the other, measure that network
-anew. Without --budgets, a budget is a share of the base network's time, measured first.
+again. Without --budgets, a budget is a fraction of the base network's time, measured first.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SHARE = 0.3
 
 @environment.measuring()
 def main() -> None:
-    """Find, measure anew, and print a line for each model and runtime."""
+    """Find, measure again, and print a line for each model and runtime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES))
     parser.add_argument("--budgets", nargs="+", help="one for each model, such as '3 ms'")
-    parser.add_argument("--again", type=int, default=3, help="second measurements, each in a process of its own")
+    parser.add_argument("--again", type=int, default=3, help="second measurements, each in its own process")
     parser.add_argument("--size", type=int, default=224, help="image side, pixels")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file for the figures, as JSON")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def child(model: str, runtime: str, budget: str, plan: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Run this script anew for one step; return what it prints."""
+    """Run this script in a new process for one step; return what it prints."""
     words = [sys.executable, __file__, "--models", model, "--runtimes", runtime, "--size", str(asked.size)]
     words += ["--threads", str(asked.threads), "--child", budget, plan]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)

@@ -1,7 +1,7 @@
 """Slice every convolutional network of timm and torchvision, check the result, and write results/coverage/README.md.
 
 One model at a time, each in its own process with a time limit, so that one that hangs or dies affects no other.
-Results are appended as they come: a stopped run continues where it was.
+Results are appended as they arrive, so a stopped run continues where it left off.
 
 Usage:
     python benchmarks/coverage.py timm torchvision            # what is not measured yet
@@ -29,7 +29,7 @@ LIMIT = 600
 
 @measuring()
 def main() -> None:
-    """Measure what the command line asks for, and print a line for each model."""
+    """Measure the models that the command line names, and print a line for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", choices=[*SETS, []], help="sets of models")
     parser.add_argument("--alphas", default="2,4", help="factors, separated by commas")

@@ -95,7 +95,7 @@ def _kept_in(path: Path, find: Callable[[], dict[str, str]]) -> dict[str, str]:
 
 
 def timm_subjects() -> list[Subject]:
-    """One network of every family of timm that convolves, at the smallest size in pixels that it states."""
+    """One network of every family of timm that convolves, at the smallest input size that it allows."""
     import timm
 
     def of(family: str, name: str) -> Subject:

@@ -24,7 +24,7 @@ NEW_SINCE_FORMAT_1 = ("format", "cost", "base_cost")
 
 
 def main() -> int:
-    """Do what the command line asks for."""
+    """Run the command named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["write", "compare"])
     parser.add_argument("files", nargs="+", type=Path)

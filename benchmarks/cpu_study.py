@@ -1,4 +1,4 @@
-"""The study for a CPU: all methods on CIFAR-100, settings of the adjoint method, and regularisers of the base.
+"""A study for a CPU: all methods on CIFAR-100, settings of the adjoint method, and regularisers of the base.
 
     python benchmarks/cpu_study.py --data-root FOLDER --estimate   # how long it will take on this machine
     python benchmarks/cpu_study.py --data-root FOLDER              # run it; rerun the command to continue

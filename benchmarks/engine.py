@@ -100,8 +100,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=list(RECIPES), help="a recipe's network and settings")
-    parser.add_argument("--model", default="cifar_resnet18", help="the base network, where no recipe is named")
-    parser.add_argument("--batch", type=int, default=128, help="images in a step, where no recipe is named")
+    parser.add_argument("--model", default="cifar_resnet18", help="the base network, without --recipe")
+    parser.add_argument("--batch", type=int, default=128, help="images in a step, without --recipe")
     parser.add_argument("--steps", type=int, default=8, help="steps in an epoch")
     parser.add_argument("--rounds", type=int, default=12, help="timed epochs after one that warms up")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 for its own choice")

@@ -1,4 +1,4 @@
-"""What the scripts share: figures are kept with the environment they were measured in, whoever reads the output."""
+"""What the scripts share: writing figures together with the environment in which they were measured."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py RUN --count 100000 --seed 0 --out benchmarks/results/fuzz.csv
 
 RUN is a finished run of digits, with exports and a benchmark if there are any. Every mutated file is read by the
-function that reads it in use, and what follows from the data (tables, plans as text, networks) is built, too.
+function that normally reads it, and what is made from the data (tables, plans as text, networks) is built as well.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Compare what base and small network ask of the weights that they share, layer by layer, while `adjoint+` trains.
+"""Compare the gradients that base and small network send to the shared weights, layer by layer, during `adjoint+`.
 
-At some points of a run the gradients of both networks' losses are taken on one batch, in a copy of the joint network:
-the training itself goes on unchanged. On each shared weight's slice two numbers say how they get along:
+At some points of a run, the gradients of both networks' losses are computed on one batch, in a copy of the joint
+network, so the training itself is unchanged. Two numbers compare them on each shared weight's slice:
 
     cosine  cos(g_base, g_small): below 0 the networks pull in opposite directions
     ratio   ‖g_small‖ / ‖g_base‖, both on the slice; g_small is halved, as in `adjoint+`, but not multiplied by λ
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=list(RECIPES), default="cifar-fast", help="network, data and settings")
     parser.add_argument("--data-root", type=Path, help="the folder of the data set")
     parser.add_argument("--alpha", type=float, default=4.0, help="of the small network")
-    parser.add_argument("--epochs", type=int, help="other than the recipe's")
+    parser.add_argument("--epochs", type=int, help="epochs instead of the recipe's")
     parser.add_argument("--precision", default="32-true", help="as for `adjoined train`")
     parser.add_argument("--accelerator", default="cpu", help="cpu or gpu")
     parser.add_argument("--seed", type=int, default=0)

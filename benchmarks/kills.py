@@ -3,9 +3,9 @@
     python benchmarks/kills.py                  # 200 kills; rerun the command to continue
     python benchmarks/kills.py --kills 20 --only ema,ddp
 
-SIGKILL at a moment drawn uniformly from the length of a whole run, and again while it is resumed, until the run is
-finished. Each session is its own process, forked from one that has imported everything; those of `ddp` are the real
-command with two processes, one of which is chosen at random to be killed.
+Each run is killed (SIGKILL) at a moment drawn uniformly from the length of a whole run, and again while it is resumed,
+until it is finished. Each session is its own process, forked from one that has imported everything; those of `ddp` are
+the real command with two processes, one of which is chosen at random to be killed.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Each run is an `adjoined train --recipe cifar-fast` of ten epochs, in which the small network has its own weights and
 learns from the base while the base trains. The rows of `adjoint+` with the same alpha and seed in
-results/converged_cifar100 differ only in that their weights are shared. Rerun the command to continue.
+results/converged_cifar100 differ only in sharing their weights. Rerun the command to continue.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How long the small networks of several plans of one model take, call by call in alternation.
+"""Time the small networks of several plans of one model, in interleaved calls.
 
     python benchmarks/plan_times.py timm:tf_efficientnet_lite0 --size 128 --plans widths-*.json --runtimes onnx openvino
 
-The first network is that of one alpha for all (--alpha); the others are the plans'. A ratio compares a network's median
-call with the first network's in the same turn: the median over the turns, and its quartiles.
+The first network has one alpha for all layers (--alpha); the others follow the plans. A ratio compares a network's
+median call with the first network's in the same turn: the median over the turns, and its quartiles.
 """
 
 from __future__ import annotations

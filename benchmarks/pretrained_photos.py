@@ -14,12 +14,12 @@ measured on training images after the last step; accuracies before and after tha
 
     base                  the base alone; its logits on every batch are kept for the runs that learn from them
     transfer              `--method transfer`: base and small network side by side
-    transfer-small        the small network of `transfer` alone, towards the logits that `base` kept: the same law, as
+    transfer-small        the small network of `transfer` alone, towards the logits that `base` kept: equivalent, since
                           no gradient of the small network reaches the base, at a quarter of the cost
     searched              the same with searched widths (`--widths search`), at no more MACs than the uniform network
     distilled             the same start, towards the logits of the finished base
     pruned-magnitude      Torch-Pruning to the small network's size, and fine-tuning; pruned-taylor too
-    adjoint, adjoint+     the methods of these names, channels in the order of their L1 norms
+    adjoint, adjoint+     these methods, with the channels ordered by their L1 norms
     scratch               the small architecture from random weights
 """
 
@@ -74,7 +74,7 @@ BEFORE, SEARCH, MEASURE = 10_000, 10_002, 10_001
 
 @measuring()
 def main() -> None:
-    """Do the runs that are missing."""
+    """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)

@@ -3,9 +3,9 @@
 Every round times all variants in turn, so that a slow phase of the machine affects all of them; ratios are taken round
 by round, and their median is reported with its quartiles.
 
-Beside each ratio stands its limit by multiply-adds, 1 + small / base. On a CPU, memory is the peak of all tensors in a
-step, from torch's records of what it allocates and frees, so it does not depend on the machine; on a GPU it is what
-torch's allocator held at most.
+Each ratio is shown beside its limit by multiply-adds, 1 + small / base. On a CPU, memory is the peak of all tensors in
+a step, from torch's records of what it allocates and frees, so it does not depend on the machine; on a GPU it is the
+peak of torch's allocator.
 
 Usage:
     python benchmarks/train_step.py                                   # ResNet-50, 224 px, batch 8, alpha 4

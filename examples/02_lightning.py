@@ -1,4 +1,4 @@
-"""Two networks from a LightningModule of your own.
+"""Two networks from your own LightningModule.
 
 Usage:
 
@@ -43,7 +43,7 @@ class Classifier(lightning.LightningModule):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Two networks from a LightningModule of your own.")
+    parser = argparse.ArgumentParser(description="Two networks from your own LightningModule.")
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     # Lightning advises loading data in other processes; these are in memory, so that would only be slower.

@@ -1,4 +1,4 @@
-"""A network of your own: look at its small network, then train both from the command line.
+"""Your own network: look at its small network, then train both from the command line.
 
 The network concatenates, shuffles and adds channels by hand: adjoined needs no description of its structure.
 

@@ -1,10 +1,10 @@
 """Two U-Nets from one run: every pixel is classified as background, disc, square or cross.
 
-The images are drawn here: shapes on a textured background. The outline of a shape belongs to no class; the loss leaves
-it out of both terms (`ignore_index`). For a model that returns a dict, as those of torchvision do, pass the logits:
+The images are synthetic: shapes on a textured background. The outline of a shape belongs to no class, and both terms of
+the loss ignore it (`ignore_index`). If your model returns a dict, as torchvision's do, pass the logits:
 `adjoint_loss(p["out"], q["out"], ...)`.
 
-The command line does the same with images and masks in files, which `--write FOLDER` makes; `unet` is the model.
+The command line can train the same model, `unet`, on image and mask files; `--write FOLDER` writes them.
 
 Usage:
 

@@ -1,4 +1,4 @@
-"""Two networks from a timm task: a timm loop calls the task and nothing else.
+"""Two networks from a timm task, in a training loop built on timm.
 
 timm's own train.py runs unchanged: python -m adjoined.integrations.timm --alpha 4 train.py ...
 

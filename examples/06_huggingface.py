@@ -1,4 +1,4 @@
-"""Two networks from Hugging Face's trainer; both are saved as transformers saves, and loaded again.
+"""Two networks from Hugging Face's trainer, saved in transformers' own format and loaded again.
 
 Usage:
 

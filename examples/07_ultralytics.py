@@ -1,12 +1,12 @@
 """Ultralytics' YOLO11 and its small twin from one run of Ultralytics' own trainer, with a callback.
 
-The callback joins the trainer's model, lets the optimizer train the small network's norms as well, and replaces the
+The callback makes the trainer's model adjoined, adds the small network's norms to the optimizer, and replaces the
 model's loss: each network has Ultralytics' loss, and the small network is pulled towards the base. The trainer keeps
-a moving average of the base's weights; the small network is that of the last step. At the end Ultralytics' exporter
-writes the small network as ONNX, and both files' detections are compared with PyTorch's.
+a moving average of the base's weights; the small network has the weights of the last step. Finally, Ultralytics'
+exporter writes the small network as ONNX, and the file's detections are compared with PyTorch's.
 
-Ultralytics' package is not part of adjoined and not installed with it: `pip install ultralytics`. Its licence is
-AGPL-3.0 unless you buy another one, and it may extend to what you build with it.
+Ultralytics' package is not part of adjoined and is not installed with it: `pip install ultralytics`. It is licensed
+under AGPL-3.0 unless you buy another licence, which may affect what you build with it.
 
 Usage:
 
@@ -35,7 +35,7 @@ SIDE = 96  # pixels
 
 
 class Adjoined:
-    """The callback of a detection trainer. After the training, `small` is the small network, a plain module.
+    """The callback of a detection trainer. After training, `small` is the small network, a plain module.
 
     Args:
         alpha: every layer of the small network keeps about 1/alpha of its channels.
@@ -51,7 +51,7 @@ class Adjoined:
         yolo.add_callback("on_train_end", self.finish)
 
     def join(self, trainer: Any) -> None:
-        """Join the trainer's model; the optimizer exists by now."""
+        """Make the trainer's model adjoined; the optimizer already exists."""
         model, size = trainer.model, trainer.args.imgsz
         example = torch.zeros(1, 3, size, size, device=trainer.device)
         self.net = adjoined.adjoin(model, example, alpha=self.alpha)
@@ -81,7 +81,7 @@ class Adjoined:
         return loss, items[0]
 
     def finish(self, trainer: Any) -> None:
-        """Measure the statistics of the norms on the training images, and cut the small network out."""
+        """Measure the statistics of the norms on the training images, and extract the small network."""
         self.net.measure_statistics(trainer.preprocess_batch(batch)["img"] for batch in trainer.train_loader)
         self.small = self.net.eval().extract()
 
@@ -129,7 +129,7 @@ def apart(one: Any, two: Any) -> float:
     """Return how far any detection is, in pixels, from the nearest one of its class in the other list of results."""
     distance = 0.0
     for first, second in zip(one, two, strict=True):
-        # In order of their scores, nearly equal ones may change places.
+        # Sorted by score, nearly equal detections may change places.
         placed = [torch.cat([1e6 * each.boxes.cls[:, None], each.boxes.xyxy], dim=1) for each in (first, second)]
         gaps = torch.cdist(*placed, p=torch.inf)
         assert len(placed[0]) == len(placed[1]), "other detections"

@@ -1,7 +1,7 @@
-"""The runs of `adjoined compare` on a Ray cluster: each part of them is a task, and Ray decides where and when.
+"""Run `adjoined compare` on a Ray cluster: each part of the runs is a task, and Ray decides where and when it runs.
 
 All machines need the same environment (`pip install 'adjoined[ray]'`), the data and the folder --out. A part that fails
-or loses its machine is tried again and continues from its last epoch. At the end the table is shown here.
+or loses its machine is retried and continues from its last epoch. At the end, this program prints the table.
 
 Usage:
 
@@ -16,7 +16,7 @@ import ray  # pyright: ignore[reportMissingImports] - an extra
 
 
 def compare(*arguments: str) -> None:
-    """Run `adjoined compare` in a process of its own; a failure raises CalledProcessError."""
+    """Run `adjoined compare` in its own process; a failure raises CalledProcessError."""
     subprocess.run([sys.executable, "-m", "adjoined.cli", "compare", *arguments], check=True)
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=2, help="tasks to divide the runs into, such as one for each seed")
     parser.add_argument("--cpus", type=float, default=1, help="CPU cores that each task reserves")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs that each task reserves")
-    parser.add_argument("--retries", type=int, default=2, help="how often a part is tried again")
+    parser.add_argument("--retries", type=int, default=2, help="how often a failed part is retried")
     parser.add_argument("arguments", nargs="+", help="of `adjoined compare`, after --")
     args = parser.parse_args()
 

@@ -3,10 +3,10 @@
 The detector is one-stage and anchor-free: a backbone of cross-stage-partial blocks, path aggregation over
 three strides, and a decoupled head whose boxes are distributions over bins. Each network has its own task loss, with
 its own assignment of anchor points to objects, and the small network is pulled towards the base, most where the base is
-confident. Decoding and non-maximum suppression are outside the network, so that it exports as it is.
+confident. Decoding and non-maximum suppression are outside the network, so it can be exported as it is.
 
-`--alone` also trains the base and the small network alone, for as many epochs; `--export FOLDER` writes both networks
-for ONNX Runtime and OpenVINO and compares the detections; `detector_files.py` times these files.
+`--alone` also trains each network alone, for the same number of epochs; `--export FOLDER` writes both networks for ONNX
+Runtime and OpenVINO and compares the detections; `detector_files.py` times these files.
 
 Usage:
 
@@ -192,7 +192,7 @@ def assign(scores: Tensor, boxes: Tensor, truth: Truth) -> tuple[Tensor, Tensor]
     inside = torch.cat([low, high], dim=-1).amin(dim=-1) > 0
     fit = (
         likely.sqrt() * ious**6 * (inside & there.unsqueeze(2)) + 1e-9 * inside
-    )  # predictions that fit nothing yet learn, too
+    )  # so that predictions that fit no object yet also learn
     best = torch.zeros_like(fit).scatter(2, fit.topk(10, dim=2).indices, 1.0) * inside * there.unsqueeze(2)
     only = F.one_hot((ious * best).argmax(dim=1), ious.shape[1]).transpose(1, 2)  # one object for each point
     mine = best * only

@@ -1,7 +1,7 @@
-"""The detectors of `detector.py` as files of ONNX Runtime and OpenVINO, and the time of one call of each.
+"""Time one call of each exported detector of `detector.py` in ONNX Runtime and OpenVINO.
 
-`detector.py --export FOLDER` writes the files and compares the detections; this program times the files of a
-folder, base and small network in turns. The times are those of the machine as it is: run it on an idle one.
+`detector.py --export FOLDER` writes the files and compares their detections; this program times them, alternating
+between base and small network. Run it on an idle machine.
 
 Usage:
 
@@ -101,8 +101,8 @@ def main() -> None:
     paths = [options.folder / f"{name}{suffix}" for name in names for suffix, _, _ in RUNTIMES.values()]
     if missing := [str(path) for path in paths if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}; `detector.py --export FOLDER` writes them")
-    os.environ.setdefault("CI", "true")  # no telemetry of OpenVINO
-    print("one image, median [quartiles], on this machine as it is now: other work on it shows")
+    os.environ.setdefault("CI", "true")  # turns off OpenVINO's telemetry
+    print("one image, median [quartiles]; other work on this machine affects the times")
     threads = f"{options.threads} thread" + "s" * (options.threads != 1)
     for runtime, times in latencies(options.folder, names, options.threads, options.seconds).items():
         for name, each in times.items():
