@@ -50,6 +50,17 @@ def test_norms_of_the_small_network_are_unfrozen_with_the_base_s(tmp_path: Path,
     norm: Any = callback.net.smalls[0][1]  # pyright: ignore[reportIndexIssue]
     assert (norm.weight != 1).all()
     assert norm.num_batches_tracked == 8  # also where the base's statistics stood still
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    again, module = Adjoined("model", alpha=2, round_to=1), OfWhatIsTrained()
+    resumed = trainer_of([HeadFirst(), again][:: 1 if comes_first else -1], 3, tmp_path)
+    resumed.fit(module, loader(), loader(), ckpt_path=tmp_path / "two.ckpt")
+    assert again.net is not None
+    names = [
+        [[named[id(each)] for each in group["params"]] for group in one.optimizers[0].param_groups]
+        for one, net in ((trainer, callback.net), (resumed, again.net))
+        for named in [{id(each): name for name, each in net.named_parameters()}]
+    ]
+    assert names[0] == names[1]
 
 
 class AlsoWithoutGradients(Theirs):

@@ -141,8 +141,10 @@ class Adjoined(Callback):
         """Have the optimizers, which were made for the base, train the small networks' own parameters, too."""
         assert self._tap is not None
         self._tap.check()
-        self._follows = FollowsBase(self._tap.net)
-        self._follows.look(trainer.optimizers)
+        self._follows = follows = FollowsBase(self._tap.net)
+        follows.look(trainer.optimizers)
+        for each in trainer.optimizers:  # a resumed BaseFinetuning restores groups without small networks
+            each.register_load_state_dict_pre_hook(lambda *_: follows.look(trainer.optimizers))
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         """Raise AdjoinedError if this trainer and module cannot train a small network."""
@@ -234,8 +236,8 @@ class Adjoined(Callback):
             finally:
                 setattr(owner, name, self._tap)
 
-        replace_method(module, training_step)
-        replace_method(module, configure_optimizers)
+        replace_method(module, "training_step", training_step)
+        replace_method(module, "configure_optimizers", configure_optimizers)
 
     def _extra(self, batch: Any, progress: float) -> Tensor:
         assert self._tap is not None

@@ -103,10 +103,10 @@ def _forgive_smalls(module: Tap, incompatible: Any) -> None:
     incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if _SMALLS not in name]
 
 
-def replace_method(module: LightningModule, wrapper: Callable[..., Any]) -> None:
-    """Put a function in the place of the module's method of its name, until `restore_methods`."""
-    vars(wrapper)["replaces"] = vars(module).get(wrapper.__name__)
-    setattr(module, wrapper.__name__, wrapper)
+def replace_method(module: LightningModule, name: str, wrapper: Callable[..., Any]) -> None:
+    """Put a function in the place of a method of the module, until `restore_methods`."""
+    vars(wrapper)["replaces"] = vars(module).get(name)
+    setattr(module, name, wrapper)
 
 
 def restore_methods(module: LightningModule) -> None:
