@@ -10,11 +10,13 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from adjoined import AdjoinedError
 from adjoined.integrations.lightning import Adjoined
+from adjoined.integrations.lightning_terms import classification_terms
 from lightning_module import Theirs, fit, loader, trainer_of, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -63,6 +65,26 @@ def test_norms_of_the_small_network_are_unfrozen_with_the_base_s(tmp_path: Path,
     assert names[0] == names[1]
 
 
+def test_a_tuner_leaves_the_training_as_it_would_have_been(tmp_path: Path):
+    seen: list[float] = []
+
+    def small_loss(p: Tensor, smalls: Any, batch: Any, progress: float) -> Tensor:
+        seen.append(progress)
+        return classification_terms(p, smalls, batch, progress)
+
+    ends: list[list[Tensor]] = []
+    for tuned in (False, True):
+        lightning.seed_everything(0, verbose=False)
+        callback, module = Adjoined("model", alpha=2, small_loss=small_loss), Theirs()
+        trainer = trainer_of([callback], 1, tmp_path)
+        if tuned:
+            Tuner(trainer).lr_find(module, loader(), max_lr=0.01, num_training=3, update_attr=False)
+        trainer.fit(module, loader())
+        ends.append(weights(module.model, callback.small))
+    assert all(map(torch.equal, *ends))
+    assert seen == [0, 0.25, 0.5, 0.75, 1, 1, 1, 0, 0.25, 0.5, 0.75]  # the loss that a tuner watches stays the same
+
+
 class AlsoWithoutGradients(Theirs):
     def training_step(self, batch: Any) -> Any:
         self.model.eval()
@@ -72,11 +94,21 @@ class AlsoWithoutGradients(Theirs):
         return super().training_step(batch)
 
 
-def test_calls_without_gradients_teach_the_small_network_nothing(tmp_path: Path):
+def _other_name(method: Any) -> Any:
+    return lambda *args: method(*args[:2])
+
+
+class Decorated(Theirs):
+    training_step = _other_name(Theirs.training_step)
+    configure_optimizers = _other_name(Theirs.configure_optimizers)
+
+
+@pytest.mark.parametrize("kind", [AlsoWithoutGradients, Decorated])
+def test_neither_calls_without_gradients_nor_the_names_of_functions_matter(tmp_path: Path, kind: type[Theirs]):
     plain, other = Adjoined("model", alpha=2), Adjoined("model", alpha=2)
-    for callback, kind in ((plain, Theirs), (other, AlsoWithoutGradients)):
+    for callback, each in ((plain, Theirs), (other, kind)):
         lightning.seed_everything(0, verbose=False)
-        fit(tmp_path / kind.__name__, callback, 1, module=kind())
+        fit(tmp_path / each.__name__, callback, 1, module=each())
     assert all(map(torch.equal, weights(*plain.smalls), weights(*other.smalls)))
 
 

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -122,7 +124,8 @@ class Adjoined(Callback):
             if hasattr(model, "dynamo_ctx"):  # compiled by the user, with options that are known here alone
                 self.net._compiled_call_impl = model.dynamo_ctx(self.net._call_impl)
         if stage == "fit" or known:
-            self._insert(pl_module)
+            tap = self._insert(pl_module)
+            self._follows = FollowsBase(tap.net)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the model back in its place, and keep the finished networks."""
@@ -138,13 +141,9 @@ class Adjoined(Callback):
         self._remove(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the optimizers, which were made for the base, train the small networks' own parameters, too."""
+        """Check that a checkpoint held both networks."""
         assert self._tap is not None
         self._tap.check()
-        self._follows = follows = FollowsBase(self._tap.net)
-        follows.look(trainer.optimizers)
-        for each in trainer.optimizers:  # a resumed BaseFinetuning restores groups without small networks
-            each.register_load_state_dict_pre_hook(lambda *_: follows.look(trainer.optimizers))
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         """Raise AdjoinedError if this trainer and module cannot train a small network."""
@@ -208,7 +207,10 @@ class Adjoined(Callback):
     # ---- the loss ----------------------------------------------------------------------------------------------------
 
     def _wrap(self, module: LightningModule, trainer: Trainer) -> None:
-        """Have `training_step` add the small networks' terms to its loss, and `configure_optimizers` see the base."""
+        """Have `training_step` add the small networks' terms to its loss, and `configure_optimizers` see the base.
+
+        The optimizers, made for the base, then train the small networks' own parameters, too.
+        """
         step, configure = module.training_step, module.configure_optimizers
 
         @functools.wraps(getattr(step, "__wrapped__", step))  # Lightning looks behind one wrapper for the arguments
@@ -220,7 +222,8 @@ class Adjoined(Callback):
             returned = step(batch, *args, **kwargs)
             if returned is None:  # Lightning then leaves the batch out
                 return None
-            extra = self._extra(batch, share_done(trainer))
+            tried = self not in trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            extra = self._extra(batch, 1.0 if tried else share_done(trainer))  # a Tuner tries steps without callbacks
             module.log(f"{self._of(trainer)}small_loss", extra.detach(), prog_bar=True)
             if isinstance(returned, Mapping):
                 return {**returned, "loss": returned["loss"] + extra}
@@ -228,13 +231,20 @@ class Adjoined(Callback):
 
         @functools.wraps(configure)
         def configure_optimizers() -> Any:
+            follows = self._follows
             assert self._tap is not None
+            assert follows is not None
             owner, name = self._owner(module)
             setattr(owner, name, self._tap.model)
             try:
-                return configure()
+                made = configure()
             finally:
                 setattr(owner, name, self._tap)
+            optimizers = [each for each in tree_leaves(made) if isinstance(each, Optimizer)]
+            follows.look(optimizers)
+            for each in optimizers:  # when a run resumes, BaseFinetuning restores groups without small networks
+                each.register_load_state_dict_pre_hook(lambda *_: follows.look(optimizers))
+            return made
 
         replace_method(module, "training_step", training_step)
         replace_method(module, "configure_optimizers", configure_optimizers)
