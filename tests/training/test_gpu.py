@@ -161,5 +161,5 @@ def test_the_benchmark_times_the_gpu(capsys):
     assert main([*argv, "--batch-sizes", "1,8", "--seconds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {(row["device"], row["runtime"], row["batch_size"]) for row in rows} >= {
-        ("cuda", runtime, batch) for runtime in ("eager", "compiled") for batch in (1, 8)
+        ("cuda:0", runtime, batch) for runtime in ("eager", "compiled") for batch in (1, 8)
     }
