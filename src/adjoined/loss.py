@@ -186,7 +186,7 @@ def _check_values(y: Tensor, classes: int, ignore_index: int) -> None:
         sums = y.sum(1)
         if len(wrong := sums[(sums != 0) & ~((sums - 1).abs() < 0.02)]):  # 0: a sample or pixel that does not count
             raise AdjoinedError(
-                "class probabilities have to add up to 1",
+                "class probabilities must add up to 1",
                 where="y",
                 expected="class indices, or the probabilities of all classes",
                 got=f"a sum of {wrong[0]:g}",

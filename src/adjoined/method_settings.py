@@ -92,10 +92,10 @@ class MethodSettings:
     teacher: str | None = _for(None, "distillation")
     """Folder of a finished run whose base network is the teacher; none: a teacher is trained first."""
     prune_to: Literal["parameters", "macs"] = _for("parameters", "filter-pruning")
-    """What pruning reduces to that of the small network: its parameters or its MACs."""
+    """What pruning matches to the small network: the number of parameters or of MACs."""
     sparsity: float | None = _for(None, "weight-pruning")
-    """Fraction of the weights that are zero in the end, in (0, 1); none: keep as many parameters as the small network
-    that alpha gives."""
+    """Fraction of the weights that are zero after training, in (0, 1); none: keep as many parameters as the small
+    network that alpha gives."""
     finetune_epochs: int | None = _for(None, *_PRUNED)
     """Epochs after pruning; none: the same number as before."""
     finetune_lr: float | None = _for(None, *_PRUNED)

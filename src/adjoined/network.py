@@ -50,7 +50,7 @@ class AdjoinedNetwork(nn.Module):
     """A base network and one or more small networks that share its weights, called together.
 
     Each small network has its own normalisation layers, buffers and private layers. All its other tensors are slices of
-    the base's, taken again in each call, so an optimizer, an average or a checkpoint sees each shared weight once.
+    the base's, taken afresh in each call, so an optimizer, an average or a checkpoint sees each shared weight once.
     Each network also has its own settings, such as dropout rates: change them in a loop over `net.modules()`.
 
     Args:
@@ -124,7 +124,7 @@ class AdjoinedNetwork(nn.Module):
 
     @property
     def group_matcher(self) -> Callable[..., Any]:
-        """The depth of each layer for timm: the base's own, and the same for small networks' tensors of equal names.
+        """The depth of each layer, for timm: the base's, also for the small networks' tensors of the same names.
 
         `timm.optim.param_groups_layer_decay` and `timm.optim.create_optimizer_v2` use it.
 
@@ -182,8 +182,8 @@ class AdjoinedNetwork(nn.Module):
             which: number of the small network, from 0.
 
         Returns:
-            A module of the model's own classes, on this network's device, in the mode (train or eval) and with the
-            settings and hooks of the small network, as it runs in this one.
+            A module of the model's own classes, on this network's device, with the small network's mode (train or
+            eval), settings and hooks.
 
         Raises:
             AdjoinedError: the small network does not exist, the weights are sharded over processes, or the base has
@@ -205,16 +205,16 @@ class AdjoinedNetwork(nn.Module):
     def measure_statistics(self, batches: Iterable[Any]) -> int:
         """Re-measure the running statistics of every small network's batch norms with the current weights.
 
-        During training they are moving averages and lag behind the weights, which the base network changes, too. Call
-        this after training, before `extract`: it replaces them by means over all batches, with everything but batch
-        norms in eval mode. The base network's statistics are unchanged.
+        During training, they are moving averages that lag behind the weights. Call this after training and before
+        `extract`: it replaces them with means over all batches, with everything but batch norms in eval mode. The base
+        network's statistics are unchanged.
 
         Args:
             batches: training images, about 1,000 or more, such as a data loader. Each batch is a tensor (N, C, H, W), a
                 tuple or list that begins with it, as loaders return, or a dict of keyword arguments.
 
         Returns:
-            The number of images used; 0 where no small network has running statistics.
+            The number of images used; 0 if no small network has running statistics.
 
         Raises:
             AdjoinedError: there is no batch, or one with a single value per channel; the statistics are unchanged.
@@ -253,7 +253,7 @@ class AdjoinedNetwork(nn.Module):
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Apply a function, such as one that initialises weights, to every module of all networks, as torch does.
 
-        Small networks get copies of their slices meanwhile: what it does to these is lost, since they follow the base.
+        Meanwhile, small networks hold copies of their slices; changes to these copies are lost.
 
         Args:
             fn: gets one module at a time.
@@ -345,8 +345,8 @@ def adjoin(
         order: reorder the model's channels first, in place and without changing its function, so that the small network
             starts from the most important ones: "l1", "l2" (norm of the filters that write a channel), "bn" (scale of
             its batch norms) or "taylor" (the change of the loss without it, to first order; call `backward()` first).
-            See `adjoined.slicing.reorder`. It is for pretrained weights, before an optimizer's first step; weights that
-            were trained in a joint network have their order already.
+            See `adjoined.slicing.reorder`. Use it with pretrained weights, before the optimizer's first step; weights
+            trained in a joint network are already in order.
         plan: use this slice plan (or one for each small network) instead of making one; of the settings above, only
             `order` applies then.
         check: compare every small network with the masked base, in float64 on random input (see

@@ -114,7 +114,7 @@ def adjoint_objective(
 
     Args:
         outputs: the outputs of the joint network, p, q or p, q1, q2, ..., each of the model's own type.
-        task: maps one network's output to its loss, a scalar; it knows the targets.
+        task: a function of one network's output that returns its loss, a scalar; it has the targets.
         distance: (p, q) -> a scalar, at least 0; see `adjoined.distances`, and `by_name` for outputs with parts.
         progress: t, the fraction of training done, in [0, 1]; λ(t) = min(4t², 1).
         small_task: weight of the small networks' own task loss; 0 in the paper, 1 in `adjoint+`.

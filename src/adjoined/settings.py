@@ -90,7 +90,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     """Keep the training images on the device and augment them there, batch by batch: for small images in memory. Flips
     then alternate from epoch to epoch."""
     low_resolution: dict[str, float] = field(default_factory=dict)
-    """Train on smaller images at first: SIZE=SHARE,... is the size in pixels up to that share of the run (24=0.5)."""
+    """Train on smaller images at first: SIZE=FRACTION,... is the size in pixels up to that fraction of the run
+    (24=0.5)."""
     bad_images: Literal["stop", "skip"] = "stop"
     """Image files that are damaged, not images or too large: stop before the first step, or skip and count them."""
     workers: int = 0
@@ -148,7 +149,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     strategy: str = "auto"
     """Lightning's strategy for several devices: auto, ddp, ddp_find_unused_parameters_true."""
     sync_batchnorm: bool = False
-    """Compute batch statistics over all GPUs, for both networks: for few images per GPU."""
+    """Compute batch statistics over all GPUs, for both networks; useful with few images per GPU."""
     seed: int = 0
     """Seed of weights, order of the images, augmentation and dropout."""
     checkpoint_every: int = 1
@@ -193,13 +194,13 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         """Return the data settings.
 
         Raises:
-            AdjoinedError: the batch cannot be shared evenly.
+            AdjoinedError: the batch cannot be divided evenly.
         """
         from adjoined.data import DataSettings
 
         if self.batch_size % processes:
             raise AdjoinedError(
-                "the batch cannot be shared evenly",
+                "the batch cannot be divided evenly",
                 where="--batch-size",
                 expected=f"a multiple of the {processes} processes",
                 got=self.batch_size,

@@ -46,9 +46,9 @@ def adjoin_pretrained(
 ) -> AdjoinedNetwork:
     """Join a pretrained classifier with a small network that inherits from it, as `--method transfer` does.
 
-    It searches a width for each channel group if there are 300 images or more, orders the channels by how much the loss
-    changes without them, and fits each layer of the small network to the base's activations. The small network has its
-    own weights, so the base trains exactly as it would alone.
+    It searches for the width of each channel group if there are 300 images or more, orders the channels by how much the
+    loss changes without them, and fits each layer of the small network to the base's activations. The small network has
+    its own weights, so the base trains exactly as it would alone.
 
     Args:
         model: the pretrained network, with a head for your classes, trained or not. It is used, not copied.

@@ -192,7 +192,7 @@ def test_processes_do_not_search_each_for_itself(
     line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "each process would measure for itself" in fails(capsys, *line, "--pretrained", "--widths", "search")
+    assert "each process would measure separately" in fails(capsys, *line, "--pretrained", "--widths", "search")
 
 
 def test_a_plan_has_no_images_to_search_widths_on(capsys: pytest.CaptureFixture[str]):

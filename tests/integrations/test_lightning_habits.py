@@ -168,5 +168,5 @@ def test_several_labels_in_an_image_are_not_taken_for_probabilities(tmp_path: Pa
         def training_step(self, batch: Any) -> Tensor:
             return nn.functional.binary_cross_entropy_with_logits(self.model(batch[0]), batch[1])
 
-    with pytest.raises(AdjoinedError, match=r"have to add up to 1.*label_kl"):
+    with pytest.raises(AdjoinedError, match=r"must add up to 1.*label_kl"):
         trainer.fit(SeveralLabels(), DataLoader(TensorDataset(torch.randn(4, 1, 8, 8), labels), batch_size=4))

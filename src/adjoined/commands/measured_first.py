@@ -53,7 +53,7 @@ def measure_first(
         return replace(settings, widths={}), [Choice("widths", UNIFORM, reason)]
     if _several(settings):
         raise AdjoinedError(
-            "each process would measure for itself, and might choose another small network",
+            "each process would measure separately and might choose a different small network",
             where="--widths search" if searched else f"--budget {settings.budget!r}",
             fix="Add --dry-run in one process, and give the --alpha and --widths that it prints.",
         )

@@ -12,7 +12,7 @@ from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError
 
 PURPOSE = (
-    "List the models that `--model` takes: without a pattern the built-in ones, with a pattern those of torchvision "
+    "List the models that `--model` accepts: without a pattern the built-in ones, with a pattern those of torchvision "
     "and timm as well. Nothing is built or downloaded."
 )
 
@@ -22,7 +22,7 @@ class ModelsOptions(AsJson):
     """Which models."""
 
     pattern: str = field(default="", metadata=OPTIONAL)
-    """A part of the name (mobilenet, timm:convnext), or a whole name with * and ? ('timm:resnet*d'). A dot finds single
+    """A part of the name (mobilenet, timm:convnext), or a whole name with * and ? ('timm:resnet*d'). A dot lists single
     weights of timm (resnet50.)."""
 
 

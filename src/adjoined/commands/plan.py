@@ -32,7 +32,7 @@ class PlanOptions(AsJson):
     all: bool = False
     """One row per layer instead of one per group of equal blocks."""
     check: bool = False
-    """Compare each small network with the base network with its dropped channels zeroed, in float64 on random input."""
+    """Check each small network against the base with its dropped channels zeroed, in float64 on random input."""
     out: str | None = None
     """File for the slice plan, as JSON."""
 

@@ -96,7 +96,7 @@ def split(place: str) -> tuple[str, str | None]:
 def _api(place: object) -> Any:
     if find_spec("huggingface_hub") is None:
         raise AdjoinedError(
-            "a hub needs huggingface_hub, which is not installed",
+            "the Hugging Face Hub needs huggingface_hub, which is not installed",
             where=place,
             fix="Install it with: pip install 'adjoined[hub]'",
         )

@@ -42,18 +42,18 @@ def save(
         network: the joint network, or a small network that `extract` returned, with its `plan`. It is left as it is.
         folder: the run folder, new or empty.
         model: how the base network is built, as for `adjoined train --model`: a built-in name, timm:NAME,
-            torchvision:NAME, or FILE.py:FUNCTION for code of your own.
+            torchvision:NAME, or FILE.py:FUNCTION for your own code.
         data: the images, as for `adjoined train --data`; the networks are measured on their validation part.
         plan: the slice plan of a small network that is saved alone.
         settings: further settings of model and data by their names in `adjoined.settings.Settings`, such as
             `image_size`, `model_options` or `data_root`; `pretrained=True` normalises the images as the model's
-            pretrained weights expect, and loads none.
+            pretrained weights expect; it loads no weights.
 
     Returns:
         The networks' files, sizes and accuracies on the validation images.
 
     Raises:
-        AdjoinedError: a setting is unknown, the folder holds something, the data are missing or damaged, `model` builds
+        AdjoinedError: a setting is unknown, the folder is not empty, the data are missing or damaged, `model` builds
             another network, or `network` is neither a joint network nor a small one with its plan. Nothing is left in
             the folder then.
 

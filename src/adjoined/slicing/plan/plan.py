@@ -79,13 +79,12 @@ class SlicePlan:
         crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
         unaligned: modules with channel shuffles behind which widths agree but channels are no longer the base's.
         unreached: module or parameter that did not run on the example input -> the module whose channels it follows, or
-            "": then it is at full width, and small networks refuse to run it.
+            "" if it follows none: it is at full width, and small networks refuse to run it.
         order: how the base network's channels were ordered when this plan was first used ("l1", "l2", "bn"), or "". It
             is only a note: a plan never reorders channels.
-        unordered: name of a group that kept its order nevertheless -> reason.
+        unordered: name of a group that was not reordered -> reason.
         base_cost, cost: parameters, bytes and MACs (for one sample of the example input's size) of the base and of the
-            small network; None in a plan that was not made by tracing. Two plans are equal whatever the size of the
-            input was.
+            small network; None in a plan that was not made by tracing. Comparing plans ignores them.
 
     Example:
         >>> from adjoined.slicing import make_plan
@@ -129,9 +128,9 @@ class SlicePlan:
         )
 
     def is_unknown(self, tensor: str) -> bool:
-        """Return whether a tensor is of a part that did not run, and whose channels in the small network are unknown.
+        """Return whether a tensor belongs to a part that did not run and whose channels are unknown.
 
-        Where nothing is narrow, all parts fit.
+        No tensor is unknown in a plan that narrows nothing.
         """
         parts = (part for part, followed in self.unreached.items() if not followed and self.tensors)
         return any(is_inside(tensor, part) for part in parts)
@@ -143,7 +142,7 @@ class SlicePlan:
             model: the model the plan was made for, or a fresh copy of it with any weights; it is not changed.
 
         Returns:
-            A module of the model's own classes with narrow tensors of its own; nothing of the model is shared.
+            A module of the model's own classes with its own narrow tensors; it shares nothing with the model.
 
         Raises:
             AdjoinedError: the model's tensors are not those that the plan was made for, or a function that the model
@@ -261,7 +260,7 @@ class SlicePlan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SlicePlan:
-        """Read a plan that `save` has written.
+        """Read a plan that `save` wrote.
 
         Raises:
             AdjoinedError: the file is missing, not JSON, or not a slice plan.
