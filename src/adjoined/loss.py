@@ -69,8 +69,8 @@ def adjoint_loss(
 ) -> Tensor:
     """Return CE(p, y) + λ(t) · KL(p ‖ q), the loss that trains base and small network together.
 
-    The gradient also flows into p through the KL term. This pull towards q regularises the base network, as the paper
-    proves.
+    The gradient also flows into p through the KL term. This pull towards q regularises the base network
+    (docs/theory.md).
 
     Args:
         p: logits of the base network, (N, C, ...), any float dtype; the loss is computed in float32, or in float64 for

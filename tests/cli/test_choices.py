@@ -1,4 +1,4 @@
-"""What `adjoined train` chooses by itself for a model and photos that no recipe was made for."""
+"""What `adjoined train` chooses for a model and photos without a recipe."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_few_photos_are_augmented_only_in_runs_long_enough_to_overfit(photos: st
     assert f"augment: {augment}" in capsys.readouterr().out.splitlines()
 
 
-def test_pretrained_runs_are_told_to_inherit(photos: str, capsys):
+def test_pretrained_runs_are_reported_to_inherit(photos: str, capsys):
     line = ["train", "--model", "timm:resnet10t", "--pretrained", "--data", photos, "--lr", "0.5", "--print-config"]
     assert main(line) == 0
     printed = capsys.readouterr().out

@@ -176,7 +176,7 @@ print("advised:", any(" hg" in area.splitlines()[0] for area in areas[1:]))
         assert json.loads(figures)["environment"]["malloc"] == ({"THP_MEM_ALLOC_ENABLE": "1"} if flags else {})
 
 
-def test_a_target_without_int8_is_measured_in_fp32_alone(capsys: pytest.CaptureFixture[str]):
+def test_a_target_without_int8_is_measured_only_in_fp32(capsys: pytest.CaptureFixture[str]):
     line = ["benchmark", *MODEL, "--runtimes", "torch-export", "--batch-sizes", "1", "--int8", "--json"]
     assert main(line) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -246,7 +246,7 @@ def test_figures_of_another_version_are_refused(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_compiled_networks_are_measured_and_a_missing_compiler_is_told(tmp_path: Path):
+def test_compiled_networks_are_measured_and_a_missing_compiler_is_reported(tmp_path: Path):
     """In separate processes: the compiler is looked up once, and leaves state behind."""
     line = [sys.executable, "-m", "adjoined.cli", "benchmark", *MODEL, "--runtimes", "compiled", "--batch-sizes", "1"]
     shell = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}

@@ -82,7 +82,7 @@ def test_a_budget_and_alpha_contradict_each_other(command: str, plan: list[str],
     assert "--alpha: --budget chooses alpha itself (got 2)" in fails(capsys, *line, "--alpha", 2, "--budget", "20 kB")
 
 
-def test_a_budget_that_the_base_meets_is_told(plan: list[str], capsys: pytest.CaptureFixture[str]):
+def test_a_budget_that_the_base_meets_is_reported(plan: list[str], capsys: pytest.CaptureFixture[str]):
     assert main([*plan, "--budget", "1 GB"]) == 0
     assert "At α=1 the small network is as large as the base." in capsys.readouterr().out
 

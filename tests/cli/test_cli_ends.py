@@ -41,7 +41,7 @@ def test_an_error_that_cannot_be_printed_keeps_its_exit_code(monkeypatch: pytest
     assert main(["nonsense"]) == 2
 
 
-def test_a_current_folder_that_is_gone_is_reported_in_one_line(
+def test_a_deleted_current_folder_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     (tmp_path / "gone").mkdir()

@@ -100,7 +100,7 @@ def test_a_failed_run_is_reported_and_the_others_are_done(tmp_path, capsys):
     assert {row["method"] for row in lines(out / "runs.csv")} == {"standard", "adjoint"}
 
 
-def test_a_failure_of_the_first_run_is_one_of_all(tmp_path, capsys):
+def test_a_failure_of_the_first_run_ends_the_comparison(tmp_path, capsys):
     argv = ["compare", *QUICK, "--methods", "adjoint:small_ce=1e39,standard", "--seeds", "1"]
     assert main([*argv, "--out", str(tmp_path / "out")]) == 2
     assert not list(tmp_path.rglob("runs.csv"))
@@ -198,7 +198,7 @@ def test_unequal_settings_are_accepted_and_reported_on_request(tmp_path):
     assert differing(read_variants(["standard", "adjoint:small_ce=1:alpha=2"], TINY, unequal=False)) == []
 
 
-def test_the_outlook_tells_what_is_done_and_what_remains(finished):
+def test_the_outlook_says_what_is_done_and_what_remains(finished):
     recorded = json.loads((finished / "comparison.json").read_text())
     settings = Settings.from_dict(recorded["settings"])
     variants = read_variants([*recorded["methods"], "scratch"], settings, unequal=False)
@@ -238,7 +238,7 @@ def test_a_missing_library_is_reported_before_the_first_run(tmp_path, capsys, mo
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_of_a_run_tells_its_contender():
+def test_the_folder_of_a_run_names_its_contender():
     (one, other) = read_variants(["adjoint+", "adjoint:small_ce=0.5"], TINY, unequal=False)
     assert (one.folder(0), other.folder(2)) == ("adjoint+-seed0", "adjoint-small-ce-0.5-seed2")
     with pytest.raises(AdjoinedError, match="NAME=VALUE"):

@@ -129,7 +129,7 @@ def test_a_comparison_that_is_stopped_or_killed_leaves_no_process_behind(tmp_pat
         assert not run.finished
 
 
-def test_a_run_waits_for_what_it_needs_alone():
+def test_a_run_waits_only_for_what_it_needs():
     from adjoined.comparison.side_by_side import _needs_one_of
 
     variants = read_variants(["standard", "distillation", "adjoint"], Settings(), unequal=False)

@@ -20,7 +20,7 @@ from tiny_runs import TINY
 ARGV = ["train", "--recipe", "digits", "--accelerator", "cpu", "--limit", "16", "--batch-size", "32", "--epochs", "3"]
 
 
-def test_it_tells_what_would_run_and_writes_nothing(
+def test_it_says_what_would_run_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)

@@ -88,7 +88,7 @@ def test_widths_are_found_shown_and_recorded(line: list[str], tmp_path: Path, ca
         (["--pretrained", "--budget", "1 B"], "no small network of this model fits"),
     ],
 )
-def test_what_cannot_be_searched_is_told(
+def test_what_cannot_be_searched_is_reported(
     more: list[str], message: str, line: list[str], capsys: pytest.CaptureFixture[str]
 ):
     assert message in fails(capsys, *line, "--widths", "search", *more)
@@ -188,7 +188,7 @@ def test_processes_that_a_run_starts_take_the_widths_that_its_first_one_found(
     assert {"alpha": settings.alpha, "widths": settings.widths} == found
 
 
-def test_processes_do_not_search_each_for_itself(
+def test_processes_do_not_search_separately(
     line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")

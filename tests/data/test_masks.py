@@ -63,7 +63,7 @@ def test_image_and_mask_stay_together(squares: Path, augment):
         assert inside > outside + 0.5
 
 
-def test_a_batch_depends_on_seed_and_epoch_alone(squares: Path):
+def test_a_batch_depends_only_on_seed_and_epoch(squares: Path):
     batches = [next(iter(opened(squares, workers=workers, batch_size=4).train_loader(seed=3))) for workers in (0, 1)]
     torch.testing.assert_close(*batches, rtol=0, atol=0)
 
@@ -130,7 +130,7 @@ def test_masks_of_many_bits_are_read_and_negative_and_real_values_refused(square
     assert f"{mask}: the mask has a value that is not a class" in refusal(squares)
 
 
-def test_wrong_names_of_classes_are_told_with_their_row(squares: Path):
+def test_wrong_names_of_classes_are_reported_with_their_row(squares: Path):
     names = squares / "classes.txt"
     names.write_text("ground\n\nsquare\n")
     assert f"{names}, row 2: a class has no name" in refusal(squares)
@@ -142,7 +142,7 @@ def test_wrong_names_of_classes_are_told_with_their_row(squares: Path):
     assert f"{names}: the number of classes is out of range (expected 2 to 255 lines" in refusal(squares)
 
 
-def test_masks_without_a_class_are_told(tmp_path: Path):
+def test_masks_without_a_class_are_reported(tmp_path: Path):
     draw(tmp_path / "images", tmp_path / "masks", 2)
     for path in (tmp_path / "masks").iterdir():
         Image.fromarray(np.full((24, 20), 255, dtype=np.uint8)).save(path)

@@ -62,7 +62,7 @@ def test_a_folder_beside_train_with_the_same_classes_is_not_a_class(tmp_path, ph
     assert opened(tmp_path / "both").info.class_names == ("fold2", "train")
 
 
-def test_a_folder_too_high_or_without_class_folders_is_told(photos):
+def test_a_folder_too_high_or_without_class_folders_is_reported(photos):
     assert f"got folders: photos). Did you mean folder:{photos}?" in refusal(opened, photos.parent)
     assert "got folders: none; 10 beside the folders (such as 0.png))" in refusal(opened, photos / "cat")
 

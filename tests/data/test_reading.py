@@ -209,7 +209,7 @@ def test_photos_stand_upright(tmp_path, orientation, suffix):
         assert to_tensor(image, 1).squeeze().numpy().astype(int) == pytest.approx(pixels.reshape(48, 32, -1)[..., 0])
 
 
-def test_a_damaged_exif_tag_turns_nothing(tmp_path):
+def test_a_damaged_exif_tag_is_ignored(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "photo.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert seen(tmp_path / "photo.jpg").shape == COLOUR.shape
 

@@ -122,7 +122,7 @@ def test_a_speedup_near_the_ratio_of_macs_needs_no_explanation():
     assert reasons(SMALL, timed(160, 10, 1), timed(1200, 80, 8)) == ""
 
 
-def test_a_busy_machine_is_told():
+def test_a_busy_machine_is_reported():
     rows, speedups = timed(160, 10, 1)
     disturbed = [replace(rows[0], latency=replace(rows[0].latency, upper_quartile_ms=201.0)), rows[1]]
     explanation = reasons(SMALL, (disturbed, speedups))
@@ -141,7 +141,7 @@ def test_a_ratio_that_the_noise_disowns_is_not_explained():
     assert "below 70% of the ratio" not in reasons(SMALL, (disturbed, speedups))
 
 
-def test_fixed_cost_of_a_call_is_told_where_batches_show_it():
+def test_fixed_cost_of_a_call_is_reported_where_batches_show_it():
     explanation = reasons(replace(SMALL, moved_bytes=250), timed(40, 8, 1), timed(200, 16, 8))
     assert "below 70% of the ratio of MACs (16.0x): PyTorch at batch 1 5.0x." in explanation
     assert "longer than one in a batch of 8." in explanation
@@ -153,14 +153,14 @@ def test_fixed_cost_of_a_call_is_told_where_batches_show_it():
     assert "overhead" not in reasons(SMALL, timed(40, 8, 1), timed(320, 64, 8))
 
 
-def test_memory_and_odd_widths_are_told_with_their_figures():
+def test_memory_and_odd_widths_are_reported_with_their_figures():
     explanation = reasons(replace(SMALL, odd_layers=["a", "b", "c", "d"]), timed(40, 8, 1, "onnx"))
     assert "read and write 4.00 kB in the base and 1.00 kB in small, 4.0x less" in explanation
     assert "in 4 layers of small the channels are not a multiple of 8 (a, b, c, …)" in explanation
     assert "ONNX Runtime at batch 1 5.0x" in explanation
 
 
-def test_memory_that_is_handed_back_is_told_with_the_remedy_unless_it_is_in_use():
+def test_memory_that_is_handed_back_is_reported_with_the_remedy_unless_it_is_in_use():
     wide = replace(SMALL, activation_bytes={"8": 65 * 2**20})
     explanation = reasons(wide, timed(40, 8, 8))
     assert "with 8 images, activations take 512 B in the base and 68.16 MB in small" in explanation

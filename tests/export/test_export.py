@@ -144,7 +144,7 @@ def test_missing_tools_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, netw
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_targets_and_files_are_told(tmp_path: Path):
+def test_unknown_targets_and_files_are_reported(tmp_path: Path):
     with pytest.raises(AdjoinedError, match="Did you mean onnx"):
         export.find_target("onxx")
     with pytest.raises(AdjoinedError, match="not an exported network"):

@@ -87,7 +87,7 @@ def test_a_file_with_its_normalisation_takes_pixels(exported: Path, run: Finishe
     torch.testing.assert_close(export.load(exported / f"small{suffix}")(x), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_every_file_tells_the_classes_and_the_preprocessing(exported: Path, run: FinishedRun):
+def test_every_file_names_the_classes_and_the_preprocessing(exported: Path, run: FinishedRun):
     import onnxruntime
     import openvino
 
@@ -163,7 +163,7 @@ def test_int8_that_costs_too_much_accuracy_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_without_images_to_calibrate_on_is_told(run: FinishedRun, tmp_path: Path):
+def test_int8_without_images_to_calibrate_on_is_reported(run: FinishedRun, tmp_path: Path):
     x = torch.zeros(2, 1, 8, 8)
     with pytest.raises(AdjoinedError, match="no images to calibrate on"):
         export.write(run.networks[1].module, tmp_path / "a.onnx", [(x, x)], to="onnx", calibration=x[:0])
@@ -282,7 +282,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert "cannot be written" in fails(capsys, "export", run.folder, "--out", tmp_path / "file")
 
 
-def test_a_run_that_is_not_finished_is_told(run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_that_is_not_finished_is_reported(run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     stopped = Path(shutil.copytree(run.folder, tmp_path / "stopped"))
     record = json.loads((stopped / "run.json").read_text())
     (stopped / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))

@@ -108,7 +108,7 @@ def test_a_later_trainer_measures_and_gives_the_networks_of_a_checkpoint(tmp_pat
     assert all(map(torch.equal, weights(later.base, later.small), weights(module.model, callback.small)))
 
 
-def test_a_second_fit_goes_on_and_that_of_another_module_begins_anew(tmp_path: Path):
+def test_a_second_fit_continues_and_one_of_another_module_starts_afresh(tmp_path: Path):
     callback = Adjoined("model", alpha=2)
     module, _ = fit(tmp_path / "first", callback, 1)
     net, before = callback.net, weights(callback.small)
@@ -203,7 +203,7 @@ def test_resuming_with_another_alpha_is_refused(tmp_path: Path):
         fit(tmp_path / "second", Adjoined("model", alpha=4, round_to=1), 2, resume=tmp_path / "first" / "last.ckpt")
 
 
-def test_a_family_and_a_loss_of_ones_own(tmp_path: Path):
+def test_a_family_and_a_user_s_own_loss(tmp_path: Path):
     seen: list[float] = []
 
     def small_loss(p: Tensor, smalls: Any, batch: Any, progress: float) -> Tensor:

@@ -112,7 +112,7 @@ def test_neither_calls_without_gradients_nor_the_names_of_functions_matter(tmp_p
     assert all(map(torch.equal, weights(*plain.smalls), weights(*other.smalls)))
 
 
-def test_every_validation_loader_has_metrics_of_its_own(tmp_path: Path):
+def test_every_validation_loader_has_its_own_metrics(tmp_path: Path):
     lightning.seed_everything(0, verbose=False)
     callback = Adjoined("model", alpha=2)
     trainer = trainer_of([callback], 4, tmp_path)

@@ -121,7 +121,7 @@ def test_a_network_with_activation_checkpointing_is_extracted_after_a_step():
         assert not any(name in vars(part) for part in net.extract().modules() for name in part._parameters)
 
 
-def test_parametrizations_are_removed_from_one_network_alone():
+def test_parametrizations_are_removed_from_only_one_network():
     """Torch deletes the weight's property from the class, which deep copies share."""
     layers = nn.Conv2d(3, 32, 3), weight_norm(nn.Conv2d(32, 32, 3)), nn.Conv2d(32, 5, 3)
     net = adjoin(nn.Sequential(*layers), X, alpha=2, round_to=1).eval()
@@ -140,7 +140,7 @@ MOVES: dict[str, Callable[[AdjoinedNetwork], object]] = {
 
 
 @pytest.mark.parametrize("move", MOVES)
-def test_a_base_that_was_moved_alone_is_told(move: str):
+def test_a_base_that_was_moved_alone_is_reported(move: str):
     net = joint().eval()
     MOVES[move](net)
     weight = next(net.base.parameters())
@@ -152,7 +152,7 @@ def test_a_base_that_was_moved_alone_is_told(move: str):
 
 
 @pytest.mark.parametrize("which", [1, -2, "small", None])
-def test_a_small_network_that_there_is_not(which: Any):
+def test_a_missing_small_network_is_refused(which: Any):
     net = joint()
     for call in (net.extract, lambda which: net.small(X, which=which)):
         with pytest.raises(AdjoinedError, match=r"^which: no such small network \(expected .* from 0 to 0"):

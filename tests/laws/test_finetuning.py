@@ -65,7 +65,7 @@ def test_groups_of_parameters_keep_their_rates():
 
 
 @pytest.mark.parametrize("mistake", ["optimizer of the base alone", "loss without q", "weights loaded too late"])
-def test_a_loop_that_trains_the_base_alone_is_told_at_the_end(mistake: str):
+def test_a_loop_that_trains_the_base_alone_is_reported_at_the_end(mistake: str):
     net = joint()
     net.extract()  # nothing has been trained yet, and nothing is told: warnings are errors here
     if mistake == "weights loaded too late":

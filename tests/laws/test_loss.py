@@ -111,7 +111,7 @@ def test_kl_keeps_its_digits_where_the_networks_agree(distance: float):
     assert kl.item() == pytest.approx(literal_kl(p, q).mean().item(), rel=1e-2)
 
 
-def test_kl_is_zero_for_equal_outputs_alone():
+def test_kl_is_zero_only_for_equal_outputs():
     p, y = normal(N, C, scale=3), labels(N)
     assert adjoint_terms(p, p.clone(), y).kl.item() == 0
     q = p.clone()
@@ -183,7 +183,7 @@ def test_gradient_comes_back_in_the_dtype_of_the_logits():
 # Targets
 
 
-def test_label_smoothing_is_in_the_cross_entropy_alone():
+def test_label_smoothing_is_only_in_the_cross_entropy():
     p, q, y = normal(N, C), normal(N, C, seed=1), labels(N)
     plain, smooth = (adjoint_terms(p, q, y, label_smoothing=share) for share in (0.0, 0.1))
     log_p = p.double().log_softmax(1)

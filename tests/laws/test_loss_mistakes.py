@@ -1,4 +1,4 @@
-"""What `adjoint_loss` and `adjoint_objective` say of a call that cannot be right."""
+"""How `adjoint_loss` and `adjoint_objective` report mistaken calls."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_small_ce_is_a_weight():
 
 
 @pytest.mark.parametrize("wrong", [-1, 4, 255])
-def test_a_class_index_out_of_range_is_told(wrong: int):
+def test_a_class_index_out_of_range_is_reported(wrong: int):
     p, q = torch.randn(2, 3, 4).unbind(0)
     with pytest.raises(AdjoinedError, match=rf"y: a class index is out of range \(expected .* 0 to 3,.* got {wrong}\)"):
         adjoint_loss(p, q, torch.tensor([0, wrong, 3]), progress=0.5)

@@ -356,7 +356,7 @@ def test_reversible_layers_run_again_in_the_backward_pass():
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # the call without gradients
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_weights_that_checkpointed_code_reads_by_itself(reentrant: bool):
+def test_weights_that_checkpointed_code_reads_directly(reentrant: bool):
     net = adjoin(seeded(lambda: Checkpointed(reentrant)), X, alpha=(2, 4), round_to=1)
     found = []
     for training in (False, True):

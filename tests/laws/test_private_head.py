@@ -52,7 +52,7 @@ def test_it_is_all_that_a_joint_network_gains(alpha: Any):
     ]
 
 
-def test_each_head_learns_from_its_own_network_alone():
+def test_each_head_learns_only_from_its_own_network():
     net = with_head()
     base, small, _ = head_of(net)
     p, q = net(X)

@@ -1,4 +1,4 @@
-"""A measurement is kept, whoever reads what the script prints."""
+"""A measurement is saved even if nobody reads what the script prints."""
 
 import json
 import subprocess

@@ -127,7 +127,7 @@ def test_your_own_network_is_sliced():
     assert "gives the same logits: True" in out
 
 
-def test_the_own_network_can_be_planned_as_its_usage_says(
+def test_your_own_network_can_be_planned_as_its_usage_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(EXAMPLES.parent)

@@ -34,7 +34,7 @@ def test_the_code_of_a_task_runs(title: str, code: str):
     assert kept[1] < 0.6 * kept[0]
 
 
-def test_a_loop_of_ones_own_inherits_from_a_base_as_the_guide_says():
+def test_a_user_s_loop_inherits_from_a_base_as_the_guide_says():
     torch.manual_seed(0)
     page = (GUIDE.parent / "pretrained.md").read_text()
     _, start, step = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Arrows run down only: what a file imports stands in its own line of the table in docs/tour.md, or below."""
+"""A file imports only from its own row of the table in docs/tour.md, or from rows below it."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_an_arrow_that_points_up_is_found(tmp_path: Path, file: str, text: str, 
     assert [line.split(" imports ")[1] for line in upward(tmp_path)] == found
 
 
-def test_the_core_imports_torch_alone():
+def test_the_core_imports_only_torch():
     allowed = {"adjoined", "torch", *sys.stdlib_module_names}
     seen = [(where, name.split(".")[0]) for where, part, name in imports(SOURCE) if part in TORCH_ALONE]
     assert "torch" in {name for _, name in seen}

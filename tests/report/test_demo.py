@@ -178,7 +178,7 @@ def test_a_large_upload_is_refused(page: Page, tmp_path: Path):
         refusal.value.close()
 
 
-def test_the_page_is_for_this_machine_alone(page: Page):
+def test_the_page_is_only_for_this_machine(page: Page):
     with page.get() as response:
         policy = response.headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy

@@ -63,7 +63,7 @@ def test_tables_lines_and_messages_hold_nothing_that_is_obeyed(terminal):
         assert ":boom:" in text
 
 
-def test_a_message_stays_short_whatever_it_tells():
+def test_a_message_stays_short_whatever_it_says():
     assert len(str(AdjoinedError("x", where="a" * 10**6, got="b" * 10**6))) < 2000
 
 

@@ -185,7 +185,7 @@ def test_a_file_gets_plain_text_and_a_terminal_gets_rich(monkeypatch: pytest.Mon
         assert "a line [with] brackets" in shown
 
 
-def test_a_table_wider_than_the_terminal_goes_on_below_with_the_same_names():
+def test_a_table_wider_than_the_terminal_continues_below_with_the_same_names():
     table = Table(("", *"abc"), (("one", *("9" * 8,) * 3), ("two", *("5" * 8,) * 3)), notes=("A note.",))
     terminal = io.StringIO()
     Console(file=terminal, width=24, color_system=None).print(table)

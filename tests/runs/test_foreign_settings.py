@@ -1,4 +1,4 @@
-"""Settings from somebody else: plain values and nothing more, whoever reads them."""
+"""Settings from somebody else are plain values and nothing more."""
 
 import contextlib
 import shutil

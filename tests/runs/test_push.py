@@ -48,7 +48,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 # ---- to a hub and back -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_pushed_loads_to_the_bit(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_what_is_pushed_loads_bit_for_bit(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     (run / "export").mkdir()
     (run / "export" / "small.onnx").write_bytes(b"a file of another runtime")
     (run / "export" / "notes.txt").write_text("not for others")
@@ -117,7 +117,7 @@ def test_a_damaged_or_foreign_download_is_refused(run: Path, hub: Hub):
 # ---- the card, and what stays at home --------------------------------------------------------------------------------
 
 
-def test_the_card_tells_what_the_run_is(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_card_says_what_the_run_is(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["push", str(run), "--to", str(tmp_path / "shared"), "--license", "apache-2.0"]) == 0
     assert f"written: {tmp_path / 'shared'}" in capsys.readouterr().out
     text = (tmp_path / "shared" / "README.md").read_text()
@@ -200,7 +200,7 @@ def test_what_a_hub_refuses_is_reported_in_one_line(run: Path, hub: Hub, capsys:
     assert "a run is pushed to a name, not to a revision" in fails(capsys, *push[:3], "hub:ann/digits@v1")
 
 
-def test_a_hub_that_is_not_there_is_reported_in_one_line(tmp_path: Path):
+def test_an_unreachable_hub_is_reported_in_one_line(tmp_path: Path):
     code = "import adjoined; adjoined.load('hub:ann/digits')"
     shell = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HOME": str(tmp_path)}
     done = subprocess.run(

@@ -88,7 +88,7 @@ def test_images_that_were_trained_on_are_counted_under_any_name(moved: tuple[Pat
     assert open_other_images(opened, f"folder:{images}").val_name == "all of them, 16 of them also trained on"
 
 
-def test_a_run_tells_how_many_validation_images_it_trains_on(photos: Path, tmp_path: Path):
+def test_a_run_says_how_many_validation_images_it_trains_on(photos: Path, tmp_path: Path):
     for part in ("train", "val"):
         shutil.copytree(photos, tmp_path / part)
     for name in "0.png", "1.png":

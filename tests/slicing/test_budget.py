@@ -133,7 +133,7 @@ def test_what_is_not_a_budget(budget: Any):
 
 
 @pytest.mark.parametrize("other", [{"compress": 2}, {"alpha": (2, 4)}, {"alpha": 2}])
-def test_a_budget_chooses_alpha_alone(other: Any):
+def test_a_budget_chooses_only_alpha(other: Any):
     with pytest.raises(AdjoinedError, match=r"only one of these can set the size.*budget="):
         adjoin(chain(), X, budget="1 MB", **other)
 

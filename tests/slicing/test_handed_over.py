@@ -379,7 +379,7 @@ def test_an_empty_batch():
         adjoin(plain(), X[:0])
 
 
-def test_the_repr_tells_that_private_weights_stay_frozen():
+def test_the_repr_says_that_private_weights_stay_frozen():
     model = seeded(plain).requires_grad_(False)
     net = adjoin(model, X, alpha=2)
     assert "frozen" not in net.extra_repr()

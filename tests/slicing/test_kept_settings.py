@@ -62,7 +62,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_sizes_in_settings_are_corrected_in_the_small_network_alone(kind: str):
+def test_sizes_in_settings_are_corrected_only_in_the_small_network(kind: str):
     model = seeded(lambda: Blocks(SETTINGS[kind]()))
     net = adjoin(model, X, alpha=2, round_to=1, check=True)
     assert parameters(net.extract()) < 0.27 * parameters(model)

@@ -50,7 +50,7 @@ BESIDE |= mixtures.NARROWED
 
 
 @pytest.mark.parametrize("cls", BESIDE, ids=lambda cls: cls.__name__)
-def test_channels_beside_other_dimensions_narrow_by_themselves(cls: type[Net]):
+def test_channels_beside_other_dimensions_narrow_independently(cls: type[Net]):
     plan = make_plan(network(cls), X, alpha=2, round_to=1)
     assert {name: plan.small_shape(name) for name in BESIDE[cls]} == BESIDE[cls]
     net = adjoin(network(cls), X, plan=plan)  # slices of weights are bound, of which the code makes views

@@ -179,7 +179,7 @@ class NamedInTheClass(nn.Module):
         return self.head(self.stem(x).view(len(x), self.channels, -1).relu().mean(2))
 
 
-def test_a_number_in_the_body_of_a_class_is_corrected_in_the_small_network_alone():
+def test_a_number_in_the_body_of_a_class_is_corrected_only_in_the_small_network():
     model = seeded(NamedInTheClass)
     small = plan_of(model, alpha=4).apply(model)
     assert (small.channels, model.channels, NamedInTheClass.channels) == (8, 32, 32)

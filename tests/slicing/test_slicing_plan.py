@@ -228,7 +228,7 @@ def test_small_network_shares_nothing_with_the_model(make: Callable[[], nn.Modul
     assert not mine & theirs
 
 
-def test_plan_depends_on_shapes_alone():
+def test_plan_depends_only_on_shapes():
     plan = plan_of(residual())
     assert plan_of(residual(seed=1)) == plan
     assert make_plan(residual(), images(5, 3, 12, 16), round_to=1) == plan

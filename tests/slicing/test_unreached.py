@@ -250,7 +250,7 @@ class LiteralInTraining(nn.Module):
     ("make", "widths"),
     [(MovingCodes, {"codes": (16, 24), "average": (16, 24)}), (LiteralInTraining, {"body.weight": (24, 32, 3, 3)})],
 )
-def test_code_that_runs_in_train_mode_alone(make: Callable[[], nn.Module], widths: dict[str, tuple[int, ...]]):
+def test_code_that_runs_only_in_train_mode(make: Callable[[], nn.Module], widths: dict[str, tuple[int, ...]]):
     net = adjoin(seeded(make), X, alpha=2, round_to=1).train()
     assert {name: net.plan.small_shape(name) for name in widths} == widths
     sum(out.sum() for out in net(X)).backward()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""On a GPU the same laws hold as on a CPU; skipped where there is none."""
+"""The laws that hold on a CPU also hold on a GPU; skipped if there is none."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_slimmable_trains_each_network_by_the_labels():
     torch.testing.assert_close(step.loss, sum(F.cross_entropy(each, Y) for each in step.logits.values()))
 
 
-def test_in_place_distillation_trains_the_small_network_by_the_base_alone():
+def test_in_place_distillation_trains_the_small_network_only_by_the_base():
     job = job_of("slimmable-distill")
     step = step_of(job)
     p, q = step.logits["base"], step.logits["small"]
@@ -195,7 +195,7 @@ def test_distillation_is_hinton_s_with_the_weights_of_repdistiller():
     torch.testing.assert_close(warm.loss, 0.5 * F.cross_entropy(q, Y) + 0.5 * 4 * kl(p, q, 2.0))
 
 
-def test_dropout_drops_inputs_of_the_last_layer_in_training_alone():
+def test_dropout_drops_inputs_of_the_last_layer_only_in_training():
     job = job_of("dropout", dropout_rate=0.5)
     seen: list[Tensor] = []
     job.network.get_submodule("fc").register_forward_hook(lambda module, args, out: seen.append(args[0]))

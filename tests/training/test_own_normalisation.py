@@ -62,7 +62,7 @@ def test_the_images_are_opened_once(settings: Settings, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("wrong", [{"std": [0.0]}, {"std": [0.5, 0.5]}, {"mean": [float("nan")]}, {"mean": "half"}])
-def test_what_is_not_a_normalisation_is_told(wrong: dict[str, object], settings: Settings):
+def test_what_is_not_a_normalisation_is_reported(wrong: dict[str, object], settings: Settings):
     with pytest.raises(AdjoinedError, match="not the normalisation of images"):
         make_job(replace(settings, model_options=wrong))
 

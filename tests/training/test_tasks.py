@@ -186,7 +186,7 @@ def test_loss_and_distance_of_labels_are_sums_over_them():
         ({"low_resolution": {"8": 0.5}}, "--low-resolution: .* none for segmentation"),
     ],
 )
-def test_settings_that_mix_images_are_for_classes_alone(squares: Settings, change: dict, message: str):
+def test_settings_that_mix_images_are_only_for_classes(squares: Settings, change: dict, message: str):
     with pytest.raises(AdjoinedError, match=message):
         replace(squares, **change)
 

@@ -155,7 +155,7 @@ def saved(content: dict) -> bytes:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_device_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_device_is_refused(tmp_path):
     with pytest.raises(AdjoinedError, match=r"--accelerator.*devices cannot be used"):
         train(replace(TINY, accelerator="gpu"), tmp_path / "run", console=QUIET)
 

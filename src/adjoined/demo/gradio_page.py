@@ -187,7 +187,7 @@ def _head(title: str, info: DataInfo, examples: bool) -> str:
     """Return the head of the page: the project's name, the run's, and what to do."""
     kind = "grey" if info.channels == 1 else "colour"
     about = (
-        f"{'Click a validation image, or drop one of yours' if examples else 'Drop an image'}: all networks classify "
+        f"{'Click a validation image, or drop your own' if examples else 'Drop an image'}: the networks classify "
         f"it side by side, and the page shows the part that they see. They were trained on {info.name}, "
         f"{info.num_classes} classes, {kind} images of {info.image_size} x {info.image_size} pixels. "
         f"Images stay on this machine."

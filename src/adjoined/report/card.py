@@ -58,7 +58,7 @@ class Card:
             f"{self._summary()}",
             table,
             f"Accuracies: {markdown(self.images)}.",
-            f"## How to load\n\n```python\n{self._loading()}```\n\n{self._about_images()}",
+            f"## How to load\n\n{self._loading()}\n\n{self._about_images()}",
             f"## How it was trained\n\n{self._training()}",
             f"## Files\n\n{self._files()}",
         ]
@@ -95,14 +95,14 @@ class Card:
         if not smalls:
             return f"{markdown(settings.model)}, trained alone on {markdown(self.info.name)} with `adjoined`."
         narrow = " and ".join(
-            f"the network {markdown(each.name)} with {base.parameters / each.parameters:.1f}x fewer parameters"
+            f"a network {markdown(each.name)} with {base.parameters / each.parameters:.1f} times fewer parameters"
             for each in smalls
         )
         model, data = markdown(settings.model), markdown(self.info.name)
         return (
             f"A base network ({model}) and {narrow}, trained on {data} with `adjoined` (adjoined networks, arXiv "
-            f"2006.05624): the small network has the base's layers with fewer channels. Each is a plain PyTorch "
-            f"network in a separate file."
+            f"2006.05624). A small network has the base's layers with fewer channels. Each is a plain PyTorch network "
+            f"in its own file."
         )
 
     def _loading(self) -> str:
@@ -115,7 +115,8 @@ class Card:
                 for name in dict.fromkeys(network.name.partition(" ")[0] for network in self.figures)
             ),
         ]
-        return "\n".join(lines) + "\n"
+        code = "\n".join(lines)
+        return f"After `pip install 'adjoined[hub]'`:\n\n```python\n{code}\n```"
 
     def _about_images(self) -> str:
         info = self.info
