@@ -103,6 +103,17 @@ def test_long_names_are_shortened_and_figures_are_not():
     assert ".conv" in text
 
 
+def test_a_wide_table_of_plain_text_continues_below_with_whole_names():
+    table = Table(("", *"abc"), (("accuracy", *("9" * 8,) * 3),))
+    assert [line.split() for line in table.text(30).splitlines() if "--" not in line] == [
+        ["a", "b"],
+        ["accuracy", "9" * 8, "9" * 8],
+        [],
+        ["c"],
+        ["accuracy", "9" * 8],
+    ]
+
+
 LATENCY = Latency(20.0, 19.0, 22.0, calls=40, batch_size=1, threads=2, device="cpu")
 BASE = Figures.of("base", Cost(2_000_000, 1_900_000, 400_000_000), file_bytes=8_000_000, top1=0.99, latency=LATENCY)
 SMALL = Figures.of(

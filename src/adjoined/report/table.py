@@ -50,7 +50,8 @@ class Table:
     def text(self, width: int = PLAIN_WIDTH) -> str:
         """Return plain text of at most `width` columns, without box-drawing characters.
 
-        Where space is short, the first cell of a row is shortened in its middle; figures are never cut.
+        Where space is short, the first cell of a row is shortened in its middle; figures are never cut. Where they do
+        not fit, the other columns follow in a second table with the same first column.
 
         Example:
             >>> print(Table(("", "base", "small"), (("parameters", "1.80 k", "130"),)).text())
@@ -58,16 +59,20 @@ class Table:
             ----------  ------  -----
             parameters  1.80 k    130
         """
-        heads = [self.columns, *self.rows]
-        widths = [max(len(row[i]) for row in heads) for i in range(len(self.columns))]
-        others = sum(widths[1:]) + 2 * (len(widths) - 1)
+        parts = ["\n".join(self._plain(columns, width)) for columns in self._side_by_side(width)]
+        return "\n".join([*textwrap.wrap(self.title, width), "\n\n".join(parts), *self._wrapped_notes(width)])
+
+    def _plain(self, columns: Sequence[int], width: int) -> list[str]:
+        """Return some of the columns as lines of plain text."""
+        head, *rows = [tuple(row[i] for i in columns) for row in (self.columns, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        others = sum(widths[1:]) + GAP * (len(widths) - 1)
         widths[0] = min(widths[0], max(width - others, 8))
         rule = "  ".join("-" * w for w in widths)
-        lines = [_line(row, widths) for row in self.rows]
+        lines = [_line(row, widths) for row in rows]
         if self.totals:
             lines.insert(len(lines) - self.totals, rule)
-        title = textwrap.wrap(self.title, width)
-        return "\n".join([*title, _line(self.columns, widths), rule, *lines, *self._wrapped_notes(width)])
+        return [_line(head, widths), rule, *lines]
 
     def markdown(self) -> str:
         """Return a Markdown table, the title as a paragraph above it, the notes as paragraphs below."""
@@ -158,7 +163,7 @@ def side_by_side(names: Sequence[str], lines: Iterable[Line], *, title: str = ""
     """
     columns = ["", names[0]]
     for name in names[1:]:
-        columns += [name, "base / small" if len(names) == 2 else "ratio"]
+        columns += [name, f"{names[0]} / {name.partition(' ')[0]}"]
     rows = []
     for label, values, written, compared in lines:
         pairs = [(written(value), compared(values[0], value)) for value in values[1:]]

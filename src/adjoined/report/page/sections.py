@@ -260,7 +260,7 @@ def written(value: Any) -> str:
     if value is None or value in ([], {}):
         return "none"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(written, value))
     if isinstance(value, dict):
         return ", ".join(f"{name}: {each}" for name, each in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
