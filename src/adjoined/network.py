@@ -155,10 +155,10 @@ class AdjoinedNetwork(nn.Module):
         # Copied first: the base may change its input in place.
         own = [isolated((args, kwargs)) for _ in self.smalls]
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
-        output, slices = self._weights.around(self.base, *args, **kwargs)
+        output, slices, common = self._weights.around(self.base, *args, **kwargs)
         outputs = [output]
         for number, runner in enumerate(self._runners):
-            outputs.append(runner.run([each[number] for each in slices], *own[number]))
+            outputs.append(runner.run([each[number] for each in slices], *own[number], common))
         return tuple(outputs)
 
     def small(self, *args: Any, which: int = 0, **kwargs: Any) -> Any:
@@ -248,6 +248,8 @@ class AdjoinedNetwork(nn.Module):
         """
         for small in self.smalls:
             check_same_parts(small, self._weights.base, self.base)
+        if mode != self.training:
+            self._weights.look_again()
         return super().train(mode)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:

@@ -46,8 +46,8 @@ class SharedWeights:
         shared: the weights.
         unregistered: the weights that the base does not register, which the small networks have in common with it.
         written: whether the model's own code changes weights in place: small networks then get copies of their slices,
-            taken after the base has run, so that what they write reaches no other network. None, with copies as well,
-            if its code might, and no call has shown it yet.
+            so that what one network writes reaches no other. None, with copies as well, if its code might, and no call
+            in this mode has shown it yet.
     """
 
     def __init__(
@@ -120,30 +120,42 @@ class SharedWeights:
         """Return every small network's slice of every weight, in the order of `shared`."""
         return [self.slices_of(shared) for shared in self.shared]
 
-    def around(self, base: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, list[tuple[Tensor, ...]]]:
-        """Run the base network, as it is or wrapped; return its output, and the slices for the small networks' calls.
+    def around(self, base: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, list[tuple[Tensor, ...]], list[Tensor]]:
+        """Run the base network, as it is or wrapped; return its output, and what the small networks' calls begin with.
+
+        These are the slices, and the values of unregistered weights if the base may change them.
 
         Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
         when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every weight
-        waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better.
+        waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better, unless
+        the base changes weights: small networks see them as they were before.
         """
-        if before := self._versions():
-            self.written = False  # unless the base shows otherwise
-        slices = None
-        if exchanges_gradients():
+        if exchanging := exchanges_gradients():
             refuse_base_alone(base)
-        elif self.written is False:
+        before, slices = self._versions(), None
+        common = [] if self.written is False else [weight.detach().clone() for weight in self.unregistered]
+        if self.written is not False or not exchanging:
             slices = self.slices()
         output = base(*args, **kwargs)
         after = self._versions()
         if any(after.get(weight, version) != version for weight, version in before.items()):
-            self.written, slices = True, None
-        return output, self.slices() if slices is None else slices
+            slices = None if self.written is False else slices  # views, in which some weights have changed
+            self.written = True
+        elif before:
+            self.written = False
+        return output, self.slices() if slices is None else slices, common
+
+    def look_again(self) -> None:
+        """Give small networks copies until a call shows that its mode changes no weight."""
+        if self._may_write and not self.written:
+            self.written = None
 
     @contextmanager
-    def unwritten(self) -> Iterator[None]:
-        """Undo what a small network's call writes into the weights that the base does not register."""
+    def unwritten(self, common: Sequence[Tensor]) -> Iterator[None]:
+        """Undo what a small network's call, which begins with these values, writes into unregistered weights."""
         kept = [(each, each.data, each.detach().clone()) for each in self.unregistered if self.written is not False]
+        for weight, value in zip(self.unregistered, common, strict=False):
+            weight.data.copy_(value)
         try:
             yield
         finally:

@@ -192,8 +192,10 @@ class Runner:
         """Leave out the copies, which are made again where they are needed."""
         return vars(self) | {"_idle": [(self._module, _guesses(self._module))], "_copies": [], "_left": False}
 
-    def run(self, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the network with one slice for each shared weight."""
+    def run(
+        self, slices: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], common: Sequence[Tensor] = ()
+    ) -> Any:
+        """Call the network with one slice for each shared weight, and with these values of unregistered weights."""
         if torch.compiler.is_compiling():
             if self._left:
                 self.forget()
@@ -205,11 +207,11 @@ class Runner:
         except IndexError:
             copied = self._take_copy()
             try:
-                return self._call(copied.module, copied.guesses, slices, args, kwargs)
+                return self._call(copied.module, copied.guesses, slices, args, kwargs, common)
             finally:
                 self._copies.append(copied)
         try:
-            return self._call(*idle, slices, args, kwargs)
+            return self._call(*idle, slices, args, kwargs, common)
         finally:
             self._idle.append(idle)
 
@@ -220,6 +222,7 @@ class Runner:
         slices: Sequence[Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        common: Sequence[Tensor],
     ) -> Any:
         parameters = [(submodule(module, where), name) for each in self._weights.shared for where, name in each.owners]
         bound = [value for value, each in zip(slices, self._weights.shared, strict=True) for _ in each.owners]
@@ -227,7 +230,7 @@ class Runner:
         try:
             for (part, name), value in zip(parameters, bound, strict=True):
                 part._parameters[name] = _as_parameter(value)
-            with self._weights.unwritten():
+            with self._weights.unwritten(common):
                 return module(*args, **kwargs)
         except RuntimeError as error:
             check_same_place(module, self._weights.base)

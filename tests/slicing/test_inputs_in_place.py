@@ -230,14 +230,16 @@ class ChangesWeights(nn.Module):
 @pytest.mark.parametrize("way", ["decays", "set from data", "follows", "follows, unregistered", "normalised"])
 @pytest.mark.parametrize("training", [False, True])
 def test_changes_of_weights_in_place_reach_no_other_network(way: str, training: bool):
-    """The base's weights are what they would be without small networks, and these are slices of them."""
+    """Every network computes, from the same weights, what it would alone; the base's are then as if it were alone."""
     model = seeded(lambda: ChangesWeights(way))
     alone = copy.deepcopy(model).train(training)
     net = adjoin(model, X, alpha=(2, 4), round_to=1).train(training)
+    out = ()
     with torch.set_grad_enabled(training):
-        net(X), alone(X)
-        out = net(X)
-        assert torch.equal(out[0], alone(X))
+        for _ in range(2):
+            networks = [alone, net.extract(0), net.extract(1)]
+            out = net(X)
+            assert all(torch.equal(each, network(X)) for each, network in zip(out, networks, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(net.base.parameters(), alone.parameters(), strict=True))
     if training:
         torch.stack([each.sum() for each in out]).sum().backward()
@@ -262,6 +264,7 @@ class DropsPaths(nn.Module):
 def test_slices_stay_views_where_a_forward_changes_no_weight():
     """Copies of all slices would cost time and memory in every step."""
     net = adjoin(seeded(DropsPaths), X, alpha=2, round_to=1).train()
+    net(X)  # which shows it
     seen: list[Tensor] = []
     net.smalls[0].stem.register_forward_pre_hook(lambda module, _: seen.append(module.weight))  # pyright: ignore
     net(X)
