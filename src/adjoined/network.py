@@ -158,7 +158,7 @@ class AdjoinedNetwork(nn.Module):
         output, slices, common = self._weights.around(self.base, *args, **kwargs)
         outputs = [output]
         for number, runner in enumerate(self._runners):
-            outputs.append(runner.run([each[number] for each in slices], *own[number], common))
+            outputs.append(runner.run([each[number] for each in slices], *own[number], common=common))
         return tuple(outputs)
 
     def small(self, *args: Any, which: int = 0, **kwargs: Any) -> Any:
