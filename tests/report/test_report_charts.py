@@ -109,6 +109,14 @@ def test_a_mark_has_its_name_beside_it_and_inside_the_chart():
     assert beside["small"].get("text-anchor") is None
 
 
+def test_names_of_near_marks_do_not_overlap():
+    near = [Mark(f"network {i}", 0, 1e6 * (1 + i / 50), 0.9) for i in range(4)]
+    chart = marks("", [*near, Mark("far", 1, 4e6, 0.8)], LOG, PLAIN)
+    texts = [text for text in parsed(chart).iter("text") if text.get("class") == "label"]
+    heights = sorted(float(text.get("y", "nan")) for text in texts if text.text != "far")
+    assert all(b - a >= 12 for a, b in pairwise(heights))
+
+
 def test_widths_meet_where_a_layer_is_at_full_width():
     names = ["conv1", "layer1.0", "layer1.1", "fc"]
     chart = widths("", names, [("base", [64, 128, 256, 10]), ("small", [16, 32, 64, 10])])

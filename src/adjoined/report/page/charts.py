@@ -119,15 +119,22 @@ def lines(title: str, all_lines: Sequence[Line], x: Axis, y: Axis, *, note: str 
 
 
 def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis) -> Chart:
-    """Draw points, each with its name."""
+    """Draw points, each with its name beside it, or above or below where another name is in the way."""
     across = x.scale([each.x for each in all_marks], LEFT, WIDTH - RIGHT, 0.07)
     up = y.scale([each.y for each in all_marks], HEIGHT - BOTTOM, TOP, 0.1)
     parts = [_frame(across, up, x, y)]
+    taken: list[tuple[float, float, float]] = []  # left, right and baseline of each name
     for each in all_marks:
         left, top = across(each.x), up(each.y)
         point = mark(each.look, left, top, 11, f"{each.name}: {x.write(each.x)}, {y.write(each.y)}", class_="mark")
-        late = left > WIDTH - RIGHT - 7 * len(each.name) - 12
-        beside = {"x": left - 9 if late else left + 9, "y": top + 4, "text_anchor": "end" if late else None}
+        wide = 7 * len(each.name)
+        late = left > WIDTH - RIGHT - wide - 12
+        begin, end = (left - 9 - wide, left - 9) if late else (left + 9, left + 9 + wide)
+        near = [baseline for a, b, baseline in taken if a < end and begin < b]
+        free = (top + shift for shift in (4, -9, 17, -22, 30) if all(abs(top + shift - each) >= 12 for each in near))
+        baseline = next(free, top + 4)
+        taken.append((begin, end, baseline))
+        beside = {"x": end if late else begin, "y": baseline, "text_anchor": "end" if late else None}
         parts.append(element("g", point, element("text", each.name, **beside, class_="label"), class_=look(each.look)))
     about = "; ".join(f"{each.name} at {x.write(each.x)}: {y.write(each.y)}" for each in all_marks)
     names, xs, ys = zip(*((each.name, each.x, each.y) for each in all_marks), strict=True)
