@@ -207,14 +207,23 @@ def make_folder(path: Path, *, links: bool = False) -> None:
         links: whether it may be a link to a folder: yes for a folder given by the user, no inside a run.
 
     Raises:
-        AdjoinedError: it cannot be created, or it is a link.
+        AdjoinedError: it cannot be created, it is a link, or its name is not valid Unicode.
     """
     if not links:
         refuse_link(path)
+    check_unicode(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(error, path) from error
+
+
+def check_unicode(path: Path) -> None:
+    """Raise AdjoinedError if a name in a path is not valid Unicode: safetensors and ONNX cannot open the file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise AdjoinedError("a name is not valid Unicode", where=path, fix="Rename the folder or file.") from error
 
 
 def refuse_link(path: Path) -> None:

@@ -27,6 +27,7 @@ from adjoined.training import train
 from adjoined.training.finite import NotFinite, not_finite_in
 from adjoined.training.job import make_job
 from adjoined.training.optimizers import make_optimizer, make_schedule, scale_rates
+from mistakes import fails
 from tiny_runs import QUIET, TINY, with_code
 
 ADJOINED = str(Path(sys.executable).parent / "adjoined")
@@ -53,6 +54,16 @@ def test_a_class_whose_name_is_not_unicode_is_trained(tmp_path):
     names = json.loads((result.folder / "small.json").read_bytes())["data"]["class_names"]
     assert names[0] == "ant"
     names[1].encode()  # as everything that is written
+
+
+def test_a_folder_whose_name_is_not_unicode_is_refused(run: Path, capsys: pytest.CaptureFixture[str]):
+    moved = run.rename(os.fsdecode(os.fsencode(run.parent) + b"/caf\xe9"))
+    for argv in (["evaluate", moved], ["export", moved], ["train", "--recipe", "digits", "--run", f"{moved}2"]):
+        assert "caf\\xe9" in (message := fails(capsys, *argv))
+        assert "a name is not valid Unicode. Rename the folder" in message
+    run = moved.rename(run)
+    assert "not valid Unicode" in fails(capsys, "export", run, "--out", moved)
+    assert not moved.exists()
 
 
 def test_what_cannot_be_written_at_the_end_is_refused_before_the_first_step(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adjoined.data.info import LARGEST_IMAGE, DataInfo
 from adjoined.errors import AdjoinedError
-from adjoined.files import open_regular, read_bytes, write_whole
+from adjoined.files import check_unicode, open_regular, read_bytes, write_whole
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import check_name
 from adjoined.plain import check, entry, whole
@@ -263,6 +263,7 @@ def read_shapes(path: Path) -> SavedShapes:
     """
     from safetensors import SafetensorError, safe_open
 
+    check_unicode(path)
     with open_regular(path, "weights in safetensors") as file:
         size = os.fstat(file.fileno()).st_size
         header = int.from_bytes(file.read(8), "little")
