@@ -231,7 +231,9 @@ def test_mistakes_are_reported_in_one_line(
 def test_what_is_not_a_run_and_flags_that_do_not_apply_to_one(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert "model flags do not apply to a run" in fails(capsys, "benchmark", run, "--alpha", 2)
+    message = fails(capsys, "benchmark", run, "--alpha", 2, "--widths", "layer1=1/2")
+    assert "model flags do not apply to a run" in message
+    assert message.endswith("Leave out --alpha, --widths.\n")
     assert "there is no run in this folder" in fails(capsys, "benchmark", tmp_path)
     (run / "small.safetensors").write_bytes(b"damaged")
     assert "the weights are not those" in fails(capsys, "benchmark", run, *QUICK)

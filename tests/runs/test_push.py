@@ -179,8 +179,9 @@ def test_mistakes_are_reported_in_one_line_and_leave_nothing(
         capsys, "push", run, "--to", "hub:digits"
     )
     assert "the folder exists already" in fails(capsys, "push", run, "--to", tmp_path)
+    assert "write --to hub:ann/digits for" in fails(capsys, "push", run, "--to", "ann/digits")
     assert "there is no run in this folder" in fails(capsys, "push", tmp_path, "--to", tmp_path / "new")
-    assert "cannot be written" in fails(capsys, "push", run, "--to", tmp_path / "nowhere" / "new")
+    assert "nowhere: no such folder. Create it" in fails(capsys, "push", run, "--to", tmp_path / "nowhere" / "new")
     (run / "small.safetensors").write_bytes(b"damaged")
     assert "the weights are not those" in fails(capsys, "push", run, "--to", tmp_path / "new")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}

@@ -20,6 +20,7 @@ from adjoined.data.sampling import EpochSampler
 from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 from adjoined.training import train
+from adjoined.training.job import make_job
 from tiny_runs import QUIET, TINY, with_code
 
 
@@ -195,6 +196,17 @@ def test_a_model_with_other_classes_is_refused(tmp_path):
     )
     with pytest.raises(AdjoinedError, match=r"logits of these classes .*\(1, 10\), got \(1, 7\)"):
         train(replace(TINY, model=f"{tmp_path / 'net.py'}:make", model_options={}), tmp_path / "run", console=QUIET)
+
+
+def test_a_model_that_ends_with_a_softmax_is_refused(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make(last):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 16, 8), nn.Flatten(), nn.Linear(16, 10), getattr(nn, last)(1))"
+    )
+    settings = replace(TINY, model=f"{tmp_path / 'net.py'}:make", model_options={"last": "Softmax"})
+    with pytest.raises(AdjoinedError, match=r"returns probabilities .*expected logits.*Leave out its softmax"):
+        make_job(settings)
+    make_job(replace(settings, model_options={"last": "LogSoftmax"}))  # whose softmax is that of its logits
 
 
 def test_a_model_of_another_data_type_than_the_images_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from adjoined.benchmark import RUNTIMES
 from adjoined.commands.flags import parse
 from adjoined.commands.model_flags import ModelOptions
+from adjoined.commands.option_fields import flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError, did_you_mean
@@ -127,12 +128,12 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
     from adjoined.runs.finished import open_run
     from adjoined.runs.folder import name_for
 
-    if asked != ModelOptions():
+    usual = ModelOptions()
+    if given := [each.name for each in fields(usual) if getattr(asked, each.name) != getattr(usual, each.name)]:
         raise AdjoinedError(
             "model flags do not apply to a run: its networks are finished",
             where=options.subject,
-            fix="Leave out --alpha, --compress, --keep, --round-to, --input-size, --channels, --classes, "
-            "--model-options.",
+            fix=f"Leave out {', '.join(map(flag_of, given))}.",
         )
     run = open_run(options.subject, options.model, weights=options.weights)
     plans = [network.description["plan"] for network in run.networks if network.description["plan"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.printable import counted
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from adjoined.slicing import Latency
 
@@ -60,8 +61,16 @@ class LatencyOptions:
 
         runtime = self.runtime or DEFAULT_RUNTIME
         if self.latency_command is not None:
-            return measured_by(self.latency_command, runtime, example)
-        return measured_in(runtime, example, self.threads)
+            measure = measured_by(self.latency_command, runtime, example)
+        else:
+            measure = measured_in(runtime, example, self.threads)
+
+        def told(network: nn.Module) -> float:
+            milliseconds = measure(network)
+            print(f"measured: {milliseconds:.3g} ms", file=sys.stderr)
+            return milliseconds
+
+        return told if sys.stderr.isatty() else measure
 
     def in_words(self) -> str:
         """Return where milliseconds are measured.

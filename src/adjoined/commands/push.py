@@ -54,6 +54,10 @@ def main(argv: Sequence[str]) -> None:
         split(options.to)
     elif Path(options.to).exists():
         raise AdjoinedError("the folder exists already", where=options.to, fix="Choose a new folder.")
+    elif not (parent := Path(options.to).parent).is_dir():
+        repository = options.to if options.to.count("/") == 1 else "OWNER/NAME"
+        fix = f"Create it, or write --to hub:{repository} for the Hugging Face Hub."
+        raise AdjoinedError("no such folder", where=parent, fix=fix)
     run = open_run(options.run, options.model)
     run.require_classes("push")
     if to_hub:

@@ -146,7 +146,7 @@ def _check_logits(model: nn.Module, example: torch.Tensor, shape: tuple[int, ...
         raise AdjoinedError(
             f"the model does not run on these images: {type(error).__name__}: {error}",
             where=place,
-            fix="Check --image-size and --model-options.",
+            fix="It is given one batch of images. Check --image-size and --model-options.",
         ) from error
     model.train(training)
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -155,3 +155,6 @@ def _check_logits(model: nn.Module, example: torch.Tensor, shape: tuple[int, ...
         raise AdjoinedError(
             "the model does not return logits of these classes", where=place, expected=expected, got=got
         )
+    if shape[1] > 1 and (logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-5).all():
+        fix = "Leave out its softmax: the losses contain one."
+        raise AdjoinedError("the model returns probabilities", where=place, expected="logits", fix=fix)
