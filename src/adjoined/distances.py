@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adjoined.errors import AdjoinedError, is_number
+from adjoined.errors import AdjoinedError, check_range, is_number
 
 Distance = Callable[[Any, Any], Tensor]
 """(p, q) -> a scalar, at least 0."""
@@ -337,8 +337,7 @@ def _masked(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def _require_positive(value: float, name: str) -> None:
-    if not (is_number(value) and value > 0):
-        raise AdjoinedError("out of range", where=name, expected="a number above 0", got=value)
+    check_range(is_number(value) and value > 0, name, "a number above 0", value)
 
 
 def _checked(p: Tensor, q: Tensor, pull: bool) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,12 @@ def usage(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
+def check_range(right: bool, where: str, expected: str, got: object) -> None:
+    """Raise AdjoinedError, naming the setting and its range, unless a value is right."""
+    if not right:
+        raise AdjoinedError("out of range", where=where, expected=expected, got=got)
+
+
 def is_number(value: Any, least: float = -inf, most: float = inf) -> bool:
     """Return whether a value is a number, or a tensor of one, within bounds.
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adjoined.distances import at_least_float32, class_kl
-from adjoined.errors import AdjoinedError, is_number, usage
+from adjoined.errors import AdjoinedError, check_range, is_number, usage
 from adjoined.objective import adjoint_objective, objective_terms
 
 _FAMILY = "and for several small networks p, q1, q2 = net(x) and (q1, q2) in place of q"
@@ -171,10 +171,7 @@ def check_targets(p: Tensor, y: object, label_smoothing: float = 0.0, ignore_ind
             got=f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__,
         )
     _check_values(y, p.shape[1], ignore_index)
-    if not is_number(label_smoothing, 0, 1):
-        raise AdjoinedError(
-            "out of range", where="label_smoothing", expected="a number from 0 to 1", got=label_smoothing
-        )
+    check_range(is_number(label_smoothing, 0, 1), "label_smoothing", "a number from 0 to 1", label_smoothing)
 
 
 def _check_values(y: Tensor, classes: int, ignore_index: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from adjoined.errors import AdjoinedError, is_number, usage
+from adjoined.errors import AdjoinedError, check_range, is_number, usage
 from adjoined.names import at_any_network
 from adjoined.sharing import SharedWeights, refuse_other_state, refuse_sharded
 from adjoined.skeleton import (
@@ -100,10 +100,7 @@ class AdjoinedNetwork(nn.Module):
                 )
             plan.check_fits(base)
         own = private_names(base, matching_modules(base, private, setting="private"))
-        if not is_number(small_gradient, 0, 1):
-            raise AdjoinedError(
-                "out of range", where="small_gradient", expected="a number from 0 to 1", got=small_gradient
-            )
+        check_range(is_number(small_gradient, 0, 1), "small_gradient", "a number from 0 to 1", small_gradient)
         self._weights = SharedWeights(base, self.plans, own, gradient=small_gradient)
         self.smalls = nn.ModuleList(
             make_skeleton(self._weights, number, plan) for number, plan in enumerate(self.plans)

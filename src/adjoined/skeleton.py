@@ -166,11 +166,6 @@ def refuse_symbols(args: Any) -> None:
         raise not_recorded("torch.fx")
 
 
-def _runs_again(name: str) -> bool:
-    """Return whether code with this name in it may run modules again in the backward pass."""
-    return "checkpoint" in name or name == "apply"
-
-
 class Runner:
     """Runs a skeleton on slices of the shared weights, for any number of calls at the same time.
 
@@ -186,7 +181,7 @@ class Runner:
     def __init__(self, module: nn.Module, weights: SharedWeights) -> None:
         self._module, self._weights = module, weights
         self._idle, self._copies = [(module, _guesses(module))], list[_Copy]()
-        self._checkpoints, self._left = mentions(module, _runs_again), False
+        self._checkpoints, self._left = mentions(module, lambda name: "checkpoint" in name or name == "apply"), False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the copies, which are made again where they are needed."""

@@ -32,7 +32,8 @@ def explain(found: Benchmark) -> list[str]:
     base, sentences = found.networks[0], _noise(found.rows)
     for small in found.networks[1:]:
         reliable = (each for each in found.speedups if each.network == small.name and not found.is_doubtful(each))
-        behind = [each for each in reliable if _is_far(each)]
+        plain = (each for each in reliable if each.precision == each.against == "fp32")
+        behind = [each for each in plain if each.speedup < EXPLAINED * each.mac_ratio]
         if not behind:
             continue
         places = ", ".join(f"{_place(each)} {each.speedup:.1f}x" for each in behind)
@@ -60,10 +61,6 @@ def _noise(rows: Sequence[Timing]) -> list[str]:
         f"{100 * NOISY:.0f} % of the median ({named}). Interruptions affect long and short calls differently, so "
         f"speed-ups of these rows, marked with ?, are unreliable: measure again on a quiet machine."
     ]
-
-
-def _is_far(each: Speedup) -> bool:
-    return each.precision == each.against == "fp32" and each.speedup < EXPLAINED * each.mac_ratio
 
 
 def _place(each: Speedup) -> str:

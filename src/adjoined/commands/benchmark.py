@@ -16,7 +16,7 @@ from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.option_fields import flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.commands.streams import print_json
-from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.errors import AdjoinedError, check_range, did_you_mean
 from adjoined.files import check_writable, refuse_link, write_text
 
 if TYPE_CHECKING:
@@ -68,14 +68,9 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
         for flag, values in (("--batch-sizes", self.batch_sizes), ("--runtimes", self.runtimes)):
             if not values:
                 raise AdjoinedError("nothing to measure", where=flag, expected="at least one value")
-        for flag, value in (
-            ("--batch-sizes", min(self.batch_sizes)),
-            ("--threads", 1 if self.threads is None else self.threads),
-        ):
-            if value < 1:
-                raise AdjoinedError("out of range", where=flag, expected="at least 1", got=value)
-        if not 0 < self.seconds < inf:
-            raise AdjoinedError("out of range", where="--seconds", expected="more than 0", got=self.seconds)
+        check_range(min(self.batch_sizes) >= 1, "--batch-sizes", "at least 1", min(self.batch_sizes))
+        check_range(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads)
+        check_range(0 < self.seconds < inf, "--seconds", "more than 0", self.seconds)
         for name in ("batch_sizes", "runtimes", "devices"):  # what is named twice is measured once
             object.__setattr__(self, name, list(dict.fromkeys(getattr(self, name))))
 

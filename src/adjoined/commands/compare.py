@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from adjoined.commands.flags import parse, typed
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.train import check_code_is_named, recipe_defaults, say_what_was_lost
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,15 +55,13 @@ class Comparison(FromRecipe):
     def __post_init__(self) -> None:
         """Check the options that only this command has."""
         for name in ("seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise AdjoinedError("out of range", where=f"--{name}", expected="at least 1", got=getattr(self, name))
+            check_range(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
         if self.part is not None and self.jobs > 1:
             raise AdjoinedError(
                 "the runs of a part are trained one after another", where="--jobs", fix="Use more parts instead."
             )
-        if self.minutes is not None and (self.minutes <= 0 or self.jobs > 1):
-            expected = "a number above 0, together with --jobs 1"
-            raise AdjoinedError("out of range", where="--minutes", expected=expected, got=self.minutes)
+        fits = self.minutes is None or (self.minutes > 0 and self.jobs == 1)
+        check_range(fits, "--minutes", "a number above 0, together with --jobs 1", self.minutes)
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -95,7 +93,8 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.training.output import unstoppable
 
     variants = read_variants(asked.methods, settings, unequal=asked.unequal)
-    study = Study(Path(asked.out or _folder(settings)), settings, variants, asked.seeds, asked.recipe)
+    folder = asked.out or "runs/compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}")
+    study = Study(Path(folder), settings, variants, asked.seeds, asked.recipe)
     study.check(unequal=asked.unequal)
     _check_libraries(variants)
     console = Console()
@@ -127,10 +126,6 @@ def main(argv: Sequence[str]) -> None:
             where=study.folder,
             fix="Restore the files, or delete those runs and rerun the command to train them again.",
         )
-
-
-def _folder(settings: Settings) -> Path:
-    return Path("runs", "compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}"))
 
 
 def _check_libraries(variants: Sequence[Variant]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import ChosenWeights, OfRun, OwnCode
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 
 if TYPE_CHECKING:
     from adjoined.demo import Picture
@@ -30,8 +30,7 @@ class DemoOptions(ChosenWeights, OwnCode, OfRun):
 
     def __post_init__(self) -> None:
         """Check the options that only this command has."""
-        if not 0 <= self.port < 65536:
-            raise AdjoinedError("out of range", where="--port", expected="0 to 65535", got=self.port)
+        check_range(0 <= self.port < 65536, "--port", "0 to 65535", self.port)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.option_fields import flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode
 from adjoined.commands.streams import print_json
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 
 if TYPE_CHECKING:
     from adjoined.report.table import Table
@@ -53,10 +53,8 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
     def __post_init__(self) -> None:
         """Check the options that only this command has."""
         for name in ("images", "calibration", "largest_batch"):
-            if getattr(self, name) < 1:
-                raise AdjoinedError("out of range", where=flag_of(name), expected="at least 1", got=getattr(self, name))
-        if not 0 <= self.max_drop <= 1:
-            raise AdjoinedError("out of range", where="--max-drop", expected="a number in [0, 1]", got=self.max_drop)
+            check_range(getattr(self, name) >= 1, flag_of(name), "at least 1", getattr(self, name))
+        check_range(0 <= self.max_drop <= 1, "--max-drop", "a number in [0, 1]", self.max_drop)
         if not self.to:
             raise AdjoinedError("no target is given", where="--to", expected="one or more, such as onnx,openvino")
 

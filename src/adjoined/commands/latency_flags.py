@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adjoined.benchmark import ON_GPU, RUNTIMES
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 from adjoined.printable import counted
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ class LatencyOptions:
         if self.runtime is not None and self.runtime not in RUNTIMES:
             expected = f"one of {', '.join(RUNTIMES)}"
             raise AdjoinedError("no such runtime", where="--runtime", expected=expected, got=self.runtime)
-        if self.threads is not None and self.threads < 1:
-            raise AdjoinedError("out of range", where="--threads", expected="at least 1", got=self.threads)
+        check_range(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads)
         if self.latency_command is not None and self.runtime in ON_GPU:
             files = [name for name in RUNTIMES if name not in ON_GPU]
             raise AdjoinedError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import input_set_by
 from adjoined.commands.option_fields import flag_of
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 from adjoined.method_settings import SmallSettings
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class ModelOptions(SmallSettings):
         super().__post_init__()
         for name, most in _MOST.items():
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= most:
-                raise AdjoinedError("out of range", where=flag_of(name), expected=f"1 to {most}", got=value)
+            check_range(value is None or 1 <= value <= most, flag_of(name), f"1 to {most}", value)
         if not self.alphas:
             raise AdjoinedError("needs one alpha", where="--alpha", got=[])
 

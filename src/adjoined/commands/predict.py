@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfRun, OwnCode
 from adjoined.commands.streams import print_json
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 
 if TYPE_CHECKING:
     from adjoined.report.table import Table
@@ -35,8 +35,7 @@ class PredictOptions(AsJson, ChosenWeights, OwnCode, OfRun):
 
     def __post_init__(self) -> None:
         """Check the options that only this command has."""
-        if self.top < 1:
-            raise AdjoinedError("out of range", where="--top", expected="at least 1", got=self.top)
+        check_range(self.top >= 1, "--top", "at least 1", self.top)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -126,15 +125,9 @@ def _table(path: str, seen: Sequence[dict[str, Any]]) -> Table:
 
     columns = ["", *(text for network in seen for text in (network["name"], "probability"))]
     rows = [
-        (str(rank + 1), *(text for network in seen for text in _guess(network["guesses"][rank])))
-        for rank in range(len(seen[0]["guesses"]))
+        (str(rank + 1), *(text for guess in each for text in (guess["class"], units.percent(guess["probability"]))))
+        for rank, each in enumerate(zip(*(network["guesses"] for network in seen), strict=True))
     ]
     decimals = units.decimals_of(network["milliseconds"] for network in seen)
     times = ("time", *(t for each in seen for t in ("", units.milliseconds(each["milliseconds"], decimals))))
     return Table(tuple(columns), (*rows, times), title=path, totals=1)
-
-
-def _guess(guess: dict[str, Any]) -> tuple[str, str]:
-    from adjoined.report import units
-
-    return guess["class"], units.percent(guess["probability"])

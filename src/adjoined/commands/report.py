@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 from adjoined.files import check_writable, write_text
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
 def main(argv: Sequence[str]) -> None:
     """Write the page and print its path."""
     (options,) = parse("report", argv, ReportOptions, purpose=PURPOSE)
-    if options.images < 0:
-        raise AdjoinedError("out of range", where="--images", expected="at least 0", got=options.images)
+    check_range(options.images >= 0, "--images", "at least 0", options.images)
     from adjoined.runs.folder import name_for
 
     own = name_for("report.html", options.weights)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,11 +118,11 @@ class Study:
                 works in the folder.
             KeyboardInterrupt: it was stopped; the message says how to continue.
         """
+        from adjoined.training import train
         from adjoined.training.deadline import OutOfTime
 
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        train = self._trainer(console, deadline)
-        runs = self.runs(part)
+        runs, known = self.runs(part), [self.path(*each) for each in self.runs()]
         with self.opened(alone=part is None):
             failures: list[Failure] = []
             for variant, number in runs:
@@ -133,7 +132,7 @@ class Study:
                     say(console, self.outlook((variant, number)))
                     settings, folder = variant.run_settings(number), self.path(variant, number)
                     try:
-                        train(settings, folder)
+                        train(settings, folder, resume=True, console=console, known=known, deadline=deadline)
                     except OutOfTime:
                         break
                     except KeyboardInterrupt:
@@ -167,12 +166,6 @@ class Study:
                 {"format": FORMAT, "version": VERSION, **summary, "settings": asdict(self.settings)},
             )
             yield
-
-    def _trainer(self, console: Console, deadline: float | None) -> Callable[[Settings, Path], RunResult]:
-        from adjoined.training import train
-
-        known = [self.path(*each) for each in self.runs()]
-        return partial(train, resume=True, console=console, known=known, deadline=deadline)
 
     def outlook(self, run: Run, at_work: Sequence[Run] = ()) -> str:
         """Return a progress line for a run that starts: what is done, what remains, and an estimate of the time."""

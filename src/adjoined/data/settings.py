@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 from adjoined.kinds import kind_of
 
 Augmentation = Literal["none", "light", "standard", "strong"]
@@ -59,15 +59,9 @@ def check(settings: DataSettings) -> None:
     lowest = {"image_size": 4, "batch_size": 1, "eval_batch_size": 1, "workers": 0, "split_seed": 0, "limit": 1}
     for name, least in lowest.items():
         value = getattr(settings, name)
-        if value is not None and value < least:
-            raise AdjoinedError("out of range", where=name, expected=f"at least {least}", got=value)
-    if not 0 < settings.val_fraction < 1:
-        raise AdjoinedError(
-            "out of range",
-            where="val_fraction",
-            expected="a number between 0 and 1, such as 0.2",
-            got=settings.val_fraction,
-        )
+        check_range(value is None or value >= least, name, f"at least {least}", value)
+    fraction = settings.val_fraction
+    check_range(0 < fraction < 1, "val_fraction", "a number between 0 and 1, such as 0.2", fraction)
     for name, choices in (("augment", get_args(Augmentation)), ("bad_images", get_args(BadImages))):
         if getattr(settings, name) not in choices:
             expected = f"one of {', '.join(choices)}"

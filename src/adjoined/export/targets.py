@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from adjoined.errors import AdjoinedError, did_you_mean, first_line
+from adjoined.errors import AdjoinedError, check_range, did_you_mean, first_line
 
 Runnable = Callable[[Tensor], Tensor]
 
@@ -113,8 +113,7 @@ class Target:
                 1.
         """
         self.require()
-        if batch is not None and batch < 1:
-            raise AdjoinedError("out of range", where="batch", expected="1 or more, or None", got=batch)
+        check_range(batch is None or batch >= 1, "batch", "1 or more, or None", batch)
         if not path.is_file():
             raise AdjoinedError("no such file", where=path, expected=f"a file of {self.title}")
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, check_range
 from adjoined.models import own
 from adjoined.models.code import build_from_code
 from adjoined.models.libraries import build_timm, build_torchvision
@@ -85,8 +85,7 @@ def build(
 
 def _check(num_classes: int, in_channels: int, options: Mapping[str, Any]) -> None:
     for flag, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value < 1:
-            raise AdjoinedError("out of range", where=flag, expected="at least 1", got=value)
+        check_range(value >= 1, flag, "at least 1", value)
     for option in options:
         if option in _OWN_FLAGS:
             raise AdjoinedError(

@@ -153,10 +153,10 @@ def trade_offs(networks: Sequence[tuple[str, int, Figures]]) -> list[Chart]:
     if len(networks) < 3:
         return []
     charts = []
-    for name, axis, cost in (
-        ("parameters", Axis("parameters", _count, log=True, column=_counts), lambda f: f.parameters),
-        ("latency", Axis("latency, batch 1", _milliseconds, log=True, column=_milliseconds_of), lambda f: f.median_ms),
-    ):
+    parameters = Axis("parameters", _count, log=True, column=lambda values: [*map(units.count, values)])
+    latency = Axis("latency, batch 1", "{:.3g} ms".format, log=True, column=_milliseconds)
+    costs = (("parameters", parameters, lambda f: f.parameters), ("latency", latency, lambda f: f.median_ms))
+    for name, axis, cost in costs:
         found = [
             Mark(label, look, value, each.main)
             for label, look, each in networks
@@ -236,15 +236,7 @@ def _count(value: float) -> str:
     return units.count(value).replace(".00", "")
 
 
-def _counts(values: Sequence[float]) -> list[str]:
-    return [units.count(value) for value in values]
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms"
-
-
-def _milliseconds_of(values: Sequence[float]) -> list[str]:
+def _milliseconds(values: Sequence[float]) -> list[str]:
     decimals = units.decimals_of(values)
     return [units.milliseconds(value, decimals) for value in values]
 

@@ -21,7 +21,7 @@ from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.memory import Memory
 from adjoined.slicing.flow.mixtures import PRODUCTS, Shares
-from adjoined.slicing.flow.operators import UNKNOWN, Operator
+from adjoined.slicing.flow.operators import UNKNOWN
 from adjoined.slicing.flow.rules import OPERATORS
 from adjoined.slicing.flow.shortcuts import run_operator
 from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
@@ -242,7 +242,8 @@ class LabelFlow(State, TorchDispatchMode):
         read = self.slots(first)
         changed = [t for a, t in zip(_schema(call.op), args, strict=False) if a.changes and isinstance(t, Tensor)]
         written = [(tensor, self.slots(tensor)) for tensor in changed]
-        _operator(call).rule(self, call)
+        elementwise = "add" if torch.Tag.pointwise in call.op.tags else UNKNOWN  # these need no entry of their own
+        (OPERATORS.get(call.name) or OPERATORS[elementwise]).rule(self, call)
         if not self.strict:
             self._shares.note(call, in_layer=self.in_linear)
         self._last = [slot for tensor in results for slot in self.slots(tensor)]
@@ -289,12 +290,6 @@ def _written_out(op: Any, name: str) -> Callable[..., Any] | None:
     if name in OPERATORS or torch.Tag.pointwise in op.tags:
         return None
     return decomposition_table.get(op) or (op.decompose if op._can_decompose() else None)
-
-
-def _operator(call: Call) -> Operator:
-    """Return the record of an operator; elementwise operators need no entry of their own."""
-    elementwise = "add" if torch.Tag.pointwise in call.op.tags else UNKNOWN
-    return OPERATORS.get(call.name) or OPERATORS[elementwise]
 
 
 @contextlib.contextmanager

@@ -133,26 +133,21 @@ def sizes_of(name: str, args: dict[str, Any], inputs: Sequence[Slot], outputs: S
         return [_size(value, inputs, d) for value, d in zip(values, dims, strict=True)]
     if name == "slice":
         dim = (args.get("dim") or 0) % args["self"].ndim
-        return [_bounded(value, inputs, dim) for value in values]
+        # What is before the bound, or after it where it counts from the end.
+        parts = [slice(value) if (value or 0) > 0 else slice(value, None) for value in values]
+        return [_size(value, inputs, dim, part) for value, part in zip(values, parts, strict=True)]
     if name in ("split_with_sizes", "unsafe_split_with_sizes", "split", "unsafe_split"):
         dim = (args.get("dim") or 0) % args["self"].ndim
         return [_size(value, slots, dim) for value, slots in zip(values, outputs, strict=False)]
     return [_size(value, outputs[0], d) for d, value in enumerate(values)]
 
 
-def _size(value: int | None, slots: Sequence[Slot], dim: int) -> Size:
+def _size(value: int | None, slots: Sequence[Slot], dim: int, part: slice = slice(None)) -> Size:
+    """Return a size with the channels that it counts: those in a part of a dimension."""
     if value is None:
         return Size(-1, ())
-    lines = [_line(slot, dim) for slot in slots if dim in varying(slot)]
+    lines = [_line(slot, dim)[part] for slot in slots if dim in varying(slot)]
     return Size(value, tuple(tuple(line.tolist()) for line in lines))
-
-
-def _bounded(value: int | None, slots: Sequence[Slot], dim: int) -> Size:
-    """Return the bound of a slice with the channels before it, or after it where it counts from the end."""
-    if value is None:
-        return Size(-1, ())
-    lines = [_line(slot, dim) for slot in slots if dim in varying(slot)]
-    return Size(value, tuple(tuple((line[:value] if value > 0 else line[value:]).tolist()) for line in lines))
 
 
 def _line(slot: Slot, dim: int) -> Tensor:

@@ -35,7 +35,8 @@ def outside_unchanged(model: Any) -> Iterator[None]:
             if cached.cache_info().currsize != size:
                 cached.cache_clear()
         for holder, held in before:
-            if keys := [key for key, pair in changes(holder, held).items() if _has_tensor(pair)]:
+            changed = [(key, tree_leaves(pair)) for key, pair in changes(holder, held).items()]
+            if keys := [key for key, leaves in changed if any(isinstance(leaf, Tensor) for leaf in leaves)]:
                 restore(holder, held, keys)  # what is not a tensor, such as a counter, stays
 
 
@@ -59,7 +60,3 @@ def _can_keep(holder: Any) -> bool:
     if isinstance(holder, (*CONTAINERS, _Cached)):
         return True
     return hasattr(holder, "__dict__") and not (isinstance(holder, (nn.Module, Tensor, ModuleType)) or callable(holder))
-
-
-def _has_tensor(held: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(held))

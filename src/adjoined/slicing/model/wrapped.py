@@ -56,19 +56,15 @@ def unwrap(model: Any) -> nn.Module:
             raise _refused(model, f"{inside}wrapped for several processes", plain)
         if any(home.startswith("torch.distributed.fsdp") for home in homes):
             raise _refused(model, f"{inside}sharded over several processes", WRAP)
-    sharded = next((n for n, p in model.named_parameters() if _is_sharded(p)), None)
-    if sharded is not None:
-        raise _refused(model, f"'{sharded}' is sharded over several processes", WRAP)
+    for name, parameter in model.named_parameters():
+        if any(kind.__module__.startswith("torch.distributed.tensor") for kind in type(parameter).__mro__):
+            raise _refused(model, f"'{name}' is sharded over several processes", WRAP)
     return model
 
 
 def _is_compiled(model: Any) -> bool:
     """Return whether this is what `torch.compile` returns, without importing the compiler."""
     return type(model).__module__ == "torch._dynamo.eval_frame" and hasattr(model, "_orig_mod")
-
-
-def _is_sharded(parameter: nn.Parameter) -> bool:
-    return any(kind.__module__.startswith("torch.distributed.tensor") for kind in type(parameter).__mro__)
 
 
 def _refused(model: object, what: str, fix: str) -> AdjoinedError:

@@ -35,11 +35,6 @@ class Failure:
         return self.error.labels if isinstance(self.error, OutOfStep) else self.last
 
     @property
-    def message(self) -> str:
-        """What went wrong, and where."""
-        return self.why.text
-
-    @property
     def why(self) -> Reason:
         """Why the channels concerned stay at full width, if nothing helps."""
         if isinstance(self.error, OutOfStep):

@@ -94,16 +94,16 @@ class Repairs:
         error = failure.error
         if isinstance(error, TooNarrow):
             if self._make_room(error):
-                yield f"width raised after: {failure.message}"
+                yield f"width raised after: {failure.why}"
             return
         for attribute in self.corrections.propose(failure, is_kept):
-            yield f"{attribute} corrected after: {failure.message}"
+            yield f"{attribute} corrected after: {failure.why}"
         if isinstance(error, Mismatch):
             for alike in (False, True):
                 if self._set_width(error, alike):
-                    yield f"width chosen after: {failure.message}"
+                    yield f"width chosen after: {failure.why}"
             for name in self._raise_source(error, is_kept):
-                yield f"width of {name} raised after: {failure.message}"
+                yield f"width of {name} raised after: {failure.why}"
 
     # ---- widths ------------------------------------------------------------------------------------------------------
 
@@ -169,9 +169,9 @@ class Repairs:
         if cuts and self.may_unalign:
             raise Unaligned(self._and_alike(cuts))
         if not self._widen(failure):
-            raise OutOfStep(failure.message)
+            raise OutOfStep(str(failure.why))
         self._require(self._required)  # widths were chosen for code that met other widths
-        self.log.append(f"kept wide after: {failure.message}")
+        self.log.append(f"kept wide after: {failure.why}")
 
     def _and_alike(self, cuts: set[Site]) -> set[Site]:
         """Return the cuts, and the same cuts in all modules of the same classes, which run the same code."""
