@@ -4,7 +4,7 @@ Each distance is a function of (p, q), the outputs of base and small network, an
 float32, or in float64 for outputs in float64. `pull` sets where its gradient flows: if False, it trains only the small
 network; if True, it also pulls the base towards what the small network can follow, which is the paper's regularisation.
 
-All raise AdjoinedError if the shapes of p, q and a mask do not go together, or if a temperature, scale or width is not
+All raise AdjoinedError if the shapes of p, q and a mask do not match, or if a temperature, scale or width is not
 above 0.
 
 Shape legend: N samples, C classes, K independent labels or key points, H, W positions, A anchors or proposals, B bins.

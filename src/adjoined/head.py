@@ -31,7 +31,7 @@ def fit_head(model: nn.Module, x: Tensor, y: Tensor) -> bool:
         y: class indices, int64 (N,).
 
     Returns:
-        Whether the head was fitted; False too for models without a linear layer at the end.
+        Whether the head was fitted; also False for models without a linear layer at the end.
 
     Source: linear probing before fine-tuning, Kumar et al., arXiv 2202.10054.
 

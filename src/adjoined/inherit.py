@@ -87,7 +87,7 @@ def inherit_all(net: AdjoinedNetwork, images: Any) -> None:
         images: one batch of images, as for `inherit`.
 
     Raises:
-        AdjoinedError: a small network shares weights with the base, which fits would change.
+        AdjoinedError: a small network shares weights with the base, which fitting would change.
 
     Example:
         >>> from adjoined import adjoin

@@ -55,15 +55,15 @@ def search_widths(
 ) -> SlicePlan:
     """Find a width for each channel group of a trained network, at no more than the cost of one alpha for all.
 
-    1. Each group alone is narrowed to a few widths between half and twice the uniform one, and the rise of the loss is
-       noted. Batch norms use the statistics of the batch.
+    1. Each group in turn is narrowed to a few widths between half and twice the uniform one, and the rise of the loss
+       is recorded. Batch norms use the statistics of the batch.
     2. Every group gets its smallest width at which the loss rises by less than a threshold: the lowest that fits.
-    3. What is left is given, step by step, where the loss falls most per cost.
+    3. The rest of the budget goes, step by step, where it lowers the loss most per cost.
     4. Of this network and the uniform one, the one with the lower loss is returned.
 
     It runs the network about five times per group on all batches. For a budget in milliseconds it also measures two
     networks per group, with this group at its smallest and at its largest width: time is taken to be linear in the
-    width of each group. The result is measured as well, and narrowed where it is slower than was estimated.
+    width of each group. The result is measured as well, and narrowed if it is slower than estimated.
 
     Args:
         model: the trained network; it is neither run nor changed (a copy is).
@@ -75,11 +75,11 @@ def search_widths(
             gradients from the batches; None is the model's own order.
         alpha, keep, round_to, widths, compress, budget, latency: as for `make_plan`. What `widths` sets stays. Without
             a budget, MACs and parameters are at most those of the uniform network; with one, only what it names counts.
-        progress: called with what the search does and the share of it that is done, 0 to 1, such as a `ProgressLines`.
+        progress: called with what the search does and the fraction done, 0 to 1, such as a `ProgressLines`.
 
     Returns:
         The plan of the small network, for `adjoin(..., plan=...)`; its `alpha` and `widths` make the same plan again.
-        `widths` has no new entry where the uniform network is better.
+        `widths` has no new entry if the uniform network is better.
 
     Raises:
         AdjoinedError: `batches` is empty, the loss is NaN or infinite, or `make_plan` refuses the model or settings.

@@ -18,7 +18,7 @@ LARGEST_IMAGE = 4096
 class DataInfo:
     """The classes of a data set, and how its images are prepared for evaluation.
 
-    An image is resized so that its shorter side has `resize` pixels, center-cropped to `image_size` x `image_size`,
+    An image is resized so that its shorter side has `resize` pixels, centre-cropped to `image_size` x `image_size`,
     divided by 255, and normalised to (value - mean) / std.
 
     Args:
@@ -27,7 +27,7 @@ class DataInfo:
         class_names: their names, in the order of the labels.
         channels: 1 (grey) or 3 (RGB).
         image_size: height and width of the network's input, pixels.
-        resize: the shorter side before the center crop, pixels; `image_size` if nothing is cropped.
+        resize: the shorter side before the centre crop, pixels; `image_size` if nothing is cropped.
         mean: mean per channel, of values in [0, 1].
         std: standard deviation per channel, of values in [0, 1].
         task: classification, segmentation or multilabel.

@@ -154,7 +154,7 @@ def to_tensor(image: Image, channels: int) -> Tensor:
 
 
 def evaluation_transform(info: DataInfo) -> Transform:
-    """Return the resize and center crop of `info`: uint8 (C, H, W) to uint8 (C, image_size, image_size).
+    """Return the resize and centre crop of `info`: uint8 (C, H, W) to uint8 (C, image_size, image_size).
 
     It also takes an image with its mask, as torchvision's Image and Mask.
 

@@ -28,15 +28,15 @@ from adjoined.slicing import tensor_leaves
 class Adjoined(Callback):
     """Train the model of a LightningModule together with its small twin, without changes to the module.
 
-    The callback joins the model before the optimizers are made, adds the small networks' terms to the loss that
-    `training_step` returns, and logs both networks' metrics. `configure_optimizers` sees the model as it was; every
-    parameter of a small network's own then joins the group of the base's parameter of the same name. `self.model(x)`
+    The callback makes the model adjoined before the optimizers are made, adds the small networks' terms to the loss
+    that `training_step` returns, and logs both networks' metrics. `configure_optimizers` sees the original model; each
+    of the small networks' own parameters then joins the group of the base's parameter of the same name. `self.model(x)`
     in the module still returns the base network's output. Checkpoints keep the module's own parameter names, so
     `load_from_checkpoint` works without adjoined; the callback's state holds the small networks' private tensors.
     While the trainer runs, `self.model` is a wrapper that passes attributes and items on to the model, so only
     `isinstance` sees a difference.
 
-    After `fit`, `validate` and `test` measure both networks, too, and a second `fit` of the same module goes on with
+    After `fit`, `validate` and `test` also measure both networks, and a second `fit` of the same module continues with
     them. With `ckpt_path`, also in a new process, they and this callback get the networks of that checkpoint.
 
     Args:
@@ -61,7 +61,7 @@ class Adjoined(Callback):
     Raises:
         AdjoinedError: the module has no such attribute, no example input is known, the module uses manual
             optimization, the length of the training is unknown, a callback that averages weights comes before this
-            one, or a checkpoint has the base's weights alone.
+            one, or a checkpoint has only the base's weights.
 
     Example:
         >>> callback = Adjoined("model", alpha=4)  # Trainer(callbacks=[callback])
@@ -293,7 +293,7 @@ class Adjoined(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log every network's metrics as `base/NAME` and `small/NAME`, summed over processes.
 
-        Of several loaders each has its own, with `/dataloader_idx_1` and so on at the end, as Lightning's own have.
+        With several loaders, each has its own, ending in `/dataloader_idx_1` and so on, as Lightning's do.
         """
         several = len({loader for loader, _ in self._running}) > 1
         for (loader, network), metrics in self._running.items():

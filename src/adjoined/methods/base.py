@@ -41,7 +41,7 @@ class BuiltNetwork:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A finished network: a plain module without classes of adjoined."""
+    """A finished network: a plain module without adjoined's classes."""
 
     module: nn.Module
     plan: SlicePlan | None = None

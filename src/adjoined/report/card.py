@@ -130,7 +130,7 @@ class Card:
         return (
             f"A network takes float32 (N, {info.channels}, {info.image_size}, {info.image_size}) and returns logits "
             f"(N, {info.num_classes}). Images are resized so that the shorter side has {info.resize} pixels, "
-            f"center-cropped to {info.image_size} x {info.image_size}, divided by 255, and normalised with mean "
+            f"centre-cropped to {info.image_size} x {info.image_size}, divided by 255, and normalised with mean "
             f"{_numbers(info.mean)} and standard deviation {_numbers(info.std)}. Loading never runs code from files."
             f"{own}\n\nClasses: {names}{more}."
         )

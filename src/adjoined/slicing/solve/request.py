@@ -40,7 +40,7 @@ class Request:
         keep: names or patterns (as for file names) of modules whose tensors stay at full width.
         round_to: widths are rounded up to multiples of this many channels, never beyond the base's.
         widths: names or patterns of modules -> width of the channels that these modules write, instead of 1/alpha: a
-            share such as "1/2", or a number such as "24 channels".
+            fraction such as "1/2", or a number such as "24 channels".
         compress: choose alpha so that the small network has this many times fewer parameters, counted without the last
             linear layer.
         budget: choose alpha so that the small network is the largest that fits: "1 MB", "50 MMACs",
