@@ -218,7 +218,7 @@ def _notes(study: Study, rows: Sequence[Row], noisy: Sequence[str]) -> list[str]
         if noisy:
             notes.append(noise_note(noisy))
     if names := differing(study.variants):
-        notes.append(f"NOT under equal settings: {', '.join(names)} differ.")
+        notes.append(f"The methods have different settings: {', '.join(names)}.")
     return notes
 
 
