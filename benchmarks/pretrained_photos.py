@@ -16,7 +16,7 @@ measured on training images after the last step; accuracies before and after tha
     transfer              `--method transfer`: base and small network side by side
     transfer-small        the small network of `transfer` alone, towards the logits that `base` kept: equivalent, since
                           no gradient of the small network reaches the base, at a quarter of the cost
-    searched              the same with searched widths (`--widths search`), at no more MACs than the uniform network
+    searched              the same with searched widths (`--widths search`), at no more MACs and parameters
     distilled             the same start, towards the logits of the finished base
     pruned-magnitude      Torch-Pruning to the small network's size, and fine-tuning; pruned-taylor too
     adjoint, adjoint+     these methods, with the channels ordered by their L1 norms
@@ -217,8 +217,6 @@ class Run:
         file = self.of_search
         if file.exists():
             return SlicePlan.load(file)
-        uniform = make_plan(model, self.example, alpha=self.alpha)
-        assert uniform.cost is not None
         model, (x, y) = model.to(memory_format=torch.channels_last), self.photos.some(SEARCH, 768)
         x = x.contiguous(memory_format=torch.channels_last)
         judged = list(zip(x[:256].split(64), y[:256].split(64), strict=True))
@@ -230,7 +228,6 @@ class Run:
                 F.cross_entropy,
                 order=ORDER,
                 alpha=self.alpha,
-                budget=f"{uniform.cost.macs} MACs",
             )
         plan.save(file)
         return plan
