@@ -208,21 +208,10 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             )
         from adjoined.models.usual import normalisation
 
-        return DataSettings(
-            name=self.data,
-            root=self.data_root,
-            image_size=self.image_size,
-            batch_size=self.batch_size // processes,
-            eval_batch_size=self.eval_batch_size,
-            workers=self.workers,
-            augment=self.augment,
-            shift=self.shift,
-            val_fraction=self.val_fraction,
-            split_seed=self.split_seed,
-            limit=self.limit,
-            bad_images=self.bad_images,
-            normalisation=normalisation(self.model) if self.pretrained else None,
-        )
+        same = {each.name: getattr(self, each.name) for each in fields(DataSettings) if hasattr(self, each.name)}
+        same["batch_size"] //= processes
+        expected = normalisation(self.model) if self.pretrained else None
+        return DataSettings(name=self.data, root=self.data_root, normalisation=expected, **same)
 
     @property
     def code(self) -> str | None:

@@ -116,6 +116,15 @@ def test_nobody_imports_from_inside_slicing():
     assert inside == []
 
 
+def test_the_map_of_slicing_names_what_is_there():
+    folder = SOURCE / "slicing"
+    text = (folder / "__init__.py").read_text(encoding="utf-8").split('"""')[1]
+    named = re.findall(r"^ {4}(\w[\w/]*(?:\.py|/))", text, re.MULTILINE)
+    assert all((folder / name).exists() for name in named)
+    parts = {path.name for path in folder.iterdir() if (path / "__init__.py").is_file()}
+    assert parts == {name.partition("/")[0] for name in named if "/" in name}
+
+
 def test_every_part_stands_in_the_table_once():
     parts = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert sorted(name for names in table() for name in names) == sorted(parts - {"__init__"})

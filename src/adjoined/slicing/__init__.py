@@ -1,4 +1,26 @@
-"""Slicing: which channels belong to the small network. docs/slicing.md shows one network in all passes."""
+"""Slicing: which channels of a model belong to its small network.
+
+A map in the order of the steps; docs/slicing.md takes one network through them and shows what each finds out.
+
+    make_plan.py            the public functions; a `Slicer` shares the trace of its model among them
+    model/                  what is known before a run: modules, inputs, whether copies are independent
+    flow/trace.py           1. every index of every parameter and buffer gets a label, and the model runs once
+    flow/run.py                each operator calls its rule; the rules are in flow/rules/, a file for each family
+    flow/state.py              what a rule can do: read labels, tie them, pin them to full width, pass them on
+    flow/completion.py         what no operator shows: outputs, parts that did not run, what counts something else
+    solve/groups.py         2. tied labels are one channel; channels in the same dimensions are one group
+    solve/widths.py            how many of its channels each group keeps
+    solve/draft.py          3. the plan that follows: the indices of each tensor
+    solve/trial.py          4. the small network runs by the same rules, which now compare instead of tying
+    solve/repair.py         5. where it stops: correct an attribute, choose another width, or keep channels wide
+    solve/solve.py          the loop over these steps
+    plan/                   the plan as data, which cuts the small network out of the model
+    verify/                 the small network against the base with its dropped channels at zero
+    order/                  important channels first, without changing what the base computes
+
+A *label* is a number that stands for one index of one dimension of one tensor. A *slot* is a tensor of labels, as large
+as an activation in the dimensions in which they change: it says to which channel each element belongs.
+"""
 
 from adjoined.slicing.flow.cost import cost_by_module, last_linear, measure_cost
 from adjoined.slicing.make_plan import Slicer, make_plan, reorder, warn_if_whole
