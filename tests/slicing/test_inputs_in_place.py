@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -227,11 +230,62 @@ class ChangesWeights(nn.Module):
         self.head.weight.div_(self.head.weight.norm(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("way", ["decays", "set from data", "follows", "follows, unregistered", "normalised"])
+def halve_weight(module: nn.Module, _: object) -> None:
+    module.weight.data /= 2  # pyright: ignore
+
+
+def divide(weight: Tensor) -> None:
+    weight.data /= 2
+
+
+class Halves:
+    """A helper that is no module."""
+
+    def change(self, weight: Tensor) -> None:
+        weight.data /= 2
+
+    def __call__(self, weight: Tensor) -> None:
+        self.change(weight)
+
+
+HELPERS: Any = ModuleType("helpers")
+HELPERS.halve = divide
+
+
+class HasHelp(nn.Module):
+    """Weights are changed by code that is neither in a forward nor in a function that a forward names."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.helper = way, Halves()
+        self.stem, self.body, self.head = conv(3, 32), conv(32, 48), nn.Linear(48, CLASSES)
+        if way == "hook":
+            self.stem.register_forward_pre_hook(halve_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.way:
+            case "helper":
+                self.helper.change(self.stem.weight)
+            case "callable":
+                self.helper(self.stem.weight)
+            case "imported":
+                HELPERS.halve(self.stem.weight)
+        return self.head(self.body(self.stem(x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(partial(ChangesWeights, each) for each in ("decays", "set from data", "follows", "normalised")),
+        partial(ChangesWeights, "follows, unregistered"),
+        *(partial(HasHelp, each) for each in ("hook", "helper", "callable", "imported")),
+    ],
+    ids=lambda make: make.args[0],
+)
 @pytest.mark.parametrize("training", [False, True])
-def test_changes_of_weights_in_place_reach_no_other_network(way: str, training: bool):
+def test_changes_of_weights_in_place_reach_no_other_network(make: Callable[[], nn.Module], training: bool):
     """Every network computes, from the same weights, what it would alone; the base's are then as if it were alone."""
-    model = seeded(lambda: ChangesWeights(way))
+    model = seeded(make)
     alone = copy.deepcopy(model).train(training)
     net = adjoin(model, X, alpha=(2, 4), round_to=1).train(training)
     out = ()

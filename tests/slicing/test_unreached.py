@@ -272,8 +272,8 @@ class Counting(nn.Module):
         return self.outer(self.inner(x).relu())
 
 
-def test_one_small_network_of_a_family_runs_in_train_mode():
+def test_the_base_runs_once_in_train_mode_and_each_small_network_once():
     model = Counting()
     Counting.runs = 0
     Slicer(model, X).plans(Request(alpha=(2, 4, 8)))
-    assert Counting.runs == 1
+    assert Counting.runs == 4

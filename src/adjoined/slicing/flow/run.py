@@ -172,7 +172,8 @@ class LabelFlow(State, TorchDispatchMode):
         if self.values.note(func, name, given, results, self.module):
             self.note_decided(given)
         self._note_statistics(name, given, results)
-        uniform = name in _CREATE or (bool(given) and not labelled and all(tensor in self._uniform for tensor in given))
+        uniform = name in _CREATE or (self._train and name in _NOISE)
+        uniform |= bool(given) and not labelled and all(tensor in self._uniform for tensor in given)
         if name == "cat" and not labelled and any(map(self.is_uniform, given)):
             self.note_filled(given, args[1] if len(args) > 1 else 0, results[0])
         if labelled and name not in _CREATE and not (self._idle and name == "select"):
@@ -344,6 +345,9 @@ _CREATE = {
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
     "empty_strided", "new_empty_strided", "scalar_tensor",
 }  # fmt: skip
+
+_NOISE = {"rand", "randn", "randint"}
+"""Operators whose elements are all alike, but for chance."""
 
 
 _BY_SHAPE = {

@@ -18,6 +18,7 @@ from adjoined.slicing.flow.not_channels import any_beside_channels
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
+from adjoined.slicing.model.code import reads_mode
 from adjoined.slicing.model.cost import Cost, cost_of_run
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import check_arguments, check_made, check_output, does_not_run
@@ -68,12 +69,12 @@ def trace(
     *,
     choose_groups: GroupChoice,
     unaligned: Iterable[Site] = (),
-    in_train_mode: bool = False,
 ) -> Trace:
     """Run a copy of the model under the label flow, on the meta device where that is possible.
 
-    It runs in eval mode first, then in train mode if that is asked for, if some parameters were not used (auxiliary
-    heads), or if a layer's weight was read by something other than the layer (layers that are fused for inference).
+    It runs in eval mode first, then in train mode if its code reads the mode, if some parameters were not used
+    (auxiliary heads), or if a layer's weight was read by something other than the layer (layers that are fused for
+    inference).
 
     Raises:
         AdjoinedError: the model does not run on the example input.
@@ -86,10 +87,11 @@ def trace(
     try:
         with suppress(Exception):
             on_meta = inputs.map(lambda t: t.to("meta"))
-            traced = _trace(_copied(model, "meta"), on_meta, choose_groups, unaligned, original, in_train_mode)
-        if traced is None or (in_train_mode and traced.train_inputs is None):
+            traced = _trace(_copied(model, "meta"), on_meta, choose_groups, unaligned, original)
+        missed = traced is not None and traced.train_inputs is None and reads_mode(model)
+        if traced is None or (missed and _trains(_copied(model, None), inputs)):
             original.undo()
-            traced = _trace(_copied(model, None), inputs, choose_groups, unaligned, original, in_train_mode)
+            traced = _trace(_copied(model, None), inputs, choose_groups, unaligned, original)
     except DoesNotRunError:
         original.check_unchanged(original.undo())  # the copy looks in vain for what it wrote into the original
         raise
@@ -122,7 +124,6 @@ def _trace(
     choose_groups: GroupChoice,
     unaligned: frozenset[Site],
     original: Original,
-    in_train_mode: bool,
 ) -> Trace:
     ties, findings = Ties(), Findings()
     flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups, original=original)
@@ -143,7 +144,7 @@ def _trace(
     train_inputs = None
     unused = [name for name, _ in model.named_parameters() if name not in findings.readers]
     layers = kernel_names(model) | linear_names(model)
-    if in_train_mode or unused or any_beside_channels(ties, findings, labels, layers):
+    if reads_mode(model) or unused or any_beside_channels(ties, findings, labels, layers):
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
     kept = tensors_kept(model)
@@ -227,7 +228,7 @@ def run_again(
     return outputs
 
 
-def trains(model: nn.Module, inputs: Inputs) -> bool:
+def _trains(model: nn.Module, inputs: Inputs) -> bool:
     """Return whether a model, which may change in the run, runs in train mode."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for attempt in inputs.for_training():

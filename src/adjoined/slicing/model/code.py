@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
-from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def codes_of(function: FunctionType) -> Iterator[CodeType]:
@@ -20,19 +22,67 @@ def codes_of(function: FunctionType) -> Iterator[CodeType]:
         yield code
 
 
-def functions_of(model: nn.Module) -> Iterator[tuple[FunctionType, set[str]]]:
-    """Yield a model's own functions with the names that they use, as far as its forward methods lead by these names."""
-    for kind in set(map(type, model.modules())):
-        left: list[Any] = [getattr(kind, "forward", None)]
-        seen = set[str]()
+def functions_of(model: nn.Module, *, held: bool = False) -> Iterator[tuple[FunctionType, set[str]]]:
+    """Yield a model's own functions with the names that they use, as far as its forward methods lead by these names.
+
+    Args:
+        model: the model.
+        held: also begin with hooks, and follow names of attributes that hold functions or helper objects.
+    """
+    known: dict[FunctionType, set[str]] = {}
+    for module in model.modules():
+        own = vars(module) if held else {}
+        holders: list[Any] = [type(module), own]
+        left: list[Any] = [getattr(type(module), name, None) for name in ("forward", "train")]
+        left += [hook for each in ("_forward_pre_hooks", "_forward_hooks") for hook in own.get(each, {}).values()]
+        seen = set[FunctionType]()
         while left:
-            function = inspect.unwrap(getattr(reached := left.pop(), "fget", reached))
-            if not isinstance(function, FunctionType) or str(function.__module__).startswith(("torch.", "adjoined.")):
+            function = _function(left.pop())
+            if function is None or function in seen:
                 continue
-            names = {name for code in codes_of(function) for name in (*code.co_names, *code.co_freevars)}
-            yield function, names
-            left += [getattr(kind, name, function.__globals__.get(name)) for name in names - seen]
-            seen |= names
+            seen.add(function)
+            if function not in known:
+                codes = codes_of(function)
+                known[function] = {name for code in codes for name in (*code.co_names, *code.co_freevars)}
+                yield function, known[function]
+            names = known[function]
+            found = _named(names, [function.__globals__, *holders])
+            new = [each for value in found for each in _holders(value) if not any(each is one for one in holders)]
+            holders += new
+            left += [*found, *_named(names, new)]
+
+
+_OTHERS = {"torch", "numpy", "adjoined", *sys.stdlib_module_names}
+"""Packages whose functions are not a model's own."""
+
+
+def _is_own(package: object) -> bool:
+    return str(package).partition(".")[0] not in _OTHERS
+
+
+def _function(reached: Any) -> FunctionType | None:
+    """Return the function behind a property, a method, a partial function or an object that can be called."""
+    while isinstance(reached, functools.partial):
+        reached = reached.func
+    if isinstance(reached, (property, MethodType)):
+        reached = reached.fget if isinstance(reached, property) else reached.__func__
+    reached = inspect.unwrap(reached) if callable(reached) else None
+    if not isinstance(reached, (FunctionType, type, nn.Module)):
+        reached = inspect.getattr_static(type(reached), "__call__", None)
+    return reached if isinstance(reached, FunctionType) and _is_own(reached.__module__) else None
+
+
+def _holders(value: Any) -> list[Any]:
+    """Return what holds the functions of an imported file, or of an object that is no part of a network."""
+    if isinstance(value, ModuleType):
+        return [vars(value)] if _is_own(value.__name__) else []
+    others = (nn.Module, Tensor, type, FunctionType, MethodType)
+    helps = hasattr(value, "__dict__") and not isinstance(value, others) and _is_own(type(value).__module__)
+    return [type(value), vars(value)] if helps else []
+
+
+def _named(names: Iterable[str], holders: Iterable[Any]) -> list[Any]:
+    return [h.get(name) if isinstance(h, dict) else getattr(h, name, None) for h in holders for name in names]
 
 
 def used_by(function: FunctionType) -> Iterator[Any]:
@@ -55,4 +105,10 @@ def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
         model: the model.
         named: whether a name is one of those looked for.
     """
-    return any(any(map(named, names)) for _, names in functions_of(model))
+    return any(any(map(named, names)) for _, names in functions_of(model, held=True))
+
+
+def reads_mode(model: nn.Module) -> bool:
+    """Return whether a model's own code may do something else in train mode than in eval mode."""
+    override = any(type(module).train is not nn.Module.train for module in model.modules())
+    return override or mentions(model, lambda name: name == "training")

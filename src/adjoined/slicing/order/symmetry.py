@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, Slot, distinct, varying
@@ -168,7 +166,7 @@ class Probe:
         outputs: list[Tensor] = []
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         for inputs, train in self._runs:
-            with repeatable(), torch.no_grad(), _NoDropout():
+            with repeatable(), torch.no_grad():
                 outputs += [out.clone() for out in tensor_leaves(inputs.run(self.model.train(train)))]
         with torch.no_grad():  # the run in train mode has moved statistics
             for name, buffer in self.model.named_buffers():
@@ -186,12 +184,3 @@ def _varied(inputs: Inputs) -> Inputs:
         return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor) if constant else tensor
 
     return inputs.map(vary)
-
-
-class _NoDropout(TorchFunctionMode):
-    """Skips dropout, which drops other channels in another order."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "dropout" in getattr(func, "__name__", ""):
-            return args[0] if args else (kwargs or {})["input"]
-        return func(*args, **(kwargs or {}))

@@ -39,27 +39,9 @@ MOST_REPAIRS = 200
 
 
 def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
-    """Return the plan of one small network.
+    """Return the plan of one small network: choose widths, and repair until it runs.
 
     It always returns one: where no repair helps, the model stays as wide as it is, and the plan says why.
-
-    Args:
-        traces: the model, with its traces so far.
-        request: the request, whose alpha is ignored.
-        alpha: the factor that divides widths.
-
-    Raises:
-        AdjoinedError: the model does not run on the example input, or the request does not fit the model.
-    """
-    plan = _solve(traces, request, alpha)
-    if not traces.misses_training(plan):
-        return plan
-    traces.follow_training()
-    return _solve(traces, request, alpha)
-
-
-def _solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
-    """Choose widths and repair until the small network runs.
 
     Most models return in the first round. Where code shuffles channels and then splits them, the first channels of the
     small network may not be the first ones of the base. Then these ways are tried in turn:
@@ -68,6 +50,14 @@ def _solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
     2. other widths, near those asked for, at which every channel has such a place (`OtherWidths`);
     3. giving up the channels' identity behind these cuts, where only their number then has to agree (`unaligned`);
     4. keeping the groups concerned wide (`may_unalign` is false).
+
+    Args:
+        traces: the model, with its traces so far.
+        request: the request, whose alpha is ignored.
+        alpha: the factor that divides widths.
+
+    Raises:
+        AdjoinedError: the model does not run on the example input, or the request does not fit the model.
     """
     model = traces.model
     kept_modules = matching_modules(model, request.keep)
@@ -142,12 +132,7 @@ def _without_repairs(
 def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPlace:
     """Return the plan with the channels of the base that have the places of the small network's; see `align`."""
     try:
-        narrow = trace(
-            plan.apply(base.model),
-            base.inputs,
-            choose_groups=traces.again(base),
-            in_train_mode=traces.in_train_mode,
-        )
+        narrow = trace(plan.apply(base.model), base.inputs, choose_groups=traces.again(base))
     except AdjoinedError:  # it does not run with these widths
         return NoPlace(frozenset())
     found = align(base, narrow)

@@ -9,12 +9,10 @@ from torch import nn
 
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
-from adjoined.slicing.flow.trace import Trace, trace, trains
+from adjoined.slicing.flow.trace import Trace, trace
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.misuse import check_weights
-from adjoined.slicing.model.modules import duplicate
 from adjoined.slicing.model.wrapped import unwrap
-from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.groups import Grouping
 
 MOST_TRACES = 3
@@ -42,7 +40,6 @@ class Traces:
         model: the model without wrappers; it is neither run nor changed.
         inputs: the example input.
         tied: modules whose groups are tied to each other, so that none can be dropped whole.
-        in_train_mode: whether the model is always traced in train mode, too.
 
     Raises:
         AdjoinedError: `model` is not a model, or has no weights to narrow.
@@ -53,9 +50,7 @@ class Traces:
         check_weights(self.model)
         self.inputs = Inputs.of(example_input)
         self.tied: set[str] = set()
-        self.in_train_mode = False
         self._known: list[_Known] = []
-        self._seen_training: set[str] = set()
 
     def get(self, choose: GroupChoice, unaligned: frozenset[Site] = frozenset()) -> tuple[Trace, Grouping]:
         """Return the trace with these choices, and its groups before any width is chosen.
@@ -79,38 +74,9 @@ class Traces:
             return choices.setdefault(question, choose(*question))  # pyright: ignore[reportArgumentType]
 
         del self._known[: -MOST_TRACES + 1]
-        traced = trace(
-            self.model,
-            self.inputs,
-            choose_groups=recording,
-            unaligned=unaligned,
-            in_train_mode=self.in_train_mode,
-        )
+        traced = trace(self.model, self.inputs, choose_groups=recording, unaligned=unaligned)
         self._known.append(_Known(traced, Grouping(traced), choices, unaligned))
         return traced, self._known[-1].grouping
-
-    def misses_training(self, plan: SlicePlan) -> bool:
-        """Return whether a small network fails in train mode, where the base does not and the traces did not look.
-
-        Code that runs in train mode alone may use numbers of channels, too, such as codes that follow moving averages.
-        A plan that narrows only what an earlier one has narrowed, such as another of a family, is not run again.
-        """
-        traced = self.latest[0]
-        narrowed = {group.name for group in plan.groups if group.kept < group.width}
-        if traced.train_inputs is not None or self.in_train_mode or narrowed <= self._seen_training:
-            return False
-        self._seen_training |= narrowed
-        for model, inputs in ((traced.model, traced.inputs), (self.model, self.inputs)):
-            if trains(plan.cut(model), inputs):
-                return False
-            if trains(duplicate(model), inputs):
-                return True
-        return False
-
-    def follow_training(self) -> None:
-        """Make all traces in train mode, too, from now on."""
-        self.in_train_mode = True
-        self._known.clear()
 
     def again(self, traced: Trace) -> GroupChoice:
         """Return a choice for narrower networks: each grouped convolution as in this trace, whatever its numbers."""
