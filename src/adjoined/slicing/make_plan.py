@@ -132,7 +132,7 @@ def make_plan(
     slicer = Slicer(model, example_input)
     request = Request(alpha, keep, round_to, widths, compress, budget)
     if len(request.alphas) > 1:
-        raise AdjoinedError("one plan has one alpha", where="alpha", got=request.alphas, fix="Use `Slicer.plans`.")
+        raise AdjoinedError("one plan has one alpha", where="alpha", got=request.alphas, fix="Make a plan for each.")
     (plan,) = slicer.plans(request, latency=latency)
     warn_if_whole(plan, request)
     return plan

@@ -44,8 +44,8 @@ def find_alpha(traces: Traces, request: Request, latency: Latency | None = None)
         raise AdjoinedError(
             "a budget in milliseconds needs a function that measures them",
             where=f"budget={timed.text!r}",
-            fix="`adjoined plan` and `adjoined train` measure them. In Python, pass `latency`, a function of the small "
-            "network that returns milliseconds.",
+            fix="`adjoined plan` and `adjoined train` measure them. In Python, give `adjoin`, `make_plan` or "
+            "`search_widths` a `latency`, a function of the small network that returns milliseconds.",
         )
     search = _Search(traces, request)
     whole = search.plan(0)
