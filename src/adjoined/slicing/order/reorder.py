@@ -71,9 +71,9 @@ class _Ordering:
             if group.why is not None:
                 self._leave([number], group.why.text)
             elif any(len(depth) > 1 for depth in found):
-                self._leave([number], "the small network keeps its channels in part")
+                self._leave([number], "the small network keeps only parts of its channels")
             elif not scores:
-                self._leave([number], "no layer tells by its weights how much they matter")
+                self._leave([number], "no weights show which of them matter most")
             else:
                 positions = sorted(range(len(found)), key=lambda i: -max(found[i]))
                 best = sorted(range(len(found)), key=lambda i: -scores[i])
@@ -102,13 +102,13 @@ class _Ordering:
         for name, tensor in tensors.items():
             names[id(tensor)].append(name)
         overlapping = _overlapping({of_one[0]: tensors[of_one[0]] for of_one in names.values()})
-        self._leave(self._in(overlapping), "they stand in memory that several tensors share")
+        self._leave(self._in(overlapping), "several tensors share their memory")
         gathers, torn = self.gathers(), set[str]()
         for of_one in names.values():  # on the meta device, the trace labels tied tensors separately
             separate = {id(self._traced.labels[name]): name for name in of_one}.values()
             if any(not _equal(gathers.get(name), gathers.get(of_one[0])) for name in separate):
                 torn |= set(of_one)
-        self._leave(self._in(torn), "a weight that several layers share would need several orders")
+        self._leave(self._in(torn), "a weight shared by several layers would need several orders")
 
     def check_labels(self) -> None:
         """Leave groups alone whose channels would meet other channels than they do now."""
