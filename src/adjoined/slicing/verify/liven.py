@@ -148,7 +148,7 @@ def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     Example:
         >>> relative_error([torch.tensor([1.0, 4.5])], [torch.tensor([1.0, 4.0])])
         0.125
-        >>> relative_error([torch.tensor([float("nan")])], [torch.tensor([1.0])])
+        >>> relative_error([torch.ones(1), torch.tensor([float("nan")])], [torch.ones(1), torch.ones(1)])
         inf
     """
     if [t.shape for t in got] != [t.shape for t in expected]:
