@@ -258,6 +258,31 @@ def test_code_that_runs_only_in_train_mode(make: Callable[[], nn.Module], widths
         assert torch.equal(net.eval()(X)[1], net.extract()(X))
 
 
+class SplitsABatch(nn.Module):
+    """A norm for each half of a batch, in train mode alone, and a head that needs targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.extra = conv(3, 32), conv(32, 5), conv(32, 5)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(32), nn.BatchNorm2d(32)])
+
+    def forward(self, x: Tensor, targets: dict[str, Tensor] | None = None) -> Tensor:
+        x = self.stem(x)
+        if not self.training:
+            return self.head(self.norms[0](x))
+        assert len(x) % 2 == 0, "an even batch"
+        x = torch.cat([norm(half) for norm, half in zip(self.norms, x.chunk(2), strict=True)])
+        return self.head(x) + ({} if targets is None else targets)["shift"] * self.extra(x)
+
+
+def test_train_mode_may_need_an_even_batch_and_targets():
+    """The model's own code raises an AssertionError and a KeyError on the example input in train mode."""
+    even = {"x": X[:1], "targets": {"shift": torch.ones(1, 1, 1, 1)}}
+    for example in (even, X[:1]):
+        plan = adjoin(seeded(SplitsABatch), example, alpha=2, round_to=1).plan
+        assert [plan.small_shape(f"{name}.weight") for name in ("head", "extra")] == [(5, 16, 3, 3)] * 2
+
+
 class Counting(nn.Module):
     """Counts its runs in train mode, those of its copies too."""
 

@@ -141,7 +141,7 @@ class AdjoinedTask(ClassificationTask):
         return joint
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile the joint network for training; the base is compiled with it where the loop validates."""
+        """Compile the joint network for training; the loop validates the base as it is."""
         self.net.compile(backend=backend, mode=mode, **compile_kwargs)  # in place: names stay
         return self.net
 

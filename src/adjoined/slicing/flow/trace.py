@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError, DoesNotRunError
 from adjoined.slicing.flow.completion import complete
 from adjoined.slicing.flow.findings import Findings
-from adjoined.slicing.flow.labels import NeedsValues, Ties, along
+from adjoined.slicing.flow.labels import Ties, along
 from adjoined.slicing.flow.not_channels import any_beside_channels
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
@@ -199,7 +199,9 @@ def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tup
         for attempt in inputs.for_training():
             try:
                 return attempt, tensor_leaves(flow.run(model, attempt, train=True))
-            except (NeedsValues, RuntimeError, ValueError):
+            except AdjoinedError:
+                raise
+            except Exception:  # whatever the model's own code raises
                 continue
     return None, []
 
