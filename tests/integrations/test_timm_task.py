@@ -151,6 +151,10 @@ def test_a_script_that_would_train_the_base_alone_is_refused(
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert "Traceback" not in error
+    script.write_text("print('a loop of its own, without a scheduler of timm')")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(script)])
+    assert "ClassificationTask, so the small network is left out" in capsys.readouterr().err
 
 
 def test_timms_own_script_runs_unchanged(tmp_path: Path):

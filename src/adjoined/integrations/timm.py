@@ -245,16 +245,19 @@ def run_script(script: Path, **settings: Any) -> None:
         made.append(AdjoinedTask(model, criterion, **options, **settings))
         return made[-1]
 
+    def check_made() -> None:
+        if not made:
+            raise AdjoinedError(
+                "the script does not train with timm's ClassificationTask, so the small network is left out",
+                where=os.fspath(script),
+                fix="Leave out the flags that choose another task, such as --kd-model-name.",
+            )
+
     make_scheduler = schedulers.create_scheduler_v2
 
     def create_scheduler_v2(*args: Any, updates_per_epoch: int = 0, **options: Any) -> tuple[Any, int]:
         scheduler, epochs = make_scheduler(*args, updates_per_epoch=updates_per_epoch, **options)
-        if not made:
-            raise AdjoinedError(
-                "the script does not train with timm's ClassificationTask, so the small network would be left out",
-                where=os.fspath(script),
-                fix="Leave out the flags that choose another task, such as --kd-model-name.",
-            )
+        check_made()
         if scheduler is None:
             raise AdjoinedError(
                 "without a scheduler it is unknown how far the training is, so λ(t) is undefined",
@@ -270,6 +273,7 @@ def run_script(script: Path, **settings: Any) -> None:
     tasks.ClassificationTask, schedulers.create_scheduler_v2 = make_task, create_scheduler_v2
     try:
         runpy.run_path(str(script), run_name="__main__")
+        check_made()
     finally:
         tasks.ClassificationTask, schedulers.create_scheduler_v2 = before
 
