@@ -106,6 +106,33 @@ def test_what_is_returned_in_train_mode_alone_has_full_width():
     assert net.plan.small_shape("body.weight") == (48, 16, 3, 3)
 
 
+class Queue(nn.Module):
+    """Features of earlier images in a ring, whose place to write to is read in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 32), nn.Linear(32, 5)
+        self.register_buffer("queue", torch.randn(32, 8))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x, queue, place = self.stem(x).mean((2, 3)), self.get_buffer("queue"), self.get_buffer("place")
+        alike = x @ queue.clone()
+        if self.training:
+            start = int(place)
+            queue[:, start : start + len(x)] = x.detach().t()
+            place[0] = (start + len(x)) % 8
+        return self.head(x), alike
+
+
+def test_small_networks_are_made_from_the_state_before_the_run_in_train_mode():
+    """Else the first places of the base's ring would be the third ones of theirs."""
+    net = adjoin(seeded(Queue).double(), X, alpha=2, round_to=1)
+    assert net.plan.small_shape("queue") == (16, 8)
+    assert net.plan.in_order
+    assert torch.equal(net.extract().get_buffer("queue"), net.base.get_buffer("queue")[:16])
+
+
 class Latent(nn.Module):
     """A variational autoencoder of 8 latent channels, which returns their spread."""
 

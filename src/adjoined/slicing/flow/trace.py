@@ -131,6 +131,7 @@ def _trace(
     sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))
     before = Original(model)
+    values = {name: tensor.detach().clone() for name, tensor in tensors.items() if not tensor.is_meta}
     try:
         with torch.random.fork_rng(devices=[]):
             returned = flow.run(model, inputs)
@@ -152,6 +153,8 @@ def _trace(
     for name, tensor in tensors.items():  # observers of quantisation-aware training give their buffers other sizes
         if tensor.shape != sizes[name]:
             tensor.resize_(sizes[name])
+        if name in values and not torch.equal(tensor, values[name]):
+            tensor.data.copy_(values[name])
     unreached = complete(flow, model, outputs, kept, labels, layers)
     return Trace(
         model=model,
