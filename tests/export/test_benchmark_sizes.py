@@ -136,17 +136,17 @@ def test_a_busy_machine_is_reported():
 
 def test_a_ratio_that_the_noise_disowns_is_not_explained():
     rows, speedups = timed(40, 8, 1)
-    assert "below 70% of the ratio" in reasons(SMALL, (rows, speedups))
+    assert "below 70 % of the ratio" in reasons(SMALL, (rows, speedups))
     disturbed = [rows[0], replace(rows[1], latency=replace(rows[1].latency, upper_quartile_ms=20.0))]
-    assert "below 70% of the ratio" not in reasons(SMALL, (disturbed, speedups))
+    assert "below 70 % of the ratio" not in reasons(SMALL, (disturbed, speedups))
 
 
 def test_fixed_cost_of_a_call_is_reported_where_batches_show_it():
     explanation = reasons(replace(SMALL, moved_bytes=250), timed(40, 8, 1), timed(200, 16, 8))
-    assert "below 70% of the ratio of MACs (16.0x): PyTorch at batch 1 5.0x." in explanation
+    assert "below 70 % of the ratio of MACs (16.0x): PyTorch at batch 1 5.0x." in explanation
     assert "longer than one in a batch of 8." in explanation
     assert "50 operators" in explanation
-    assert "Of a call with one image it is 75% in PyTorch." in explanation
+    assert "It makes up 75 % of the call in PyTorch." in explanation
     assert "Memory" not in explanation
     assert "Odd" not in explanation
     # An image that takes as long in a batch as alone pays nothing for the call.
