@@ -95,9 +95,24 @@ def search_widths(
         True
     """
     request = Request(alpha, keep, round_to, widths, compress, budget)
-    plan = _Search(duplicate(unwrap(model)), example_input, list(batches), loss, progress).run(request, order, latency)
+    plan = search(model, example_input, batches, loss, request, order=order, latency=latency, progress=progress)
     warn_if_whole(plan, request)
     return plan
+
+
+def search(
+    model: nn.Module,
+    example_input: Any,
+    batches: Iterable[tuple[Any, Any]],
+    loss: Loss,
+    request: Request,
+    *,
+    order: str | None,
+    latency: Latency | None = None,
+    progress: Progress = lambda what, share: None,
+) -> SlicePlan:
+    """Do what `search_widths` does for a request, without a warning where the base is within the budget."""
+    return _Search(duplicate(unwrap(model)), example_input, list(batches), loss, progress).run(request, order, latency)
 
 
 class ProgressLines:

@@ -131,7 +131,7 @@ def test_a_search_that_fails_stops_only_those_who_asked_for_it(tmp_path: Path, m
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(searching, "search_widths", fail)
+    monkeypatch.setattr(searching, "search", fail)
     settings, (choice,) = measure_first(pretrained(tmp_path), LatencyOptions())
     assert settings.widths == {}
     assert choice.line() == "--widths uniform: the search failed: out of memory in the search"
@@ -142,7 +142,7 @@ def test_a_search_that_fails_stops_only_those_who_asked_for_it(tmp_path: Path, m
 def test_a_search_starts_only_where_the_run_can(
     line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(searching, "search_widths", lambda *_, **__: pytest.fail("widths are searched"))
+    monkeypatch.setattr(searching, "search", lambda *_, **__: pytest.fail("widths are searched"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     search = [*line, "--pretrained"]
@@ -157,7 +157,7 @@ def test_a_search_that_is_interrupted_ends_in_one_line_and_leaves_nothing(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(searching, "search_widths", stop)
+    monkeypatch.setattr(searching, "search", stop)
     assert main([*line, "--pretrained", "--run", str(tmp_path / "new")]) == INTERRUPTED
     assert capsys.readouterr().err == "adjoined: interrupted\n"
     assert not (tmp_path / "new").exists()

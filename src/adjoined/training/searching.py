@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,7 +21,7 @@ from adjoined.training.loaders import training_images
 from adjoined.training.run import make_trainer
 from adjoined.training.stages import check_stages
 from adjoined.transfer import ORDER, as_judge, in_batches
-from adjoined.width_search import Progress, search_widths
+from adjoined.width_search import Progress, search
 
 SAMPLES = 768
 """Training images; two thirds of them fit a trial head to the pretrained features."""
@@ -59,19 +58,14 @@ def searched_plan(
     measure = None if latency is None else latency(example)
     third = max(len(x) // 3, 2)
     judged = as_judge(model, x, y) if task.kind == "classification" else nullcontext((x[:third], y[:third]))
-    request = Request.of(replace(settings, widths={}))
-    with warnings.catch_warnings(action="ignore"), _within_memory(), judged as (images_judged, targets):
-        return search_widths(
+    with _within_memory(), judged as (images_judged, targets):
+        return search(
             model,
             x[:1],
             in_batches(images_judged, targets),
             lambda output, target: task.loss([output], target),
+            Request.of(replace(settings, widths={})),
             order=ORDER if settings.method == "transfer" else settings.order,
-            alpha=None if request.chooses_alpha else request.alphas[0],
-            keep=request.keep,
-            round_to=request.round_to,
-            compress=request.compress,
-            budget=request.budget,
             latency=None if measure is None else lambda network: measure(network.cpu()),
             progress=progress,
         )
