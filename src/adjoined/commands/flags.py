@@ -181,7 +181,7 @@ def input_set_by(flags: str) -> Iterator[None]:
         yield
     except DoesNotRunError as error:
         facts = {"where": error.where, "expected": error.expected, "got": error.got}
-        fix = f"It is given one batch of images. Check {flags}: it may need larger ones, or other channels."
+        fix = f"The model gets one batch of images. Check {flags}: it may need larger ones, or other channels."
         raise AdjoinedError(error.what, **facts, fix=fix) from error
 
 

@@ -146,7 +146,7 @@ def _check_logits(model: nn.Module, example: torch.Tensor, shape: tuple[int, ...
         raise AdjoinedError(
             f"the model does not run on these images: {type(error).__name__}: {error}",
             where=place,
-            fix="It is given one batch of images. Check --image-size and --model-options.",
+            fix="The model gets one batch of images. Check --image-size and --model-options.",
         ) from error
     model.train(training)
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -73,7 +73,7 @@ def _function(reached: Any) -> FunctionType | None:
 
 
 def _holders(value: Any) -> list[Any]:
-    """Return what holds the functions of an imported file, or of an object that is no part of a network."""
+    """Return what holds the functions of an imported file, or of a helper object outside the network."""
     if isinstance(value, ModuleType):
         return [vars(value)] if _is_own(value.__name__) else []
     others = (nn.Module, Tensor, type, FunctionType, MethodType)

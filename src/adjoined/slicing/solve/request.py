@@ -94,7 +94,8 @@ class Request:
     @property
     def alphas(self) -> tuple[float, ...]:
         """The factors of all small networks; () if `compress` or `budget` chooses the only one."""
-        return () if self.alpha is None else self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)  # pyright: ignore
+        alpha: Any = () if self.alpha is None else self.alpha
+        return alpha if isinstance(alpha, tuple) else (alpha,)
 
     @property
     def limits(self) -> tuple[Limit, ...]:

@@ -143,7 +143,7 @@ _DRAWN = {"rand", "randn", "rand_like", "randn_like", "normal", "normal_", "unif
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest error of any output, as a share of its largest value; infinite if shapes or integers differ.
+    """Return the largest error of any output, relative to its largest value; infinite if shapes or integers differ.
 
     Example:
         >>> relative_error([torch.tensor([1.0, 4.5])], [torch.tensor([1.0, 4.0])])
