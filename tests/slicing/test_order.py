@@ -284,6 +284,30 @@ def test_a_mistake_is_seen_even_if_the_weights_hide_it(name: str):
     assert probe.same({})
 
 
+class Silent(nn.Module):
+    """Returns classes, and the channels that a fixed gate closes: zeros, as long as these stay in their places."""
+
+    def __init__(self, opening: float) -> None:
+        super().__init__()
+        self.first, self.last = conv(3, 16), conv(16, 5)
+        self.register_buffer("gate", torch.cat([torch.zeros(8), torch.full((8,), opening)]).view(16, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(x).relu()
+        return self.last(x), (x * self.gate)[:, :8]
+
+
+@pytest.mark.parametrize("opening", [1.0, 1e-12])
+def test_outputs_of_zeros_stay_zeros(opening: float):
+    probe = Probe(seeded(lambda: Silent(opening)), Inputs.of(X))
+    probe.start(None)
+    turned = torch.arange(16).flip(0)
+    together = {"first.weight": [turned, None, None, None], "first.bias": [turned], "gate": [turned, None, None]}
+    assert not probe.same({**together, "last.weight": [None, turned, None, None]})
+    del together["gate"]  # the gate closes the first places, whichever channels are there
+    assert probe.same({**together, "last.weight": [None, turned, None, None]})
+
+
 # ---- settings -------------------------------------------------------------------------------------------------------
 
 
