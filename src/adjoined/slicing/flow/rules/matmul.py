@@ -47,15 +47,6 @@ def product_with_vector(state: State, call: Call) -> None:
     state.carry(call.out, [slot.reshape(-1) for slot, _ in spans if varying(slot) == (0,)])
 
 
-@rule("dot", "vdot", statistic=Statistic.SUM)
-def inner_product(state: State, call: Call) -> None:
-    """(k) by (k): one number, a statistic across channels."""
-    a, b = (state.vector(state.slots(tensor), 0) for tensor in call.tensors[:2])
-    if state.tie_vectors(a, b, "meets features of fixed width") is not None:
-        state.note_crossing()
-    state.carry(call.out, [])
-
-
 @rule("linear")
 def linear(state: State, call: Call) -> None:
     """(…, k) by (m, k)."""
@@ -201,16 +192,6 @@ def _note_channels(state: State, a: _Factor, b: _Factor) -> None:
 def _both(spans: Spans, first: int, second: int) -> list[Slot]:
     """Return the slots that vary along both dimensions."""
     return [slot for slot, dims in spans if {first, second} <= dims]
-
-
-@rule("_euclidean_dist", "_cdist_forward", statistic=Statistic.SUM)
-def distances(state: State, call: Call) -> None:
-    """(…, P, M) and (…, R, M): distances between rows, a statistic across their features."""
-    a, b = call["x1"], call["x2"]
-    turned = [slot.transpose(-1, -2) for slot in state.slots(b)]
-    if any(tensor.ndim - 1 in varying(slot) for tensor in (a, b) for slot in state.slots(tensor)):
-        state.note_crossing()
-    _product(state, a, b, state.slots(a), turned, None, call.out)
 
 
 @rule("_trilinear")

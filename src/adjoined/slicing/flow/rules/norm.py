@@ -45,23 +45,6 @@ def group_norm(state: State, call: Call) -> None:
     state.note_groups(rows[:, 0].reshape(-1))
 
 
-@rule("_weight_norm_interface", "_weight_norm", statistic=Statistic.SUM)
-def weight_norm(state: State, call: Call) -> None:
-    """A weight as direction times length: the length is a statistic across the channels that the weight reads."""
-    state.note_crossing()
-    tie_elementwise(state, [call["v"], call["g"]], call.outputs[0])
-    state.carry(call.outputs[-1] if len(call.outputs) > 1 else None, state.slots(call["g"]))
-
-
-@rule("renorm", "renorm_", statistic=Statistic.SUM)
-def largest_norm(state: State, call: Call) -> None:
-    """Each part along one dimension is shortened to a largest norm, a statistic across the other dimensions."""
-    x = call["self"]
-    if any(set(varying(slot)) - {call["dim"] % x.ndim} for slot in state.slots(x)):
-        state.note_crossing()
-    state.carry(call.out, state.slots(x))
-
-
 @rule(*LAYER_NORMS, statistic=Statistic.LAYER_NORM)
 def layer_norm(state: State, call: Call) -> None:
     """Statistics over the last dimensions; scale and shift broadcast against the input from the right."""

@@ -132,21 +132,6 @@ def restrided(state: State, call: Call) -> None:
         unknown(state, call)
 
 
-@rule("glu")
-def gated(state: State, call: Call) -> None:
-    """The first half times the sigmoid of the second."""
-    x, dim = call["self"], call["dim"] % call["self"].ndim
-    carried = []
-    for number, slot in enumerate(state.slots(x)):
-        if dim in varying(slot):
-            halves = slot.chunk(2, dim)
-            state.check_cut(state.cut, number, halves)
-            state.note_pieces(state.cut, number, halves)
-            slot = state.tie(*halves)
-        carried.append(slot)
-    state.carry(call.out, carried)
-
-
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", statistic=Statistic.ALONG)
 def softmax(state: State, call: Call) -> None:
     """Positions stay; over a labelled dimension it is a statistic across channels."""
