@@ -1,6 +1,7 @@
 """Images with masks: the layouts that are read, the masks that are refused, and that image and mask stay together."""
 
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 
 from adjoined.data import DataSettings, ImageData, open_data, open_to_measure
-from adjoined.data.segmentation import NOT_COUNTED
+from adjoined.data.segmentation import NOT_COUNTED, read_mask
 from adjoined.errors import AdjoinedError
 from drawn_masks import draw
+from made_by_hand import png, tiff
 
 
 def opened(folder: Path, **settings) -> ImageData:
@@ -22,6 +24,12 @@ def refusal(folder: Path) -> str:
     with pytest.raises(AdjoinedError) as caught:
         opened(folder).check()
     return str(caught.value)
+
+
+def saved(values: np.ndarray, kind: str, **how: str) -> bytes:
+    content = BytesIO()
+    Image.fromarray(values).save(content, kind, **how)
+    return content.getvalue()
 
 
 @pytest.fixture
@@ -90,7 +98,8 @@ def test_wrong_masks_are_reported_in_one_line_with_file_and_value(squares: Path)
     original.convert("RGB").save(mask)
     assert f"{mask}: the mask does not have one integer per pixel" in refusal(squares)
     original.convert("L").save(mask, format="jpeg")
-    assert f"{mask}: JPEG changes the values of a mask" in refusal(squares)
+    assert f"{mask}: the values of the mask are not read as they were saved" in refusal(squares)
+    assert "got JPEG, with loss). Save it as a PNG file" in refusal(squares)
     original.resize((30, 24)).save(mask)
     assert f"{mask}: the mask does not have the size of its image (expected 20 x 24" in refusal(squares)
     mask.write_bytes(mask.read_bytes()[:60])
@@ -128,6 +137,39 @@ def test_masks_of_many_bits_are_read_and_negative_and_real_values_refused(square
     assert "got -1)" in refusal(squares)
     (squares / "classes.txt").write_text("ground\nsquare\ncentre\n")
     assert f"{mask}: the mask has a value that is not a class" in refusal(squares)
+
+
+INDICES = np.array([[0, 1, 2, 3]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        (png(4, 1, 1, 0, b"\0\x50"), [0, 1, 0, 1]),
+        (png(4, 1, 2, 0, b"\0\x1b"), None),  # Pillow reads 0, 85, 170, 255
+        (png(4, 1, 4, 0, b"\0\x01\x23"), None),
+        (png(4, 1, 4, 3, b"\0\x01\x23", (b"PLTE", bytes(12))), [0, 1, 2, 3]),
+        (png(4, 1, 16, 0, b"\0" + INDICES.astype(">u2").tobytes()), [0, 1, 2, 3]),
+        (b"P5\n4 1\n3\n" + INDICES.tobytes(), None),
+        (b"P2\n4 1\n20\n0 1 2 3\n", None),
+        (b"P5\n4 1\n1000\n" + INDICES.astype(">u2").tobytes(), None),
+        (b"P5\n4 1\n65535\n" + INDICES.astype(">u2").tobytes(), [0, 1, 2, 3]),
+        (b"P1\n4 1\n0 1 0 1\n", [1, 0, 1, 0]),  # 1 is black
+        (tiff(INDICES, bits=8), [0, 1, 2, 3]),
+        (tiff(INDICES, bits=8, photometric=0), None),  # inverted
+        (saved(INDICES.repeat(32, 0), "tiff", compression="jpeg"), None),
+        (saved(INDICES, "tiff", compression="tiff_lzw"), [0, 1, 2, 3]),
+        (saved(INDICES, "avif"), None),
+        (saved(INDICES, "gif"), [0, 1, 2, 3]),
+    ],
+)
+def test_masks_are_read_as_they_were_saved_or_refused(tmp_path: Path, content: bytes, read: list[int] | None):
+    (tmp_path / "mask").write_bytes(content)
+    if read is not None:
+        assert read_mask(str(tmp_path / "mask")).tolist() == [read]
+    else:
+        with pytest.raises(AdjoinedError, match="mask: the values of the mask are not read as they were saved"):
+            read_mask(str(tmp_path / "mask"))
 
 
 def test_wrong_names_of_classes_are_reported_with_their_row(squares: Path):

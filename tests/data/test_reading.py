@@ -2,7 +2,6 @@
 
 import os
 import struct
-import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from adjoined.data import DataInfo, load_image, preprocess
 from adjoined.data.levels import plain
 from adjoined.data.preprocessing import MOST_PIXELS, to_tensor
 from adjoined.errors import AdjoinedError
+from made_by_hand import png, tiff
 
 GREY = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
 COLOUR = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
@@ -23,24 +23,6 @@ COLOUR = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
 
 def seen(path: Path) -> np.ndarray:
     return np.asarray(load_image(path)).astype(int)
-
-
-def png(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG written by hand: Pillow writes few of the kinds that it reads."""
-    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
-    parts = [head, *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
-    )
-
-
-def tiff(values: np.ndarray, *, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
-    """A little-endian grey TIFF of one strip, written by hand."""
-    height, width = values.shape
-    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 134)]
-    tags += [(277, 3, 1), (278, 4, height), (279, 4, values.nbytes), (339, 3, sample_format)]
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values.tobytes()
 
 
 DEEP = GREY.astype(np.uint16) * 257

@@ -145,6 +145,18 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_stays(damage, message, r
     assert not (tmp_path / "touched").exists()
 
 
+@pytest.mark.parametrize(
+    "change", [{"momentum": 0.5}, {"epochs": 1}, {"epochs": 3}, {"optimizer": "adamw"}, {"ema": 0.9}]
+)
+def test_settings_edited_after_the_last_checkpoint_are_refused(change, run, tmp_path):
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    (folder / "run.json").unlink()
+    edited = replace(TINY, **change)
+    (folder / "settings.yaml").write_text(edited.to_yaml())
+    with pytest.raises(AdjoinedError, match=rf"last.ckpt: the run has different settings \({next(iter(change))}\)"):
+        train(edited, folder, resume=True, console=QUIET)
+
+
 def changed(content: bytes, **entries: Any) -> bytes:
     return saved(torch.load(io.BytesIO(content), weights_only=True) | entries)
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_utf8
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 IGNORED = 255
 """Value of a mask's pixels that belong to no class."""
 NOT_COUNTED = -100
@@ -34,6 +37,8 @@ NAMES = "classes.txt"
 """File with the name of a class in each line, in the order of the values."""
 _IMAGES, _MASKS = ("images", "image", "imgs", "JPEGImages"), ("masks", "mask", "annotations", "SegmentationClass")
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+_LOSSY = ("JPEG", "MPO", "AVIF", "jpeg", "tiff_jpeg", "webp")
+"""Names of formats and of compressions in TIFF files, as in Pillow."""
 _values: dict[str, dict[int, str]] = {}  # the stages of a run have the same masks
 
 
@@ -130,8 +135,16 @@ def read_mask(path: str) -> np.ndarray:
         AdjoinedError: the file is damaged, lossy, or has colours or floating-point values.
     """
     with quiet(), opened_image(path) as image:
-        if image.format == "JPEG":
-            raise AdjoinedError("JPEG changes the values of a mask", where=path, expected="a PNG file", got="JPEG")
+        if how := _changed_by(image):
+            expected = "values of 8 or 16 bits, compressed without loss"
+            fix = "Save it as a PNG file with 8 bits per pixel."
+            raise AdjoinedError(
+                "the values of the mask are not read as they were saved",
+                where=path,
+                expected=expected,
+                got=how,
+                fix=fix,
+            )
         if image.mode not in _MODES:
             raise AdjoinedError(
                 "the mask does not have one integer per pixel",
@@ -141,6 +154,19 @@ def read_mask(path: str) -> np.ndarray:
                 fix="Save class indices, not colours.",
             )
         return np.asarray(upright(image)).astype(np.int64)
+
+
+def _changed_by(image: Image) -> str:
+    """Return what changes the values of a mask between saving and reading it, or ""."""
+    if image.format in _LOSSY or image.info.get("compression") in _LOSSY:
+        return f"{image.format}, with loss"
+    args = image.tile[0].args if image.tile else ""  # pyright: ignore
+    layout, *most = args if isinstance(args, tuple) else (args,)
+    if str(layout).startswith("L;"):  # Pillow scales 2 and 4 bits to 8, and inverts where 0 is white
+        return f"{image.format} of fewer than 8 bits, or with 0 as white"
+    if image.format == "PPM" and most and image.mode != "1" and most[-1] not in (255, 65535):
+        return f"{most[-1]} as white"
+    return ""
 
 
 def open_segmentation(folder: Path) -> Source:

@@ -316,13 +316,13 @@ def _now() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Return the commit and cleanliness of the repository in the current folder, if there is one."""
+    """Return the commit of the repository in the current folder, if there is one.
+
+    Not whether files have changed since: to tell, git runs programs that the configuration of the repository names.
+    """
+    command = ["git", "rev-parse", "HEAD"]
     try:
-        commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return {"commit": found.stdout.strip()}

@@ -250,9 +250,15 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
         raise _other_weights(path, f"SHA-256 {sha256[:12]}…", f"{hashlib.sha256(content).hexdigest()[:12]}…")
     try:
         tensors = parse(content)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # a KeyError: numbers of a type that torch lacks
         raise AdjoinedError(f"the weights cannot be read: {error}", where=path) from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != own[name].is_floating_point():  # torch would convert them
+            raise _other_weights(f"{path}, {name}", f"numbers like {own[name].dtype}", tensor.dtype)
     module.load_state_dict(tensors, strict=False)  # tied tensors have one name in the file
+    for name, tensor in own.items():
+        if tensor.isnan().any():
+            raise _other_weights(f"{path}, {name}", "numbers", "NaN")
 
 
 def read_shapes(path: Path) -> SavedShapes:
@@ -276,7 +282,7 @@ def read_shapes(path: Path) -> SavedShapes:
         raise _other_weights(path, "a complete safetensors file", error) from error
 
 
-def _other_weights(path: Path, expected: str, got: object) -> AdjoinedError:
+def _other_weights(path: object, expected: str, got: object) -> AdjoinedError:
     return AdjoinedError(
         "the weights are not those that the run wrote",
         where=path,

@@ -65,6 +65,7 @@ Stored = TypedDict(  # its entries beside the tensors, without which training do
         "loops": dict[str, Any],
         "optimizer_states": list[dict[str, Any]],
         "lr_schedulers": list[dict[str, Any]],
+        "adjoined_settings": dict[str, Any],
     },
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
@@ -25,8 +26,8 @@ from adjoined.training.optimizers import make_optimizer, make_schedule, scale_ra
 
 Batch = tuple[Tensor, Tensor]
 _SHOWN = 3
-HIGHEST_RATE = "adjoined_lr"
-"""Entry of a checkpoint: the --lr that its learning rates belong to."""
+SETTINGS = "adjoined_settings"
+"""Entry of a checkpoint: the settings that it was trained with."""
 
 
 class TrainingModule(LightningModule):
@@ -160,7 +161,7 @@ class TrainingModule(LightningModule):
         Raises:
             NotFinite: a weight, a running statistic or the optimizer's state is not finite.
         """
-        checkpoint[HIGHEST_RATE] = self.settings.lr
+        checkpoint[SETTINGS] = asdict(self.settings)
         found = not_finite_in(checkpoint, self._infinite)
         if not self.trainer.strategy.reduce_boolean_decision(not found, all=True):
             name = found or "a tensor of another process"
@@ -169,7 +170,7 @@ class TrainingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Apply the learning rate of the settings if the run was resumed with a different one."""
         self.restoring = True
-        before = checkpoint.get(HIGHEST_RATE, self.settings.lr)
+        before = checkpoint[SETTINGS]["lr"]
         if before != self.settings.lr:
             scale_rates(checkpoint, self.settings.lr / before)
 

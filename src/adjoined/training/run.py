@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import ParallelStrategy
 
@@ -32,7 +32,7 @@ from adjoined.training.finish import Ending
 from adjoined.training.history import History
 from adjoined.training.job import Job, make_job, prepare
 from adjoined.training.loaders import RunData
-from adjoined.training.module import TrainingModule
+from adjoined.training.module import SETTINGS, TrainingModule
 from adjoined.training.output import unstoppable
 from adjoined.training.processes import end_with_parent, is_main, keep_group, leave_group_at_exit
 from adjoined.training.stages import StageResults, check_stages, run_stages
@@ -218,8 +218,11 @@ def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], fi
     return trainer
 
 
-def _check_fits(path: Path, module: LightningModule) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in read_checkpoint(path).get("state_dict", {}).items()}
+def _check_fits(path: Path, module: TrainingModule) -> None:
+    """Raise AdjoinedError if the checkpoint belongs to another network, or if its settings were edited since."""
+    checkpoint = read_checkpoint(path)
+    changes(Settings.from_dict(checkpoint[SETTINGS], where=path), module.settings, path)
+    found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_shapes(wanted, found, "the checkpoint belongs to another network", where=path, fix=_OTHER_CHECKPOINT)
 

@@ -198,9 +198,7 @@ def commands(story: RunStory) -> list[str]:
 def commit(story: RunStory) -> str:
     """Return the commit of the folder in which the run was started, or ""."""
     git = story.record.get("git")
-    if not isinstance(git, dict) or not git.get("commit"):
-        return ""
-    return f"{str(git['commit'])[:12]}{', with changes' if git.get('changed') else ''}"
+    return str(git.get("commit") or "")[:12] if isinstance(git, dict) else ""
 
 
 def _nats(all_lines: Sequence[Line], note: str, *, from_zero: bool = True) -> tuple[Axis, str]:
