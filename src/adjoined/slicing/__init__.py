@@ -1,6 +1,6 @@
 """Slicing: which channels of a model belong to its small network.
 
-A map in the order of the steps; docs/slicing.md takes one network through them and shows what each finds out.
+A map in the order of the steps; docs/slicing.md takes one network through them.
 
     make_plan.py            the public functions; a `Slicer` shares the trace of its model among them
     model/                  what is known before a run: modules, inputs, whether copies are independent
@@ -18,8 +18,8 @@ A map in the order of the steps; docs/slicing.md takes one network through them 
     verify/                 the small network against the base with its dropped channels at zero
     order/                  important channels first, without changing what the base computes
 
-A *label* is a number that stands for one index of one dimension of one tensor. A *slot* is a tensor of labels, as large
-as an activation in the dimensions in which they change: it says to which channel each element belongs.
+A *label* is a number for one index of one dimension of one tensor. A *slot* is a tensor of labels, which says to which
+channel each element of an activation belongs; along dimensions in which the labels do not change, its size is 1.
 """
 
 from adjoined.slicing.flow.cost import cost_by_module, last_linear, measure_cost

@@ -60,7 +60,7 @@ class Slicer:
         return with_unread_sizes(self._traces.model, self._traces.inputs, plans)
 
     def width_choices(self, request: Request) -> list[WidthChoice]:
-        """Return the widths that can be chosen one by one around those of a small network of one alpha.
+        """Return the widths that can be chosen one by one, near those that one alpha gives.
 
         Raises:
             AdjoinedError: as for `plans`.
@@ -85,7 +85,7 @@ class Slicer:
             self._traces.latest  # noqa: B018
 
     def last_layer(self) -> str:
-        """Return the name of the last linear layer to run, or of the last convolution where there is none.
+        """Return the name of the last linear layer to run, or of the last convolution if there is none.
 
         Raises:
             AdjoinedError: there is neither.
@@ -139,7 +139,7 @@ def make_plan(
 
 
 def warn_if_whole(plan: SlicePlan, request: Request) -> None:
-    """Warn if the base network is within the budget already, so that the small network is as large."""
+    """Warn if the base network already meets the budget, so that the small network is as large."""
     if request.budget is not None and not plan.tensors:
         text = f"the base network fits into {', '.join(request.budget)}, so the small network is as large as the base"
         warnings.warn(text, stacklevel=3)

@@ -33,7 +33,7 @@ def complete(
         flow: the run.
         model: the model, which has run.
         outputs: what it returned.
-        kept: what its forward has stored in attributes, such as features, or logits for another loss.
+        kept: what its forward stored in attributes, such as features, or logits for another loss.
         labels: tensor name -> labels of its indices for every dimension.
         layers: names of the weights of convolutions and linear layers.
 
@@ -62,7 +62,7 @@ def complete(
 
 
 def _pin_summarised(flow: LabelFlow, outputs: Iterable[Tensor]) -> None:
-    """Pin what no layer reads, but an output summarises: classes of which it returns the entropy or the confidence."""
+    """Pin what no layer reads but an output summarises, such as classes whose entropy or confidence is returned."""
     read = {flow.ties.find(label) for label in flow.findings.read}
     for slot in (slot for out in outputs for slot in flow.statistics.get(out, {}).values()):
         if read.isdisjoint(map(flow.ties.find, distinct(slot))):
@@ -82,7 +82,7 @@ def _pin_scripted(prefix: str, made_from: str, labels: dict[str, list[Tensor | N
 def _tie_heads(
     flow: LabelFlow, prefix: str, module: nn.MultiheadAttention, labels: dict[str, list[Tensor | None]]
 ) -> None:
-    """Tie what torch's attention assumes to be equal: its features outside and inside, and their order in the heads."""
+    """Tie what torch's attention assumes to be equal: its outer and inner features, and their order in the heads."""
     heads, width = module.num_heads, module.head_dim
     inside: list[Tensor | None] = []
     packed, separate = ("in_proj_weight", "in_proj_bias"), ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -103,7 +103,7 @@ def _tie_heads(
 
 
 def _pin_unread(flow: LabelFlow, kept: Iterable[Tensor]) -> None:
-    """Pin what nothing reads to full width, where an exit that was not taken may return it, or the forward keeps it."""
+    """Pin what nothing reads to full width if an early exit may return it, or if the forward stores it."""
     ties, findings = flow.ties, flow.findings
     assert isinstance(ties, Ties)
     read = {ties.find(label) for label in findings.read | (findings.reduced - findings.decided)}

@@ -52,11 +52,11 @@ def cost_by_module(model: nn.Module, example_input: Any) -> dict[str, Cost]:
 
 
 def last_linear(model: nn.Module, example_input: Any) -> str | None:
-    """Return the name of the last linear layer in the order of execution, or None where there is none."""
+    """Return the name of the last linear layer in the order of execution, or None."""
     return last_linear_of(model, _run(model, Inputs.of(example_input)).finished)
 
 
-@torch.inference_mode(False)  # in it, torch runs whole layers as one operator
+@torch.inference_mode(False)  # inference mode would run whole layers as one operator
 def _run(model: nn.Module, inputs: Inputs) -> LabelFlow:
     """Run a copy of the model, on the meta device where that works."""
     flow = LabelFlow(Ties(), Findings())

@@ -26,7 +26,7 @@ class Sum(NamedTuple):
 
 @dataclass
 class Findings:
-    """What the first run records besides the ties, in the order of who reads it."""
+    """What the first run records besides the ties, ordered by who reads it."""
 
     # ---- sizes that code has to ask for: compared by state.py, corrected by attributes.py ----------------------------
 
@@ -61,18 +61,18 @@ class Findings:
     blocks: list[tuple[Site, Slot]] = field(default_factory=list)
     """Grouped convolutions, with the channels that each reads: (groups, channels of each)."""
     fresh: dict[tuple[Site, int], Tensor] = field(default_factory=dict)
-    """(cut, piece) -> fresh labels behind a cut at which channel identity was given up."""
+    """(cut, piece) -> fresh labels after a cut at which channel identity was given up."""
 
     # ---- what the second run compares with its own -------------------------------------------------------------------
 
     pieces: dict[tuple[Site, int, int], Slot] = field(default_factory=dict)
     """(cut, slot, piece) -> the labels that went into the piece."""
     folded: dict[tuple[Site, int], Slot] = field(default_factory=dict)
-    """(cut, slot) -> labels behind a view that folds channels into rows."""
+    """(cut, slot) -> labels after a view that folds channels into rows."""
     operands: dict[tuple[Site, int], list[Slot]] = field(default_factory=lambda: defaultdict(list))
     """(operator, number of the operand) -> its slots, for products between tensors with heads."""
     left_out: dict[Site, set[int]] = field(default_factory=lambda: defaultdict(set))
-    """Operator -> labels that stay, as elements of its operands belong to them and to other channels at once."""
+    """Operator -> labels that stay, because elements of its operands belong to them and to other channels at once."""
 
     steps: dict[Site, list[Slot]] = field(default_factory=dict)
     """Site of an operator's first call in a module -> slots of the operands of its last call there."""
@@ -86,9 +86,9 @@ class Findings:
     reduced: set[int] = field(default_factory=set)
     """Labels of channels that some operator reduces to a number, such as their mean or the largest."""
     decided: set[int] = field(default_factory=set)
-    """Labels of channels of which code reads a statistic, such as the confidence by which an early exit decides."""
+    """Labels of channels whose statistic code reads, such as the confidence that decides an early exit."""
     padded: dict[int, Reason] = field(default_factory=dict)
-    """Label of what is padded along its own dimension -> why it stays wide, unless it may be narrowed."""
+    """Label that is padded along its own dimension -> why it stays wide, unless it may be narrowed."""
     kernels: list[list[tuple[int, Slot]]] = field(default_factory=list)
     """Kernels that the model computes: for each, (dimension along which a slot varies, slot)."""
     sums: list[Sum] = field(default_factory=list)
@@ -103,4 +103,4 @@ class Findings:
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Parameter -> operators that read it directly."""
     crossing: dict[str, str] = field(default_factory=dict)
-    """Module -> operator that computes a statistic across channels, so that dropped channels at zero still count."""
+    """Module -> operator that computes a statistic across channels, in which dropped channels at zero would count."""

@@ -1,9 +1,9 @@
 """Labels: which channels of a network belong together.
 
-Every index of every dimension of every parameter and buffer gets a number of its own, its *label*; 0 means "no
-channel". A tensor carries its labels in *slots*: int32 tensors of the tensor's own number of dimensions, with size 1
-along every dimension where the label does not change. A weight (O, I, 3, 3) starts with the slots (O, 1, 1, 1),
-(1, I, 1, 1), (1, 1, 3, 1) and (1, 1, 1, 3); an activation (N, C, H, W) carries one slot (1, C, 1, 1).
+Every index of every dimension of every parameter and buffer gets a unique number, its *label*; 0 means "no channel". A
+tensor carries its labels in *slots*: int32 tensors with as many dimensions as the tensor, and size 1 along every
+dimension where the label does not change. A weight (O, I, 3, 3) starts with the slots (O, 1, 1, 1), (1, I, 1, 1), (1,
+1, 3, 1) and (1, 1, 1, 3); an activation (N, C, H, W) carries one slot (1, C, 1, 1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Slot = Tensor
 LABEL = torch.int32
 """The slots of attention maps are the largest tensors of a trace, so their elements are small."""
 _SMALL = 1 << 14
-"""A slot may keep a storage of this many bytes alive, even if it is a small part of it."""
+"""A slot may keep a storage of up to this many bytes alive, even if it is a small part of it."""
 
 
 class Axis(NamedTuple):
@@ -61,7 +61,7 @@ class NeedsValues(Exception):
 
 
 class TooNarrow(OutOfStep):
-    """More channels arrive behind an unaligned cut than the group there has."""
+    """More channels arrive after an unaligned cut than the group there has."""
 
     def __init__(self, message: str, labels: Iterable[int], expected: Iterable[int], arriving: int) -> None:
         super().__init__(message, labels)
@@ -71,7 +71,7 @@ class TooNarrow(OutOfStep):
 class Ties:
     """Disjoint sets of labels: labels in one set are kept or dropped together. A set may be pinned to full width.
 
-    Within a set, smaller ones hold the labels of one channel: those that met element by element.
+    Within a set, subsets hold the labels of one channel: those that met element by element.
     """
 
     def __init__(self) -> None:
@@ -177,8 +177,8 @@ class FrozenTies:
     Args:
         roots: the root of every label.
         narrowed: whether each label belongs to channels of which some are dropped (bool vector).
-        channels: the smallest label of the same channel, for every label, where the small network has its channels in
-            another order than the base; None where channels that are tied have one order everywhere.
+        channels: the smallest label of the same channel, for every label, if the small network has its channels in
+            another order than the base; None if tied channels have one order everywhere.
     """
 
     def __init__(self, roots: array[int], narrowed: Tensor, channels: array[int] | None = None) -> None:
@@ -223,7 +223,7 @@ def pairs(a: Slot, b: Slot) -> list[tuple[int, int]]:
     different = (a != b) & (a != 0) & (b != 0)
     if not bool(different.any()):
         return []
-    both = torch.unique((a[different].long() << 32) + b[different])  # as one number: unique along a dimension is slow
+    both = torch.unique((a[different].long() << 32) + b[different])  # as one number: unique by rows is slow
     return list(zip((both >> 32).tolist(), (both & 0xFFFFFFFF).tolist(), strict=True))
 
 
@@ -254,7 +254,7 @@ def lines(slot: Slot, dims: Sequence[int]) -> list[list[int]]:
 
 
 def proportions(line: Iterable[int]) -> dict[int, int]:
-    """Return how often each label comes in a row, in lowest terms: beside it, other channels may be narrowed, too.
+    """Return how often each label occurs in a row, in lowest terms: other channels in the row may be narrowed, too.
 
     Example:
         >>> proportions([5, 5, 7, 7, 7, 7])
@@ -292,8 +292,8 @@ def squeeze_equal(slot: Slot) -> Slot:
 def reshaped(slot: Slot, source: Sequence[int], target: Sequence[int]) -> Slot:
     """Reshape a slot as a tensor of shape `source` is reshaped to `target`, without expanding it where it is constant.
 
-    Runs of dimensions with equal products become each other; where the labels do not change within such a run, its
-    dimensions keep size 1.
+    Each run of dimensions becomes the one of the same total size; if the labels do not change within it, its dimensions
+    keep size 1.
 
     Example:
         >>> tuple(reshaped(torch.arange(6).view(1, 6, 1), (8, 6, 100), (8, 2, 3, 10, 10)).shape)
@@ -309,7 +309,7 @@ def reshaped(slot: Slot, source: Sequence[int], target: Sequence[int]) -> Slot:
 
 
 def _runs(source: Sequence[int], target: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Return the shortest runs of dimensions, of source and target, that hold equally many elements."""
+    """Return the shortest runs of dimensions of source and target that have equal numbers of elements."""
     old: list[int] = []
     new: list[int] = []
     i = j = 0

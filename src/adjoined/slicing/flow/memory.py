@@ -33,7 +33,7 @@ class Memory:
         block = self._blocks.get(tensor.untyped_storage()._cdata)
         if block is None or block.itemsize != tensor.itemsize:
             return None
-        slots = (squeeze_equal(_part(layer, tensor)).clone() for layer in block.layers)  # the layers will change
+        slots = (squeeze_equal(_part(layer, tensor)).clone() for layer in block.layers)  # layers will change
         return [slot for slot in slots if slot.numel() > 1]
 
     def write(self, view: Tensor, slots: Sequence[Slot], base_slots: Sequence[Slot]) -> None:

@@ -1,9 +1,9 @@
-"""Mixtures: entries of a learned table (codes, basis functions, bins) that a softmax weighs keep their number.
+"""Mixtures: a learned table (codes, basis functions, bins) whose entries a softmax weights keeps all of them.
 
-A softmax over channels is nothing special: attention over channels is narrowed with them, and a layer may read what it
-returns as channels. But where its shares go into a sum over a tensor that does not depend on the input, they weigh the
-entries of a table. Fewer entries would be another table: the first half of the codes, or of the ages that a regression
-by classes averages.
+A softmax over channels is nothing special: attention over channels is narrowed with them, and a layer may read its
+results as channels. But if they weight a sum over a tensor that does not depend on the input, they weight the entries
+of a table. With fewer entries it would be a different table: the first half of the codes, or of the ages that a
+regression by classes averages.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Shares:
         self._in_table: Any = WeakIdKeyDictionary()
 
     def note(self, call: Call, *, in_layer: bool) -> None:
-        """Follow the shares through an operator, and pin the entries of a table that it weighs by them.
+        """Follow the shares through an operator, and pin the entries of a table that it weights by them.
 
         Args:
             call: the operator.
@@ -73,7 +73,7 @@ class Shares:
         elif torch.Tag.pointwise in call.op.tags:
             others = [tensor for tensor in given if tensor not in self._labels_of]
             tied = [tensor for tensor in others if self._tied(labels, self._slots.slots(tensor))]
-            if not any(self._values.computed(tensor) for tensor in tied):  # else they weigh channels
+            if not any(self._values.computed(tensor) for tensor in tied):  # otherwise they weight channels
                 self._mark(call.outputs, labels, in_table=in_table or bool(tied))
         return None
 

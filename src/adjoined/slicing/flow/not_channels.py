@@ -53,7 +53,7 @@ def _pin_unused(ties: Ties, findings: Findings) -> None:
 
 
 def _pin_padded(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
-    """Pin what is padded and belongs to no layer, such as relative positions: code folds them with fixed numbers."""
+    """Pin what is padded and belongs to no layer, such as relative positions, which code folds by fixed numbers."""
     if findings.padded:
         vectors = (vector for name in layers for vector in labels.get(name, ()) if vector is not None)
         of_layers = {ties.find(label) for vector in vectors for label in vector.tolist()}
@@ -65,8 +65,9 @@ def _pin_padded(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | 
 def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
     """Pin the number of kernels in a bank (experts, basis functions) to full width.
 
-    A tensor whose labels appear in a computed kernel along its positions, or along its output and input channels at
-    once, is made of kernels; its other dimensions count them. Weights of `layers` are not banks: they read channels.
+    A tensor is made of kernels if its labels appear in a computed kernel along its positions, or along its output and
+    input channels at once; its other dimensions count the kernels. Weights of `layers` are not banks: they read
+    channels.
     """
     roots = torch.tensor(ties.roots(), device="cpu")
     for kernel in findings.kernels:
@@ -90,11 +91,11 @@ def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | N
 def _pin_experts(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
     """Pin the number of matrices in a stack (experts, basis functions) to full width.
 
-    The tensor has three labelled dimensions or more. One product sums over the channels that its matrices read, and
-    another operator sums over the matrices, and leaves channels that they write. Which of the two sums is which, a
-    softmax tells, whose shares weigh the matrices; without one, the first dimension counts them. In an attention whose
-    weights have a dimension for heads, the second sum is over features inside heads, which are a batch of products, or
-    over both at once.
+    The tensor has three labelled dimensions or more. One product sums over the channels that its matrices read; another
+    operator sums over the matrices, and leaves the channels that they write. A softmax that weights the matrices shows
+    which sum is which; without one, the first dimension counts the matrices. In an attention whose weights have a
+    dimension for heads, the second sum is over features inside heads, which are a batch of products, or over both at
+    once.
     """
     roots = torch.tensor(ties.roots(), device="cpu")
 
@@ -115,7 +116,7 @@ def _pin_experts(ties: Ties, findings: Findings, labels: dict[str, list[Tensor |
 
 
 def _counts_matrices(dim: int, dims: dict[int, set[int]], sums: Iterable[tuple[set[int], set[int], bool]]) -> bool:
-    """Return whether a dimension of a tensor is summed over, and by another product one of the others is."""
+    """Return whether a dimension of a tensor is summed over, and another dimension by another product."""
     own, others = dims[dim], set().union(*(each for other, each in dims.items() if other != dim))
     among = [(over, product) for over, left, product in sums if left & others]
     return any(over & own for over, _ in among) and any(

@@ -39,7 +39,7 @@ class LabelFlow(State, TorchDispatchMode):
     Args:
         ties: `Ties` for the first run, which ties labels; `FrozenTies` for the second, which checks.
         findings: filled in the first run, read in the second.
-        unaligned: cuts behind which the channels count, but not their identity.
+        unaligned: cuts after which the number of channels counts, not their identity.
         is_kept: label -> whether the small network has it; given in the second run only.
         choose_groups: how grouped convolutions are narrowed.
         original: the model of which a copy is run; a copy that reads the original's tensors is refused.
@@ -68,7 +68,7 @@ class LabelFlow(State, TorchDispatchMode):
         self.flops = Counter[str]()
         self.called_with: tuple[Any, ...] = ()
         self.steps = 0
-        self._idle = False  # whether a norm with an empty input runs: torch then only reads its first element
+        self._idle = False  # whether a norm runs on an empty input: torch then reads only its first element
         self._memory = Memory()
         self._shares = Shares(self, self.values)
 
@@ -78,7 +78,7 @@ class LabelFlow(State, TorchDispatchMode):
         """Run the module without gradients and return its output; its mode and hooks are restored."""
         named = list(model.named_modules())
         watched = [(name, module) for name, module in named if not isinstance(module, torch.jit.ScriptModule)]
-        hook = -id(self)  # torch numbers hooks from 0; its handles would be more objects than the modules themselves
+        hook = -id(self)  # torch numbers hooks from 0; its handles would outnumber the modules
         for name, module in watched:
             module._forward_pre_hooks[hook] = lambda module, args, name=name: self._enter(name, module, args)
             module._forward_hooks[hook] = lambda module, args, out, name=name: self._leave(name)
@@ -104,9 +104,9 @@ class LabelFlow(State, TorchDispatchMode):
 
     @contextlib.contextmanager
     def counting_apart(self) -> Iterator[None]:
-        """Count the operators of a call apart from others, because which ones it runs depends on the tensors' shapes.
+        """Count the operators of a call separately, because the tensors' shapes decide which ones it runs.
 
-        The sizes that they are given are torch's own and right for the shapes, so they are not checked.
+        The sizes that they get are torch's own and right for the shapes, so they are not checked.
         """
         self._count[self.module, "call"] += 1
         self._within = f"call {self._count[self.module, 'call']}: "
@@ -127,7 +127,7 @@ class LabelFlow(State, TorchDispatchMode):
             self.path.append(name)
 
     def _note_sizes_by_input(self, name: str, module: nn.Module, args: Any) -> None:
-        """Record the channels that a norm without tensors is called with: it stores their number."""
+        """Record the channels that a norm without tensors gets, since it stores their number."""
         x = args[0] if args else None
         for dim, (attribute, element) in sizes_by_input(module, x.ndim).items() if isinstance(x, Tensor) else ():
             for slot in self.slots(x):
@@ -142,7 +142,7 @@ class LabelFlow(State, TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then let its rule label the results."""
-        with torch._C.DisableTorchFunction():  # called by TorchScript, `_Calls` would see what the rules call
+        with torch._C.DisableTorchFunction():  # TorchScript would let `_Calls` see the rules' own calls
             return self._labelled(func, args, kwargs or {})
 
     def _labelled(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -194,7 +194,7 @@ class LabelFlow(State, TorchDispatchMode):
             self._reread(given)
         for slot in [slot for tensor in given for slot in self.choices.pop(tensor, ())] if self.choices else ():
             self.pin(slot, Reason(Kind.BY_VALUE, "selected by value"))
-        if "out" in kwargs:  # what it held before is lost
+        if "out" in kwargs:  # its previous contents are lost
             self._slots.pop(kwargs["out"], None)
 
     def _run_operator(
@@ -234,7 +234,7 @@ class LabelFlow(State, TorchDispatchMode):
                     self._names[out] = self._names[tensor]
 
     def _note_statistics(self, name: str, given: Iterable[Tensor], results: Sequence[Tensor]) -> None:
-        """Pass on which statistics the results depend on; a layer's weights can make up for dropped channels."""
+        """Record which statistics the results depend on; the weights of a product can make up for dropped channels."""
         for tensor in given if name not in PRODUCTS else ():
             if tensor in self.statistics:
                 behind = [out._base for out in results if out._base is not None]
@@ -254,7 +254,7 @@ class LabelFlow(State, TorchDispatchMode):
         self.note_sizes(call, self._written(read), [self._written(self.slots(each)) for each in results])
 
     def _concerned(self, name: str, args: Any, labelled: Sequence[Tensor]) -> list[Slot]:
-        """Return the slots that may be the cause where an operator does not accept the shapes of its operands.
+        """Return the slots that may be why an operator does not accept the shapes of its operands.
 
         The output channels of a convolution or a matrix product never are: only what it reads can be out of step.
         """
@@ -280,7 +280,7 @@ class LabelFlow(State, TorchDispatchMode):
         return [slot for slot in slots if bool(slot.all())] if self._memory else slots
 
     def _remember(self, written: Iterable[tuple[Tensor, list[Slot]]]) -> None:
-        """Record new labels of views in the memory behind them."""
+        """Record new labels of views in their memory."""
         for tensor, before in written:
             after, base = self.slots(tensor), tensor._base
             same = len(after) == len(before) and all(map(torch.equal, after, before))
@@ -289,7 +289,7 @@ class LabelFlow(State, TorchDispatchMode):
 
 
 def _written_out(op: Any, name: str) -> Callable[..., Any] | None:
-    """Return how torch computes an operator without a rule from others, such as a loss from differences."""
+    """Return how torch decomposes an operator without a rule into others, such as a loss into differences."""
     if name in OPERATORS or torch.Tag.pointwise in op.tags:
         return None
     return decomposition_table.get(op) or (op.decompose if op._can_decompose() else None)
@@ -312,7 +312,7 @@ def _plain_operators(model: nn.Module) -> Iterator[None]:
 class _Calls(TorchFunctionMode):
     """Intercepts calls that torch handles, wholly or in part, before any operator runs.
 
-    `reshape` itself refuses a wrong target, and attention itself computes its scale from the number of features.
+    `reshape` refuses a wrong target before any operator, and attention computes its scale from the number of features.
     Reading and setting `tensor.data` are not operators, but they pass channels on; `detach` and `copy_` replace them.
     """
 
@@ -352,14 +352,14 @@ _ACTIVATIONS = {"elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_re
 """Functions whose result has the shape of their operand: torch's own meta kernels for them, in Python, are slow."""
 
 _NOISE = {"rand", "randn", "randint"}
-"""Operators whose elements are all alike, but for chance."""
+"""Operators whose elements differ only by chance."""
 
 
 _BY_SHAPE = {
     "mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "clone", "copy_", "_to_copy", "contiguous", "cat", "stack",
     "expand", "constant_pad_nd", "as_strided", "as_strided_", "detach", "alias",
 }  # fmt: skip
-"""Operators between which torch itself chooses by shapes and strides, and that leave channels as they are."""
+"""Operators among which torch itself chooses by shapes and strides, and which leave channels as they are."""
 
 
 class _Argument(NamedTuple):
@@ -373,7 +373,7 @@ class _Argument(NamedTuple):
 
 @functools.cache
 def _schema(func: Any) -> list[_Argument]:
-    """Return the arguments of an operator; torch makes new objects of them every time they are read."""
+    """Return the arguments of an operator, cached because torch makes new objects of them on every read."""
     arguments = [(a.name, a.default_value, a.alias_info) for a in func._schema.arguments]
     return [_Argument(name, default, info is not None and info.is_write) for name, default, info in arguments]
 

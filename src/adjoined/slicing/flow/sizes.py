@@ -1,8 +1,8 @@
 """The sizes that a model's own code passes to an operator, such as the shape of a view, and the channels they count.
 
 The first run records every such size with the labels of the channels that it counts. In the second run, on the small
-network, the code has to ask for the number that is left of them. A module's attribute (`num_heads`, `head_dim`) that
-still describes the base network shows here, at the operator that gets it.
+network, the code has to ask for the number of these channels that are left. A module's attribute (`num_heads`,
+`head_dim`) that still describes the base network is noticed here, at the operator that gets it.
 
 Integers have three names in this package: a *size* is what code passes to an operator, an *attribute* is what a module
 stores, and a *width* is how many channels a group has.
@@ -47,10 +47,10 @@ class Size(NamedTuple):
 
     value: int
     counted: tuple[tuple[int, ...], ...]
-    """Labels of the channels that it counts: one vector for each slot with labels there; none for a constant."""
+    """Labels of the channels that it counts: a vector for each slot with labels there; empty for a constant."""
 
     def left(self, is_kept: Callable[[int], bool]) -> int | None:
-        """Return how many of its channels the small network keeps; where several slots label one, all must keep it."""
+        """Return how many of its channels the small network keeps; if several slots label one, all must keep it."""
         if not self.counted:
             return self.value
         return sum(all(label == 0 or is_kept(label) for label in place) for place in zip(*self.counted, strict=True))
@@ -90,7 +90,7 @@ def count_left(labels: Sequence[int], is_kept: Callable[[int], bool]) -> int:
 
 
 def sizes_in(name: str, args: dict[str, Any]) -> list[int | None]:
-    """Return the sizes among an operator's arguments, always in the same order; None for one that asks for nothing.
+    """Return the sizes among an operator's arguments, always in the same order; None for those that ask for nothing.
 
     Example:
         >>> sizes_in("view", {"size": [1, -1, 8]}), sizes_in("slice", {"start": 0, "end": 16})
@@ -133,7 +133,7 @@ def sizes_of(name: str, args: dict[str, Any], inputs: Sequence[Slot], outputs: S
         return [_size(value, inputs, d) for value, d in zip(values, dims, strict=True)]
     if name == "slice":
         dim = (args.get("dim") or 0) % args["self"].ndim
-        # What is before the bound, or after it where it counts from the end.
+        # What is before the bound, or after it if the bound counts from the end.
         parts = [slice(value) if (value or 0) > 0 else slice(value, None) for value in values]
         return [_size(value, inputs, dim, part) for value, part in zip(values, parts, strict=True)]
     if name in ("split_with_sizes", "unsafe_split_with_sizes", "split", "unsafe_split"):
@@ -160,7 +160,7 @@ def check_sizes(
 ) -> int | None:
     """Return the position of the first size that does not ask for the channels that are left; None if all do.
 
-    Where values decide sizes (`by_value`), a size of which nothing was dropped may count found objects instead.
+    If values decide sizes (`by_value`), a size from which nothing was dropped may count found objects instead.
     """
     for position, (value, size) in enumerate(zip(asked, sizes, strict=False)):
         if value is None or size.value == -1 or not size.counted:

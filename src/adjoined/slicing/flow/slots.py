@@ -37,7 +37,7 @@ class Slots:
         is_kept: label -> whether the small network has it; None in the first run.
         last_op: name of the operator that runs.
         choices: index tensor -> slots of the channels among which it picks the largest or smallest.
-        statistics: tensor -> slots of the channels over which statistics in it are taken, without a layer in between.
+        statistics: tensor -> slots of the channels whose statistics it holds, with no layer in between.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Slots:
     ) -> None:
         self.ties, self.findings, self.is_kept = ties, findings, is_kept
         self.last_op = ""
-        self._modules = [""]  # that run, from the outside
+        self._modules = [""]  # those that run, outermost first
         self._entry: CodeType | None = None  # the code that called the model
         self._train = False
         self._count: dict[tuple[str, str], int] = defaultdict(int)
@@ -83,7 +83,7 @@ class Slots:
         return self.site(family_of(self.last_op))
 
     def site(self, family: str, ahead: int = 0) -> Site:
-        """Return the key of the latest operator of a family, or of the one that comes `ahead` calls later."""
+        """Return the key of the latest operator of a family, or of the one `ahead` calls later."""
         family = self._within + family
         return Site(self.module, family, self._count[self.module, family] + ahead, self._train)
 
@@ -106,7 +106,7 @@ class Slots:
         """Remember the name of a parameter or buffer, to record which operators read it."""
         self._names[tensor] = name
         memory = tensor.untyped_storage()._cdata
-        if tensor.numel() > 1:  # else it has no labels of its own: the run may give it another size and others' labels
+        if tensor.numel() > 1:  # otherwise the run may resize it and give it other labels
             self._stored.add(memory)
         if not isinstance(tensor, nn.Parameter):
             self._buffers.add(memory)
@@ -116,12 +116,12 @@ class Slots:
         return tensor in self._uniform and tensor not in self._slots
 
     def note_filled(self, parts: Sequence[Tensor], dim: int, out: Tensor) -> None:
-        """Remember which places of a concatenation without labels are zeros, as the first state of a ConvLSTM is."""
+        """Remember which places of a concatenation without labels are zeros, such as the first state of a ConvLSTM."""
         filled = [torch.full((part.shape[dim],), self.is_uniform(part), device="cpu") for part in parts]
         self._filled[out] = dim % out.ndim, torch.cat(filled)
 
     def of_fixed_input(self, weight_in: Tensor, x: Tensor, dim: int) -> Tensor:
-        """Return what a weight reads along `dim` of a tensor without labels; 0 where that is zeros, for any width."""
+        """Return what a weight reads along `dim` of a tensor without labels; 0 for zeros, which fit any width."""
         if self.is_uniform(x):
             return torch.zeros_like(weight_in)
         at, filled = self._filled.get(x, (None, None))
@@ -144,7 +144,7 @@ class Slots:
             return a
         self.ties.tie(a, b, self.here)
         if alike and a.is_contiguous() and bool(a.all()):
-            return a  # what the lines below return, in half the time: a layer ties several vectors
+            return a  # the result of the lines below in half the time; a layer ties several vectors
         a, b = torch.broadcast_tensors(a, b)
         return torch.where(a == 0, b, a)
 
@@ -161,7 +161,7 @@ class Slots:
         return united
 
     def tie_vectors(self, a: Tensor | None, b: Tensor | None, why: str) -> Tensor | None:
-        """Tie two dimensions that must agree; where only one has labels, pin it to full width because of `why`."""
+        """Tie two dimensions that must agree; if only one has labels, pin it to full width because of `why`."""
         if a is None or b is None:
             self.pin(known := b if a is None else a, Reason(Kind.FIXED_WIDTH, why))
             return known
@@ -216,7 +216,7 @@ class Slots:
         return self._one_of(found) if found else None
 
     def untangle(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Return slots of one tensor of which no two vary along one dimension; what is left out keeps full width."""
+        """Return slots of one tensor, no two of which vary along the same dimension; those left out keep full width."""
         apart: list[Slot] = []
         for slot in self._without_left_out(slots):
             tangled = [other for other in apart if set(varying(slot)) & set(varying(other))]
@@ -229,7 +229,7 @@ class Slots:
     def _one_of(self, slots: Sequence[Slot]) -> Slot:
         """Return one of several slots along one dimension, where elements belong to two channels at once; pin the rest.
 
-        It is one that is known as channels, rather than as positions that were flattened with them, and the longest.
+        Channels are preferred to positions that were flattened with them, then the longest slot.
         """
         if all(self._tied(slots[0], other) for other in slots[1:]):
             return slots[0]
@@ -242,7 +242,7 @@ class Slots:
         return first
 
     def _without_left_out(self, slots: Iterable[Slot]) -> Iterable[Slot]:
-        """Leave out the slots that the first run left out: one of which a single channel is left is gone by now."""
+        """Leave out the slots that the first run left out; a slot with a single channel left no longer exists."""
         if not self.strict or self.cut not in self.findings.left_out:
             return slots
         out = self.findings.left_out[self.cut]

@@ -42,13 +42,13 @@ MOST_SLOTS = 8
 class State(Slots):
     """The state of a labelled run.
 
-    A rule gets it with each call of its operator. It reads the labels of the operands (`slots`, `vector`), ties labels
-    (`tie`, `unite`, `collapse`, `tie_vectors`) or pins them to full width (`pin`), gives the results their labels
-    (`carry`), and records what the small network has to repeat (`note_...`, `check_...`). The first run makes ties and
-    records; the second, on the small network, compares its own with them. Both runs use the same rules.
+    A rule gets it with each call of its operator. The rule reads the labels of the operands (`slots`, `vector`), ties
+    labels (`tie`, `unite`, `collapse`, `tie_vectors`) or pins them to full width (`pin`), gives the results their
+    labels (`carry`), and records what the small network has to repeat (`note_...`, `check_...`). The first run makes
+    ties and records; the second, on the small network, compares its own with them. Both runs use the same rules.
 
     Attributes:
-        unaligned: cuts behind which the channels count, but not their identity.
+        unaligned: cuts after which the number of channels counts, not their identity.
         choose_groups: how grouped convolutions are narrowed.
         values: which tensors depend on the values of the input.
         in_linear: whether the module that runs is a linear layer.
@@ -72,7 +72,7 @@ class State(Slots):
     def note_step(self, labelled: Iterable[Tensor]) -> None:
         """Record that the current operator runs in this module; the small network must not run others.
 
-        Code may choose by numbers of channels: one way for many, another for few, or for two equal ones.
+        Code may branch on numbers of channels: many or few, equal or not.
         """
         step = Site(self.module, self.last_op, 1, self._train)
         self._ran.add(step)
@@ -106,12 +106,12 @@ class State(Slots):
             self.findings.sizes[self.cut] = [Size(labels.numel(), (tuple(labels.tolist()),))]
 
     def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
-        """Raise Mismatch if code asks for more or fewer channels than are left of those that it first asked for."""
+        """Raise Mismatch if code asks for more or fewer channels than are left of those it asked for in the base."""
         sizes = self.findings.sizes.get(site)
-        free = site in self.unaligned and site.operator not in SPLITS  # whose sizes are the code's own
+        free = site in self.unaligned and site.operator not in SPLITS  # their sizes are the code's own
         if sizes is None or free or self.is_kept is None:
             return
-        if site.operator == "view" and len(asked) != len(sizes):  # another call, made on the way to a failure
+        if site.operator == "view" and len(asked) != len(sizes):  # a different call, on the way to a failure
             return
         position = check_sizes(asked, sizes, self.is_kept, by_value=self.values.decide)
         if position is not None:
@@ -193,14 +193,14 @@ class State(Slots):
     def _recorded(self, records: dict[Any, Slot], cut: Site, *piece: int) -> list[Slot]:
         """Return all slots that the first run recorded at an operator.
 
-        Slots are not found by their number: one of which a single channel is left is gone in the second run.
+        Slots cannot be found by number: one with a single channel left no longer exists in the second run.
         """
         return [records[key] for number in range(MOST_SLOTS) if (key := (cut, number, *piece)) in records]
 
     def check_neighbours(self, number: int, slot: Slot) -> None:
         """Record the channels that the current operator sees side by side; the small network must have the first ones.
 
-        Behind the last one it sees padding, where the masked base sees dropped channels at zero.
+        After the last one it sees padding, where the masked base sees dropped channels at zero.
         """
         if self.is_kept is None:
             self.findings.pieces[self.cut, number, 0] = slot
@@ -237,7 +237,7 @@ class State(Slots):
         return kept == [proportions(filter(None, line)) for line in lines(folded, rows)]
 
     def _kept_of(self, slot: Slot) -> Slot:
-        """Return the part of a slot that the small network has: along each dimension, lines with a kept or no label."""
+        """Return the part of a slot that the small network has: lines with a kept label or none, in each dimension."""
         rest = slot
         for dim in varying(slot):
             kept = [not any(line) or any(map(self._has, line)) for line in lines(slot, [dim])]
@@ -247,7 +247,7 @@ class State(Slots):
     def spans(self, operand: int, slot: Slot) -> set[int]:
         """Return the dimensions along which a slot of the current operator's n-th operand varies in the base network.
 
-        In the small network a dimension with one channel left no longer varies, so the first run's record counts.
+        In the small network a dimension with one channel left does not vary, so the first run's record counts.
         """
         if self.is_kept is None:
             self.findings.operands[self.cut, operand].append(slot)
@@ -272,7 +272,7 @@ class State(Slots):
         return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
 
     def renew(self, cut: Site, piece: int, slot: Slot) -> Slot:
-        """Give the channels behind an unaligned cut fresh labels: from here on, only their number must agree."""
+        """Give the channels after an unaligned cut fresh labels: from here on, only their number must agree."""
         if cut not in self.unaligned or slot.numel() <= 1:
             return slot
         key = (cut, piece)
@@ -292,7 +292,7 @@ class State(Slots):
         return torch.tensor(kept, dtype=LABEL)[where]
 
     def attention_scale(self, query: Tensor) -> float | None:
-        """Return the scale for an attention without one; None for torch's own, 1/√D of its D features.
+        """Return the scale of an attention that sets none; None for torch's own, 1/√D for D features.
 
         A small network has a smaller D, unless heads are kept or dropped whole.
         """

@@ -40,7 +40,7 @@ class Trace:
         output_shapes: shapes of all tensors that the model returns, eval mode first.
         sizes_by_value: whether sizes may depend on values, such as the number of objects that a detector finds.
         path: the innermost modules in the order in which they ran in eval mode.
-        unaligned: cuts behind which channel identity was given up.
+        unaligned: cuts after which channel identity was given up.
         shapes: tensor name -> its shape before the run.
         unreached: parts that did not run -> the module whose channels they follow, or "".
         finished: all modules in the order in which they finished in eval mode.
@@ -82,7 +82,7 @@ def trace(
     check_arguments(model, inputs)
     original, unaligned = Original(model), frozenset(unaligned)
     # Where values decide the graph, or something does not support the meta device, the model runs on its own device.
-    # `suppress` drops the exception first, which would keep the tensors of the first attempt alive.
+    # `suppress` drops the exception first; it would keep the tensors of the first attempt alive.
     traced = None
     try:
         with suppress(Exception):
@@ -93,7 +93,7 @@ def trace(
             original.undo()
             traced = _trace(_copied(model, None), inputs, choose_groups, unaligned, original)
     except DoesNotRunError:
-        original.check_unchanged(original.undo())  # the copy looks in vain for what it wrote into the original
+        original.check_unchanged(original.undo())  # perhaps the copy wrote into the original what it then missed
         raise
     finally:
         changed = original.undo()
@@ -149,8 +149,8 @@ def _trace(
         train_inputs, more = _run_in_train_mode(flow, model, inputs)
         outputs += more
     kept = tensors_kept(model)
-    before.undo()  # small networks are made from the model as it was before it ran
-    for name, tensor in tensors.items():  # observers of quantisation-aware training give their buffers other sizes
+    before.undo()  # small networks are made from the model before it ran
+    for name, tensor in tensors.items():  # observers of quantisation-aware training resize buffers
         if tensor.shape != sizes[name]:
             tensor.resize_(sizes[name])
         if name in values and not torch.equal(tensor, values[name]):
@@ -177,7 +177,7 @@ def _trace(
 def label_tensors(
     flow: LabelFlow, tensors: dict[str, Tensor], ties: Ties, *, kernels: set[str]
 ) -> dict[str, list[Tensor | None]]:
-    """Give every index of every dimension of every tensor a label of its own; shared tensors share their labels.
+    """Give every index of every dimension of every tensor a unique label; shared tensors share their labels.
 
     The kernel positions of convolution weights (`kernels` has their names) get none: they are never dropped.
     """
@@ -197,7 +197,7 @@ def label_tensors(
 
 
 def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tuple[Inputs | None, list[Tensor]]:
-    """Run in train mode, on doubled inputs where norms need more than one sample; None where it does not run."""
+    """Run in train mode, on doubled inputs if norms need more than one sample; None if it does not run."""
     with torch.random.fork_rng(devices=[]):
         for attempt in inputs.for_training():
             try:

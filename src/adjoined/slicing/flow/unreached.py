@@ -21,7 +21,7 @@ def follow_unreached(model: nn.Module, labels: Labels, ties: Ties, findings: Fin
 
     A part follows a sibling module of its class that ran, with tensors of the same sizes: one of several norms, a
     second head, another branch; an entry of a ParameterDict or ParameterList follows another entry. Otherwise a single
-    layer, or the first layer of a sequence, reads the only channel group of the model that has its width. Where several
+    layer, or the first layer of a sequence, reads the only channel group of the model that has its width. If several
     answers are possible, a part follows none.
 
     Args:
@@ -152,7 +152,7 @@ class _Known:
         return next(iter(found.values()))
 
     def _first_layer(self, part: str) -> tuple[str, int] | None:
-        """Return the weight that reads a part's input, and its input dimension; None where no plain layer does."""
+        """Return the weight that reads a part's input, and its input dimension; None if no plain layer does."""
         module, name = self.model.get_submodule(part), part
         while isinstance(module, nn.Sequential) and len(module):
             name, module = f"{name}.0", module[0]
@@ -166,7 +166,7 @@ class _Known:
         return [t for t, each in self.labels.items() if is_inside(t, module) and any(v is not None for v in each)]
 
     def _is_group(self, vector: Tensor) -> bool:
-        """Return whether every label is tied to another: a label that meets nothing is not a channel."""
+        """Return whether every label is tied to another; a label that meets nothing is not a channel."""
         return all(int(self.members[self.ties.find(label)]) > 1 for label in vector.tolist())
 
     def _tie(self, mine: Tensor | None, its: Tensor | None) -> None:

@@ -45,7 +45,7 @@ class Values:
         if name in _READ:
             self.decide = True
             self.read_in = module if self.read_in is None else self.read_in
-        elif name == "index":  # only for masks is its output shape dynamic, as its tag says
+        elif name == "index":  # its tag says that its output shape is dynamic, but only masks make it so
             self.decide |= any(i.dtype in (torch.bool, torch.uint8) and self.computed(i) for i in given[1:])
         else:
             self.decide |= name == "nms" or torch.Tag.dynamic_output_shape in op.tags

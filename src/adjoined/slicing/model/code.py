@@ -23,7 +23,7 @@ def codes_of(function: FunctionType) -> Iterator[CodeType]:
 
 
 def functions_of(model: nn.Module, *, held: bool = False) -> Iterator[tuple[FunctionType, set[str]]]:
-    """Yield a model's own functions with the names that they use, as far as its forward methods lead by these names.
+    """Yield a model's own functions that its forward methods reach by name, with the names that they use.
 
     Args:
         model: the model.
@@ -61,7 +61,7 @@ def _is_own(package: object) -> bool:
 
 
 def _function(reached: Any) -> FunctionType | None:
-    """Return the function behind a property, a method, a partial function or an object that can be called."""
+    """Return the function of a property, a method, a partial function or a callable object."""
     while isinstance(reached, functools.partial):
         reached = reached.func
     if isinstance(reached, (property, MethodType)):
@@ -73,7 +73,7 @@ def _function(reached: Any) -> FunctionType | None:
 
 
 def _holders(value: Any) -> list[Any]:
-    """Return what holds the functions of an imported file, or of a helper object outside the network."""
+    """Return the holders of an imported file's functions, or a helper object's outside the network."""
     if isinstance(value, ModuleType):
         return [vars(value)] if _is_own(value.__name__) else []
     others = (nn.Module, Tensor, type, FunctionType, MethodType)
@@ -109,6 +109,6 @@ def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
 
 
 def reads_mode(model: nn.Module) -> bool:
-    """Return whether a model's own code may do something else in train mode than in eval mode."""
+    """Return whether a model's own code may behave differently in train mode."""
     override = any(type(module).train is not nn.Module.train for module in model.modules())
     return override or mentions(model, lambda name: name == "training")

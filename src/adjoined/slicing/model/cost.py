@@ -44,7 +44,7 @@ def parameters_of(model: nn.Module, name: str | None) -> int:
 def flops_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
     """Return twice the multiply-adds of one call of an operator, by torch's formulas; 0 where there is none."""
     packet = op._overloadpacket
-    if packet is torch.ops.aten.convolution:  # as torch's own entry does, which takes ten times as long
+    if packet is torch.ops.aten.convolution:  # like torch's own entry, which takes ten times as long
         x, weight, *_ = args
         return conv_flop_count(list(x.shape), list(weight.shape), list(out.shape), transposed=args[6])
     count = flop_registry.get(packet)
@@ -57,7 +57,7 @@ def last_linear_of(model: nn.Module, finished: Sequence[str]) -> str | None:
 
 
 def last_layer_of(model: nn.Module, finished: Sequence[str]) -> str:
-    """Return the last linear layer of a run, or the last convolution where there is none.
+    """Return the last linear layer of a run, or the last convolution if there is none.
 
     Raises:
         AdjoinedError: there is neither.

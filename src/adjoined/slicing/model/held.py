@@ -41,21 +41,21 @@ def reached(held: Iterable[Any], inside: Callable[[Any], Iterable[Any]], deepest
 
 
 def changes(holder: Any, before: dict[Any, Any]) -> dict[Any, tuple[Any, Any]]:
-    """Return what has changed in an object since its contents were `before`: key -> value then and now."""
+    """Return what has changed in an object since its contents were `before`: key -> values then and now."""
     now = contents(holder)
     pairs = {key: (before.get(key, _ABSENT), now.get(key, _ABSENT)) for key in {**now, **before}}
     return {key: (old, new) for key, (old, new) in pairs.items() if old is not new}
 
 
 def restore(holder: Any, before: dict[Any, Any], keys: Iterable[Any]) -> None:
-    """Give an object back what it held under these keys; of a list, everything is restored."""
+    """Restore what an object held under these keys; of a list, everything."""
     if isinstance(holder, (list, deque)):
         holder.clear()
         holder.extend(before.values())
         return
     own = holder if isinstance(holder, dict) else vars(holder)
     for key in keys:
-        if isinstance(holder, type):  # whose attributes cannot be written in place
+        if isinstance(holder, type):  # its attributes cannot be written in place
             setattr(holder, key, before[key]) if key in before else delattr(holder, key)
         elif key in before:
             own[key] = before[key]

@@ -72,7 +72,7 @@ class Inputs:
         return first.shape[0] if first.ndim else 1
 
     def for_training(self) -> Iterator[Inputs]:
-        """Yield the inputs to try in train mode: these, and for a single sample the doubled ones."""
+        """Yield the inputs to try in train mode: these, and the doubled ones if there is a single sample."""
         yield self
         if self.batch_size == 1:
             yield self.doubled()
@@ -121,7 +121,7 @@ def isolated(given: Any) -> Any:
 def _overlapping(tensors: list[Tensor]) -> dict[int, Tensor]:
     """Return id -> copy of the tensors that overlap in memory, such as views of one tensor, with the same overlaps.
 
-    Tensors that require a gradient are left out: what flows into one of them has to flow through its own clone.
+    Tensors that require a gradient are left out: their gradients have to flow through their own clones.
 
     Example:
         >>> x = torch.zeros(4)

@@ -218,7 +218,7 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     """
     memo = {} if memo is None else memo
     for module in model.modules():
-        # A module has a dozen dicts of hooks, most of them empty; deepcopy takes most of its time for these.
+        # A module has a dozen dicts of hooks, most of them empty, which take most of deepcopy's time.
         memo.update({id(held): type(held)() for held in vars(module).values() if type(held) in _DICTS and not held})
     with WithoutHistory():
         copied = copy.deepcopy(model, memo)
@@ -230,7 +230,7 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     own_classes(copied)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in copied.named_modules():
-        module.training = modes.get(name, module.training)  # copies of traced modules begin in train mode
+        module.training = modes.get(name, module.training)  # copies of traced modules start in train mode
         for attribute, held in vars(module).items():
             if "cache" in attribute.lower() and isinstance(held, dict):
                 held.clear()

@@ -25,7 +25,7 @@ _DEEPEST = 4
 
 
 def has_functions(model: nn.Module) -> bool:
-    """Return whether a module holds functions that refer to objects; only a run shows whether these are the model's."""
+    """Return whether a module holds functions that refer to objects; a run shows whether these are the model's."""
     return any(not isinstance(value, _NO_OBJECTS) for _, function in _functions(model) for value in used_by(function))
 
 
@@ -93,7 +93,7 @@ class Original:
         self._model = model
         self._names = {id(tensor): name for name, tensor in named_tensors(model).items()}
         self._kept = {name: dict(vars(module)) for name, module in model.named_modules()}
-        # Most attributes hold nothing that could change; a copy of each would mostly be work for the garbage collector.
+        # Most attributes hold nothing that could change; copying them all would mostly burden the garbage collector.
         self._inside = {
             name: {attribute: inside for attribute, held in kept.items() if (inside := _contents_in(held))}
             for name, kept in self._kept.items()
@@ -150,7 +150,7 @@ def _undo(held: Any, inside: Sequence[tuple[Any, dict[Any, Any]]]) -> bool:
     found = False
     for holder, before in inside or ([(held, {})] if isinstance(held, CONTAINERS) else ()):
         changed = changes(holder, before)
-        # A library's own objects may be shared and count or cache: only tensors in them are a network's.
+        # A library's objects may be shared, and count or cache; only the tensors in them belong to the network.
         if changed and (holder is held or any(isinstance(each, Tensor) for pair in changed.values() for each in pair)):
             restore(holder, before, changed)
             found = True

@@ -1,4 +1,4 @@
-"""What a model's code keeps outside of its modules: in globals, in classes, in default arguments."""
+"""What a model's code keeps outside its modules: in globals, classes and default arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEEPEST = 2
 
 @contextmanager
 def outside_unchanged(model: Any) -> Iterator[None]:
-    """Undo what a run of a model leaves outside of its modules, where copies of the model share it.
+    """Undo what a run of a model leaves outside its modules, where copies of the model share it.
 
     A cache may be filled on the meta device, in float64, or by a small network, and the model would read it later.
     """

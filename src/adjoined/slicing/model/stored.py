@@ -12,7 +12,7 @@ _DEEPEST = 2
 
 
 def stored_in(module: nn.Module) -> dict[str, Any]:
-    """Return what may count channels: the attributes of a module and of its class, but for torch's own classes.
+    """Return what may count channels: the attributes of a module and of its class, torch's own classes excepted.
 
     Example:
         >>> class Layer(nn.Module):
@@ -26,7 +26,7 @@ def stored_in(module: nn.Module) -> dict[str, Any]:
 
 
 def settings_in(module: nn.Module) -> dict[str, Any]:
-    """Return what the objects of settings hold that a module keeps in attributes: dicts, and objects with attributes.
+    """Return the contents of the settings that a module keeps in attributes: dicts, and objects with attributes.
 
     Example:
         >>> layer = nn.Identity()
@@ -75,7 +75,7 @@ def write(module: nn.Module, name: str, value: Any, *, original: nn.Module) -> N
     except AttributeError:
         if holder is module:
             raise
-        vars(holder)[key] = value  # a frozen dataclass, of which this is a copy
+        vars(holder)[key] = value  # this is a copy of a frozen dataclass
 
 
 def _holder(module: nn.Module, name: str) -> tuple[Any, str]:

@@ -1,7 +1,7 @@
 """Weights that a model uses but does not register: in plain lists and dicts, or in objects of other classes.
 
-No optimizer, checkpoint or `.to()` sees them unless the user's code cares for them by hand. Small networks use the base
-network's own, so that they follow whatever that code does.
+No optimizer, checkpoint or `.to()` sees them unless the user's code takes care of them. Small networks use the base
+network's own, so they follow whatever that code does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adjoined.slicing.model.held import contents, reached
 
 _DEEPEST = 4
-"""How far references are followed, from an attribute of a module on."""
+"""How far references are followed, starting from an attribute of a module."""
 _OF_MODULES = set(vars(nn.Module()))
 
 

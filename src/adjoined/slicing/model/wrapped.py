@@ -12,7 +12,7 @@ from adjoined.errors import AdjoinedError
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 _STAND_INS = ("FloatFunctional", "FXFloatFunctional")
-"""Modules of these packages that compute with floats, in networks that are still to be quantized."""
+"""Modules of these packages that still compute with floats, in networks prepared for quantization."""
 WRAP = "Pass the plain model, and wrap the joint network that adjoin returns."
 
 

@@ -73,7 +73,7 @@ class Importance:
             )
 
     def of(self, group: Group, labels: Mapping[str, Sequence[Tensor | None]], roots: Sequence[int]) -> list[float]:
-        """Return the importance of every root of a group; [] if no layer tells.
+        """Return the importance of every root of a group; [] if no layer shows it.
 
         The mean over the group is 1 in each layer, except for "taylor".
 
@@ -98,7 +98,7 @@ class Importance:
         return []
 
     def _by_weight(self, group: Group) -> dict[Axis, Tensor]:
-        """Return the norms of all weights with channels of a group: raw matrices do not tell what they write."""
+        """Return the norms of all weights with channels of a group: raw matrices do not show what they write."""
         weights = {axis: self._tensors[axis.tensor] for axis in group.axes if self._tensors[axis.tensor].ndim > 1}
         return {axis: _norms(weight, axis.dim, self._power) for axis, weight in weights.items()}
 
@@ -111,7 +111,7 @@ class Importance:
         for label, value in zip(vector.tolist(), values.tolist(), strict=True):
             total[roots[label]] += value
         mean = sum(total[root] for root in group.roots) / len(group.roots)
-        if not 0 < mean < float("inf"):  # zero at the start (the last norm of a residual branch), or not finite
+        if not 0 < mean < float("inf"):  # initially zero (the last norm of a residual branch), or not finite
             return None
         return [total[root] / mean for root in group.roots]
 
@@ -120,7 +120,7 @@ def _filter_norms(model: nn.Module, power: int) -> dict[Axis, Tensor]:
     tensors, norms = named_tensors(model), {}
     for name, dim in filters(model).items():
         module = model.get_submodule(owner_of(name))
-        # Parametrised and weight-normalised layers compute their filters, so the stored tensors do not tell the norms.
+        # Parametrised and weight-normalised layers compute their filters, so stored tensors do not show the norms.
         computed = getattr(module, "weight", None) if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) else None
         filter_ = computed if isinstance(computed, Tensor) else tensors[name]
         if filter_.shape == tensors[name].shape:

@@ -1,9 +1,9 @@
 """Reorder the channels of every group, so that the first ones, which the small network keeps, matter most.
 
-A channel group is reordered by permuting every tensor dimension with its channels in the same way. Where that is a
+A channel group is reordered by permuting every tensor dimension with its channels in the same way. If that is a
 symmetry of the network, the base computes the same function. Two checks run before anything is changed: a label flow
-over the reordered labels, in which no two channels may meet that did not meet before; and a copy in float64, which must
-give the same outputs. A group that fails keeps its order.
+over the reordered labels, in which only channels that met before may meet; and a copy in float64, which must give the
+same outputs. A group that fails keeps its order.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class _Ordering:
 
 
 def _depths(traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan]) -> dict[int, set[int]]:
-    """Return for every root how many small networks keep its channels: one number, unless they keep a part of them."""
+    """Return for every root how many small networks keep its channels: one number, unless they keep some of them."""
     found: dict[int, set[int]] = defaultdict(set)
     for name, vectors in traced.labels.items():
         kept = [plan.indices(name) for plan in plans]
@@ -178,7 +178,7 @@ def _depths(traced: Trace, grouping: Grouping, plans: Sequence[SlicePlan]) -> di
 
 
 def _slices_inside(plan: SlicePlan, module: str, groups: int, size: int) -> bool:
-    """Return whether the plan narrows a grouped convolution inside its groups, rather than by whole groups."""
+    """Return whether the plan narrows a grouped convolution inside its groups instead of dropping whole groups."""
     weights = [indices for name, indices in plan.tensors.items() if owner_of(name) == module and len(indices) > 2]
     return any(indices[1] is not None for indices in weights)
 

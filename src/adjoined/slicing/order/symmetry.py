@@ -21,7 +21,7 @@ Gathers = Mapping[str, Sequence[Tensor | None]]
 """Tensor name -> for every dimension the index that each position is filled from (int64 vector), or None."""
 
 FLOAT64_TOLERANCE, OTHER_TOLERANCE = 1e-9, 1e-3
-"""Largest difference of outputs, as a share of the largest output. Wrong channels differ by far more."""
+"""Largest difference of outputs, as a fraction of the largest output; wrong channels differ by far more."""
 
 
 def permute(tensors: Mapping[str, Tensor], gathers: Gathers) -> None:
@@ -48,7 +48,7 @@ def inverse(gathers: Gathers) -> Gathers:
 
 
 class _PermutedFlow(LabelFlow):
-    """The run on a reordered network: pieces of cuts must have the same channels as before, in any order."""
+    """The run of a reordered network: pieces of cuts must have the same channels as before, in any order."""
 
     def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
         """Compare the channels of every piece with those of the first run."""
@@ -171,7 +171,7 @@ class Probe:
         for inputs, train in self._runs:
             with repeatable(), torch.no_grad():
                 outputs += [out.clone() for out in tensor_leaves(inputs.run(self.model.train(train)))]
-        with torch.no_grad():  # the run in train mode has moved statistics
+        with torch.no_grad():  # the run in train mode moved statistics
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(before[name])
         self.model.eval()

@@ -17,7 +17,7 @@ MOST_RANGES = 8
 class Index:
     """Distinct indices as ranges [start, stop): ((0, 16),) is the first 16, ((0, 8), (64, 72)) two pieces.
 
-    They ascend, unless channels come in another order in the small network, as behind channel shuffles.
+    They ascend, unless the small network has its channels in another order, as after channel shuffles.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -53,7 +53,7 @@ class Index:
         before = torch.cat([chosen.new_zeros(1, dtype=torch.int64), chosen.cumsum(0)])
         starts, stops = ranges.unbind(1)
         counts = before[stops] - before[starts]
-        in_front = before[starts + counts] - before[starts] == counts  # most often, the chosen ones are the first ones
+        in_front = before[starts + counts] - before[starts] == counts  # usually the first ones are chosen
         found: list[Index | None] = []
         for (start, stop), count, first in zip(ranges.tolist(), counts.tolist(), in_front.tolist(), strict=True):
             if count == stop - start:

@@ -77,7 +77,7 @@ class SlicePlan:
         attributes: "module.attribute" -> value in the small network, for sizes that modules store themselves.
         groups: the channel groups, widest reach first.
         crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
-        unaligned: modules with channel shuffles behind which widths agree but channels are no longer the base's.
+        unaligned: modules with channel shuffles after which widths agree but channels are no longer the base's.
         unreached: module or parameter that did not run on the example input -> the module whose channels it follows, or
             "" if it follows none: it is at full width, and small networks refuse to run it.
         order: how the base network's channels were ordered when this plan was first used ("l1", "l2", "bn"), or "". It
@@ -176,7 +176,7 @@ class SlicePlan:
                 memo[id(module)] = copy.deepcopy(module)
         for name, tensor in tensors.items():
             if id(tensor) not in memo:
-                # For a slice of a contiguous tensor they are the same, but `preserve_format` takes long to say so.
+                # For a slice of a contiguous tensor they are the same, but `preserve_format` is slow to find out.
                 layout = torch.contiguous_format if tensor.is_contiguous() else torch.preserve_format
                 kept = take(tensor.detach(), self.tensors.get(name, ())).clone(memory_format=layout)
                 memo[id(tensor)] = in_place_of(tensor, kept)

@@ -27,7 +27,7 @@ class Kind(StrEnum):
     TIED = "tied"
     """They are tied to each other, so they can only be kept together."""
     ONE_AT_A_TIME = "one at a time"
-    """Code treats each of them in its own way."""
+    """Code treats them one by one."""
     TWO_AT_ONCE = "two at once"
     """Each element belongs to two channels."""
     FIXED_WIDTH = "fixed width"
@@ -37,7 +37,7 @@ class Kind(StrEnum):
     FIXED_SIZE = "fixed size"
     """Code asks an operator for a fixed number of channels."""
     BY_VALUE = "by value"
-    """Which of them are used depends on values."""
+    """Values decide which of them are used."""
     NEIGHBOURS = "neighbours"
     """An operator combines neighbouring channels."""
     NO_RULE = "no rule"
@@ -49,7 +49,7 @@ class Kind(StrEnum):
     DOES_NOT_RUN = "does not run"
     """No narrower form of the network ran."""
     OTHER = "other"
-    """Read from a plan of a newer version that has more kinds."""
+    """Read from a plan of a newer version, which has more kinds."""
 
 
 REMEDIES = {

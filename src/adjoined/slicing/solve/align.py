@@ -1,9 +1,9 @@
-"""Every channel in its place: which channels of the base a small network has behind channel shuffles.
+"""Every channel in its place: which channels of the base a small network has after channel shuffles.
 
-Behind a shuffle and a split, the first channels of the small network are not the first ones of the base. But the small
-network's own code says which layers write and read each of its channels, and on which side of every split, in which row
-of every shuffle. A channel of the base that is written and read in the same places can stand for it. So the small
-network is traced as the base was, and each of its channels gets a channel of the base with the same places.
+After a shuffle and a split, the first channels of the small network are not the first ones of the base. But the small
+network's own code shows which layers write and read each of its channels, on which side of every split and in which row
+of every shuffle. A channel of the base that is written and read in the same places corresponds to it. So the small
+network is traced like the base, and each of its channels gets a channel of the base with the same places.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adjoined.slicing.plan.index import Index
 Places = dict[int, frozenset[tuple[object, ...]]]
 """Label -> the pieces of cuts, and the rows of folds and of grouped convolutions, that it went into."""
 Signature = frozenset[tuple[object, int]]
-"""How often something occurs: (it, number)."""
+"""Something, and how often it occurs."""
 
 
 class Alignment(NamedTuple):
@@ -84,7 +84,7 @@ def align(base: Trace, small: Trace) -> Alignment | NoPlace:
 
 
 def _common_rows(base: Trace, small: Trace) -> dict[tuple[Site, int], tuple[int, ...]]:
-    """Return the dimensions of folds and grouped convolutions that both networks have in one size: their rows."""
+    """Return the dimensions of folds and grouped convolutions with the same size in both networks: their rows."""
     shapes = [{key: slot.shape for key, slot in _folds(each)} for each in (base, small)]
     return {
         key: tuple(d for d, size in enumerate(shape) if size == other[d])
@@ -102,7 +102,7 @@ def _folds(trace: Trace) -> Iterable[tuple[tuple[Site, int], Slot]]:
 
 
 class _Signatures:
-    """What tells the channels of a trace apart: in which places of which tensors each of them is.
+    """What distinguishes the channels of a trace: in which places of which tensors each of them is.
 
     Attributes:
         of_channel: label -> signature of its channel, by the dimensions and places of the channel's labels.
@@ -138,7 +138,7 @@ def _places(trace: Trace, rows: Mapping[tuple[Site, int], Sequence[int]]) -> Pla
 def _indices(
     base: Trace, small: Trace, signatures: tuple[_Signatures, _Signatures], chosen: Mapping[int, int]
 ) -> dict[str, tuple[Index | None, ...]] | None:
-    """Return the indices of every tensor in the order of the small network; None where the numbers do not fit."""
+    """Return the indices of every tensor in the order of the small network; None if their numbers do not match."""
     of_base, of_small = base.ties.roots(), small.ties.roots()
     tensors: dict[str, tuple[Index | None, ...]] = {}
     for name, vectors in base.labels.items():

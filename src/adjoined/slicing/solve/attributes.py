@@ -1,7 +1,7 @@
 """The attributes in which modules store numbers of channels (`num_heads`, `config.width`), and corrections of them.
 
-Copied into the small network, they still hold the base's values. A size that an operator gets does not tell which
-attribute it came from, so every attribute that may be meant is proposed, the likeliest first; `repair.py` tries them.
+Copied into the small network, they still hold the base's values. A size that an operator gets does not show which
+attribute it came from, so all possible attributes are proposed, the likeliest first; `repair.py` tries them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Corrections:
         return values
 
     def propose(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
-        """Correct one attribute after the other and yield its name; the caller undoes what does not help."""
+        """Correct one attribute after another and yield its name; the caller undoes what does not help."""
         made: set[tuple[Attribute, int | None]] = set()
         before = dict(self.corrected)
         for candidate in self._candidates(failure, is_kept):
@@ -82,9 +82,9 @@ class Corrections:
             if formula is not None and change not in made:
                 made.add(change)
                 yield f"{candidate.attribute.module}.{candidate.attribute.name}"
-            self.corrected = dict(before)  # also where the same change was made before and is not tried again
+            self.corrected = dict(before)  # even if the same change was made before and is not tried again
         together = list(self._agreeing(failure.module, is_kept))
-        if len(together) > 1:  # a size computed from several attributes is right once all of them are
+        if len(together) > 1:  # a size computed from several attributes is right once they all are
             for candidate in together:
                 self._correct(candidate, is_kept)
             yield ", ".join(f"{each.attribute.module}.{each.attribute.name}" for each in together)
@@ -108,7 +108,7 @@ class Corrections:
                         yield from (Candidate(attribute, site, position) for attribute in same)
 
     def _agreeing(self, module: str, is_kept: Callable[[int], bool]) -> Iterator[Candidate]:
-        """Yield the attributes that a module's operators get unchanged, where all of these agree on what is left."""
+        """Yield the attributes that a module's operators get unchanged, if they all agree on what is left."""
         for attribute, value in self._attributes_of(module, is_kept):
             uses = [
                 (Candidate(attribute, site, position), size.left(is_kept))
@@ -130,7 +130,7 @@ class Corrections:
         return self.trace.model.get_submodule(name)
 
     def _attributes_of(self, owner: str, is_kept: Callable[[int], bool]) -> Iterator[tuple[Attribute, int]]:
-        """Yield the attributes of a module with their values now, without those that `set_sizes` looks after."""
+        """Yield the attributes of a module with their current values, without those that `set_sizes` maintains."""
         module = self._module(owner)
         managed = MANAGED_SIZES if has_managed_sizes(module) else ()
         for name, stored in (stored_in(module) | settings_in(module)).items():
@@ -152,7 +152,7 @@ class Corrections:
                 self.corrected[attribute] = formula
 
     def _formula(self, candidate: Candidate, attribute: Attribute, size: Size) -> Formula | None:
-        """Return the formula of an attribute; None where the candidate's equation does not hold in the base network."""
+        """Return the formula of an attribute; None if the candidate's equation does not hold in the base network."""
         added = candidate.added and candidate.added._replace(module=attribute.module)
         taken = candidate.taken and candidate.taken._replace(module=attribute.module)
         value = self._value(attribute) + self._value(added) - self._value(taken)
@@ -164,7 +164,7 @@ class Corrections:
         return Formula((*size.counted[0], *plus), minus, candidate.times, candidate.by)
 
     def _labels_of(self, attribute: Attribute | None) -> tuple[int, ...] | None:
-        """Return the labels that an attribute counts, 0 for what is never dropped; None if it is not a plain sum."""
+        """Return the labels that an attribute counts, 0 for what is never dropped; None if it is not a simple sum."""
         formula = None if attribute is None else self.corrected.get(attribute)
         if formula is None:
             return (0,) * self._value(attribute)
@@ -208,7 +208,7 @@ class Corrections:
 def _explaining(
     error: Mismatch, own: Sequence[tuple[Attribute, int]], stored: Sequence[tuple[Attribute, int]]
 ) -> Iterator[Candidate]:
-    """Yield the attributes that a wrong size may come from: equal to it, a multiple or part of it, or in a sum with it.
+    """Yield attributes that a wrong size may come from: equal to it, a multiple or fraction of it, or part of a sum.
 
     Args:
         error: code asked for this size.
@@ -230,7 +230,7 @@ def _explaining(
 
 
 def _moved(module: str, owner: str, other: str) -> str:
-    """Return the module that stands to `other` as `module` stands to `owner`: the same, one below it, or its parent.
+    """Return the module that is to `other` what `module` is to `owner`: the same, one below it, or its parent.
 
     Example:
         >>> _moved("a.attn.qkv", "a.attn", "b.attn"), _moved("a.attn", "a.attn.table", "b.attn.table")

@@ -62,7 +62,7 @@ def read_budget(budget: str | Iterable[str]) -> tuple[Limit, ...]:
             MiB), MACs (MMACs, GMACs), parameters (k parameters, M params) and ms; k, M and G are powers of 1,000.
 
     Raises:
-        AdjoinedError: it is written in another way, or limits one quantity twice.
+        AdjoinedError: the budget is malformed, or limits one quantity twice.
 
     Example:
         >>> [(limit.quantity, limit.most) for limit in read_budget("1.5 MB, 50 MMACs")]
@@ -93,7 +93,7 @@ def _limit(text: str) -> Limit:
 
 
 def _unit(word: str) -> tuple[float, Quantity] | None:
-    """Return the factor and the quantity of a unit; None for an unknown one.
+    """Return the factor and the quantity of a unit; None for an unknown unit.
 
     Example:
         >>> _unit("MMACs"), _unit("kB"), _unit("ms")

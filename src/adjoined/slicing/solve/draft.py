@@ -1,4 +1,4 @@
-"""The plan that the widths of the groups make: what each tensor keeps, and why some groups stay wide."""
+"""The plan that follows from the groups' widths: what each tensor keeps, and why some groups stay wide."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _sizes_by_input(traced: Trace, is_kept: Tensor) -> dict[str, Any]:
 
 
 def _describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
-    """Return the groups as the plan lists them; pieces of one layer that behave alike are added up."""
+    """Return the groups as the plan lists them; similar pieces of one layer are added up."""
     found: dict[object, ChannelGroup] = {}
     for group in groups:
         if group.why is not None and group.why.kind in (Kind.NOT_CHANNELS, Kind.INSIDE_GROUPS):
@@ -88,7 +88,7 @@ def _describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
 
 
 def _why_not_narrowed(group: Group) -> Reason | None:
-    """Return why a group that may be narrowed is not, in this plan; None where it is."""
+    """Return why this plan does not narrow a group that may be narrowed; None if it does."""
     if group.kept < len(group.roots):
         return None
     if group.required is not None:

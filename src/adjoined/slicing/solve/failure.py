@@ -9,7 +9,7 @@ from adjoined.slicing.flow.sizes import Mismatch
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 Progress = tuple[int, int]
-"""How far a run got: operators run, position of the wrong size among the last one's arguments."""
+"""How far a run got: number of operators, position of the wrong size among the last one's arguments."""
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Failure:
     module: str
     """The module that ran."""
     steps: int
-    """Operators that had run."""
+    """Number of operators that had run."""
     last: tuple[int, ...] = ()
     """Labels of the channels that the last of them returned."""
 

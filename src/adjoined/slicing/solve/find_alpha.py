@@ -17,7 +17,7 @@ from adjoined.slicing.solve.traces import Traces
 from adjoined.slicing.solve.widths import widest_choice
 
 Latency = Callable[[nn.Module], float]
-"""The small network as a plain module in eval mode -> milliseconds that it takes for the example input."""
+"""The small network as a plain module in eval mode -> milliseconds for the example input."""
 
 INDISTINCT = 1.02
 """Alphas closer than this ratio are not measured separately."""
@@ -61,7 +61,7 @@ def find_alpha(traces: Traces, request: Request, latency: Latency | None = None)
 
 @dataclass
 class _Search:
-    """The plans of one model along the alphas at which some width changes."""
+    """The plans of one model at the alphas where some width changes."""
 
     traces: Traces
     request: Request
@@ -133,7 +133,7 @@ class _Search:
         return high
 
     def _nearest(self, alpha: float) -> int:
-        """Return the number of the first alpha that is at least this large; the last number beyond all."""
+        """Return the number of the first alpha that is at least this large, or else of the last one."""
         return next((number for number, each in enumerate(self.alphas) if each >= alpha), len(self.alphas) - 1)
 
     def _between(self, low: int, high: int) -> int:
@@ -141,7 +141,7 @@ class _Search:
         return min(max(self._nearest(math.sqrt(self.alphas[low] * self.alphas[high])), low + 1), high - 1)
 
     def _over(self, limits: list[Limit]) -> AdjoinedError:
-        """Return the error for limits that no small network meets, with the nearest that can be reached."""
+        """Return the error for limits that no small network meets, with the nearest reachable ones."""
         plan = self.plan(len(self.alphas) - 1)
         assert plan.cost is not None
         assert plan.base_cost is not None

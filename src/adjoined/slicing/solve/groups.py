@@ -25,7 +25,7 @@ Piece = tuple[Site, int, int]
 
 
 TOO_SHORT = 4
-"""A dimension of at most this many elements is too short for a row of channels, such as a head."""
+"""A dimension of up to this many elements is too short for a row of channels, such as a head."""
 
 
 class RequiredWidth(NamedTuple):
@@ -100,7 +100,7 @@ class Grouping:
             axes = Counter[Axis](axis_of[label] for label in members)
             signature = (tuple(sorted(axes.items())), frozenset(self.pieces.get(root, ())))
             if signature not in alike:
-                # Fresh labels behind an unaligned cut belong to no tensor, but even alone they are channels.
+                # Fresh labels after an unaligned cut belong to no tensor, but even alone they are channels.
                 in_tensors = {axis: count for axis, count in axes.items() if axis.tensor in real}
                 alike[signature] = Group(array("q"), in_tensors or dict(axes))
                 if sum(axes.values()) == 1 and in_tensors:
@@ -125,7 +125,7 @@ class Grouping:
         """Keep the same number of channels in each row (head) of a fold, so that code can divide by the rows.
 
         Code often computes the width of a row from another tensor: `x.shape[-1] // heads`. So every group near the
-        fold that has the width of what was folded keeps a multiple of the number of rows.
+        fold, as wide as what was folded, keeps a multiple of the number of rows.
         """
         for cut, slot in trace.findings.folds:
             tied = squeeze_equal(self._table[slot])
@@ -165,10 +165,9 @@ class Grouping:
     def tied_groups(self) -> set[str]:
         """Return the modules whose groups of channels (of a convolution, or heads) are all tied to each other.
 
-        Where gates weigh the parts of a fold, it is the operator's site, not its module.
-
-        These cannot be dropped whole, but may be narrowed inside. What ties them is a sum over the groups, as in split
-        attention, or a table that all heads read.
+        These groups cannot be dropped whole, but may be narrowed inside. They are tied by a sum over the groups, as in
+        split attention, or by a table that all heads read. If gates weight the parts of a fold, the operator's site is
+        returned, not its module.
         """
         of = self._findings.conv_groups
         choices = [(module, of[module].tolist()) for module in self._findings.whole_by_choice]
@@ -177,7 +176,7 @@ class Grouping:
         return {module for module, labels in choices if self._are_stuck(labels)}
 
     def _are_stuck(self, labels: Iterable[int]) -> bool:
-        """Return whether ties leave no group of channels to drop, or they stay because others lie across them."""
+        """Return whether ties leave no group of channels to drop, or groups stay because others lie across them."""
         groups = [self.of(label) for label in labels]
         across = all(group.why is not None and group.why.kind is Kind.TWO_AT_ONCE for group in groups)
         roots = {self.roots[label] for label in labels}
@@ -185,11 +184,11 @@ class Grouping:
         return across or len(roots) == 1 or alone
 
     def narrowed_labels(self) -> Tensor:
-        """Return for every label whether its group is narrowed (bool vector), as the groups' `kept` say now."""
+        """Return for every label whether its group is narrowed at present, by the groups' `kept` (bool vector)."""
         return self._having(group.roots for group in self.groups if group.kept < len(group.roots))
 
     def kept_labels(self) -> Tensor:
-        """Return for every label whether the small network has it (bool vector), as the groups' `kept` say now."""
+        """Return for every label whether the small network has it at present, by the groups' `kept` (bool vector)."""
         return self._having(group.roots[: group.kept] for group in self.groups)
 
     def _having(self, roots: Iterable[array[int]]) -> Tensor:
@@ -203,7 +202,7 @@ class Grouping:
 def _rows(slot: Slot) -> tuple[list[int], int]:
     """Return the dimensions of a fold that count rows (heads, shuffled groups), and the one that counts within a row.
 
-    That is the last one, unless it is too short for a row, as where a shuffle deals channels out in turn.
+    The latter is the last one, unless it is too short for a row, as in a shuffle that deals channels out in turn.
     """
     *rows, last = varying(slot)
     if rows and slot.shape[last] <= TOO_SHORT < min(slot.shape[d] for d in rows):

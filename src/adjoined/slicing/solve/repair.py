@@ -1,7 +1,7 @@
-"""What to do when the small network does not run: correct an attribute of a module, or keep channels wide.
+"""What to do if the small network does not run: correct an attribute of a module, or keep channels wide.
 
 Every correction is a trial. It is kept only if the small network then runs further than before, so an attribute that
-merely looks like a width is never left changed.
+merely looks like a width does not stay changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Unaligned(Exception):
 
 
 class _Trial(NamedTuple):
-    """A change that is being tried, the failure that it should overcome, and the state before it."""
+    """A change being tried, the failure that it should overcome, and the state before it."""
 
     failure: Failure
     ways: Iterator[str]
@@ -54,7 +54,7 @@ class Repairs:
     _required: list[RequiredWidth | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin with all attributes as the base network has them."""
+        """Start with all attributes as in the base network."""
         self.corrections = Corrections(self.trace, self.grouping)
         self._required = [group.required for group in self.grouping.groups]
 
@@ -67,7 +67,7 @@ class Repairs:
         """
         trial, self._trial = self._trial, None
         if trial is not None and failure.progress <= trial.failure.progress:
-            self._undo(trial)  # and try the next way to overcome the same failure
+            self._undo(trial)  # then try the next way to overcome the same failure
             failure, ways = trial.failure, trial.ways
         else:
             if trial is not None:
@@ -90,7 +90,7 @@ class Repairs:
             group.required = required
 
     def _ways(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
-        """Make one change after the other and yield what was changed; the caller undoes what does not help."""
+        """Make one change after another and yield what was changed; the caller undoes what does not help."""
         error = failure.error
         if isinstance(error, TooNarrow):
             if self._make_room(error):
@@ -108,9 +108,9 @@ class Repairs:
     # ---- widths ------------------------------------------------------------------------------------------------------
 
     def _set_width(self, error: Mismatch, alike: bool) -> bool:
-        """Give the groups that a size counts the width that the code asks for, the same to each.
+        """Give all groups that a size counts the width that the code asks for.
 
-        With `alike`, groups that the same views fold get that width, too: the code computes with one width for all.
+        With `alike`, groups that the same views fold get that width, too: the code uses one width for all.
         """
         if len(error.size.counted) != 1 or error.asked < 1:
             return False
@@ -129,7 +129,7 @@ class Repairs:
         return True
 
     def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
-        """Where code asks for too few channels, it took their number from another tensor: widen a group of that."""
+        """If code asks for too few channels, it took their number from another tensor: widen a group of that one."""
         missing = error.left - error.asked
         around = error.site.module.rpartition(".")[0]
         tried: set[Group] = set()
@@ -148,7 +148,7 @@ class Repairs:
                         yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
-        """Give the one group behind an unaligned cut the channels that arrive there; narrow it only once."""
+        """Give the only group after an unaligned cut the channels that arrive there; narrow it only once."""
         groups = self.grouping.of_all(error.expected)
         if len(groups) != 1:
             return False
@@ -174,7 +174,7 @@ class Repairs:
         self.log.append(f"kept wide after: {failure.why}")
 
     def _and_alike(self, cuts: set[Site]) -> set[Site]:
-        """Return the cuts, and the same cuts in all modules of the same classes, which run the same code."""
+        """Return the cuts, with those in other modules of the same classes, which run the same code."""
         kinds = {name: type(module) for name, module in self.trace.model.named_modules()}
         known = {piece[0] for pieces in self.grouping.pieces.values() for piece in pieces}
         alike = {(kinds[cut.module], cut._replace(module="")) for cut in cuts}
@@ -183,8 +183,8 @@ class Repairs:
     def _widen(self, failure: Failure) -> bool:
         """Keep the groups concerned at full width.
 
-        If there are none left, it is those of what the last operator returned, which the code may have counted; then
-        those of the module, its parents, the model.
+        If there are none left, those of the last operator's results, which the code may have counted; then those of the
+        module, its parents, the model.
         """
         self._widened[failure.module] += 1
         groups = self._narrow(self.grouping.of_all(failure.labels))
@@ -194,7 +194,7 @@ class Repairs:
                 break
             groups |= self._narrow(self.grouping.inside(name))
         why, padded = failure.why, self.trace.findings.padded
-        if not isinstance(failure.error, Mismatch):  # the number of channels behind a padding shows at other operators
+        if not isinstance(failure.error, Mismatch):  # the number of channels after a padding shows at other operators
             why = next((padded[label] for label in failure.labels if label in padded), why)
         for group in groups:
             group.why = why

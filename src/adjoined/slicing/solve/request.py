@@ -82,7 +82,7 @@ class Request:
 
     @classmethod
     def of(cls, settings: object) -> Request:
-        """Return the request that an object holds in attributes of these names, such as the settings of a run.
+        """Return the request that an object, such as a run's settings, holds in attributes of these names.
 
         Its alpha is a default, which `compress` and `budget` replace.
         """
@@ -128,10 +128,10 @@ class RequestedWidth:
 def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
     """Return patterns and widths.
 
-    Plain numbers are refused: 4 may mean a divisor to one reader and a number of channels to another.
+    Plain numbers are refused: 4 may mean a divisor or a number of channels.
 
     Raises:
-        AdjoinedError: a width is written in another way.
+        AdjoinedError: a width is malformed.
 
     Example:
         >>> check_widths({"layer3.*": "1/2", "head": "24 channels"})
@@ -157,7 +157,7 @@ def check_widths(widths: Mapping[str, str]) -> dict[str, str]:
 
 
 def _factor(text: str, width: int) -> float:
-    """Return the factor by which a text narrows `width` channels; 0 for a text that is not a width."""
+    """Return the factor by which a text narrows `width` channels; 0 if the text is not a width."""
     if match := _SHARE.fullmatch(text):
         part, whole = float(match[1]), float(match[2])
         return whole / part if 0 < part <= whole else 0.0
@@ -227,7 +227,7 @@ def _at_least_1(value: Any, kind: type, where: str) -> Any:
 
 
 def _keep(keep: Any) -> tuple[str, ...]:
-    """Return the names and patterns of modules as a tuple; one name alone is taken for itself."""
+    """Return the names and patterns of modules as a tuple; a single name may stand alone."""
     patterns = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else (keep,)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise AdjoinedError(

@@ -41,14 +41,14 @@ MOST_REPAIRS = 200
 def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
     """Return the plan of one small network: choose widths, and repair until it runs.
 
-    It always returns one: where no repair helps, the model stays as wide as it is, and the plan says why.
+    It always returns one: if no repair helps, the model stays as wide as it is, and the plan says why.
 
-    Most models return in the first round. Where code shuffles channels and then splits them, the first channels of the
-    small network may not be the first ones of the base. Then these ways are tried in turn:
+    Most models need one round. If code shuffles channels and then splits them, the first channels of the small network
+    may not be the first ones of the base. Then these ways are tried in turn:
 
-    1. other channels of the base, which stand in the places of the small network's (`_in_place`);
-    2. other widths, near those asked for, at which every channel has such a place (`OtherWidths`);
-    3. giving up the channels' identity behind these cuts, where only their number then has to agree (`unaligned`);
+    1. other channels of the base, which are in the places of the small network's (`_in_place`);
+    2. other widths, near those requested, at which every channel has such a place (`OtherWidths`);
+    3. giving up channel identity after these cuts, where only numbers of channels then have to agree (`unaligned`);
     4. keeping the groups concerned wide (`may_unalign` is false).
 
     Args:
@@ -106,13 +106,13 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
         if cuts:
             unaligned |= cuts
             other = OtherWidths(request.round_to, alike=True)
-        else:  # where code has numbers of its own, less may stay wide if no channel changes its place
+        else:  # if code has fixed numbers, less may stay wide if no channel changes its place
             unaligned, may_unalign = frozenset(), False
             other = OtherWidths(request.round_to, alike=False)
 
 
 def _smaller(plan: SlicePlan, other: SlicePlan | None) -> SlicePlan:
-    """Return the plan with fewer parameters, the first one where both have as many."""
+    """Return the plan with fewer parameters, or the first one if they have equally many."""
     if other is None or plan.cost is None or other.cost is None:
         return plan
     return other if other.cost.parameters < plan.cost.parameters else plan
@@ -121,7 +121,7 @@ def _smaller(plan: SlicePlan, other: SlicePlan | None) -> SlicePlan:
 def _without_repairs(
     traced: Trace, grouping: Grouping, other: OtherWidths, request: Request, alpha: float
 ) -> SlicePlan:
-    """Return the plan before any repair: where channels are out of place, repairs correct what is right."""
+    """Return the plan before any repair: if channels are out of place, repairs would correct what is right."""
     for group in grouping.groups:
         group.required = None
     other.require(grouping.groups)
@@ -141,7 +141,7 @@ def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPla
     plan = replace(plan, tensors=found.tensors, unaligned=())
     small = plan.apply(base.model)
     ties = FrozenTies(base.ties.roots(), torch.tensor(found.narrowed, device="cpu"), base.ties.channels())
-    findings = replace(base.findings, sizes={})  # which channels a size counts depends on their order
+    findings = replace(base.findings, sizes={})  # the channels that a size counts depend on their order
     flow = LabelFlow(ties, findings, is_kept=found.kept.__getitem__)
     try:
         return try_plan(plan, small, base, flow)
@@ -192,7 +192,7 @@ def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Reques
             check_path(flow, traced)
             error.__traceback__ = error.__context__ = None  # it is kept, and would keep the small network
             repairs.repair(Failure(error, flow.module, flow.steps, flow.last_labels()), is_kept)
-            del flow, small  # before the next ones are made
+            del flow, small  # before new ones are made
         else:
             check_path(flow, traced)
             check_effective(grouping.groups, request.widths or {})

@@ -57,7 +57,7 @@ class Traces:
 
         Args:
             choose: how grouped convolutions are narrowed; its answers depend on its arguments alone.
-            unaligned: cuts behind which channel identity is given up.
+            unaligned: cuts after which channel identity is given up.
 
         Raises:
             AdjoinedError: the model does not run on the example input.
@@ -65,7 +65,7 @@ class Traces:
         for number, known in enumerate(self._known):
             same = all(choose(*question) == answer for question, answer in known.choices.items())
             if same and known.unaligned == unaligned:
-                self._known.append(self._known.pop(number))  # the latest is the last
+                self._known.append(self._known.pop(number))  # the latest comes last
                 known.grouping.reset()
                 return known.trace, known.grouping
         choices: dict[tuple[str, int, int], bool] = {}
@@ -79,7 +79,7 @@ class Traces:
         return traced, self._known[-1].grouping
 
     def again(self, traced: Trace) -> GroupChoice:
-        """Return a choice for narrower networks: each grouped convolution as in this trace, whatever its numbers."""
+        """Return a choice for narrower networks: each grouped convolution as in this trace, whatever its sizes."""
         known = next(each for each in self._known if each.trace is traced)
         answers = {module: answer for (module, *_), answer in known.choices.items()}
         return lambda module, groups, size: answers.get(module, False)

@@ -1,4 +1,4 @@
-"""The second run: a small network runs under the labels that it keeps, and is compared with the trace."""
+"""The second run: a small network runs with the labels that it keeps, and is compared with the trace."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Numbers of channels that modules keep for code that no run reaches, such as folding branches and replacing the head.
 
-What a forward reads is corrected where the small network would not run otherwise (`attributes.py`). The rest is known
-by its name, `in_chs` or `num_features`, and by the layers inside of the module that have this size in the base network.
+What a forward reads is corrected if the small network would not run otherwise (`attributes.py`). The rest is recognised
+by its name, such as `in_chs` or `num_features`, and by layers inside the module that have this size in the base
+network.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _COUNTS = {
     **dict.fromkeys(("in_channels", "in_chs", "in_planes", "inplanes", "in_features", "in_dim"), _IN + _NORM),
     **dict.fromkeys(("out_channels", "out_chs", "out_planes", "out_features", "out_dim"), _OUT + _NORM),
     **dict.fromkeys(("num_features", "head_hidden_size", "channels", "embed_dim", "dim"), _IN + _OUT + _NORM),
-    "groups": ("groups", *_NORM),  # a depthwise branch may be a norm alone
+    "groups": ("groups", *_NORM),  # a depthwise branch may be just a norm
 }
 """The name of an attribute -> the sizes of torch's layers that it may repeat."""
 
@@ -34,7 +35,7 @@ _Place = tuple[str, str]
 
 
 def with_unread_sizes(model: nn.Module, inputs: Inputs, plans: Sequence[SlicePlan]) -> list[SlicePlan]:
-    """Return plans that correct these numbers, too; none that a forward reads, which could change the function.
+    """Return plans that correct these numbers, too, except those that a forward reads, which could change the function.
 
     Args:
         model: the base network.
@@ -51,7 +52,7 @@ def with_unread_sizes(model: nn.Module, inputs: Inputs, plans: Sequence[SlicePla
 
 
 def _unplanned(model: nn.Module, plan: SlicePlan) -> dict[_Place, int]:
-    """Return what is left of the numbers that a plan does not correct yet."""
+    """Return what is left of the channels that each number counts, if the plan does not correct it yet."""
     narrow = {name: _narrow(name, part, plan) for name, part in model.named_modules() if _is_layer(part)}
     found: dict[_Place, int] = {}
     for name, part in model.named_modules():
@@ -69,7 +70,7 @@ def _unplanned(model: nn.Module, plan: SlicePlan) -> dict[_Place, int]:
 
 
 def _is_layer(part: nn.Module) -> bool:
-    return isinstance(part, _LAYERS) and not is_parametrized(part)  # whose weight only a forward computes
+    return isinstance(part, _LAYERS) and not is_parametrized(part)  # parametrized: no weight outside a forward
 
 
 def _narrow(name: str, layer: nn.Module, plan: SlicePlan) -> nn.Module:
@@ -80,7 +81,7 @@ def _narrow(name: str, layer: nn.Module, plan: SlicePlan) -> nn.Module:
         shapes = {own: plan.small_shape(full_name(name, own)) for own in held}
         setattr(small, kind, {own: torch.empty(shape, device="meta") for own, shape in shapes.items()})
     set_sizes(small, plan.conv_groups.get(name))
-    for attribute in _NORM:  # the plan has it for a norm without tensors
+    for attribute in _NORM:  # for a norm without tensors, the plan has it
         if (left := plan.attributes.get(full_name(name, attribute))) is not None:
             setattr(small, attribute, left)
     return small
@@ -102,7 +103,7 @@ def _read(small: nn.Module, inputs: Inputs, places: Collection[_Place]) -> set[_
         if own:
             try:
                 part.__class__ = type(type(part).__name__, (type(part),), own)  # pyright: ignore[reportAttributeAccessIssue]
-            except Exception:  # a class that nothing may be derived from
+            except Exception:  # a class that cannot be subclassed
                 read |= {(name, attribute) for attribute in own}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         with suppress(Exception):  # it need not run in train mode, as on a single image

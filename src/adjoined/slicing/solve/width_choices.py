@@ -73,7 +73,7 @@ def width_choices(model: nn.Module, groups: Iterable[Group], round_to: int) -> l
 
 
 def _one_each(groups: Iterable[Group], writers: set[str], dims: dict[str, int]) -> tuple[str, ...]:
-    """Return modules of which at least one writes each group."""
+    """Return modules such that each group is written by at least one of them."""
     found: dict[str, None] = {}
     for group in groups:
         own = [owner_of(name) for name, dim in group.axes if dims.get(name) == dim and owner_of(name) in writers]

@@ -13,7 +13,7 @@ from adjoined.slicing.solve.groups import Group, RequiredWidth
 from adjoined.slicing.solve.request import RequestedWidth, check_agree
 
 NEARBY = 2
-"""How many widths on each side of the wanted one are tried."""
+"""How many widths are tried on each side of the requested one."""
 
 WITH_PLACES = Reason(Kind.FIXED_SIZE, "a width at which every channel has a place in the base")
 
@@ -25,7 +25,7 @@ class AlphaTooLarge(AdjoinedError):
 def kept_of(channels: int, bundle: int, alpha: float, round_to: int) -> int:
     """Return how many of `channels` bundles of `bundle` channels each are kept.
 
-    The first ⌈n/α⌉ bundles, rounded up until the number of channels is a multiple of `round_to`; never more than all.
+    The first ⌈n/α⌉ bundles, rounded up until the number of channels is a multiple of `round_to`; at most all of them.
 
     Example:
         >>> kept_of(64, 1, 4, 8), kept_of(20, 1, 4, 8), kept_of(20, 1, 4, 1), kept_of(6, 1, 4, 8)
@@ -90,20 +90,20 @@ def check_effective(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
 
 
 def widest_choice(groups: Sequence[Group]) -> Group | None:
-    """Return the widest of the groups that alpha narrows, or would if the user did not keep them; None without any."""
+    """Return the widest group that alpha narrows, or would if the user did not keep it; None if there is none."""
     several = (group for group in groups if len(group.roots) > 1)
     choices = (g for g in several if (g.why.kind is Kind.KEPT if g.why else not g.requested))
     return max(choices, key=lambda g: g.width, default=None)
 
 
 class OtherWidths:
-    """Widths near those that alpha asks for, tried where channels of the small network have no place in the base.
+    """Widths near those that alpha asks for, tried if channels of the small network have no place in the base.
 
-    Behind channel shuffles some widths have one for every channel and others do not.
+    After channel shuffles, some widths have a place for every channel and others do not.
 
     Args:
         round_to: widths are multiples of this many channels.
-        alike: whether all groups of as many channels get the same width, as where a shuffle mixes them.
+        alike: whether all groups with the same number of channels get the same width, as when a shuffle mixes them.
     """
 
     def __init__(self, round_to: int, *, alike: bool) -> None:
@@ -121,7 +121,7 @@ class OtherWidths:
                 group.required = RequiredWidth(width, WITH_PLACES)
 
     def propose(self, groups: Iterable[Group], axes: Set[Axis]) -> bool:
-        """Choose other widths for the groups with these dimensions; return whether there were any left to try."""
+        """Choose other widths for the groups with these dimensions; return whether any were left to try."""
         self._axes |= axes
         changed: dict[int, int | None] = {}
         for group in groups:

@@ -33,13 +33,13 @@ class Checked:
     """The result of a check.
 
     Attributes:
-        error: relative error of the worst output: largest difference / largest value; where the masked base does not
-            reach the outputs, that of the worst module before; None where it reaches nothing.
-        how: "masked base"; "masked base with the small network's own numbers" where they agree only if the masked base
-            takes the numbers that the small network's code computes, such as 1/√d; or "strict second run" where the
-            masked base does not reach the outputs. Every plan has passed that run: all shapes fit, and no two channel
-            groups meet that must not.
-        where: the first module that the masked base does not reach, and why; "" where it reaches the outputs.
+        error: relative error of the worst output: largest difference / largest value; if the masked base does not reach
+            the outputs, that of the worst module before them; None if it reaches nothing.
+        how: "masked base"; "masked base with the small network's own numbers" if they agree only when the masked base
+            takes the numbers that the small network's code computes, such as 1/√d; or "strict second run" if the masked
+            base does not reach the outputs. Every plan has passed that run: all shapes fit, and no two separate channel
+            groups meet.
+        where: the first module that the masked base does not reach, and why; "" if it reaches the outputs.
     """
 
     error: float | None
@@ -133,7 +133,7 @@ class _Pair:
     def _judge(self, error: float, small: _Steps, masked: _Steps, limits: dict[str, str]) -> Checked:
         """Compare module by module up to the first limit, beyond which the networks may differ."""
         limit = min(limits, key=lambda name: small.starts.get(name, 0), default=None)
-        if limit is not None and not self.plan.in_order:  # outputs of modules have other orders of channels
+        if limit is not None and not self.plan.in_order:  # modules' outputs have their channels in other orders
             return Checked(None, STRICT, f"{_named(limit)}: {limits[limit]}")
         reach = len(small.outputs) if limit is None else small.starts.get(limit, 0)
         worst = None
@@ -149,7 +149,7 @@ class _Pair:
 
     def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
         try:
-            small = duplicate(self.small)  # its forward may keep a state
+            small = duplicate(self.small)  # its forward may keep state
             with repeatable(), in_float64(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
                 return tensor_leaves(self.inputs.run(small))
         except Exception as error:  # whatever the model's own code raises on narrow tensors

@@ -92,14 +92,14 @@ class _Calibrate(TorchDispatchMode):
             weight.div_(size)
             product.div_(size)
         own = self._take(bias)
-        if own is not None and own.shape == product.shape[1:2]:  # an attention adds thirds of one bias
+        if own is not None and own.shape == product.shape[1:2]:  # an attention adds one bias in thirds
             mean = product.mean([d for d in range(product.ndim) if d != 1])
             own.copy_(
                 torch.rand(own.shape, dtype=own.dtype, generator=self._generator, device="cpu").to(own.device) - mean
             )
 
     def _take(self, tensor: Tensor | None) -> nn.Parameter | None:
-        """Return the parameter that a tensor is, or is a view of, the first time it is seen; else None."""
+        """Return the parameter that a tensor is, or is a view of, the first time it is seen; otherwise None."""
         if tensor is None:
             return None
         address = tensor.untyped_storage().data_ptr()
@@ -120,14 +120,14 @@ def _measure(x: Tensor, mean: Tensor, var: Tensor) -> None:
 
 @contextlib.contextmanager
 def repeatable() -> Iterator[None]:
-    """Let chance make no difference between runs, and restore the random state."""
+    """Make runs independent of chance within the block, and restore the random state."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _NoChance():
         torch.manual_seed(0)
         yield
 
 
 class _NoChance(TorchFunctionMode):
-    """Skips dropout, and draws one number in place of many: chance treats other channels, or fewer, differently."""
+    """Skips dropout, and draws one number instead of many, since draws for fewer or other channels would differ."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
@@ -167,7 +167,7 @@ def _error(got: Tensor, expected: Tensor) -> float:
 
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
-    """Give code float64 where it asks for a narrower floating-point type."""
+    """Give code float64 if it asks for a narrower floating-point type."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

@@ -1,12 +1,12 @@
 """The masked base: the base network at full width, with the channels that the small network lacks at zero.
 
 It defines what the small network computes, and checks its slices: all its tensors have full width, so a wrong slice
-shows. Of a slice plan it uses only the kept indices of each tensor. Labels tell which elements of an activation belong
-to dropped channels; these are set to zero after every operator that may have changed them.
+shows. It uses only a slice plan's kept indices of each tensor. Labels tell which elements of an activation belong to
+dropped channels; these are set to zero after every operator that may have changed them.
 
-In the small network a statistic across channels (a mean, a softmax, a layer norm) is taken over the kept channels. So
-it is here: the operator runs on the kept channels, and its result is written back to their positions. Numbers that code
-computes from widths, such as 1/√d, are those of the small network, too.
+In the small network a statistic across channels (a mean, a softmax, a layer norm) is taken over the kept channels. The
+same happens here: the operator runs on the kept channels, and its result is written back to their positions. Numbers
+that code computes from widths, such as 1/√d, are the small network's, too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class MaskedBase(LabelFlow):
                 self._mask(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, with statistics across channels over the kept ones alone; zero the dropped ones."""
+        """Run the operator, with statistics across channels over the kept ones only; zero the dropped ones."""
         if (numbers := _numbers_in(func, args)) and (others := next(self._numbers.get(func, iter(())), None)):
             args = [others.get(n, value) if n in numbers else value for n, value in enumerate(args)]
         out = super().__torch_dispatch__(func, types, args, kwargs)
@@ -87,7 +87,7 @@ class MaskedBase(LabelFlow):
                     tensor.masked_fill_(~kept.to(tensor.device), 0)
 
     def kept_along(self, tensor: Tensor, dims: Sequence[int]) -> dict[int, Tensor]:
-        """Return the kept indices of a tensor along those of the dimensions in which the small network lacks some."""
+        """Return the kept indices of a tensor along those of these dimensions in which the small network lacks some."""
         kept = self.blocks(tensor)
         if kept is None:
             self.not_computed.setdefault(self.module, self.last_op)
@@ -97,7 +97,7 @@ class MaskedBase(LabelFlow):
     def blocks(self, tensor: Tensor) -> dict[int, Tensor] | None:
         """Return the kept indices of a tensor along every dimension in which the small network lacks some.
 
-        None if the kept elements are not all combinations of such indices, as where two dimensions share a label.
+        None if the kept elements are not all combinations of such indices, as when two dimensions share a label.
         """
         found: dict[int, Tensor] = {}
         for slot in self.slots(tensor):
@@ -193,7 +193,7 @@ class Numbers(LabelFlow):
 
 
 def _numbers_in(func: Any, args: Sequence[Any]) -> dict[int, Any]:
-    """Return the numbers among the arguments of an elementwise operator, or what `torch.tensor` makes of one."""
+    """Return the numbers among an elementwise operator's arguments, or the one passed to `torch.tensor`."""
     if func is torch.ops.aten.lift_fresh.default:
         return {0: args[0]} if not args[0].ndim else {}
     numbers = torch.Tag.pointwise in func.tags

@@ -21,8 +21,8 @@ def composite(state: State, call: Call) -> None:
 def keeps_whole_heads(state: State, slot: Slot, heads: int, features: int) -> bool:
     """Return whether a product between tensors with heads keeps whole heads; the first run decides.
 
-    As with grouped convolutions, it chooses what keeps fewer channels. Where both keep as many, whole heads are kept,
-    because then the scale 1/√d does not change.
+    As for grouped convolutions, the choice is what keeps fewer channels. If it makes no difference, whole heads are
+    kept, because then the scale 1/√d does not change.
     """
     if not state.strict:
         first = slot.movedim((heads, features), (0, 1)).reshape(slot.shape[heads], slot.shape[features], -1)[:, 0, 0]
@@ -76,7 +76,7 @@ def attention(state: State, call: Call) -> None:
 
 
 def _repeated(slots: Sequence[Slot], heads: int, count: int) -> list[Slot]:
-    """Return slots with `count` heads: several heads of queries may share one of keys and values (`enable_gqa`)."""
+    """Return slots with `count` heads: several query heads may share one head of keys and values (`enable_gqa`)."""
     several = [heads >= 0 and slot.shape[heads] not in (1, count) for slot in slots]
     return [
         slot.repeat_interleave(count // slot.shape[heads], heads) if repeat else slot
@@ -85,7 +85,7 @@ def _repeated(slots: Sequence[Slot], heads: int, count: int) -> list[Slot]:
 
 
 def _tie_bias(state: State, call: Call, by_head: Sequence[Slot], heads: int) -> None:
-    """A bias or mask on the weights of the attention: one for each head, or the same for all."""
+    """Tie a bias or mask on the attention weights: one for each head, or the same for all."""
     for name in ("attn_mask", "attn_bias"):
         bias = call[name]
         if not isinstance(bias, Tensor):

@@ -22,7 +22,7 @@ INSIDE_GROUPS = Reason(
 def convolution(state: State, call: Call) -> None:
     """Tie the input's channels to the weight's, the bias to the output's; grouped convolutions have other rules."""
     x, weight, out = call["input"], call["weight"], call.out
-    if x.ndim < weight.ndim:  # unbatched input (C, ...) has no dimension 1, and no training step uses it
+    if x.ndim < weight.ndim:  # unbatched input (C, ...), which no training step uses, has no dimension 1
         return _give_up(state, call)
     transposed = bool(call["transposed"])
     reads, writes = (0, 1) if transposed else (1, 0)
@@ -33,7 +33,7 @@ def convolution(state: State, call: Call) -> None:
     if weight_in is not None and weight_out is not None and any({0, 1} <= set(varying(s)) for s in weight_slots):
         why = "each element of the weight belongs to an output and an input channel at once"
         state.pin(weight_in, Reason(Kind.TWO_AT_ONCE, why))
-    if call["groups"] < x.shape[1]:  # else it sums over positions alone
+    if call["groups"] < x.shape[1]:  # otherwise it only sums over positions
         state.note_read(channels)
     state.note_channels(channels, weight_in, weight_out)
     if not state.strict and any(varying(slot) for slot in state.slots(weight)) and not state.is_stored(weight):
@@ -59,8 +59,8 @@ def _grouped(
 ) -> Tensor | None:
     """Return the output's labels of a grouped or depthwise convolution.
 
-    Whole groups are dropped, which makes depthwise convolutions narrow with their input; or, where that keeps fewer
-    channels, all groups stay and each is sliced inside.
+    Whole groups are dropped, as for depthwise convolutions; or, if that keeps fewer channels, all groups stay and each
+    is sliced inside.
     """
     if channels is not None and weight_in is None and out is None and groups == channels.numel():
         return channels.view(-1, 1).expand(groups, weight.shape[0] // groups).reshape(-1)  # a fixed kernel: a blur
@@ -79,7 +79,7 @@ def _grouped(
         state.findings.blocks.append((state.cut, rows))
         batch = size > 1 and _repeats(channels, groups)
         inside = batch or (size > 1 and weight_in is not None and state.choose_groups(state.module, groups, size))
-    if inside:  # where the weight has no labels, each group has one channel left
+    if inside:  # if the weight has no labels, each group has one channel left
         state.findings.sliced_inside.add(state.module)
         per_group = state.collapse(channels.view(groups, -1), (1,)).reshape(-1)
         if weight_in is not None:
@@ -93,7 +93,7 @@ def _grouped(
 
 
 def _repeats(labels: Tensor, groups: int) -> bool:
-    """Return whether all groups have the same labels: they are the images of a batch, or one bank serves all groups."""
+    """Return whether all groups have the same labels: images of a batch, or groups that share one bank."""
     rows = labels.view(groups, -1)
     return groups > 1 and bool((rows == rows[:1]).all())
 

@@ -68,7 +68,7 @@ def _product(
     bias: Tensor | None,
     out: Tensor,
 ) -> None:
-    """Tie what (…, n, k) and (…, k, m) are summed over; the result has the rows of one and the columns of the other."""
+    """Tie what (…, n, k) and (…, k, m) are summed over; the result has the first's rows and the second's columns."""
     spans_a = [(slot, state.spans(0, slot)) for slot in a_slots]
     spans_b = [(slot, state.spans(1, slot)) for slot in b_slots]
     carried = _whole_heads(state, a, b, spans_a, spans_b)
@@ -77,14 +77,14 @@ def _product(
     for slot, dims in spans_a:
         if varying(slot) and a.ndim - 1 not in dims:  # the same in every head of an attention
             carried.append(state.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
-    for slot, dims in spans_b:  # labels along the batch alone are kept where the other factor has none
+    for slot, dims in spans_b:  # labels along the batch alone are kept if the other factor has none
         if b.ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
             carried.append(slot)
     state.carry(out, _with_columns(state, b, spans_b, carried, bias, out))
 
 
 def _whole_heads(state: State, a: Tensor, b: Tensor, spans_a: Spans, spans_b: Spans) -> list[Slot]:
-    """Tie the heads of an attention if they are kept or dropped whole, and return their slots; nothing otherwise."""
+    """If the heads of an attention are kept or dropped whole, tie them and return their slots."""
     by_head = [_both(spans_a, 0, a.ndim - 1), _both(spans_b, 0, b.ndim - 2)] if b.ndim == 3 else [[]]
     if not all(by_head) or not keeps_whole_heads(state, by_head[0][0], 0, a.ndim - 1):
         return []
@@ -94,7 +94,7 @@ def _whole_heads(state: State, a: Tensor, b: Tensor, spans_a: Spans, spans_b: Sp
 
 
 def _tie_inner(state: State, a: Tensor, b: Tensor, spans_a: Spans, spans_b: Spans) -> tuple[Spans, Spans]:
-    """Tie the labels along the inner dimensions of two factors, and return the slots that are left of each."""
+    """Tie the labels along the inner dimensions of two factors, and return the remaining slots of each."""
     row, inner_a, inner_b, column = a.ndim - 2, a.ndim - 1, b.ndim - 2, b.ndim - 1
     # A weight that all rows of `a` share reads what lies along them; a graph's matrices (kinds, nodes) mix them.
     weight = state.values.computed(a) and not state.values.computed(b) and b.shape[column] > 1
@@ -138,7 +138,7 @@ def _with_columns(
 
 
 def _folded(state: State, operand: int, spans: Spans, inner: int, other: int) -> bool:
-    """Return whether labels vary along the summed dimension and another one at once: (experts, channels)."""
+    """Return whether labels vary along the summed dimension and another one at once, as in (experts, channels)."""
     return any(state.is_folded(operand, slot, {inner, other}) for slot, _ in spans)
 
 
@@ -159,7 +159,7 @@ def _mixed(state: State, operand: int, spans: Spans, inner: int, other: int) -> 
 
 
 class _Factor(NamedTuple):
-    """A factor of a product: the labels that it is summed over, and its slots along the remaining dimension."""
+    """A factor of a product: the labels that are summed over, and its slots along the remaining dimension."""
 
     tensor: Tensor
     read: Tensor | None
@@ -169,9 +169,9 @@ class _Factor(NamedTuple):
 def _note_channels(state: State, a: _Factor, b: _Factor) -> None:
     """Record which dimensions of a product with a weight are channels, and which are positions.
 
-    The other factor depends on the input. Where both have labels along the inner dimension, the product sums over
-    channels and writes channels. Where the other factor's channels lie along another dimension, it sums over positions
-    and writes positions, unless the weight is a linear layer's, which turns whatever it reads into features.
+    The other factor depends on the input. If both have labels along the inner dimension, the product sums over channels
+    and writes channels. If the other factor's channels lie along another dimension, it sums over positions and writes
+    positions, unless the weight is a linear layer's, which turns whatever it reads into features.
     """
     if state.in_linear:
         if not state.is_buffer(a.tensor):  # a table of coordinates has no channels

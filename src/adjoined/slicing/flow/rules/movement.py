@@ -60,7 +60,7 @@ def move(state: State, call: Call) -> None:
                 state.findings.folds.append((cut, results[0]))
         elif call.name in CUTS:
             state.check_cut(cut, number, results)
-            if len(results) > 1 or results[0].numel() != slot.numel():  # else nothing is cut off
+            if len(results) > 1 or results[0].numel() != slot.numel():  # otherwise nothing is cut off
                 state.note_pieces(cut, 0, results)
     for out, slots in zip(outputs, moved, strict=True):
         state.carry(out, slots)
@@ -76,7 +76,7 @@ def move_in_place(state: State, call: Call) -> None:
 
 @rule("_pack_padded_sequence")
 def pack(state: State, call: Call) -> None:
-    """Steps of sequences (N, T, …), or (T, N, …), become rows (all steps, …): features stay."""
+    """Steps of sequences (N, T, …) or (T, N, …) become rows (all steps, …); features stay."""
     along_sequences = Reason(Kind.NO_RULE, "packed along the sequences")
     kept = state.pin_others(state.slots(call["input"]), lambda slot: not {0, 1} & set(varying(slot)), along_sequences)
     state.carry(call.outputs[0], [slot[0] for slot in kept])
@@ -102,7 +102,7 @@ def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
 
 
 def _that_picks(index: Any) -> Any:
-    """Return an index that picks one place instead of one that picks none: labels along other dimensions show then."""
+    """Return an index that picks one place instead of none, which would hide labels along other dimensions."""
     if not isinstance(index, Tensor) or bool(index.any() if index.dtype in _MASKS else index.numel()):
         return index
     first = torch.arange(index.numel()).view(index.shape) == 0
@@ -110,7 +110,7 @@ def _that_picks(index: Any) -> Any:
 
 
 def _picked_by_value(state: State, call: Call) -> set[int]:
-    """Return the dimensions along which values that depend on the input pick elements."""
+    """Return the dimensions along which input-dependent values pick elements."""
     if call.name == "index_select":
         return {call["dim"] % call["self"].ndim} if state.values.computed(call["index"]) else set()
     picked: set[int] = set()

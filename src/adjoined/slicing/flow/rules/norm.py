@@ -26,13 +26,13 @@ def batch_norm(state: State, call: Call) -> None:
     x = call["input"]
     affine = [call[name] for name in ("weight", "bias", "running_mean", "running_var")]
     if any(varying(slot) and 1 not in varying(slot) for slot in state.slots(x)):
-        state.note_crossing()  # a weight that is standardised as if it were an image
+        state.note_crossing()  # a weight, standardised as if it were an image
     per_channel(state, x, affine, call.outputs[0])
 
 
 @rule("native_group_norm", statistic=Statistic.GROUP_NORM)
 def group_norm(state: State, call: Call) -> None:
-    """Statistics over a group: whole groups are kept or dropped, so the statistics of the kept ones do not change."""
+    """Statistics over a group: whole groups are kept or dropped, so those of kept groups do not change."""
     x, groups = call["input"], call["group"]
     channels = per_channel(state, x, [call["weight"], call["bias"]], call.outputs[0])
     if channels is None:

@@ -27,8 +27,8 @@ def pointwise(state: State, call: Call) -> None:
 def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> None:
     """Tie operands that broadcast to the shape of `out`, and give the result the union of their slots.
 
-    Where one operand has labels along a dimension and another has a size of its own there without labels, that
-    dimension is of fixed width.
+    If one operand has labels along a dimension, and another is larger than 1 there without labels, that dimension has a
+    fixed width.
     """
     ndim = out.ndim
     slots = [[left_padded(slot, ndim) for slot in state.slots(tensor)] for tensor in operands]
@@ -43,16 +43,16 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
             continue
         offset = ndim - tensor.ndim
         sizes = enumerate(zip(tensor.shape, tensor.stride(), strict=True))
-        fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride} - dims  # stride 0: was expanded
+        fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride} - dims  # stride 0: expanded
         for slot in list(united):
             if fixed & set(varying(slot)) and fixed & state.tied_along(slot):
                 state.pin(slot, Reason(Kind.FIXED_WIDTH, "combined with a tensor of fixed width"))
-                united = [other for other in united if other is not slot]  # of fixed width from here on
+                united = [other for other in united if other is not slot]  # now of fixed width
     state.carry(out, united)
 
 
 def _note_rows(state: State, operands: Sequence[Tensor], slots: Sequence[Sequence[Slot]], out: Tensor) -> None:
-    """Record channels that meet several rows of a weight, as prototypes of classes: written out, it is a product."""
+    """Record channels that meet several rows of a weight, such as class prototypes: a product, written out."""
     wide = [{d for d in range(-tensor.ndim, 0) if tensor.shape[d] > 1} for tensor in operands]
     for x, of_x, along_x in zip(operands, slots, wide, strict=True):
         for weight, of_weight, along_weight in zip(operands, slots, wide, strict=True):
@@ -64,17 +64,17 @@ def _note_rows(state: State, operands: Sequence[Tensor], slots: Sequence[Sequenc
 
 
 def _weighed(state: State, slots: list[list[Slot]]) -> list[list[Slot]]:
-    """Keep all parts of a fold that another operand weighs, where they cannot be dropped whole.
+    """Keep all parts of a fold that another operand weights, if they cannot be dropped whole.
 
     One operand has labels along the parts (a gate for each expert), another along the parts and a second dimension at
-    once (experts, channels). As a rule they are tied, and whole parts are dropped. Where a sum over the parts ties all
-    of them, the model is traced again, and every part stays, with the same channels.
+    once (experts, channels). Usually they are tied, and whole parts are dropped. If a sum over the parts ties all of
+    them, the model is traced again, and every part stays, with the same channels.
     """
     cut = state.cut
     if not state.strict and (found := _gate(slots)) is not None:
         operand, gate = found
         (dim,), labels = varying(gate), distinct(gate)
-        if state.choose_groups(f"{cut}", len(labels), 1):  # of one channel each: whole, unless tied
+        if state.choose_groups(f"{cut}", len(labels), 1):  # parts of one channel each: whole, unless tied
             state.findings.mixed[cut] = operand, dim
         else:
             state.findings.weighed[cut] = labels
@@ -92,7 +92,7 @@ def _weighed(state: State, slots: list[list[Slot]]) -> list[list[Slot]]:
 
 
 def _gate(slots: Sequence[Sequence[Slot]]) -> tuple[int, Slot] | None:
-    """Return the number of an operand, and its slot along one dimension along which another's slot is one of two."""
+    """Return an operand and its slot along one dimension that another operand's slot combines with a second one."""
     for number, of_one in enumerate(slots):
         others = [varying(slot) for other in slots if other is not of_one for slot in other]
         for slot in of_one:
@@ -124,7 +124,7 @@ def same(state: State, call: Call) -> None:
 
 @rule("as_strided", "as_strided_")
 def restrided(state: State, call: Call) -> None:
-    """A change of memory format keeps the positions of elements; what any other call does is unknown."""
+    """A change of memory format keeps the positions of elements; the effect of any other call is unknown."""
     x, out = call["self"], call.out
     if out.shape == x.shape and call["storage_offset"] in (None, x.storage_offset()):
         state.carry(out, state.slots(x))

@@ -11,7 +11,7 @@ from adjoined.slicing.flow.rules.pointwise import tie_elementwise
 from adjoined.slicing.flow.state import State
 
 INDICES = ("max", "min", "argmax", "argmin")
-"""Reductions that return the indices of what they choose, alone or along with it."""
+"""Reductions that return indices of the chosen elements, alone or along with them."""
 
 
 @rule(
@@ -22,7 +22,7 @@ INDICES = ("max", "min", "argmax", "argmin")
 def reduction(state: State, call: Call) -> None:
     """Over a labelled dimension it is a statistic across channels, and the labels end there."""
     x = call.tensors[0]
-    if len(call.tensors) > 1:  # the two-operand overload of max and min is pointwise
+    if len(call.tensors) > 1:  # max and min of two operands are pointwise
         return tie_elementwise(state, call.tensors, call.outputs[0])
     dim = call["dim"]
     reduced = range(x.ndim) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
@@ -46,7 +46,7 @@ def reduction(state: State, call: Call) -> None:
     for out in call.outputs:
         state.carry(out, [slot for slot in carried if slot.ndim == out.ndim])
         if chosen and call.name in INDICES and not out.is_floating_point():
-            state.choices[out] = chosen  # which channel it is matters as soon as something reads the index
+            state.choices[out] = chosen  # which channel it is matters once something reads the index
     return None
 
 
@@ -56,9 +56,9 @@ def compared(state: State, call: Call) -> None:
 
 
 def _in_pieces(state: State, slot: Slot, reduced: set[int]) -> bool:
-    """Return whether each channel lies in pieces along the other dimensions, as behind a pixel shuffle; tie the pieces.
+    """Return whether each channel lies in pieces along the other dimensions, as after a pixel shuffle; tie the pieces.
 
-    There the same labels come again and again, so none of these places ever goes with a channel.
+    There the same labels recur, so no position ever belongs to a single channel.
     """
     slot = squeeze_equal(slot)
     others = [d for d in varying(slot) if d not in reduced]

@@ -19,7 +19,7 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 def ordered(state: State, call: Call) -> None:
     """Along positions, each channel is sorted on its own; along all channels, values decide their order: full width.
 
-    Groups of channels that are sorted each in itself, such as pairs, are kept or dropped whole.
+    Groups of channels that are each sorted separately, such as pairs, are kept or dropped whole.
     """
     x = call.tensors[0]
     dim = call["dim"]
@@ -35,7 +35,7 @@ def ordered(state: State, call: Call) -> None:
 
 @rule("embedding", "_embedding_bag", "_embedding_bag_forward_only")
 def look_up(state: State, call: Call) -> None:
-    """Rows of a table (words, features): the features are channels, the words are not."""
+    """A table (words, features) is read row by row: the features are channels, the words are not."""
     weight, indices, out = call["weight"], call["indices"], call.outputs[0]
     state.pin_all(indices, AS_INDICES)
     features = state.vector([slot for slot in state.slots(weight) if 1 in varying(slot)], 1)

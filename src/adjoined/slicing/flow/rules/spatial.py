@@ -25,11 +25,11 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 def resample(state: State, call: Call) -> None:
     """Slots along dimensions that keep their size stay; a labelled dimension that is resampled is pinned.
 
-    Features of a linear layer that were folded into small images are tied along each of these.
+    Features of a linear layer that were folded into small images are tied within each image.
     """
     x = call.tensors[0]
     pooled = range(x.ndim - _pooled_dims(call.name), x.ndim)
-    out = call.outputs[0]  # a second one has the positions of the largest elements
+    out = call.outputs[0]  # a second output has the positions of the largest elements
     same = {d for d in range(x.ndim) if x.shape[d] == out.shape[d] and d not in pooled}
     carried = state.pin_others(state.slots(x), lambda slot: not same.isdisjoint(varying(slot)), _along_channels(call))
     carried = [state.collapse(slot, sorted(same)) for slot in carried]
@@ -42,7 +42,7 @@ def _along_channels(call: Call) -> Reason:
 
 
 def _pooled_dims(name: str) -> int:
-    """Return the number of dimensions over which an operator combines neighbours, even if their sizes stay."""
+    """Return over how many dimensions an operator combines neighbours, even where sizes stay the same."""
     return int(name.partition("pool")[2][:1]) if "pool" in name else 0
 
 

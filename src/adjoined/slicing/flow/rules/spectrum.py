@@ -16,7 +16,7 @@ def fourier(state: State, call: Call) -> None:
     dims = {d % x.ndim for d in call["dim"]}
     carried = []
     for slot in state.slots(x):
-        if set(varying(slot)) - dims:  # of a part that was written, it varies along the places too
+        if set(varying(slot)) - dims:  # written in parts, it varies along the places, too
             carried.append(state.collapse(slot, [d for d in range(slot.ndim) if d not in dims]))
         elif varying(slot):
             state.pin(slot, Reason(Kind.NEIGHBOURS, "a Fourier transform along the channels"))

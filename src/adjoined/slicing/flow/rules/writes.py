@@ -28,7 +28,7 @@ def copy(state: State, call: Call) -> None:
 
 @rule("resize_")
 def resize(state: State, call: Call) -> None:
-    """A tensor that gets another size is written next, and gets its labels then."""
+    """A resized tensor is written next, and gets its labels then."""
     x = call["self"]
     state.carry(x, [slot for slot in state.slots(x) if torch.broadcast_shapes(slot.shape, x.shape) == x.shape])
 
@@ -48,8 +48,8 @@ def scatter_part(state: State, call: Call) -> None:
 def put_by_index(state: State, call: Call) -> None:
     """`x[a, b] = values`, where neither indices nor values of the input say which channels are meant.
 
-    A mask that covers all of `x` is tied to it. What is written is tied to `x` along the dimensions behind the indices;
-    along those of the indices it goes where they say.
+    A mask that covers all of `x` is tied to it. What is written is tied to `x` along the dimensions after the indices;
+    along those of the indices, it goes where they point.
     """
     x, values, indices = call["self"], call["values"], [i for i in call["indices"] if i is not None]
     masks = [index.dtype in (torch.bool, torch.uint8) for index in indices]
@@ -59,7 +59,7 @@ def put_by_index(state: State, call: Call) -> None:
         for slot in (slot for tensor in call.tensors for slot in state.slots(tensor)):
             state.pin(slot, Reason(Kind.BY_VALUE, "written to positions that depend on channels"))
         return state.carry(call.outputs[0], [])
-    # The indices stand for `picked` dimensions of x, and run along `places` dimensions of the values.
+    # The indices replace `picked` dimensions of x, and run along `places` dimensions of the values.
     picked = sum(index.ndim if mask else 1 for index, mask in zip(indices, masks, strict=True))
     places = max(1 if mask else index.ndim for index, mask in zip(indices, masks, strict=True))
     shape = [1] * (places + x.ndim - picked - values.ndim) + list(values.shape)
