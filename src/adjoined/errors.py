@@ -71,8 +71,9 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str
         >>> did_you_mean("optimiser", ["lr", "optimizer"]), did_you_mean("x", ["lr"], "See the list.")
         ('Did you mean optimizer?', 'See the list.')
     """
-    alike = get_close_matches(str(word), list(known), n=1)
-    return f"Did you mean {alike[0]}?" if alike else otherwise
+    known = {each.lstrip("-"): each for each in known}  # hyphens alone do not make flags alike
+    alike = get_close_matches(str(word).lstrip("-"), known, n=1)
+    return f"Did you mean {known[alike[0]]}?" if alike else otherwise
 
 
 def usage(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

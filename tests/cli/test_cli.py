@@ -166,6 +166,8 @@ def test_what_people_type_is_read(line: str, read: dict[str, Any]):
         ("--shares 24=half", "--shares", "invalid value"),
         ("x", "x", "unknown flag or argument"),
         ("-- --alpha", "--alpha", "unknown flag or argument"),
+        ("--name=", "--name", "a text is empty"),  # an unset variable of the shell, as in --resume "$RUN"
+        ("''", "arguments", "a text is empty"),
     ],
 )
 def test_the_error_names_the_flag_and_the_mistake(line: str, where: str, what: str):
@@ -183,6 +185,7 @@ def test_the_rest_of_a_line_after_two_hyphens_is_not_a_flag():
     [
         ("plan", "MODEL: an argument is missing"),
         ("plan resnet20 --classe 3", "Did you mean --classes?"),
+        ("train --out runs/a", "--out: unknown flag or argument. `--help` lists all flags."),  # not --round-to
         ("plan resnet20 --class 3", "unknown flag"),  # no guessing at abbreviations
         ("plan resnet20 resnet50", "resnet50: unknown flag or argument"),
         ("plan resnet20 --alpha", "--alpha: a value is missing"),

@@ -86,7 +86,7 @@ def test_building_twice_gives_one_class_and_an_edited_file_another(net):
     ("function", "arguments", "words"),
     [
         ("maek", {}, ["no such function", "make"]),
-        ("WIDTH", {}, ["no such function"]),
+        ("WIDTH", {}, ["no such function", "got Net"]),
         ("fails", {}, ["RuntimeError: no such luck", "line 18", "net.py"]),
         ("no_network", {}, ["did not return a network", "int"]),
         ("make", {"options": {"extras": 1}}, ["option extras", "one of extra"]),

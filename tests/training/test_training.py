@@ -123,7 +123,8 @@ def test_tensorboard_has_steps_and_epochs(run):
 def test_outside_a_terminal_there_is_a_line_an_epoch(plain, tmp_path):
     shown = io.StringIO()
     train(plain, tmp_path / "run", console=Console(file=shown, width=40))
-    lines = shown.getvalue().splitlines()
+    legend, *lines = shown.getvalue().splitlines()
+    assert legend == "After each epoch: training loss; top-1 accuracy (and loss) in validation"
     assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert all(word in lines[1] for word in ("loss", "base", "small", "λ ", "left"))
     assert "\x1b" not in shown.getvalue()

@@ -138,7 +138,8 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         "config" lists files, and "help" and "print_config" are True.
 
     Raises:
-        AdjoinedError: an unknown flag, a flag without its value, or a switch with one other than true or false.
+        AdjoinedError: an unknown flag, a flag without its value, an empty text, or a switch with a value other than
+            true or false.
 
     Example:
         >>> from dataclasses import dataclass
@@ -166,6 +167,10 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         parsed, rest = scout.parse_known_args(_spelled(argv, switches))
     except argparse.ArgumentError as error:  # without declared types, nothing else can be wrong
         raise AdjoinedError("a value is missing", where=error.argument_name or "") from error
+    empty = [flag_of(name) for name, text in vars(parsed).items() if text == "" and _is_text(hints.get(name))]
+    if empty or "" in rest:
+        where = empty[0] if empty else "arguments"
+        raise AdjoinedError("a text is empty", where=where, fix="Is a variable of your shell not set?")
     end = rest.index("--") if "--" in rest else len(rest)
     if unknown := next((word for word in rest[:end] if word.startswith("--")), None):
         flag = unknown.partition("=")[0]
@@ -279,6 +284,10 @@ def _is_list(hint: Any, text: str) -> bool:
     if is_union(hint):
         return "," in text and any(item_type(each) for each in get_args(hint))
     return bool(item_type(hint))
+
+
+def _is_text(hint: Any) -> bool:
+    return str in (get_args(hint) if is_union(hint) else [hint])
 
 
 def _mapping(flag: str, text: str) -> dict[str, str]:

@@ -106,7 +106,7 @@ def _load_function(spec: str, place: str, name: str) -> Callable[..., object]:
             "no such function",
             where=f"model {spec!r}",
             expected=f"a function {name} in {place}",
-            got=f"there are {', '.join(near)}" if near else "there are none",
+            got=", ".join(near) or "no functions",
         )
     return function
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from adjoined.kinds import MAIN, NAMES
 from adjoined.report.console import say
 from adjoined.training.history import EpochFigures, History, of_networks
 from adjoined.training.module import TrainingModule
@@ -78,8 +79,11 @@ class Display(Callback):
         self._bar: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and open the bar at the current epoch."""
+        """Start the clock, say what the figures are, and open the bar at the current epoch."""
         assert isinstance(pl_module, TrainingModule)
+        measure = NAMES[MAIN[pl_module.method.task.kind]]
+        if trainer.is_global_zero:
+            say(self.console, f"After each epoch: training loss; {measure} (and loss) in validation")
         self._began, self._first, self._pace = time.monotonic(), trainer.current_epoch, Pace()
         if trainer.is_global_zero and self.console.is_terminal:
             self._bar = _bar(self.console)
