@@ -30,10 +30,10 @@ class Entrant:
 
 
 class ExportedFiles:
-    """The files of one subject, created on first use.
+    """The files of one subject, created on first use; files in a run may be of anybody's making and are not opened.
 
     Args:
-        subject: what is measured; its existing files are used.
+        subject: what is measured.
         folder: folder for new files.
         largest: largest batch size.
         int8: whether to create int8 files as well, calibrated on random images: good enough to measure speed.
@@ -42,7 +42,7 @@ class ExportedFiles:
     def __init__(self, subject: Subject, folder: Path, *, largest: int, int8: bool) -> None:
         self.subject, self.folder, self.int8 = subject, folder, int8
         self.largest = subject.batch(largest)
-        self.files = dict(subject.files)
+        self.files: dict[tuple[str, str, str], Path] = {}  # by runtime, network and precision
 
     def entrants(self, runtime: str, threads: int, batch: int) -> list[Entrant]:
         """Open every network's file in its runtime for calls with `batch` images; int8 files, if any, come last.

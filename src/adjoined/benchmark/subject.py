@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,6 @@ from adjoined.benchmark.memory import measure_activations
 from adjoined.benchmark.result import NetworkFigures
 from adjoined.slicing import measure_cost
 
-File = tuple[str, str, str]
-"""Runtime, network, precision."""
 VECTOR_WIDTH = 8
 """Granularity of channels in vector units and in the layouts of convolution libraries."""
 
@@ -29,7 +26,6 @@ class Subject:
         alpha: alpha of each small network.
         example: an input, float32 (1, C, H, W).
         file_bytes: name -> size of its weights as safetensors.
-        files: files exported earlier; missing ones are created for the measurement.
     """
 
     name: str
@@ -37,7 +33,6 @@ class Subject:
     alpha: list[float] | None
     example: Tensor
     file_bytes: Mapping[str, int]
-    files: Mapping[File, Path] = field(default_factory=dict)
 
     def batch(self, size: int) -> Tensor:
         """Return random images, float32 (size, C, H, W), always the same ones."""

@@ -17,7 +17,7 @@ from adjoined.commands.option_fields import flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError, check_range, did_you_mean
-from adjoined.files import check_writable, refuse_link, write_text
+from adjoined.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark
@@ -44,7 +44,7 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
     threads: int | None = None
     """Threads per operator, in all runtimes; none: PyTorch's default."""
     int8: bool = False
-    """Measure int8 even without a file from `adjoined export --int8`; it is then calibrated on random images."""
+    """Also measure int8, calibrated on random images: good enough for its speed."""
     channels_last: bool = False
     """Use channels-last (NHWC) networks and images in PyTorch's own runtimes, which is usually faster there."""
     huge_pages: bool = False
@@ -121,7 +121,6 @@ def main(argv: Sequence[str]) -> None:
 def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
     from adjoined.benchmark.subject import Subject
     from adjoined.runs.finished import open_run
-    from adjoined.runs.folder import name_for
 
     usual = ModelOptions()
     if given := [each.name for each in fields(usual) if getattr(asked, each.name) != getattr(usual, each.name)]:
@@ -138,24 +137,7 @@ def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
         alpha=[plan["alpha"] for plan in plans] or None,
         example=run.example(),
         file_bytes={network.name: network.result.path.stat().st_size for network in run.networks},
-        files=_exported(run.folder / name_for("export", options.weights), max(options.batch_sizes)),
     )
-
-
-def _exported(folder: Path, largest: int) -> dict[tuple[str, str, str], Path]:
-    """Return exported files that take the same images as the networks: runtime, network, precision -> file.
-
-    Files of torch.export are left out: opening one may run code that it contains.
-    """
-    from adjoined.export.record import read_exports
-
-    refuse_link(folder)
-    return {
-        (each.target, each.network, "int8" if each.int8 else "fp32"): folder / each.file
-        for each in read_exports(folder)
-        if each.target != "torch-export" and each.takes == "normalised" and (each.largest_batch or largest) >= largest
-        if (folder / each.file).is_file() and not (folder / each.file).is_symlink()
-    }
 
 
 def _of_model(spec: str, asked: ModelOptions) -> Subject:

@@ -175,7 +175,7 @@ def find_target(name: str) -> Target:
 
 
 def load(path: str | Path, threads: int | None = None, batch: int | None = None) -> Runnable:
-    """Open an exported file in its own runtime, found by the file's suffix.
+    """Open an exported file that you trust in its own runtime, found by its suffix; a .pt2 file can run code.
 
     Args:
         path: a file written by `adjoined export` or `write`.
