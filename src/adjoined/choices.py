@@ -12,14 +12,14 @@ from adjoined.printable import counted
 from adjoined.settings import Settings
 
 STEPS_PER_EPOCH = 64
-"""Steps that an epoch should have, for batches of 8 to 128 images: few images need many steps to be learned from."""
+"""Steps that an epoch should have, with batches of 8 to 128 images: learning from few images takes many steps."""
 FEW, MANY = 2_000, 20_000
-"""Training images below which the small network is 1/1.5 as wide as the base, and from which on 1/4."""
+"""Numbers of training images: below the first, alpha is 1.5; from the second on, 4."""
 SHORT = 5
-"""Epochs up to which few images are not augmented: a network that sees each image so seldom hardly overfits."""
+"""Up to this many epochs, few images are not augmented: a network that sees each image so rarely hardly overfits."""
 
 SHOWN = ("method", "alpha", "optimizer", "lr", "batch_size", "warmup_epochs")
-"""Settings that the start of a run shows wherever they come from."""
+"""Settings that a run always shows at its start."""
 
 
 class Choice(NamedTuple):
@@ -70,7 +70,7 @@ def _written(value: object) -> str:
 def choose(
     images: int, *, pretrained: bool, batch_norm: bool = True, task: str = "classification", epochs: int = 40
 ) -> list[Choice]:
-    """Return the settings to begin with, where the default recipe, made for handwritten digits, does not fit.
+    """Return initial settings where the default recipe, made for handwritten digits, does not fit.
 
     Args:
         images: training images.
@@ -124,7 +124,7 @@ def choose(
 
 
 def searches_widths(settings: Settings) -> bool:
-    """Return whether the widths of these settings are searched, given enough images, unless a user decides.
+    """Return whether widths are searched by default with these settings, given enough images.
 
     Example:
         >>> searches_widths(Settings(pretrained=True, method="transfer"))

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the name of the program; those of the process by default.
 
     Returns:
-        0 when all went well, 2 after a mistake of the user (said in one line on standard error), 130 after Ctrl-C.
+        0 on success, 2 after a user's mistake (one line on standard error), 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_streams()

@@ -25,18 +25,18 @@ from adjoined.slicing import Index, Inputs, SlicePlan, evaluating, named_tensors
 POSITIONS = 64
 """Positions of each image at which a convolution's outputs are compared."""
 ROWS_PER_INPUT = 2
-"""Rows to fit to for each input of a layer: with fewer, a fit would memorise its images, and the slice stays."""
+"""Rows needed for each input of a layer: with fewer, a fit would memorise the images, so the layer stays a slice."""
 RIDGE = 0.1
-"""Weight of staying near the slice, as a share of the mean square of the inputs."""
+"""Weight of staying near the slice, as a fraction of the inputs' mean square."""
 
 
 @torch.no_grad()
 def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> int:
     """Fit the small network's weights to the base's activations on some images, and measure its batch norms on them.
 
-    Convolutions (in two dimensions) and linear layers are fitted, with their biases; other weights stay slices. Layers
-    that run several times are fitted at their first run; those with too few outputs on these images for their
-    inputs, such as heads, stay slices.
+    Two-dimensional convolutions and linear layers are fitted, with their biases; other weights stay slices, and so do
+    layers with too few outputs on these images for their number of inputs, such as heads. Layers that run several times
+    are fitted at their first run.
 
     Args:
         base: the trained base network; it is not changed.

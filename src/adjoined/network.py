@@ -43,7 +43,7 @@ from adjoined.statistics import measure_statistics
 from adjoined.untrained import versions, warn_if_untrained
 
 ADJOINT_PLUS = {"private_head": True, "small_gradient": 0.5}
-"""The settings of `adjoin` for the method `adjoint+`: what the base needs to stay as accurate as alone."""
+"""The settings of `adjoin` for the method `adjoint+`, which keep the base as accurate as when trained alone."""
 
 
 class AdjoinedNetwork(nn.Module):
@@ -200,11 +200,11 @@ class AdjoinedNetwork(nn.Module):
             raise AdjoinedError("no such small network", where="which", expected=expected, got=repr(which))
 
     def measure_statistics(self, batches: Iterable[Any]) -> int:
-        """Re-measure the running statistics of every small network's batch norms with the current weights.
+        """Measure the running statistics of every small network's batch norms with the current weights.
 
         During training, they are moving averages that lag behind the weights. Call this after training and before
         `extract`: it replaces them with means over all batches, with everything but batch norms in eval mode. The base
-        network's statistics are unchanged.
+        network's statistics do not change.
 
         Args:
             batches: training images, about 1,000 or more, such as a data loader. Each batch is a tensor (N, C, H, W), a
@@ -252,7 +252,7 @@ class AdjoinedNetwork(nn.Module):
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Apply a function, such as one that initialises weights, to every module of all networks, as torch does.
 
-        Meanwhile, small networks hold copies of their slices; changes to these copies are lost.
+        During the call, small networks hold copies of their slices; changes to these copies are lost.
 
         Args:
             fn: gets one module at a time.
@@ -350,11 +350,10 @@ def adjoin(
             `order` applies then.
         check: compare every small network with the masked base, in float64 on random input (see
             `adjoined.slicing.check_plan`). It takes about as long as running both.
-        private_head: give small networks their own weights in the last layer too: the last linear layer to run, or the
-            last convolution if there is none. They start as slices. Inference costs the same; training has one more
-            narrow layer.
+        private_head: give small networks their own last layer: the last linear layer to run, or the last convolution if
+            there is none. It starts as a slice. Inference costs the same; training has one more narrow layer.
         private: names or patterns (as for file names) of further modules whose weights are private to each small
-            network; they begin as slices. With ("*",) nothing is shared after the start: the base trains as it would
+            network; they start as slices. With ("*",) nothing is shared after the start: the base trains as it would
             alone, and each small network adds its own parameters.
         small_gradient: factor on the small networks' gradients of the shared weights, in [0, 1]: below 1 the base
             dominates them. Private weights get their full gradients.

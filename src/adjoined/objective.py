@@ -2,7 +2,7 @@
 
     loss = task(p) + λ(t) · Σ over small networks q: [ distance(p, q) + weight · task(q) ]
 
-At t = 0 the base trains alone, and the small networks' demands on the shared weights grow with λ. `adjoint_loss` is the
+At t = 0 the base trains alone; the small networks' influence on the shared weights grows with λ. `adjoint_loss` is the
 special case of classification.
 """
 

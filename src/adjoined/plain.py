@@ -1,4 +1,4 @@
-"""Entries of plain data, checked by hand: for what is read where torch alone is installed."""
+"""Entries of plain data, checked by hand, for files that are read where only torch is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def entry(data: Mapping[str, Any], name: str, kind: type[T], where: object) -> T:
-    """Return an entry of the type that it has to have; a whole number may stand for a float.
+    """Return an entry of the required type; a whole number may stand for a float.
 
     Raises:
         AdjoinedError: there is no such entry, or it is of another type.
@@ -25,7 +25,7 @@ def entry(data: Mapping[str, Any], name: str, kind: type[T], where: object) -> T
 
 
 def value(found: Any, kind: type[T], where: object) -> T:
-    """Return a value of the type that it has to have; errors as in `entry`."""
+    """Return a value of the required type; errors as in `entry`."""
     if kind is float and type(found) is int and abs(found) < 1 << 63:
         found = float(found)
     if type(found) is kind and not (isinstance(found, float) and not isfinite(found)):

@@ -1,7 +1,7 @@
-"""Text from outside (names of files and classes, texts in files) made safe to show: the one place that does it.
+"""Untrusted text (names of files and classes, texts in files) made safe to show, in one place.
 
-A terminal obeys control characters, and everything that shows text obeys marks that reverse its direction. Here they
-become visible escapes; what a Markdown file takes for markup becomes plain text.
+Terminals obey control characters, and everything that shows text obeys marks that reverse its direction. Here they
+become visible escapes, and Markdown's markup becomes plain text.
 """
 
 from __future__ import annotations

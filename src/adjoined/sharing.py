@@ -30,7 +30,7 @@ class Shared(NamedTuple):
     shape: tuple[int, ...]
     """Its shape, for which the slices were chosen."""
     unknown: tuple[bool, ...]
-    """For every small network, whether the channels of the weight are unknown there."""
+    """For every small network, whether the weight's channels are unknown there."""
 
 
 class SharedWeights:
@@ -46,8 +46,8 @@ class SharedWeights:
         shared: the weights.
         unregistered: the weights that the base does not register, which the small networks have in common with it.
         written: whether the model's own code changes weights in place: small networks then get copies of their slices,
-            so that what one network writes reaches no other. None, with copies as well, if its code might, and no call
-            in this mode has shown it yet.
+            so that what one network writes reaches no other. None if its code might, and no call in this mode has shown
+            it yet; they get copies then, too.
     """
 
     def __init__(
@@ -121,14 +121,14 @@ class SharedWeights:
         return [self.slices_of(shared) for shared in self.shared]
 
     def around(self, base: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, list[tuple[Tensor, ...]], list[Tensor]]:
-        """Run the base network, as it is or wrapped; return its output, and what the small networks' calls begin with.
+        """Run the base network, possibly wrapped; return its output, and what the small networks' calls start from.
 
         These are the slices, and the values of unregistered weights if the base may change them.
 
-        Autograd runs the nodes that were made last first. Slices taken before the base runs pass on their gradients
-        when the base's are there: each is padded, added and freed in turn. Otherwise a padded gradient for every weight
-        waits for the base. Where processes exchange gradients while the backward pass runs, waiting is better, unless
-        the base changes weights: small networks see them as they were before.
+        Autograd runs the latest nodes first. Slices taken before the base runs pass on their gradients after the base's
+        exist: each is padded, added and freed in turn. Otherwise a padded gradient for every weight waits for the base.
+        If processes exchange gradients during the backward pass, waiting is better, unless the base changes weights:
+        small networks see them as they were before.
         """
         if exchanging := exchanges_gradients():
             refuse_base_alone(base)
@@ -146,13 +146,13 @@ class SharedWeights:
         return output, self.slices() if slices is None else slices, common
 
     def look_again(self) -> None:
-        """Give small networks copies until a call shows that its mode changes no weight."""
+        """Give small networks copies until a call in the current mode has changed no weight."""
         if self._may_write and not self.written:
             self.written = None
 
     @contextmanager
     def unwritten(self, common: Sequence[Tensor]) -> Iterator[None]:
-        """Undo what a small network's call, which begins with these values, writes into unregistered weights."""
+        """Undo what a small network's call, which starts from these values, writes into unregistered weights."""
         kept = [(each, each.data, each.detach().clone()) for each in self.unregistered if self.written is not False]
         for weight, value in zip(self.unregistered, common, strict=False):
             weight.data.copy_(value)
@@ -301,8 +301,8 @@ def submodule(root: nn.Module, where: str) -> nn.Module:
 def share(weight: Tensor, slices: Sequence[Indices], gradient: float = 1.0) -> tuple[Tensor, ...]:
     """Return the slice of a weight for every small network.
 
-    The backward pass of plain slicing allocates a gradient of full size for each small network, and for each piece
-    where indices are not consecutive. Here all gradients are added into one tensor.
+    The backward pass of plain slicing allocates a gradient of full size for each small network, and for each run of
+    consecutive indices. Here all gradients are added into one tensor.
 
     Args:
         weight: a parameter of the base network.

@@ -99,7 +99,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def extracted(skeleton: nn.Module, weights: SharedWeights, number: int) -> nn.Module:
-    """Return a copy of the n-th small network, as it runs, with slices of its own in place of shared weights."""
+    """Return a copy of the n-th small network, as it runs, with its own copies of the slices of shared weights."""
     scripted = {id(part): copy.deepcopy(part.module) for part in skeleton.modules() if isinstance(part, _Borrowed)}
     small = _copied(skeleton, weights, scripted)
     for part in small.modules():
@@ -119,7 +119,7 @@ def extracted(skeleton: nn.Module, weights: SharedWeights, number: int) -> nn.Mo
 
 @contextmanager
 def bound_copies(skeleton: nn.Module, weights: SharedWeights, number: int) -> Iterator[None]:
-    """Give the n-th small network copies of its slices for a while."""
+    """Give the n-th small network copies of its slices within the block."""
     _bind_copies(skeleton, weights, number)
     try:
         yield

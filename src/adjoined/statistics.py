@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, measured again at the end of a training."""
+"""Running statistics of batch norms, measured after training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAKES_STATISTICS = (F.batch_norm, F.instance_norm, F.group_norm)
 def measure_statistics(
     networks: Sequence[nn.Module], runs: Sequence[Callable[..., Any]], batches: Iterable[Any]
 ) -> int:
-    """Replace the running statistics of several networks' norms by means over batches, all with the same weight.
+    """Replace the running statistics of several networks' norms with means over batches of equal weight.
 
     Args:
         networks: the modules that hold the norms; tensors that they share with others need not be in them.

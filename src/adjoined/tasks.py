@@ -1,4 +1,4 @@
-"""What the networks of a run learn: the loss, the distance and the shape of their outputs, for every kind of data.
+"""What the networks of a run learn: loss, distance and shape of their outputs, for every kind of data.
 
 Shape legend: N samples, K classes or labels, H and W height and width in pixels.
 """

@@ -1,4 +1,4 @@
-"""From pretrained weights: what a small network takes over from the base before the first step."""
+"""From pretrained weights: what a small network inherits from the base before the first step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = 32
 """Images per backward pass."""
 ORDER = "taylor"
 FEWEST = 12
-"""Fewest images that say anything about channels."""
+"""Fewest images from which channels can be judged."""
 ENOUGH_TO_SEARCH = 300
 """Images from which on widths are searched: a third of them judges."""
 

@@ -1,4 +1,4 @@
-"""Warns where only the base network was trained: such a loop raises no error, and gives a poor small network."""
+"""Warns if only the base network was trained: such a loop raises no error, but gives a poor small network."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of those packages that are installed, in the order asked for.
 
-    A package may be there under the name of another build, such as onnxruntime-gpu; it is then left out, too.
+    A package installed under the name of another build, such as onnxruntime-gpu, is left out, too.
 
     Example:
         >>> versions("torch", "no-such-package").keys()

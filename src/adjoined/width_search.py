@@ -27,7 +27,7 @@ from adjoined.slicing import (
 )
 
 TIMED_NETWORKS = 3
-"""Networks measured for a budget in milliseconds, each estimated to take less than the one before it."""
+"""Largest number of networks measured for a budget in milliseconds, each with a lower estimate than the one before."""
 NOT_FINITE = 1e30
 """A loss that is not finite counts as this."""
 

@@ -63,8 +63,8 @@ def measured_by(command: str, runtime: str, example: Tensor) -> Milliseconds:
     """Return a function that lets a command measure a network: on a board, on a phone, in a simulator.
 
     Args:
-        command: the command, run without a shell; {file} stands for the path of the exported network, which is the last
-            argument where {file} is missing. The last line that it prints is the number of milliseconds.
+        command: the command, run without a shell; {file} stands for the path of the exported network, which is appended
+            if {file} is missing. The last line of its output must be the number of milliseconds.
         runtime: the format of the file, an export target such as "onnx".
         example: images of one call, float32 (N, C, H, W).
 

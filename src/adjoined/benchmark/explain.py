@@ -1,4 +1,4 @@
-"""Why a network's speed-up falls short of its reduction in multiply-adds, as far as the figures show."""
+"""Why a network's speed-up falls short of its reduction in multiply-adds."""
 
 from __future__ import annotations
 

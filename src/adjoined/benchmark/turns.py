@@ -21,7 +21,7 @@ NOISY = 0.25
 LEAST_TURNS = 5
 """Turns if the calls are too slow for more."""
 SLOW_SECONDS = 1.0
-"""A call of as many seconds needs no uncounted call before it: reading all weights takes milliseconds."""
+"""A call of at least this many seconds needs no uncounted call before it: reading all weights takes milliseconds."""
 
 Call = Callable[[Tensor], object]
 Times = list[list[float]]
@@ -93,8 +93,8 @@ def take_turns(calls: Mapping[str, Call], example: Tensor, *, seconds: float) ->
     """Time interleaved calls on one input, under `torch.inference_mode`.
 
     Each turn begins with an uncounted call that brings the weights back into the caches, where they would be in a
-    service that runs one network; a call of a second or more counts at once. There are 12 turns, or as few as 5 if the
-    calls are slow. On a GPU the time is measured between two CUDA events around the call.
+    service that runs one network; calls of a second or more do without. There are 12 turns, or as few as 5 if the calls
+    are slow. On a GPU the time is measured between two CUDA events around the call.
 
     Args:
         calls: name -> function to call with `example`.

@@ -41,14 +41,14 @@ class Comparison(FromRecipe):
     out: str | None = None
     """Folder for the runs, tables and plots; none: runs/compare-DATA-MODEL."""
     jobs: int = 1
-    """Parallel runs, each in its own process: on its own GPU if there are several, otherwise with its share of the
+    """Parallel runs, each in its own process, on its own GPU if there are several, otherwise with its share of the
     cores."""
     minutes: float | None = None
     """Stop after this many minutes, at the end of an epoch; the same command continues. None: until all runs are
     finished."""
     only: str | None = None
-    """Do one part of the runs, K/N, such as 2/3 for the second of three: each part may run on its own machine, in a
-    shared --out. None: all runs."""
+    """Train one part of the runs, K/N, such as 2/3 for the second of three; each part may run on its own machine, with
+    a shared --out. None: all runs."""
     unequal: bool = False
     """Allow methods to differ in shared settings, such as --methods standard:lr=0.05."""
 

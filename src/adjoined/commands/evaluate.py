@@ -28,12 +28,12 @@ class EvaluateOptions(AsJson, ChosenWeights, Workers, OfData, OwnCode, OfRun):
     """What to measure."""
 
     data: str | None = None
-    """Other images of the same classes: a data set, or folder:PATH (its val/ if there is one, otherwise all images);
-    or the new location of the run's own images; none: the run's validation images."""
+    """Other images of the same classes: a data set, or folder:PATH (its val/ if there is one, otherwise all images); or
+    the new location of the run's own images. None: the run's validation images."""
     all: bool = False
     """Evaluate on all images in val/ or, without val/, on all images, including those that the run was trained on."""
     device: str = "cpu"
-    """Device: cpu, cuda, mps; the run's own kind of device reproduces its figures bit for bit."""
+    """Device: cpu, cuda, mps. The kind that the run used reproduces its figures bit for bit."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adjoined.slicing import Latency
 
 DEFAULT_RUNTIME = "onnx"
-"""Where milliseconds are measured, and the format of the file that a command is given."""
+"""Where milliseconds are measured, and the format of the file that a command gets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class LatencyOptions:
     threads: int | None = None
     """Threads per operator in that runtime; none: PyTorch's default."""
     latency_command: str | None = None
-    """Command that measures a network elsewhere: {file} is replaced by the path of the exported network, and the last
-    line that it prints is the time of a call, ms."""
+    """Command that measures a network elsewhere and prints, as its last line, the time of one call, ms; {file} is
+    replaced by the path of the exported network."""
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -1,4 +1,4 @@
-"""What is measured before a run starts, so that it resumes with the same networks: alpha for a time, and widths."""
+"""What is measured before a run starts, so that it resumes with the same networks: alpha for a latency, and widths."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEASURED = "ADJOINED_MEASURED"
 def measure_first(
     settings: Settings, timing: LatencyOptions, folder: Path | None = None
 ) -> tuple[Settings, list[Choice]]:
-    """Return the settings with alpha and widths in place of what is measured, and these two as choices.
+    """Return the settings with measured alpha and widths, and these two as choices.
 
     Args:
         settings: the settings of a new run.

@@ -11,7 +11,7 @@ from adjoined.report.table import Table
 from adjoined.runs.finished import FinishedRun
 
 MOST_LAG = 0.01
-"""The main measure with running statistics and with measured ones may differ by this much without a note."""
+"""Differences of the main measure, with moving averages and with measured statistics, that need no note."""
 
 
 def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
@@ -27,7 +27,7 @@ def measure(run: FinishedRun, *, seconds: float = 2.0) -> list[Figures]:
 def kept_or_measured(run: FinishedRun) -> list[Figures]:
     """Return the recorded figures of a run; measure them if the latency is missing, or if they are of other networks.
 
-    Training does not time.
+    Training measures no latency.
     """
     kept = kept_figures(run.folder)
     own = [each.name for each in kept] == [network.label for network in run.networks]

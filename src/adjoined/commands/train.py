@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from adjoined.training.output import Unstoppable
 
 PURPOSE = (
-    "Train a base and a small network in one run. Precedence, lowest first: defaults, recipe, --config FILE, flags. "
+    "Train a base and a small network in one run. A recipe overrides the defaults, --config FILE the recipe, and "
+    "flags the file. "
     f"Recipes: {', '.join(RECIPES)}; `adjoined train --recipe NAME --help` shows its values. With your own --model or "
     "--data and no recipe, settings that suit them replace the defaults below; the run shows them first."
 )

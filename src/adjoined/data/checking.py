@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _THREADS = 8  # they wait for the disk together
 DECODED = 1 << 30
-"""Data sets of up to this many bytes are decoded, which takes seconds; of larger ones, what may be cut off."""
+"""Data sets of up to this many bytes are decoded, which takes seconds; of larger ones, files that may be cut off."""
 _RANGE_IN_THE_VALUES = ("I", "F")  # modes in which only the values tell what white is
 
 _found: dict[tuple[str, str, int, bool], tuple[AdjoinedError | None, ...]] = {}  # stages share their images

@@ -41,9 +41,9 @@ def open_labels(path: Path) -> Source:
     """Return the images listed in a CSV file with its labels.
 
     The column `file` has the path of an image below the folder of the CSV file. Either the column `labels` has the
-    image's labels, separated by semicolons, bars or commas, or by spaces in a column without any of these; or every
-    further column is a label, with 1 where the image has it and 0 where not. With a column `split`, images marked `val`
-    are validated on; otherwise a fraction is held out.
+    image's labels, separated by semicolons, bars or commas, or by spaces if the column has none of these; or every
+    other column is a label, with 1 if the image has it and 0 if not. With a column `split`, images marked `val` are for
+    validation; otherwise a fraction is held out.
 
     Raises:
         AdjoinedError: the file or a column is missing, or a row is wrong; the error names the row.

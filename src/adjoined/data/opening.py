@@ -74,7 +74,7 @@ class ImageData:
     skipped: tuple[str, ...] = ()
 
     def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
-        """Return the same images with another normalisation; with their own, if it is not one for their channels."""
+        """Return the same images with another normalisation; with their own, if the other is not for their channels."""
         if len(mean) != self.info.channels:
             return self
         info = replace(self.info, mean=mean, std=std)

@@ -132,10 +132,7 @@ class DataRecord:
         )
 
     def found(self, settings: DataSettings) -> DataSettings:
-        """Return the settings with the current folder of the images: if it has moved, search `root`.
-
-        `root` itself and the folders in it are checked.
-        """
+        """Return the settings with the current folder of the images: if it has moved, `root` or a folder in it."""
         folder, root = folder_of(settings.name), Path(settings.root)
         if folder is None or folder.is_dir() or not root.is_dir() or not self.class_folders:
             return settings

@@ -54,7 +54,7 @@ class LeftOut:
 
 
 def as_text(name: str) -> str:
-    r"""Return a file's name as text, bytes of it that are not UTF-8 as escapes.
+    r"""Return a file's name as text, with bytes that are not UTF-8 escaped.
 
     Example:
         >>> as_text("caf\udce9")

@@ -170,12 +170,12 @@ def _changed_by(image: Image) -> str:
 
 
 def open_segmentation(folder: Path) -> Source:
-    """Return the images of `folder` with their masks; an image and its mask have the same name but for the suffix.
+    """Return the images of `folder` with their masks; an image and its mask have the same name except for the suffix.
 
-    Supported layouts are train/images, train/masks; images/train, masks/train; train, trainannot (each with val, valid,
-    validation or test in place of train as well); and images, masks, of which a fraction will be held out. Instead of
-    images and masks, the folders may have the names of Pascal VOC, JPEGImages and SegmentationClass. The classes are
-    named in classes.txt, one per line; without it they are the values from 0 to the largest one in the masks.
+    Supported layouts are train/images, train/masks; images/train, masks/train; train, trainannot (each also with val,
+    valid, validation or test instead of train); and images, masks, of which a fraction is held out. Instead of images
+    and masks, the folders may be called JPEGImages and SegmentationClass, as in Pascal VOC. The classes are named in
+    classes.txt, one per line; without it they are the values from 0 to the largest one in the masks.
 
     Raises:
         AdjoinedError: the folder has none of these layouts; an image lacks its mask, or a mask its image; a value below

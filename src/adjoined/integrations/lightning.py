@@ -135,7 +135,7 @@ class Adjoined(Callback):
             self.base, self.smalls = net.base, [net.extract(which).eval() for which in range(len(net.plans))]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the model back in its place; a training that was interrupted by hand leaves both networks."""
+        """Put the model back in its place; interrupted training leaves both networks."""
         if isinstance(exception, KeyboardInterrupt):
             self.teardown(trainer, pl_module, "")
         self._remove(pl_module)

@@ -16,7 +16,7 @@ Outputs = tuple[Any, ...]
 
 
 class Tap(nn.Module):
-    """The joint network in the place of the model: returns the base's output and keeps the small ones' aside.
+    """The joint network in the model's place: returns the base's output and keeps the small networks'.
 
     Its state dict is the model's, under the names that the model had.
 
@@ -27,7 +27,7 @@ class Tap(nn.Module):
     Attributes:
         net: the joint network.
         calls: the outputs of all calls since they were last taken.
-        complete: whether a checkpoint that had the base's weights had the small networks' own, too.
+        complete: whether a checkpoint with the base's weights also had the small networks' own.
     """
 
     def __init__(self, net: AdjoinedNetwork, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What Lightning's callback adds to a loss: the small networks' terms, and how far the training is."""
+"""What Lightning's callback adds to a loss: the small networks' terms, and the progress of training."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def second_entry(batch: Any) -> Any:
 
 
 def share_done(trainer: Trainer) -> float:
-    """Return the share of the training done: by optimizer steps, or by epochs where their length is unknown."""
+    """Return the fraction of the training completed: by optimizer steps, or by epochs if their length is unknown."""
     steps = trainer.estimated_stepping_batches
     if 0 < steps < float("inf"):
         return min(trainer.global_step / steps, 1.0)

@@ -35,9 +35,9 @@ def train_with_base(net: AdjoinedNetwork, optimizers: Iterable[Optimizer]) -> No
 
 
 class FollowsBase:
-    """Has the small networks' own parameters frozen and trained as the base's of the same names are, at any time.
+    """Freezes and unfreezes the small networks' own parameters with the base's of the same names, at any time.
 
-    A fine-tuning callback may unfreeze parts of the base after some epochs, and give them to an optimizer then.
+    A fine-tuning callback may unfreeze parts of the base after some epochs, and only then give them to an optimizer.
     """
 
     def __init__(self, net: AdjoinedNetwork) -> None:

@@ -59,7 +59,7 @@ class AdjointPlus(Adjoint):
 
     The small network has a private last layer, so that the base's serves only the base. The KL term, at temperature 4,
     trains only the small network (detached), together with the small network's own cross-entropy. λ, as in the paper,
-    multiplies both, so the base begins alone. Of the small network's gradients the shared weights get half, so that the
+    multiplies both, so the base starts alone. The shared weights get half of the small network's gradients, so that the
     base dominates them. benchmarks/results/README.md has the comparisons.
     """
 

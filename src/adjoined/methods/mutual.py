@@ -12,7 +12,7 @@ from adjoined.methods.scratch import fresh_small
 
 
 class Mutual(Method):
-    """Train two networks that share nothing, each with cross-entropy and towards the other's probabilities.
+    """Train two separate networks, each with cross-entropy and towards the other's probabilities.
 
     Source: Zhang et al., "Deep mutual learning", arXiv 1706.00384, equations 5 and 6, both networks in one step.
     """

@@ -19,9 +19,9 @@ class Transfer(Joint):
 
     Before the first step, a few hundred training images are used to fit a trial head to the pretrained features, to
     order the channels by the change of the loss without them, and to fit each small network's layers to the base's
-    activations (`adjoined.inherit`). The trial head is then dropped: the base starts with the weights that it had. Both
-    networks learn from the labels, and the small one also from the base's logits; no gradient of its loss reaches the
-    base.
+    activations (`adjoined.inherit`). The trial head is then dropped, and the base starts with its original weights.
+    Both networks learn from the labels, and the small one also from the base's logits; no gradient of its loss reaches
+    the base.
     """
 
     tasks = frozenset({"classification"})

@@ -1,4 +1,4 @@
-"""The networks whose names match a pattern, with what there is to know before one is chosen."""
+"""The networks whose names match a pattern, with a short description of each."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _resolve_code(spec: str) -> str:
 
 
 def near(name: str, searched: Iterable[str] = LIBRARIES) -> list[str]:
-    """Return the full names of the networks whose names are most like this one, at most four.
+    """Return the full names of up to four networks with the most similar names.
 
     Example:
         >>> near("resnt50")[0]

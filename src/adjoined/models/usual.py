@@ -1,4 +1,4 @@
-"""The input that a model is made for, and the classes that it tells apart, before anything is trained."""
+"""The input that a model is made for, and its number of classes, before anything is trained."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adjoined.settings import Settings
 
 MOST_CLASSES = 20
-"""Class names that the card writes out."""
+"""Largest number of class names that the card lists."""
 
 
 @dataclass(frozen=True)

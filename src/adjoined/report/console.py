@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 NARROWEST_TERMINAL = 40
-"""A terminal counts as at least this wide, in characters: names and figures have to fit in."""
+"""Smallest assumed width of a terminal, in characters: names and figures have to fit."""
 
 
 def show(*parts: Table | str, file: TextIO | None = None) -> None:

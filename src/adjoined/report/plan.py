@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOO_FEW = "too few"
 """The kind of groups that stay at full width only because of rounding."""
 TOLERATED_DEVIATION = 0.1
-"""How far the share of channels kept may be from 1/alpha."""
+"""How far the fraction of channels kept may be from 1/alpha."""
 MOST_ROWS = 20
 """The number of rows that the short table aims for: with totals and notes, it fits one screen."""
 

@@ -8,7 +8,7 @@ from math import isfinite
 ABSENT = "–"
 """Shown for a figure that was not measured."""
 DOUBT = " ?"
-"""Follows a ratio of times that vary too much for it."""
+"""Marks a ratio of times that vary too much for it."""
 
 
 def count(number: int | float | None) -> str:

@@ -16,7 +16,7 @@ from adjoined.plain import check, entry, value
 MOST = 16
 """Most numbers that are kept."""
 TOLERANCE = 1e-3
-"""Largest difference of two answers, as a fraction of the largest number; processors round differently."""
+"""Largest difference between two answers, as a fraction of the largest number; processors round differently."""
 
 
 class OtherCodeError(AdjoinedError):

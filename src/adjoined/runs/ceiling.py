@@ -16,7 +16,7 @@ SLACK = 64 << 20
 MOST_CREATIONS = 4
 """How often a network may create its tensors: some libraries replace layers that they have just created."""
 MORE_TENSORS = 1000
-"""Allowance of unsaved tensors; a network of a million layers of one channel would take memory and minutes as well."""
+"""Allowed number of unsaved tensors; a network of a million one-channel layers would take memory and minutes, too."""
 
 
 class Ceiling(TorchDispatchMode):

@@ -107,7 +107,7 @@ def images_and_base(
 
 
 def as_expected(images: ImageData, model: nn.Module, settings: Settings) -> ImageData:
-    """Return the images, normalised as a network of the user's own code expects them, if it tells."""
+    """Return the images, normalised as a network of the user's own code expects them, if it says so."""
     from adjoined.models.usual import normalisation_of
 
     expected = normalisation_of(model) if settings.code else None

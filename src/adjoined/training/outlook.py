@@ -1,4 +1,4 @@
-"""What a run would do, on which devices, and the memory and time that it would take: `adjoined train --dry-run`."""
+"""What a run would do, on which devices, and the memory and time that it would take (`adjoined train --dry-run`)."""
 
 from __future__ import annotations
 

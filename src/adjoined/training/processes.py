@@ -27,7 +27,7 @@ def is_main() -> bool:
 
 
 def end_with_parent() -> None:
-    """In the process of a further device: end when the process that started it ends, however that happens.
+    """In the process of another device: end when the process that started it ends, however that happens.
 
     Otherwise it might wait for a killed process until its collective call times out, after half an hour. On Linux the
     kernel ensures this even inside a library call; on all systems a thread polls the parent.
@@ -53,18 +53,18 @@ def _watch(parent: int) -> None:
 
 
 def keep_group() -> None:
-    """Leave the process group alone at exit: from here on, its other processes may be in the middle of a call.
+    """Do not leave the process group at exit: from now on, its other processes may be in the middle of a call.
 
-    Leaving a group waits for what is under way in it, which after a failure could be the whole of its timeout.
+    Leaving a group waits for pending calls, which after a failure could take the whole timeout.
     """
     atexit.unregister(_leave_group)
 
 
 def leave_group_at_exit() -> None:
-    """After the last call that processes make together: leave their process group before the interpreter ends.
+    """Leave the process group before the interpreter ends, after the last collective call.
 
-    Lightning does this for NCCL alone. A thread of Gloo's that releases a tensor while the interpreter ends aborts
-    the process: a finished run would exit with a signal.
+    Lightning does this only for NCCL. A Gloo thread that releases a tensor while the interpreter ends aborts the
+    process: a finished run would exit with a signal.
     """
     keep_group()
     atexit.register(_leave_group)

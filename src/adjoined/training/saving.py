@@ -39,7 +39,7 @@ def save(
     """Save trained networks as a run folder, which `load` and all commands accept, and measure their accuracy.
 
     Args:
-        network: the joint network, or a small network that `extract` returned, with its `plan`. It is left as it is.
+        network: the joint network, or a small network that `extract` returned, with its `plan`; it is not changed.
         folder: the run folder, new or empty.
         model: how the base network is built, as for `adjoined train --model`: a built-in name, timm:NAME,
             torchvision:NAME, or FILE.py:FUNCTION for your own code.
@@ -47,7 +47,7 @@ def save(
         plan: the slice plan of a small network that is saved alone.
         settings: further settings of model and data by their names in `adjoined.settings.Settings`, such as
             `image_size`, `model_options` or `data_root`; `pretrained=True` normalises the images as the model's
-            pretrained weights expect; it loads no weights.
+            pretrained weights expect, without loading these.
 
     Returns:
         The networks' files, sizes and accuracies on the validation images.

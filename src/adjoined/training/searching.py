@@ -34,7 +34,7 @@ def searched_plan(
 ) -> SlicePlan:
     """Return the plan of the small network with searched widths; see `adjoined.width_search`.
 
-    The images are augmented as in an epoch that the training does not have.
+    The images are augmented as in an epoch after the last one of the training.
 
     Args:
         settings: the settings of a run from pretrained weights, with one alpha; its `widths` are not read.

@@ -148,7 +148,7 @@ def is_paper_loss(settings: Settings) -> bool:
 def trade_offs(networks: Sequence[tuple[str, int, Figures]]) -> list[Chart]:
     """Return accuracy against parameters and latency of networks, given as name, look and figures.
 
-    Two points are two figures, which the table has: there are charts of three points or more.
+    A chart needs at least three points; fewer are in the table anyway.
     """
     if len(networks) < 3:
         return []
