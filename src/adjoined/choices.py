@@ -14,7 +14,7 @@ from adjoined.settings import Settings
 STEPS_PER_EPOCH = 64
 """Steps that an epoch should have, with batches of 8 to 128 images: learning from few images takes many steps."""
 FEW, MANY = 2_000, 20_000
-"""Numbers of training images: below the first, alpha is 1.5; from the second on, 4."""
+"""Numbers of training images: alpha is 1.5 below the first, 4 from the second on, and 2 in between."""
 SHORT = 5
 """Up to this many epochs, few images are not augmented: a network that sees each image so rarely hardly overfits."""
 

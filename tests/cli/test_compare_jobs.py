@@ -145,7 +145,7 @@ def test_a_run_waits_only_for_what_it_needs():
     ("flags", "message"),
     [
         (["--jobs", "0"], "--jobs: out of range (expected at least 1, got 0)"),
-        (["--jobs", "2", "--devices", "2"], "--jobs: runs side by side have one device each"),
+        (["--jobs", "2", "--devices", "2"], "--jobs: parallel runs use one device each"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(

@@ -81,7 +81,7 @@ def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MARKED.replace("c.png,1", "c.png,yes"), "labels.csv, row 4, column big: a label is marked by 0 or 1"),
+        (MARKED.replace("c.png,1", "c.png,yes"), "labels.csv, row 4, column big: a label is neither 0 nor 1"),
         (LISTED.replace("c.png", "x.png"), "labels.csv, row 4: no such image"),
         (LISTED.replace("c.png", "../c.png"), "labels.csv, row 4: the image is outside the folder"),
         (LISTED.replace("c.png", "/etc/passwd"), "labels.csv, row 4: the image is outside the folder"),
@@ -89,15 +89,15 @@ def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: 
         (LISTED.replace("c.png", "./a.png"), "labels.csv, row 4: the image is listed twice"),
         (LISTED.replace("b.png,", "b.png"), "labels.csv, row 3: a wrong number of columns"),
         (MARKED.replace("val\nd", "later\nd"), "labels.csv, row 4: no such split"),
-        (LISTED.replace("file", "path"), "labels.csv: these are not the columns of a label file"),
+        (LISTED.replace("file", "path"), "labels.csv: the columns are not those of a label file"),
         (LISTED.replace("c.png", 300 * "c"), "labels.csv, row 4: no such image"),
         (LISTED.replace(" round ;big", '"round'), "labels.csv, row 4: not CSV"),
         (LISTED.replace("big", "b\udcf6g"), "labels.csv, row 4: the text is not UTF-8"),
-        (MARKED.replace("c.png,1", "c.png,"), "labels.csv, row 4, column big: a label is marked by 0 or 1"),
+        (MARKED.replace("c.png,1", "c.png,"), "labels.csv, row 4, column big: a label is neither 0 nor 1"),
         (MARKED.replace("big", ""), "labels.csv, row 1: column 2 has no name"),
         (MARKED.replace("big", "red"), "labels.csv, row 1: two columns have the same name"),
-        ("# photos\n" + LISTED, "labels.csv: these are not the columns of a label file"),
-        (MARKED.replace(",", ";"), "labels.csv: these are not the columns of a label file"),
+        ("# photos\n" + LISTED, "labels.csv: the columns are not those of a label file"),
+        (MARKED.replace(",", ";"), "labels.csv: the columns are not those of a label file"),
         ("file,labels\na.png,\"['red', 'round']\"\n", "labels.csv, row 2: the labels are written as a list"),
         (
             LISTED.replace("d.png,red", "d.png,red|big"),

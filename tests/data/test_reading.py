@@ -255,6 +255,6 @@ def test_the_file_is_named_whoever_notices(tmp_path):
         for number in range(2):
             Image.new("L", (5000, 1)).save(tmp_path / label / f"{number}.png")
     data = open_data(DataSettings(name=f"folder:{tmp_path}"))
-    with pytest.raises(AdjoinedError, match=r"[ab]/[01]\.png: the image is too long"):
+    with pytest.raises(AdjoinedError, match=r"[ab]/[01]\.png: the image is too elongated"):
         data.val[0]
     assert torch.isfinite(data.train[0][0]).all()  # a random crop is taken before it is resized

@@ -209,7 +209,7 @@ def test_without_images_the_page_says_what_the_folder_says(trained: Path, tmp_pa
 def test_a_part_of_the_images_is_an_even_share_of_every_class(trained: Path, tmp_path: Path):
     page = page_of(trained, "--images", 12, out=tmp_path / "page.html")
     assert "Predictions on 12 images, compared with the base network's" in page.written("caption")
-    assert "Based on 12 of 30 validation images, the same share of every class." in page.written("p")
+    assert "Based on 12 of 30 validation images, sampled evenly from every class." in page.written("p")
 
 
 def test_a_record_of_exports_is_shown_as_far_as_it_goes(trained: Path, tmp_path: Path):

@@ -135,6 +135,8 @@ def test_the_card_says_what_the_run_is(run: Path, tmp_path: Path, capsys: pytest
         assert metric["value"] == pytest.approx(wanted["top1"], abs=1e-6)
         assert f"{wanted['top1']:.2%}".replace("%", " %") in body
     assert f"adjoined.load('{tmp_path / 'shared'}', 'small')" in body
+    base, small = (wanted["parameters"] for wanted in recorded)
+    assert f"and a small network with {base / small:.1f} times fewer parameters, trained on digits" in body
     assert "Loading never runs code" in body
     assert "2 epochs, batches of 32, sgd" in body
     assert "Classes: 0, 1, 2" in body

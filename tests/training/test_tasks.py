@@ -64,7 +64,7 @@ def test_masks_are_learned_by_every_kind_of_method(tmp_path: Path, squares: Sett
 
 
 def test_masks_in_which_no_pixel_counts_are_named():
-    with pytest.raises(AdjoinedError, match=r"no pixel counts, so mean IoU has no value.*0 to 2, got 255 everywhere"):
+    with pytest.raises(AdjoinedError, match=r"all pixels are ignored, so mean IoU.*0 to 2, got 255 everywhere"):
         evaluate(nn.Conv2d(3, 3, 1), [(torch.zeros(2, 3, 4, 4), torch.full((2, 4, 4), -100))], 3, task="segmentation")
 
 

@@ -32,8 +32,8 @@ class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
     out: str | None = None
     """Output file; none: report.html in the run folder, or comparison.html in the current folder."""
     images: int = 10_000
-    """Largest number of validation images to classify, the same share of every class; 0 omits the sections that need
-    them."""
+    """Largest number of validation images to classify, sampled evenly from every class; 0 omits the sections that
+    need them."""
     data: str | None = None
     """The new location of the run's images, if they have moved: folder:PATH, segmentation:PATH or labels:FILE.csv."""
     device: str = "cpu"

@@ -54,7 +54,7 @@ def train_side_by_side(study: Study, jobs: int, console: Console) -> list[Failur
     """
     if study.settings.devices != 1 or study.settings.nodes != 1:
         raise AdjoinedError(
-            "runs side by side have one device each",
+            "parallel runs use one device each",
             where="--jobs",
             expected="--devices 1 and --nodes 1",
             got=f"--devices {study.settings.devices}, --nodes {study.settings.nodes}",

@@ -110,7 +110,7 @@ def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
     if FILE not in header or (LABELS in header) == bool(columns):
         expected = f"{FILE}, and either {LABELS} or a column of 0 and 1 for each label; {SPLIT} is optional"
         raise AdjoinedError(
-            "these are not the columns of a label file",
+            "the columns are not those of a label file",
             where=path,
             expected=expected,
             got=got,
@@ -172,7 +172,7 @@ def _present(
 def _is_marked(path: Path, number: int, mark: str, name: str) -> bool:
     if mark not in ("0", "1"):
         raise AdjoinedError(
-            "a label is marked by 0 or 1",
+            "a label is neither 0 nor 1",
             where=f"{path}, row {number}, column {name}",
             expected="0 or 1",
             got=mark[:100] or "nothing",

@@ -105,7 +105,7 @@ def check_pixels(width: int, height: int, resize: int | None = None) -> None:
         raise _too_many_pixels(f"{width} x {height}")
     if resize is not None and resize * resize * max(width, height) > MOST_PIXELS * min(width, height):
         raise AdjoinedError(
-            f"the image is too long: with {resize} pixels on its shorter side it would have too many pixels",
+            f"the image is too elongated: with {resize} pixels on its shorter side it would have too many pixels",
             where="image",
             expected=f"at most {MOST_PIXELS} pixels",
             got=f"{width} x {height} before resizing",

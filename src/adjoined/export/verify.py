@@ -73,7 +73,7 @@ def compare(
             logits, reference = run(given), module(prepared)
             if logits.shape != reference.shape or not logits.isfinite().all():
                 raise AdjoinedError(
-                    "the file's logits are unlike PyTorch's",
+                    "the file's logits are not finite, or not of PyTorch's shape",
                     where="export",
                     expected=f"finite numbers of shape {tuple(reference.shape)}",
                     got=f"shape {tuple(logits.shape)}, {int((~logits.isfinite()).sum())} of them not finite",

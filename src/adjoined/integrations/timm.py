@@ -260,7 +260,7 @@ def run_script(script: Path, **settings: Any) -> None:
         check_made()
         if scheduler is None:
             raise AdjoinedError(
-                "without a scheduler it is unknown how far the training is, so λ(t) is undefined",
+                "without a scheduler the progress of training is unknown, so λ(t) is undefined",
                 where=os.fspath(script),
                 fix="Choose one, such as --sched cosine.",
             )

@@ -94,9 +94,11 @@ class Card:
         settings = self.settings
         if not smalls:
             return f"{markdown(settings.model)}, trained alone on {markdown(self.info.name)} with `adjoined`."
+        kinds = [each.name.partition(" ") for each in smalls]  # "small α=2" in a family
+        named = [f"{kind} network{f' ({alpha})' if alpha else ''}" for kind, _, alpha in kinds]
         narrow = " and ".join(
-            f"a network {markdown(each.name)} with {base.parameters / each.parameters:.1f} times fewer parameters"
-            for each in smalls
+            f"a {markdown(name)} with {base.parameters / each.parameters:.1f} times fewer parameters"
+            for name, each in zip(named, smalls, strict=True)
         )
         model, data = markdown(settings.model), markdown(self.info.name)
         return (

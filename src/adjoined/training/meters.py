@@ -83,7 +83,7 @@ class MeanIoU(MulticlassJaccardIndex):
         found = super().compute()
         if found.isnan():
             raise AdjoinedError(
-                "no pixel counts, so mean IoU has no value",
+                "all pixels are ignored, so mean IoU has no value",
                 where="the masks of these images",
                 expected=f"some pixels with a class, 0 to {self.num_classes - 1}",
                 got="255 everywhere",

@@ -204,7 +204,7 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
             right,
             note="Accuracy by confidence. A mark's area: its number of images. Below the dotted line: overconfident.",
         ),
-        lines("Confidence of the networks", spread, sure, _SHARE, note="Share of the images by confidence."),
+        lines("Confidence of the networks", spread, sure, _SHARE, note="Fraction of images by confidence."),
     ]
     rows = tuple(
         (
