@@ -14,6 +14,7 @@ from adjoined import AdjoinedError, SlicePlan, adjoin
 from adjoined.models import build
 from adjoined.slicing import Inputs, make_plan, reorder
 from adjoined.slicing.order.symmetry import Probe
+from adversarial_attention import FusedHeads
 from masked import masked, relative_error
 from random_networks import random_network
 from zoo import Concatenated, Flattened, Residual, TwoGroups, conv, images, lively, seeded, torchvision_model
@@ -172,6 +173,17 @@ def test_whole_groups_move_together():
     old, new = (filter_norms(m[2], 1).view(8, 3) for m in (before, after))
     assert sorted(map(tuple, old.tolist())) == sorted(map(tuple, new.tolist()))
     assert moved(before, after)
+
+
+def test_whole_heads_move_together():
+    before, after, plan = reordered(seeded(FusedHeads), X, alpha=2)
+    assert not plan.unordered
+    assert differ(before, after, X) < 1e-10
+    old, new = (m.get_parameter("qkv.weight").detach().abs().sum(1).view(24, -1) for m in (before, after))
+    order = [int((old - head).abs().amax(1).argmin()) for head in new]
+    assert torch.allclose(old[order], new)
+    assert sorted(order) == list(range(24))
+    assert order != list(range(24))
 
 
 @pytest.mark.parametrize("name", ["residual", "concatenated", "two groups", "flattened"])

@@ -1,9 +1,8 @@
 """Reorder the channels of every group, so that the first ones, which the small network keeps, matter most.
 
 A channel group is reordered by permuting every tensor dimension with its channels in the same way. If that is a
-symmetry of the network, the base computes the same function. Two checks run before anything is changed: a label flow
-over the reordered labels, in which only channels that met before may meet; and a copy in float64, which must give the
-same outputs. A group that fails keeps its order.
+symmetry of the network, the base computes the same function. Before anything is changed, a copy is reordered in float64
+and with random weights; if its outputs change, the groups that cause it keep their order.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from adjoined.slicing.flow.labels import Axis
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import named_tensors, owner_of
 from adjoined.slicing.order.importance import Importance, check_order
-from adjoined.slicing.order.symmetry import Gathers, Probe, out_of_step, permute
+from adjoined.slicing.order.symmetry import Gathers, Probe, permute
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.groups import Grouping
 from adjoined.slicing.solve.traces import Traces
@@ -43,7 +42,6 @@ def reorder_channels(traces: Traces, plans: Sequence[SlicePlan], order: str) -> 
     ordering = _Ordering(traced, grouping, plans, importance)
     tensors = named_tensors(model)
     ordering.check_memory(tensors)
-    ordering.check_labels()
     ordering.check_outputs(probe)
     permute(tensors, ordering.gathers())
     return [replace(plan, order=order, unordered=ordering.unordered) for plan in plans]
@@ -110,30 +108,15 @@ class _Ordering:
                 torn |= set(of_one)
         self._leave(self._in(torn), "a weight shared by several layers would need several orders")
 
-    def check_labels(self) -> None:
-        """Leave groups alone whose channels would meet other channels than they do now."""
-        while self.sources:
-            moved = {root for number in self.sources for root in self._grouping.groups[number].roots}
-            error = out_of_step(
-                self._traced, self._grouping, self.gathers(), [root in moved for root in self._grouping.roots]
-            )
-            if error is None:
-                return
-            met = {self._grouping.roots[label] for label in error.labels}
-            concerned = [n for n in self.sources if met & set(self._grouping.groups[n].roots)]
-            self._leave(concerned or list(self.sources), str(error))
-
     def check_outputs(self, probe: Probe) -> None:
         """Leave groups alone whose reordering changes the outputs."""
-        if not self.sources:
-            return
-        probe.start(self._traced.train_inputs)
-        culprits = self._culprits(list(self.sources), probe)
-        self._leave(culprits, NO_SYMMETRY)
-        if culprits and not probe.same(self.gathers()):
-            self._leave(list(self.sources), NO_SYMMETRY)
+        if self.sources:
+            probe.start(self._traced.train_inputs)
+        while self.sources and not probe.same(self.gathers()):
+            self._leave(self._culprits(list(self.sources), probe) or list(self.sources), NO_SYMMETRY)
 
     def _culprits(self, numbers: list[int], probe: Probe) -> list[int]:
+        """Return those of some groups whose reordering changes the outputs by itself, by bisection."""
         if probe.same(self.gathers(numbers)):
             return []
         if len(numbers) == 1:

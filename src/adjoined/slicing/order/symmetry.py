@@ -1,4 +1,4 @@
-"""Whether reordering channels is a symmetry of a network: by its labels, and by a copy that runs before and after."""
+"""Whether reordering channels is a symmetry of a network: a copy runs before and after."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.flow.labels import FrozenTies, OutOfStep, Slot, distinct, varying
-from adjoined.slicing.flow.run import LabelFlow
-from adjoined.slicing.flow.sizes import Site
-from adjoined.slicing.flow.trace import Trace, run_again
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
-from adjoined.slicing.solve.groups import Grouping
 from adjoined.slicing.verify.liven import liven, relative_error, repeatable
 
 Gathers = Mapping[str, Sequence[Tensor | None]]
@@ -42,62 +37,6 @@ def permute(tensors: Mapping[str, Tensor], gathers: Gathers) -> None:
 def inverse(gathers: Gathers) -> Gathers:
     """Return the reordering that undoes another."""
     return {name: [None if i is None else torch.argsort(i) for i in each] for name, each in gathers.items()}
-
-
-# ---- by the labels ---------------------------------------------------------------------------------------------------
-
-
-class _PermutedFlow(LabelFlow):
-    """The run of a reordered network: pieces of cuts must have the same channels as before, in any order."""
-
-    def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
-        """Compare the channels of every piece with those of the first run."""
-        for piece, slot in enumerate(pieces):
-            before = self.findings.pieces.get((cut, number, piece))
-            if before is not None and self._roots(before) != self._roots(slot):
-                message = f"different channels are cut off in {self.here}"
-                raise OutOfStep(message, [*distinct(before), *distinct(slot)])
-
-    def check_fold(self, cut: Site, number: int, folded: Slot) -> None:
-        """Compare the channels of every row with those of the first run."""
-        before = self.findings.folded.get((cut, number))
-        if before is None:
-            return
-        for dim in varying(before)[:-1]:
-            for row in range(before.shape[dim]):
-                if self._roots(before.select(dim, row)) != self._roots(folded.expand(before.shape).select(dim, row)):
-                    message = f"channels are folded into different rows in {self.here}"
-                    raise OutOfStep(message, [*distinct(before), *distinct(folded)])
-
-    def _roots(self, slot: Slot) -> list[int]:
-        return sorted(map(self.ties.find, slot.reshape(-1).tolist()))
-
-
-def out_of_step(traced: Trace, grouping: Grouping, gathers: Gathers, moved: Sequence[bool]) -> OutOfStep | None:
-    """Run the label flow over reordered labels; return the error where channels meet that did not before, or None.
-
-    Args:
-        traced: the first run.
-        grouping: its groups.
-        gathers: the new order.
-        moved: for every label whether its group is reordered.
-    """
-    ties = FrozenTies(grouping.roots, torch.tensor(moved, device="cpu"))
-    flow = _PermutedFlow(ties, traced.findings, is_kept=lambda label: True)
-
-    def reordered(name: str) -> Sequence[Tensor | None]:
-        vectors = traced.labels[name]
-        moves = zip(vectors, gathers.get(name, [None] * len(vectors)), strict=True)
-        return [vector if vector is None or index is None else vector[index] for vector, index in moves]
-
-    try:
-        run_again(traced, traced.model, flow, reordered)
-    except OutOfStep as error:
-        return error
-    return None
-
-
-# ---- by running a copy -----------------------------------------------------------------------------------------------
 
 
 class Probe:
