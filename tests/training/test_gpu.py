@@ -23,6 +23,7 @@ from tiny_runs import QUIET, TINY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 GPU = torch.device("cuda", 0)
+compiles = pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # inductor's advice
 
 
 def network():
@@ -89,6 +90,7 @@ def test_a_captured_step_replays_like_one_that_was_not_captured(channels_last):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11's compiler uses its own deprecated functions
+@compiles
 def test_a_compiled_step_is_that_of_the_plain_network():
     net = network().float().to(GPU)
     x = torch.randn(8, 3, 32, 32, device=GPU)
@@ -156,6 +158,7 @@ def test_statistics_are_measured_where_the_network_is():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@compiles
 def test_the_benchmark_times_the_gpu(capsys):
     argv = ["benchmark", "resnet20", "--alpha", "4", "--devices", "cuda", "--runtimes", "eager,compiled"]
     assert main([*argv, "--batch-sizes", "1,8", "--seconds", "1", "--json"]) == 0

@@ -12,9 +12,11 @@ from adjoined.errors import AdjoinedError
 from adjoined.methods.finetune import FineTuned
 from adjoined.methods.weights import smallest
 from adjoined.slicing import SlicePlan, make_plan, measure_cost
+from adjoined.training import train
+from adjoined.training.checkpoints import read_checkpoint
 from adjoined.training.job import Job, make_job
 from adjoined.training.optimizers import make_optimizer
-from tiny_runs import TINY
+from tiny_runs import QUIET, TINY
 
 
 def trained(seed: int, width: float = 1) -> nn.Module:
@@ -154,3 +156,13 @@ def test_a_method_that_does_not_define_prune_cannot_be_created():
 
     with pytest.raises(TypeError, match=r"abstract method '?prune"):
         Unsaid(TINY)  # pyright: ignore[reportAbstractUsage]
+
+
+@pytest.mark.parametrize("method", ["filter-pruning", "weight-pruning"])
+def test_fine_tuning_trains_the_norms_of_the_finished_base(method, tmp_path):
+    settings = TINY.for_method(method, model_options={"width": 1})
+    train(settings, tmp_path / "run", console=QUIET)
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    counts = {int(each) for name, each in state.items() if name.endswith("num_batches_tracked")}
+    measured, steps = 5, 10  # a finished network's statistics are measured on the five batches of an epoch
+    assert counts == {measured + steps}

@@ -23,7 +23,7 @@ from adjoined.runs import load
 from adjoined.runs.finished import open_images, open_run
 from adjoined.settings import Settings
 from adjoined.training import train
-from adjoined.training.checkpoints import Checkpoints
+from adjoined.training.checkpoints import Checkpoints, read_checkpoint
 from adjoined.training.evaluate import evaluate
 from adjoined.training.job import make_job
 from adjoined.training.meters import EpochMeters
@@ -262,6 +262,20 @@ def test_the_standard_method_trains_the_base_alone(tmp_path):
     assert [network.name for network in result.networks] == ["base"]
     assert "lambda" not in rows_of(result.folder)[0]
     assert not (result.folder / "plan.json").exists()
+
+
+def test_a_model_that_comes_in_evaluation_mode_is_trained(tmp_path):
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\n\ndef make(num_classes):\n"
+        "    layers = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, num_classes)\n"
+        "    return nn.Sequential(*layers).eval()\n"
+    )
+    settings = replace(TINY, model=f"{file}:make", model_options={}, method="adjoint+", augment="none")
+    train(settings, tmp_path / "run", console=QUIET)
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    counts = [int(each) for name, each in state.items() if name.endswith("num_batches_tracked")]
+    assert counts == [10, 10]  # two epochs of five steps, for both networks
 
 
 def test_every_parameter_is_trained_once_and_vectors_do_not_decay():

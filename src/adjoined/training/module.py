@@ -86,7 +86,8 @@ class TrainingModule(LightningModule):
         self.restoring = False
 
     def on_train_epoch_start(self) -> None:
-        """Seed every generator from the seed, the epoch and the process; keep frozen modules in evaluation mode."""
+        """Seed every generator from the seed, the epoch and the process; train everything but frozen modules."""
+        self.network.train()  # Lightning keeps the modes it finds: finished networks and users' models may evaluate
         if self.settings.freeze:
             hold_frozen(self.network)
         parts = (self.settings.seed, self.current_epoch, self.global_rank)
