@@ -103,7 +103,7 @@ def write(parts: dict[str, TensorDataset], folder: Path) -> None:
 
 
 def scores(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Return the share of pixels that are right, and the mean IoU (intersection / union) over the classes."""
+    """Return the pixel accuracy, and the mean IoU (intersection / union) over the classes."""
     with torch.inference_mode():
         found = model.eval()(x).argmax(dim=1)
     counted = y != IGNORED

@@ -63,7 +63,7 @@ class Adjoined:
 
     def loss(self, model: Any, own: Any, batch: dict[str, Tensor], preds: Any = None) -> tuple[Tensor, Any]:
         """Return the objective of both networks, and the base's terms for the trainer's log."""
-        if preds is not None:  # a validation
+        if preds is not None:  # validation
             return own(batch, preds)
         x, items = batch["img"], []
 
@@ -101,7 +101,7 @@ def with_model(yolo: Any, model: Any) -> Any:
     """Return a `YOLO` that predicts and exports with this model."""
     model.args, model.task = yolo.model.args, yolo.model.task
     for module in model.modules():
-        if hasattr(module, "forward_split"):  # only the exporter calls it, so that slicing has not seen what it reads
+        if hasattr(module, "forward_split"):  # only the exporter calls it, so slicing has not seen what it reads
             module.c = module.cv1.conv.out_channels // 2
     yolo.model = model
     return yolo

@@ -281,8 +281,8 @@ def batches(images: Tensor, truth: Truth, size: int, seed: int) -> Iterator[tupl
 def objective(outputs: Sequence[dict[str, Tensor]], truth: Truth, progress: float) -> Tensor:
     """Return the loss of both networks: each one's own task, and λ(t) times their distance.
 
-    `adjoint_objective` would multiply the small network's task by λ(t), too, so that the base begins alone. In a
-    training of ten epochs that was worse for both networks.
+    `adjoint_objective` would multiply the small network's task by λ(t), too, so that the base starts alone. In ten
+    epochs of training, that was worse for both networks.
     """
     p, q = outputs
     return task(p, truth) + task(q, truth) + adjoined.kl_weight(progress) * distance(p, q)
