@@ -10,6 +10,7 @@ import pytest
 
 from adjoined.report.page import charts
 from adjoined.report.page.charts import HEIGHT, LEFT, WIDTH, Axis, Chart, Line, Mark, lines, marks, widths
+from adjoined.report.page.comparison import curves
 from adjoined.report.page.sections import learning_curves
 from adjoined.report.page.svg import Scale, element, linear_ticks, log_ticks, mark
 from adjoined.settings import Settings
@@ -90,9 +91,10 @@ def test_what_has_no_place_is_left_out():
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-6, 4000.0])
 def test_one_epoch_and_constant_values_can_be_drawn(value: float):
-    chart = lines("", [Line("base", 0, [(1, value)]), Line("small", 1, [(1, value)])], PLAIN, PLAIN)
+    every = [Line("base", 0, [(1, value)]), Line("λ", -1, [(1, value)]), Line("training", 0, [(1, value)], faint=True)]
+    chart = lines("", every, PLAIN, PLAIN)
     assert "nan" not in str(chart.drawing)
-    assert len(list(parsed(chart).iter("title"))) == 2
+    assert len(list(parsed(chart).iter("title"))) == 3  # the marks
 
 
 def test_a_long_line_has_its_last_point_marked_and_a_short_one_all():
@@ -127,6 +129,18 @@ def test_widths_meet_where_a_layer_is_at_full_width():
     assert "4 layers, 3 of them narrower" in chart.about
     texts = [text.text for text in parsed(chart).iter("text")]
     assert {"conv1", "layer1", "fc"} <= set(texts)
+
+
+def test_values_on_the_axes_are_whole_channels_whole_epochs_and_told_apart():
+    wide = widths("", ["a", "b"], [("base", [16, 1280])])
+    assert "1024" in [text.text for text in parsed(wide).iter("text")]
+    history = [{"epoch": n, "val_base_top1": 0.5, "val_base_loss": 0.7065 + n / 1000} for n in (1.0, 2.0)]
+    story: Any = SimpleNamespace(main="top1", history=history, names=("base",), labels=("base",), settings=Settings())
+    for chart in (*learning_curves(story), *curves([story], ["run"])):
+        below = [text.text for text in parsed(chart).iter("text") if text.get("text-anchor") == "middle"]
+        left = [text.text for text in parsed(chart).iter("text") if text.get("text-anchor") == "end"]
+        assert below == ["1", "2"]
+        assert len(set(left)) == len(left) > 1
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 9.0])

@@ -269,6 +269,23 @@ def test_runs_are_compared_with_the_settings_in_which_they_differ(family: Path, 
     assert not page.all("b")
 
 
+def test_runs_of_different_tasks_are_not_compared_and_only_own_code_is_told_its_model(
+    family: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "comparison.html"
+    page = page_of(family, trained, "--model", "nowhere.py:make", out=out)
+    assert page.written("h1") == ["2 runs compared"]
+    out.unlink()
+    other = Path(shutil.copytree(family, tmp_path / "other"))
+    settings = (other / "settings.yaml").read_text()
+    (other / "settings.yaml").write_text(re.sub(r"(?m)^data: .*$", "data: labels:labels.csv", settings))
+    (other / "result.json").unlink()
+    error = fails(capsys, "report", family, other, "--out", out)
+    assert "different tasks" in error
+    assert "family: top-1 accuracy, other: mean average precision" in error
+    assert not out.exists()
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(family: Path, tmp_path: Path):
     for parent in ("a", "b"):
         shutil.copytree(family, tmp_path / parent / "run")

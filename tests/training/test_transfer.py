@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 from dataclasses import replace
 from typing import Any
 
@@ -218,6 +219,8 @@ def test_a_run_ends_with_networks_of_both_sizes(tmp_path):
     assert [each.name for each in result.networks] == ["base", "small"]
     assert result.networks[1].parameters < result.networks[0].parameters / 3
     assert METHODS["transfer"].samples > 0
+    rates = [float(row["lr"]) for row in csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines())]
+    assert max(rates) == pytest.approx(TRANSFER.lr)  # the small network's is twice that
 
 
 def test_a_pretrained_network_is_joined_in_one_call():

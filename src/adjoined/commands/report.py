@@ -12,6 +12,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
 from adjoined.errors import AdjoinedError, check_range
 from adjoined.files import check_writable, write_text
+from adjoined.kinds import NAMES
 
 if TYPE_CHECKING:
     from adjoined.report.page import Evidence, MaskCase, RunStory
@@ -84,6 +85,9 @@ def _comparison(options: ReportOptions, out: Path) -> str:
             print(f"adjoined: left out: {error}", file=sys.stderr)
     if not stories:
         raise damaged[0]
+    if len({story.main for story in stories}) > 1:
+        measures = ", ".join(f"{story.folder.name}: {NAMES[story.main]}" for story in stories)
+        raise AdjoinedError("the runs are for different tasks", where="RUN", expected="one task", got=measures)
     check_writable(out)
     return comparison_page(stories)
 
@@ -98,7 +102,8 @@ def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | 
     from adjoined.commands.outcome import kept_or_measured, measure
     from adjoined.runs.finished import open_run
 
-    run = open_run(folder, options.model, weights=options.weights)
+    own = story.settings.code is not None or len(options.run) == 1  # other runs beside it know their model
+    run = open_run(folder, options.model if own else None, weights=options.weights)
     if final:
         return replace(story, figures=tuple(kept_or_measured(run))), run
     return replace(story, result=run.result, figures=tuple(measure(run)), when=run.when), run

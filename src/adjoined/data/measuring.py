@@ -67,7 +67,7 @@ def open_to_measure(settings: DataSettings, info: DataInfo, class_folders: Seque
     elif info.task == "multilabel":
         images = images.relabelled(_columns(source, info, images.labels, where))
     elif source.class_names != info.class_names[: len(source.class_names)]:
-        raise _strange(info, source.class_names, where)
+        raise _strange(info, in_brief(source.class_names, info.task), where)
     none = source.train.subset(torch.zeros(len(source.train.labels), dtype=torch.bool))
     transform = evaluation_transform(info)
     return ImageData(
@@ -98,7 +98,7 @@ def _matched(source: Source, info: DataInfo, class_folders: Sequence[str], where
     present = set((source.val if source.val is not None else source.train).labels.unique().tolist())
     strange = [name for label, name in enumerate(source.class_names) if found[label] is None and label in present]
     if strange:
-        raise _strange(info, strange, where)
+        raise _strange(info, f"unknown: {in_brief(strange, info.task)}", where)
     return torch.tensor([-1 if label is None else label for label in found])
 
 
@@ -107,18 +107,18 @@ def _columns(source: Source, info: DataInfo, labels: Tensor, where: str) -> Tens
     places = {name: place for place, name in enumerate(info.class_names)}
     present = [(column, name) for column, name in enumerate(source.class_names) if labels[:, column].any()]
     if strange := [name for _, name in present if name not in places]:
-        raise _strange(info, strange, where)
+        raise _strange(info, f"unknown: {in_brief(strange, info.task)}", where)
     found = labels.new_zeros(len(labels), len(places))
     for column, name in present:
         found[:, places[name]] = labels[:, column]
     return found
 
 
-def _strange(info: DataInfo, found: Sequence[str], where: str) -> AdjoinedError:
+def _strange(info: DataInfo, got: str, where: str) -> AdjoinedError:
     return AdjoinedError(
         f"the {CLASSES[info.task]} of the images differ from those the networks were trained on",
         where=where,
         expected=in_brief(info.class_names, info.task),
-        got=in_brief(found, info.task),
+        got=got,
         fix=_FIXES[info.task],
     )

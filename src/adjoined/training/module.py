@@ -177,8 +177,8 @@ class TrainingModule(LightningModule):
 
     @property
     def lr(self) -> float:
-        """The highest learning rate of the next step."""
-        return max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups)
+        """The highest learning rate of the next step, before the factor on the small networks' own parameters."""
+        return max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups) / self.method.small_rate
 
     def _step(self, x: Tensor, y: Tensor, measured: bool) -> Step:
         def step() -> Step:

@@ -145,7 +145,7 @@ def marks(title: str, all_marks: Sequence[Mark], x: Axis, y: Axis) -> Chart:
 def widths(title: str, names: Sequence[str], networks: Sequence[tuple[str, Sequence[int]]], *, note: str = "") -> Chart:
     """Draw the channels of every layer as steps, one line per network, on a logarithmic axis."""
     everything = [width for _, each in networks for width in each]
-    axis = Axis("channels", lambda width: f"{width:.3g}", log=True)
+    axis = Axis("channels", "{:.0f}".format, log=True)
     x = Axis("layer", lambda place: names[min(int(place), len(names) - 1)])
     across = Scale(0, len(names), LEFT, WIDTH - RIGHT)
     up = axis.scale(everything, HEIGHT - BOTTOM, TOP, 0.06)
@@ -182,9 +182,9 @@ def look(number: int) -> str:
 
 def _marked(line: Line) -> Sequence[int]:
     """Return the points of a line that are marked."""
-    if line.faint or line.look < 0:
-        return ()
     count = len(line.points)
+    if count > 1 and (line.faint or line.look < 0):
+        return ()
     return range(count) if count <= MOST_MARKED else (count - 1,)
 
 

@@ -10,7 +10,7 @@ from adjoined import kinds
 from adjoined.printable import counted
 from adjoined.report import units
 from adjoined.report.page import sections
-from adjoined.report.page.charts import Chart, lines, look
+from adjoined.report.page.charts import Chart, look
 from adjoined.report.page.story import RunStory
 from adjoined.report.table import Table
 
@@ -24,7 +24,7 @@ def contents(stories: Sequence[RunStory]) -> dict[str, Any]:
         for figures in story.figures
     ]
     return {
-        "title": f"{len(stories)} runs compared",
+        "title": f"{counted(len(stories), 'run')} compared",
         "networks": [(name, look(number)) for number, name in enumerate(names)],
         "runs": [(name, sections.title(story), story.result is not None)
                  for name, story in zip(names, stories, strict=True)],
@@ -90,11 +90,10 @@ def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
             for network in story.names
             if (network == "base") is wanted
         ]
-        if overlaid:
-            measure = stories[0].main
-            note = f"{kinds.heading(measure)} on the validation images."
-            charts.append(lines(heading, overlaid, sections.EPOCH, sections.share(measure), note=note))
-    return charts
+        measure = stories[0].main
+        note = f"{kinds.heading(measure)} on the validation images."
+        charts.append(sections.epoch_chart(heading, overlaid, sections.share(measure), note))
+    return [chart for chart in charts if chart]
 
 
 def differing_settings(stories: Sequence[RunStory], names: Sequence[str]) -> Table:

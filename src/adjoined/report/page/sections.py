@@ -119,14 +119,14 @@ def learning_curves(story: RunStory) -> list[Chart]:
     most = max(1.0, *(row.get("lambda", 0.0) for row in rows))
     weights = Axis("λ", _plain, low=0.0, high=1.05 * most, column=units.column)
     charts = [
-        _curve(heading(story.main), accuracy, share(story.main),
-               "Validation images; faint: training images, as augmented."),
-        _curve("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
-        _curve("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
-               "The KL term pulls the networks' class probabilities together. Mean over the epoch of "
-               f"λ(t) = {_SCHEDULES[story.settings.kl_schedule]}; t is the fraction of training done."),
-        _curve("Learning rate", [curve(rows, "lr", "learning rate", -1)],
-               Axis("learning rate", _plain, low=0.0, column=units.column), "At the start of the epoch."),
+        epoch_chart(heading(story.main), accuracy, share(story.main),
+                    "Validation images; faint: training images, as augmented."),
+        epoch_chart("Validation loss", loss, *_nats(loss, "Cross-entropy, nats.", from_zero=False)),
+        epoch_chart("Weight of the KL term, λ", [curve(rows, "lambda", "λ", -1)], weights,
+                    "The KL term pulls the networks' class probabilities together. Mean over the epoch of "
+                    f"λ(t) = {_SCHEDULES[story.settings.kl_schedule]}; t is the fraction of training done."),
+        epoch_chart("Learning rate", [curve(rows, "lr", "learning rate", -1)],
+                    Axis("learning rate", _plain, low=0.0, column=units.column), "At the start of the epoch."),
     ]  # fmt: skip
     return [chart for chart in charts if chart]
 
@@ -135,8 +135,8 @@ def penalty_chart(story: RunStory) -> Chart | None:
     """Return the KL term and the quadratic penalty that approximates it, by epoch; None if not logged."""
     if not any("penalty" in row for row in story.history):
         return None
-    curves = [curve(story.history, "kl", "KL(p ‖ q)", 4), curve(story.history, "penalty", "quadratic penalty", 5)]
-    return _curve("KL term and quadratic penalty", curves, *_nats(curves, "Means over the epoch, nats, without λ."))
+    both = [curve(story.history, "kl", "KL(p ‖ q)", 4), curve(story.history, "penalty", "quadratic penalty", 5)]
+    return epoch_chart("KL term and quadratic penalty", both, *_nats(both, "Means over the epoch, nats, without λ."))
 
 
 def is_paper_loss(settings: Settings) -> bool:
@@ -209,7 +209,8 @@ def _nats(all_lines: Sequence[Line], note: str, *, from_zero: bool = True) -> tu
     return Axis("nats", _plain, low=0.0 if from_zero else None, column=units.column), note
 
 
-def _curve(name: str, all_lines: Sequence[Line], axis: Axis, note: str) -> Chart | None:
+def epoch_chart(name: str, all_lines: Sequence[Line], axis: Axis, note: str) -> Chart | None:
+    """Return lines over the epochs as a chart; None if nothing can be shown."""
     there = [line for line in all_lines if line.points]
     if not any(b == b and (b > 0 or not axis.log) for line in there for _, b in line.points):
         return None
@@ -226,8 +227,14 @@ def curve(rows: Sequence[dict[str, float]], key: str, name: str, look: int, *, f
 
 
 def short(name: str) -> str:
-    """Return the last part of a path, or a name without its library's prefix."""
-    return name.rpartition("/")[2] if "/" in name else name.rpartition(":")[2] or name
+    """Return the last part of a path, or a name without its library's prefix.
+
+    Example:
+        >>> [short(name) for name in ("timm:resnet18", "folder:/home/ann/pets", "net.py:make")]
+        ['resnet18', 'pets', 'net.py:make']
+    """
+    name = name.rpartition("/")[2]
+    return name if ".py:" in name else name.rpartition(":")[2] or name
 
 
 def _count(value: float) -> str:
@@ -240,7 +247,7 @@ def _milliseconds(values: Sequence[float]) -> list[str]:
 
 
 def _plain(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"
 
 
 def written(value: Any) -> str:
