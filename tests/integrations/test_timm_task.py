@@ -151,10 +151,36 @@ def test_a_script_that_would_train_the_base_alone_is_refused(
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert "Traceback" not in error
-    script.write_text("print('a loop of its own, without a scheduler of timm')")
-    with pytest.raises(SystemExit, match="2"):
-        main([str(script)])
-    assert "ClassificationTask, so the small network is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["", "import sys; sys.exit(0)", "import os; os._exit(0)"])
+def test_a_loop_of_its_own_is_refused_at_its_first_step(
+    tmp_path: Path, end: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    script = tmp_path / "train.py"
+    step = "import torch; torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]).step(); print('trained'); "
+    for each in (step + end, "print('nothing')"):
+        script.write_text(each)
+        with pytest.raises(SystemExit, match="2"):
+            main([str(script)])
+        out, error = capsys.readouterr()
+        assert "ClassificationTask, so the small network is left out" in error
+        assert "trained" not in out
+
+
+@pytest.mark.parametrize(("flag", "code"), [("--help", "0"), ("--unknown", "2")])
+def test_help_and_arguments_are_the_script_s_own(
+    tmp_path: Path, flag: str, code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    script = tmp_path / "train.py"
+    script.write_text("import argparse; argparse.ArgumentParser(prog='theirs').parse_args()")
+    with pytest.raises(SystemExit, match=code):
+        main([str(script), flag])
+    out, error = capsys.readouterr()
+    assert "usage: theirs" in out + error
+    assert "small network" not in error
 
 
 def test_timms_own_script_runs_unchanged(tmp_path: Path):

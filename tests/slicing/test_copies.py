@@ -196,7 +196,27 @@ def hook_that_is_a_method(model: Plain) -> None:
     model.stem.register_forward_hook(model.keep)
 
 
-@pytest.mark.parametrize("change", [bound, bound_in_a_list, partial, hook_that_is_a_method], ids=lambda c: c.__name__)
+class Scaled(nn.Module):
+    """A part that reads a weight of its parent."""
+
+    def __init__(self, inside: nn.Module, parent: Any) -> None:
+        super().__init__()
+        self.inside, self.parent = inside, parent
+
+    def forward(self, x: Tensor) -> Tensor:
+        parent = self.parent[0] if isinstance(self.parent, tuple) else self.parent()
+        return self.inside(x) * parent.extra.weight.mean()
+
+
+def parent_in_a_tuple(model: Plain) -> None:
+    model.head = Scaled(model.head, (model,))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [bound, bound_in_a_list, partial, hook_that_is_a_method, parent_in_a_tuple],
+    ids=lambda c: c.__name__,
+)
 def test_a_copy_that_stands_alone_is_sliced(change: Callable[[Plain], None]):
     model = seeded(Plain)
     change(model)
@@ -209,3 +229,10 @@ def test_a_copy_that_stands_alone_is_sliced(change: Callable[[Plain], None]):
         for parameter in model.parameters():
             parameter.zero_()
         assert torch.equal(small(X), q)
+
+
+def test_a_weak_reference_to_the_parent_is_refused_with_its_own_remedy():
+    model = seeded(Plain)
+    model.head = Scaled(model.head, weakref.ref(model))  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AdjoinedError, match=r"'extra\.weight' of the original.*tuple, self\.parent = \(module,\)"):
+        adjoin(model, X, alpha=2)

@@ -22,6 +22,7 @@ import torch
 from timm.task import ClassificationTask
 from timm.utils.model import unwrap_model
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from adjoined.distances import class_kl
 from adjoined.errors import AdjoinedError, first_line
@@ -271,10 +272,12 @@ def run_script(script: Path, **settings: Any) -> None:
 
     before = tasks.ClassificationTask, make_scheduler
     tasks.ClassificationTask, schedulers.create_scheduler_v2 = make_task, create_scheduler_v2
+    stepping = register_optimizer_step_pre_hook(lambda *_: check_made())
     try:
         runpy.run_path(str(script), run_name="__main__")
         check_made()
     finally:
+        stepping.remove()
         tasks.ClassificationTask, schedulers.create_scheduler_v2 = before
 
 

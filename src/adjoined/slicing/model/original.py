@@ -52,12 +52,17 @@ def check_copy(copied: nn.Module, model: nn.Module) -> None:
 
 
 def _shared(model: nn.Module, what: str) -> AdjoinedError:
+    held = (pair for module in model.modules() for pair in vars(module).items())
+    weak = next((name for name, value in held if isinstance(value, weakref.ref) and isinstance(value(), nn.Module)), "")
+    fix = "Make it a method of its class, or bind it: module.forward = types.MethodType(function, module); for a hook, "
+    fix += "functools.partial(module.method, ...)."
+    if weak:
+        fix = f"Hold the module in a tuple, self.{weak} = (module,): copies keep a weak reference as it is."
     return AdjoinedError(
         what,
         where=type(model).__name__,
         expected="a model whose copies are independent of it, since small networks are copies",
-        fix="Make it a method of its class, or bind it: module.forward = types.MethodType(function, module); for a "
-        "hook, functools.partial(module.method, ...).",
+        fix=fix,
     )
 
 
@@ -110,7 +115,7 @@ class Original:
         if name is not None:
             reader = repr(module) if module else "its own forward"
             what = f"a copy of the model still runs the original: {reader} reads {name!r} of the original model"
-            raise _shared(self._model, f"{what}, because a function refers to it")
+            raise _shared(self._model, what)
 
     def undo(self) -> list[str]:
         """Undo what a run changed or added in the modules' attributes; return the names of these attributes."""
@@ -127,7 +132,7 @@ class Original:
         """Raise AdjoinedError if running a copy has changed these attributes of the original."""
         if changed:
             what = f"a copy of the model writes into the original: '{changed[0]}' changes when the copy runs"
-            raise _shared(self._model, f"{what}, because a hook or another function refers to it")
+            raise _shared(self._model, what)
 
 
 def tensors_kept(model: nn.Module) -> list[Tensor]:
