@@ -5,7 +5,7 @@ float32, or in float64 for outputs in float64. `pull` sets where its gradient fl
 network; if True, it also pulls the base towards what the small network can follow, which is the paper's regularisation.
 
 All raise AdjoinedError if the shapes of p, q and a mask do not match, or if a temperature, scale or width is not
-above 0.
+above 0; `class_kl` and `label_kl` also if `q` is the result of a softmax or sigmoid, and thus probabilities.
 
 Shape legend: N samples, C classes, K independent labels or key points, H, W positions, A anchors or proposals, B bins.
 """
@@ -45,8 +45,17 @@ def class_kl(
         0.1201
     """
     _require_positive(temperature, "temperature")
-    p, q = _checked(p, q, pull)
-    log_p, log_q = F.log_softmax(p / temperature, dim=1), F.log_softmax(q / temperature, dim=1)
+    p, logits = _checked(p, q, pull)
+    if p.ndim > 1 and p.shape[1] == 1:
+        raise AdjoinedError(
+            "one class has the probability 1 whatever the networks compute, so nothing would be learned",
+            where="p, q",
+            expected="logits of two classes or more, (N, C, ...)",
+            got=f"{tuple(p.shape)}",
+            fix="For yes or no, use adjoined.adjoint_objective with adjoined.distances.label_kl.",
+        )
+    _refuse_probabilities(q, "softmax")
+    log_p, log_q = F.log_softmax(p / temperature, dim=1), F.log_softmax(logits / temperature, dim=1)
     kl = kl_by_class(log_p, log_q).sum(dim=1)
     return temperature**2 * _mean(kl, counted)
 
@@ -72,8 +81,9 @@ def label_kl(
         0.3278
     """
     _require_positive(temperature, "temperature")
-    p, q = _checked(p, q, pull)
-    kl = temperature**2 * _bernoulli_kl(p / temperature, q / temperature)
+    p, logits = _checked(p, q, pull)
+    _refuse_probabilities(q, "sigmoid")
+    kl = temperature**2 * _bernoulli_kl(p / temperature, logits / temperature)
     return (kl if counted is None else _masked(kl, counted)).sum(dim=1).mean()
 
 
@@ -345,6 +355,24 @@ def _checked(p: Tensor, q: Tensor, pull: bool) -> tuple[Tensor, Tensor]:
     if not isinstance(p, Tensor) or not isinstance(q, Tensor) or p.shape != q.shape:
         raise _differ(p, q, "tensors of one shape")
     return at_least_float32(p if pull else p.detach()), at_least_float32(q)
+
+
+def _refuse_probabilities(q: Tensor, by: str) -> None:
+    """Raise AdjoinedError if a small network ends in a softmax over the classes, or in a sigmoid.
+
+    Autograd knows the last operator, so no value is read; compiled code is not looked at.
+    """
+    made = None if torch.compiler.is_compiling() else q.grad_fn
+    if made is None or made.name() != f"{by.capitalize()}Backward0":
+        return
+    if getattr(made, "_saved_dim", 1) in (1, 1 - q.ndim + 2**64):  # it is kept unsigned
+        raise AdjoinedError(
+            "the model returns probabilities",
+            where="q",
+            expected="logits",
+            got=f"the result of a {by}",
+            fix=f"Leave out its {by} in training: the KL divergence contains one.",
+        )
 
 
 def _differ(p: Any, q: Any, expected: str) -> AdjoinedError:

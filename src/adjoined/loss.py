@@ -91,7 +91,8 @@ def adjoint_loss(
 
     Raises:
         AdjoinedError: `progress` is outside [0, 1], `small_ce` is negative, `p` and `q` are not logits of the same
-            shape, a class index is out of range, or class probabilities do not add up to 1 (these two on the CPU only).
+            shape, they are the result of a softmax, there is only one class, a class index is out of range, or class
+            probabilities do not add up to 1 (these two on the CPU only).
 
     Source: arXiv 2006.05624, "adjoint loss"; the authors' 1e-6 inside the logarithm is replaced by log-softmax.
 

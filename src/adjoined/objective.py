@@ -19,6 +19,9 @@ from adjoined.errors import AdjoinedError, is_number, usage
 
 Schedule = Literal["paper", "constant"]
 
+ROUNDING = 1e-6
+"""How far a fraction that a loop adds up may be above 1."""
+
 
 def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
     """Return λ(t) = min(4t², 1), the weight of the small networks' terms after a fraction t of training.
@@ -39,7 +42,7 @@ def kl_weight(progress: float, schedule: Schedule = "paper") -> float:
     if schedule not in get_args(Schedule):
         expected = f"one of {', '.join(get_args(Schedule))}"
         raise AdjoinedError("no such choice", where="schedule", expected=expected, got=schedule)
-    if not is_number(progress, 0, 1):
+    if not is_number(progress, 0, 1 + ROUNDING):
         raise AdjoinedError(
             "the fraction of training completed is out of range",
             where="progress",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adjoined import AdjoinedError
 from adjoined import distances as d
@@ -220,8 +220,37 @@ def test_half_precision_is_computed_in_float32():
         (lambda: d.charbonnier(torch.zeros(2), torch.zeros(2), epsilon=0.0), "epsilon"),
         (lambda: d.relation_distance(torch.zeros(2, 3), torch.zeros(3, 3)), r"\(N, D\) and \(N, E\)"),
         (lambda: d.cosine_distance([1.0], torch.zeros(1)), "list"),
+        (lambda: d.class_kl(torch.zeros(2, 1), torch.zeros(2, 1)), r"one class.*got \(2, 1\)\).*label_kl"),
+        (lambda: d.class_kl(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)), "one class"),
+        (lambda: d.class_kl(MAPS, MAPS.softmax(1)), r"^q: .*probabilities.*logits, got the result of a softmax"),
+        (lambda: d.class_kl(MAPS, nn.Softmax(-3)(MAPS)), "^q: .*probabilities"),
+        (lambda: d.label_kl(MAPS, MAPS.sigmoid()), "^q: .*probabilities.*Leave out its sigmoid"),
     ],
 )
 def test_mistakes_are_named(call, message: str):
     with pytest.raises(AdjoinedError, match=message):
         call()
+
+
+MAPS = torch.zeros(2, 3, 4, 4, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("distance", "q"),
+    [
+        (d.class_kl, MAPS.softmax(2)),  # over positions
+        (d.class_kl, MAPS.softmax(0)),
+        (d.class_kl, MAPS.softmax(1) * 5),
+        (d.class_kl, MAPS.log_softmax(1)),
+        (d.class_kl, MAPS.detach().softmax(1)),  # no last operator is known
+        (d.class_kl, MAPS.sigmoid()),
+        (d.label_kl, MAPS.softmax(1)),
+    ],
+)
+def test_what_may_be_logits_is_taken_for_logits(distance, q: Tensor):
+    assert distance(MAPS, q).isfinite()
+
+
+def test_compiled_code_is_not_asked_for_its_last_operator():
+    compiled = torch.compile(lambda q: d.class_kl(MAPS, q.softmax(1)), backend="eager", fullgraph=True)
+    assert compiled(MAPS).isfinite()
