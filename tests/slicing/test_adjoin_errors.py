@@ -61,11 +61,32 @@ def test_alpha_beyond_every_layer():
     fails(lambda: adjoin(residual(), X, alpha=(2, 1e9)), "alpha=1e+09", "at most 32")
 
 
+def test_alpha_beyond_every_layer_of_grouped_channels():
+    """The layer has 32 channels: eight in each of four groups, or four bundles of eight with a number each."""
+    inside = nn.Sequential(conv(3, 32), conv(32, 32, groups=4), nn.Flatten(), nn.Linear(32 * 64, 5))
+    for model in (inside, Bundles()):
+        assert make_plan(model, X, alpha=32, round_to=1).groups[0].kept < 32
+        fails(lambda model=model: make_plan(model, X, alpha=33), "at most 32, the channels of", "smaller alpha")
+
+
 def test_a_model_whose_channels_are_all_taken_one_at_a_time_stays_as_it_is():
     """No alpha is too large for channels that alpha does not divide."""
     model = nn.Sequential(conv(3, 32), OneByOne())
     plan = make_plan(model, X, alpha=4)
     assert [group.reason for group in plan.groups] == ["code takes its channels one at a time", "model output"]
+
+
+class Bundles(nn.Module):
+    """Scales four bundles of eight channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.grouped, self.head = conv(3, 32), conv(32, 32, groups=4), conv(32, 5)
+        self.scales = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(self.inner(x)).unflatten(1, (4, -1)) * self.scales.unsqueeze(1)
+        return self.head(x.flatten(1, 2))
 
 
 class OneByOne(nn.Module):

@@ -282,6 +282,33 @@ def test_outputs_that_are_not_finite_are_reported():
     assert "not finite" in checked.where
 
 
+class Banned(Net):
+    """Bans some positions before a softmax over the others, and some classes."""
+
+    def parts(self) -> None:
+        self.ban = Ban()
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.ban(x).softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).masked_fill(torch.tensor([True, *[False] * 4]), -torch.inf)
+
+
+class Ban(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_fill(torch.eye(x.shape[-1], dtype=torch.bool), -torch.inf)
+
+
+def test_infinite_values_are_the_same_in_both_networks():
+    model = seeded(Banned)
+    plan = plan_of(model)
+    right(model, plan)
+    *_, (_, wrong) = corrupted(plan)
+    with pytest.raises(AdjoinedError, match=r"^'head': .*report the model"):
+        check_plan(model, X, wrong)
+
+
 def test_the_state_of_the_process_is_left_alone():
     model = seeded(Residual)
     state, dtype = torch.get_rng_state(), torch.get_default_dtype()

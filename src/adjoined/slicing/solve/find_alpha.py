@@ -14,7 +14,7 @@ from adjoined.slicing.solve.budget import Limit
 from adjoined.slicing.solve.request import Request
 from adjoined.slicing.solve.solve import solve
 from adjoined.slicing.solve.traces import Traces
-from adjoined.slicing.solve.widths import widest_choice
+from adjoined.slicing.solve.widths import widest_layer
 
 Latency = Callable[[nn.Module], float]
 """The small network as a plain module in eval mode -> milliseconds for the example input."""
@@ -71,8 +71,8 @@ class _Search:
     def __post_init__(self) -> None:
         """Find the alphas, from the groups of the network at full width."""
         self.plan(0)
-        widest = widest_choice(self.traces.latest[1].groups)
-        top = float(widest.width) if widest is not None else 1.0
+        _, widest = widest_layer(self.traces.latest[1].groups)
+        top = max(float(widest), 1.0)
         steps = {n / k for n in self.traces.counts() for k in range(1, n + 1)}
         self.alphas = sorted({1.0, top, *(alpha for alpha in steps if alpha < top)})
 

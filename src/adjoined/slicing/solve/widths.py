@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from adjoined.errors import AdjoinedError
@@ -19,7 +20,7 @@ WITH_PLACES = Reason(Kind.FIXED_SIZE, "a width at which every channel has a plac
 
 
 class AlphaTooLarge(AdjoinedError):
-    """Alpha exceeds the width of every group that it narrows."""
+    """Alpha exceeds the width of every layer that it narrows."""
 
 
 def kept_of(channels: int, bundle: int, alpha: float, round_to: int) -> int:
@@ -89,11 +90,18 @@ def check_effective(groups: Sequence[Group], widths: Mapping[str, str]) -> None:
             )
 
 
-def widest_choice(groups: Sequence[Group]) -> Group | None:
-    """Return the widest group that alpha narrows, or would if the user did not keep it; None if there is none."""
-    several = (group for group in groups if len(group.roots) > 1)
-    choices = (g for g in several if (g.why.kind is Kind.KEPT if g.why else not g.requested))
-    return max(choices, key=lambda g: g.width, default=None)
+def widest_layer(groups: Sequence[Group]) -> tuple[str, int]:
+    """Return the widest layer that alpha narrows, or would if the user did not keep it, and its number of channels.
+
+    Its groups of channels may be several, as those of a grouped convolution. Without any layer, the number is 0.
+    """
+    channels = Counter[str]()
+    for group in groups:
+        if len(group.roots) > 1 and (group.why.kind is Kind.KEPT if group.why else not group.requested):
+            for axis in [axis for axis in group.axes if axis.dim == 0] or group.axes:
+                channels[axis.tensor] += len(group.roots) * group.axes[axis]
+    (tensor, most), *_ = channels.most_common(1) or [("", 0)]
+    return tensor.rpartition(".")[0], most
 
 
 class OtherWidths:
@@ -148,15 +156,14 @@ def set_widths(groups: Sequence[Group], alpha: float, round_to: int) -> None:
     """Set the number of roots that each group keeps.
 
     Raises:
-        AlphaTooLarge: alpha exceeds the width of every group, so that no layer has a whole channel left.
+        AlphaTooLarge: alpha exceeds the width of every layer, so that none has a whole channel left.
     """
-    widest = widest_choice(groups)
-    if widest is not None and alpha > widest.width:
-        name = next(iter(widest.axes))[0].rpartition(".")[0]
+    layer, channels = widest_layer(groups)
+    if alpha > channels > 0:
         raise AlphaTooLarge(
             "alpha leaves less than one channel of every layer",
             where=f"alpha={alpha:g}",
-            expected=f"at most {widest.width}, the channels of the widest layer '{name}'",
+            expected=f"at most {channels}, the channels of the widest layer '{layer}'",
             fix="Use a smaller alpha.",
         )
     for group in groups:
