@@ -55,7 +55,7 @@ def measure_statistics(
     device = next(buffer.device for norm in norms for buffer in norm.buffers())
     with _measuring(networks, norms), torch.no_grad():
         for number, batch in enumerate(batches):
-            inputs = _inputs_of(batch).map(lambda tensor: tensor.to(device, non_blocking=True))
+            inputs = _inputs_of(batch, f"batch {number}").map(lambda tensor: tensor.to(device, non_blocking=True))
             for norm in norms:  # instance norms have no cumulative average of their own
                 norm.momentum = None if isinstance(norm, nn.modules.batchnorm._BatchNorm) else 1 / (number + 1)
             for run in runs:
@@ -102,11 +102,11 @@ def _measuring(networks: Sequence[nn.Module], norms: Sequence[_NormBase]) -> Ite
                 norm.momentum, norm.track_running_stats = momentum, tracked
 
 
-def _inputs_of(batch: Any) -> Inputs:
+def _inputs_of(batch: Any, where: str) -> Inputs:
     """Return the network's inputs in a batch of a data loader."""
     if isinstance(batch, (list, tuple)) and batch:
         batch = batch[0]
-    return Inputs.of(batch)
+    return Inputs.of(batch, where)
 
 
 def one_value_per_channel(step: Callable[[], object]) -> tuple[int, ...] | None:

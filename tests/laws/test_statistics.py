@@ -88,9 +88,9 @@ def test_it_is_what_torch_measures_for_a_network_alone():
     [
         ([], "at least one image"),
         (iter(()), "at least one image"),
-        ([torch.zeros(0, 3, 8, 8)], "at least one sample"),
+        ([torch.zeros(0, 3, 8, 8)], "^batch 0: .*at least one sample"),
         ([X, torch.zeros(1, 3, 1, 1)], "batch 1: .* at least two values for each channel"),
-        ([X, None], "expected a tensor .* got NoneType"),
+        ([X, None], "^batch 1: .*expected a tensor .* got NoneType"),
     ],
 )
 def test_nothing_is_lost_where_it_fails(wrong: Any, message: str):

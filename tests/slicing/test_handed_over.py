@@ -55,6 +55,13 @@ def one_process(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+def torchao_int8() -> nn.Module:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = plain()
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    return model
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "joint": (lambda: adjoin(plain(), X), r"joint network already.*net\.base"),
     "joint inside": (lambda: nn.Sequential(adjoin(plain(), X)), r"'0' is a joint network already.*net\.extract"),
@@ -71,6 +78,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "distributed": (lambda: DistributedDataParallel(plain()), "several processes.*wrap the joint network"),
     "quantized": (lambda: torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear}), "'7' is quantized.*at the end"),
+    "quantized by torchao": (lambda: torchao_int8(), r"'7\.weight' is quantized.*at the end"),
     "class": (lambda: nn.Linear, "not a model"),
 }
 
@@ -375,8 +383,9 @@ def test_inference_mode_around_the_calls():
 def test_an_empty_batch():
     net = adjoin(seeded(plain).eval(), X, alpha=2)
     assert [out.shape for out in net(X[:0])] == [(0, 5), (0, 5)]
-    with pytest.raises(AdjoinedError, match="the batch is empty"):
-        adjoin(plain(), X[:0])
+    for example in (X[:0], {"input": X[:0]}):
+        with pytest.raises(AdjoinedError, match="the batch is empty"):
+            adjoin(plain(), example)
 
 
 def test_the_repr_says_that_private_weights_stay_frozen():

@@ -24,26 +24,28 @@ class Inputs:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, example: Any) -> Inputs:
+    def of(cls, example: Any, where: str = "example_input") -> Inputs:
         """Read an example input: a tensor, a tuple of positional arguments or a mapping of keyword arguments."""
         if isinstance(example, Inputs):
             return example
         if isinstance(example, Mapping):
-            return cls((), dict(example))
-        inputs = cls(tuple(example) if isinstance(example, (tuple, list)) else (example,))
-        if not tensor_leaves(inputs.args):
+            inputs = cls((), dict(example))
+        else:
+            inputs = cls(tuple(example) if isinstance(example, (tuple, list)) else (example,))
+        leaves = tensor_leaves((inputs.args, inputs.kwargs))
+        if not leaves:
             raise AdjoinedError(
-                "the example input contains no tensor",
-                where="example_input",
+                "the input contains no tensor",
+                where=where,
                 expected="a tensor such as torch.zeros(1, 3, 224, 224), a tuple of arguments or a dict of them",
                 got=type(example).__name__,
             )
         if not inputs.batch_size:
             raise AdjoinedError(
                 "the batch is empty",
-                where="example_input",
+                where=where,
                 expected="at least one sample, in the first dimension",
-                got=tuple(tensor_leaves(inputs.args)[0].shape),
+                got=tuple(leaves[0].shape),
             )
         return inputs
 

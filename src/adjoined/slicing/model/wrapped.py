@@ -14,6 +14,7 @@ _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 _STAND_INS = ("FloatFunctional", "FXFloatFunctional")
 """Modules of these packages that still compute with floats, in networks prepared for quantization."""
 WRAP = "Pass the plain model, and wrap the joint network that adjoin returns."
+UNQUANTIZED = "Call adjoin on the model before it is quantized, and quantize base and small networks at the end."
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -49,16 +50,18 @@ def unwrap(model: Any) -> nn.Module:
             what = f"{inside}an exported program, which does not change between training and evaluation"
             raise _refused(model, what, "Call adjoin on the model as it was before it was exported.")
         if any(home.startswith(_QUANTIZED) for home in homes):
-            fix = "Call adjoin on the model before it is quantized, and quantize base and small networks at the end."
-            raise _refused(model, f"{inside}quantized already, and integers cannot be trained", fix)
+            raise _refused(model, f"{inside}quantized already, and integers cannot be trained", UNQUANTIZED)
         if isinstance(part, nn.parallel.DistributedDataParallel):
             plain = "Pass the plain model, its attribute `module`, and wrap the joint network that adjoin returns."
             raise _refused(model, f"{inside}wrapped for several processes", plain)
         if any(home.startswith("torch.distributed.fsdp") for home in homes):
             raise _refused(model, f"{inside}sharded over several processes", WRAP)
     for name, parameter in model.named_parameters():
-        if any(kind.__module__.startswith("torch.distributed.tensor") for kind in type(parameter).__mro__):
+        homes = {kind.__module__ for kind in type(parameter).__mro__}
+        if any(home.startswith("torch.distributed.tensor") for home in homes):
             raise _refused(model, f"'{name}' is sharded over several processes", WRAP)
+        if any(home.startswith("torchao") for home in homes):
+            raise _refused(model, f"'{name}' is quantized already, and integers cannot be trained", UNQUANTIZED)
     return model
 
 
