@@ -46,7 +46,7 @@ from adjoined.export.record import read_exports
 from adjoined.files import write_whole
 from adjoined.report.benchmark import benchmark_tables
 from adjoined.report.figures import result_table
-from adjoined.report.page.exports import export_tables
+from adjoined.report.page.sections import export_tables
 from adjoined.report.page.story import read_history
 from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, read_description

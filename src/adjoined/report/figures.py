@@ -8,7 +8,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from adjoined.benchmark.turns import NOISY, Latency
-from adjoined.errors import AdjoinedError
 from adjoined.kinds import NAMES, Measures
 from adjoined.printable import counted
 from adjoined.report import units
@@ -54,27 +53,6 @@ class Figures(Measures):
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain data for JSON."""
         return asdict(self)
-
-
-def figures_of(result: Mapping[str, Any], where: object) -> list[Figures]:
-    """Return the figures that `result.json` holds, the base network first.
-
-    Raises:
-        AdjoinedError: an entry is missing or has no usable value.
-    """
-    from adjoined.schema import conform
-
-    fix = "Delete the file: the figures will be measured again."
-    kinds = list[dict[str, Any]]
-    found = [
-        conform(Figures, network.get("figures"), where=where, fix=fix)
-        for network in conform(kinds, result.get("networks"), where=where, fix=fix)
-    ]
-    for each in found:
-        for name, value in vars(each).items():
-            if isinstance(value, int | float) and value < 0:
-                raise AdjoinedError("a value does not fit", where=where, expected=f"{name} of at least 0", fix=fix)
-    return found
 
 
 Value = float | None

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adjoined.errors import AdjoinedError
 from adjoined.json_files import read_json, write_json
-from adjoined.report.figures import Figures, figures_of
+from adjoined.report.figures import Figures
+from adjoined.schema import conform
 from adjoined.slicing import measure_cost
 
 if TYPE_CHECKING:
@@ -47,4 +49,15 @@ def kept_figures(folder: Path) -> list[Figures]:
         AdjoinedError: the file is damaged.
     """
     path = folder / NAME
-    return figures_of(read_json(path, "the result of a run"), path) if path.is_file() else []
+    if not path.is_file():
+        return []
+    fix = "Delete the file: the figures will be measured again."
+    networks = conform(
+        list[dict[str, Any]], read_json(path, "the result of a run").get("networks"), where=path, fix=fix
+    )
+    found = [conform(Figures, network.get("figures"), where=path, fix=fix) for network in networks]
+    for each in found:
+        for name, value in vars(each).items():
+            if isinstance(value, int | float) and value < 0:
+                raise AdjoinedError("a value does not fit", where=path, expected=f"{name} of at least 0", fix=fix)
+    return found

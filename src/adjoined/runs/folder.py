@@ -1,4 +1,4 @@
-"""The run folder: the paths of its files, and the lock on it."""
+"""The run folder: the paths of its files, the lock on it, and which settings may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from adjoined.names import BASE
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
 from adjoined.runs.result import RunResult
-from adjoined.runs.resuming import changes
 from adjoined.settings import Settings
 from adjoined.versions import versions
 
 FORMAT = 1
 WEIGHTS = ("last", "best", "final")
 """The choices of a run's networks."""
+SHOWN_ONLY = frozenset({"log_every", "checkpoint_every", "eval_batch_size"})
+"""Settings of display, storage and evaluation, which do not change the trained weights."""
+REMEDIES = frozenset({"lr", "finetune_lr", "grad_clip", "precision"})
+"""Settings that help a run with a non-finite loss; from the last checkpoint on they change the training."""
 _PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy", "pillow")
 
 
@@ -294,6 +297,29 @@ class RunFolder:
         """Record the images that the run starts with, unless that is recorded already."""
         if not self.data.is_file():
             DataRecord.of(data).write(self.data, self.data_files, data)
+
+
+def changes(stored: Settings, asked: Settings, where: object) -> dict[str, Any]:
+    """Return the changed settings of a resumed run, as name -> {"from": ..., "to": ...}.
+
+    Raises:
+        AdjoinedError: settings differ that may not change.
+
+    Example:
+        >>> changes(Settings(lr=0.1), Settings(lr=0.01), "runs/digits")
+        {'lr': {'from': 0.1, 'to': 0.01}}
+    """
+    different = stored.differences(asked)
+    fixed = [name for name in different if name not in SHOWN_ONLY | REMEDIES]
+    if fixed:
+        raise AdjoinedError(
+            f"the run has different settings ({', '.join(fixed)})",
+            where=where,
+            expected=f"{fixed[0]} {getattr(stored, fixed[0])}",
+            got=getattr(asked, fixed[0]),
+            fix="Resume with the settings of the run, or choose another folder.",
+        )
+    return {name: {"from": getattr(stored, name), "to": getattr(asked, name)} for name in different}
 
 
 def name_for(name: str, weights: str) -> str:

@@ -6,28 +6,35 @@ import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adjoined.data import ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder
 from adjoined.json_files import read_json, write_json
 from adjoined.kinds import NAMES
+from adjoined.methods import TrainedNetwork
 from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
 from adjoined.runs.finished import with_networks
+from adjoined.settings import Settings
+from adjoined.statistics import measure_statistics
 from adjoined.training.checkpoints import read_checkpoint
 from adjoined.training.cost import training_macs
 from adjoined.training.evaluate import Scores, evaluate
 from adjoined.training.history import History
 from adjoined.training.job import Job
-from adjoined.training.measuring import measure_finished
+from adjoined.training.loaders import training_batches
 from adjoined.training.stages import StageResults
 from adjoined.training.writing import Measure, write_networks
 
+STATISTICS_FROM = 4096
+"""Most training images that running statistics are measured on."""
 _DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 """Precision -> dtype of the weights, if it is not float32."""
 
@@ -140,7 +147,7 @@ class Ending:
         self._built.network.load_state_dict(dict(state))
         self._built.network.eval()
         built = job.method.finish(self._built)
-        statistics = measure_finished(built, job.settings, images, device) if device else 0
+        statistics = _measure_statistics(built, job.settings, images, device) if device else 0
         kind = device.type if device else "cpu"
         networks, count = write_networks(
             run, built, job.settings, images, weights=self._weights, measure=measure, device=kind
@@ -170,6 +177,33 @@ class Ending:
         with torch.no_grad():
             module.eval()(self.job.example)
         return Scores(images=1, loss=0.0)
+
+
+def _measure_statistics(
+    finished: Mapping[str, TrainedNetwork], settings: Settings, images: ImageData, device: torch.device
+) -> int:
+    """Measure the running statistics of finished networks on training images, augmented as in training.
+
+    Training keeps moving averages. In a short run, or with a small momentum, these lag behind the weights.
+    A base with frozen modules keeps its statistics.
+
+    Args:
+        finished: the networks, changed in place.
+        settings: settings of the run; its seed determines the images.
+        images: the images of the run.
+        device: device of the computation; the networks are returned to the CPU.
+
+    Returns:
+        The number of images used; 0 if no network has running statistics.
+    """
+    modules = [each.module.to(device) for each in finished.values() if not (settings.freeze and each.plan is None)]
+    dtype = next((each.dtype for module in modules for each in module.parameters()), torch.float32)
+    batches = max(STATISTICS_FROM // images.settings.batch_size, 1)
+    some = islice(training_batches(settings, images, device, settings.epochs), batches)
+    count = measure_statistics(modules, modules, (x.to(dtype) for x, _ in some)) if modules else 0
+    for module in modules:
+        module.cpu()
+    return count
 
 
 def _of_network(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

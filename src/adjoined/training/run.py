@@ -20,8 +20,8 @@ from adjoined.errors import AdjoinedError, first_line
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.answer import OtherCodeError
+from adjoined.runs.folder import changes
 from adjoined.runs.networks import check_shapes
-from adjoined.runs.resuming import changes
 from adjoined.settings import Settings
 from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_checkpoint
 from adjoined.training.deadline import Deadline

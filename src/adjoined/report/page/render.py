@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from adjoined.printable import printable
 from adjoined.report.benchmark import benchmark_tables
-from adjoined.report.page import comparison, exports, findings, sections
+from adjoined.report.page import comparison, findings, sections
 from adjoined.report.page.charts import HEIGHT, WIDTH, look, place
 from adjoined.report.page.evidence import Evidence
 from adjoined.report.page.masks import MaskCase
@@ -48,7 +48,7 @@ def run_page(
         "paper_loss": sections.is_paper_loss(story.settings),
         "penalty": sections.penalty_chart(story),
         "benchmark": benchmark_tables(story.benchmark) if story.benchmark else [],
-        "exports": exports.export_tables(story.exports) if story.exports else [],
+        "exports": sections.export_tables(story.exports),
         "settings": sections.settings_tables(story),
         "commands": sections.commands(story),
         "commit": sections.commit(story),

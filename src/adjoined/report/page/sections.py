@@ -1,4 +1,4 @@
-"""The sections of the page that need no images: headline, learning curves, comparisons, settings."""
+"""The sections of the page that need no images: headline, learning curves, comparisons, settings, exported files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from adjoined.benchmark.environment import command_line
+from adjoined.export.record import ExportedFile
 from adjoined.kinds import NAMES, heading
 from adjoined.report import units
 from adjoined.report.figures import Figures, is_doubtful
@@ -185,6 +186,31 @@ def settings_tables(story: RunStory) -> list[Table]:
     return found
 
 
+def export_tables(files: Sequence[ExportedFile]) -> list[Table]:
+    """Return the exported files and how they compared with PyTorch; a figure missing from the record is a dash."""
+    if not files:
+        return []
+    rows = tuple(
+        (
+            each.file,
+            units.size(each.bytes),
+            each.takes or units.ABSENT,
+            units.ABSENT if each.difference.relative is None else f"{each.difference.relative:.1e}",
+            _of(each.difference.other_class, each.difference.images),
+            units.percent(each.top1),
+        )
+        for each in files
+    )
+    notes = (
+        "A file takes images normalised as in training, as uint8 from 0 to 255, or as floats from 0 to 1 (unit).",
+        "Every file was run in its own runtime on validation images and compared with PyTorch: the largest difference "
+        "between logits relative to the largest logit, and how many images get another class. Accuracy is measured "
+        "only for int8 files.",
+    )
+    columns = ("file", "size", "takes images", "difference", "other class", "top-1")
+    return [Table(columns, rows, "Exported files", notes)]
+
+
 def commands(story: RunStory) -> list[str]:
     """Return the command line of every session, and the commit that it ran at."""
     found = []
@@ -199,6 +225,10 @@ def commit(story: RunStory) -> str:
     """Return the commit of the folder in which the run was started, or ""."""
     git = story.record.get("git")
     return str(git.get("commit") or "")[:12] if isinstance(git, dict) else ""
+
+
+def _of(number: int | None, whole: int | None) -> str:
+    return units.ABSENT if number is None or whole is None else f"{number} of {whole}"
 
 
 def _nats(all_lines: Sequence[Line], note: str, *, from_zero: bool = True) -> tuple[Axis, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from types import CodeType
 from typing import Any
@@ -194,6 +194,11 @@ class Slots:
             if not fitting:
                 self.pin(slot, reason)
         return [slot for slot, fitting in sorted_out if fitting]
+
+    def outside(self, slots: Iterable[Slot], dims: Collection[int], reason: Reason) -> list[Slot]:
+        """Tie what lies along some dimensions and return the slots along the others; pin those that have no others."""
+        kept = self.pin_others(slots, lambda slot: not set(varying(slot)).issubset(dims), reason)
+        return [self.collapse(slot, [d for d in range(slot.ndim) if d not in dims]) for slot in kept]
 
     def collapse(self, slot: Slot, keep: Sequence[int]) -> Slot:
         """Tie all labels along the dimensions outside `keep`; return the slot that varies along `keep` only."""

@@ -13,11 +13,10 @@ from adjoined.slicing.flow.rules import (
     reduce,
     selection,
     spatial,
-    spectrum,
     writes,
 )
 
 __all__ = [
     "OPERATORS", "attention", "combine", "convolution", "fake_quantisation", "matmul", "movement", "norm", "pointwise",
-    "reduce", "selection", "spatial", "spectrum", "writes",
+    "reduce", "selection", "spatial", "writes",
 ]  # fmt: skip

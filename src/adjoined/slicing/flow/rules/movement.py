@@ -74,6 +74,21 @@ def move_in_place(state: State, call: Call) -> None:
     state.carry(call.out, [getattr(slot, name)(*numbers) for slot in state.slots(call["self"])])
 
 
+@rule("view_as_complex", "view_as_real")
+def pairs(state: State, call: Call) -> None:
+    """(…, 2) real numbers are (…) complex ones; the two parts of a number are not channels."""
+    x, out = call["self"], call.out
+    carried = []
+    for slot in state.slots(x):
+        if out.ndim > x.ndim:
+            carried.append(slot.unsqueeze(-1))
+        elif x.ndim - 1 in varying(slot):
+            state.pin(slot, Reason(Kind.TWO_AT_ONCE, "real and imaginary parts"))
+        else:
+            carried.append(slot.squeeze(-1))
+    state.carry(out, carried)
+
+
 @rule("_pack_padded_sequence")
 def pack(state: State, call: Call) -> None:
     """Steps of sequences (N, T, …) or (T, N, …) become rows (all steps, …); features stay."""

@@ -25,9 +25,7 @@ def ordered(state: State, call: Call) -> None:
     dim = call["dim"]
     dims = range(x.ndim) if dim is None and call.name in ("median", "nanmedian") else [-1 if dim is None else dim]
     dims = {0 if call.name == "msort" else d % x.ndim for d in dims}
-    by_value = Reason(Kind.BY_VALUE, "sorted by value")
-    kept = state.pin_others(state.slots(x), lambda slot: not varying(slot) or bool({*varying(slot)} - dims), by_value)
-    carried = [state.collapse(slot, [d for d in range(slot.ndim) if d not in dims]) for slot in kept]
+    carried = state.outside(state.slots(x), dims, Reason(Kind.BY_VALUE, "sorted by value"))
     for out in call.outputs:
         gone = x.ndim - out.ndim
         state.carry(out, [slot.squeeze(sorted(dims)[0]) if gone == 1 else slot for slot in carried] if gone < 2 else [])

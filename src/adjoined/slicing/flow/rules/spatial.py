@@ -1,4 +1,4 @@
-"""Pooling, resampling and padding: channels stay, positions change."""
+"""Pooling, resampling, Fourier transforms and padding: channels stay, positions change."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ def resample(state: State, call: Call) -> None:
     Features of a linear layer that were folded into small images are tied within each image.
     """
     x = call.tensors[0]
-    pooled = range(x.ndim - _pooled_dims(call.name), x.ndim)
     out = call.outputs[0]  # a second output has the positions of the largest elements
-    same = {d for d in range(x.ndim) if x.shape[d] == out.shape[d] and d not in pooled}
-    carried = state.pin_others(state.slots(x), lambda slot: not same.isdisjoint(varying(slot)), _along_channels(call))
-    carried = [state.collapse(slot, sorted(same)) for slot in carried]
+    first = x.ndim - _pooled_dims(call.name)
+    dims = [d for d in range(x.ndim) if d >= first or x.shape[d] != out.shape[d]]
+    carried = state.outside(state.slots(x), dims, _along_channels(call))
     for out in call.outputs:
         state.carry(out, carried)
 
@@ -44,6 +43,14 @@ def _along_channels(call: Call) -> Reason:
 def _pooled_dims(name: str) -> int:
     """Return over how many dimensions an operator combines neighbours, even where sizes stay the same."""
     return int(name.partition("pool")[2][:1]) if "pool" in name else 0
+
+
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def fourier(state: State, call: Call) -> None:
+    """Along positions, channels stay; along channels, each frequency depends on all of them: full width."""
+    x = call["self"]
+    reason = Reason(Kind.NEIGHBOURS, "a Fourier transform along the channels")
+    state.carry(call.out, state.outside(state.slots(x), [d % x.ndim for d in call["dim"]], reason))
 
 
 @rule("max_unpool2d", "max_unpool3d")
