@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
@@ -15,7 +15,7 @@ from adjoined.files import check_writable, write_text
 from adjoined.kinds import NAMES
 
 if TYPE_CHECKING:
-    from adjoined.report.page import Evidence, MaskCase, RunStory
+    from adjoined.report.page import Evidence, RunStory
     from adjoined.runs.finished import FinishedRun
 
 PURPOSE = (
@@ -65,11 +65,22 @@ def _page(options: ReportOptions, out: Path) -> str:
     check_writable(out)
     if run is None:
         return run_page(story)
+    from adjoined.commands.device import check_device
     from adjoined.commands.outcome import outcome_table
+    from adjoined.report.page.evidence import look_at
+    from adjoined.report.page.masks import compare_masks
+    from adjoined.runs.finished import open_images
 
-    looking = run.info.task if options.images else ""
-    evidence = _look_at(run, options) if looking == "classification" else None
-    masks = _look_at_masks(run, options) if looking == "segmentation" else ()
+    evidence, masks, task = None, (), run.info.task if options.images else ""
+    if task in ("classification", "segmentation"):
+        check_device(options.device)
+        images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
+        modules = {network.label: network.module for network in run.networks}
+        asked: Any = {"most": options.images, "device": options.device}
+        if task == "classification":
+            evidence = _with_layers(run, look_at(modules, images, **asked))
+        else:
+            masks = compare_masks(modules, images, **asked)
     return run_page(story, evidence, outcome_table(run, list(story.figures)), masks)
 
 
@@ -109,30 +120,13 @@ def _tell(folder: str, options: ReportOptions) -> tuple[RunStory, FinishedRun | 
     return replace(story, result=run.result, figures=tuple(measure(run)), when=run.when), run
 
 
-def _look_at(run: FinishedRun, options: ReportOptions) -> Evidence:
-    from adjoined.commands.device import check_device
-    from adjoined.report.page.evidence import look_at
+def _with_layers(run: FinishedRun, evidence: Evidence) -> Evidence:
+    """Add the layers of the networks, and why some stay at full width."""
     from adjoined.report.plan import layers, plan_table
-    from adjoined.runs.finished import open_images
     from adjoined.slicing import SlicePlan, cost_by_module
 
-    check_device(options.device)
-    images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
-    modules = {network.label: network.module for network in run.networks}
-    costs = [cost_by_module(module, run.example()) for module in modules.values()]
-    all_layers = layers(list(modules.values()), costs)
+    modules = [network.module for network in run.networks]
+    all_layers = layers(modules, [cost_by_module(module, run.example()) for module in modules])
     plans = [SlicePlan.from_json(each.description["plan"]) for each in run.networks if each.description["plan"]]
     notes = plan_table(all_layers, plans).notes if plans else ()
-    found = look_at(modules, images, most=options.images, device=options.device)
-    return replace(found, layers=tuple(all_layers), notes=notes)
-
-
-def _look_at_masks(run: FinishedRun, options: ReportOptions) -> list[MaskCase]:
-    from adjoined.commands.device import check_device
-    from adjoined.report.page.masks import compare_masks
-    from adjoined.runs.finished import open_images
-
-    check_device(options.device)
-    images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
-    modules = {network.label: network.module for network in run.networks}
-    return compare_masks(modules, images, most=options.images, device=options.device)
+    return replace(evidence, layers=tuple(all_layers), notes=notes)

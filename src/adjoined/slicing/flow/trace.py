@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -207,30 +207,6 @@ def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tup
             except Exception:  # whatever the model's own code raises
                 continue
     return None, []
-
-
-def run_again(
-    traced: Trace, model: nn.Module, flow: LabelFlow, labels: Callable[[str], Sequence[Tensor | None]]
-) -> list[Tensor]:
-    """Run a narrower or reordered copy of a traced model in every mode that was traced, and return its outputs.
-
-    Args:
-        traced: the first run.
-        model: the copy.
-        flow: the second run.
-        labels: tensor name -> labels of the copy's indices for every dimension.
-    """
-    seen: set[int] = set()
-    for name, tensor in named_tensors(model).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            vectors = enumerate(labels(name))
-            flow.carry(tensor, [along(vector, d, tensor.ndim) for d, vector in vectors if vector is not None])
-    with torch.random.fork_rng(devices=[]):
-        outputs = tensor_leaves(flow.run(model, traced.inputs))
-        if traced.train_inputs is not None:
-            outputs += tensor_leaves(flow.run(model, traced.train_inputs, train=True))
-    return outputs
 
 
 def _trains(model: nn.Module, inputs: Inputs) -> bool:

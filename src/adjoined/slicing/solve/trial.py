@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
-from adjoined.slicing.flow.labels import OutOfStep
+from adjoined.slicing.flow.labels import OutOfStep, along
 from adjoined.slicing.flow.run import LabelFlow
-from adjoined.slicing.flow.trace import Trace, run_again
+from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.cost import cost_of_run
+from adjoined.slicing.model.inputs import tensor_leaves
 from adjoined.slicing.model.misuse import another_path
+from adjoined.slicing.model.modules import named_tensors
 from adjoined.slicing.plan.index import take
 from adjoined.slicing.plan.plan import SlicePlan
 
@@ -29,12 +31,7 @@ def try_plan(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) 
         OutOfStep: two groups meet that are separate in the base, code asks for a size that the base has, or the
             outputs have other shapes. The model's own code may raise anything on narrow tensors.
     """
-
-    def kept(name: str) -> Sequence[Tensor | None]:
-        vectors = zip(traced.labels[name], plan.indices(name), strict=True)
-        return [None if vector is None else take(vector, (index,)) for vector, index in vectors]
-
-    outputs = run_again(traced, small, flow, kept)
+    outputs = _run(plan, small, traced, flow)
     shapes, expected = [out.shape for out in outputs], traced.output_shapes
     if traced.sizes_by_value or flow.values.decide:
         alike = [len(shape) for shape in shapes] == [len(shape) for shape in expected]
@@ -44,6 +41,20 @@ def try_plan(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) 
         raise OutOfStep(f"the outputs have the shapes {[tuple(s) for s in shapes]}")
     macs = flow.flops.total() // 2 // traced.inputs.batch_size
     return replace(plan, base_cost=traced.cost, cost=cost_of_run(small, traced.finished, macs))
+
+
+def _run(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) -> list[Tensor]:
+    """Run the small network with the labels that it keeps, in every mode that was traced, and return its outputs."""
+    each_once = {id(tensor): (name, tensor) for name, tensor in reversed(named_tensors(small).items())}
+    for name, tensor in each_once.values():
+        kept = enumerate(zip(traced.labels[name], plan.indices(name), strict=True))
+        slots = [along(take(vector, (index,)), d, tensor.ndim) for d, (vector, index) in kept if vector is not None]
+        flow.carry(tensor, slots)
+    with torch.random.fork_rng(devices=[]):
+        outputs = tensor_leaves(flow.run(small, traced.inputs))
+        if traced.train_inputs is not None:
+            outputs += tensor_leaves(flow.run(small, traced.train_inputs, train=True))
+    return outputs
 
 
 def check_path(flow: LabelFlow, traced: Trace) -> None:
