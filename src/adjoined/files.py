@@ -62,7 +62,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         raise cannot_write(error, path) from error
     finally:
-        with suppress(OSError):  # missing; or the disk is read-only, which has been said
+        with suppress(OSError):  # missing; or the disk is read-only, as reported
             beside.unlink()
 
 

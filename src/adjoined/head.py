@@ -91,7 +91,7 @@ def trial_head(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 def _run(model: nn.Module, head: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the head is given for every image, and the model's outputs."""
+    """Return the head's inputs for every image, and the model's outputs."""
     features: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: features.append(args[0].float()))
     try:

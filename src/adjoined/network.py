@@ -266,7 +266,7 @@ class AdjoinedNetwork(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Load a state as torch does, but refuse that of another kind of module, also where it need not be complete."""
+        """Load a state as torch does, but refuse another kind of module's, even if the state may be incomplete."""
         refuse_other_state([name for name in state_dict if name.startswith(prefix)], prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

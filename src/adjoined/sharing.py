@@ -163,7 +163,7 @@ class SharedWeights:
                 weight.data = data.copy_(values)
 
     def _versions(self) -> dict[int, int]:
-        """Return how often each weight has been changed in place, by its id; nothing where that cannot be watched."""
+        """Return how often each weight has been changed in place, by its id; nothing if that cannot be watched."""
         recorded = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if recorded or self.written or not self._may_write:
             return {}
@@ -249,7 +249,7 @@ def changed(name: str, expected: str, got: str) -> AdjoinedError:
 
 def refuse_sharded(tensor: Tensor | None, name: str) -> None:
     """Raise AdjoinedError if a tensor is sharded over processes: small networks are slices of whole weights."""
-    distributed = sys.modules.get("torch.distributed.tensor")  # whoever shards weights has imported it
+    distributed = sys.modules.get("torch.distributed.tensor")  # imported if weights are sharded
     if distributed is not None and isinstance(tensor, distributed.DTensor):
         raise AdjoinedError(
             "the weight is sharded over processes, and small networks are slices of whole weights",
@@ -345,7 +345,7 @@ class _Share(torch.autograd.Function):
             padded = (_sparse_at(ctx.shape, indices, part, ctx.gradient) for indices, part in arrived)
             return reduce(torch.add, padded), None, None
         dense = [(indices, part.to_dense()) for indices, part in arrived]
-        total = dense[0][1].new_zeros(ctx.shape)  # a batch of gradients, where a Jacobian is vectorised
+        total = dense[0][1].new_zeros(ctx.shape)  # for a vectorised Jacobian, a batch of gradients
         for indices, part in dense:
             add_at(total, indices, part, ctx.gradient)
         return total, None, None
@@ -357,13 +357,13 @@ class _Share(torch.autograd.Function):
 
 
 def _taken(tensor: Tensor, indices: Indices) -> Tensor:
-    """Return a slice as a tensor of its own, also where it is the whole: a node returns no input."""
+    """Return a slice as a separate tensor, even if it is the whole weight: a node may not return its input."""
     part = _dense(take(tensor, indices), tensor)
     return part.view_as(part)
 
 
 def _dense(part: Tensor, weight: Tensor) -> Tensor:
-    """Return a slice contiguous where the weight is."""
+    """Return a slice, contiguous if the weight is."""
     return part.contiguous() if weight.is_contiguous() and not part.is_contiguous() else part
 
 

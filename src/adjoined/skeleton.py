@@ -108,7 +108,7 @@ def extracted(skeleton: nn.Module, weights: SharedWeights, number: int) -> nn.Mo
                 for hooks in (part._forward_pre_hooks, part._forward_hooks, part._forward_hooks_always_called):
                     hooks.pop(key, None)
     for name, part in small.named_modules():
-        part.training = skeleton.get_submodule(name).training  # copies of traced modules begin in train mode
+        part.training = skeleton.get_submodule(name).training  # copies of traced modules start in train mode
         for switch in CHECKPOINTING:
             if vars(part).get(switch) is False:
                 setattr(part, switch, getattr(weights.base.get_submodule(name), switch))
@@ -139,7 +139,7 @@ def _bind_copies(small: nn.Module, weights: SharedWeights, number: int) -> None:
 
 
 def _copied(skeleton: nn.Module, weights: SharedWeights, memo: dict[int, Any]) -> nn.Module:
-    """Return a deep copy, with all that its forward keeps but slices, while other threads may run the skeleton."""
+    """Return a deep copy, with what its forward stores except slices, while other threads may run the skeleton."""
     memo[id(weights)] = weights
     for part, name in [(submodule(skeleton, where), name) for each in weights.shared for where, name in each.owners]:
         for value in (part._parameters.get(name), vars(part).get(name)):
@@ -184,7 +184,7 @@ class Runner:
         self._checkpoints, self._left = mentions(module, lambda name: "checkpoint" in name or name == "apply"), False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the copies, which are made again where they are needed."""
+        """Leave out the copies, which are made again when needed."""
         return vars(self) | {"_idle": [(self._module, _guesses(self._module))], "_copies": [], "_left": False}
 
     def run(
@@ -263,7 +263,7 @@ class Runner:
 
 
 def _as_parameter(part: Tensor) -> nn.Parameter:
-    """Return a slice itself, which a forward that asks takes for an `nn.Parameter`."""
+    """Return the slice itself, which passes for an `nn.Parameter` if a forward checks."""
     if not isinstance(part, nn.Parameter):
         part._is_param = True  # pyright: ignore[reportAttributeAccessIssue]
     return part  # pyright: ignore[reportReturnType]
@@ -321,7 +321,7 @@ class _Refusal:
 
 
 class _Guess:
-    """Notes that a part of a small network runs whose channels follow those of another part, as its place suggests."""
+    """Notes when a part of a small network runs whose channels are assumed, by its place, to follow another part's."""
 
     def __init__(self, name: str) -> None:
         self.name, self.ran = name, False
@@ -337,7 +337,7 @@ def _guesses(module: nn.Module) -> list[_Guess]:
 
 
 class _Lender:
-    """Binds the slices of a module of a small network where no call has bound them.
+    """Binds the slices of a small network's module if no call has bound them.
 
     Activation checkpointing runs modules again in the backward pass, after the call that bound them.
     """

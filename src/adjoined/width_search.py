@@ -71,7 +71,7 @@ def search_widths(
         batches: a few batches that the model was not trained on, or at least 100 images: pairs of an input, as for
             `example_input`, with two samples or more, and a target for `loss`; on the model's device.
         loss: the loss of an output and a target, lower for better networks.
-        order: the order in which channels are dropped, as for `reorder`; give `adjoin` the same. "taylor" takes the
+        order: the order in which channels are dropped, as for `reorder`; pass the same to `adjoin`. "taylor" takes the
             gradients from the batches; None is the model's own order.
         alpha, keep, round_to, widths, compress, budget, latency: as for `make_plan`. What `widths` sets stays. Without
             a budget, MACs and parameters are at most those of the uniform network; with one, only what it names counts.
@@ -111,7 +111,7 @@ def search(
     latency: Latency | None = None,
     progress: Progress = lambda what, share: None,
 ) -> SlicePlan:
-    """Do what `search_widths` does for a request, without a warning where the base is within the budget."""
+    """Do what `search_widths` does for a request, without a warning if the base is within the budget."""
     return _Search(duplicate(unwrap(model)), example_input, list(batches), loss, progress).run(request, order, latency)
 
 
@@ -230,7 +230,7 @@ class _Search:
             narrow = [share for share in choice.shares if share != 1]
             try:
                 alone = [self.slicer.plans(replace(whole, widths=choice.widths(share)))[0] for share in narrow]
-            except AdjoinedError:  # the model's code narrows it with others only
+            except AdjoinedError:  # the model's code narrows it only with others
                 continue
             rises = [self._loss(plan) - before for plan in alone] + [0.0] * (len(choice.shares) - len(narrow))
             found.append(_Group(choice, [max(rises[number:]) for number in range(len(rises))]))
@@ -260,7 +260,7 @@ class _Search:
 
 
 class _Times(NamedTuple):
-    """An estimate of milliseconds, and what they may be."""
+    """An estimate of milliseconds, and their limit."""
 
     present: float
     """Of the uniform network."""

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _pictures(run: FinishedRun) -> list[Picture]:
-    """Return some of the run's validation images; none, with a line about it, where they are gone."""
+    """Return some of the run's validation images; if they are gone, say so and return none."""
     from adjoined.demo import pictures
     from adjoined.runs.finished import open_images
 

@@ -60,7 +60,7 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Export, compare and report; where one file cannot be kept, the others still are."""
+    """Export, compare and report; if one file cannot be kept, the others still are."""
     (options,) = parse("export", argv, ExportOptions, purpose=PURPOSE)
     from adjoined.export import find_target
     from adjoined.export.of_run import Exporter

@@ -109,7 +109,7 @@ def _unsearchable(settings: Settings) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Show what the search does and how far it is: as a bar in a terminal, as lines in a log."""
+    """Show the progress of the search: as a bar in a terminal, as lines in a log."""
     print("Searching for the width of each channel group (--widths uniform skips this)", flush=True)
     if not sys.stdout.isatty():
         from adjoined.width_search import ProgressLines

@@ -122,7 +122,7 @@ def _list_recipes() -> None:
 def _read(argv: Sequence[str], given: Mapping[str, Any]) -> tuple[Run, Settings, LatencyOptions, list[Choice]]:
     """Return the run, its settings, how time is measured, and the settings chosen for the model and data.
 
-    Settings are chosen where no recipe is named and model or data are not those of the default recipe.
+    Settings are chosen if no recipe is named, and model or data are not the default recipe's.
     """
     read = partial(parse, "train", purpose=PURPOSE, config=True)
     defaults = _defaults(given)
@@ -260,7 +260,7 @@ def _announce(chosen: Sequence[Choice], job: Job) -> None:
 
 
 def _main_flags(settings: Settings, chosen: Collection[str]) -> str:
-    """Return the settings that matter most as flags, wherever they come from, without those that were chosen."""
+    """Return the most important settings as flags, wherever they come from, without those that were chosen."""
     from adjoined.choices import SHOWN, as_flag
     from adjoined.methods import METHODS
 

@@ -71,7 +71,7 @@ class Row:
     """Time of training, over all stages, as a multiple of the standard method's."""
     latency: Latency | None
     speedup: float | None
-    """Latency of the base network divided by that of `network`; None where no contender trains the base alone."""
+    """Latency of the base network divided by that of `network`; None if no contender trains the base alone."""
     command: str
 
     @property
@@ -134,7 +134,7 @@ def _contenders(study: Study) -> tuple[list[_Contender], list[AdjoinedError]]:
 def _rows_of(
     contender: _Contender, times: Mapping[str, Latency], standard: Sequence[RunResult] | None, recipe: str | None
 ) -> Iterator[Row]:
-    """Yield a row for each small network of a contender, or for its base if that is alone; without the speed-up."""
+    """Yield a row for each small network of a contender, or for its base if it has none; without the speed-up."""
     variant, results, run = contender
     example, several = run.example(), len(run.networks) > 2
     for network in [each for each in run.networks if each.name != "base"] or run.networks:

@@ -41,7 +41,7 @@ class Images(ABC):
     """Labelled images, before augmentation and resizing."""
 
     labels: Tensor
-    """Classes, int64 (N,); with several labels float, 0 or 1 (N, K); 0 where the targets are masks."""
+    """Classes, int64 (N,); with several labels float, 0 or 1 (N, K); 0 if the targets are masks."""
 
     @abstractmethod
     def pixels(self, index: int) -> Tensor:

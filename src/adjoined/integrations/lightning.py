@@ -121,7 +121,7 @@ class Adjoined(Callback):
         known = self.net is not None and any(part is self.net.base for part in model.modules())
         if stage == "fit" and not known:
             self.net = adjoin(model, self._example(pl_module), **self.settings)
-            if hasattr(model, "dynamo_ctx"):  # compiled by the user, with options that are known here alone
+            if hasattr(model, "dynamo_ctx"):  # compiled by the user, with options known only here
                 self.net._compiled_call_impl = model.dynamo_ctx(self.net._call_impl)
         if stage == "fit" or known:
             tap = self._insert(pl_module)

@@ -107,7 +107,7 @@ def alpha_table(
 
 
 def _why_wider(plans: Sequence[SlicePlan]) -> tuple[str, ...]:
-    """Say how far rounding keeps small networks from their alphas; nothing where it does not."""
+    """Say how far rounding keeps small networks from their alphas; nothing if it does not."""
     found = []
     for plan in plans:
         chosen = [group for group in plan.groups if group.why is None or group.why.kind == TOO_FEW]

@@ -14,7 +14,7 @@ from adjoined.errors import AdjoinedError
 SLACK = 64 << 20
 """Allowance in bytes for unsaved tensors of a network, such as position tables."""
 MOST_CREATIONS = 4
-"""How often a network may create its tensors: some libraries replace layers that they have just created."""
+"""How many times a network may create its tensors: some libraries replace layers that they have just created."""
 MORE_TENSORS = 1000
 """Allowed number of unsaved tensors; a network of a million one-channel layers would take memory and minutes, too."""
 

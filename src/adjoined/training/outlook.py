@@ -52,7 +52,7 @@ class Outlook:
     steps: int
     """Optimizer steps in the whole run."""
     bytes: int | None
-    """Peak of the tensors in a step on each device, estimated; None where the network does not run without values."""
+    """Peak of the tensors in a step on each device, estimated; None if the network does not run without values."""
     seconds: float
     """Seconds for a batch on one device: the median of a few, reading the images included."""
 

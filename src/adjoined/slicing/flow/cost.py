@@ -58,7 +58,7 @@ def last_linear(model: nn.Module, example_input: Any) -> str | None:
 
 @torch.inference_mode(False)  # inference mode would run whole layers as one operator
 def _run(model: nn.Module, inputs: Inputs) -> LabelFlow:
-    """Run a copy of the model, on the meta device where that works."""
+    """Run a copy of the model, on the meta device if possible."""
     flow = LabelFlow(Ties(), Findings())
     try:
         flow.run(copy.deepcopy(model).to("meta"), inputs.map(lambda t: t.to("meta")))

@@ -137,7 +137,7 @@ class Ties:
         return array("q", (_root(self._channel, label) for label in range(len(self._channel))))
 
     def reasons(self) -> Callable[[int], Reason | None]:
-        """Return a function from a root to the reason why its set is pinned, None where it is not."""
+        """Return a function from a root to the reason why its set is pinned, None if it is not."""
         reasons = list(self._reasons)
         return lambda root: reasons[self._pinned[root]]
 

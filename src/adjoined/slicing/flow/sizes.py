@@ -79,7 +79,7 @@ class Formula:
     by: int = 1
 
     def value(self, is_kept: Callable[[int], bool]) -> int | None:
-        """Return the value, or None where it is not a positive integer."""
+        """Return the value, or None if it is not a positive integer."""
         scaled = (count_left(self.plus, is_kept) - count_left(self.minus, is_kept)) * self.times
         return scaled // self.by if scaled > 0 and scaled % self.by == 0 else None
 

@@ -211,7 +211,7 @@ class Slots:
         return slot
 
     def vector(self, slots: Iterable[Slot], dim: int) -> Tensor | None:
-        """Return the labels along one dimension as a vector; None where it has none."""
+        """Return the labels along one dimension as a vector; None if it has none."""
         found: list[Tensor] = []
         for slot in self._without_left_out(slots):
             if slot.shape[dim] > 1:

@@ -33,8 +33,8 @@ class Trace:
     Attributes:
         model: a copy of the model, on the device of the trace; never trained.
         inputs: the example input on that device.
-        train_inputs: the same for train mode; None where a run in train mode would add nothing.
-        labels: tensor name -> labels of its indices for every dimension (None where the size is 1).
+        train_inputs: the same for train mode; None if a run in train mode would add nothing.
+        labels: tensor name -> labels of its indices for every dimension (None if the size is 1).
         ties: the sets of tied labels.
         findings: everything else that the run recorded.
         output_shapes: shapes of all tensors that the model returns, eval mode first.
@@ -70,7 +70,7 @@ def trace(
     choose_groups: GroupChoice,
     unaligned: Iterable[Site] = (),
 ) -> Trace:
-    """Run a copy of the model under the label flow, on the meta device where that is possible.
+    """Run a copy of the model under the label flow, on the meta device if possible.
 
     It runs in eval mode first, then in train mode if its code reads the mode, if some parameters were not used
     (auxiliary heads), or if a layer's weight was read by something other than the layer (layers that are fused for

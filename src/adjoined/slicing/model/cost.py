@@ -42,7 +42,7 @@ def parameters_of(model: nn.Module, name: str | None) -> int:
 
 
 def flops_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
-    """Return twice the multiply-adds of one call of an operator, by torch's formulas; 0 where there is none."""
+    """Return twice the multiply-adds of one call of an operator, by torch's formulas; 0 if there is none."""
     packet = op._overloadpacket
     if packet is torch.ops.aten.convolution:  # like torch's own entry, which takes ten times as long
         x, weight, *_ = args

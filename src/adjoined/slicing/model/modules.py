@@ -145,7 +145,7 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
 
     Args:
         module: a module whose parameters and buffers were replaced by narrower ones.
-        groups: its new number of groups, or None where it has not changed.
+        groups: its new number of groups, or None if it has not changed.
     """
     weight = module._parameters.get("weight")
     sized: Any = module  # norms other than torch's store their sizes under the same names

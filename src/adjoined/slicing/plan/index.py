@@ -40,7 +40,7 @@ class Index:
 
     @classmethod
     def where_each(cls, chosen: Tensor, ranges: Tensor) -> list[Index | None]:
-        """Return for each range of a bool vector the positions that are true; None where all are.
+        """Return for each range of a bool vector the positions that are true; None if all are.
 
         Args:
             chosen: bool vector.

@@ -40,11 +40,11 @@ class ChannelGroup:
     kept: int
     """Channels of the small network: the first ones."""
     why: Reason | None = None
-    """Why the group stays at full width, with the kind that code may decide by; None where it is narrowed."""
+    """Why the group stays at full width, with the kind that code may decide by; None if it is narrowed."""
 
     @property
     def reason(self) -> str:
-        """Why the group stays at full width, as text; "" where it is narrowed."""
+        """Why the group stays at full width, as text; "" if it is narrowed."""
         return "" if self.why is None else self.why.text
 
     def to_json(self) -> dict[str, Any]:

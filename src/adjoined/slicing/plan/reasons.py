@@ -89,7 +89,7 @@ class Reason:
 
     @property
     def remedy(self) -> str:
-        """What a user can do about it, as a sentence; "" where nothing needs to be done."""
+        """What a user can do about it, as a sentence; "" if nothing needs to be done."""
         return REMEDIES.get(self.kind, "")
 
     def __str__(self) -> str:
