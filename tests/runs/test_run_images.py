@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from adjoined.comparison.study import Study
+from adjoined.comparison.variants import read_variants
 from adjoined.errors import AdjoinedError
 from adjoined.runs.finished import are_own, open_images, open_other_images, open_run
 from adjoined.runs.folder import RunFolder
@@ -157,3 +159,17 @@ def test_a_damaged_validation_image_stops_a_run_before_it_leaves_anything(photos
     with pytest.raises(AdjoinedError, match=r"dog/9\.png: the image cannot be read"):
         train(settings, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run" / "settings.yaml").exists()
+
+
+def test_a_run_does_not_start_where_it_would_be_taken_for_a_class(photos: Path, tmp_path: Path):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    settings = replace(TINY, data=f"folder:{images}")
+    for place in (images / "run", images / "runs" / "1", images / "cat" / "run"):
+        with pytest.raises(AdjoinedError, match="inside the folder of the images, and be taken for a class"):
+            train(settings, place, console=QUIET)
+        with pytest.raises(AdjoinedError, match="taken for a class"):
+            Study(place, settings, read_variants(["standard"], settings, unequal=False), 1).check(unequal=False)
+    assert sorted(each.name for each in images.rglob("*") if each.is_dir()) == ["cat", "dog"]
+    for part in ("train", "val"):
+        shutil.copytree(photos, tmp_path / part)
+    RunFolder(tmp_path / "run").check(replace(TINY, data=f"folder:{tmp_path}"), resume=False)

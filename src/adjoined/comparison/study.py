@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.comparison.variants import OWN, Variant
+from adjoined.data.folders import check_outside
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write, refuse_link
 from adjoined.json_files import read_versioned, write_json
@@ -75,6 +76,7 @@ class Study:
                 raise AdjoinedError(
                     "the folder contains other files, not a comparison", where=self.folder, fix="Choose another --out."
                 )
+            check_outside(self.settings.data, self.folder)
             return
         found = read_versioned(
             record, "the record of a comparison", format=FORMAT, version=VERSION, fix="Choose another --out."

@@ -10,8 +10,10 @@ import torch
 from adjoined.data.augmentation import photo_transform
 from adjoined.data.images import FileImages
 from adjoined.data.scanning import EXTENSIONS, LeftOut, class_name, holds_images, scan, subfolders
+from adjoined.data.settings import folder_of
 from adjoined.data.source import Source, find
 from adjoined.errors import AdjoinedError
+from adjoined.kinds import kind_of
 
 TRAIN = ("train", "training")
 """Names of the folder of training images, in any case."""
@@ -135,6 +137,20 @@ def open_all_photos(folder: Path, *, channels: int) -> Source:
     nothing = images.subset(torch.zeros(len(images.labels), dtype=torch.bool))
     val_name = f"all of {layout.val}/" if layout.val else "all of them"
     return _photos(nothing, images, val_name, classes, left_out)
+
+
+def check_outside(data: str, written: Path) -> None:
+    """Raise AdjoinedError if a new folder would be taken for a class of the images in `folder:PATH`."""
+    folder = folder_of(data)
+    if folder is None or kind_of(data) != "folder" or not written.resolve().is_relative_to(folder.resolve()):
+        return
+    if folder.is_dir() and _layout(folder, LeftOut()) == (None, None):
+        raise AdjoinedError(
+            "it would be inside the folder of the images, and be taken for a class",
+            where=written,
+            expected=f"a folder outside of {folder}",
+            fix="Choose another folder.",
+        )
 
 
 def _photos(train: FileImages, val: FileImages | None, val_name: str, classes: list[str], left_out: LeftOut) -> Source:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from adjoined.data import DataRecord, ImageData
+from adjoined.data.folders import check_outside
 from adjoined.errors import AdjoinedError
 from adjoined.files import clear_parts, copy_file, is_part, make_folder, refuse_link, write_text
 from adjoined.json_files import read_versioned, write_json
@@ -227,6 +228,7 @@ class RunFolder:
                     got=min(foreign),
                     fix="Choose another folder.",
                 )
+            check_outside(settings.data, self.path)
             return
         if not resume:
             done = self.finished
