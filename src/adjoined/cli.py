@@ -5,6 +5,7 @@ Heavy imports wait until the command is known, so that `adjoined --help` is fast
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AdjoinedError as error:
         return _fail(f"error: {error}", USER_MISTAKE)
     except KeyboardInterrupt as stop:
+        if argv is None:  # Ctrl-C again, while Python ends, ends it at once; it would print a stack trace
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         return _fail(str(stop) or "interrupted", INTERRUPTED)
     except SystemExit as end:
         if end.code not in (None, 0):

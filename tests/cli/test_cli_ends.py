@@ -1,6 +1,7 @@
 """How commands end when their output, their folder or the model's code fails them."""
 
 import os
+import signal
 import subprocess
 import sys
 from errno import ENOSPC
@@ -39,6 +40,22 @@ def test_an_error_that_cannot_be_printed_keeps_its_exit_code(monkeypatch: pytest
 
     monkeypatch.setattr("sys.stderr.write", refused)
     assert main(["nonsense"]) == 2
+
+
+def test_ctrl_c_pressed_again_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch):
+    def stopped(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adjoined.commands.plan.main", stopped)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["plan", "resnet20"]) == 130
+        assert signal.getsignal(signal.SIGINT) is before  # called from somebody's program
+        monkeypatch.setattr("sys.argv", ["adjoined", "plan", "resnet20"])
+        assert main() == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_deleted_current_folder_is_reported_in_one_line(
