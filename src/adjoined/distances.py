@@ -367,11 +367,11 @@ def _refuse_probabilities(q: Tensor, by: str) -> None:
         return
     if getattr(made, "_saved_dim", 1) in (1, 1 - q.ndim + 2**64):  # it is kept unsigned
         raise AdjoinedError(
-            "the model returns probabilities",
+            "these are probabilities",
             where="q",
             expected="logits",
             got=f"the result of a {by}",
-            fix=f"Leave out its {by} in training: the KL divergence contains one.",
+            fix=f"Leave out the {by} in training: the KL divergence contains one.",
         )
 
 

@@ -224,7 +224,7 @@ def test_half_precision_is_computed_in_float32():
         (lambda: d.class_kl(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)), "one class"),
         (lambda: d.class_kl(MAPS, MAPS.softmax(1)), r"^q: .*probabilities.*logits, got the result of a softmax"),
         (lambda: d.class_kl(MAPS, nn.Softmax(-3)(MAPS)), "^q: .*probabilities"),
-        (lambda: d.label_kl(MAPS, MAPS.sigmoid()), "^q: .*probabilities.*Leave out its sigmoid"),
+        (lambda: d.label_kl(MAPS, MAPS.sigmoid()), "^q: .*probabilities.*Leave out the sigmoid"),
     ],
 )
 def test_mistakes_are_named(call, message: str):
