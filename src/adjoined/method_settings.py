@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 METHODS = (
-    "adjoint", "adjoint+", "transfer", "standard", "scratch", "scratch-compute", "dropout", "distillation", "mutual",
-    "slimmable", "slimmable-distill", "filter-pruning", "weight-pruning",
+    "adjoint", "adjoint+", "polished", "transfer", "standard", "scratch", "scratch-compute", "dropout", "distillation",
+    "mutual", "slimmable", "slimmable-distill", "filter-pruning", "weight-pruning",
 )  # fmt: skip
 """The training methods by name; `adjoined.methods` has a class for each."""
 SEARCH, UNIFORM = "search", "uniform"
 """Words that `widths` may be: `adjoined train` finds a width for each channel group; all have that of alpha."""
 
 _SHARED = ("adjoint", "slimmable", "slimmable-distill")
-_PRUNED = ("filter-pruning", "weight-pruning")
+_FINE_TUNED = ("polished", "filter-pruning", "weight-pruning")
 
 
 def _for(default: Any, *methods: str) -> Any:
@@ -52,7 +52,7 @@ class SmallSettings:
     search, for `adjoined train --pretrained`: find a width for each channel group first, at no higher cost; or
     uniform: one alpha for all. None: search for --method transfer with one alpha, no budget in milliseconds
     and 300 training images or more; otherwise uniform."""
-    order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
+    order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", "polished", *_SHARED)
     """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
     write them), bn (scale of their batch norms); none: in their original order."""
 
@@ -72,9 +72,9 @@ class MethodSettings:
     """The training method."""
 
     method: str = "adjoint+"
-    """Training method: adjoint+, adjoint (the paper's), transfer (from pretrained weights); or, to compare with:
-    standard, scratch, scratch-compute, dropout, distillation, mutual, slimmable, slimmable-distill, filter-pruning,
-    weight-pruning."""
+    """Training method: adjoint+, polished (the same, then the small network alone), adjoint (the paper's), transfer
+    (from pretrained weights); or, to compare with: standard, scratch, scratch-compute, dropout, distillation, mutual,
+    slimmable, slimmable-distill, filter-pruning, weight-pruning."""
     private_head: bool = _for(False, *_SHARED)
     """Give the small network a private last layer, initially a slice of the base's."""
     kl_schedule: Literal["paper", "constant"] = _for("paper", "adjoint")
@@ -96,10 +96,10 @@ class MethodSettings:
     sparsity: float | None = _for(None, "weight-pruning")
     """Fraction of the weights that are zero after training, in (0, 1); none: keep as many parameters as the small
     network that alpha gives."""
-    finetune_epochs: int | None = _for(None, *_PRUNED)
-    """Epochs after pruning; none: the same number as before."""
-    finetune_lr: float | None = _for(None, *_PRUNED)
-    """Highest learning rate after pruning; none: as before."""
+    finetune_epochs: int | None = _for(None, *_FINE_TUNED)
+    """Epochs of the last stage; none: half as many as before it for polished, as many for pruning."""
+    finetune_lr: float | None = _for(None, *_FINE_TUNED)
+    """Highest learning rate of the last stage; none: as before it."""
 
 
 SMALL_ONLY = frozenset(each.name for each in fields(SmallSettings))

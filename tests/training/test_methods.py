@@ -31,6 +31,8 @@ def job_of(name: str, **changes: Any) -> Job:
     settings = replace(TINY, model_options={"width": 1}).for_method(name, **changes)
     stages = METHODS[name](settings).before()
     earlier = {stage.name: make_job(settings.for_method("standard")).model for stage in stages}
+    if name == "polished":
+        earlier = {each: make_plan(model, X, alpha=settings.alpha).apply(model) for each, model in earlier.items()}
     return make_job(settings, earlier=earlier)
 
 

@@ -9,7 +9,7 @@ from test_methods import X, Y, job_of
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods.finetune import FineTuned
+from adjoined.methods.finetune import Pruned
 from adjoined.methods.weights import smallest
 from adjoined.slicing import SlicePlan, make_plan, measure_cost
 from adjoined.training import train
@@ -151,7 +151,7 @@ def _zeros_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def test_a_method_that_does_not_define_prune_cannot_be_created():
-    class Unsaid(FineTuned):
+    class Unsaid(Pruned):
         pass
 
     with pytest.raises(TypeError, match=r"abstract method '?prune"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.names import BASE
 from adjoined.slicing import Request, SlicePlan, Slicer
 from adjoined.tasks import TASKS, task_of
 
@@ -54,7 +55,7 @@ class TrainedNetwork:
 class Stage:
     """A training stage before the method's own: a separate run in a subfolder of the run.
 
-    Its base network is passed on to the method, and is part of the result of the whole run.
+    One of its networks is passed on to the method; its base network is part of the result of the whole run.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Stage:
     """All settings of the stage; `settings.method` is its method."""
     given: str | None = None
     """Folder of a finished run to use instead of this training."""
+    passes: str = BASE
+    """Name of the network that is passed on."""
 
 
 class Method(ABC):

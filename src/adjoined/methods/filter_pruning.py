@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from adjoined.methods.base import BuiltNetwork
 from adjoined.methods.channels import channels_kept
-from adjoined.methods.finetune import FineTuned
+from adjoined.methods.finetune import Pruned
 
 
-class FilterPruning(FineTuned):
+class FilterPruning(Pruned):
     """Prune the same fraction of every layer's filters, by smallest L1 norm, to the small network's size.
 
     Source: Li et al., "Pruning filters for efficient ConvNets", arXiv 1608.08710; Torch-Pruning (Fang et al., arXiv

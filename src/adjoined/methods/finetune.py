@@ -1,39 +1,45 @@
-"""The base class of methods that train the base network, prune it, and fine-tune the result."""
+"""The base classes of methods that continue the training of a finished network alone."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from adjoined.methods.alone import Alone
 from adjoined.methods.base import BuiltNetwork, Stage
+from adjoined.names import BASE
 from adjoined.settings import Settings
-
-BASE = "base"
 
 
 class FineTuned(Alone):
-    """Prunes the trained base network and continues training with cross-entropy; a subclass defines `prune`.
+    """Continues training with cross-entropy; a subclass defines `before` and `build`.
 
-    By default the epochs and the learning-rate schedule after pruning repeat those before it: the learning-rate
-    rewinding of Renda et al., arXiv 2003.02389, the strongest of the simple schedules.
+    By default, the learning-rate schedule repeats the earlier one: the learning-rate rewinding of Renda et al.,
+    arXiv 2003.02389, the strongest of the simple schedules.
     """
 
     name = "small"
+    share: ClassVar[float] = 1.0
+    """Default for the number of epochs, as a fraction of those before."""
+
+    def adapt(self, model: nn.Module, example: Tensor) -> Settings:
+        """Return the settings with epochs and learning rate of the second training."""
+        settings = self.settings
+        epochs = settings.finetune_epochs or max(round(self.share * settings.epochs), 1)
+        warmup = settings.warmup_epochs * epochs / settings.epochs
+        return replace(settings, epochs=epochs, warmup_epochs=warmup, lr=settings.finetune_lr or settings.lr)
+
+
+class Pruned(FineTuned):
+    """Prunes the trained base network and fine-tunes the result; a subclass defines `prune`."""
 
     def before(self) -> tuple[Stage, ...]:
         """Return the training of the base network."""
         return (Stage(BASE, self.settings.for_method("standard")),)
-
-    def adapt(self, model: nn.Module, example: Tensor) -> Settings:
-        """Return the settings with epochs and learning rate of the training after pruning."""
-        settings = self.settings
-        epochs = settings.finetune_epochs or settings.epochs
-        warmup = settings.warmup_epochs * epochs / settings.epochs
-        return replace(settings, epochs=epochs, warmup_epochs=warmup, lr=settings.finetune_lr or settings.lr)
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return the trained base network, pruned."""

@@ -11,13 +11,13 @@ from torch.nn.utils import prune
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods.base import BuiltNetwork, TrainedNetwork, the_small_plan
-from adjoined.methods.finetune import FineTuned
+from adjoined.methods.finetune import Pruned
 from adjoined.names import SPARSE
 from adjoined.settings import Settings
 from adjoined.slicing import measure_cost
 
 
-class WeightPruning(FineTuned):
+class WeightPruning(Pruned):
     """Set the smallest weights of the trained base network, over all layers, to zero, and fine-tune the others.
 
     Source: Han et al., "Learning both weights and connections", arXiv 1506.02626, in one round, with one threshold for

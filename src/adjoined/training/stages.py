@@ -148,6 +148,6 @@ def _take_in(earlier: StageResults, stage: Stage, run: RunFolder, settings: Sett
     result = run.read_result()
     assert result is not None
     # The user named the code of the model in this command.
-    earlier.modules[stage.name] = load(run.path, BASE, model=settings.code)
+    earlier.modules[stage.name] = load(run.path, stage.passes, model=settings.code)
     earlier.carried += [each for each in result.networks if each.name == BASE]
     earlier.costs.append(replace(result.stages[-1], name=stage.name))
