@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from adjoined.cli import main
 from adjoined.commands.outcome import measure
 from adjoined.data import load_image, preprocess
+from adjoined.errors import AdjoinedError
 from adjoined.runs import RunFolder, load
 from adjoined.runs.lock import locked
 from mistakes import fails
@@ -245,6 +246,14 @@ def test_an_unfinished_run_cannot_be_used_yet(run: Path, digit: Path, capsys: py
     (run / "run.json").write_text(json.dumps(record))
     assert f"adjoined train --resume {run}" in fails(capsys, "evaluate", run)
     assert f"adjoined train --resume {run}" in fails(capsys, "predict", run, digit)
+
+
+@pytest.mark.parametrize("part", ["small.safetensors", "checkpoints/last.ckpt", "checkpoints"])
+def test_a_part_of_a_run_names_the_run(part: str, run: Path, capsys: pytest.CaptureFixture[str]):
+    assert f"Give the folder of the run: {run}." in fails(capsys, "evaluate", run / part)
+    with pytest.raises(AdjoinedError) as caught:
+        load(run / part, "small")
+    assert caught.value.fix == f"Give the folder of the run: {run}."
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "missing"])

@@ -223,11 +223,13 @@ def test_the_page_in_a_browser(page: Page, images: Path):
         assert len(classes) == tab.locator("#pictures button img").count() == PICTURES
         tab.locator("#pictures button").nth(PICTURES - 1).click()
         tab.wait_for_selector("#figures table")
+        assert f"True class: {classes[-1]}." in tab.inner_text("#figures")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 360
         tab.reload()
         tab.wait_for_selector("input[type=file]", state="attached")
         tab.set_input_files("input[type=file]", images / "digit.png")
         tab.wait_for_selector("#figures table")
+        assert "True class" not in tab.inner_text("#figures")
         assert re.search(r"The networks (dis)?agree\.", tab.inner_text("#figures"))
         assert tab.locator("#base").inner_text().strip()
         tab.wait_for_selector("#seen img")

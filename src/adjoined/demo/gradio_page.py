@@ -88,12 +88,12 @@ def _layout(
             return [_refusal(error), None, *[None for _ in networks], ""]
         return answer_to(image)
 
-    def answer_to(image: PIL.Image.Image) -> list[Any]:
+    def answer_to(image: PIL.Image.Image, truth: str | None = None) -> list[Any]:
         found = classify([each.module for each in networks], info, image, top=GUESSES, calls=CALLS)
-        return ["", _as_seen(info, image), *[dict(each.guesses) for each in found], _table(networks, found)]
+        return ["", _as_seen(info, image), *[dict(each.guesses) for each in found], _table(networks, found, truth)]
 
     def click(event: Any) -> list[Any]:
-        return answer_to(examples[event.index].image)
+        return answer_to(examples[event.index].image, examples[event.index].name)
 
     click.__annotations__["event"] = gradio.SelectData  # how gradio knows what to hand in
     with gradio.Blocks(title=f"adjoined demo: {title}", analytics_enabled=False) as blocks:
@@ -204,7 +204,7 @@ def _refusal(error: AdjoinedError) -> str:
     return f'<p class="refused" role="alert">{html.escape(text.strip())}</p>'
 
 
-def _table(networks: Sequence[DemoNetwork], answers: Sequence[Prediction]) -> str:
+def _table(networks: Sequence[DemoNetwork], answers: Sequence[Prediction], truth: str | None) -> str:
     decimals = units.decimals_of(each.milliseconds for each in answers)
     milliseconds = partial(units.milliseconds, decimals=decimals)
     table = side_by_side(
@@ -220,8 +220,8 @@ def _table(networks: Sequence[DemoNetwork], answers: Sequence[Prediction]) -> st
         f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for label, *cells in table.rows
     )
-    words = ""
+    words = f"<p>True class: {html.escape(truth)}.</p>" if truth else ""
     if len(answers) > 1:
         agree = len({each.guesses[0][0] for each in answers}) == 1
-        words = f"<p>The networks {'agree' if agree else 'disagree'}.</p>"
+        words += f"<p>The networks {'agree' if agree else 'disagree'}.</p>"
     return f"<table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>{words}"

@@ -121,6 +121,12 @@ class RunFolder:
             )
         return folder
 
+    def run_around(self) -> str:
+        """Return the advice to use the run that this path is a part of (a weights file, a checkpoint); "" if none."""
+        around = map(RunFolder, self.path.parents)
+        runs = (each for each in around if each.settings.is_file() and each.record.is_file())
+        return next((f"Give the folder of the run: {each.path}." for each in runs), "")
+
     def plan(self, name: str) -> Path:
         """Return the slice plan of a small network: plan.json, or plan-2.json for small-2."""
         return self.path / f"plan{name.removeprefix('small')}.json"
@@ -139,6 +145,7 @@ class RunFolder:
                 "there is no run in this folder",
                 where=self.path,
                 expected="a folder with settings.yaml, written by `adjoined train`",
+                fix=self.run_around(),
             )
         return Settings.from_run(self.settings, all_known=all_known)
 

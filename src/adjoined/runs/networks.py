@@ -130,7 +130,7 @@ def read_description(folder: str | os.PathLike[str], which: str) -> dict[str, An
             "no such finished network",
             where=path,
             expected=f"one of {', '.join(there)}" if there else "a run folder with finished networks",
-            fix="" if there else f"Train first; resume a stopped run with --resume {run.path}.",
+            fix="" if there else run.run_around() or f"Train first; resume a stopped run with --resume {run.path}.",
         )
     kind = "the description of a network"
     return _checked(read_versioned(path, kind, format="adjoined-network", version=FORMAT), path)
