@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from adjoined import AdjoinedError, SlicePlan, adjoin, make_plan
 from adjoined.runs.networks import rebuild
 from adjoined.slicing import check_plan
-from zoo import conv, images, seeded
+from masked import masked
+from zoo import conv, images, lively, plan_of, seeded
 
 X = images(2, 3, 8, 8)
 
@@ -236,3 +237,63 @@ def test_a_weak_reference_to_the_parent_is_refused_with_its_own_remedy():
     model.head = Scaled(model.head, weakref.ref(model))  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AdjoinedError, match=r"'extra\.weight' of the original.*tuple, self\.parent = \(module,\)"):
         adjoin(model, X, alpha=2)
+
+
+# ---- caches ----------------------------------------------------------------------------------------------------------
+
+
+class Caching(nn.Module):
+    """Caches what it computes from a parameter in eval mode, as attention biases are cached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.scale = nn.Conv2d(3, 32, 3), nn.Parameter(torch.rand(32))
+        self.head, self.scale_cache = nn.Linear(32, 5), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or "cpu" not in self.scale_cache:
+            self.scale_cache = {"cpu": self.scale.exp()}
+        return self.head((self.stem(x) * self.scale_cache["cpu"][:, None, None]).relu().mean((2, 3)))
+
+
+def test_a_cache_at_full_width_does_not_reach_the_small_network():
+    model = seeded(Caching).eval()
+    with torch.no_grad():
+        model(X)
+    plan = plan_of(model)
+    assert plan.apply(model)(X).shape == (2, 5)
+    assert tuple(model.scale_cache["cpu"].shape) == (32,)
+    assert (checked := check_plan(model, X, plan)).error is not None
+    assert checked.error < 1e-12
+
+
+class CachedSettings(Caching):
+    """Keeps numbers that its forward reads in dicts whose names say cache, one of them beside what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cached_counts = {"stem": 3, "factors": {"head": [0.5, 2.0]}}
+        self.scale_cache = {"by": 4.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" not in self.scale_cache:
+            self.scale_cache["scale"] = self.scale.exp() * self.scale_cache["by"]
+        for _ in range(self.cached_counts["stem"]):
+            x = x + 1
+        x = (self.stem(x) * self.scale_cache["scale"][:, None, None]).relu()
+        return self.head(x.mean((2, 3)) * self.cached_counts.get("factors", {"head": [1]})["head"][0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ran", [False, True])
+def test_numbers_in_a_cache_reach_the_small_network(ran: bool):
+    x = X.double()
+    model = lively(seeded(CachedSettings), x)
+    expected = model(x)
+    if not ran:
+        del model.scale_cache["scale"]
+    net = adjoin(model, x, alpha=2, round_to=1, check=True).eval()
+    p, q = net(x)
+    torch.testing.assert_close(p, expected)
+    torch.testing.assert_close(q, masked(model, net.plan)(x))
+    torch.testing.assert_close(q, net.extract()(x))

@@ -222,31 +222,6 @@ def test_channels_that_are_looked_at_side_by_side_keep_their_neighbours(pool: bo
     assert (checked.how, checked.error is not None and checked.error < 1e-12) == ("masked base", True)
 
 
-class Caching(nn.Module):
-    """Caches what it computes from a parameter in eval mode, as attention biases are cached."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.scale = nn.Conv2d(3, 32, 3), nn.Parameter(torch.rand(32))
-        self.head, self.scale_cache = nn.Linear(32, 5), {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training or "cpu" not in self.scale_cache:
-            self.scale_cache = {"cpu": self.scale.exp()}
-        return self.head((self.stem(x) * self.scale_cache["cpu"][:, None, None]).relu().mean((2, 3)))
-
-
-def test_a_cache_at_full_width_does_not_reach_the_small_network():
-    model = seeded(Caching).eval()
-    with torch.no_grad():
-        model(X)
-    plan = plan_of(model)
-    assert plan.apply(model)(X).shape == (2, 5)
-    assert tuple(model.scale_cache["cpu"].shape) == (32,)
-    assert (checked := check_plan(model, X, plan)).error is not None
-    assert checked.error < 1e-12
-
-
 class Particular(nn.Module):
     """Rejects features of any width but its own, without a message, as layers of many libraries do."""
 

@@ -208,9 +208,9 @@ _DICTS = (dict, OrderedDict)
 def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy that shares nothing with the model, not even what its forward stores.
 
-    Tensors that a forward has stored in attributes are copied without their autograd history. Cached dicts of tensors
-    are left empty, since the copy's tensors will be different. Caches in a class, which all its instances would write
-    into, become the copy's own.
+    Tensors that a forward has stored in attributes are copied without their autograd history. Tensors in cached
+    dicts are left out, since the copy's tensors will be different. Caches in a class, which all its instances would
+    write into, become the copy's own.
 
     Args:
         model: any module.
@@ -233,8 +233,13 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         module.training = modes.get(name, module.training)  # copies of traced modules start in train mode
         for attribute, held in vars(module).items():
             if "cache" in attribute.lower() and isinstance(held, dict):
-                held.clear()
+                for key in [key for key, value in held.items() if not _is_plain(value)]:
+                    del held[key]
     return copied
+
+
+def _is_plain(value: Any) -> bool:
+    return all(isinstance(leaf, (str, bytes, int, float, type(None))) for leaf in tree_leaves(value))
 
 
 def own_classes(copied: nn.Module) -> None:
