@@ -78,7 +78,7 @@ def _describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:
         if group.why is not None and group.why.kind in (Kind.NOT_CHANNELS, Kind.INSIDE_GROUPS):
             continue  # these cannot be chosen: kernel positions, and the channels inside a convolution's groups
         modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in group.axes))
-        why = group.why or _why_not_narrowed(group)
+        why = group.whole or _why_not_narrowed(group)
         described = ChannelGroup(group.name, modules, group.width, group.kept * group.bundle, why)
         key = (tuple(sorted(group.axes)), group.why)
         if (known := found.get(key)) is not None:
@@ -91,8 +91,6 @@ def _why_not_narrowed(group: Group) -> Reason | None:
     """Return why this plan does not narrow a group that may be narrowed; None if it does."""
     if group.kept < len(group.roots):
         return None
-    if group.required is not None:
-        return group.required.why
     if group.requested and group.requested[0].alpha == 1:
         return Reason(Kind.REQUESTED, f"widths={group.requested[0].pattern!r} asks for all of its channels")
     if group.width == 1:

@@ -63,6 +63,13 @@ class Group:
     requested: tuple[RequestedWidth, ...] = ()
 
     @property
+    def whole(self) -> Reason | None:
+        """Why it stays at full width, whatever alpha is; None if it may be narrowed."""
+        if self.why is None and self.required is not None and self.required.roots == len(self.roots):
+            return self.required.why
+        return self.why
+
+    @property
     def bundle(self) -> int:
         """Channels per root: more than 1 where a grouped convolution ties the channels of a group together."""
         return min(self.axes.values())
@@ -176,12 +183,14 @@ class Grouping:
         return {module for module, labels in choices if self._are_stuck(labels)}
 
     def _are_stuck(self, labels: Iterable[int]) -> bool:
-        """Return whether ties leave no group of channels to drop, or groups stay because others lie across them."""
+        """Return whether ties leave no group to drop, others lie across the groups, or code fixes their number."""
         groups = [self.of(label) for label in labels]
-        across = all(group.why is not None and group.why.kind is Kind.TWO_AT_ONCE for group in groups)
+        stay = all(
+            group.whole is not None and group.whole.kind in (Kind.TWO_AT_ONCE, Kind.FIXED_SIZE) for group in groups
+        )
         roots = {self.roots[label] for label in labels}
         alone = len(roots) < len(groups) and all(len(group.roots) == 1 for group in groups)
-        return across or len(roots) == 1 or alone
+        return stay or len(roots) == 1 or alone
 
     def narrowed_labels(self) -> Tensor:
         """Return for every label whether its group is narrowed at present, by the groups' `kept` (bool vector)."""

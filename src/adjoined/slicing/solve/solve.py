@@ -84,6 +84,9 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
         cuts: set[Site] = set()
         try:
             plan = _settle(traced, grouping, repairs, request, alpha)
+            if tied := grouping.tied_groups() - traces.tied:  # code fixes their number
+                traces.tied |= tied
+                continue
             if not unaligned:
                 return _smaller(plan, best)
             best = best or plan
