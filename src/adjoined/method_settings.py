@@ -97,7 +97,7 @@ class MethodSettings:
     """Fraction of the weights that are zero after training, in (0, 1); none: keep as many parameters as the small
     network that alpha gives."""
     finetune_epochs: int | None = _for(None, *_FINE_TUNED)
-    """Epochs of the last stage; none: half as many as before it for polished, as many for pruning."""
+    """Epochs of the last stage; none: as many as before it."""
     finetune_lr: float | None = _for(None, *_FINE_TUNED)
     """Highest learning rate of the last stage; none: as before it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,18 +17,16 @@ from adjoined.settings import Settings
 class FineTuned(Alone):
     """Continues training with cross-entropy; a subclass defines `before` and `build`.
 
-    By default, the learning-rate schedule repeats the earlier one: the learning-rate rewinding of Renda et al.,
+    By default, epochs and learning-rate schedule repeat the earlier ones: the learning-rate rewinding of Renda et al.,
     arXiv 2003.02389, the strongest of the simple schedules.
     """
 
     name = "small"
-    share: ClassVar[float] = 1.0
-    """Default for the number of epochs, as a fraction of those before."""
 
     def adapt(self, model: nn.Module, example: Tensor) -> Settings:
         """Return the settings with epochs and learning rate of the second training."""
         settings = self.settings
-        epochs = settings.finetune_epochs or max(round(self.share * settings.epochs), 1)
+        epochs = settings.finetune_epochs or settings.epochs
         warmup = settings.warmup_epochs * epochs / settings.epochs
         return replace(settings, epochs=epochs, warmup_epochs=warmup, lr=settings.finetune_lr or settings.lr)
 

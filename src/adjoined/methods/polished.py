@@ -1,4 +1,4 @@
-"""Polishing: both networks by `adjoint+`, then some epochs of the small network alone."""
+"""Polishing: both networks by `adjoint+`, then the small network alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ class Polished(FineTuned):
     """Train both networks by `adjoint+`, then the small one alone with cross-entropy.
 
     The base is finished after the first stage. An epoch of the small network alone costs a fraction of a joint one, and
-    a small network needs more epochs than its base. By default there are half as many as before.
+    a small network needs more epochs than its base.
     """
-
-    share = 0.5
 
     def before(self) -> tuple[Stage, ...]:
         """Return the joint training."""
