@@ -180,17 +180,21 @@ class Grouping:
         choices = [(module, of[module].tolist()) for module in self._findings.whole_by_choice]
         choices += [(site.module, labels) for site, labels in self._findings.whole_heads.items()]
         choices += [(f"{site}", labels) for site, labels in self._findings.weighed.items()]
-        return {module for module, labels in choices if self._are_stuck(labels)}
+        stuck = {module for module, labels in choices if self._are_stuck(labels)}
+        return stuck | {site.module for site, labels in self._findings.whole_heads.items() if self._are_fixed(labels)}
+
+    def _are_fixed(self, labels: Iterable[int]) -> bool:
+        """Return whether all these groups stay because code fixes their number."""
+        whys = [self.of(label).whole for label in labels]
+        return all(why is not None and why.kind is Kind.FIXED_SIZE for why in whys)
 
     def _are_stuck(self, labels: Iterable[int]) -> bool:
-        """Return whether ties leave no group to drop, others lie across the groups, or code fixes their number."""
+        """Return whether ties leave no group of channels to drop, or groups stay because others lie across them."""
         groups = [self.of(label) for label in labels]
-        stay = all(
-            group.whole is not None and group.whole.kind in (Kind.TWO_AT_ONCE, Kind.FIXED_SIZE) for group in groups
-        )
+        across = all(group.why is not None and group.why.kind is Kind.TWO_AT_ONCE for group in groups)
         roots = {self.roots[label] for label in labels}
         alone = len(roots) < len(groups) and all(len(group.roots) == 1 for group in groups)
-        return stay or len(roots) == 1 or alone
+        return across or len(roots) == 1 or alone
 
     def narrowed_labels(self) -> Tensor:
         """Return for every label whether its group is narrowed at present, by the groups' `kept` (bool vector)."""

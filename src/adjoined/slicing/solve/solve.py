@@ -86,6 +86,7 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
             plan = _settle(traced, grouping, repairs, request, alpha)
             if tied := grouping.tied_groups() - traces.tied:  # code fixes their number
                 traces.tied |= tied
+                best = plan
                 continue
             if not unaligned:
                 return _smaller(plan, best)
