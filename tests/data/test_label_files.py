@@ -67,7 +67,7 @@ def test_labels_of_other_images_are_matched_by_name(folder: Path):
     data = open_to_measure(settings, trained).val
     assert torch.equal(data.images.labels, TRUTH[[0, 3]])
     other.write_text("file,labels\na.png,round;blue\n")
-    with pytest.raises(AdjoinedError, match=r"expected 3 labels \(big, red, round\), got 1 labels \(blue\)"):
+    with pytest.raises(AdjoinedError, match=r"expected 3 labels \(big, red, round\), got unknown: 1 labels \(blue\)"):
         open_to_measure(settings, trained)
 
 

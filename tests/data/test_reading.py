@@ -243,7 +243,7 @@ def test_an_image_that_resizing_would_make_huge_is_refused():
     info = DataInfo("any", 2, ("a", "b"), 1, image_size=224, resize=256, mean=(0.5,), std=(1,))
     longest = MOST_PIXELS // 256**2
     assert preprocess(info, Image.new("L", (longest // 4, 1))).shape == (1, 1, 224, 224)
-    with pytest.raises(AdjoinedError, match="too long"):
+    with pytest.raises(AdjoinedError, match="too elongated"):
         preprocess(info, Image.new("L", (1, longest + 1)))
 
 
