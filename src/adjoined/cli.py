@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AdjoinedError as error:
         return _fail(f"error: {error}", USER_MISTAKE)
     except KeyboardInterrupt as stop:
-        if argv is None:  # Ctrl-C again, while Python ends, ends it at once; it would print a stack trace
+        if argv is None:  # a second Ctrl-C during shutdown would print a stack trace
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         return _fail(str(stop) or "interrupted", INTERRUPTED)
     except SystemExit as end:

@@ -30,7 +30,7 @@ class Entrant:
 
 
 class ExportedFiles:
-    """The files of one subject, created on first use; files in a run may be of anybody's making and are not opened.
+    """The files of one subject, created on first use; those in a run are not opened, since anyone may have made them.
 
     Args:
         subject: what is measured.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
@@ -76,11 +76,10 @@ def _page(options: ReportOptions, out: Path) -> str:
         check_device(options.device)
         images = open_images(run, data=options.data, data_root=options.data_root, workers=options.workers)
         modules = {network.label: network.module for network in run.networks}
-        asked: Any = {"most": options.images, "device": options.device}
         if task == "classification":
-            evidence = _with_layers(run, look_at(modules, images, **asked))
+            evidence = _with_layers(run, look_at(modules, images, most=options.images, device=options.device))
         else:
-            masks = compare_masks(modules, images, **asked)
+            masks = compare_masks(modules, images, most=options.images, device=options.device)
     return run_page(story, evidence, outcome_table(run, list(story.figures)), masks)
 
 

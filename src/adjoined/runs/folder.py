@@ -353,7 +353,8 @@ def _now() -> str:
 def _git_state() -> dict[str, Any] | None:
     """Return the commit of the repository in the current folder, if there is one.
 
-    Not whether files have changed since: to tell, git runs programs that the configuration of the repository names.
+    It does not say whether files have changed since: to find out, git runs programs that the repository's configuration
+    names.
     """
     command = ["git", "rev-parse", "HEAD"]
     try:

@@ -196,7 +196,7 @@ class Slots:
         return [slot for slot, fitting in sorted_out if fitting]
 
     def outside(self, slots: Iterable[Slot], dims: Collection[int], reason: Reason) -> list[Slot]:
-        """Tie what lies along some dimensions and return the slots along the others; pin those that have no others."""
+        """Tie labels along some dimensions, and return the slots along the others; pin slots that have no others."""
         kept = self.pin_others(slots, lambda slot: not set(varying(slot)).issubset(dims), reason)
         return [self.collapse(slot, [d for d in range(slot.ndim) if d not in dims]) for slot in kept]
 

@@ -77,7 +77,8 @@ class SlicePlan:
         attributes: "module.attribute" -> value in the small network, for sizes that modules store themselves.
         groups: the channel groups, widest reach first.
         crossing: module -> operator that computes statistics across channels, over the kept ones in the small network.
-        unaligned: modules with channel shuffles after which widths agree but channels are no longer the base's.
+        unaligned: modules with channel shuffles after which the small network's channels no longer correspond to the
+            base's; only their number is right.
         unreached: module or parameter that did not run on the example input -> the module whose channels it follows, or
             "" if it follows none: it is at full width, and small networks refuse to run it.
         order: how the base network's channels were ordered when this plan was first used ("l1", "l2", "bn"), or "". It
