@@ -19,7 +19,7 @@ from adjoined.errors import AdjoinedError, is_number, usage
 
 Schedule = Literal["paper", "constant"]
 
-ROUNDING = 1e-6
+ROUNDING = 1e-10
 """How far a fraction that a loop adds up may be above 1."""
 
 
