@@ -72,7 +72,7 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str
         ('Did you mean optimizer?', 'See the list.')
     """
     known = {each.lstrip("-"): each for each in known}  # hyphens alone do not make flags alike
-    alike = get_close_matches(str(word).lstrip("-"), known, n=1)
+    alike = get_close_matches(str(word).lstrip("-"), known, n=1, cutoff=0.7)
     return f"Did you mean {known[alike[0]]}?" if alike else otherwise
 
 

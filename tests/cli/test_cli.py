@@ -138,10 +138,10 @@ class Options:
         ("--keep=conv1", {"keep": ("conv1",)}),
         ("--ema", {"ema": True}),
         ("--ema false", {"ema": False}),
-        ("--no-ema --ema=True", {"ema": True}),
-        ("--ema --no_ema", {"ema": False}),
+        ("--ema --ema=True", {"ema": True}),
+        ("--no_ema", {"ema": False}),
         ("--limit none", {"limit": None}),
-        ("--input-size 1 --input-size 2", {"input_size": 2}),
+        ("--input-size 2 --input_size=2", {"input_size": 2}),
         ("--options '{a: 1}'", {"options": {"a": 1}}),
         ("--shares 20=0.15,24=0.5", {"shares": {"20": 0.15, "24": 0.5}}),
         ("--shares '{24: 0.5}'", {"shares": {"24": 0.5}}),
@@ -166,6 +166,10 @@ def test_what_people_type_is_read(line: str, read: dict[str, Any]):
         ("--shares 24=half", "--shares", "invalid value"),
         ("x", "x", "unknown flag or argument"),
         ("-- --alpha", "--alpha", "unknown flag or argument"),
+        ("--input-size 1 --input_size=2", "--input-size", "given several times"),
+        ("--keep conv1 --keep conv2", "--keep", "given several times"),
+        ("--no-ema --ema=True", "--ema", "given several times"),
+        ("--name= --name=a", "--name", "given several times"),
         ("--name=", "--name", "a text is empty"),  # an unset variable of the shell, as in --resume "$RUN"
         ("''", "arguments", "a text is empty"),
     ],
@@ -185,7 +189,14 @@ def test_the_rest_of_a_line_after_two_hyphens_is_not_a_flag():
     [
         ("plan", "MODEL: an argument is missing"),
         ("plan resnet20 --classe 3", "Did you mean --classes?"),
-        ("train --out runs/a", "--out: unknown flag or argument. `--help` lists all flags."),  # not --round-to
+        ("train --out runs/a", "--out: unknown flag or argument. Did you mean --run?"),  # not --round-to
+        ("train --device cuda", "--device: unknown flag or argument. Did you mean --accelerator?"),  # not --devices
+        ("benchmark resnet20 --device cuda", "Did you mean --devices?"),
+        ("train --learning-rate 0.1", "Did you mean --lr?"),
+        ("train --force", "--force: unknown flag or argument. `--help` lists all flags."),  # not --order
+        ("evaluate runs/a --runtime onnx", "`--help` lists all flags."),  # not --run, which is no flag there
+        ("train --alpha 2 --alpha 4", "--alpha: given several times (expected one value, got 2, 4)"),
+        ("compare --methods standrad", "--methods: unknown method "),
         ("plan resnet20 --class 3", "unknown flag"),  # no guessing at abbreviations
         ("plan resnet20 resnet50", "resnet50: unknown flag or argument"),
         ("plan resnet20 --alpha", "--alpha: a value is missing"),

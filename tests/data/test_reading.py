@@ -14,6 +14,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from adjoined.data import DataInfo, load_image, preprocess
 from adjoined.data.levels import plain
 from adjoined.data.preprocessing import MOST_PIXELS, to_tensor
+from adjoined.data.segmentation import read_mask
 from adjoined.errors import AdjoinedError
 from made_by_hand import png, tiff
 
@@ -105,6 +106,33 @@ def test_colours_in_planes_are_read_or_refused(tmp_path, bits, read):
     else:
         with pytest.raises(AdjoinedError, match=r"planes\.tif: .*got 16 bits, a plane for each colour"):
             load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("tags", "missing"),
+    [({278: 4}, 0), ({278: 4}, 1), ({278: 4, 284: 2}, 0), ({278: 4, 284: 2}, 1), ({278: 16, 284: 2}, 1), ({278: 8}, 1)],
+)
+def test_a_tiff_without_all_of_its_strips_is_refused_by_whatever_reads_it(tmp_path, tags, missing):
+    """Pillow leaves what is missing black."""
+    planes = [np.ascontiguousarray(COLOUR[..., colour]) for colour in range(3)] if 284 in tags else [COLOUR]
+    strips = [plane[at : at + tags[278]].tobytes() for plane in planes for at in range(0, 16, tags[278])]
+    path = tmp_path / "cut.tif"
+    path.write_bytes(written({258: (8,) * 3, 262: 2, 277: 3} | tags, *strips[: len(strips) - missing]))
+    if not missing:
+        assert (seen(path) == COLOUR).all()
+        return
+    with pytest.raises(AdjoinedError, match=r"^[^\n]*cut\.tif: parts of the TIFF file are missing"):
+        load_image(path)
+
+
+def test_a_mask_without_all_of_its_strips_is_refused_too(tmp_path):
+    values = np.ones((16, 20), np.uint8)
+    for name, strips in (("whole", [values[:8], values[8:]]), ("cut", [values[:8]])):
+        tags = {258: 8, 262: 1, 277: 1, 278: 8}
+        (tmp_path / f"{name}.tif").write_bytes(written(tags, *(strip.tobytes() for strip in strips)))
+    assert (read_mask(str(tmp_path / "whole.tif")) == 1).all()
+    with pytest.raises(AdjoinedError, match=r"cut\.tif: parts of the TIFF file are missing"):
+        read_mask(str(tmp_path / "cut.tif"))
 
 
 @pytest.mark.parametrize("factor", [1, 257])

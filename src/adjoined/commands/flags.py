@@ -21,6 +21,21 @@ from adjoined.commands.streams import keep_for_json
 from adjoined.errors import AdjoinedError, DoesNotRunError, did_you_mean
 
 TRUE_OR_FALSE = ("true", "false")
+OTHER_NAMES = {
+    "amp": ("precision",),
+    "batch": ("batch-size", "batch-sizes"),
+    "device": ("accelerator", "device", "devices"),
+    "gpu": ("accelerator", "device", "devices"),
+    "gpus": ("devices", "device"),
+    "image-size": ("input-size",),
+    "img-size": ("image-size", "input-size"),
+    "imgsz": ("image-size", "input-size"),
+    "learning-rate": ("lr",),
+    "out": ("run",),
+    "output": ("out", "run"),
+    "output-dir": ("out", "run"),
+}
+"""Flag of another command or tool -> flags with this meaning; the first that the command has is suggested."""
 
 
 class Shown(SystemExit):
@@ -126,7 +141,7 @@ def _culprit(
 
 
 def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str, Any]:
-    """Return the unparsed values on a command line by field; the last of several values wins.
+    """Return the unparsed values on a command line by field.
 
     Args:
         argv: the arguments after the name of the command.
@@ -138,8 +153,8 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         "config" lists files, and "help" and "print_config" are True.
 
     Raises:
-        AdjoinedError: an unknown flag, a flag without its value, an empty text, or a switch with a value other than
-            true or false.
+        AdjoinedError: an unknown flag, a flag without its value or with several, an empty text, or a switch with a
+            value other than true or false.
 
     Example:
         >>> from dataclasses import dataclass
@@ -159,24 +174,33 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         scout.add_argument("--print-config", action="store_true")
     for name, field in known.items():
         if name in switches:
-            scout.add_argument(flag_of(name), dest=name, action="store_const", const="true")
-            scout.add_argument(flag_of(f"no_{name}"), dest=name, action="store_const", const="false")
+            scout.add_argument(flag_of(name), dest=name, action="append_const", const="true")
+            scout.add_argument(flag_of(f"no_{name}"), dest=name, action="append_const", const="false")
         elif not is_positional(field):
-            scout.add_argument(flag_of(name), dest=name)
+            scout.add_argument(flag_of(name), dest=name, action="append")
     try:
         parsed, rest = scout.parse_known_args(_spelled(argv, switches))
     except argparse.ArgumentError as error:  # without declared types, nothing else can be wrong
         raise AdjoinedError("a value is missing", where=error.argument_name or "") from error
-    empty = [flag_of(name) for name, text in vars(parsed).items() if text == "" and _is_text(hints.get(name))]
+    given = vars(parsed)
+    for name in given.keys() & known.keys():
+        text, *others = dict.fromkeys(given[name])
+        if others:
+            got = ", ".join([text, *others])
+            raise AdjoinedError("given several times", where=flag_of(name), expected="one value", got=got)
+        given[name] = text
+    empty = [flag_of(name) for name, text in given.items() if text == "" and _is_text(hints.get(name))]
     if empty or "" in rest:
         where = empty[0] if empty else "arguments"
         raise AdjoinedError("a text is empty", where=where, fix="Is a variable of your shell not set?")
     end = rest.index("--") if "--" in rest else len(rest)
     if unknown := next((word for word in rest[:end] if word.startswith("--")), None):
         flag = unknown.partition("=")[0]
-        fix = did_you_mean(flag, map(flag_of, known), "`--help` lists all flags.")
+        flags = [flag_of(name) for name, field in known.items() if not is_positional(field)]
+        meant = next((f"--{each}" for each in OTHER_NAMES.get(flag[2:], ()) if f"--{each}" in flags), flag)
+        fix = did_you_mean(meant, flags, "`--help` lists all flags.")
         raise AdjoinedError("unknown flag or argument", where=flag, fix=fix)
-    return {**vars(parsed), "words": [*rest[:end], *rest[end + 1 :]]}
+    return {**given, "words": [*rest[:end], *rest[end + 1 :]]}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from adjoined.choices import as_flag
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.method_settings import METHODS, METHODS_OF, SMALL_ONLY
 from adjoined.settings import PLACE_ONLY, Settings
 
@@ -66,6 +66,9 @@ def _read(text: str, settings: Settings, unequal: bool) -> Variant:
     from adjoined.schema import parse_yaml
 
     method, *changes = text.split(":")
+    if method not in METHODS:
+        fix, expected = did_you_mean(method, METHODS), f"some of {', '.join(METHODS)}"
+        raise AdjoinedError("unknown method", where="--methods", expected=expected, got=method, fix=fix)
     values: dict[str, Any] = {}
     for change in changes:
         name, equals, value = change.partition("=")
@@ -83,7 +86,6 @@ def _read(text: str, settings: Settings, unequal: bool) -> Variant:
             values[name] = parse_yaml(value)
         except (ValueError, yaml.YAMLError) as error:
             raise AdjoinedError("not a value", where=f"--methods {text}", got=change) from error
-    # The settings report an unknown method, with the list of known ones.
     common = asdict(settings.for_method(method))
     return Variant(text, Settings.from_dict({**common, **values}, where=f"--methods {text}"))
 

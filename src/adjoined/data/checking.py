@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from adjoined.data.images import FileImages, Images
-from adjoined.data.levels import check_layout, plain
+from adjoined.data.levels import plain
 from adjoined.data.preprocessing import check_pixels, opened_image, quiet
 from adjoined.data.scanning import as_text
 from adjoined.errors import AdjoinedError
@@ -83,7 +83,6 @@ def _fault(path: str, resize: int, decoded: bool) -> AdjoinedError | None:
     try:
         with opened_image(path) as image:
             check_pixels(*image.size, resize)
-            check_layout(image)
             if image.mode in _RANGE_IN_THE_VALUES:
                 plain(image)
             elif image.format == "PNG":

@@ -54,14 +54,25 @@ def check_layout(image: Image) -> None:
     """Raise AdjoinedError if it is a TIFF whose values Pillow would misread; this takes only its header."""
     tags = getattr(image, "tag_v2", {})
     bits, signed = tags.get(_BITS, (0,)), _SIGNED in tags.get(_SAMPLE_FORMAT, ())
-    planes = len(bits) > 1 and tags.get(_PLANES) == _ONE_PER_COLOUR and tags.get(_COMPRESSION, 1) == _UNCOMPRESSED
-    if (signed and max(bits) <= 8) or (planes and max(bits) > 8):
+    raw = tags.get(_COMPRESSION, 1) == _UNCOMPRESSED
+    planes = len(bits) if tags.get(_PLANES) == _ONE_PER_COLOUR else 1
+    if (signed and max(bits) <= 8) or (planes > 1 and raw and max(bits) > 8):
         raise AdjoinedError(
             "a TIFF file of this layout cannot be read",
             where="image",
             expected="unsigned values; with 16 bits, the colours of a pixel side by side",
             got=f"{max(bits)} bits, {'signed' if signed else 'a plane for each colour'}",
             fix="Save it as PNG.",
+        )
+    parts = [each.extents for each in getattr(image, "tile", ())] if tags and raw else []
+    there = sum((right - left) * (lower - upper) for left, upper, right, lower in filter(None, parts))
+    if parts and there < planes * image.width * image.height:  # Pillow leaves the rest black
+        raise AdjoinedError(
+            "parts of the TIFF file are missing",
+            where="image",
+            expected=f"{planes * image.width * image.height} values",
+            got=there,
+            fix="Replace the file, or remove it from the data.",
         )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adjoined.data.info import DataInfo
-from adjoined.data.levels import plain
+from adjoined.data.levels import check_layout, plain
 from adjoined.errors import AdjoinedError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def opened_image(path: str | Path) -> Iterator[Image]:
         # Given a path, Pillow maps an uncompressed TIFF that has to be rotated into memory with its sides swapped.
         with open(path, "rb") as file, Image.open(file, formats=formats) as image:
             check_pixels(*image.size)
+            check_layout(image)
             _scale_transparent_colour(image)
             _widen_colour_map(image)
             yield image
