@@ -91,11 +91,11 @@ class Part:
         begin = {name: getattr(cifar(), name) for name in ("data", "lr", "weight_decay", "schedule")}
         return Settings.from_dict({**begin, **self.flags, "data_root": data_root})
 
-    def argv(self, data_root: str, out: Path, seeds: int, jobs: int = 1) -> list[str]:
+    def argv(self, data_root: str, out: Path, seeds: int) -> list[str]:
         """Return the arguments of the command that runs it."""
         values = {name.replace("_", "-"): json.dumps(value).strip('"') for name, value in self.flags.items()}
         own = [word for name, value in values.items() for word in (f"--{name}", value)]
-        which = ["--methods", ",".join(self.methods), *f"--seeds {seeds} --jobs {jobs}".split()]
+        which = ["--methods", ",".join(self.methods), "--seeds", str(seeds)]
         which += ["--unequal"] if self.unequal else []
         return ["compare", "--recipe", "cifar", *own, "--data-root", data_root, *which, "--out", str(out / self.name)]
 
@@ -156,7 +156,6 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=2.0, help="factor on the channels of ResNet-8")
     parser.add_argument("--few-epochs", type=int, default=8, help="epochs of the comparison of regularisers")
     parser.add_argument("--part", help="only this comparison")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--estimate", action="store_true", help="only estimate the time")
     asked = parser.parse_args()
     parts = [
@@ -174,7 +173,7 @@ def main() -> None:
         estimate(parts, asked.data_root, asked.seeds, Console())
         return
     for part in parts:
-        if code := adjoined(part.argv(asked.data_root, asked.out, asked.seeds, asked.jobs)):
+        if code := adjoined(part.argv(asked.data_root, asked.out, asked.seeds)):
             raise SystemExit(code)
         kept = Path(__file__).parent / "results" / f"cpu_study_{part.name.replace('-', '_')}"
         kept.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from adjoined.comparison.variants import Variant
 
 PURPOSE = (
-    "Train with several methods under the same settings, one run after another or --jobs at a time. Rerun the command "
-    "to continue a stopped comparison. Settings work as for `adjoined train`: defaults, recipe, --config FILE.yaml, "
-    "flags. A method may have its own settings: --methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true"
+    "Train with several methods under the same settings. Rerun the command to continue a stopped comparison. Settings "
+    "work as for `adjoined train`: defaults, recipe, --config FILE.yaml, flags. A method may have its own settings: "
+    "--methods standard,dropout:dropout_rate=0.5,adjoint:kl_detach=true"
 )
 METHODS = ["standard", "scratch", "distillation", "adjoint", "adjoint+"]
 SECONDS = 2.0
@@ -40,28 +40,20 @@ class Comparison(FromRecipe):
     """Runs per method, with seeds counted up from --seed."""
     out: str | None = None
     """Folder for the runs, tables and plots; none: runs/compare-DATA-MODEL."""
-    jobs: int = 1
-    """Parallel runs, each in its own process, on its own GPU if there are several, otherwise with its share of the
-    cores."""
     minutes: float | None = None
     """Stop after this many minutes, at the end of an epoch; the same command continues. None: until all runs are
     finished."""
     only: str | None = None
-    """Train one part of the runs, K/N, such as 2/3 for the second of three; each part may run on its own machine, with
-    a shared --out. None: all runs."""
+    """Train one part of the runs, K/N, such as 2/3 for the second of three; the parts may run at the same time, on
+    several GPUs or machines, with a shared --out. None: all runs."""
     unequal: bool = False
     """Allow methods to differ in shared settings, such as --methods standard:lr=0.05."""
 
     def __post_init__(self) -> None:
         """Check the options that only this command has."""
-        for name in ("seeds", "jobs"):
-            check_range(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
-        if self.part is not None and self.jobs > 1:
-            raise AdjoinedError(
-                "the runs of a part are trained one after another", where="--jobs", fix="Use more parts instead."
-            )
-        fits = self.minutes is None or (self.minutes > 0 and self.jobs == 1)
-        check_range(fits, "--minutes", "a number above 0, together with --jobs 1", self.minutes)
+        check_range(self.seeds >= 1, "--seeds", "at least 1", self.seeds)
+        check_range(self.minutes is None or self.minutes > 0, "--minutes", "a number above 0", self.minutes)
+        self.part  # noqa: B018 - refuses what is not a part
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -87,7 +79,6 @@ def main(argv: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from adjoined.comparison.side_by_side import train_side_by_side
     from adjoined.comparison.study import Study
     from adjoined.comparison.variants import read_variants
     from adjoined.training.output import unstoppable
@@ -99,10 +90,7 @@ def main(argv: Sequence[str]) -> None:
     _check_libraries(variants)
     console = Console()
     with unstoppable() as streams:
-        if asked.jobs == 1:
-            failures = study.train(console, minutes=asked.minutes, part=asked.part)
-        else:
-            failures = train_side_by_side(study, asked.jobs, console)
+        failures = study.train(console, minutes=asked.minutes, part=asked.part)
         done = [study.result(*run) is not None for run in study.runs(asked.part)]
         if not all(done) and not failures:
             console.print(f"\n{sum(done)} of {len(done)} runs are done; rerun the command to continue", highlight=False)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from adjoined.comparison.variants import OWN, Variant
 from adjoined.data.folders import check_outside
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write, refuse_link
+from adjoined.files import cannot_write, is_part, refuse_link
 from adjoined.json_files import read_versioned, write_json
 from adjoined.plain import entry
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
+from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
 from adjoined.settings import PLACE_ONLY, Settings
 
@@ -71,8 +72,9 @@ class Study:
             AdjoinedError: the folder holds something else, or runs under other settings.
         """
         record = self.folder / RECORD
-        if not record.is_file():
-            if self.folder.is_dir() and any(each.name != ".lock" for each in self.folder.iterdir()):
+        there = [each.name for each in self.folder.iterdir()] if self.folder.is_dir() else []
+        if not record.is_file():  # another part of the comparison may be about to write it
+            if any(name != LOCK and not is_part(name) for name in there):
                 raise AdjoinedError(
                     "the folder contains other files, not a comparison", where=self.folder, fix="Choose another --out."
                 )
@@ -125,7 +127,7 @@ class Study:
 
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
         runs, known = self.runs(part), [self.path(*each) for each in self.runs()]
-        with self.opened(alone=part is None):
+        with self._opened(alone=part is None):
             failures: list[Failure] = []
             for variant, number in runs:
                 if deadline is not None and time.monotonic() > deadline:
@@ -147,7 +149,7 @@ class Study:
         return failures
 
     @contextmanager
-    def opened(self, *, alone: bool = True) -> Iterator[None]:
+    def _opened(self, *, alone: bool) -> Iterator[None]:
         """Record in the folder what is compared, and lock it for this process unless others do other parts.
 
         A run locks its own folder in any case.
@@ -159,7 +161,7 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(error, self.folder) from error
-        for place in (self.folder / "runs", self.folder / "logs", *(self.path(*run) for run in self.runs())):
+        for place in (self.folder / "runs", *(self.path(*run) for run in self.runs())):
             refuse_link(place)
         with locked(self.folder) if alone else nullcontext():
             summary = {"methods": [each.label for each in self.variants], "seeds": self.seeds, "recipe": self.recipe}
@@ -169,20 +171,18 @@ class Study:
             )
             yield
 
-    def outlook(self, run: Run, at_work: Sequence[Run] = ()) -> str:
+    def outlook(self, run: Run) -> str:
         """Return a progress line for a run that starts: what is done, what remains, and an estimate of the time."""
         runs, (variant, number) = self.runs(), run
         results = [(each, result) for each in runs if (result := self.result(*each)) is not None]
         done = [each for each, _ in results]
         left = [each for each in runs if each not in done]
-        to_come = [each for each in left if each != run and each not in at_work]
-        place = len(done) + len(at_work) + 1
-        parts = [f"run {place} of {len(runs)}: {variant.label}, seed {variant.run_settings(number).seed}"]
+        to_come = [each for each in left if each != run]
+        parts = [f"run {len(done) + 1} of {len(runs)}: {variant.label}, seed {variant.run_settings(number).seed}"]
         if done:
-            seconds = sum(_expected(each, results) for each, _ in left) / (len(at_work) + 1)
+            seconds = sum(_expected(each, results) for each, _ in left)
             parts.append(f"about {timedelta(seconds=round(seconds))} left")
         parts += [f"done: {_names(done)}"] if done else []
-        parts += [f"in progress: {_names(at_work)}"] if at_work else []
         parts += [f"remaining: {_names(to_come)}"] if to_come else []
         return "\n" + "; ".join(parts)
 
