@@ -130,11 +130,11 @@ class Ties:
 
     def roots(self) -> array[int]:
         """Return the root of every label."""
-        return array("q", map(self.find, range(len(self._parent))))
+        return _roots(self._parent)
 
     def channels(self) -> array[int]:
         """Return for every label the smallest one of the same channel."""
-        return array("q", (_root(self._channel, label) for label in range(len(self._channel))))
+        return _roots(self._channel)
 
     def reasons(self) -> Callable[[int], Reason | None]:
         """Return a function from a root to the reason why its set is pinned, None if it is not."""
@@ -147,6 +147,14 @@ def _root(parent: array[int], label: int) -> int:
         parent[label] = parent[parent[label]]
         label = parent[label]
     return label
+
+
+def _roots(parent: array[int]) -> array[int]:
+    """Return the root of every label; a parent is never larger than its label, so its root is known first."""
+    roots = parent[:]
+    for label, above in enumerate(parent):
+        roots[label] = roots[above]
+    return roots
 
 
 def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:

@@ -19,8 +19,8 @@ from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import MANAGED_SIZES, and_parents, has_managed_sizes
 from adjoined.slicing.model.stored import read, settings_in, stored_in
 from adjoined.slicing.plan.reasons import Kind
-from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Grouping
+from adjoined.slicing.solve.trial import Failure
 
 _NOT_CHANNELS = {"training", "kernel_size", "stride", "padding", "dilation", "output_padding"}
 """Attributes of layers that never count channels."""

@@ -16,8 +16,8 @@ from adjoined.slicing.flow.sizes import Formula, Mismatch, Site, count_left
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import and_parents, is_inside
 from adjoined.slicing.solve.attributes import Attribute, Corrections
-from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Group, Grouping, RequiredWidth
+from adjoined.slicing.solve.trial import Failure
 
 PATIENCE = 4
 """How often a module's own groups are widened before those of its parent are widened, too."""

@@ -16,12 +16,11 @@ from adjoined.slicing.plan.plan import DoesNotFit, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.align import NoPlace, align
 from adjoined.slicing.solve.draft import draft
-from adjoined.slicing.solve.failure import Failure
 from adjoined.slicing.solve.groups import Grouping
 from adjoined.slicing.solve.repair import Repairs, Unaligned
 from adjoined.slicing.solve.request import Request, requested_widths
 from adjoined.slicing.solve.traces import Traces
-from adjoined.slicing.solve.trial import check_path, try_plan
+from adjoined.slicing.solve.trial import Failure, check_path, try_plan
 from adjoined.slicing.solve.widths import (
     OtherWidths,
     assign_widths,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from adjoined.slicing.flow.labels import OutOfStep, along
 from adjoined.slicing.flow.run import LabelFlow
+from adjoined.slicing.flow.sizes import Mismatch
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.cost import cost_of_run
 from adjoined.slicing.model.inputs import tensor_leaves
@@ -16,6 +17,7 @@ from adjoined.slicing.model.misuse import another_path
 from adjoined.slicing.model.modules import named_tensors
 from adjoined.slicing.plan.index import take
 from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.plan.reasons import Kind, Reason
 
 
 def try_plan(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) -> SlicePlan:
@@ -63,3 +65,37 @@ def check_path(flow: LabelFlow, traced: Trace) -> None:
         for here, there in zip(flow.path, traced.path, strict=False):
             if here != there:
                 raise another_path(traced.model, flow.values.read_in, [here, there])
+
+
+Progress = tuple[int, int]
+"""How far a run got: number of operators, position of the wrong size among the last one's arguments."""
+
+
+@dataclass
+class Failure:
+    """A failed attempt to run the small network."""
+
+    error: Exception
+    module: str
+    """The module that ran."""
+    steps: int
+    """Number of operators that had run."""
+    last: tuple[int, ...] = ()
+    """Labels of the channels that the last of them returned."""
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run got; later is greater."""
+        return self.steps, self.error.position if isinstance(self.error, Mismatch) else 0
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Labels of the channels concerned, as far as they are known."""
+        return self.error.labels if isinstance(self.error, OutOfStep) else self.last
+
+    @property
+    def why(self) -> Reason:
+        """Why the channels concerned stay at full width, if nothing helps."""
+        if isinstance(self.error, OutOfStep):
+            return self.error.why
+        return Reason(Kind.DOES_NOT_RUN, f"{type(self.error).__name__}: {self.error} in '{self.module}'")
