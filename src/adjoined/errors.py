@@ -77,11 +77,7 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str
 
 
 def usage(call: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Let a function raise AdjoinedError where its arguments are too many, too few or of unknown names.
-
-    Args:
-        call: the right call, for the message.
-    """
+    """Let a function raise AdjoinedError, naming the right `call`, if arguments are missing, unknown or too many."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)

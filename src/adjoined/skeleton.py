@@ -61,13 +61,7 @@ def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Mo
 
 
 def check_same_parts(skeleton: nn.Module, joined: nn.Module, base: nn.Module) -> None:
-    """Raise AdjoinedError if the base network has other modules than when it was joined.
-
-    Args:
-        skeleton: a small network of it.
-        joined: the base network that was joined.
-        base: the base network that runs, which may wrap it.
-    """
+    """Raise AdjoinedError if the base network has other modules than when it was joined."""
     if not any(each is joined for each in base.modules()):
         raise changed("base", f"the {type(joined).__name__} that was joined", f"another {type(base).__name__}")
     ran, now = (dict(each.named_modules()) for each in (skeleton, joined))

@@ -116,11 +116,7 @@ def search(
 
 
 class ProgressLines:
-    """Prints a line for each quarter of what a search does.
-
-    Args:
-        file: where to, such as `sys.stderr`.
-    """
+    """Prints a line for each quarter of what a search does."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._last = file, ("", 0)

@@ -50,9 +50,6 @@ def environment() -> Environment:
 def command_line(words: Sequence[str]) -> str:
     """Return a command as one would type it: quoted for a shell, and the program without an absolute folder.
 
-    Args:
-        words: the words in the format of `sys.argv`.
-
     Example:
         >>> command_line(["benchmarks/train_step.py", "--rounds", "8"])
         'python benchmarks/train_step.py --rounds 8'

@@ -22,9 +22,6 @@ GLIBC_KEEPS = 64 * 2**20
 def explain(found: Benchmark) -> list[str]:
     """Return sentences on fp32 speed-ups far below the ratio of MACs and their causes.
 
-    Args:
-        found: a benchmark; only its sizes, times and allocator settings are used.
-
     Returns:
         First a warning if the machine was too busy for reliable figures; then the reliable speed-ups that fall short,
         and the causes that the figures show.

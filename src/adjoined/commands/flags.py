@@ -122,14 +122,7 @@ def _culprit(
     values: Mapping[str, Any],
     before: Mapping[str, Any],
 ) -> str | None:
-    """Return the name of the setting without which the error does not occur, if there is one.
-
-    Args:
-        error: raised by `_filled(options, values)`.
-        names: the settings to try.
-        options, values: as in `_filled`.
-        before: the values that the settings had before `values` replaced them.
-    """
+    """Return which of these settings `_filled` fails for: with its value before, there is no such error."""
     for name in names:
         try:
             _filled(options, {**values, name: before[name]})
@@ -142,11 +135,6 @@ def _culprit(
 
 def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str, Any]:
     """Return the unparsed values on a command line by field.
-
-    Args:
-        argv: the arguments after the name of the command.
-        options: the options classes of the command.
-        config: whether `--config` and `--print-config` exist.
 
     Returns:
         Field -> text, "true" or "false" for a switch; if present, "words" lists the arguments that are not flags,

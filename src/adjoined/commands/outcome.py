@@ -71,11 +71,6 @@ def paths(run: FinishedRun) -> str:
 def load_line(place: object, name: str, code: str | None) -> str:
     """Return the line that loads a network.
 
-    Args:
-        place: the run folder, or `hub:OWNER/NAME`.
-        name: name of the network.
-        code: the user's own code that builds the model, if it does.
-
     Example:
         >>> print(load_line("runs/mine", "small", "net.py:make"))
         import adjoined; model = adjoined.load("runs/mine", "small", model='net.py:make')

@@ -188,11 +188,7 @@ def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def recipe_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of the recipe named on the command line, by flag or in a file; empty if there is none.
-
-    Args:
-        given: the command line, as `typed` returns it.
-    """
+    """Return the settings of the recipe named on the command line, by flag or in a file; empty if there is none."""
     from adjoined.schema import read_mapping
 
     named = [

@@ -91,11 +91,7 @@ def _read(text: str, settings: Settings, unequal: bool) -> Variant:
 
 
 def train_command(settings: Settings, recipe: str | None) -> str:
-    """Return the command for a single run.
-
-    Args:
-        settings: settings of the run.
-        recipe: the recipe to start from; settings that differ from it become flags.
+    """Return the command for a single run, with a flag for each setting that differs from the recipe's.
 
     Example:
         >>> train_command(Settings(method="dropout", dropout_rate=0.5, seed=1), None)

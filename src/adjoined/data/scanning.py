@@ -146,14 +146,7 @@ def _walked(folder: Path) -> Iterator[None]:
 def _files(
     root: Path, inside: str, elsewhere: Set[_Identity], left_out: LeftOut, seen: set[_Identity] | None = None
 ) -> Iterator[tuple[str, int]]:
-    """Yield every image below a folder, and its size in bytes.
-
-    Args:
-        root, inside: the folder is `root`/`inside`.
-        elsewhere: folders that are not followed.
-        left_out: collects what is not an image.
-        seen: folders that have been visited.
-    """
+    """Yield every image below a folder, and its size in bytes."""
     seen = set() if seen is None else seen
     for entry in _entries(root / inside):
         name = os.path.join(inside, entry.name)

@@ -88,13 +88,7 @@ def write(
 
 @contextmanager
 def _full_disk_reported(path: Path, parts: Sequence[Path], size: int) -> Iterator[None]:
-    """After a runtime's own writer has failed, check whether the disk was full, which its error may not reveal.
-
-    Args:
-        path: the file, named in the error.
-        parts: files written so far.
-        size: least number of bytes needed.
-    """
+    """After a runtime's own writer has failed, check whether `size` bytes fit on the disk: its error may not say."""
     try:
         yield
     except Exception as error:

@@ -71,12 +71,7 @@ def own_state(net: AdjoinedNetwork) -> dict[str, Any]:
 
 
 def load_own_state(net: AdjoinedNetwork, state: Mapping[str, Any], where: str) -> None:
-    """Load the result of `own_state` into a joint network.
-
-    Args:
-        net: the joint network, whose base has its weights already.
-        state: the result of `own_state`.
-        where: what the user wrote, for the error.
+    """Load the result of `own_state` into a joint network whose base has its weights already.
 
     Raises:
         AdjoinedError: the small networks are sliced differently.
@@ -94,12 +89,7 @@ def load_own_state(net: AdjoinedNetwork, state: Mapping[str, Any], where: str) -
 
 
 def joined_as(model: nn.Module, state: Mapping[str, Any]) -> AdjoinedNetwork:
-    """Return the joint network of a base with its weights and the result of `own_state`, ready to evaluate and save.
-
-    Args:
-        model: the base network; it is used, not copied.
-        state: the result of `own_state`.
-    """
+    """Return the joint network of a base with its weights (used, not copied) and the result of `own_state`."""
     own = {name.split(".", 1)[1] for name in state["smalls"]}
     base = unwrap(model)
     layers = {name.rpartition(".")[0] for name, _ in base.named_parameters(remove_duplicate=False) if name in own}

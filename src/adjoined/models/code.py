@@ -45,10 +45,6 @@ def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, 
 def build_with(function: Callable[..., object], *, offered: Mapping[str, Any], options: Mapping) -> nn.Module:
     """Call a function and return its network; it gets the arguments and options that it has parameters for.
 
-    Args:
-        function, offered: as for `build_from_code`.
-        options: further arguments, of which the function need not accept any.
-
     Raises:
         AdjoinedError: the function raised, or did not return a torch.nn.Module.
 

@@ -36,12 +36,7 @@ class Layer:
 
 
 def layers(networks: Sequence[nn.Module], costs: Sequence[Mapping[str, Cost]]) -> list[Layer]:
-    """Return the modules that have parameters or do arithmetic themselves, not counting their children.
-
-    Args:
-        networks: the base network, then each small one.
-        costs: the result of `adjoined.slicing.cost_by_module` for each of them.
-    """
+    """Return the modules that have parameters or do arithmetic themselves, not counting their children."""
     found = []
     for name, module in networks[0].named_modules():
         children = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
@@ -60,11 +55,7 @@ def plan_table(
 ) -> Table:
     """Return the plan as a table: layers, channels, parameters and MACs of each network, and why layers stay wide.
 
-    Args:
-        all_layers: the result of `layers`.
-        plans: the plan of each small network.
-        title: line above the table.
-        full: one row per leaf module instead of one per group of equal blocks.
+    With `full`, there is a row per leaf module instead of one per group of equal blocks.
     """
     rows = [LayerRow((layer.name,), (layer,)) for layer in all_layers] if full else _short(all_layers)
     # A line has room for four columns of figures; a family shows parameters there, and MACs only in the totals.
@@ -85,11 +76,7 @@ def alpha_table(
 ) -> Table:
     """Return what small networks of several alphas cost, next to the base network.
 
-    Args:
-        base: cost of the base network.
-        plans: one plan for each alpha, made with the same settings.
-        times: milliseconds of the base network and of every small one, if measured.
-        measured: where they were measured.
+    `times` are the milliseconds of the base network and of every small one, if they were measured.
     """
     rows = []
     for name, cost in (("base", base), *((f"α={plan.alpha:g}", plan.cost) for plan in plans)):

@@ -43,13 +43,7 @@ def answer(module: nn.Module, description: Mapping[str, Any]) -> list[float] | N
 
 
 def check_answer(module: nn.Module, description: Mapping[str, Any], where: object) -> None:
-    """Raise OtherCodeError if a network's logits differ from those recorded; AdjoinedError if the record is damaged.
-
-    Args:
-        module: the network, in evaluation mode, on the CPU.
-        description: the contents of the JSON beside its weights; older ones have no answer.
-        where: the file of the description.
-    """
+    """Raise OtherCodeError if a network's logits differ from those recorded; AdjoinedError if the record is damaged."""
     if description.get("answer") is None:
         return
     place = f"{where}, answer"

@@ -29,13 +29,6 @@ SAFE_RATE = 0.01
 def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Trainer, data: RunData) -> Iterator[None]:
     """Turn whatever stops the training in the block into a one-line error that says how to resume.
 
-    Args:
-        run: the run that a user would resume.
-        stage: the folder of this training: the run's own, or that of one of its stages.
-        settings: settings of this training.
-        trainer: Lightning's trainer.
-        data: the images.
-
     Raises:
         AdjoinedError: the loss diverged, the disk is full, memory is short, a process was killed …
         KeyboardInterrupt: Ctrl-C or SIGTERM; the message says how to resume.

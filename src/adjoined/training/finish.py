@@ -82,12 +82,7 @@ class Ending:
                 ) from error
 
     def keep(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Save the networks of a checkpoint in a folder, for use during the run or after it was stopped.
-
-        Args:
-            path: the folder; an existing one is replaced atomically.
-            checkpoint: a checkpoint of Lightning, with the history of the run.
-        """
+        """Replace a folder by the networks of a checkpoint, for use during the run or after it was stopped."""
         rows = checkpoint["callbacks"][History.__qualname__]["rows"]
         images = len(self.job.images.val)
 
@@ -182,16 +177,10 @@ class Ending:
 def _measure_statistics(
     finished: Mapping[str, TrainedNetwork], settings: Settings, images: ImageData, device: torch.device
 ) -> int:
-    """Measure the running statistics of finished networks on training images, augmented as in training.
+    """Measure the running statistics of finished networks, in place, on training images, augmented as in training.
 
     Training keeps moving averages. In a short run, or with a small momentum, these lag behind the weights.
     A base with frozen modules keeps its statistics.
-
-    Args:
-        finished: the networks, changed in place.
-        settings: settings of the run; its seed determines the images.
-        images: the images of the run.
-        device: device of the computation; the networks are returned to the CPU.
 
     Returns:
         The number of images used; 0 if no network has running statistics.

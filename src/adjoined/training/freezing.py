@@ -14,11 +14,6 @@ def freeze(network: nn.Module, model: nn.Module, patterns: Collection[str]) -> N
 
     Weights that a small network shares are frozen with them; its norms and other private tensors are trained.
 
-    Args:
-        network: the module that the method trains; the base is this module or its `base`.
-        model: the base network, whose modules the patterns match.
-        patterns: names or glob patterns.
-
     Raises:
         AdjoinedError: a pattern matches no module.
     """

@@ -31,11 +31,7 @@ def of_networks(row: EpochFigures, what: str | None = None) -> dict[str, float]:
 
 
 class History(Callback):
-    """Add a row after every epoch; checkpoints hold the rows, so a resumed run has no gaps or duplicates.
-
-    Args:
-        path: the CSV file; it is rewritten after every epoch.
-    """
+    """Add a row after every epoch; checkpoints hold the rows, so a resumed run has no gaps or duplicates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -77,12 +77,7 @@ def make_job(
 
 
 def prepare(job: Job, device: torch.device) -> None:
-    """Let the method adapt the weights to training images before the first step: see `Method.prepare`.
-
-    Args:
-        job: the training job; its network is returned to the CPU.
-        device: device of the computation.
-    """
+    """Let the method adapt the weights to training images before the first step: see `Method.prepare`."""
     x, y = training_images(job.settings, job.images, device, 0, job.method.samples)
     job.network.to(device)
     job.method.prepare(job.built, x, y)
@@ -94,9 +89,7 @@ def images_and_base(
 ) -> tuple[ImageData, nn.Module]:
     """Open the images, which are not checked yet, and build the base network under the seed of the settings.
 
-    Args:
-        settings, processes, skipped: as for `make_job`.
-        pretrained: whether the network starts from pretrained weights.
+    Arguments and errors are those of `make_job`; `pretrained`: whether the network starts from pretrained weights.
     """
     from adjoined.data import open_data
 

@@ -38,13 +38,7 @@ def training_batches(settings: Settings, images: ImageData, device: torch.device
 
 
 def training_images(settings: Settings, images: ImageData, device: torch.device, epoch: int, count: int) -> Batch:
-    """Return the first training images of an epoch and their targets in one batch.
-
-    Args:
-        settings, images, epoch: as for `training_batches`.
-        device: device of the batch.
-        count: number of images; fewer if the epoch has fewer.
-    """
+    """Return the first `count` training images of an epoch and their targets in one batch."""
     wanted = -(-count // images.settings.batch_size)
     batches = list(islice(training_batches(settings, images, device, epoch), wanted))
     x, y = (torch.cat(each)[:count].to(device) for each in zip(*batches, strict=True))

@@ -30,11 +30,7 @@ def run_page(
 ) -> str:
     """Return the page of one run.
 
-    Args:
-        story: the contents of its folder.
-        evidence: its networks' predictions; None leaves out the sections that need them.
-        results: its networks side by side, if it is finished.
-        masks: images with the masks of its networks, if it is a segmentation.
+    Without `evidence`, the sections on predictions are left out.
     """
     context: dict[str, Any] = {
         "title": sections.title(story),

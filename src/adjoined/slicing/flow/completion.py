@@ -29,13 +29,7 @@ def complete(
 ) -> dict[str, str]:
     """Tie and pin what the operators alone do not show, now that the model has run; return the unreached parts.
 
-    Args:
-        flow: the run.
-        model: the model, which has run.
-        outputs: what it returned.
-        kept: what its forward stored in attributes, such as features, or logits for another loss.
-        labels: tensor name -> labels of its indices for every dimension.
-        layers: names of the weights of convolutions and linear layers.
+    `kept` is what its forward stored in attributes, such as features, or logits for another loss.
 
     Raises:
         AdjoinedError: values decided which layers ran.

@@ -158,10 +158,7 @@ def _roots(parent: array[int]) -> array[int]:
 
 
 def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Yield the root and the members of every set of labels, both ascending.
-
-    Args:
-        roots: the root of every label.
+    """Yield the root and the members of every set of labels, both ascending, from the root of every label.
 
     Example:
         >>> list(sets_of([0, 1, 1, 3, 1]))

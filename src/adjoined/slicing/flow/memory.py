@@ -39,10 +39,7 @@ class Memory:
     def write(self, view: Tensor, slots: Sequence[Slot], base_slots: Sequence[Slot]) -> None:
         """Store the slots of a view for the part of the memory that it covers.
 
-        Args:
-            view: the tensor that was written.
-            slots: its slots now.
-            base_slots: the slots of the whole tensor behind the view before its first part was written.
+        `base_slots` are those of the whole tensor behind the view before its first part was written.
         """
         storage = view.untyped_storage()
         block = self._blocks.get(storage._cdata)

@@ -31,12 +31,7 @@ PRODUCTS = dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), (-1, -2)) | {"mv": (
 
 
 class Shares:
-    """Which tensors of a run hold shares: what a softmax returned, moved, scaled, or multiplied by a table.
-
-    Args:
-        slots: the slots of the run's tensors.
-        values: which tensors depend on the values of the input.
-    """
+    """Which tensors of a run hold shares: what a softmax returned, moved, scaled, or multiplied by a table."""
 
     def __init__(self, slots: Slots, values: Values) -> None:
         self._slots, self._values = slots, values
@@ -44,12 +39,7 @@ class Shares:
         self._in_table: Any = WeakIdKeyDictionary()
 
     def note(self, call: Call, *, in_layer: bool) -> None:
-        """Follow the shares through an operator, and pin the entries of a table that it weights by them.
-
-        Args:
-            call: the operator.
-            in_layer: whether a linear layer runs it.
-        """
+        """Follow the shares through an operator, and pin the entries of a table that it weights by them."""
         if call.name in _SOFTMAX:
             x = call.tensors[0]
             over = [slot for slot in self._slots.slots(x) if call["dim"] % x.ndim in varying(slot)]

@@ -30,14 +30,7 @@ def any_beside_channels(
 
 
 def pin_places(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | None]], layers: set[str]) -> None:
-    """Pin to full width what counts places, kernels or matrices, not channels.
-
-    Args:
-        ties: the sets of tied labels.
-        findings: what the run recorded.
-        labels: tensor name -> labels of its indices for every dimension.
-        layers: names of the weights of convolutions and linear layers.
-    """
+    """Pin to full width what counts places, kernels or matrices, not channels; `layers` names the weights of layers."""
     _pin_unused(ties, findings)
     _pin_padded(ties, findings, labels, layers)
     _pin_banks(ties, findings, labels, layers)

@@ -118,14 +118,7 @@ def _bound(value: Any) -> int | None:
 
 
 def sizes_of(name: str, args: dict[str, Any], inputs: Sequence[Slot], outputs: Sequence[Sequence[Slot]]) -> list[Size]:
-    """Return the sizes among an operator's arguments with the channels that they count.
-
-    Args:
-        name: the operator.
-        args: its arguments by name.
-        inputs: slots of the tensor that it reads.
-        outputs: slots of every tensor that it returns.
-    """
+    """Return the sizes among an operator's arguments with the channels that they count, by its tensors' slots."""
     values = sizes_in(name, args)
     if name in LAYER_NORMS:
         ndim = args["input"].ndim
@@ -174,11 +167,7 @@ def check_sizes(
 
 
 def line_of_code(entry: CodeType | None) -> str:
-    """Return the running line of the model's own code, as ", FILE.py:LINE"; "" inside torch's own modules.
-
-    Args:
-        entry: the code that called the model.
-    """
+    """Return the running line of the code called by `entry`, as ", FILE.py:LINE"; "" inside torch's own modules."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not entry:
         package = frame.f_globals.get("__name__", "")

@@ -24,12 +24,6 @@ def follow_unreached(model: nn.Module, labels: Labels, ties: Ties, findings: Fin
     layer, or the first layer of a sequence, reads the only channel group of the model that has its width. If several
     answers are possible, a part follows none.
 
-    Args:
-        model: the model that ran.
-        labels: tensor name -> labels for each dimension.
-        ties: of the run; ties are added.
-        findings: of the run; groups of convolutions are added.
-
     Returns:
         Each part, a module or a parameter of a module that ran -> the part whose channels it follows, or "".
     """

@@ -25,9 +25,7 @@ def codes_of(function: FunctionType) -> Iterator[CodeType]:
 def functions_of(model: nn.Module, *, held: bool = False) -> Iterator[tuple[FunctionType, set[str]]]:
     """Yield a model's own functions that its forward methods reach by name, with the names that they use.
 
-    Args:
-        model: the model.
-        held: also begin with hooks, and follow names of attributes that hold functions or helper objects.
+    With `held`, also begin with hooks, and follow names of attributes that hold functions or helper objects.
     """
     known: dict[FunctionType, set[str]] = {}
     for module in model.modules():
@@ -99,12 +97,7 @@ def used_by(function: FunctionType) -> Iterator[Any]:
 
 
 def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
-    """Return whether a model's own code uses such a name.
-
-    Args:
-        model: the model.
-        named: whether a name is one of those looked for.
-    """
+    """Return whether a model's own code uses a name of which `named` is true."""
     return any(any(map(named, names)) for _, names in functions_of(model, held=True))
 
 

@@ -23,13 +23,7 @@ def contents(holder: Any) -> dict[Any, Any]:
 
 
 def reached(held: Iterable[Any], inside: Callable[[Any], Iterable[Any]], deepest: int) -> Iterator[Any]:
-    """Yield objects, what they hold, what that holds and so on, each object once.
-
-    Args:
-        held: the objects to begin with.
-        inside: an object -> what it holds.
-        deepest: how many references are followed one after the other.
-    """
+    """Yield objects, what they hold, what that holds and so on, up to `deepest` references away, each object once."""
     seen: set[int] = set()
     left = deque((each, 0) for each in held)
     while left:

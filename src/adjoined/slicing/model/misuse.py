@@ -105,14 +105,7 @@ def _arguments(inputs: Inputs) -> str:
 
 
 def does_not_run(model: nn.Module, error: Exception, module: str, args: Sequence[Any]) -> AdjoinedError:
-    """Return the error for a model that raises on the example input.
-
-    Args:
-        model: the model.
-        error: what it raised.
-        module: name of the module that ran when it was raised; "" for the model itself.
-        args: the positional arguments that this module was called with.
-    """
+    """Return the error for a model that raises on the example input, in `module`, called with `args`."""
     given = next((leaf for leaf in tree_leaves(tuple(args)) if isinstance(leaf, Tensor)), None)
     layer = model.get_submodule(module)
     expected, got = _taken_by(layer), "" if given is None else f"{_dtype(given)} {tuple(given.shape)}"
@@ -146,13 +139,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def another_path(model: nn.Module, reader: str | None, modules: Sequence[str]) -> AdjoinedError:
-    """Return the error for a forward whose path depends on values.
-
-    Args:
-        model: the model.
-        reader: name of the module whose code reads a value; "" for the model itself.
-        modules: modules that ran in only one of the networks, or never.
-    """
+    """Return the error for values that decide the path: `reader` reads them, and `modules` did not always run."""
     more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
     return AdjoinedError(
         f"values of the input decide which modules run: {repr(reader) if reader else 'its own forward'} reads them, "

@@ -141,12 +141,7 @@ def owner_of(tensor: str) -> str:
 
 
 def set_sizes(module: nn.Module, groups: int | None) -> None:
-    """Update the sizes that one of torch's modules stores to those of its tensors.
-
-    Args:
-        module: a module whose parameters and buffers were replaced by narrower ones.
-        groups: its new number of groups, or None if it has not changed.
-    """
+    """Update the sizes that one of torch's modules stores to its narrower tensors, and its number of groups."""
     weight = module._parameters.get("weight")
     sized: Any = module  # norms other than torch's store their sizes under the same names
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -212,9 +207,7 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     dicts are left out, since the copy's tensors will be different. Caches in a class, which all its instances would
     write into, become the copy's own.
 
-    Args:
-        model: any module.
-        memo: as for `copy.deepcopy`: id -> what replaces that object in the copy.
+    `memo` is that of `copy.deepcopy`: id -> what replaces that object in the copy.
     """
     memo = {} if memo is None else memo
     for module in model.modules():
@@ -290,10 +283,6 @@ def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:
 
 def sizes_by_input(module: nn.Module, ndim: int) -> dict[int, tuple[str, int | None]]:
     """Return where a norm without tensors stores sizes of its input.
-
-    Args:
-        module: any module.
-        ndim: number of dimensions of its input.
 
     Returns:
         Dimension of the input -> the attribute that stores its size, and the element of it, None for a plain integer.

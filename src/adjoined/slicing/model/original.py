@@ -33,10 +33,6 @@ def check_copy(copied: nn.Module, model: nn.Module) -> None:
     """Raise AdjoinedError if a function that a copy holds refers to the original: by a closure, default or global name.
 
     It finds the usual cases without a run; `Original` finds all of them in one.
-
-    Args:
-        copied: a copy of the model, or a small network made from it.
-        model: the original.
     """
     names: dict[int, str] = {id(tensor): name for name, tensor in named_tensors(model).items()}
     for name, module in model.named_modules():
@@ -88,11 +84,7 @@ def _referred(value: Any) -> Iterable[Any]:
 
 
 class Original:
-    """The model whose copy is run: its tensors by identity, and the other attributes of its modules.
-
-    Args:
-        model: the user's model.
-    """
+    """The user's model, a copy of which is run: its tensors by identity, and the other attributes of its modules."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -105,12 +97,7 @@ class Original:
         }
 
     def check_not_read(self, tensors: Iterable[Tensor], module: str) -> None:
-        """Raise AdjoinedError if an operator of the copy gets a tensor of the original.
-
-        Args:
-            tensors: the operator's operands.
-            module: name of the copy's module that runs; "" for the model itself.
-        """
+        """Raise AdjoinedError if an operator of the copy's `module` gets a tensor of the original."""
         name = next((name for tensor in tensors if (name := self._names.get(id(tensor)))), None)
         if name is not None:
             reader = repr(module) if module else "its own forward"

@@ -53,13 +53,7 @@ def read(module: nn.Module, name: str) -> Any:
 
 
 def write(module: nn.Module, name: str, value: Any, *, original: nn.Module) -> None:
-    """Replace an attribute or a setting.
-
-    Args:
-        module: a part of a copy of a model.
-        name: as for `read`.
-        value: the new value.
-        original: the same part of the model.
+    """Replace an attribute or a setting of a module in a copy; `original` is the same module of the model.
 
     Raises:
         TypeError: the copy's settings are the model's own, which stay.

@@ -76,11 +76,6 @@ class Importance:
         """Return the importance of every root of a group; [] if no layer shows it.
 
         The mean over the group is 1 in each layer, except for "taylor".
-
-        Args:
-            group: the channel group.
-            labels: tensor name -> labels of its indices for every dimension.
-            roots: label -> root.
         """
         if self._by_loss is not None:
             total: dict[int, float] = defaultdict(float)

@@ -208,13 +208,7 @@ class Corrections:
 def _explaining(
     error: Mismatch, own: Sequence[tuple[Attribute, int]], stored: Sequence[tuple[Attribute, int]]
 ) -> Iterator[Candidate]:
-    """Yield attributes that a wrong size may come from: equal to it, a multiple or fraction of it, or part of a sum.
-
-    Args:
-        error: code asked for this size.
-        own: attributes of modules with their values; those of one module may be added or subtracted.
-        stored: these, and the ones in the modules' settings.
-    """
+    """Yield attributes that a wrong size may come from: equal to it, a multiple or fraction of it, or part of a sum."""
     asked, site, position = error.asked, error.site, error.position
     yield from (Candidate(attribute, site, position) for attribute, value in stored if value == asked)
     for attribute, value in stored:

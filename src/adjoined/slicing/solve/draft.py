@@ -22,12 +22,7 @@ def draft(
 ) -> SlicePlan:
     """Return the plan with the current widths of the groups; it has not run yet, and has no cost.
 
-    Args:
-        traced: the first run.
-        grouping: its groups, with the widths that were chosen.
-        request: the request, for the record.
-        alpha: the factor, for the record.
-        corrected: "module.attribute" -> value in the small network.
+    `corrected`: "module.attribute" -> value in the small network.
     """
     is_kept = grouping.kept_labels()
     tensors: dict[str, tuple[Index | None, ...]] = {}

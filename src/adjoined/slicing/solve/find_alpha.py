@@ -29,10 +29,7 @@ def find_alpha(traces: Traces, request: Request, latency: Latency | None = None)
     Widths change at finitely many alphas, which are bisected on one trace. So the result is exact for parameters, bytes
     and MACs: the next larger network does not fit. Milliseconds are measured on a few candidates.
 
-    Args:
-        traces: the model, with its traces so far.
-        request: the request, whose alpha is ignored.
-        latency: measures a candidate; needed for a budget in milliseconds.
+    The alpha of the request is ignored; `latency` measures a candidate, for a budget in milliseconds.
 
     Raises:
         AdjoinedError: the smallest network is too large (the message says how large it is), the budget is in

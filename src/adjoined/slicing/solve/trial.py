@@ -23,12 +23,6 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 def try_plan(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) -> SlicePlan:
     """Run the small network of a plan, and return the plan with its cost.
 
-    Args:
-        plan: a plan for the traced model.
-        small: its small network.
-        traced: the first run.
-        flow: the second run; after an error, it tells where the network stopped.
-
     Raises:
         OutOfStep: two groups meet that are separate in the base, code asks for a size that the base has, or the
             outputs have other shapes. The model's own code may raise anything on narrow tensors.

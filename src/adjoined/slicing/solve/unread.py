@@ -35,13 +35,7 @@ _Place = tuple[str, str]
 
 
 def with_unread_sizes(model: nn.Module, inputs: Inputs, plans: Sequence[SlicePlan]) -> list[SlicePlan]:
-    """Return plans that correct these numbers, too, except those that a forward reads, which could change the function.
-
-    Args:
-        model: the base network.
-        inputs: the example input.
-        plans: the plans of small networks that run.
-    """
+    """Return plans that correct these numbers, too, except those that a forward reads, whose function could change."""
     found = [_unplanned(model, plan) for plan in plans]
     places = set().union(*found)
     if not places:

@@ -45,11 +45,6 @@ def width_choices(model: nn.Module, groups: Iterable[Group], round_to: int) -> l
     """Return the widths that can be chosen one by one, in the order of the groups.
 
     Groups that one module writes together, such as the pieces of a split, are one choice.
-
-    Args:
-        model: the base network.
-        groups: its channel groups, with the widths of a small network.
-        round_to: widths are multiples of this many channels.
     """
     dims = filters(model)
     owners = {owner_of(name) for name in dims}
