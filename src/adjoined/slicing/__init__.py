@@ -5,8 +5,10 @@ A map in the order of the steps; docs/slicing.md takes one network through them.
     make_plan.py            the public functions; a `Slicer` shares the trace of its model among them
     model/                  what is known before a run: modules, inputs, whether copies are independent
     flow/trace.py           1. every index of every parameter and buffer gets a label, and the model runs once
+    flow/labels.py             labels, and the sets of labels that are tied: kept or dropped together
     flow/run.py                each operator calls its rule; the rules are in flow/rules/, a file for each family
     flow/state.py              what a rule can do: read labels, tie them, pin them to full width, pass them on
+    flow/slots.py              the part of the state that holds the labels of each tensor of the run
     flow/completion.py         what no operator shows: outputs, parts that did not run, what counts something else
     solve/groups.py         2. tied labels are one channel; channels in the same dimensions are one group
     solve/widths.py            how many of its channels each group keeps

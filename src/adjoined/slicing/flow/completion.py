@@ -86,7 +86,7 @@ def _tie_heads(
         if not name.startswith(("k_", "v_")):
             inside += columns
     vectors = [vector for vector in inside if vector is not None]
-    whole = heads > 1 and not flow.choose_groups(prefix, heads, width)
+    whole = heads > 1 and not flow.slices_inside(prefix, heads, width)
     for vector in vectors:
         flow.tie(vectors[0], vector)
         flow.collapse(vector.view(heads, width), (0,) if whole else (1,))

@@ -41,7 +41,7 @@ class LabelFlow(State, TorchDispatchMode):
         findings: filled in the first run, read in the second.
         unaligned: cuts after which the number of channels counts, not their identity.
         is_kept: label -> whether the small network has it; given in the second run only.
-        choose_groups: how grouped convolutions are narrowed.
+        slices_inside: how grouped convolutions are narrowed.
         original: the model of which a copy is run; a copy that reads the original's tensors is refused.
 
     Attributes:
@@ -57,10 +57,10 @@ class LabelFlow(State, TorchDispatchMode):
         *,
         unaligned: Iterable[Site] = (),
         is_kept: Callable[[int], bool] | None = None,
-        choose_groups: GroupChoice = lambda module, groups, size: False,
+        slices_inside: GroupChoice = lambda module, groups, size: False,
         original: Original | None = None,
     ) -> None:
-        State.__init__(self, ties, findings, unaligned=unaligned, is_kept=is_kept, choose_groups=choose_groups)
+        State.__init__(self, ties, findings, unaligned=unaligned, is_kept=is_kept, slices_inside=slices_inside)
         TorchDispatchMode.__init__(self)
         self.original = original
         self.path: list[str] = []
@@ -162,7 +162,7 @@ class LabelFlow(State, TorchDispatchMode):
             self.note_step(labelled)
         bound = _bound_to_names(func, args, kwargs) if labelled else {}
         if self.strict and labelled and not self._within:
-            self.check_sizes(self.cut, sizes_in(name, bound))
+            self.check_sizes(self.call_site, sizes_in(name, bound))
         out = self._run_operator(func, name, args, kwargs, given, labelled)
         results = tensors_in(out)
         if not self._train:

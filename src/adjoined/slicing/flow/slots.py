@@ -78,7 +78,7 @@ class Slots:
         return f"'{self.module}' ({self.last_op})" if self.module else f"the model's own forward ({self.last_op})"
 
     @property
-    def cut(self) -> Site:
+    def call_site(self) -> Site:
         """The key of the current operator: the same in both runs if the module's code takes the same path."""
         return self.site(family_of(self.last_op))
 
@@ -243,14 +243,14 @@ class Slots:
             if slot is not first:
                 self.pin(slot, Reason(Kind.TWO_AT_ONCE, "each element belongs to two channels at once"))
                 if not self.strict:
-                    self.findings.left_out[self.cut].update(distinct(slot))
+                    self.findings.left_out[self.call_site].update(distinct(slot))
         return first
 
     def _without_left_out(self, slots: Iterable[Slot]) -> Iterable[Slot]:
         """Leave out the slots that the first run left out; a slot with a single channel left no longer exists."""
-        if not self.strict or self.cut not in self.findings.left_out:
+        if not self.strict or self.call_site not in self.findings.left_out:
             return slots
-        out = self.findings.left_out[self.cut]
+        out = self.findings.left_out[self.call_site]
         return [slot for slot in slots if not out.issuperset(distinct(slot))]
 
     def _tied(self, a: Slot, b: Slot) -> bool:

@@ -49,7 +49,7 @@ class State(Slots):
 
     Attributes:
         unaligned: cuts after which the number of channels counts, not their identity.
-        choose_groups: how grouped convolutions are narrowed.
+        slices_inside: how grouped convolutions are narrowed.
         values: which tensors depend on the values of the input.
         in_linear: whether the module that runs is a linear layer.
     """
@@ -61,10 +61,10 @@ class State(Slots):
         *,
         unaligned: Iterable[Site] = (),
         is_kept: Callable[[int], bool] | None = None,
-        choose_groups: GroupChoice = lambda module, groups, size: False,
+        slices_inside: GroupChoice = lambda module, groups, size: False,
     ) -> None:
         super().__init__(ties, findings, is_kept=is_kept)
-        self.unaligned, self.choose_groups = frozenset(unaligned), choose_groups
+        self.unaligned, self.slices_inside = frozenset(unaligned), slices_inside
         self.values = Values()
         self.in_linear = False
         self._ran = set[Site]()
@@ -97,13 +97,13 @@ class State(Slots):
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
         """Record the sizes that code passed to an operator, with the channels that they count."""
         if not self.strict and call.name not in GROUPED and sizes_in(call.name, call.args):
-            self.findings.sizes[self.cut] = sizes_of(call.name, call.args, read, written)
+            self.findings.sizes[self.call_site] = sizes_of(call.name, call.args, read, written)
 
     def note_groups(self, labels: Tensor) -> None:
         """Record the channel groups that are kept or dropped whole, with a label for each; code passes their number."""
         if not self.strict:
             self.findings.conv_groups[self.module] = labels
-            self.findings.sizes[self.cut] = [Size(labels.numel(), (tuple(labels.tolist()),))]
+            self.findings.sizes[self.call_site] = [Size(labels.numel(), (tuple(labels.tolist()),))]
 
     def check_sizes(self, site: Site, asked: Sequence[int | None]) -> None:
         """Raise Mismatch if code asks for more or fewer channels than are left of those it asked for in the base."""
@@ -203,10 +203,10 @@ class State(Slots):
         After the last one it sees padding, where the masked base sees dropped channels at zero.
         """
         if self.is_kept is None:
-            self.findings.pieces[self.cut, number, 0] = slot
+            self.findings.pieces[self.call_site, number, 0] = slot
             return
         labels = slot.reshape(-1).tolist()
-        recorded = [before.reshape(-1).tolist() for before in self._recorded(self.findings.pieces, self.cut, 0)]
+        recorded = [before.reshape(-1).tolist() for before in self._recorded(self.findings.pieces, self.call_site, 0)]
         if not any(labels == line[: len(labels)] for line in recorded) and self._any_narrowed(labels):
             concerned = [label for line in recorded for label in line]
             message = f"channels become neighbours that are not neighbours in the base network, in {self.here}"
@@ -250,7 +250,7 @@ class State(Slots):
         In the small network a dimension with one channel left does not vary, so the first run's record counts.
         """
         if self.is_kept is None:
-            self.findings.operands[self.cut, operand].append(slot)
+            self.findings.operands[self.call_site, operand].append(slot)
             return set(varying(slot))
         return {dim for each in self._in_base(operand, slot) for dim in varying(each)} | set(varying(slot))
 
@@ -260,7 +260,7 @@ class State(Slots):
 
     def _in_base(self, operand: int, slot: Slot) -> list[Slot]:
         labels = set(distinct(slot))
-        recorded = self.findings.operands.get((self.cut, operand), ())
+        recorded = self.findings.operands.get((self.call_site, operand), ())
         return [each for each in recorded if not labels.isdisjoint(each.flatten().tolist())]
 
     def _has(self, label: int) -> bool:
@@ -299,7 +299,7 @@ class State(Slots):
         last, heads = query.ndim - 1, query.ndim - 3
         for slot in self.slots(query):
             by_head = heads >= 0 and heads in varying(slot)
-            inside = not by_head or self.choose_groups(self.module, query.shape[heads], query.shape[last])
+            inside = not by_head or self.slices_inside(self.module, query.shape[heads], query.shape[last])
             if last in varying(slot) and inside:
                 self.note_crossing()
         return None

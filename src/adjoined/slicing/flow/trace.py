@@ -67,7 +67,7 @@ def trace(
     model: nn.Module,
     inputs: Inputs,
     *,
-    choose_groups: GroupChoice,
+    slices_inside: GroupChoice,
     unaligned: Iterable[Site] = (),
 ) -> Trace:
     """Run a copy of the model under the label flow, on the meta device if possible.
@@ -87,11 +87,11 @@ def trace(
     try:
         with suppress(Exception):
             on_meta = inputs.map(lambda t: t.to("meta"))
-            traced = _trace(_copied(model, "meta"), on_meta, choose_groups, unaligned, original)
+            traced = _trace(_copied(model, "meta"), on_meta, slices_inside, unaligned, original)
         missed = traced is not None and traced.train_inputs is None and reads_mode(model)
         if traced is None or (missed and _trains(_copied(model, None), inputs)):
             original.undo()
-            traced = _trace(_copied(model, None), inputs, choose_groups, unaligned, original)
+            traced = _trace(_copied(model, None), inputs, slices_inside, unaligned, original)
     except DoesNotRunError:
         original.check_unchanged(original.undo())  # perhaps the copy wrote into the original what it then missed
         raise
@@ -121,12 +121,12 @@ def _copied(model: nn.Module, device: str | None) -> nn.Module:
 def _trace(
     model: nn.Module,
     inputs: Inputs,
-    choose_groups: GroupChoice,
+    slices_inside: GroupChoice,
     unaligned: frozenset[Site],
     original: Original,
 ) -> Trace:
     ties, findings = Ties(), Findings()
-    flow = LabelFlow(ties, findings, unaligned=unaligned, choose_groups=choose_groups, original=original)
+    flow = LabelFlow(ties, findings, unaligned=unaligned, slices_inside=slices_inside, original=original)
     tensors = named_tensors(model)
     sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))

@@ -82,7 +82,7 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
         repairs = Repairs(traced, grouping, may_unalign)
         cuts: set[Site] = set()
         try:
-            plan = _settle(traced, grouping, repairs, request, alpha)
+            plan = _repaired(traced, grouping, repairs, request, alpha)
             if tied := grouping.tied_groups() - traces.tied:  # code fixes their number
                 traces.tied |= tied
                 best = plan
@@ -135,7 +135,7 @@ def _without_repairs(
 def _in_place(traces: Traces, base: Trace, plan: SlicePlan) -> SlicePlan | NoPlace:
     """Return the plan with the channels of the base that have the places of the small network's; see `align`."""
     try:
-        narrow = trace(plan.apply(base.model), base.inputs, choose_groups=traces.again(base))
+        narrow = trace(plan.apply(base.model), base.inputs, slices_inside=traces.choices_of(base))
     except AdjoinedError:  # it does not run with these widths
         return NoPlace(frozenset())
     found = align(base, narrow)
@@ -162,7 +162,7 @@ def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: f
     for group in grouping.groups:
         group.why = group.why or Reason(why.kind, f"no narrower network runs: {why}")
     try:
-        return _settle(traced, grouping, Repairs(traced, grouping, may_unalign=False), request, alpha)
+        return _repaired(traced, grouping, Repairs(traced, grouping, may_unalign=False), request, alpha)
     except OutOfStep as error:
         raise AdjoinedError(
             f"the network fails when it runs again, even at full width: {error}",
@@ -171,7 +171,7 @@ def _at_full_width(traced: Trace, grouping: Grouping, request: Request, alpha: f
         ) from error
 
 
-def _settle(traced: Trace, grouping: Grouping, repairs: Repairs, request: Request, alpha: float) -> SlicePlan:
+def _repaired(traced: Trace, grouping: Grouping, repairs: Repairs, request: Request, alpha: float) -> SlicePlan:
     """Repair the plan until the small network runs in every mode that was traced.
 
     Raises:

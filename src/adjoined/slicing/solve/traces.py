@@ -74,11 +74,11 @@ class Traces:
             return choices.setdefault(question, choose(*question))  # pyright: ignore[reportArgumentType]
 
         del self._known[: -MOST_TRACES + 1]
-        traced = trace(self.model, self.inputs, choose_groups=recording, unaligned=unaligned)
+        traced = trace(self.model, self.inputs, slices_inside=recording, unaligned=unaligned)
         self._known.append(_Known(traced, Grouping(traced), choices, unaligned))
         return traced, self._known[-1].grouping
 
-    def again(self, traced: Trace) -> GroupChoice:
+    def choices_of(self, traced: Trace) -> GroupChoice:
         """Return a choice for narrower networks: each grouped convolution as in this trace, whatever its sizes."""
         known = next(each for each in self._known if each.trace is traced)
         answers = {module: answer for (module, *_), answer in known.choices.items()}

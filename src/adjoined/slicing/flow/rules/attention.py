@@ -27,10 +27,10 @@ def keeps_whole_heads(state: State, slot: Slot, heads: int, features: int) -> bo
     if not state.strict:
         first = slot.movedim((heads, features), (0, 1)).reshape(slot.shape[heads], slot.shape[features], -1)[:, 0, 0]
         count = len(distinct(first))
-        if count > 1 and not state.choose_groups(state.module, count, slot.shape[features]):
-            state.findings.whole_heads[state.cut] = distinct(first)
-            state.findings.head_width[state.cut] = slot.shape[features]
-    return state.cut in state.findings.whole_heads
+        if count > 1 and not state.slices_inside(state.module, count, slot.shape[features]):
+            state.findings.whole_heads[state.call_site] = distinct(first)
+            state.findings.head_width[state.call_site] = slot.shape[features]
+    return state.call_site in state.findings.whole_heads
 
 
 def heads_of(state: State, slots: Sequence[Slot], heads: int) -> list[Slot]:

@@ -76,15 +76,15 @@ def _grouped(
     inside = state.module in state.findings.sliced_inside
     rows = channels.view(groups, -1)
     if not state.strict:
-        state.findings.blocks.append((state.cut, rows))
+        state.findings.blocks.append((state.call_site, rows))
         batch = size > 1 and _repeats(channels, groups)
-        inside = batch or (size > 1 and weight_in is not None and state.choose_groups(state.module, groups, size))
+        inside = batch or (size > 1 and weight_in is not None and state.slices_inside(state.module, groups, size))
     if inside:  # if the weight has no labels, each group has one channel left
         state.findings.sliced_inside.add(state.module)
         per_group = state.collapse(channels.view(groups, -1), (1,)).reshape(-1)
         if weight_in is not None:
             state.tie_vectors(per_group, weight_in, FIXED_INPUT)
-        state.note_pieces(state.cut, 0, list(out.view(groups, -1)))
+        state.note_pieces(state.call_site, 0, list(out.view(groups, -1)))
         return out
     if weight_in is not None:
         state.pin(weight_in, INSIDE_GROUPS)
@@ -167,8 +167,8 @@ def deformable(state: State, call: Call) -> None:
     fields = call["n_offset_grps"] or call["offset_groups"] or 1
     channels = state.vector([s for s in state.slots(call["input"]) if 1 in varying(s)], 1)
     if channels is not None and fields > 1 and channels.numel() % fields == 0:
-        state.note_pieces(state.cut, 1, list(channels.view(fields, -1)))
-        state.check_cut(state.cut, 1, list(channels.view(fields, -1)))
+        state.note_pieces(state.call_site, 1, list(channels.view(fields, -1)))
+        state.check_cut(state.call_site, 1, list(channels.view(fields, -1)))
     groups = call["n_weight_grps"] or call["groups"] or 1
     convolution(state, Call(call.op, call.name, {**call.args, "transposed": False, "groups": groups}, call.out))
 

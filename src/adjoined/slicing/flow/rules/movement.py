@@ -33,7 +33,7 @@ CUTS = (
 def move(state: State, call: Call) -> None:
     """Run the operator on every slot; record where a labelled dimension is cut or folded."""
     source, outputs = call.tensors[0], call.outputs
-    cut = state.cut
+    cut = state.call_site
     others = call.tensors[1:]
     for index in others:
         state.pin_all(index, AS_INDICES)

@@ -70,17 +70,17 @@ def _weighed(state: State, slots: list[list[Slot]]) -> list[list[Slot]]:
     once (experts, channels). Usually they are tied, and whole parts are dropped. If a sum over the parts ties all of
     them, the model is traced again, and every part stays, with the same channels.
     """
-    cut = state.cut
+    site = state.call_site
     if not state.strict and (found := _gate(slots)) is not None:
         operand, gate = found
         (dim,), labels = varying(gate), distinct(gate)
-        if state.choose_groups(f"{cut}", len(labels), 1):  # parts of one channel each: whole, unless tied
-            state.findings.mixed[cut] = operand, dim
+        if state.slices_inside(f"{site}", len(labels), 1):  # parts of one channel each: whole, unless tied
+            state.findings.mixed[site] = operand, dim
         else:
-            state.findings.weighed[cut] = labels
-    if cut not in state.findings.mixed:
+            state.findings.weighed[site] = labels
+    if site not in state.findings.mixed:
         return slots
-    operand, dim = state.findings.mixed[cut]
+    operand, dim = state.findings.mixed[site]
     for slot in slots[operand]:
         if varying(slot) == (dim,):
             state.pin(slot, PARTS)
