@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,6 +147,19 @@ def test_changes_in_place_reach_no_other_network(way: str):
             assert torch.equal(q, call(net.extract(which)))
     if way != "as numpy":
         torch.stack([out.sum() for out in call(net.train())]).sum().backward()
+
+
+def test_copies_of_the_input_are_freed_without_the_garbage_collector():
+    """It runs now and then, if a training loop has not turned it off, and a GPU would fill up meanwhile."""
+    net = adjoin(seeded(Pathways), [[X, OTHER]], alpha=2, round_to=1)
+    given: list[weakref.ref[Tensor]] = []
+    net.smalls[0].register_forward_pre_hook(lambda _, args: given.extend(map(weakref.ref, tensor_leaves(args))))
+    gc.disable()
+    try:
+        net([X, OTHER])
+        assert [each() for each in given] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_the_caller_s_own_tensor_sees_what_the_base_does_to_it():

@@ -103,15 +103,18 @@ def isolated(given: Any) -> Any:
     leaves = tree_leaves(given)
     clones: dict[int, Any] = _overlapping([t for leaf in leaves for t in _held_by(leaf, set())])
 
-    def own(leaf: Any) -> Any:
+    def cloned(tensor: Tensor) -> Tensor:
+        if id(tensor) not in clones:
+            clones[id(tensor)] = tensor.clone()
+        return clones[id(tensor)]
+
+    def own(leaf: Any) -> Any:  # not recursive: a cycle of references would keep the clones in memory
         if isinstance(leaf, Tensor):
-            if id(leaf) not in clones:
-                clones[id(leaf)] = leaf.clone()
-            return clones[id(leaf)]
+            return cloned(leaf)
         if isinstance(leaf, _WITHOUT_STATE) or callable(leaf):
             return leaf
         for tensor in _held_by(leaf, set()):
-            own(tensor)
+            cloned(tensor)
         try:
             return copy.deepcopy(leaf, clones)
         except Exception:  # whatever its class raises
