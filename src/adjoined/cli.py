@@ -52,6 +52,8 @@ LIBRARIES = (
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
+OTHER_STOPS = [getattr(signal, each) for each in ("SIGTERM", "SIGHUP") if hasattr(signal, each)]
+"""Signals that stop a command as Ctrl-C does: those of `kill` and batch systems, and of a closed terminal."""
 
 # What the user can fix: a full or read-only disk, missing rights, a path of the wrong kind.
 FILE_TROUBLE = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP}
@@ -64,10 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the name of the program; those of the process by default.
 
     Returns:
-        0 on success, 2 after a user's mistake (one line on standard error), 130 after Ctrl-C.
+        0 on success, 2 after a user's mistake (one line on standard error), 130 after Ctrl-C, SIGTERM or SIGHUP.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_streams()
+    if argv is None:
+        for each in OTHER_STOPS:
+            if signal.getsignal(each) is signal.SIG_DFL:  # nohup ignores SIGHUP
+                signal.signal(each, signal.default_int_handler)
     try:
         _dispatch(arguments)
         sys.stdout.flush()  # a closed pipe or a full disk can be reported here, but not at the end of the process
@@ -76,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", USER_MISTAKE)
     except KeyboardInterrupt as stop:
         if argv is None:  # a second Ctrl-C during shutdown would print a stack trace
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for each in (signal.SIGINT, *OTHER_STOPS):
+                signal.signal(each, signal.SIG_DFL)
         return _fail(str(stop) or "interrupted", INTERRUPTED)
     except SystemExit as end:
         if end.code not in (None, 0):

@@ -127,6 +127,20 @@ def test_widths_are_searched_by_default_from_pretrained_weights(tmp_path: Path, 
         assert ("widths", "search") in [(each.name, each.value) for each in choices]
 
 
+def test_a_dry_run_searches_only_if_asked_to(
+    line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    plan, searches = make_plan(nn.Conv2d(3, 16, 3), torch.zeros(1, 3, 8, 8), alpha=1), []
+    monkeypatch.setattr(searching, "searched_plan", lambda *_: searches.append(1) or replace(plan, widths={}))
+    dry = [*line, "--pretrained", "--method", "transfer", "--limit", "32", "--dry-run"]
+    assert main(dry) == 0
+    assert "--widths search: found before the first step" in capsys.readouterr().out
+    assert not searches
+    assert main([*dry, "--widths", "search"]) == 0
+    assert searches
+    monkeypatch.delenv(MEASURED)
+
+
 def test_a_search_that_fails_stops_only_those_who_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError

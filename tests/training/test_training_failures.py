@@ -74,6 +74,17 @@ def test_a_stopped_run_says_how_to_continue(name, plain, tmp_path):
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.parametrize("place", ["prepare", "RunData", "Ending.finish"])
+def test_a_run_stopped_before_its_first_step_or_after_its_last_says_how_to_continue(place, tmp_path, monkeypatch):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"adjoined.training.run.{place}", stopped)
+    settings = replace(TINY, method="transfer") if place == "prepare" else TINY
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped; continue with: adjoined train --resume"):
+        train(settings, tmp_path / "run", console=QUIET)
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "metrics.csv", "small.safetensors"])
 def test_a_full_disk_loses_nothing(name, plain, tmp_path, monkeypatch):
     folder, replace_file = tmp_path / "run", os.replace

@@ -26,7 +26,7 @@ MEASURED = "ADJOINED_MEASURED"
 
 
 def measure_first(
-    settings: Settings, timing: LatencyOptions, folder: Path | None = None
+    settings: Settings, timing: LatencyOptions, folder: Path | None = None, *, dry: bool = False
 ) -> tuple[Settings, list[Choice]]:
     """Return the settings with measured alpha and widths, and these two as choices.
 
@@ -34,6 +34,7 @@ def measure_first(
         settings: the settings of a new run.
         timing: how milliseconds are measured.
         folder: the folder of the run; None for one that writes nothing.
+        dry: leave out the search that a run starts with by default, which takes minutes.
 
     Raises:
         AdjoinedError: the budget cannot be met, several processes would each measure for themselves, or the run could
@@ -51,6 +52,9 @@ def measure_first(
         return replace(settings, budget=None, compress=None, **json.loads(os.environ[MEASURED])), []
     if reason := _unsearchable(settings) if by_default else "":
         return replace(settings, widths={}), [Choice("widths", UNIFORM, reason)]
+    if by_default and dry:
+        why = "found before the first step; shown here: uniform ones (a dry run with --widths search finds them)"
+        return replace(settings, widths={}), [Choice("widths", SEARCH, why)]
     if _several(settings):
         raise AdjoinedError(
             "each process would measure separately and might choose a different small network",

@@ -102,7 +102,7 @@ def _dry_run(run: Run, settings: Settings, timing: LatencyOptions, chosen: Seque
     from adjoined.training import is_main
     from adjoined.training.outlook import look_ahead
 
-    settings, found = measure_first(settings, timing)
+    settings, found = measure_first(settings, timing, dry=True)
     with input_set_by("--image-size"):
         outlook = look_ahead(settings, folder)
     if is_main():

@@ -52,7 +52,7 @@ def train(
     Raises:
         AdjoinedError: a setting does not fit model or data; the folder is in use, belongs to another run or is not
             writable; or the loss became non-finite. Files written earlier are kept.
-        KeyboardInterrupt: the run was stopped, by Ctrl-C, SIGTERM or its deadline; its text says how to continue.
+        KeyboardInterrupt: the run was stopped, by Ctrl-C, a signal or its deadline; its text says how to continue.
 
     Example:
         >>> from adjoined.recipes import digits

@@ -26,12 +26,31 @@ SAFE_RATE = 0.01
 
 
 @contextmanager
+def resumable(run: RunFolder, settings: Settings) -> Iterator[None]:
+    """If the user stops a run in the block, say how to resume it.
+
+    Args:
+        run: the run that a user would resume.
+        settings: settings of this training.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP; the message says how to resume.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if stop.args or not run.settings.is_file():  # it has been said, or the run has not begun
+            raise
+        raise KeyboardInterrupt(f"stopped; continue with: {resume_command(run, settings)}") from None
+
+
+@contextmanager
 def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Trainer, data: RunData) -> Iterator[None]:
     """Turn whatever stops the training in the block into a one-line error that says how to resume.
 
     Raises:
         AdjoinedError: the loss diverged, the disk is full, memory is short, a process was killed …
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the message says how to resume.
+        KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     handler = signal.getsignal(signal.SIGINT)
     go_on = resume_command(run, settings)
@@ -42,7 +61,7 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
         if not isinstance(error.__context__, KeyboardInterrupt) and not isinstance(error, SIGTERMException):
             raise
         signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt(f"stopped; continue with: {go_on}") from None
+        raise KeyboardInterrupt from None
     except NotFinite as error:
         run.worth_keeping = stage.worth_keeping = True
         if error.fix:  # resuming would not help

@@ -27,7 +27,7 @@ from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_c
 from adjoined.training.deadline import Deadline
 from adjoined.training.display import Display
 from adjoined.training.ema import MovingAverage
-from adjoined.training.failures import explained, quiet
+from adjoined.training.failures import explained, quiet, resumable
 from adjoined.training.finish import Ending
 from adjoined.training.history import History
 from adjoined.training.job import Job, make_job, prepare
@@ -67,12 +67,12 @@ def run_training(
     if resume and (done := _finished_before(run, settings, console)):
         return done
     # Only one of several processes may write to the folder.
-    with run.opened(settings, resume=resume) if is_main() else nullcontext(), quiet(), unstoppable(console):
+    folder, whole = run.opened(settings, resume=resume) if is_main() else nullcontext(), part_of or run
+    with folder, resumable(whole, settings), quiet(), unstoppable(console):
         if part_of is None and is_main():
             _tell_other_versions(run, console)
         history, files, limit = History(run.metrics), WholeCheckpointIO(), Deadline(deadline)
         trainer = make_trainer(settings, run.path, [*_callbacks(settings, run, history, console), limit], files)
-        whole = part_of or run
         train_stage = partial(
             run_training, resume=True, console=console, announce=None, part_of=whole, deadline=deadline
         )
