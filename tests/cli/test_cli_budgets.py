@@ -134,6 +134,19 @@ def test_flags_that_measure_nothing_are_refused(
     assert message in fails(capsys, *plan, "--budget", "3 ms", *argv)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plan resnet20 --threads 1",  # with --runtime, the networks are measured without a budget, too
+        "train --recipe digits --run none --threads 1",
+        "train --recipe digits --run none --runtime onnx --budget '1 MB'",
+        "train --recipe digits --run none --latency-command true",
+    ],
+)
+def test_flags_of_a_measurement_that_nothing_asks_for_are_refused(line: str, capsys: pytest.CaptureFixture[str]):
+    assert "no time is measured (expected a budget in milliseconds" in fails(capsys, *shlex.split(line))
+
+
 @pytest.mark.parametrize("runtime", ["onnx", "openvino", "eager"])
 def test_milliseconds_are_measured_in_a_runtime(runtime: str):
     if runtime != "eager":

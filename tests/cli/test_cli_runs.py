@@ -198,6 +198,10 @@ def test_predict_goes_through_a_folder_and_past_a_damaged_image(
     ]
     assert "base: " in out
     assert "small: " in out
+    assert "%, " not in out.partition("small")[2].splitlines()[0]
+    assert main(["predict", str(run), str(tmp_path / "digits" / "more"), "--top", "3"]) == 0
+    base, small = capsys.readouterr().out.strip().split("; ")
+    assert base.count(" %") == small.count(" %") == 3
     assert "bad.png: the image cannot be read" in errors
     assert "1 of 3 images cannot be read. Replace the file" in errors
     assert "1 .txt" in errors

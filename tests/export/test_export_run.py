@@ -274,6 +274,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     )
     assert "--images: out of range" in fails(capsys, "export", *where, "--images", "0")
     assert "--max-drop: out of range" in fails(capsys, "export", *where, "--max-drop", "5")
+    assert "--calibration: only an int8 export reads it" in fails(capsys, "export", *where, "--calibration", "64")
     assert "there is no run in this folder" in fails(capsys, "export", tmp_path)
     monkeypatch.setattr("adjoined.export.targets.find_spec", lambda name: None if name == "nncf" else True)
     assert "pip install 'adjoined[openvino]'" in fails(capsys, "export", *where, "--to", "onnx,openvino", "--int8")

@@ -10,6 +10,7 @@ def check_device(device: str, flag: str = "--device") -> None:
     import torch
 
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # the meta device computes nothing
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises an AssertionError
-        raise AdjoinedError(f"the device cannot be used: {first_line(error)}", where=flag, got=device) from error
+        what = f"the device cannot be used: {first_line(error, 80)}"
+        raise AdjoinedError(what, where=flag, expected="cpu, cuda or mps", got=device) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,6 +55,12 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
         for name in ("images", "calibration", "largest_batch"):
             check_range(getattr(self, name) >= 1, flag_of(name), "at least 1", getattr(self, name))
         check_range(0 <= self.max_drop <= 1, "--max-drop", "a number in [0, 1]", self.max_drop)
+        usual = {each.name: each.default for each in fields(self)}
+        for name in ("calibration", "max_drop"):
+            if not self.int8 and getattr(self, name) != usual[name]:
+                raise AdjoinedError(
+                    "only an int8 export reads it", where=flag_of(name), fix="Add --int8, or leave it out."
+                )
         if not self.to:
             raise AdjoinedError("no target is given", where="--to", expected="one or more, such as onnx,openvino")
 

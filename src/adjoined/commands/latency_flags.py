@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from adjoined.benchmark import ON_GPU, RUNTIMES
+from adjoined.commands.option_fields import flag_of
 from adjoined.errors import AdjoinedError, check_range
 from adjoined.printable import counted
 
@@ -53,6 +54,25 @@ class LatencyOptions:
     def asked(self) -> bool:
         """Whether the user asked for milliseconds, besides a budget."""
         return self.runtime is not None or self.latency_command is not None
+
+    def check_use(self, budget: str | None, *, shown: bool = False) -> None:
+        """Raise AdjoinedError if one of these flags is given and no time is measured.
+
+        Args:
+            budget: the budget of the small network.
+            shown: whether the command measures a network without a budget, too, if `asked`.
+        """
+        from adjoined.slicing import read_budget
+
+        given = [flag_of(each.name) for each in fields(self) if getattr(self, each.name) is not None]
+        timed = any(limit.quantity == "ms" for limit in read_budget(budget or ()))
+        if given and not timed and not (shown and self.asked):
+            raise AdjoinedError(
+                "no time is measured",
+                where=", ".join(given),
+                expected="a budget in milliseconds, such as --budget '3 ms'" + (", or --runtime" if shown else ""),
+                fix=f"Add it, or leave out {', '.join(given)}.",
+            )
 
     def measure(self, example: Tensor) -> Latency:
         """Return the function that measures a network on such images, float32 (N, C, H, W)."""

@@ -40,6 +40,7 @@ class PlanOptions(AsJson):
 def main(argv: Sequence[str]) -> None:
     """Plan and print."""
     options, asked, timing = parse("plan", argv, PlanOptions, ModelOptions, LatencyOptions, purpose=PURPOSE)
+    timing.check_use(asked.budget, shown=True)
     from adjoined.report.console import show
     from adjoined.report.figures import result_table
     from adjoined.report.plan import alpha_table, layers, plan_table

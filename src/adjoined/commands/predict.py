@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adjoined.report.table import Table
     from adjoined.runs.finished import FinishedRun
 
+USUAL_TOP = 5
 CALLS = 3
 """Timed calls per image and network; the median is reported."""
 
@@ -30,12 +31,12 @@ class PredictOptions(AsJson, ChosenWeights, OwnCode, OfRun):
 
     images: list[str] = field()
     """Image files, or folders: all images in them, one line each."""
-    top: int = 5
-    """Number of classes to show for an image file, the most probable first."""
+    top: int | None = None
+    """Number of classes to show, the most probable first; none: 5 for an image file, 1 for an image in a folder."""
 
     def __post_init__(self) -> None:
         """Check the options that only this command has."""
-        check_range(self.top >= 1, "--top", "at least 1", self.top)
+        check_range(self.top is None or self.top >= 1, "--top", "at least 1", self.top)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     failures: list[AdjoinedError] = []
     for number, (path, alone) in enumerate(paths):
         try:
-            seen = _predictions(run, path, options.top, calls=CALLS if alone else 0)
+            seen = _predictions(run, path, options.top or USUAL_TOP, calls=CALLS if alone else 0)
         except AdjoinedError as error:
             failures.append(error.at(path))
             found.append({"image": path, "error": str(failures[-1])})
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
             print("" if number == 0 else "\n", end="")
             show(_table(path, seen))
         else:
-            show(_line(path, seen))
+            show(_line(path, seen, options.top or 1))
     if options.json:
         print_json(found)
     if failures:
@@ -93,13 +94,16 @@ def _paths(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
         yield from ((each, False) for each in inside)
 
 
-def _line(path: str, seen: Sequence[dict[str, Any]]) -> str:
+def _line(path: str, seen: Sequence[dict[str, Any]], top: int) -> str:
     from adjoined.data.scanning import as_text
     from adjoined.report import units
 
-    guesses = (f"{each['name']}: {each['guesses'][0]['class']} {units.percent(each['guesses'][0]['probability'])}"
-            for each in seen)  # fmt: skip
-    return f"{as_text(path)}  {', '.join(guesses)}"
+    guesses = (
+        f"{network['name']}: "
+        + ", ".join(f"{each['class']} {units.percent(each['probability'])}" for each in network["guesses"][:top])
+        for network in seen
+    )
+    return f"{as_text(path)}  {(', ' if top == 1 else '; ').join(guesses)}"
 
 
 def _predictions(run: FinishedRun, path: str, top: int, *, calls: int) -> list[dict[str, Any]]:

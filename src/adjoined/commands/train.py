@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
         return
     run, settings, timing, chosen = _read(argv, given)
     check_code_is_named(given, settings)
+    timing.check_use(settings.budget)
     if timing.latency_command is not None and "latency_command" not in given:
         raise AdjoinedError(
             "the settings file names a command, and a file never decides which code runs",
