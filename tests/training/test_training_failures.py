@@ -232,6 +232,25 @@ def test_a_model_that_ends_with_a_softmax_is_refused(tmp_path):
     make_job(replace(settings, model_options={"last": "LogSoftmax"}))  # whose softmax is that of its logits
 
 
+@pytest.mark.parametrize(
+    ("last", "ends"),
+    [("nn.Sigmoid()", True), ("nn.Sequential(nn.Sigmoid(), nn.Flatten())", True), ("nn.SiLU()", False),
+     ("Gate()", False)],
+)  # fmt: skip
+def test_a_model_that_ends_with_a_sigmoid_is_refused(last, ends, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nclass Gate(nn.Module):\n    def forward(self, x):\n        return x * x.sigmoid()\n"
+        "def make():\n"
+        f"    return nn.Sequential(nn.Conv2d(1, 16, 8), nn.Flatten(), nn.Linear(16, 10), {last})"
+    )
+    settings = replace(TINY, model=f"{tmp_path / 'net.py'}:make", model_options={})
+    if not ends:
+        make_job(settings)
+        return
+    with pytest.raises(AdjoinedError, match=r"returns probabilities .*Leave out its sigmoid: the losses contain one"):
+        make_job(settings)
+
+
 def test_a_model_of_another_data_type_than_the_images_is_refused(tmp_path):
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\ntorch.set_default_dtype(torch.float64)\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods import METHODS, BuiltNetwork, Method
@@ -132,8 +133,9 @@ def _check_logits(model: nn.Module, example: torch.Tensor, shape: tuple[int, ...
     """Run the model once, to report misfits with these images before any training."""
     place = f"model {settings.model!r} on {tuple(example.shape)}"
     training = model.training
+    calls = _LastCall()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), calls:
             logits = model.eval()(example)
     except Exception as error:
         raise AdjoinedError(
@@ -148,6 +150,19 @@ def _check_logits(model: nn.Module, example: torch.Tensor, shape: tuple[int, ...
         raise AdjoinedError(
             "the model does not return logits of these classes", where=place, expected=expected, got=got
         )
-    if shape[1] > 1 and (logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-5).all():
-        fix = "Leave out its softmax: the losses contain one."
+    softmax = shape[1] > 1 and (logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-5).all()
+    if softmax or calls.last in (torch.ops.aten.sigmoid, torch.ops.aten.sigmoid_):
+        fix = f"Leave out its {'softmax' if softmax else 'sigmoid'}: the losses contain one."
         raise AdjoinedError("the model returns probabilities", where=place, expected="logits", fix=fix)
+
+
+class _LastCall(TorchDispatchMode):
+    """Records the last operator that computed something."""
+
+    last: object = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Record the operator, unless it only moves data, and call it."""
+        if not func.is_view:
+            self.last = func.overloadpacket
+        return func(*args, **(kwargs or {}))
