@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -170,8 +171,12 @@ def _equal(ours, theirs) -> bool:
 
 def main(folder: Path, seed: int) -> None:
     torch.set_num_threads(1)
+    # What a run imports, so that the forks, one for every run, need not: it takes longer than the run.
+    for name in ("omegaconf", "sklearn.datasets", "timm.optim", "torch.utils.tensorboard", "torchvision.transforms.v2"):
+        import_module(name)
+    for name in ("adjoined.commands.measured_first", "adjoined.training.run", "adjoined.training.searching"):
+        import_module(name)
     from adjoined.settings import Settings
-    from adjoined.training import run, searching  # noqa: F401 - so that the forks need not import them
 
     (folder / "net.py").write_text(MODEL)
     model = {"model": f"{folder / 'net.py'}:make"}

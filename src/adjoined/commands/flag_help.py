@@ -6,6 +6,7 @@ import argparse
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields
+from functools import cache
 from typing import Any, get_args, get_origin
 
 from adjoined.commands.hints import is_mapping, is_union, item_type
@@ -19,6 +20,7 @@ def help_parser(
     """Return a parser for its help: flags, types, defaults, and the docstring of each field."""
     from docstring_parser import parse_from_object
 
+    docstring_of = cache(parse_from_object)  # it reads and parses the source of the class
     hints = hints_of(options)
     positional = {name: field for name, field in fields_of(options).items() if is_positional(field)}
     shown = [_in_usage(name, hints[name], field) for name, field in positional.items()]
@@ -30,10 +32,10 @@ def help_parser(
         parser.add_argument("--print-config", action="store_true", help="Print the resulting values and exit.")
     groups: dict[type, Any] = {}
     for option, home, field in _with_homes(options):
-        name, about = field.name, parse_from_object(home)
+        name, about = field.name, docstring_of(home)
         group = home if len(about.params) > 1 else option  # a single shared flag does not get its own group
         if group not in groups:
-            title = parse_from_object(group).short_description or ""
+            title = docstring_of(group).short_description or ""
             groups[group] = parser.add_argument_group(title.rstrip("."))
         text = next(param.description or "" for param in about.params if param.arg_name == name)
         if "method" in hints and (readers := field.metadata.get("methods")):
