@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from adjoined.cli import main
-from adjoined.commands.outcome import measure
 from adjoined.data import load_image, preprocess
 from adjoined.errors import AdjoinedError
 from adjoined.runs import RunFolder, load
@@ -32,12 +30,6 @@ QUICK = ["--epochs", "2", "--limit", "20", "--batch-size", "32", "--model-option
 def command(*argv: object, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
     line = [COMMAND, *map(str, argv)]
     return subprocess.run(line, cwd=cwd, env=SHELL, capture_output=True, text=True, check=False, preexec_fn=limit)
-
-
-@pytest.fixture(autouse=True)
-def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spend less time on the latency, which no test looks at."""
-    monkeypatch.setattr("adjoined.commands.outcome.measure", partial(measure, seconds=0.1))
 
 
 def files(folder: Path) -> dict[str, bytes]:

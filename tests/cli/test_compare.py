@@ -29,14 +29,6 @@ METHODS = "standard,distillation,adjoint,adjoint:kl_detach=true"
 ARGV = ["compare", *QUICK, "--methods", METHODS, "--seeds", "2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _briefly():
-    patch = pytest.MonkeyPatch()
-    patch.setattr("adjoined.commands.compare.SECONDS", 0.05)
-    yield
-    patch.undo()
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A comparison that was killed in its third run, and started again."""

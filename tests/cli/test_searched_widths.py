@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -177,18 +176,17 @@ def test_a_search_that_is_interrupted_ends_in_one_line_and_leaves_nothing(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_closed_pipe_ends_neither_the_search_nor_the_run(line: list[str], tmp_path: Path):
-    flags = ["--pretrained", "--limit", "32", "--epochs", "1", "--run", "run"]
-    command = [str(Path(sys.executable).parent / "adjoined"), *line, *flags]
+def test_a_closed_pipe_ends_neither_the_search_nor_the_run(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "wb") as gone:
-        done = subprocess.run(
-            [*command, "--run", "run"], cwd=tmp_path, stdout=gone, stderr=subprocess.PIPE, check=False
-        )
-    assert done.returncode == 0
+    with open(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert main([*line, "--pretrained", "--limit", "32", "--epochs", "1", "--run", "run"]) == 0
     assert RunFolder(tmp_path / "run").read_settings().widths
-    assert b"the run is complete: run" in done.stderr
+    assert "the run is complete: run" in capsys.readouterr().err
 
 
 def test_processes_that_a_run_starts_take_the_widths_that_its_first_one_found(

@@ -11,7 +11,6 @@ sys.path.pop(0)
 
 
 def test_a_cell_runs_and_leaves_its_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("adjoined.commands.compare.SECONDS", 0.02)
     monkeypatch.setattr(few_digits, "METHODS", ["standard", "adjoint", "adjoint+"])
     monkeypatch.setitem(few_digits.CELLS, "epochs-10", (0.5, 2))
     results = tmp_path / "results"

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,11 @@ import pytest
 from adjoined.benchmark.explain import NOISY
 from adjoined.benchmark.result import read_benchmark
 from adjoined.cli import main
-from adjoined.commands.outcome import measure
 from adjoined.report import units
 from adjoined.training import train
 from mistakes import fails
 from report_runs import Page, page_of
 from tiny_runs import QUIET, TINY
-
-
-@pytest.fixture(autouse=True)
-def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spend less time on the latency that the report measures itself."""
-    monkeypatch.setattr("adjoined.commands.outcome.measure", partial(measure, seconds=0.1))
 
 
 @pytest.fixture(scope="module")

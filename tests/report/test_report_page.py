@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 import torch
 
 from adjoined.cli import main
-from adjoined.commands.outcome import measure
 from adjoined.data import DataInfo
 from adjoined.report import units
 from adjoined.report.page import Answers, Evidence, read_story, run_page
@@ -23,12 +21,6 @@ from adjoined.training import train
 from mistakes import fails
 from report_runs import HOSTILE, Page, hostile_run, page_of
 from tiny_runs import QUIET, TINY
-
-
-@pytest.fixture(autouse=True)
-def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spend less time on the latency, which no test looks at."""
-    monkeypatch.setattr("adjoined.commands.outcome.measure", partial(measure, seconds=0.1))
 
 
 @pytest.fixture(scope="module")
