@@ -342,7 +342,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path):
 
 
 def test_a_run_stopped_from_the_keyboard_says_how_to_continue(tmp_path: Path):
-    line = [COMMAND, "train", *QUICK, "--epochs", "100000", "--run", "run"]
+    line = [COMMAND, "train", "--epochs", "100000", *QUICK[2:], "--run", "run"]
     with subprocess.Popen(
         line, cwd=tmp_path, env=SHELL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as it:

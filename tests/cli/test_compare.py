@@ -161,16 +161,14 @@ def test_the_plots_are_there(finished):
 
 
 def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_path, capsys):
+    between = ["compare", *QUICK, "--seeds", "2", "--out", str(tmp_path), "--methods"]
     for argv, message in [
         ([*ARGV, "--lr", "0.3", "--out", str(finished)], "used different settings (lr)"),
-        (
-            [*ARGV, "--methods", "standard,adjoint:lr=0.3", "--out", str(tmp_path)],
-            "not be trained under the same settings",
-        ),
-        ([*ARGV, "--methods", "standard,standard", "--out", str(tmp_path)], "listed twice"),
-        ([*ARGV, "--methods", "standart", "--out", str(tmp_path)], "Did you mean standard?"),
+        ([*between, "standard,adjoint:lr=0.3"], "not be trained under the same settings"),
+        ([*between, "standard,standard"], "listed twice"),
+        ([*between, "standart"], "Did you mean standard?"),
         ([*ARGV, "--method", "adjoint", "--out", str(tmp_path)], "Name them with --methods"),
-        ([*ARGV, "--methods", "adjoint:dropout_rate=0.5", "--out", str(tmp_path)], "does not read this setting"),
+        ([*between, "adjoint:dropout_rate=0.5"], "does not read this setting"),
         ([*ARGV, "--out", str(finished / "runs")], "other files, not a comparison"),
     ]:
         capsys.readouterr()

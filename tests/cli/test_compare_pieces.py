@@ -39,7 +39,8 @@ def test_pieces_need_a_time_and_one_job(tmp_path: Path, capsys: pytest.CaptureFi
 def test_parts_share_a_folder_and_the_command_without_them_shows_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    argv = [*ARGV[:-1], "standard,scratch", "--epochs", "1", "--out", str(tmp_path / "out")]
+    argv = [*ARGV[:-1], "standard,scratch", "--out", str(tmp_path / "out")]
+    argv[argv.index("--epochs") + 1] = "1"
     for part, name in (("2/2", "scratch"), ("1/2", "standard")):
         (tmp_path / "out").mkdir(exist_ok=True)
         with locked(tmp_path / "out"):  # as if another process were at work there

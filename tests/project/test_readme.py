@@ -91,7 +91,8 @@ def test_commands_do_what_they_say(
             "adjoined.commands.compare._conclude", lambda study, _: [print(len(study.variants), "base")] * 0
         )
     if argv[0] == "benchmark":  # measures in every runtime, for seconds each: here one small image, in one of them
-        argv = [*argv, "--runtimes", "eager", "--seconds", "0.1", "--batch-sizes", "1"]
+        place = argv.index("--seconds") if "--seconds" in argv else len(argv)
+        argv = [*argv[:place], *argv[place + 2 :], "--runtimes", "eager", "--seconds", "0.1", "--batch-sizes", "1"]
         argv += ["--input-size", "64"] if "resnet50" in argv else []
     if argv[0] == "demo":  # would wait for requests; tests/report/test_demo.py sends some
         monkeypatch.setattr("adjoined.demo.page", lambda *_: None)
