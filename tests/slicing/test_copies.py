@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import types
 import weakref
 from collections.abc import Callable
@@ -237,6 +238,19 @@ def test_a_weak_reference_to_the_parent_is_refused_with_its_own_remedy():
     model.head = Scaled(model.head, weakref.ref(model))  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AdjoinedError, match=r"'extra\.weight' of the original.*tuple, self\.parent = \(module,\)"):
         adjoin(model, X, alpha=2)
+
+
+def test_a_model_is_freed_with_its_joint_network():
+    """At once, as without adjoined, and not when the garbage collector runs: the next one may need the memory."""
+    model = seeded(Plain)
+    gc.disable()
+    try:
+        net = adjoin(model, X, alpha=2)
+        kept = weakref.ref(model)
+        del model, net
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 # ---- caches ----------------------------------------------------------------------------------------------------------

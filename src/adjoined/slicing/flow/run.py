@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -70,7 +71,7 @@ class LabelFlow(State, TorchDispatchMode):
         self.steps = 0
         self._idle = False  # whether a norm runs on an empty input: torch then reads only its first element
         self._memory = Memory()
-        self._shares = Shares(self, self.values)
+        self._shares = Shares(weakref.proxy(self), self.values)  # without a cycle: it would keep the model in memory
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
