@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset, IterableDataset
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing import Inputs, evaluating
+from adjoined.slicing import Inputs, check_arguments, evaluating
 
 _TAKES_STATISTICS = (F.batch_norm, F.instance_norm, F.group_norm)
 
@@ -56,6 +56,7 @@ def measure_statistics(
     with _measuring(networks, norms), torch.no_grad():
         for number, batch in enumerate(batches):
             inputs = _inputs_of(batch, f"batch {number}").map(lambda tensor: tensor.to(device, non_blocking=True))
+            check_arguments(networks[0], inputs, f"batch {number}", "Pick the model's own arguments from each batch.")
             for norm in norms:  # instance norms have no cumulative average of their own
                 norm.momentum = None if isinstance(norm, nn.modules.batchnorm._BatchNorm) else 1 / (number + 1)
             for run in runs:

@@ -91,6 +91,7 @@ def test_it_is_what_torch_measures_for_a_network_alone():
         ([torch.zeros(0, 3, 8, 8)], "^batch 0: .*at least one sample"),
         ([X, torch.zeros(1, 3, 1, 1)], "batch 1: .* at least two values for each channel"),
         ([X, None], "^batch 1: .*expected a tensor .* got NoneType"),
+        ([X, {"x": X, "y": X}], r"run on batch 1: .*'y'.* got 'x', 'y'\).*own arguments from each batch.* \(x,\) or"),
     ],
 )
 def test_nothing_is_lost_where_it_fails(wrong: Any, message: str):

@@ -29,7 +29,7 @@ from adjoined.slicing.make_plan import Slicer, make_plan, reorder, warn_if_whole
 from adjoined.slicing.model.code import mentions
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
-from adjoined.slicing.model.misuse import check_trainable
+from adjoined.slicing.model.misuse import check_arguments, check_trainable
 from adjoined.slicing.model.modules import (
     WithoutHistory,
     and_parents,
@@ -71,6 +71,7 @@ __all__ = [
     "WithoutHistory",
     "add_at",
     "and_parents",
+    "check_arguments",
     "check_order",
     "check_plan",
     "check_trainable",

@@ -46,7 +46,7 @@ def check_trainable(model: nn.Module) -> None:
         )
 
 
-def check_arguments(model: nn.Module, inputs: Inputs) -> None:
+def check_arguments(model: nn.Module, inputs: Inputs, given: str = "the example input", fix: str = PASS) -> None:
     """Raise AdjoinedError if the model's forward does not accept these arguments, or requires others."""
     try:
         signature = inspect.signature(model.forward)
@@ -60,11 +60,11 @@ def check_arguments(model: nn.Module, inputs: Inputs) -> None:
         as_dict = ", ".join(f"{name!r}: ..." for name in needed)
         both = f"({', '.join(needed)}{',' * (len(needed) == 1)}) or {{{as_dict}}}"
         raise DoesNotRunError(
-            f"the model does not run on the example input: {error}",
+            f"the model does not run on {given}: {error}",
             where=type(model).__name__,
             expected=f"the arguments of forward{signature}",
             got=_arguments(inputs),
-            fix=f"{PASS} Here: {both}.",
+            fix=f"{fix} Here: {both}.",
         ) from error
 
 
