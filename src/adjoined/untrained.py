@@ -1,4 +1,4 @@
-"""Warns if only the base network was trained: such a loop raises no error, but gives a poor small network."""
+"""Warns if the base was trained without the small network's own parameters: that is no error, but a poor network."""
 
 from __future__ import annotations
 
@@ -21,19 +21,26 @@ def versions(network: nn.Module) -> dict[str, int]:
 
 
 def warn_if_untrained(network: nn.Module, joined: Mapping[str, int], prefix: str) -> None:
-    """Warn if the base's parameters have changed, and none of a small network's own.
+    """Warn if a small network's own parameters have not changed, and those of the same names in the base have.
+
+    Where the base's norms and last layer are frozen, it is enough that others of its parameters have changed.
 
     Args:
         network: the joint network.
         joined: the versions of its parameters when it was made.
-        prefix: begins the names of the small network's own parameters; frozen ones do not count.
+        prefix: begins the names of the small network's own parameters.
     """
     changed = {name for name, count in versions(network).items() if count > joined.get(name, count)}
-    own = [name for name, each in network.named_parameters() if name.startswith(prefix) and each.requires_grad]
-    if own and changed.isdisjoint(own) and any(name.startswith("base.") for name in changed):
+    own = {name: each for name, each in network.named_parameters() if name.startswith(prefix)}
+    behind = [name for name in own if name not in changed and f"base.{name.removeprefix(prefix)}" in changed]
+    trained = [name for name, each in own.items() if each.requires_grad]
+    if changed.isdisjoint(trained) and any(name.startswith("base.") for name in changed):
+        behind = behind or trained
+    if behind:
         warnings.warn(
-            "the base network has changed since it was joined, but the small network's own parameters have not, such "
-            f"as {own[0]}: make the optimizer from net.parameters(), include the small network's output in the loss, "
-            "and load weights before calling adjoin",
+            f"the base network has changed since it was joined, but {len(behind)} of the small network's {len(own)} "
+            f"own parameters have not, such as {behind[0]}: make the optimizer from net.parameters(), unfreeze them "
+            "with net.requires_grad_(True), include the small network's output in the loss, and load weights before "
+            "calling adjoin",
             stacklevel=4,  # the caller of extract, which torch wraps
         )

@@ -64,21 +64,35 @@ def test_groups_of_parameters_keep_their_rates():
         torch.testing.assert_close(one - before[name], times * (other - before[name]), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("mistake", ["optimizer of the base alone", "loss without q", "weights loaded too late"])
-def test_a_loop_that_trains_the_base_alone_is_reported_at_the_end(mistake: str):
-    net = joint()
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "base's parameters",
+        "one norm too few",
+        "unfrozen in the base alone",
+        "loss without q",
+        "weights loaded too late",
+    ],
+)
+def test_what_is_trained_in_the_base_alone_is_reported_at_the_end(mistake: str):
+    net = adjoin(build("residual")[0].requires_grad_("unfrozen" not in mistake), X, alpha=4, round_to=1).train()
+    net.base.requires_grad_(True)
     net.extract()  # nothing has been trained yet, and nothing is told: warnings are errors here
     if mistake == "weights loaded too late":
         net.base.load_state_dict(build("residual", seed=1)[0].state_dict())
     else:
-        optimizer = torch.optim.SGD((net.base if "optimizer" in mistake else net).parameters(), lr=0.1)
+        left = {"base's parameters": list(net.smalls.parameters()), "one norm too few": [net.smalls[0].norm1.weight]}
+        given = [each for each in net.parameters() if not any(each is other for other in left.get(mistake, []))]
+        optimizer = torch.optim.SGD(given, lr=0.1)
         p, q = net(X)
         (F.cross_entropy(p, Y) if "loss" in mistake else adjoint_loss(p, q, Y, progress=1.0)).backward()
         optimizer.step()
+    few = "1" if mistake.startswith("one") else r"(\d+) of the small network's \1"
     with pytest.warns(
-        UserWarning, match=r"own parameters have not, such as smalls\.0\..*net\.parameters\(\)"
-    ) as warned:
+        UserWarning, match=rf"but {few} .*parameters have not, such as smalls\.0\..*net\.parameters\(\)"
+    ) as told:
         net.extract()
-    assert [each.filename for each in warned] == [__file__]
+    assert [each.filename for each in told] == [__file__]
+    net.requires_grad_(True)
     trained(net, torch.optim.SGD(net.parameters(), lr=0.1))
     net.extract()
