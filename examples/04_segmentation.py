@@ -1,10 +1,9 @@
 """Two U-Nets from one run: every pixel is classified as background, disc, square or cross.
 
-The images are synthetic: shapes on a textured background. The outline of a shape belongs to no class, and both terms of
-the loss ignore it (`ignore_index`). If your model returns a dict, as torchvision's do, pass the logits:
-`adjoint_loss(p["out"], q["out"], ...)`.
+The outline of a shape belongs to no class, and both terms of the loss ignore it (`ignore_index`). If your model returns
+a dict, as torchvision's do, pass the logits: `adjoint_loss(p["out"], q["out"], ...)`.
 
-The command line can train the same model, `unet`, on image and mask files; `--write FOLDER` writes them.
+The command line trains the same model, `unet`, on the images and masks that `--write FOLDER` writes.
 
 Usage:
 

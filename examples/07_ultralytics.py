@@ -5,8 +5,8 @@ model's loss: each network has Ultralytics' loss, and the small network is pulle
 a moving average of the base's weights; the small network has the weights of the last step. Finally, Ultralytics'
 exporter writes the small network as ONNX, and the file's detections are compared with PyTorch's.
 
-Ultralytics' package is not part of adjoined and is not installed with it: `pip install ultralytics`. It is licensed
-under AGPL-3.0 unless you buy another licence, which may affect what you build with it.
+Ultralytics' package is not installed with adjoined: `pip install ultralytics`. Its licence, AGPL-3.0 unless you buy
+another, may affect what you build with it.
 
 Usage:
 

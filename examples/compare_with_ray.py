@@ -1,7 +1,7 @@
-"""Run `adjoined compare` on a Ray cluster: each part of the runs is a task, and Ray decides where and when it runs.
+"""Run `adjoined compare` on a Ray cluster: each part of the runs is a task.
 
 All machines need the same environment (`pip install 'adjoined[ray]'`), the data and the folder --out. A part that fails
-or loses its machine is retried and continues from its last epoch. At the end, this program prints the table.
+or loses its machine is retried and continues from its last epoch. At the end, the table is printed.
 
 Usage:
 

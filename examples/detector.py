@@ -1,9 +1,9 @@
 """Two detectors from one run: discs, squares and triangles on crops of photos, with exact boxes.
 
-The detector is one-stage and anchor-free: a backbone of cross-stage-partial blocks, path aggregation over
-three strides, and a decoupled head whose boxes are distributions over bins. Each network has its own task loss, with
-its own assignment of anchor points to objects, and the small network is pulled towards the base, most where the base is
-confident. Decoding and non-maximum suppression are outside the network, so it can be exported as it is.
+A one-stage, anchor-free detector: a backbone of cross-stage-partial blocks, path aggregation over three strides, and a
+decoupled head whose boxes are distributions over bins. Each network has its own task loss, with its own assignment of
+anchor points to objects, and the small network is pulled towards the base, most where the base is confident. Decoding
+and non-maximum suppression are outside the network, so it can be exported as it is.
 
 `--alone` also trains each network alone, for the same number of epochs; `--export FOLDER` writes both networks for ONNX
 Runtime and OpenVINO and compares the detections; `detector_files.py` times these files.

@@ -1,7 +1,6 @@
 """Time one call of each exported detector of `detector.py` in ONNX Runtime and OpenVINO.
 
-`detector.py --export FOLDER` writes the files and compares their detections; this program times them, alternating
-between base and small network. Run it on an idle machine.
+`detector.py --export FOLDER` writes the files. Calls of base and small network alternate; use an idle machine.
 
 Usage:
 
