@@ -283,6 +283,46 @@ def test_attention_across_channels_keeps_its_order():
     assert torch.equal(before.first.weight, after.first.weight)
 
 
+class Keeping(Ordered):
+    """Something that depends on the order of the channels is stored for the user's code, and not returned."""
+
+    def __init__(self, keep: Callable[[Tensor], object], *, training: bool = False) -> None:
+        super().__init__(lambda x: x)
+        self.keep, self.only_training, self.calls = keep, training, torch.zeros(())
+        self.kept: object = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        self.calls += 1
+        if self.training or not self.only_training:
+            self.kept = self.keep(x)
+        return self.last(self.second(x).relu())
+
+
+RAMP = torch.linspace(0, 1, 16, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("keep", "stays"),
+    [
+        (lambda x: x.cumsum(1), True),
+        (lambda x: {"losses": [0.0, (x.mean((0, 2, 3)) * RAMP[: x.shape[1]]).sum()]}, True),
+        (lambda x: (x[:, 1:] - x[:, :-1]).abs().mean(), True),
+        (lambda x: x, False),
+        (
+            lambda x: [x.mean((2, 3)), x.norm(), torch.einsum("nchw,ndhw->ncd", x, x), x.detach().to(torch.complex128)],
+            False,
+        ),
+    ],
+)
+def test_what_a_forward_stores_stays_the_same(keep: Callable[[Tensor], object], stays: bool, training: bool):
+    before, after, plan = reordered(seeded(lambda: Keeping(keep, training=training)), X)
+    assert torch.equal(before.first.weight, after.first.weight) == stays
+    assert not torch.equal(before.second.weight, after.second.weight)
+    assert plan.small_shape("first.weight")[0] == 4 or stays
+
+
 @pytest.mark.parametrize("name", ["cumsum", "argmax"])
 def test_a_mistake_is_seen_even_if_the_weights_hide_it(name: str):
     """The check of the outputs can fail: a scale of zero silences the channels, until it is trained."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
+from adjoined.slicing.model.original import Original, tensors_kept
 from adjoined.slicing.verify.liven import liven, relative_error, repeatable
 
 Gathers = Mapping[str, Sequence[Tensor | None]]
@@ -106,15 +107,29 @@ class Probe:
 
     def _run(self) -> list[Tensor]:
         outputs: list[Tensor] = []
-        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        state = [(tensor, tensor.clone()) for tensor in (*self.model.buffers(), *_kept(self.model))]
         for inputs, train in self._runs:
+            attributes = Original(self.model)
             with repeatable(), torch.no_grad():
                 outputs += [out.clone() for out in tensor_leaves(inputs.run(self.model.train(train)))]
+                outputs += map(_sorted, _kept(self.model))
+            attributes.undo()
         with torch.no_grad():  # the run in train mode moved statistics
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(before[name])
+            for tensor, before in state:
+                if not torch.equal(tensor, before):
+                    tensor.copy_(before)
         self.model.eval()
         return outputs
+
+
+def _kept(model: nn.Module) -> list[Tensor]:
+    return [each for each in tensors_kept(model) if each.layout == torch.strided and not each.is_quantized]
+
+
+def _sorted(kept: Tensor) -> Tensor:
+    """Return the finite values of a tensor that a forward has stored, in an order that does not depend on channels."""
+    kept = torch.view_as_real(kept) if kept.is_complex() else kept
+    return kept[kept.isfinite()].sort().values
 
 
 def _varied(inputs: Inputs) -> Inputs:
