@@ -80,6 +80,29 @@ class WrittenHeads(Heads):
         return t + self.join(((q @ k.transpose(-2, -1)) * 0.5).softmax(-1) @ v)
 
 
+class RotatedHeads(Heads):
+    """Rotary positions, computed in every call."""
+
+    def tokens(self, t: Tensor) -> Tensor:
+        q, k, v = self.split(t)
+        half = torch.linspace(1, 0.01, q.shape[-1] // 2)
+        angles = (torch.arange(q.shape[2])[:, None] * half).repeat(1, 2)
+        q, k = (x * angles.cos() + self.turned(x) * angles.sin() for x in (q, k))
+        return t + self.join(F.scaled_dot_product_attention(q, k, v))
+
+    def turned(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return torch.cat([-second, first], -1)
+
+
+class FadedHeads(Heads):
+    """The features of a head fade by a fixed ramp."""
+
+    def tokens(self, t: Tensor) -> Tensor:
+        q, k, v = self.split(t)
+        return t + self.join((q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ (v * torch.linspace(1, 0.5, v.shape[-1])))
+
+
 class BiasedHeads(Heads):
     """A table of relative positions with a bias for every head, as in Swin."""
 

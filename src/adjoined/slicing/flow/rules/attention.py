@@ -22,12 +22,13 @@ def keeps_whole_heads(state: State, slot: Slot, heads: int, features: int) -> bo
     """Return whether a product between tensors with heads keeps whole heads; the first run decides.
 
     As for grouped convolutions, the choice is what keeps fewer channels. If it makes no difference, whole heads are
-    kept, because then the scale 1/√d does not change.
+    kept, because then the scale 1/√d does not change. Features that are tied already leave no choice.
     """
     if not state.strict:
         first = slot.movedim((heads, features), (0, 1)).reshape(slot.shape[heads], slot.shape[features], -1)[:, 0, 0]
         count = len(distinct(first))
-        if count > 1 and not state.slices_inside(state.module, count, slot.shape[features]):
+        tied = features not in state.tied_along(slot)
+        if count > 1 and (tied or not state.slices_inside(state.module, count, slot.shape[features])):
             state.findings.whole_heads[state.call_site] = distinct(first)
             state.findings.head_width[state.call_site] = slot.shape[features]
     return state.call_site in state.findings.whole_heads

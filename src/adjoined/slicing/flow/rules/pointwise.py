@@ -28,7 +28,7 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
     """Tie operands that broadcast to the shape of `out`, and give the result the union of their slots.
 
     If one operand has labels along a dimension, and another is larger than 1 there without labels, that dimension has a
-    fixed width.
+    fixed width. Channels that vary along others, too, such as heads with features, are dropped along those only.
     """
     ndim = out.ndim
     slots = [[left_padded(slot, ndim) for slot in state.slots(tensor)] for tensor in operands]
@@ -46,6 +46,9 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
         fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride} - dims  # stride 0: expanded
         for slot in list(united):
             if fixed & set(varying(slot)) and fixed & state.tied_along(slot):
+                if others := set(varying(slot)) - fixed:
+                    state.collapse(slot, sorted(others))
+                    continue
                 state.pin(slot, Reason(Kind.FIXED_WIDTH, "combined with a tensor of fixed width"))
                 united = [other for other in united if other is not slot]  # now of fixed width
     state.carry(out, united)
