@@ -13,6 +13,15 @@ from zoo import conv
 # ---- norms, and weights that are normalised -------------------------------------------------------------------------
 
 
+class PooledBesideChannels(Net):
+    """Windows of one channel and several places, with the channels among the last dimensions."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(x.transpose(1, 2), (1, 2))  # (N, H, C, W)
+        x = F.avg_pool3d(x.unsqueeze(1), (2, 1, 1))
+        return F.avg_pool2d(x.squeeze(1).permute(0, 3, 1, 2), (3, 1), 1, (1, 0)).permute(0, 3, 2, 1)  # (N, W, H, C)
+
+
 class ResponseNorm(Net):
     def parts(self) -> None:
         self.one = nn.LocalResponseNorm(5)

@@ -29,8 +29,10 @@ def resample(state: State, call: Call) -> None:
     """
     x = call.tensors[0]
     out = call.outputs[0]  # a second output has the positions of the largest elements
-    first = x.ndim - _pooled_dims(call.name)
-    dims = [d for d in range(x.ndim) if d >= first or x.shape[d] != out.shape[d]]
+    pooled = _pooled_dims(call.name)
+    kernel = list(call["kernel_size"] or [0])
+    kernel = [1] * (x.ndim - pooled) + kernel * (pooled // len(kernel))
+    dims = [d for d in range(x.ndim) if kernel[d] != 1 or x.shape[d] != out.shape[d]]
     carried = state.outside(state.slots(x), dims, _along_channels(call))
     for out in call.outputs:
         state.carry(out, carried)
@@ -41,7 +43,7 @@ def _along_channels(call: Call) -> Reason:
 
 
 def _pooled_dims(name: str) -> int:
-    """Return over how many dimensions an operator combines neighbours, even where sizes stay the same."""
+    """Return over how many dimensions an operator may combine neighbours, even where sizes stay the same."""
     return int(name.partition("pool")[2][:1]) if "pool" in name else 0
 
 
