@@ -29,6 +29,7 @@ from adjoined.slicing import (
     SlicePlan,
     Slicer,
     WithoutHistory,
+    as_patterns,
     check_order,
     check_plan,
     check_trainable,
@@ -315,7 +316,7 @@ def adjoin(
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
     check: bool = False,
     private_head: bool = False,
-    private: Iterable[str] = (),
+    private: str | Iterable[str] = (),
     small_gradient: float = 1.0,
 ) -> AdjoinedNetwork:
     """Join a model with a small network (or a family of them) that shares its weights.
@@ -390,8 +391,8 @@ def adjoin(
         warn_if_whole(plans[0], request)
     if order is not None:
         plans = slicer.reorder(plans, order)
-    head = (slicer.last_layer(),) if private_head else ()
-    net = AdjoinedNetwork(model, plans, private=(*private, *head), small_gradient=small_gradient)
+    own = (*as_patterns(private, "private"), *((slicer.last_layer(),) if private_head else ()))
+    net = AdjoinedNetwork(model, plans, private=own, small_gradient=small_gradient)
     if check:
         for each in net.plans:
             check_plan(model, example_input, each)

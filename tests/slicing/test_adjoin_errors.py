@@ -122,8 +122,18 @@ def test_pattern_in_keep_that_matches_nothing(keep: Any):
 
 
 @pytest.mark.parametrize("keep", [3, [3], None])
-def test_keep_of_another_type(keep: Any):
+def test_names_of_another_type(keep: Any):
     fails(lambda: adjoin(residual(), X, keep=keep), "keep")
+    fails(lambda: adjoin(residual(), X, private=keep), "private")
+    plan = make_plan(residual(), X)
+    fails(lambda: AdjoinedNetwork(residual(), [plan], private=keep), "private")
+
+
+def test_a_single_name_may_stand_alone():
+    alone, listed = (adjoin(residual(), X, keep=names, private=names) for names in ("stem", ["stem"]))
+    assert alone.plan == listed.plan
+    assert alone.state_dict().keys() == listed.state_dict().keys()
+    assert "smalls.0.stem.weight" in alone.state_dict()
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from adjoined.slicing.model.misuse import check_arguments, check_trainable
 from adjoined.slicing.model.modules import (
     WithoutHistory,
     and_parents,
+    as_patterns,
     duplicate,
     evaluating,
     full_name,
@@ -71,6 +72,7 @@ __all__ = [
     "WithoutHistory",
     "add_at",
     "and_parents",
+    "as_patterns",
     "check_arguments",
     "check_order",
     "check_plan",

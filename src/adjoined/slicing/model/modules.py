@@ -319,6 +319,19 @@ def has_managed_sizes(module: nn.Module) -> bool:
     return isinstance(module, known)
 
 
+def as_patterns(given: Any, setting: str) -> tuple[str, ...]:
+    """Return names and patterns of modules as a tuple; a single one may stand alone.
+
+    Raises:
+        AdjoinedError: they are not strings.
+    """
+    patterns = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        expected = "names or patterns such as ('conv1', 'layer1')"
+        raise AdjoinedError("not names of modules", where=setting, expected=expected, got=repr(given))
+    return patterns
+
+
 def matching_modules(model: nn.Module, patterns: Iterable[str], *, setting: str = "keep") -> dict[str, str]:
     """Return the modules that names or patterns match, each with its pattern.
 
@@ -329,7 +342,7 @@ def matching_modules(model: nn.Module, patterns: Iterable[str], *, setting: str 
     """
     names = [name for name, _ in model.named_modules() if name]
     found: dict[str, str] = {}
-    for pattern in patterns:
+    for pattern in as_patterns(patterns, setting):
         matched = [name for name in names if fnmatchcase(name, pattern)]
         if not matched:
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5) or names[:5]

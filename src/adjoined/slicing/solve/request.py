@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing.model.modules import filters, is_inside, matching_modules, named_tensors, owner_of
+from adjoined.slicing.model.modules import as_patterns, filters, is_inside, matching_modules, named_tensors, owner_of
 from adjoined.slicing.solve.budget import Limit, read_budget
 
 DEFAULT_ALPHA = 4.0
@@ -65,7 +65,7 @@ class Request:
         """Check all values and bring them into one form."""
         checked: dict[str, Any] = {
             "alpha": None if self.alpha is None else _alphas(self.alpha),
-            "keep": _keep(self.keep),
+            "keep": as_patterns(self.keep, "keep"),
             "round_to": int(_at_least_1(self.round_to, Integral, "round_to")),
             "widths": check_widths({} if self.widths is None else self.widths),
             "compress": None if self.compress is None else float(_at_least_1(self.compress, Real, "compress")),
@@ -224,16 +224,3 @@ def _at_least_1(value: Any, kind: type, where: str) -> Any:
         expected = f"a {'whole number' if kind is Integral else 'number'} of at least 1"
         raise AdjoinedError("invalid value", where=where, expected=expected, got=repr(value), fix=_FIXES[where])
     return value
-
-
-def _keep(keep: Any) -> tuple[str, ...]:
-    """Return the names and patterns of modules as a tuple; a single name may stand alone."""
-    patterns = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else (keep,)
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise AdjoinedError(
-            "not names of modules",
-            where="keep",
-            expected="names or patterns such as ('conv1', 'layer1')",
-            got=repr(keep),
-        )
-    return patterns
