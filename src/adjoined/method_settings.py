@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 METHODS = (
-    "adjoint", "adjoint+", "polished", "transfer", "standard", "scratch", "scratch-compute", "dropout", "distillation",
+    "adjoint", "adjoint+", "replay", "transfer", "standard", "scratch", "scratch-compute", "dropout", "distillation",
     "mutual", "slimmable", "slimmable-distill", "filter-pruning", "weight-pruning",
 )  # fmt: skip
 """The training methods by name; `adjoined.methods` has a class for each."""
@@ -14,7 +14,7 @@ SEARCH, UNIFORM = "search", "uniform"
 """Words that `widths` may be: `adjoined train` finds a width for each channel group; all have that of alpha."""
 
 _SHARED = ("adjoint", "slimmable", "slimmable-distill")
-_FINE_TUNED = ("polished", "filter-pruning", "weight-pruning")
+_FINE_TUNED = ("replay", "filter-pruning", "weight-pruning")
 
 
 def _for(default: Any, *methods: str) -> Any:
@@ -52,7 +52,7 @@ class SmallSettings:
     search, for `adjoined train --pretrained`: find a width for each channel group first, at no higher cost; or
     uniform: one alpha for all. None: search for --method transfer with one alpha, no budget in milliseconds
     and 300 training images or more; otherwise uniform."""
-    order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", "polished", *_SHARED)
+    order: Literal["l1", "l2", "bn"] | None = _for(None, "adjoint+", *_SHARED)
     """Reorder the base network's channels first, most important ones to the front: l1, l2 (norm of the filters that
     write them), bn (scale of their batch norms); none: in their original order."""
 
@@ -72,7 +72,7 @@ class MethodSettings:
     """The training method."""
 
     method: str = "adjoint+"
-    """Training method: adjoint+, polished (the same, then the small network alone), adjoint (the paper's), transfer
+    """Training method: adjoint+ (both networks at once), replay (one after the other), adjoint (the paper's), transfer
     (from pretrained weights); or, to compare with: standard, scratch, scratch-compute, dropout, distillation, mutual,
     slimmable, slimmable-distill, filter-pruning, weight-pruning."""
     private_head: bool = _for(False, *_SHARED)

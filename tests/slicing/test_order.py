@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import constructs
 from adjoined import AdjoinedError, SlicePlan, adjoin
 from adjoined.models import build
-from adjoined.slicing import Inputs, make_plan, reorder
+from adjoined.slicing import Inputs, make_plan, reorder, select
 from adjoined.slicing.order.symmetry import Probe
 from adversarial_attention import FusedHeads
 from masked import masked, relative_error
@@ -190,6 +190,21 @@ def test_whole_heads_move_together():
 def test_the_plan_fits_the_reordered_model(name: str):
     _, after, plan = reordered(seeded(OWN[name]), X)
     assert differ(masked(after, plan), plan.apply(after), X) < 1e-10
+
+
+@pytest.mark.parametrize("alpha", [2, 4, 2.5])
+@pytest.mark.parametrize("make", [*OWN.values(), FusedHeads, lambda: build("adjoined:resnet20", num_classes=10)])
+def test_a_plan_that_selects_gives_the_small_network_of_the_reordered_base(make: Callable[[], nn.Module], alpha: float):
+    model = seeded(make)
+    x = images(2, 3, 32, 32).double() if type(model).__name__ == "ResNet" else X
+    before, after, plan = reordered(model, x, alpha=alpha)
+    selected = select(before, x, make_plan(before, x, alpha=alpha, round_to=1))
+    first, best = make_plan(before, x, alpha=alpha, round_to=1).apply(before), selected.apply(before)
+    assert differ(plan.apply(after), best, x) < 1e-12
+    assert differ(first, best, x) > 1e-6
+    assert selected.unordered == plan.unordered
+    assert [(each.width, each.kept) for each in selected.groups] == [(each.width, each.kept) for each in plan.groups]
+    assert not selected.order  # the model is as it was
 
 
 # ---- parameters stay the objects they are ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_loss, adjoint_terms
 from adjoined.methods import METHODS, Step
+from adjoined.methods.replay import Pupil
 from adjoined.methods.scratch import fresh_small
 from adjoined.models import build
 from adjoined.network import AdjoinedNetwork, adjoin
@@ -31,8 +32,6 @@ def job_of(name: str, **changes: Any) -> Job:
     settings = replace(TINY, model_options={"width": 1}).for_method(name, **changes)
     stages = METHODS[name](settings).before()
     earlier = {stage.name: make_job(settings.for_method("standard")).model for stage in stages}
-    if name == "polished":
-        earlier = {each: make_plan(model, X, alpha=settings.alpha).apply(model) for each, model in earlier.items()}
     return make_job(settings, earlier=earlier)
 
 
@@ -197,6 +196,19 @@ def test_distillation_is_hinton_s_with_the_weights_of_repdistiller():
     torch.testing.assert_close(warm.loss, 0.5 * F.cross_entropy(q, Y) + 0.5 * 4 * kl(p, q, 2.0))
 
 
+def test_replay_takes_the_labels_and_the_recorded_logits_of_the_batch():
+    job = job_of("replay")
+    assert isinstance(job.network, Pupil)
+    p = torch.randn(6, 10, generator=torch.Generator().manual_seed(1))
+    job.network.recorded = p
+    step = step_of(job)
+    q = step.logits["small"]
+    torch.testing.assert_close(step.loss, F.cross_entropy(q, Y) + 16 * kl(p, q, 4.0))
+    plan = job.built.plans["small"]
+    assert plan is not None
+    assert not plan.in_order  # it keeps the filters with the largest norms
+
+
 def test_dropout_drops_inputs_of_the_last_layer_only_in_training():
     job = job_of("dropout", dropout_rate=0.5)
     seen: list[Tensor] = []
@@ -248,7 +260,7 @@ def test_a_fresh_small_network_has_the_spread_that_its_own_rule_would_give():
     assert not torch.equal(small["layer1.0.conv1.weight"], sliced["layer1.0.conv1.weight"])
 
 
-@pytest.mark.parametrize("name", ["scratch", "distillation", "mutual", "filter-pruning"])
+@pytest.mark.parametrize("name", ["scratch", "distillation", "mutual", "filter-pruning", "replay"])
 def test_these_methods_have_one_small_network(name):
     with pytest.raises(AdjoinedError, match=r"--alpha: the method .* has one small network"):
         job_of(name, alpha=[2.0, 4.0])

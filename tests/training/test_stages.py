@@ -169,18 +169,3 @@ def test_a_stopped_stage_says_how_to_resume_the_run(tmp_path, monkeypatch):
         KeyboardInterrupt, match=f"adjoined train --resume {tmp_path}/other --model {tmp_path}/net.py:make$"
     ):
         train(settings, tmp_path / "other", console=QUIET)
-
-
-def test_polishing_delivers_the_base_of_the_joint_training_and_continues_its_small_network(tmp_path):
-    settings = replace(TINY, method="polished", finetune_lr=1e-9)
-    joint = train(TINY.for_method("adjoint+"), tmp_path / "joint", console=QUIET)
-    result = train(settings, tmp_path / "run", console=QUIET)
-    assert [(stage.name, stage.epochs) for stage in result.stages] == [("joint", 2), ("polished", 2)]
-    assert result.stages[1].macs < 0.2 * result.stages[0].macs
-    assert same(result.folder, joint.folder, "base")
-    before, after = (load(each.folder, "small") for each in (joint, result))
-    for old, new in zip(before.parameters(), after.parameters(), strict=True):
-        torch.testing.assert_close(new, old, rtol=0, atol=1e-6)
-    polished = train(replace(settings, finetune_lr=None, finetune_epochs=1), tmp_path / "shorter", console=QUIET)
-    assert polished.stages[1].epochs == 1
-    assert not same(polished.folder, joint.folder, "small")

@@ -13,7 +13,7 @@ from adjoined.methods.distillation import Distillation
 from adjoined.methods.dropout import Dropout
 from adjoined.methods.filter_pruning import FilterPruning
 from adjoined.methods.mutual import Mutual
-from adjoined.methods.polished import Polished
+from adjoined.methods.replay import Replay
 from adjoined.methods.scratch import Scratch, ScratchCompute
 from adjoined.methods.slimmable import Slimmable, SlimmableDistill
 from adjoined.methods.standard import Standard
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, type[Method]] = {
     "adjoint": Adjoint,
     "adjoint+": AdjointPlus,
-    "polished": Polished,
+    "replay": Replay,
     "transfer": Transfer,
     "standard": Standard,
     "scratch": Scratch,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.names import BASE
 from adjoined.slicing import Request, SlicePlan, Slicer
 from adjoined.tasks import TASKS, task_of
 
@@ -55,7 +54,7 @@ class TrainedNetwork:
 class Stage:
     """A training stage before the method's own: a separate run in a subfolder of the run.
 
-    One of its networks is passed on to the method; its base network is part of the result of the whole run.
+    Its base network is passed on to the method, and is part of the result of the whole run.
     """
 
     name: str
@@ -63,8 +62,8 @@ class Stage:
     """All settings of the stage; `settings.method` is its method."""
     given: str | None = None
     """Folder of a finished run to use instead of this training."""
-    passes: str = BASE
-    """Name of the network that is passed on."""
+    records: bool = False
+    """Whether the base network's logits in the last epochs are recorded, for a method that `replays` them."""
 
 
 class Method(ABC):
@@ -85,6 +84,8 @@ class Method(ABC):
     """Factor on the learning rate of the small networks' private parameters."""
     from_pretrained: ClassVar[bool] = True
     """Whether the model passed to `build` has pretrained weights, if the settings request them."""
+    replays: ClassVar[bool] = False
+    """Whether every step needs the logits that the stage of the base network recorded for its images."""
     extra: ClassVar[str] = ""
     """The extra of adjoined that installs a library that the method needs."""
     library: ClassVar[str] = ""

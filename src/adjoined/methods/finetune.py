@@ -1,4 +1,4 @@
-"""The base classes of methods that continue the training of a finished network alone."""
+"""The base class of methods that train the base, cut a network out of it, and train that one alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from adjoined.names import BASE
 from adjoined.settings import Settings
 
 
-class FineTuned(Alone):
-    """Continues training with cross-entropy; a subclass defines `before` and `build`.
+class Pruned(Alone):
+    """Prunes the trained base network and continues the training of the result; a subclass defines `prune`.
 
     By default, epochs and learning-rate schedule repeat the earlier ones: the learning-rate rewinding of Renda et al.,
     arXiv 2003.02389, the strongest of the simple schedules.
@@ -23,20 +23,16 @@ class FineTuned(Alone):
 
     name = "small"
 
+    def before(self) -> tuple[Stage, ...]:
+        """Return the training of the base network."""
+        return (Stage(BASE, self.settings.for_method("standard")),)
+
     def adapt(self, model: nn.Module, example: Tensor) -> Settings:
         """Return the settings with epochs and learning rate of the second training."""
         settings = self.settings
         epochs = settings.finetune_epochs or settings.epochs
         warmup = settings.warmup_epochs * epochs / settings.epochs
         return replace(settings, epochs=epochs, warmup_epochs=warmup, lr=settings.finetune_lr or settings.lr)
-
-
-class Pruned(FineTuned):
-    """Prunes the trained base network and fine-tunes the result; a subclass defines `prune`."""
-
-    def before(self) -> tuple[Stage, ...]:
-        """Return the training of the base network."""
-        return (Stage(BASE, self.settings.for_method("standard")),)
 
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return the trained base network, pruned."""

@@ -66,6 +66,7 @@ class RunFolder:
         tensorboard: the folder of TensorBoard's files.
         checkpoints: the folder of `last`, and of the networks of the last and the best epoch.
         stages: the folder of the earlier training stages, each a separate run.
+        logits: the folder of logits recorded for a later stage.
         exports: the folder of exported files.
         last: last.ckpt, the checkpoint that a run is resumed from.
         worth_keeping: whether a new run can be resumed already; if its start fails earlier, the folder is removed.
@@ -81,6 +82,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.stages = self.path / "stages"
+        self.logits = self.path / "logits"
         self.exports = self.path / "export"
         self.last = self.checkpoints / "last.ckpt"
         self.worth_keeping = False

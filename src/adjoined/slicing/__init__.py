@@ -25,7 +25,7 @@ channel each element of an activation belongs; along dimensions in which the lab
 """
 
 from adjoined.slicing.flow.cost import cost_by_module, last_linear, measure_cost
-from adjoined.slicing.make_plan import Slicer, make_plan, reorder, warn_if_whole
+from adjoined.slicing.make_plan import Slicer, make_plan, reorder, select, warn_if_whole
 from adjoined.slicing.model.code import mentions
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
@@ -93,6 +93,7 @@ __all__ = [
     "private_names",
     "read_budget",
     "reorder",
+    "select",
     "take",
     "tensor_leaves",
     "unregistered_weights",

@@ -11,7 +11,7 @@ from torch import nn
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.cost import last_layer_of
 from adjoined.slicing.model.original import has_functions
-from adjoined.slicing.order.reorder import reorder_channels
+from adjoined.slicing.order.reorder import reorder_channels, select_channels
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.find_alpha import Latency, find_alpha
 from adjoined.slicing.solve.request import Request
@@ -179,3 +179,26 @@ def reorder(
         ([-4.0, 3.0, 2.0, 1.0], 'l1')
     """
     return Slicer(model, example_input).reorder(plans, order)
+
+
+def select(model: nn.Module, example_input: Any, plan: SlicePlan, order: str = "l1") -> SlicePlan:
+    """Return the plan of the small network that keeps the most important channels instead of the first ones.
+
+    The small network computes the same as after `reorder`, but the model stays as it is.
+
+    Args:
+        model, example_input, order: as for `reorder`.
+        plan: the slice plan of the small network.
+
+    Raises:
+        AdjoinedError: as for `reorder`.
+
+    Example:
+        >>> import torch
+        >>> net, x = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.zeros(1, 1, 2, 2)
+        >>> _ = net[0].weight.data.copy_(torch.tensor([1.0, -4.0, 2.0, 3.0]).view(4, 1, 1, 1))
+        >>> plan = select(net, x, make_plan(net, x, alpha=2, round_to=1))
+        >>> plan.indices("0.weight")[0].tolist(), plan.indices("2.weight")[1].tolist()
+        ([1, 3], [1, 3])
+    """
+    return select_channels(Traces(model, example_input), plan, order)

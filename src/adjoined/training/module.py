@@ -50,6 +50,8 @@ class TrainingModule(LightningModule):
         self._infinite = infinite_buffers(self)
         self.latest: dict[str, float] = {}
         """Scalars of the last measured step, for the display."""
+        self.logits: dict[str, Tensor] = {}
+        """Network name -> its logits of the last training batch."""
         self.restoring = False
         """Whether a checkpoint is being restored: from its loading to the first step."""
 
@@ -125,7 +127,8 @@ class TrainingModule(LightningModule):
             self._check_loss(loss, x, batch_idx)
         terms = {"loss": loss, **step.terms}
         self.meters.add_terms(terms, len(x))
-        self.meters.add_train(step.logits, y)
+        self.logits = {name: each.detach() for name, each in step.logits.items()}
+        self.meters.add_train(self.logits, y)
         if measured:
             self.latest = {name: float(value) for name, value in terms.items()}
         return step.loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,6 +18,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import ParallelStrategy
 
 from adjoined.errors import AdjoinedError, first_line
+from adjoined.methods import METHODS
+from adjoined.names import BASE
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.answer import OtherCodeError
@@ -35,6 +38,7 @@ from adjoined.training.loaders import RunData
 from adjoined.training.module import SETTINGS, TrainingModule
 from adjoined.training.output import unstoppable
 from adjoined.training.processes import end_with_parent, is_main, keep_group, leave_group_at_exit
+from adjoined.training.recording import Recorder, Replayer
 from adjoined.training.stages import StageResults, check_stages, run_stages
 from adjoined.training.tensorboard import TensorBoard
 
@@ -54,8 +58,12 @@ def run_training(
     known: Iterable[str | os.PathLike[str]] = (),
     part_of: RunFolder | None = None,
     deadline: float | None = None,
+    records: bool = False,
 ) -> RunResult:
-    """Implement `adjoined.training.train`; for a stage of another run, `part_of`, errors say how to resume that one."""
+    """Implement `adjoined.training.train`; for a stage of another run, `part_of`, errors say how to resume that one.
+
+    With `records`, the base network's logits of the last epochs are kept for the next stage.
+    """
     if console is None:
         from rich.console import Console
 
@@ -72,7 +80,8 @@ def run_training(
         if part_of is None and is_main():
             _tell_other_versions(run, console)
         history, files, limit = History(run.metrics), WholeCheckpointIO(), Deadline(deadline)
-        trainer = make_trainer(settings, run.path, [*_callbacks(settings, run, history, console), limit], files)
+        callbacks = [*_callbacks(settings, run, history, console, records), limit]
+        trainer = make_trainer(settings, run.path, callbacks, files)
         train_stage = partial(
             run_training, resume=True, console=console, announce=None, part_of=whole, deadline=deadline
         )
@@ -101,6 +110,8 @@ def run_training(
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             limit.check(trainer)
             result = ending.finish(trainer.strategy.root_device) if ending else None
+        if job.method.replays:
+            shutil.rmtree(_recorded(run), ignore_errors=True)
         result = trainer.strategy.broadcast(result)
         assert result is not None
         if part_of is None:
@@ -159,15 +170,24 @@ def _start(
     return make_job(settings, earlier=earlier.modules, skipped=skipped), earlier
 
 
-def _callbacks(settings: Settings, run: RunFolder, history: History, console: Console) -> list[Callback]:
+def _callbacks(settings: Settings, run: RunFolder, history: History, console: Console, records: bool) -> list[Callback]:
     average = [MovingAverage(settings.ema)] if settings.ema else []
+    recorder = [Recorder(run.logits)] if records else []
+    replayer = [Replayer(_recorded(run), settings.epochs)] if METHODS[settings.method].replays else []
     return [
         *average,
+        *recorder,
+        *replayer,
         history,
         TensorBoard(run.tensorboard, history),
         Display(console, history),
         Checkpoints(run.checkpoints, history, settings.checkpoint_every),
     ]
+
+
+def _recorded(run: RunFolder) -> Path:
+    """Return the folder of the logits that the stage of the base network recorded."""
+    return RunFolder(run.stages / BASE).logits
 
 
 def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], files: WholeCheckpointIO) -> Trainer:

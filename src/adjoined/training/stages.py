@@ -33,7 +33,7 @@ class StageResults:
     """The results of the stages before a training."""
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    """Name of the stage -> the network that it passes on."""
+    """Name of the stage -> its base network."""
     carried: list[NetworkResult] = field(default_factory=list)
     """Networks that the whole run delivers; their paths are those in the stage's folder."""
     costs: list[StageCost] = field(default_factory=list)
@@ -43,7 +43,7 @@ def run_stages(
     settings: Settings,
     folder: Path,
     *,
-    train: Callable[[Settings, Path], RunResult],
+    train: Callable[..., RunResult],
     known: Iterable[Path],
     console: Console,
 ) -> StageResults:
@@ -65,13 +65,13 @@ def run_stages(
     for number, stage in enumerate(stages, start=1):
         run = RunFolder(folder / stage.name)
         if not run.settings.is_file():
-            source = Path(stage.given) if stage.given else _equal_run(stage.settings, known)
+            source = Path(stage.given) if stage.given else None if stage.records else _equal_run(stage.settings, known)
             if source is not None:
                 _copy(source, run.path)
         if not run.finished:
             head = f"stage {number} of {len(stages) + 1}: {stage.name} ({stage.settings.method})"
             say(console, head)
-            train(stage.settings, run.path)
+            train(stage.settings, run.path, records=stage.records)
         _take_in(earlier, stage, run, settings)
     if stages:
         say(console, f"stage {len(stages) + 1} of {len(stages) + 1}: {settings.method}")
@@ -148,6 +148,6 @@ def _take_in(earlier: StageResults, stage: Stage, run: RunFolder, settings: Sett
     result = run.read_result()
     assert result is not None
     # The user named the code of the model in this command.
-    earlier.modules[stage.name] = load(run.path, stage.passes, model=settings.code)
+    earlier.modules[stage.name] = load(run.path, BASE, model=settings.code)
     earlier.carried += [each for each in result.networks if each.name == BASE]
     earlier.costs.append(replace(result.stages[-1], name=stage.name))

@@ -19,6 +19,7 @@ from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import named_tensors, owner_of
 from adjoined.slicing.order.importance import Importance, check_order
 from adjoined.slicing.order.symmetry import Gathers, Probe, permute
+from adjoined.slicing.plan.index import Index, take
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.solve.groups import Grouping
 from adjoined.slicing.solve.traces import Traces
@@ -32,6 +33,30 @@ def reorder_channels(traces: Traces, plans: Sequence[SlicePlan], order: str) -> 
     Raises:
         AdjoinedError: no such order, no batch norm for "bn", a plan of another model, or the model does not run.
     """
+    ordering = _ordering(traces, plans, order)
+    permute(named_tensors(traces.model), ordering.gathers())
+    return [replace(plan, order=order, unordered=ordering.unordered) for plan in plans]
+
+
+def select_channels(traces: Traces, plan: SlicePlan, order: str) -> SlicePlan:
+    """Return the plan that keeps what it would keep after a reordering; see `adjoined.slicing.select`.
+
+    Raises:
+        AdjoinedError: as for `reorder_channels`.
+    """
+    ordering = _ordering(traces, [plan], order)
+    tensors = dict(plan.tensors)
+    for name, gathers in ordering.gathers().items():
+        pairs = zip(plan.indices(name), gathers, strict=True)
+        tensors[name] = tuple(index if new is None else _taken(new, index) for index, new in pairs)
+    return replace(plan, tensors=tensors, unordered=ordering.unordered)
+
+
+def _taken(order: Tensor, index: Index | None) -> Index:
+    return Index.of((order if index is None else take(order, (index,))).tolist())
+
+
+def _ordering(traces: Traces, plans: Sequence[SlicePlan], order: str) -> _Ordering:
     check_order(order)
     model = traces.model
     for plan in plans:
@@ -40,11 +65,9 @@ def reorder_channels(traces: Traces, plans: Sequence[SlicePlan], order: str) -> 
     importance = Importance(model if order == "taylor" else probe.model, order)  # copies have no gradients
     traced, grouping = traces.get(lambda *question: _slices_inside(plans[0], *question))
     ordering = _Ordering(traced, grouping, plans, importance)
-    tensors = named_tensors(model)
-    ordering.check_memory(tensors)
+    ordering.check_memory(named_tensors(model))
     ordering.check_outputs(probe)
-    permute(tensors, ordering.gathers())
-    return [replace(plan, order=order, unordered=ordering.unordered) for plan in plans]
+    return ordering
 
 
 class _Ordering:

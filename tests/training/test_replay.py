@@ -1,0 +1,125 @@
+"""Replay: the logits that one stage records are those of the images that the next one sees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_stages import KILLED, same
+
+from adjoined.errors import AdjoinedError
+from adjoined.methods.replay import Pupil
+from adjoined.runs import RunFolder, RunResult, load
+from adjoined.settings import Settings
+from adjoined.slicing import measure_cost
+from adjoined.training import train
+from adjoined.training.recording import EPOCHS, Recorder, Replayer
+from tiny_runs import QUIET, TINY
+
+# Five steps an epoch; the first of four epochs is not recorded.
+REPLAY = replace(TINY, method="replay", alpha=2.0, round_to=1, epochs=4, finetune_epochs=5, lr=0.05, seed=3)
+VARIED = {
+    "on the device": replace(REPLAY, data_on_device=True, augment="light", low_resolution={"6": 0.2}),
+    "by workers": replace(REPLAY, augment="light"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunResult:
+    return train(REPLAY, tmp_path_factory.mktemp("replay") / "run", console=QUIET)
+
+
+def test_the_base_is_one_trained_alone_and_the_small_network_costs_little(run: RunResult, tmp_path):
+    alone = train(REPLAY.for_method("standard"), tmp_path / "alone", console=QUIET)
+    assert same(run.folder, alone.folder, "base")
+    assert [(stage.name, stage.epochs) for stage in run.stages] == [("base", 4), ("replay", 5)]
+    base, small = (stage.macs or 0 for stage in run.stages)
+    x = torch.zeros(1, 1, 8, 8)
+    ratio = measure_cost(load(run.folder, "small"), x).macs / measure_cost(load(run.folder, "base"), x).macs
+    assert small / base == pytest.approx(5 / 4 * ratio, rel=0.1)  # no forward pass of the base
+
+
+@pytest.fixture
+def seen(monkeypatch) -> tuple[list[Any], list[Any]]:
+    """Images, and logits of the base, of every batch: when they are recorded, and when they are replayed."""
+    recorded: list[Any] = []
+    replayed: list[Any] = []
+    keep, give = Recorder.on_train_batch_end, Replayer.on_train_batch_start
+
+    def keeping(self: Recorder, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
+        keep(self, trainer, module, outputs, batch, number)
+        recorded.append((trainer.current_epoch, number, batch[0].clone(), module.logits["base"].clone()))
+
+    def giving(self: Replayer, trainer: Any, module: Any, batch: Any, number: int) -> None:
+        give(self, trainer, module, batch, number)
+        assert isinstance(module.network, Pupil)
+        replayed.append((trainer.current_epoch, number, batch[0].clone(), module.network.recorded))
+
+    monkeypatch.setattr(Recorder, "on_train_batch_end", keeping)
+    monkeypatch.setattr(Replayer, "on_train_batch_start", giving)
+    return recorded, replayed
+
+
+@pytest.mark.parametrize("how", VARIED)
+def test_each_batch_gets_the_logits_of_its_images(how: str, seen, tmp_path):
+    recorded, replayed = seen
+    settings = VARIED[how]
+    train(settings, tmp_path / "run", console=QUIET)
+    assert [epoch for epoch, number, *_ in replayed if number == 0] == list(range(5))
+    shown = [2, 3, 1, 2, 3]  # the last epoch, whose teacher is best, comes last
+    before = {(epoch, number): rest for epoch, number, *rest in recorded}
+    for epoch, number, x, logits in replayed:
+        images, outputs = before[shown[epoch], number]
+        if x.shape == images.shape:
+            assert torch.equal(x, images)
+        assert torch.equal(logits, outputs.half().float())
+    assert not torch.equal(before[2, 0][0], before[3, 0][0])
+    assert EPOCHS == 3
+
+
+@pytest.mark.parametrize("place", ["stages/base/logits/3.safetensors", "run/checkpoints/last.ckpt"])
+def test_a_killed_run_ends_the_same(place: str, run: RunResult, tmp_path):
+    (tmp_path / "settings.yaml").write_text(REPLAY.to_yaml())
+    argv = [sys.executable, "-c", KILLED, place, "1", str(tmp_path / "run"), str(tmp_path / "settings.yaml")]
+    done = subprocess.run(argv, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    result = train(REPLAY, tmp_path / "run", resume=True, console=QUIET)
+    for network in ("base", "small"):
+        assert same(result.folder, run.folder, network)
+    assert not RunFolder(tmp_path / "run" / "stages" / "base").logits.exists()  # nobody needs them any more
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "of other images"])
+def test_logits_that_do_not_fit_are_refused(damage: str, tmp_path, monkeypatch):
+    def spoil(file: Path) -> None:
+        if damage == "missing":
+            file.unlink()
+        elif damage == "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        else:
+            file.write_bytes(file.with_name("4.safetensors").read_bytes())
+
+    start = Replayer.on_train_epoch_start
+
+    def spoiled(self: Replayer, trainer: Any, module: Any) -> None:
+        spoil(self.folder / "3.safetensors")
+        start(self, trainer, module)
+
+    monkeypatch.setattr(Replayer, "on_train_epoch_start", spoiled)
+    with pytest.raises(AdjoinedError, match=r"logits.*3\.safetensors"):
+        train(replace(REPLAY, finetune_epochs=2), tmp_path / "run", console=QUIET)
+
+
+@pytest.mark.parametrize(("change", "flag"), [({"mixup": 0.2}, "--mixup"), ({"devices": 2}, "--devices")])
+def test_settings_that_do_not_fit_are_refused_at_once(change: dict[str, Any], flag: str, tmp_path):
+    settings: Settings = replace(REPLAY, **change)
+    with pytest.raises(AdjoinedError, match=flag):
+        train(settings, tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
