@@ -17,6 +17,7 @@ from adjoined.data import DataSettings, open_data
 from adjoined.data.images import FileImages, MemoryImages
 from adjoined.data.sampling import EpochSampler
 from adjoined.errors import AdjoinedError
+from small_cifar import write_cifar10
 
 
 def sources(**settings) -> tuple[MemoryImages, MemoryImages]:
@@ -72,16 +73,6 @@ def test_digits_have_the_stated_mean_and_deviation():
     images = torch.cat([images for images, _ in data.train_loader(seed=0, drop_last=False)])
     assert images.mean().item() == pytest.approx(0, abs=0.01)
     assert images.std().item() == pytest.approx(1, abs=0.01)
-
-
-def write_cifar10(folder: Path, images: np.ndarray, labels: list[int]) -> None:
-    """Write the authors' format: 3,072 bytes a row, in six pickles of protocol 2."""
-    folder.mkdir(parents=True)
-    parts = np.array_split(np.arange(len(labels)), 6)
-    for name, part in zip([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"], parts, strict=True):
-        entry = {"data": images[part].reshape(len(part), -1), "labels": [labels[i] for i in part]}
-        (folder / name).write_bytes(pickle.dumps(entry, protocol=2))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}, protocol=2))
 
 
 @pytest.fixture

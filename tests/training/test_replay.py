@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_stages import KILLED, same
@@ -21,14 +22,12 @@ from adjoined.settings import Settings
 from adjoined.slicing import measure_cost
 from adjoined.training import train
 from adjoined.training.recording import EPOCHS, Recorder, Replayer
+from small_cifar import write_cifar10
 from tiny_runs import QUIET, TINY
 
 # Five steps an epoch; the first of four epochs is not recorded.
 REPLAY = replace(TINY, method="replay", alpha=2.0, round_to=1, epochs=4, finetune_epochs=5, lr=0.05, seed=3)
-VARIED = {
-    "on the device": replace(REPLAY, data_on_device=True, augment="light", low_resolution={"6": 0.2}),
-    "by workers": replace(REPLAY, augment="light"),
-}
+CIFAR = {"data": "cifar10", "model": "resnet8", "limit": None, "batch_size": 8, "low_resolution": {"24": 0.2}}
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +66,12 @@ def seen(monkeypatch) -> tuple[list[Any], list[Any]]:
     return recorded, replayed
 
 
-@pytest.mark.parametrize("how", VARIED)
-def test_each_batch_gets_the_logits_of_its_images(how: str, seen, tmp_path):
+@pytest.mark.parametrize("on_device", [True, False])
+def test_each_batch_gets_the_logits_of_its_images(on_device: bool, seen, tmp_path):
     recorded, replayed = seen
-    settings = VARIED[how]
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
+    write_cifar10(tmp_path / "cifar-10-batches-py", images, [i % 10 for i in range(60)])
+    settings = replace(REPLAY, **CIFAR, data_root=str(tmp_path), data_on_device=on_device, augment="standard")
     train(settings, tmp_path / "run", console=QUIET)
     assert [epoch for epoch, number, *_ in replayed if number == 0] == list(range(5))
     shown = [2, 3, 1, 2, 3]  # the last epoch, whose teacher is best, comes last
