@@ -32,7 +32,7 @@ from adjoined.training.job import Job, make_job
 ALL = [
     *("standard", "dropout", "scratch", "scratch-compute", "distillation", "mutual", "slimmable"),
     *("slimmable-distill", "filter-pruning", "weight-pruning"),
-    *("adjoint", "adjoint:kl_detach=true", "adjoint:small_ce=1", "adjoint+", "polished"),
+    *("adjoint", "adjoint:kl_detach=true", "adjoint:small_ce=1", "adjoint+", "replay"),
 ]
 DETACHED = "adjoint:kl_detach=true"
 SETTINGS = [
