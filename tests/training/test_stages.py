@@ -169,3 +169,14 @@ def test_a_stopped_stage_says_how_to_resume_the_run(tmp_path, monkeypatch):
         KeyboardInterrupt, match=f"adjoined train --resume {tmp_path}/other --model {tmp_path}/net.py:make$"
     ):
         train(settings, tmp_path / "other", console=QUIET)
+
+
+@pytest.mark.parametrize("method", ["distillation", "filter-pruning", "replay"])
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [({"alpha": [2.0, 4.0]}, "--alpha"), ({"keep": ["nowhere"]}, "keep"), ({"budget": "10 parameters"}, "budget")],
+)
+def test_what_the_last_stage_would_refuse_is_refused_before_the_first(method, change, flag, tmp_path):
+    with pytest.raises(AdjoinedError, match=flag):
+        train(SHORT.for_method(method, **change), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()

@@ -99,11 +99,13 @@ def check_stages(settings: Settings, processes: int, skipped: Collection[str] | 
             expected="--devices 1 and --nodes 1",
             got=f"{processes} processes",
         )
-    images = make_job(settings.for_method("standard"), skipped=skipped).images
+    job = make_job(settings.for_method("standard"), skipped=skipped)
     for stage in stages:
         if stage.given:
-            _check_given(Path(stage.given), images.info)
-    return images
+            _check_given(Path(stage.given), job.images.info)
+    # What the last stage refuses, a width for example, is refused before hours of training the base.
+    method.build(job.model, job.example, {stage.name: job.model for stage in stages})
+    return job.images
 
 
 def _check_given(folder: Path, info: DataInfo) -> None:
