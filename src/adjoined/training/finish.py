@@ -40,13 +40,7 @@ _DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
 
 
 class Ending:
-    """Writes the finished networks of a run; created before the first step, so that the end can be rehearsed.
-
-    Args:
-        run: the run folder.
-        job: the training job.
-        earlier: the results of earlier stages; those of their networks that the run delivers are copied.
-    """
+    """Writes the finished networks of a run, some copied from earlier stages; made first, to rehearse the end."""
 
     def __init__(self, run: RunFolder, job: Job, earlier: StageResults) -> None:
         self.run, self.job, self.earlier = run, job, earlier
@@ -100,9 +94,6 @@ class Ending:
 
         The networks are those of the last step, or their moving average if the run keeps one; not the best of all
         epochs, which would be selected on the evaluation images.
-
-        Args:
-            device: device for measuring accuracies and running statistics.
 
         Raises:
             NotFinite: the loss of a network is not finite.

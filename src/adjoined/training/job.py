@@ -48,13 +48,7 @@ def make_job(
     earlier: Mapping[str, nn.Module] | None = None,
     skipped: Collection[str] | None = None,
 ) -> Job:
-    """Open the data and build the network, under the seed of the settings.
-
-    Args:
-        settings: the settings of the run.
-        processes: number of processes that share a batch.
-        earlier: the networks of earlier stages, if the method has some.
-        skipped: the damaged images to leave out, if known.
+    """Open the data and build the network, under the seed of the settings; `processes` share a batch.
 
     Raises:
         AdjoinedError: the data are missing or damaged, the model is unknown, or they do not fit together.

@@ -37,15 +37,6 @@ def write_networks(
 
     The files are measured, not the networks in memory: the files are what users get.
 
-    Args:
-        run: the folder.
-        finished: name of each network -> the network.
-        settings: model and data.
-        images: the images that the networks were trained for.
-        weights: which weights they have, "last" or "ema".
-        measure: measures a rebuilt network.
-        device: the kind of device that it measures on.
-
     Returns:
         The networks' results, and the number of images that they were measured on.
 

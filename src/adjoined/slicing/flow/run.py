@@ -37,13 +37,7 @@ from adjoined.slicing.plan.reasons import Kind, Reason
 class LabelFlow(State, TorchDispatchMode):
     """One labelled run of a module.
 
-    Args:
-        ties: `Ties` for the first run, which ties labels; `FrozenTies` for the second, which checks.
-        findings: filled in the first run, read in the second.
-        unaligned: cuts after which the number of channels counts, not their identity.
-        is_kept: label -> whether the small network has it; given in the second run only.
-        slices_inside: how grouped convolutions are narrowed.
-        original: the model of which a copy is run; a copy that reads the original's tensors is refused.
+    Arguments are those of `State`, and the `original` of which a copy is run: it may not read the original's tensors.
 
     Attributes:
         path: the innermost modules in the order in which they ran in eval mode.

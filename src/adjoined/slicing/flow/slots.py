@@ -40,9 +40,7 @@ class Slots:
         statistics: tensor -> slots of the channels whose statistics it holds, with no layer in between.
     """
 
-    def __init__(
-        self, ties: Ties | FrozenTies, findings: Findings, *, is_kept: Callable[[int], bool] | None = None
-    ) -> None:
+    def __init__(self, ties: Ties | FrozenTies, findings: Findings, is_kept: Callable[[int], bool] | None) -> None:
         self.ties, self.findings, self.is_kept = ties, findings, is_kept
         self.last_op = ""
         self._modules = [""]  # those that run, outermost first

@@ -59,11 +59,11 @@ class State(Slots):
         ties: Ties | FrozenTies,
         findings: Findings,
         *,
-        unaligned: Iterable[Site] = (),
-        is_kept: Callable[[int], bool] | None = None,
-        slices_inside: GroupChoice = lambda module, groups, size: False,
+        unaligned: Iterable[Site],
+        is_kept: Callable[[int], bool] | None,
+        slices_inside: GroupChoice,
     ) -> None:
-        super().__init__(ties, findings, is_kept=is_kept)
+        super().__init__(ties, findings, is_kept)
         self.unaligned, self.slices_inside = frozenset(unaligned), slices_inside
         self.values = Values()
         self.in_linear = False
