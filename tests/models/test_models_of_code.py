@@ -10,6 +10,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.models import build, resolve
 
 NET = """
+import torch
 from torch import nn
 from beside_the_net import WIDTH
 
@@ -30,6 +31,15 @@ def fails(num_classes):
 
 def no_network():
     return 5
+
+def compiled(num_classes):
+    return torch.compile(nn.Sequential(nn.Linear(4, num_classes)), backend="eager")
+
+def parallel(num_classes):
+    return nn.DataParallel(nn.Sequential(nn.Linear(4, num_classes)))
+
+def averaged(num_classes):
+    return torch.optim.swa_utils.AveragedModel(nn.Sequential(nn.Linear(4, num_classes)))
 """
 
 
@@ -60,6 +70,12 @@ def test_a_function_of_a_file_gets_what_it_takes(net):
     assert build(f"{net}:anything", num_classes=4, options={"inputs": 3})[0].weight.shape == (4, 3)
 
 
+@pytest.mark.parametrize("wrapper", ["compiled", "parallel", "averaged"])
+def test_a_wrapped_network_is_taken_out(net, wrapper):
+    network = build(f"{net}:{wrapper}", num_classes=3)
+    assert list(network.state_dict()) == ["0.weight", "0.bias"]
+
+
 def test_a_function_of_a_package_is_found_from_the_current_folder(net, monkeypatch):
     monkeypatch.chdir(net.parent)
     assert build("net:make", num_classes=4)[0].weight.shape == (6, 3, 3, 3)
@@ -87,7 +103,7 @@ def test_building_twice_gives_one_class_and_an_edited_file_another(net):
     [
         ("maek", {}, ["no such function", "make"]),
         ("WIDTH", {}, ["no such function", "got Net"]),
-        ("fails", {}, ["RuntimeError: no such luck", "line 18", "net.py"]),
+        ("fails", {}, ["RuntimeError: no such luck", "line 19", "net.py"]),
         ("no_network", {}, ["did not return a network", "int"]),
         ("make", {"options": {"extras": 1}}, ["option extras", "one of extra"]),
         ("make", {"pretrained": True}, ["pretrained"]),

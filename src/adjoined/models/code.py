@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.slicing import unwrap
 
 
 def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, options: Mapping) -> nn.Module:
@@ -77,7 +78,7 @@ def _call(
             expected="a torch.nn.Module",
             got=type(model).__name__,
         )
-    return model
+    return unwrap(model)
 
 
 def _load_function(spec: str, place: str, name: str) -> Callable[..., object]:

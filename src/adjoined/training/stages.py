@@ -65,7 +65,7 @@ def run_stages(
     for number, stage in enumerate(stages, start=1):
         run = RunFolder(folder / stage.name)
         if not run.settings.is_file():
-            source = Path(stage.given) if stage.given else None if stage.records else _equal_run(stage.settings, known)
+            source = Path(stage.given) if stage.given else _equal_run(stage, known)
             if source is not None:
                 _copy(source, run.path)
         if not run.finished:
@@ -122,11 +122,11 @@ def _check_given(folder: Path, info: DataInfo) -> None:
             )
 
 
-def _equal_run(settings: Settings, known: Iterable[Path]) -> Path | None:
-    for path in known:
+def _equal_run(stage: Stage, known: Iterable[Path]) -> Path | None:
+    for path in () if stage.records else known:  # finished runs have no recorded logits
         run = RunFolder(path)
         with suppress(AdjoinedError):  # a damaged run is not needed: the stage is trained
-            if run.finished and ends_the_same(run.read_settings(), settings):
+            if run.finished and ends_the_same(run.read_settings(), stage.settings):
                 return path
     return None
 
