@@ -127,7 +127,7 @@ class Study:
 
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
         runs, known = self.runs(part), [self.path(*each) for each in self.runs()]
-        with self._opened(alone=part is None):
+        with self.opened(alone=part is None):
             failures: list[Failure] = []
             for variant, number in runs:
                 if deadline is not None and time.monotonic() > deadline:
@@ -149,7 +149,7 @@ class Study:
         return failures
 
     @contextmanager
-    def _opened(self, *, alone: bool) -> Iterator[None]:
+    def opened(self, *, alone: bool = True) -> Iterator[None]:
         """Record in the folder what is compared, and lock it for this process unless others do other parts.
 
         A run locks its own folder in any case.
