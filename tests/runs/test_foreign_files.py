@@ -136,7 +136,7 @@ def test_weights_are_read_through_no_link(run, link, tmp_path, capsys):
     assert "is a link" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("link", ["runs", "logs", "runs/standard-seed0"])
+@pytest.mark.parametrize("link", ["runs", "runs/standard-seed0"])
 def test_a_comparison_writes_through_no_link(link, tmp_path):
     standard = read_variants(["standard"], TINY, unequal=False)
     study = Study(tmp_path / "study", TINY, standard, 1)
