@@ -52,8 +52,8 @@ LIBRARIES = (
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
-OTHER_STOPS = [getattr(signal, each) for each in ("SIGTERM", "SIGHUP") if hasattr(signal, each)]
-"""Signals that stop a command as Ctrl-C does: those of `kill` and batch systems, and of a closed terminal."""
+OTHER_STOPS = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+"""Signals that stop a command as Ctrl-C does: that of a closed terminal. Lightning handles SIGTERM in training."""
 
 # What the user can fix: a full or read-only disk, missing rights, a path of the wrong kind.
 FILE_TROUBLE = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP}
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the name of the program; those of the process by default.
 
     Returns:
-        0 on success, 2 after a user's mistake (one line on standard error), 130 after Ctrl-C, SIGTERM or SIGHUP.
+        0 on success, 2 after a user's mistake (one line on standard error), 130 after Ctrl-C or SIGHUP, or SIGTERM in
+        training.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_streams()

@@ -345,12 +345,22 @@ def test_a_killed_worker_has_an_exit_code_even_before_the_system_has_ended_it():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-@pytest.mark.parametrize("killed", ["first", pytest.param("second", marks=pytest.mark.slow)])
-def test_no_process_of_several_outlives_another(killed, tmp_path):
+@pytest.mark.parametrize(
+    ("which", "by"),
+    [
+        ("first", signal.SIGKILL),
+        ("first", signal.SIGTERM),
+        pytest.param("second", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_no_process_of_several_outlives_another(which, by, tmp_path):
     run = started(tmp_path, "--devices", "2")
     (second,) = children(run.pid)
-    os.kill(run.pid if killed == "first" else second, signal.SIGKILL)
-    run.communicate(timeout=60)
+    os.kill(run.pid if which == "first" else second, by)
+    _, said = run.communicate(timeout=60)
+    if by != signal.SIGKILL:
+        assert run.returncode == 130
+        assert "continue with: adjoined train --resume run" in said
     for _ in range(600):
         if not Path(f"/proc/{second}").exists():
             break
