@@ -1,4 +1,4 @@
-"""Warns if the base was trained without the small network's own parameters: that is no error, but a poor network."""
+"""Warns if the small network's own parameters were left out of training: nothing fails, but the network is poor."""
 
 from __future__ import annotations
 

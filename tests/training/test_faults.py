@@ -350,6 +350,7 @@ def test_a_killed_worker_has_an_exit_code_even_before_the_system_has_ended_it():
     [
         ("first", signal.SIGKILL),
         ("first", signal.SIGTERM),
+        pytest.param("first", signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param("second", signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_stages import KILLED, same
 
 from adjoined.errors import AdjoinedError
@@ -78,8 +79,7 @@ def test_each_batch_gets_the_logits_of_its_images(on_device: bool, seen, tmp_pat
     before = {(epoch, number): rest for epoch, number, *rest in recorded}
     for epoch, number, x, logits in replayed:
         images, outputs = before[shown[epoch], number]
-        if x.shape == images.shape:
-            assert torch.equal(x, images)
+        assert torch.equal(F.interpolate(images, size=x.shape[-2:], mode="bilinear", antialias=True), x)
         assert torch.equal(logits, outputs.half().float())
     assert not torch.equal(before[2, 0][0], before[3, 0][0])
     assert EPOCHS == 3

@@ -122,7 +122,7 @@ def _culprit(
     values: Mapping[str, Any],
     before: Mapping[str, Any],
 ) -> str | None:
-    """Return which of these settings `_filled` fails for: with its value before, there is no such error."""
+    """Return the setting that causes the error: with its earlier value, `_filled` succeeds."""
     for name in names:
         try:
             _filled(options, {**values, name: before[name]})

@@ -64,7 +64,7 @@ def check_layout(image: Image) -> None:
             got=f"{max(bits)} bits, {'signed' if signed else 'a plane for each colour'}",
             fix="Save it as PNG.",
         )
-    parts = [each.extents for each in getattr(image, "tile", ())] if tags and raw else []
+    parts = [each[1] for each in getattr(image, "tile", ())] if tags and raw else []
     there = sum((right - left) * (lower - upper) for left, upper, right, lower in filter(None, parts))
     if parts and there < planes * image.width * image.height:  # Pillow leaves the rest black
         raise AdjoinedError(

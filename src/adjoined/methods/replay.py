@@ -1,4 +1,4 @@
-"""Replay: the base alone, then a slice of it, taught by logits that the base left while it was trained."""
+"""Replay: the base alone, then a slice of it, taught by logits recorded while the base was trained."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods.base import BuiltNetwork, Stage, Step, TrainedNetwork, the_small_plan
+from adjoined.methods.distillation import TEMPERATURE
 from adjoined.methods.finetune import Pruned
 from adjoined.slicing import select
-
-TEMPERATURE = 4.0
 
 
 class Replay(Pruned):
@@ -37,7 +36,11 @@ class Replay(Pruned):
         super().check()
         if self.settings.mixup:
             raise AdjoinedError(
-                "recorded logits belong to single images", where="--mixup", expected="0", got=self.settings.mixup
+                "recorded logits belong to single images",
+                where="--mixup",
+                expected="0",
+                got=self.settings.mixup,
+                fix="Leave it out, or use --method adjoint+.",
             )
 
     def before(self) -> tuple[Stage, ...]:

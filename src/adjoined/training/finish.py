@@ -76,7 +76,7 @@ class Ending:
                 ) from error
 
     def keep(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Replace a folder by the networks of a checkpoint, for use during the run or after it was stopped."""
+        """Save the networks of a checkpoint in a folder, atomically, for use during the run or after it was stopped."""
         rows = checkpoint["callbacks"][History.__qualname__]["rows"]
         images = len(self.job.images.val)
 

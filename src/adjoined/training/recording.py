@@ -31,10 +31,12 @@ class Recorder(Callback):
 
     Args:
         folder: where each epoch gets a file.
+        epochs: number of epochs of the training.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, epochs: int) -> None:
         self.folder = folder
+        self.recorded = _recorded(epochs)
         self._batches: list[tuple[Tensor, Tensor]] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,7 +48,7 @@ class Recorder(Callback):
     ) -> None:
         """Keep the logits and the classes of a batch."""
         assert isinstance(pl_module, TrainingModule)
-        if trainer.current_epoch >= pl_module.settings.epochs - EPOCHS:
+        if trainer.current_epoch in self.recorded:
             self._batches.append((pl_module.logits[BASE].half().cpu(), batch[1].cpu()))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,7 +70,7 @@ class Replayer(Callback):
 
     def __init__(self, folder: Path, epochs: int) -> None:
         self.folder = folder
-        self.recorded = range(max(epochs - EPOCHS, 0), epochs)
+        self.recorded = _recorded(epochs)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the images of a recorded epoch, and read its logits."""
@@ -96,6 +98,10 @@ class Replayer(Callback):
 
     def _unusable(self, reason: str) -> AdjoinedError:
         return AdjoinedError(f"the recorded logits cannot be used: {reason}", where=self._path, fix="Start a new run.")
+
+
+def _recorded(epochs: int) -> range:
+    return range(max(epochs - EPOCHS, 0), epochs)
 
 
 def _file(folder: Path, epoch: int) -> Path:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import ParallelStrategy
 
 from adjoined.errors import AdjoinedError, first_line
-from adjoined.methods import METHODS
+from adjoined.methods import METHODS, Stage
 from adjoined.names import BASE
 from adjoined.report.console import say
 from adjoined.runs import RunFolder, RunResult
@@ -165,14 +165,17 @@ def _start(
     run.keep_data(images)
     # An earlier run whose images have changed since may have been trained on today's validation images.
     unchanged = [path for path in map(Path, known) if RunFolder(path).may_have_begun_with(images)]
-    train = partial(train_stage, known=unchanged)
+
+    def train(stage: Stage, folder: Path) -> RunResult:
+        return train_stage(stage.settings, folder, known=unchanged, records=stage.records)
+
     earlier = run_stages(settings, run.stages, train=train, known=unchanged, console=console)
     return make_job(settings, earlier=earlier.modules, skipped=skipped), earlier
 
 
 def _callbacks(settings: Settings, run: RunFolder, history: History, console: Console, records: bool) -> list[Callback]:
     average = [MovingAverage(settings.ema)] if settings.ema else []
-    recorder = [Recorder(run.logits)] if records else []
+    recorder = [Recorder(run.logits, settings.epochs)] if records else []
     replayer = [Replayer(_recorded(run), settings.epochs)] if METHODS[settings.method].replays else []
     return [
         *average,

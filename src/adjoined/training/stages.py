@@ -43,7 +43,7 @@ def run_stages(
     settings: Settings,
     folder: Path,
     *,
-    train: Callable[..., RunResult],
+    train: Callable[[Stage, Path], RunResult],
     known: Iterable[Path],
     console: Console,
 ) -> StageResults:
@@ -71,7 +71,7 @@ def run_stages(
         if not run.finished:
             head = f"stage {number} of {len(stages) + 1}: {stage.name} ({stage.settings.method})"
             say(console, head)
-            train(stage.settings, run.path, records=stage.records)
+            train(stage, run.path)
         _take_in(earlier, stage, run, settings)
     if stages:
         say(console, f"stage {len(stages) + 1} of {len(stages) + 1}: {settings.method}")
@@ -123,7 +123,9 @@ def _check_given(folder: Path, info: DataInfo) -> None:
 
 
 def _equal_run(stage: Stage, known: Iterable[Path]) -> Path | None:
-    for path in () if stage.records else known:  # finished runs have no recorded logits
+    if stage.records:  # finished runs have no recorded logits
+        return None
+    for path in known:
         run = RunFolder(path)
         with suppress(AdjoinedError):  # a damaged run is not needed: the stage is trained
             if run.finished and ends_the_same(run.read_settings(), stage.settings):

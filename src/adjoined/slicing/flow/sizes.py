@@ -118,7 +118,7 @@ def _bound(value: Any) -> int | None:
 
 
 def sizes_of(name: str, args: dict[str, Any], inputs: Sequence[Slot], outputs: Sequence[Sequence[Slot]]) -> list[Size]:
-    """Return the sizes among an operator's arguments with the channels that they count, by its tensors' slots."""
+    """Return the sizes among an operator's arguments, with the channels of its inputs or outputs that they count."""
     values = sizes_in(name, args)
     if name in LAYER_NORMS:
         ndim = args["input"].ndim

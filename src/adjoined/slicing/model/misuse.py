@@ -139,7 +139,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def another_path(model: nn.Module, reader: str | None, modules: Sequence[str]) -> AdjoinedError:
-    """Return the error for values that decide the path: `reader` reads them, and `modules` did not always run."""
+    """Return the error for a forward that runs other `modules` when values that `reader` reads change."""
     more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
     return AdjoinedError(
         f"values of the input decide which modules run: {repr(reader) if reader else 'its own forward'} reads them, "

@@ -141,7 +141,7 @@ def owner_of(tensor: str) -> str:
 
 
 def set_sizes(module: nn.Module, groups: int | None) -> None:
-    """Update the sizes that one of torch's modules stores to its narrower tensors, and its number of groups."""
+    """Update what one of torch's modules stores: the sizes of its narrower tensors, and its number of groups."""
     weight = module._parameters.get("weight")
     sized: Any = module  # norms other than torch's store their sizes under the same names
     if isinstance(module, nn.modules.conv._ConvNd):

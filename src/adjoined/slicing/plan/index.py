@@ -40,7 +40,11 @@ class Index:
 
     @classmethod
     def where_each(cls, chosen: Tensor, ranges: Tensor) -> list[Index | None]:
-        """Return the positions that are true within each range (start, stop) of a bool vector; None if all are.
+        """Return the positions that are true within each range of a bool vector; None if all are.
+
+        Args:
+            chosen: bool vector.
+            ranges: (start, stop) of each range, int64 (ranges, 2).
 
         Example:
             >>> Index.where_each(torch.tensor([True, True, False, True]), torch.tensor([[0, 2], [1, 4]]))

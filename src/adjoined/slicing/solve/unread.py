@@ -35,7 +35,7 @@ _Place = tuple[str, str]
 
 
 def with_unread_sizes(model: nn.Module, inputs: Inputs, plans: Sequence[SlicePlan]) -> list[SlicePlan]:
-    """Return plans that correct these numbers, too, except those that a forward reads, whose function could change."""
+    """Return plans that also correct these numbers, except those that a forward reads: that could change its result."""
     found = [_unplanned(model, plan) for plan in plans]
     places = set().union(*found)
     if not places:
