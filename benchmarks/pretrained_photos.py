@@ -46,11 +46,11 @@ from torch import Tensor, nn
 from adjoined.head import trial_head
 from adjoined.methods import METHODS
 from adjoined.methods.base import BuiltNetwork, Method
-from adjoined.methods.transfer import ORDER
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan, make_plan, measure_cost
 from adjoined.statistics import measure_statistics
 from adjoined.training.optimizers import make_optimizer, make_schedule
+from adjoined.transfer import ORDER
 from adjoined.width_search import search_widths
 
 SETTINGS = Settings(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,13 +78,14 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
     return fitted.count
 
 
-def inherit_all(net: AdjoinedNetwork, images: Any) -> None:
+def inherit_all(net: AdjoinedNetwork, images: Any, plans: Sequence[SlicePlan] | None = None) -> None:
     """Let every small network of a joint network inherit from its base, as `inherit` does.
 
     Args:
         net: a joint network whose small networks have their own weights: `adjoin(..., private=("*",))`. Their weights
             and statistics are changed in place; optimizers stay valid.
         images: one batch of images, as for `inherit`.
+        plans: plans of the same widths whose channels are inherited, as `select` returns them; those of `net` if None.
 
     Raises:
         AdjoinedError: a small network shares weights with the base, which fitting would change.
@@ -98,7 +99,7 @@ def inherit_all(net: AdjoinedNetwork, images: Any) -> None:
         >>> bool(torch.allclose(p, q, atol=0.1))
         True
     """
-    for skeleton, plan in zip(net.smalls, net.plans, strict=True):
+    for skeleton, plan in zip(net.smalls, plans or net.plans, strict=True):
         small = plan.apply(net.base)
         own = skeleton.state_dict().keys()
         shared = [name for name, _ in small.named_parameters() if name not in own]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from adjoined.errors import AdjoinedError, usage
 from adjoined.head import trial_head
 from adjoined.inherit import inherit_all
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import SlicePlan, duplicate, evaluating, make_plan, reorder, unwrap
+from adjoined.slicing import SlicePlan, duplicate, evaluating, make_plan, named_tensors, select, unwrap
 from adjoined.width_search import Progress, ProgressLines, search_widths
 
 JUDGED = 256
@@ -46,9 +45,9 @@ def adjoin_pretrained(
 ) -> AdjoinedNetwork:
     """Join a pretrained classifier with a small network that inherits from it, as `--method transfer` does.
 
-    It searches for the width of each channel group if there are 300 images or more, orders the channels by how much the
-    loss changes without them, and fits each layer of the small network to the base's activations. The small network has
-    its own weights, so the base trains exactly as it would alone.
+    It searches for the width of each channel group if there are 300 images or more, finds the channels without which
+    the loss changes most, and fits each layer of the small network to the base's activations on them. The small network
+    has its own weights, so the base trains exactly as it would alone.
 
     Args:
         model: the pretrained network, with a head for your classes, trained or not. It is used, not copied.
@@ -60,9 +59,10 @@ def adjoin_pretrained(
         progress: as for `search_widths`; None prints lines to standard error.
 
     Returns:
-        The joint network, in the mode of the model; the small network's weights are frozen where the base's are. Train
-        it with `adjoint_loss(p, q, y, progress=1, detach=True, temperature=2, small_ce=1)`, and `net.smalls` at twice
-        the learning rate.
+        The joint network, in the mode of the model; the small network's weights are frozen where the base's are. Its
+        plan has the small network's widths; which channels it starts from depends on their importance. Train it with
+        `adjoint_loss(p, q, y, progress=1, detach=True, temperature=2, small_ce=1)`, and `net.smalls` at twice the
+        learning rate.
 
     Raises:
         AdjoinedError: images or classes do not fit the model, or a setting cannot be met.
@@ -88,16 +88,16 @@ def adjoin_pretrained(
                 batches, shown = in_batches(images, classes), progress or ProgressLines(sys.stderr)
                 plan = search_widths(model, x[:1], batches, F.cross_entropy, order=ORDER, progress=shown, **settings)
     net = adjoin(model, x[:1], plan=plan, private=("*",))
-    order_and_inherit(net, x, y)
+    inherit_important(net, x, y)
     return net
 
 
-def order_and_inherit(net: AdjoinedNetwork, x: Tensor, y: Tensor) -> None:
-    """Order a joint network's channels by importance, and let its small networks inherit from the base.
+def inherit_important(net: AdjoinedNetwork, x: Tensor, y: Tensor) -> None:
+    """Let the small networks of a joint network inherit the base's most important channels.
 
     Args:
-        net: a joint network from `adjoin(..., private=("*",))`, with a classifier as its base. The order of channels,
-            private weights and statistics are changed in place; the base's function is not.
+        net: a joint network from `adjoin(..., private=("*",))`, with a classifier as its base, which is not changed.
+            Private weights and statistics are changed in place.
         x, y: training images and classes, as for `adjoin_pretrained`.
     """
     base = net.base
@@ -109,13 +109,19 @@ def order_and_inherit(net: AdjoinedNetwork, x: Tensor, y: Tensor) -> None:
         with as_judge(base, x, y) as (images, classes):
             for some, of_some in zip(images.split(BATCH), classes.split(BATCH), strict=True):
                 (F.cross_entropy(base(some), of_some, reduction="sum") / len(classes)).backward()
-        reorder(base, x[:1], net.plans, ORDER)
+        chosen = [_with_important(base, x[:1], plan) for plan in net.plans]
     finally:
         base.zero_grad()
         for each, flag in trained:
             each.requires_grad_(flag)
-    net.plans = tuple(replace(plan, order=ORDER) for plan in net.plans)
-    inherit_all(net, images)
+    inherit_all(net, images, chosen)
+
+
+def _with_important(base: nn.Module, x: Tensor, plan: SlicePlan) -> SlicePlan:
+    """Return the plan that keeps the most important channels, or the plan itself if checkpoints lack what it keeps."""
+    chosen = select(base, x, plan, ORDER)
+    unsaved = named_tensors(base).keys() - base.state_dict().keys()
+    return plan if any(chosen.indices(name) != plan.indices(name) for name in unsaved) else chosen
 
 
 def in_batches(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:

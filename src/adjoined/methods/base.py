@@ -171,6 +171,10 @@ class Method(ABC):
             Logits by network, with the names and in the order of the plans of `build`.
         """
 
+    def apart(self, network: nn.Module) -> list[nn.Module]:
+        """Return the parts of the network that share no weights, whose gradients are clipped separately."""
+        return [network]
+
     @abstractmethod
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Return the outputs of every trained network, float (N, K) or (N, K, H, W); it is in evaluation mode."""

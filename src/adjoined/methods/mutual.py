@@ -47,3 +47,7 @@ class Mutual(Method):
     def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return both."""
         return {name: TrainedNetwork(built.network.get_submodule(name), plan) for name, plan in built.plans.items()}
+
+    def apart(self, network: nn.Module) -> list[nn.Module]:
+        """Return both networks."""
+        return list(network.children())

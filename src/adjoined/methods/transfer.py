@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -11,17 +10,16 @@ from adjoined.methods.base import BuiltNetwork, Step
 from adjoined.methods.joint import Joint, named
 from adjoined.network import AdjoinedNetwork, adjoin
 from adjoined.slicing import Request
-from adjoined.transfer import ORDER, order_and_inherit
+from adjoined.transfer import inherit_important
 
 
 class Transfer(Joint):
     """Fine-tune the base exactly as it would be alone, with a small network of separate weights alongside.
 
     Before the first step, a few hundred training images are used to fit a trial head to the pretrained features, to
-    order the channels by the change of the loss without them, and to fit each small network's layers to the base's
-    activations (`adjoined.inherit`). The trial head is then dropped, and the base starts with its original weights.
-    Both networks learn from the labels, and the small one also from the base's logits; no gradient of its loss reaches
-    the base.
+    rank the channels by the change of the loss without them, and to fit each small network's layers to the base's
+    activations on the most important ones (`adjoined.inherit`). The trial head is then dropped. Both networks learn
+    from the labels, and the small one also from the base's logits; no gradient of its loss reaches the base.
     """
 
     tasks = frozenset({"classification"})
@@ -31,13 +29,12 @@ class Transfer(Joint):
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return base and small networks, each with its own weights."""
         network = adjoin(model, example, request=Request.of(self.settings), private=("*",))
-        network.plans = tuple(replace(plan, order=ORDER) for plan in network.plans)  # `prepare` makes it true
         return BuiltNetwork(network, named([None, *network.plans]))
 
     def prepare(self, built: BuiltNetwork, x: Tensor, y: Tensor) -> None:
-        """Fit the head, order the channels, and let small networks inherit from the base."""
+        """Let the small networks inherit the base's most important channels."""
         assert isinstance(built.network, AdjoinedNetwork)
-        order_and_inherit(built.network, x, y)
+        inherit_important(built.network, x, y)
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return CE(p, y) + CE(q, y) + T² KL(p ‖ q), with p detached in the KL term."""
@@ -50,3 +47,8 @@ class Transfer(Joint):
             named([p, *family]),
             {"ce": ce.detach(), "kl": kl.detach(), "small_ce": small.detach()},
         )
+
+    def apart(self, network: nn.Module) -> list[nn.Module]:
+        """Return base and small networks: the base trains as it would alone, also with clipped gradients."""
+        assert isinstance(network, AdjoinedNetwork)
+        return [network.base, *network.smalls]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from adjoined.errors import AdjoinedError
 from adjoined.methods import BuiltNetwork, Method, Step
@@ -76,6 +77,16 @@ class TrainingModule(LightningModule):
         optimizer = make_optimizer(self.settings, self.network, small_rate=self.method.small_rate)
         schedule = make_schedule(self.settings, optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of each network apart, so that none shortens another's step."""
+        for part in self.method.apart(self.network) if gradient_clip_val else ():
+            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
     def on_fit_start(self) -> None:
         """Start counting; compile in place if requested, which keeps the names of the weights."""
