@@ -85,8 +85,9 @@ class TrainingModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients of each network apart, so that none shortens another's step."""
-        for part in self.method.apart(self.network) if gradient_clip_val else ():
-            nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+        if gradient_clip_val:
+            for part in self.method.apart(self.network):
+                nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
     def on_fit_start(self) -> None:
         """Start counting; compile in place if requested, which keeps the names of the weights."""
