@@ -5,11 +5,11 @@ Heavy imports wait until the command is known, so that `adjoined --help` is fast
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from errno import EACCES, EDQUOT, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import import_module
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from adjoined.commands.streams import drop_output, give_back, open_streams
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.printable import printable
 
 COMMANDS = {
@@ -52,8 +52,8 @@ LIBRARIES = (
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
-OTHER_STOPS = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
-"""Signals that stop a command as Ctrl-C does: that of a closed terminal. Lightning handles SIGTERM in training."""
+OTHER_STOPS = [getattr(signal, each) for each in ("SIGTERM", "SIGHUP") if hasattr(signal, each)]
+"""Signals that stop a command as Ctrl-C does: those of `kill` and batch systems, and of a closed terminal."""
 
 # What the user can fix: a full or read-only disk, missing rights, a path of the wrong kind.
 FILE_TROUBLE = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP}
@@ -66,12 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the name of the program; those of the process by default.
 
     Returns:
-        0 on success, 2 after a user's mistake (one line on standard error), 130 after Ctrl-C or SIGHUP, or SIGTERM in
-        training.
+        0 on success, 2 after a user's mistake (one line on standard error), 130 after Ctrl-C, SIGTERM or SIGHUP.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_streams()
-    if argv is None:
+    if argv is None and os.environ.get("LOCAL_RANK", "0") == "0":  # the first process ends the others
         for each in OTHER_STOPS:
             if signal.getsignal(each) is signal.SIG_DFL:  # nohup ignores SIGHUP
                 signal.signal(each, signal.default_int_handler)
@@ -111,12 +110,11 @@ def _dispatch(arguments: list[str]) -> None:
         return
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
         raise AdjoinedError(
             "unknown command",
             where=name,
             expected=f"one of {', '.join(COMMANDS)}",
-            fix=f"Did you mean `adjoined {near[0]}`?" if near else "See `adjoined --help`.",
+            fix=did_you_mean(name, COMMANDS, "See `adjoined --help`."),
         )
     if missing := [each for each in LIBRARIES if find_spec(each) is None]:
         raise AdjoinedError(

@@ -68,11 +68,11 @@ def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str
     """Return the question that names the known word most like an unknown one; `otherwise` if none is alike.
 
     Example:
-        >>> did_you_mean("optimiser", ["lr", "optimizer"]), did_you_mean("x", ["lr"], "See the list.")
+        >>> did_you_mean("Optimiser", ["lr", "optimizer"]), did_you_mean("x", ["lr"], "See the list.")
         ('Did you mean optimizer?', 'See the list.')
     """
-    known = {each.lstrip("-"): each for each in known}  # hyphens alone do not make flags alike
-    alike = get_close_matches(str(word).lstrip("-"), known, n=1, cutoff=0.7)
+    known = {each.lstrip("-").lower(): each for each in known}  # hyphens alone do not make flags alike
+    alike = get_close_matches(str(word).lstrip("-").lower(), known, n=1, cutoff=0.7)
     return f"Did you mean {known[alike[0]]}?" if alike else otherwise
 
 

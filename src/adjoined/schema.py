@@ -129,12 +129,15 @@ class _Quoting(yaml.SafeDumper):
 
 for _tag, _pattern, _first in (
     ("bool", _BOOL, "yYnNtTfFoO"),
-    ("int", r"[-+]?[0-9]{1,18}", "-+0123456789"),
+    ("int", r"[-+]?[0-9]{1,19}", "-+0123456789"),
     ("float", r"[-+]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,2})?", "-+.0123456789"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
     for _kind in (_Plain, _Quoting):
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+_Quoting.add_representer(  # PyYAML folds the line break of IBM's mainframes, U+0085, unless it is escaped
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if "\x85" in text else None)
+)
 _Plain.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))  # YAML 1.1 takes 010 for 8
 
 

@@ -26,23 +26,24 @@ if TYPE_CHECKING:
 PLACE_ONLY = frozenset({"data_root", "workers", "accelerator", "devices", "nodes", "strategy"})
 """Settings of where a run is computed, not what: they may change when it is resumed."""
 
-
+_MOST = 3e38
+"""Largest learning rate, weight decay and the like, about the largest number of float32."""
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
-        "a whole number of at least 1",
-        lambda value: value >= 1,
+        "a whole number from 1 to 2^31",
+        lambda value: 1 <= value <= 1 << 31,
         ("epochs", "batch_size", "eval_batch_size", "accumulate", "nodes", "round_to", "checkpoint_every", "log_every",
          "image_size", "limit", "finetune_epochs"),
     ),
-    ("a whole number of at least 0", lambda value: value >= 0, ("workers", "split_seed", "shift")),
-    ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 1 << 63, ("seed",)),
+    ("a whole number from 0 to 1024", lambda value: 0 <= value <= 1024, ("workers", "shift")),
+    ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 1 << 63, ("seed", "split_seed")),
     ("a number of at least 1", lambda value: 1 <= value < inf, ("compress",)),
     (
-        "a number of at least 0",
-        lambda value: 0 <= value < inf,
+        "a number from 0 to 3e38",
+        lambda value: 0 <= value <= _MOST,
         ("weight_decay", "norm_weight_decay", "warmup_epochs", "mixup", "grad_clip", "small_ce"),
     ),
-    ("a number above 0", lambda value: 0 < value < inf, ("temperature", "finetune_lr")),
+    ("a number in (0, 3e38]", lambda value: 0 < value <= _MOST, ("temperature", "finetune_lr")),
     ("a number in (0, 1)", lambda value: 0 < value < 1, ("val_fraction", "sparsity")),
     ("a number in [0, 1)", lambda value: 0 <= value < 1, ("momentum", "label_smoothing", "ema", "dropout_rate")),
     ("a number in [0, 1]", lambda value: 0 <= value <= 1, ("kl_share",)),
@@ -171,8 +172,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             from adjoined.data.info import LARGEST_IMAGE  # imports torch, which --help does not need
 
             self._require("image_size", self.image_size <= LARGEST_IMAGE, f"at most {LARGEST_IMAGE} pixels")
-        self._require("lr", 0 < self.lr < inf, "a number above 0", "Try 0.1 with sgd, 0.001 with adamw.")
-        self._require("devices", self.devices >= 1 or self.devices == -1, "at least 1, or -1 for all")
+        self._require("lr", 0 < self.lr <= _MOST, "a number in (0, 3e38]", "Try 0.1 with sgd, 0.001 with adamw.")
+        self._require("devices", 1 <= self.devices <= 1024 or self.devices == -1, "1 to 1024, or -1 for all")
         self._require("layer_decay", 0 < self.layer_decay <= 1, "a number in (0, 1]", "0.75 is usual for fine-tuning.")
         resolutions = [(int(size), share) for size, share in self.low_resolution.items() if size.isdecimal()]
         self._require(

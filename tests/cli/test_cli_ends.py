@@ -58,19 +58,26 @@ def test_ctrl_c_pressed_again_ends_the_process_at_once(monkeypatch: pytest.Monke
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_closed_terminal_ends_a_command_as_ctrl_c_does_unless_the_shell_ignores_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_as_ctrl_c_does_unless_the_shell_ignores_it(
+    stop: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("adjoined.commands.plan.main", lambda _: os.kill(os.getpid(), signal.SIGHUP))
+    monkeypatch.setattr("adjoined.commands.plan.main", lambda _: os.kill(os.getpid(), stop))
     monkeypatch.setattr("sys.argv", ["adjoined", "plan", "resnet20"])
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGHUP)}
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(stop, signal.SIG_DFL)
         assert main() == 130
         assert capsys.readouterr().err == "adjoined: interrupted\n"
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL  # sent again, it ends the process
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        assert signal.getsignal(stop) is signal.SIG_DFL  # sent again, it ends the process
+        signal.signal(stop, signal.SIG_IGN)  # nohup
         assert main() == 0
+        # Of several processes, the first ends the others, which may wait for each other.
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setattr("adjoined.commands.plan.main", lambda _: None)
+        signal.signal(stop, signal.SIG_DFL)
+        assert main() == 0
+        assert signal.getsignal(stop) is signal.SIG_DFL
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -285,6 +285,10 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(family: Path, tmp_path: 
     assert {"a/run, base", "b/run, base"} <= set(page.written("th"))
 
 
+def test_a_run_is_not_compared_with_itself(family: Path, capsys: pytest.CaptureFixture[str]):
+    assert "RUN: the same run is given twice" in fails(capsys, "report", family, family / ".." / family.name)
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,13 @@ from adjoined.settings import PLACE_ONLY, Settings
         ({"devices": 0}, "--devices"),
         ({"image_size": 0}, "--image-size"),
         ({"limit": 0}, "--limit"),
+        ({"limit": 10**23}, "--limit"),
+        ({"split_seed": 1 << 63}, "--split-seed"),
+        ({"workers": 100_000}, "--workers"),
+        ({"lr": 1e308}, "--lr"),
+        ({"weight_decay": 1e308}, "--weight-decay"),
+        ({"warmup_epochs": 1e308}, "--warmup-epochs"),
+        ({"method": "adjoint", "temperature": 1e308}, "--temperature"),
         ({"seed": -1}, "--seed"),
         ({"method": "adjiont"}, "--method"),
         ({"checkpoint_every": 0}, "--checkpoint-every"),
@@ -73,7 +80,16 @@ def test_every_field_survives_yaml(tmp_path):
     assert list(asdict(changed)) == [field.name for field in fields(Settings)]
 
 
-@pytest.mark.parametrize("text", ["08", "1e5", "010", "0x10", "yes", "~", "1_000", "1:30", "2024-01-01", "", " a "])
+TEXTS = ["08", "1e5", "010", "0x10", "yes", "~", "1_000", "1:30", "2024-01-01", "", " a ", "\x85", "\u2028", "\n"]
+
+
+def test_the_largest_seed_survives_yaml(tmp_path):
+    settings = Settings(seed=2**63 - 1, split_seed=2**63 - 2)
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    assert Settings.from_yaml(tmp_path / "settings.yaml") == settings
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_text_that_looks_like_something_else_survives_yaml(text, tmp_path):
     settings = Settings(model=text, data_root=text, model_options={text: text, "value": 1}, keep=[text], lr=1e-5)
     (tmp_path / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")

@@ -85,6 +85,22 @@ def test_a_run_stopped_before_its_first_step_or_after_its_last_says_how_to_conti
         train(settings, tmp_path / "run", console=QUIET)
 
 
+def test_sigterm_is_not_ctrl_c_while_the_networks_train(tmp_path, monkeypatch):
+    def fit(*_: object, **__: object) -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        raise KeyboardInterrupt
+
+    seen, before = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("adjoined.training.run.Trainer.fit", fit)
+    try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
+        with pytest.raises(KeyboardInterrupt):
+            train(TINY, tmp_path / "run", console=QUIET)
+        assert [*seen, signal.getsignal(signal.SIGTERM)] == [signal.SIG_DFL, signal.default_int_handler]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("name", ["last.ckpt", "metrics.csv", "small.safetensors"])
 def test_a_full_disk_loses_nothing(name, plain, tmp_path, monkeypatch):
     folder, replace_file = tmp_path / "run", os.replace

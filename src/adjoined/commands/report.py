@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
     """Write the page and print its path."""
     (options,) = parse("report", argv, ReportOptions, purpose=PURPOSE)
     check_range(options.images >= 0, "--images", "at least 0", options.images)
+    if len({Path(each).resolve() for each in options.run}) < len(options.run):
+        raise AdjoinedError("the same run is given twice", where="RUN", got=", ".join(options.run))
     from adjoined.runs.folder import name_for
 
     own = name_for("report.html", options.weights)

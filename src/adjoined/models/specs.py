@@ -94,12 +94,12 @@ def near(name: str, searched: Iterable[str] = LIBRARIES) -> list[str]:
     """Return the full names of up to four networks with the most similar names.
 
     Example:
-        >>> near("resnt50")[0]
+        >>> near("ResNt50")[0]
         'torchvision:resnet50'
     """
     # Two libraries may share a name; dict keeps the first, in search order.
     names = {each: f"{library}:{each}" for library in reversed(list(searched)) for each in LIBRARIES[library]()}
-    return [names[each] for each in difflib.get_close_matches(name, names, n=4, cutoff=0.5)]
+    return [names[each] for each in difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.5)]
 
 
 def _unknown(spec: str, name: str, searched: list[str]) -> AdjoinedError:

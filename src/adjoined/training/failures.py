@@ -52,7 +52,9 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
         AdjoinedError: the loss diverged, the disk is full, memory is short, a process was killed …
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    handler, before = (signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM))
+    if before is signal.default_int_handler:  # in training it is Lightning's: each of several processes must stop
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     go_on = resume_command(run, settings)
     try:
         yield
@@ -79,6 +81,8 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
             raise
         raise cause from error
     finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGTERM, before)
         if trainer.global_step:
             run.worth_keeping = stage.worth_keeping = True
 

@@ -111,9 +111,11 @@ class Request:
 def _alphas(alpha: Any) -> float | tuple[float, ...]:
     if isinstance(alpha, str) or not isinstance(alpha, Iterable) or getattr(alpha, "ndim", 1) == 0:
         return _alpha(alpha)  # a tensor of one number is iterable, too
-    if alphas := tuple(map(_alpha, alpha)):
-        return alphas
-    raise AdjoinedError("at least one alpha is needed", where="alpha", expected="a number of at least 1, or several")
+    alphas = tuple(map(_alpha, alpha))
+    if not alphas or len(set(alphas)) < len(alphas):
+        expected = "a number of at least 1, or several different ones"
+        raise AdjoinedError("not the alphas of a family", where="alpha", expected=expected, got=list(alphas))
+    return alphas
 
 
 @dataclass(frozen=True)
