@@ -193,6 +193,7 @@ def test_the_rest_of_a_line_after_two_hyphens_is_not_a_flag():
         ("train --device cuda", "--device: unknown flag or argument. Did you mean --accelerator?"),  # not --devices
         ("benchmark resnet20 --device cuda", "Did you mean --devices?"),
         ("train --learning-rate 0.1", "Did you mean --lr?"),
+        ("train -lr 0.1", "-lr: unknown flag or argument. Did you mean --lr?"),
         ("train --method ADJOINT", "Did you mean adjoint?"),
         ("train --force", "--force: unknown flag or argument. `--help` lists all flags."),  # not --order
         ("evaluate runs/a --runtime onnx", "`--help` lists all flags."),  # not --run, which is no flag there

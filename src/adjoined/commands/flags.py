@@ -182,10 +182,10 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
         where = empty[0] if empty else "arguments"
         raise AdjoinedError("a text is empty", where=where, fix="Is a variable of your shell not set?")
     end = rest.index("--") if "--" in rest else len(rest)
-    if unknown := next((word for word in rest[:end] if word.startswith("--")), None):
+    if unknown := next((word for word in rest[:end] if word.startswith("-") and word != "-"), None):
         flag = unknown.partition("=")[0]
         flags = [flag_of(name) for name, field in known.items() if not is_positional(field)]
-        meant = next((f"--{each}" for each in OTHER_NAMES.get(flag[2:], ()) if f"--{each}" in flags), flag)
+        meant = next((f"--{each}" for each in OTHER_NAMES.get(flag.lstrip("-"), ()) if f"--{each}" in flags), flag)
         fix = did_you_mean(meant, flags, "`--help` lists all flags.")
         raise AdjoinedError("unknown flag or argument", where=flag, fix=fix)
     return {**given, "words": [*rest[:end], *rest[end + 1 :]]}

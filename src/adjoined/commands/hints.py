@@ -19,14 +19,16 @@ def in_words(hint: Any) -> str:
     """Return the description of a type for error messages.
 
     Example:
-        >>> in_words(float | list[float] | None), in_words(Literal["sgd", "adamw"])
-        ('a number, a list of numbers or none', 'one of sgd, adamw')
+        >>> in_words(float | list[float] | None), in_words(Literal["sgd", "adamw"]), in_words(dict[str, float])
+        ('a number, a list of numbers or none', 'one of sgd, adamw', 'a mapping to numbers')
     """
     if is_union(hint):
         *first, last = map(in_words, get_args(hint))
         return f"{', '.join(first)} or {last}"
     if chosen := choices(hint):
         return f"one of {', '.join(map(str, chosen))}"
+    if is_mapping(hint):
+        return f"a mapping to {in_words(get_args(hint)[1]).removeprefix('a ')}s"
     if item := item_type(hint):
         return f"a list of {in_words(item).removeprefix('a ')}s"
     return _WORDS.get(get_origin(hint) or hint, str(hint))
