@@ -5,12 +5,12 @@ Heavy imports wait until the command is known, so that `adjoined --help` is fast
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from errno import EACCES, EDQUOT, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -55,8 +55,16 @@ INTERRUPTED = 130
 OTHER_STOPS = [getattr(signal, each) for each in ("SIGTERM", "SIGHUP") if hasattr(signal, each)]
 """Signals that stop a command as Ctrl-C does: those of `kill` and batch systems, and of a closed terminal."""
 
-# What the user can fix: a full or read-only disk, missing rights, a path of the wrong kind.
-FILE_TROUBLE = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP}
+# What the user can fix: a full, broken or read-only disk, missing rights, a path of the wrong kind, a low limit.
+FILE_TROUBLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOENT,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE,
+}  # fmt: skip
+ADVICE = {
+    errno.ENOSPC: " Free some space and run again.",
+    errno.EDQUOT: " Free some space and run again.",
+    errno.EMFILE: " Raise the limit (ulimit -n 4096) and run again.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         drop_output()
         place = f"{error.filename}: " if error.filename else ""
-        advice = " Free some space and run again." if error.errno in (ENOSPC, EDQUOT) else ""
-        return _fail(f"error: {place}{error.strerror}.{advice}", USER_MISTAKE)
+        return _fail(f"error: {place}{error.strerror}.{ADVICE.get(error.errno, '')}", USER_MISTAKE)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from errno import ENAMETOOLONG, ENOSPC
+from errno import EMFILE, ENAMETOOLONG, ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def test_the_nearest_command_is_suggested(capsys: pytest.CaptureFixture[str]):
         (OSError(ENOSPC, "No space left on device", "a.txt"), 2, "adjoined: error: a.txt: No space left on device. "),
         (PermissionError(13, "Permission denied", "a.txt"), 2, "adjoined: error: a.txt: Permission denied."),
         (OSError(ENAMETOOLONG, "File name too long", "a.txt"), 2, "adjoined: error: a.txt: File name too long."),
+        (OSError(EMFILE, "Too many open files"), 2, "adjoined: error: Too many open files. Raise the limit (ulimit "),
     ],
 )
 def test_what_stops_a_command_is_reported_in_one_line(

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from adjoined.data import DataSettings, open_data
-from adjoined.data.images import FileImages, MemoryImages
+from adjoined.data.images import FileImages, ImageDataset, ImageLoader, MemoryImages
 from adjoined.data.sampling import EpochSampler
 from adjoined.errors import AdjoinedError
 from small_cifar import write_cifar10
@@ -357,3 +358,18 @@ def test_processes_evaluate_every_image_once_apart_from_the_padding_they_count(i
     seen = [index for sampler in samplers for index, _ in list(sampler)[: sampler.own]]
     assert sorted(seen) == list(range(images))
     assert len({len(list(sampler)) for sampler in samplers}) == 1  # unequal numbers of batches would deadlock
+
+
+class Unsendable(ImageDataset):
+    def __getitems__(self, keys: Any) -> Any:
+        return lambda: keys  # fails to be pickled in the thread that also fails if shared memory is full
+
+
+def test_a_batch_that_a_worker_cannot_send_is_reported():
+    images = MemoryImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    sampler = EpochSampler(2, seed=0)
+    loader = ImageLoader(
+        Unsendable(images, lambda x: x, [0.0], [1.0]), sampler, batch_size=1, workers=1, drop_last=False
+    )
+    with pytest.raises(AdjoinedError, match=r"^--workers: a worker cannot pass a batch on: Can't pickle .*--shm-size"):
+        list(loader)

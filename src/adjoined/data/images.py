@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from multiprocessing import queues
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from adjoined.data.preprocessing import Transform, load_image, normalise, to_tensor
 from adjoined.data.sampling import EpochSampler
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -272,6 +273,7 @@ class ImageLoader(DataLoader[Batch]):
             sampler=sampler,
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_report_unsent,
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
             generator=torch.Generator(),  # otherwise it draws its workers' base seed from the global generator
@@ -308,3 +310,14 @@ class ImageLoader(DataLoader[Batch]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _report_unsent(_: int) -> None:
+    """Let a worker send an error in place of a batch that it cannot send: the main process would wait forever."""
+
+    def report(queue: Any, error: Exception, item: Any) -> None:
+        what = f"a worker cannot pass a batch on: {first_line(error)}"
+        fix = "Allow more shared memory (docker run --shm-size) or open files (ulimit -n), or use fewer workers."
+        queue.put((item[0], AdjoinedError(what, where="--workers", fix=fix)))
+
+    queues.Queue._on_queue_feeder_error = report  # pyright: ignore[reportAttributeAccessIssue]

@@ -99,7 +99,7 @@ def _cause(
         return AdjoinedError(
             f"a data worker was killed by {how(code)}",
             where=f"--workers {settings.workers}",
-            fix=f"If memory ran out, use fewer --workers or a smaller --batch-size. {go_on}",
+            fix=f"If memory or shared memory ran out, use fewer --workers or a smaller --batch-size. {go_on}",
         )
     of_files = isinstance(error, AdjoinedError | OSError) and not isinstance(error, ConnectionError)
     if of_files and not run.record.is_file():
