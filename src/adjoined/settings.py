@@ -227,7 +227,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
 
         folder = folder_of(self.data)
         data = self.data if folder is None else f"{kind_of(self.data)}:{folder.absolute()}"
-        return replace(self, data=data, data_root=str(Path(self.data_root).expanduser().absolute()))
+        return replace(self, data=data, data_root=str(Path(os.path.expanduser(self.data_root)).absolute()))
 
     def without_folders(self) -> Settings:
         """Return the same settings without the folders of this machine, to be shown or shared."""

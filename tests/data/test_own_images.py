@@ -67,6 +67,10 @@ def test_a_folder_too_high_or_without_class_folders_is_reported(photos):
     assert "got folders: none; 10 beside the folders (such as 0.png))" in refusal(opened, photos / "cat")
 
 
+def test_a_folder_of_an_unknown_user_is_missing():
+    assert "no such folder" in refusal(opened, Path("~nobody-has-this-name/photos"))
+
+
 def test_class_names_that_look_the_same_are_refused(photos):
     for name in ("caf\u00e9", "cafe\u0301"):
         fill(photos / name, 2)

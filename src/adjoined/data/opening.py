@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -266,7 +267,7 @@ def open_source(settings: DataSettings) -> Source:
                 settings.name, _SETS, "For your own images write folder:PATH, segmentation:PATH or labels:FILE.csv."
             ),
         )
-    return _SETS[settings.name](Path(settings.root).expanduser())
+    return _SETS[settings.name](Path(os.path.expanduser(settings.root)))
 
 
 def _info(settings: DataSettings, source: Source) -> DataInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -26,7 +27,7 @@ def folder_of(name: str) -> Path | None:
     path = name.partition(":")[2]
     if kind_of(name) and not path:
         raise AdjoinedError("the path is missing", where=f"data set {name!r}", expected=f"{name}PATH")
-    return Path(path).expanduser() if kind_of(name) else None
+    return Path(os.path.expanduser(path)) if kind_of(name) else None
 
 
 @dataclass

@@ -8,6 +8,7 @@ FILE.py:FUNCTION  package.module:FUNCTION     a function in the user's code that
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def _resolve_code(spec: str) -> str:
     place, _, function = spec.rpartition(":")
     if not place.endswith(".py"):
         return spec
-    path = Path(place).expanduser().resolve()
+    path = Path(os.path.expanduser(place)).resolve()
     if not path.is_file():
         raise AdjoinedError(
             "the file of the model is missing",
