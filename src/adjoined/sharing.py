@@ -96,6 +96,8 @@ class SharedWeights:
                 )
         if not torch.compiler.is_compiling():
             refuse_sharded(weight, full_name(where, name))
+        if not isinstance(weight, nn.Parameter):  # such as under `functional_call`: slices pass for parameters
+            weight = weight.view_as(weight)
         slices = share(weight, shared.slices, self.gradient)
         if self.written is not False:
             slices = tuple(part.clone() for part in slices)
@@ -267,12 +269,14 @@ def exchanges_gradients() -> bool:
 
 def refuse_base_alone(base: nn.Module) -> None:
     """Raise AdjoinedError if processes exchange the gradients of the base network, and not of its small networks."""
-    if isinstance(base, nn.parallel.DistributedDataParallel):
+    contract = sys.modules.get("torch.distributed._composable.contract")  # imported if a function below was called
+    called = () if contract is None or torch.compiler.is_compiling() else contract._get_registry(base) or ()
+    if isinstance(base, nn.parallel.DistributedDataParallel) or "fully_shard" in called or "replicate" in called:
         raise AdjoinedError(
-            "the base network is wrapped for several processes, whose small networks would drift apart",
+            "the base network exchanges gradients with other processes, and its small networks would drift apart",
             where="base",
-            expected="the joint network in DistributedDataParallel",
-            fix="Wrap it, DistributedDataParallel(net), and not net.base; call what that returns.",
+            expected="the joint network in DistributedDataParallel, or sharded as one",
+            fix="Pass net, and not net.base: DistributedDataParallel(net), whose result you call, or fully_shard(net).",
         )
 
 

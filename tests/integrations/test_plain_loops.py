@@ -51,6 +51,7 @@ SHARDED = """
 import os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed._composable.replicate import replicate
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 import adjoined
@@ -86,6 +87,10 @@ if world > 1:
     inner = joint()
     inner.base = nn.parallel.DistributedDataParallel(inner.base)
     assert "DistributedDataParallel(net)" in refused(lambda: inner(x))
+    for only_base in (fully_shard, replicate):
+        inner = joint()
+        only_base(inner.base)
+        assert "and not net.base" in refused(lambda: inner(x))
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 losses = []
 for step in range(4):

@@ -198,6 +198,19 @@ def test_inference_mode():
         assert same(net(X)[1], q)
 
 
+def test_tensors_in_place_of_weights_do_not_become_parameters():
+    """FSDP1 with `use_orig_params=True` puts views of its own there and registers those that pass for parameters."""
+    net = joint(alpha=1)
+    weights = {name: each.detach() * 2 for name, each in net.named_parameters()}
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            outputs = torch.func.functional_call(net, weights, (X,))
+        assert all(type(each) is torch.Tensor and not isinstance(each, nn.Parameter) for each in weights.values())
+    net.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        assert all(map(same, outputs, net(X)))
+
+
 def test_plan_of_the_same_settings_is_the_same():
     model, _ = build("residual")
     assert plan_of(model) == plan_of(copy.deepcopy(model))
