@@ -8,7 +8,6 @@ import atexit
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,9 +32,9 @@ def make(num_classes):
 
 def program(mode: str, folder: Path) -> str:
     """Run this file as a program, and return what it printed."""
-    command = [sys.executable, __file__, mode, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    from forked import run_forked
+
+    done = run_forked(__file__, mode, folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from adjoined.settings import Settings
 from adjoined.slicing import measure_cost
 from adjoined.training import train
 from adjoined.training.recording import EPOCHS, Recorder, Replayer
+from forked import run_forked
 from small_cifar import write_cifar10
 from tiny_runs import QUIET, TINY
 
@@ -88,8 +86,7 @@ def test_each_batch_gets_the_logits_of_its_images(on_device: bool, seen, tmp_pat
 @pytest.mark.parametrize("place", ["stages/base/logits/3.safetensors", "run/checkpoints/last.ckpt"])
 def test_a_killed_run_ends_the_same(place: str, run: RunResult, tmp_path):
     (tmp_path / "settings.yaml").write_text(REPLAY.to_yaml())
-    argv = [sys.executable, "-c", KILLED, place, "1", str(tmp_path / "run"), str(tmp_path / "settings.yaml")]
-    done = subprocess.run(argv, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    done = run_forked("-c", KILLED, place, 1, tmp_path / "run", tmp_path / "settings.yaml")
     assert done.returncode == -signal.SIGKILL, done.stderr
     result = train(REPLAY, tmp_path / "run", resume=True, console=QUIET)
     for network in ("base", "small"):

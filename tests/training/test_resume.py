@@ -9,15 +9,15 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+
+from forked import run_forked
 
 # Everything that has a state: momentum, averages of the weights, mixing, dropout, warm-up, the best epochs so far.
 SETTINGS = {
@@ -93,8 +93,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     """Whole runs and killed ones: what happened to it -> its folder."""
     folder = tmp_path_factory.mktemp("runs")
     seed = random.SystemRandom().randrange(10**6)
-    program = [sys.executable, __file__, str(folder), str(seed)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=600, check=False)
+    done = run_forked(__file__, folder, seed)
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
     return {name: folder / place for name, place in json.loads(done.stdout.splitlines()[-1]).items()}
 
@@ -171,11 +170,6 @@ def _equal(ours, theirs) -> bool:
 
 def main(folder: Path, seed: int) -> None:
     torch.set_num_threads(1)
-    # What a run imports, so that the forks, one for every run, need not: it takes longer than the run.
-    for name in ("omegaconf", "sklearn.datasets", "timm.optim", "torch.utils.tensorboard", "torchvision.transforms.v2"):
-        import_module(name)
-    for name in ("adjoined.commands.measured_first", "adjoined.training.run", "adjoined.training.searching"):
-        import_module(name)
     from adjoined.settings import Settings
 
     (folder / "net.py").write_text(MODEL)

@@ -1,10 +1,7 @@
 """Methods with several stages: their total cost, what they pass on, and that a killed run resumes in its stage."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from adjoined.methods import METHODS
 from adjoined.runs import RunFolder, RunResult, load
 from adjoined.settings import Settings
 from adjoined.training import train
+from forked import run_forked
 from tiny_runs import QUIET, TINY, with_code
 
 # Digits of 8x8 pixels, 5 steps an epoch.
@@ -142,8 +140,7 @@ def test_a_killed_run_resumes_in_its_stage_and_ends_the_same(moment, whole, tmp_
     settings, reference = whole
     (tmp_path / "settings.yaml").write_text(settings.to_yaml())
     place, times = MOMENTS[moment]
-    argv = [sys.executable, "-c", KILLED, place, str(times), str(tmp_path / "run"), str(tmp_path / "settings.yaml")]
-    done = subprocess.run(argv, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    done = run_forked("-c", KILLED, place, times, tmp_path / "run", tmp_path / "settings.yaml")
     assert done.returncode == -signal.SIGKILL, done.stderr
     base = RunFolder(tmp_path / "run" / "stages" / "base")
     finished = base.finished

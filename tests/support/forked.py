@@ -1,0 +1,178 @@
+"""Programs in processes of their own, without the seconds that each would spend on importing PyTorch and Lightning.
+
+They are forks of a process that has imported the libraries and done nothing else (this file, run as a program), which
+the first test that needs one starts. Signals, limits, exit codes and endings are those of any process.
+"""
+
+import atexit
+import json
+import os
+import resource
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+IMPORTED = [
+    "sklearn.datasets",
+    "timm.optim",
+    "torch.utils.tensorboard",
+    "torchvision.transforms.v2",
+    "adjoined.commands.measured_first",
+    "adjoined.commands.outcome",
+    "adjoined.training.run",
+    "adjoined.training.searching",
+]
+"""What a run imports."""
+
+
+class Program:
+    """A running program; its methods are those of `Popen`."""
+
+    def __init__(
+        self,
+        *line: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        largest_file: int | None = None,
+    ) -> None:
+        """Start a program: its file, or `-c` and its code, and its arguments; it can write so many bytes to a file."""
+        self.args = list(map(str, line))
+        self.returncode: int | None = None
+        self._printed = TemporaryDirectory(prefix="forked-")
+        self._answers = socket.socket(socket.AF_UNIX)
+        self._answers.connect(_server())
+        request = {
+            "line": self.args,
+            "printed": self._printed.name,
+            "cwd": str(cwd or Path.cwd()),
+            "env": {**(os.environ if env is None else env)},
+            "path": sys.path,
+            "largest_file": largest_file,
+        }
+        self._answers.sendall(f"{json.dumps(request)}\n".encode())
+        self.pid = self._number()
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative after a signal; None while the program runs."""
+        if self.returncode is None and select.select([self._answers], [], [], 0)[0]:
+            self.returncode = self._number()
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """Wait for the end, and return what was printed, and the errors."""
+        if self.returncode is None:
+            self.returncode = self._number()
+        self._answers.close()
+        out, errors = ((Path(self._printed.name) / name).read_text() for name in ("out", "errors"))
+        self._printed.cleanup()
+        return out, errors
+
+    def until_there_is(self, file: Path) -> None:
+        """Wait for a file that the program writes."""
+        while not file.exists():
+            assert self.poll() is None, self.communicate()[1]
+            time.sleep(0.1)
+
+    def _number(self) -> int:
+        found = b""
+        while not found.endswith(b"\n"):
+            found += (read := self._answers.recv(1))
+            assert read, "the process that forks the programs has ended"
+        return int(found)
+
+
+def run_forked(*line: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    program = Program(*line, **options)
+    out, errors = program.communicate()
+    assert program.returncode is not None
+    return subprocess.CompletedProcess(program.args, program.returncode, out, errors)
+
+
+@cache
+def _server() -> str:
+    """Start the process that forks, and return the address of its socket."""
+    folder = TemporaryDirectory(prefix="forks-")
+    address = f"{folder.name}/socket"
+    server = subprocess.Popen(
+        [sys.executable, __file__, address],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert server.stdin
+    assert server.stdout
+    assert server.stdout.readline() == b"ready\n"
+
+    def stop() -> None:
+        server.communicate()
+        folder.cleanup()
+
+    atexit.register(stop)
+    return address
+
+
+# ---- the program that forks ------------------------------------------------------------------------------------------
+
+
+def next_request(address: str) -> dict[str, Any]:
+    """Serve requests; return in each fork that is to become a program, with its request."""
+    for name in IMPORTED:
+        import_module(name)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("ready", flush=True)
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            with suppress(ChildProcessError):  # those that have ended are not kept as zombies
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            with connection:
+                if os.fork():
+                    continue
+                request = json.loads(connection.makefile().readline())
+                if not (pid := os.fork()):
+                    return request
+                connection.sendall(f"{pid}\n".encode())
+                ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                connection.sendall(f"{ended}\n".encode())
+                os._exit(0)
+    os.killpg(0, signal.SIGKILL)  # the tests are over: no program outlives them
+    raise AssertionError
+
+
+def become(
+    line: list[str], printed: str, cwd: str, env: dict[str, str], path: list[str], largest_file: int | None
+) -> None:
+    """Be that program."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "out"), (2, "errors")):
+        os.dup2(os.open(f"{printed}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    file = Path(line[0])
+    if line[0] == "-c":
+        file = Path(printed, "-c")
+        file.write_text(line.pop(1))
+    sys.argv, sys.path = line, [str(file.resolve().parent), *path]
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    runpy.run_path(str(file), run_name="__main__")
+
+
+if __name__ == "__main__":
+    become(**next_request(sys.argv[1]))
