@@ -2,12 +2,10 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,16 +18,12 @@ from adjoined.data import load_image, preprocess
 from adjoined.errors import AdjoinedError
 from adjoined.runs import RunFolder, load
 from adjoined.runs.lock import locked
+from forked import Program, run_forked
 from mistakes import fails
 
 COMMAND = str(Path(sys.executable).parent / "adjoined")
 SHELL = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "OMP_NUM_THREADS": "1"}
 QUICK = ["--epochs", "2", "--limit", "20", "--batch-size", "32", "--model-options", "{width: 1}"]
-
-
-def command(*argv: object, cwd: Path, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    line = [COMMAND, *map(str, argv)]
-    return subprocess.run(line, cwd=cwd, env=SHELL, capture_output=True, text=True, check=False, preexec_fn=limit)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -40,7 +34,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run trained by the real command, and what the command has printed."""
     folder = tmp_path_factory.mktemp("trained")
-    done = command("train", "--recipe", "digits", *QUICK, "--run", "run", cwd=folder)
+    line = [COMMAND, "train", "--recipe", "digits", *QUICK, "--run", "run"]
+    done = subprocess.run(line, cwd=folder, env=SHELL, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return folder / "run", done.stdout
 
@@ -328,10 +323,8 @@ def test_a_non_finite_loss_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path):
-    line = ("train", *QUICK, "--run", "run")
-    small = 2_000_000  # bytes: settings and networks fit, a checkpoint does not
-
-    done = command(*line, cwd=tmp_path, limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (small, small)))
+    # Settings and networks fit into so many bytes, a checkpoint does not.
+    done = run_forked(COMMAND, "train", *QUICK, "--run", "run", cwd=tmp_path, env=SHELL, largest_file=2_000_000)
     assert done.returncode == 2
     assert done.stderr.startswith("adjoined: error: ")
     assert done.stderr.count("\n") == 1
@@ -343,15 +336,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path):
 
 def test_a_run_stopped_from_the_keyboard_says_how_to_continue(tmp_path: Path):
     line = [COMMAND, "train", "--epochs", "100000", *QUICK[2:], "--run", "run"]
-    with subprocess.Popen(
-        line, cwd=tmp_path, env=SHELL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as it:
-        assert it.stdout is not None
-        assert it.stderr is not None
-        assert next(each for each in it.stdout if each.startswith("epoch      2/"))  # so the first is on the disk
-        it.send_signal(signal.SIGINT)
-        for _ in it.stdout:  # what was printed before the signal came
-            pass
-        assert it.stderr.read() == "adjoined: stopped; continue with: adjoined train --resume run\n"
+    it = Program(*line, cwd=tmp_path, env=SHELL)
+    it.until_there_is(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    os.kill(it.pid, signal.SIGINT)
+    assert it.communicate()[1] == "adjoined: stopped; continue with: adjoined train --resume run\n"
     assert it.returncode == 130
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

@@ -1,8 +1,6 @@
 """Latency: networks take turns on one input, and are left as they were found."""
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from torch import nn
 
 from adjoined import AdjoinedError
 from adjoined.benchmark.turns import LEAST_TURNS, TURNS, latency
+from forked import run_forked
 
 
 class Recorder(nn.Module):
@@ -83,6 +82,5 @@ def test_the_command_is_recorded_so_that_it_can_be_rerun(tmp_path: Path):
     script.write_text("from adjoined.benchmark.environment import environment\nprint(environment()['command'])\n")
     given = ["--out", "a file's name.json", "--model-options", "{width: 2}", "--alpha", "2,4", "*", "$HOME"]
     for name in (script.name, script):
-        line = [sys.executable, name, *given]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = run_forked(name, *given, cwd=tmp_path)
         assert shlex.split(done.stdout) == ["python", "measure.py", *given]
