@@ -208,9 +208,8 @@ class LabelFlow(State, TorchDispatchMode):
             OutOfStep: in the second run, it does not accept the shapes.
         """
         try:
-            fast = name.removesuffix("_") in _ACTIVATIONS and "out" not in kwargs and given[0].is_meta
-            if fast and given[0].is_floating_point():
-                return given[0] if name.endswith("_") else torch.empty_like(given[0])
+            if "out" not in kwargs and (found := _shaped(name, args, given)) is not None:
+                return found
             return func(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, NotImplementedError) and any(t.is_meta for t in given):
@@ -344,7 +343,22 @@ _CREATE = {
 }  # fmt: skip
 
 _ACTIVATIONS = {"elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "sigmoid", "silu"}
-"""Functions whose result has the shape of their operand: torch's own meta kernels for them, in Python, are slow."""
+
+
+def _shaped(name: str, args: Any, given: Sequence[Tensor]) -> Any:
+    """Return the results on the meta device of an operator that keeps its operand's shape, or None for other ones.
+
+    torch's own meta kernels for these, in Python, are slow.
+    """
+    x = given[0] if given else None
+    if x is None or not x.is_meta or not x.is_floating_point():
+        return None
+    if name.removesuffix("_") in _ACTIVATIONS:
+        return x if name.endswith("_") else torch.empty_like(x)
+    if name == "native_batch_norm" and all(each is None or each.shape == x.shape[1:2] for each in args[1:5]):
+        return torch.empty_like(x), x.new_empty(x.shape[1:2]), x.new_empty(x.shape[1:2])
+    return None
+
 
 _NOISE = {"rand", "randn", "randint"}
 """Operators whose elements differ only by chance."""
