@@ -33,6 +33,10 @@ class ByWidth(Net):
 SCALES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a number": lambda x, weight: x.shape[1] ** -0.5,
     "made a tensor": lambda x, weight: torch.rsqrt(torch.tensor(float(x.shape[1]))),
+    "filled in": lambda x, weight: x.new_full((1,), x.shape[1]) ** -0.5,
+    "multiples, as a cumulative norm counts": lambda x, weight: (
+        1 / torch.arange(x.shape[1], x.shape[1] * (x.shape[3] + 1), x.shape[1], dtype=x.dtype)
+    ),
     "of a weight": lambda x, weight: 1 / weight.shape[1],
 }
 

@@ -28,6 +28,11 @@ from adjoined.slicing.model.modules import kernel_names, named_tensors
 from adjoined.slicing.plan.plan import SlicePlan
 
 
+_RANGE = torch.ops.aten.arange.start_step
+_MAKERS = (_RANGE, torch.ops.aten.full.default, torch.ops.aten.full_like.default, torch.ops.aten.new_full.default)
+"""Operators that make a tensor of numbers."""
+
+
 class MaskedBase(LabelFlow):
     """One run of the base network with its dropped channels at zero.
 
@@ -60,7 +65,9 @@ class MaskedBase(LabelFlow):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, with statistics across channels over the kept ones only; zero the dropped ones."""
         if (numbers := _numbers_in(func, args)) and (others := next(self._numbers.get(func, iter(())), None)):
-            args = [others.get(n, value) if n in numbers else value for n, value in enumerate(args)]
+            own = [others.get(n, value) if n in numbers else value for n, value in enumerate(args)]
+            if func is not _RANGE or len(_RANGE(*own)) == len(_RANGE(*args)):  # else it counts channels
+                args = own
         out = super().__torch_dispatch__(func, types, args, kwargs)
         name = self.last_op
         if name not in OPERATORS or not OPERATORS[name].moves:
@@ -193,10 +200,10 @@ class Numbers(LabelFlow):
 
 
 def _numbers_in(func: Any, args: Sequence[Any]) -> dict[int, Any]:
-    """Return the numbers among an elementwise operator's arguments, or the one passed to `torch.tensor`."""
+    """Return the numbers among an elementwise operator's arguments, or those that a new tensor is made of."""
     if func is torch.ops.aten.lift_fresh.default:
         return {0: args[0]} if not args[0].ndim else {}
-    numbers = torch.Tag.pointwise in func.tags
+    numbers = torch.Tag.pointwise in func.tags or func in _MAKERS
     return {n: value for n, value in enumerate(args) if numbers and type(value) in (int, float, complex)}
 
 
