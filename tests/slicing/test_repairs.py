@@ -143,6 +143,33 @@ def test_a_width_that_code_divides_stays_divisible():
     assert small(X).shape == (2, 5)
 
 
+class Chunked(nn.Module):
+    """Attention of `heads` heads among 16 positions, with a bias that grows from chunk to chunk of 8."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.chunk, self.dim, self.num_heads = 8, dim, heads  # with batches of two, the code asks for 2 * heads
+        self.stem, self.qkv, self.head = nn.Conv1d(3, dim, 1), nn.Linear(dim, 3 * dim), nn.Linear(dim, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(2, 0, 1)
+        length, b, _ = x.shape
+        bias = torch.cat([torch.ones(self.chunk) * start for start in range(0, length, self.chunk)])
+        q, k, v = (
+            each.reshape(length, b * self.num_heads, self.dim // self.num_heads).transpose(0, 1)
+            for each in self.qkv(x).chunk(3, -1)
+        )
+        x = ((q @ k.transpose(1, 2) + bias).softmax(-1) @ v).transpose(0, 1).reshape(length, b, self.dim)
+        return self.head(x.mean(0))
+
+
+def test_a_loop_that_runs_more_often_does_not_get_further():
+    model, x = seeded(lambda: Chunked(64, 4)), images(2, 3, 16)
+    plan = make_plan(model, x, alpha=2, round_to=1)
+    assert plan.attributes == {"dim": 32, "num_heads": 2}
+    assert check_plan(model, x, plan).how == "masked base"
+
+
 class Refusing(nn.Module):
     """Checks a width in its own code, against a literal number."""
 

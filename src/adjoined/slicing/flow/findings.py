@@ -76,6 +76,8 @@ class Findings:
 
     steps: dict[Site, list[Slot]] = field(default_factory=dict)
     """Site of an operator's first call in a module -> slots of the operands of its last call there."""
+    calls: set[Site] = field(default_factory=set)
+    """All calls of operators: further ones, of a loop that runs more often, do not show that a run gets further."""
 
     # ---- channels, and what counts something else: not_channels.py, trace.py -----------------------------------------
 

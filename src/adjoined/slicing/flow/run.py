@@ -142,8 +142,10 @@ class LabelFlow(State, TorchDispatchMode):
 
     def _labelled(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         self.last_op = name = func._schema.name.split("::")[1]
-        self.steps += 1
         self._count[self.module, self._within + family_of(name)] += 1
+        if not self.strict:
+            self.findings.calls.add(self.call_site)
+        self.steps += self.call_site in self.findings.calls
         given = tensors_in((args, tuple(kwargs.values())))
         self._before(given, kwargs)
         labelled = [tensor for tensor in given if tensor in self._slots]

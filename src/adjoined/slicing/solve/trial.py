@@ -73,9 +73,9 @@ class Failure:
     module: str
     """The module that ran."""
     steps: int
-    """Number of operators that had run."""
+    """Number of operators that had run, of those that the base network runs."""
     last: tuple[int, ...] = ()
-    """Labels of the channels that the last of them returned."""
+    """Labels of the channels that the last operator returned."""
 
     @property
     def progress(self) -> Progress:

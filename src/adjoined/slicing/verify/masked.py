@@ -27,7 +27,6 @@ from adjoined.slicing.flow.trace import label_tensors
 from adjoined.slicing.model.modules import kernel_names, named_tensors
 from adjoined.slicing.plan.plan import SlicePlan
 
-
 _RANGE = torch.ops.aten.arange.start_step
 _MAKERS = (_RANGE, torch.ops.aten.full.default, torch.ops.aten.full_like.default, torch.ops.aten.new_full.default)
 """Operators that make a tensor of numbers."""
