@@ -363,3 +363,22 @@ def test_the_command_line_checks(capsys: pytest.CaptureFixture[str]):
 def test_what_was_found_is_one_line():
     assert str(Checked(1.5e-16, "masked base")).endswith("relative error 1.5e-16")
     assert str(Checked(None, "strict second run", "'a': b")) == "checked by the strict second run from 'a': b"
+
+
+class Spectral(Net):
+    """Mixes channels at each frequency, by complex weights of low rank."""
+
+    def parts(self) -> None:
+        self.down = nn.Parameter(torch.randn(32, 16, dtype=torch.cfloat))
+        self.up = nn.Parameter(torch.randn(16, 32, dtype=torch.cfloat))
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = torch.fft.rfft2(x).movedim(1, -1) @ self.down @ self.up
+        return torch.fft.irfft2(x.movedim(-1, 1), s=(8, 8))
+
+
+def test_dropped_channels_of_complex_tensors_are_at_zero():
+    model = seeded(Spectral)
+    plan = plan_of(model)
+    assert plan.small_shape("down") == (16, 8)
+    right(model, plan)

@@ -86,7 +86,7 @@ class MaskedBase(LabelFlow):
 
     def _mask(self, tensor: Tensor) -> None:
         """Set the elements that belong to dropped channels to zero."""
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() or tensor.is_complex():
             for slot in self.slots(tensor):
                 kept = self.keeps(slot)
                 if not bool(kept.all()):
