@@ -72,6 +72,14 @@ def test_every_flag_is_explained(capsys: pytest.CaptureFixture[str]):
             assert "_" not in lines[i].split()[0]
 
 
+def test_a_default_of_zero_is_shown(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--help"]) == 0
+    flags = {text.split()[0]: text for text in capsys.readouterr().out.split("\n  --")}
+    assert "(default: 0)" in flags["seed"]
+    assert "(default: 0.0)" in flags["label-smoothing"]
+    assert "(default" not in flags["compile,"]
+
+
 def test_the_nearest_command_is_suggested(capsys: pytest.CaptureFixture[str]):
     assert "Did you mean plan?" in fails(capsys, "Paln")
     assert main(["--version"]) == 0

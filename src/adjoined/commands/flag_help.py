@@ -71,7 +71,7 @@ def _shown(hint: Any) -> str:
 
 def _written(value: Any) -> str:
     """Return the note on a default, written as on the command line; "" for a flag that is empty by default."""
-    if value in (None, {}, [], (), "", False):
+    if value is False or value in (None, {}, [], (), ""):  # 0 is a default to show
         return ""
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return f" (default: {text.lower() if value is True else text})"

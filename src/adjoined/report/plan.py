@@ -106,7 +106,7 @@ def _why_wider(plans: Sequence[SlicePlan]) -> tuple[str, ...]:
     reached = ", ".join(found)
     return (
         f"Widths in multiples of {plans[0].round_to} keep more channels than 1/α: {reached}. "
-        "`round_to` 1 goes as far as possible.",
+        "`--round-to 1` keeps exactly that share.",
     )
 
 
