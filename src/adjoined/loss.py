@@ -80,8 +80,8 @@ def adjoint_loss(
         progress: t, the fraction of training completed, in [0, 1].
         label_smoothing: fraction of the target spread evenly over the classes, in the cross-entropy only.
         ignore_index: a class index that counts in neither term (unlabelled pixels).
-        detach: stop the gradient of the KL term at p (plain distillation from a moving teacher); an ablation.
-        temperature: T, an ablation: the KL term becomes T² KL(p/T ‖ q/T), with the logits divided by T.
+        detach: stop the gradient of the KL term at p: the small network learns from the base, and does not pull on it.
+        temperature: T: the KL term becomes T² KL(p/T ‖ q/T), with the logits divided by T.
         small_ce: weight of CE(q, y), the small network's own cross-entropy, within λ(t) · [KL + small_ce · CE(q, y)];
             0 is the paper's loss. `adjoined train --method adjoint+` uses `detach=True, temperature=4, small_ce=1`
             with `adjoin(..., private_head=True, small_gradient=0.5)`.
