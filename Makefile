@@ -18,7 +18,7 @@ demo: $(TRAIN)  ## train both networks on handwritten digits, load them again an
 	$(BIN)/adjoined evaluate $$run
 
 test: $(READY)  ## run the fast tests (ARGS="-k NAME" for some of them)
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: $(READY)  ## run all tests
 	$(PYTEST) $(ARGS)
