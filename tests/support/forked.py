@@ -34,6 +34,8 @@ IMPORTED = [
     "adjoined.training.searching",
 ]
 """What a run imports."""
+LONGEST = 600
+"""Seconds that a program may take; it is killed with the process that forks."""
 
 
 class Program:
@@ -71,7 +73,8 @@ class Program:
 
     def communicate(self) -> tuple[str, str]:
         """Wait for the end, and return what was printed, and the errors."""
-        if self.returncode is None:
+        assert self.returncode is not None or select.select([self._answers], [], [], LONGEST)[0], f"hangs: {self.args}"
+        if self.poll() is None:
             self.returncode = self._number()
         self._answers.close()
         out, errors = ((Path(self._printed.name) / name).read_text() for name in ("out", "errors"))
