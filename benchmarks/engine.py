@@ -90,7 +90,7 @@ class Turns(Callback):
 def settings_of(args: argparse.Namespace) -> Settings:
     """Return the settings of the engine's run."""
     if args.recipe:
-        chosen = replace(RECIPES[args.recipe](), data_on_device=False, low_resolution={})
+        chosen = replace(RECIPES[args.recipe](), method="adjoint+", data_on_device=False, low_resolution={})
     else:
         chosen = Settings(model=args.model, method="standard", batch_size=args.batch, image_size=32)
     return replace(chosen, epochs=args.rounds + 1, warmup_epochs=0, accelerator="cpu", devices=1)
