@@ -8,7 +8,6 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from adjoined.kinds import task_kind
-from adjoined.method_settings import METHODS_OF
 from adjoined.printable import counted
 from adjoined.settings import Settings
 
@@ -18,9 +17,6 @@ FEW, MANY = 2_000, 20_000
 """Numbers of training images: alpha is 1.5 below the first, 4 from the second on, and 2 in between."""
 SHORT = 5
 """Up to this many epochs, few images are not augmented: a network that sees each image so rarely hardly overfits."""
-
-MOST_LOGITS = 100_000_000
-"""Most logits of an epoch that are recorded by default: 200 MB."""
 
 SHOWN = ("method", "alpha", "optimizer", "lr", "batch_size", "warmup_epochs")
 """Settings that a run always shows at its start."""
@@ -72,13 +68,7 @@ def _written(value: object) -> str:
 
 
 def choose(
-    images: int,
-    *,
-    pretrained: bool,
-    batch_norm: bool = True,
-    task: str = "classification",
-    epochs: int = 40,
-    replayed: bool = True,
+    images: int, *, pretrained: bool, batch_norm: bool = True, task: str = "classification", epochs: int = 40
 ) -> list[Choice]:
     """Return initial settings where the default recipe, made for handwritten digits, does not fit.
 
@@ -88,7 +78,6 @@ def choose(
         batch_norm: whether the base has batch norms, which let it learn at higher rates.
         task: what the data are for, as `adjoined.kinds.task_kind` returns it.
         epochs: passes over the training images, if the base starts from random weights.
-        replayed: whether `--method replay` can train these networks: see `replays`.
 
     Example:
         >>> {each.name: each.value for each in choose(600, pretrained=False)}["batch_size"]
@@ -117,9 +106,7 @@ def choose(
         batch = min((2**power for power in range(3, 8)), key=lambda size: abs(images / size - STEPS_PER_EPOCH))
         augment = "standard" if images >= MANY else "none" if epochs <= SHORT else "light"
         own = [
-            Choice("method", "replay", "first the base, then the small network, from its recorded logits")
-            if replayed and task == "classification"
-            else Choice("method", "adjoint+", "both networks at once, with separate heads"),
+            Choice("method", "adjoint+", "better for both networks than the paper's loss"),
             Choice("batch_size", batch, count),
             Choice("lr", 3e-3 if batch_norm else 1e-3, f"adamw, {'with' if batch_norm else 'without'} batch norms"),
             Choice("grad_clip", 1.0, start),
@@ -134,27 +121,6 @@ def choose(
         Choice("weight_decay", 0.05, "adamw"),
         Choice("label_smoothing", 0.1, count),
     ]
-
-
-def replays(settings: Settings, logits: int) -> bool:
-    """Return whether `--method replay` can train with these settings, none of which belongs to other methods only.
-
-    Args:
-        settings: the settings of the run, apart from its method.
-        logits: training images times classes.
-
-    Example:
-        >>> replays(Settings(), 6_000), replays(Settings(alpha=[2, 4]), 6_000), replays(Settings(order="l1"), 6_000)
-        (True, False, False)
-    """
-    usual = Settings()
-    theirs = [name for name, methods in METHODS_OF.items() if "replay" not in methods]
-    return (
-        all(getattr(settings, name) == getattr(usual, name) for name in theirs)
-        and len(settings.alphas) == settings.devices == settings.nodes == 1
-        and not settings.mixup
-        and logits <= MOST_LOGITS
-    )
 
 
 def searches_widths(settings: Settings) -> bool:

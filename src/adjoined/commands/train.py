@@ -144,18 +144,14 @@ def _choices(settings: Settings) -> list[Choice]:
     """Return what is chosen for the images and the model of these settings."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from adjoined.choices import choose, replays
+    from adjoined.choices import choose
     from adjoined.training.job import images_and_base
 
     images, model = images_and_base(settings, pretrained=False)
     normed = any(isinstance(module, _BatchNorm) for module in model.modules())
+    task = task_kind(settings.data)
     found = choose(
-        len(images.train),
-        pretrained=settings.pretrained,
-        batch_norm=normed,
-        task=task_kind(settings.data),
-        epochs=settings.epochs,
-        replayed=replays(settings, len(images.train) * images.info.num_classes),
+        len(images.train), pretrained=settings.pretrained, batch_norm=normed, task=task, epochs=settings.epochs
     )
     # A flag may have chosen another method, which does not read all of them.
     return [each for each in found if settings.method in METHODS_OF.get(each.name, {settings.method})]
