@@ -349,7 +349,7 @@ def test_a_killed_worker_has_an_exit_code_even_before_the_system_has_ended_it():
     ("which", "by"),
     [
         ("first", signal.SIGKILL),
-        ("first", signal.SIGTERM),
+        pytest.param("first", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("first", signal.SIGHUP, marks=pytest.mark.slow),
         pytest.param("second", signal.SIGKILL, marks=pytest.mark.slow),
     ],
@@ -367,3 +367,30 @@ def test_no_process_of_several_outlives_another(which, by, tmp_path):
             break
         time.sleep(0.1)
     assert not Path(f"/proc/{second}").exists()
+
+
+WRITING = """
+import os, signal, sys
+
+from adjoined.cli import main
+from adjoined.training.finish import Ending
+
+keep = Ending.keep
+
+def stopped(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return keep(*arguments)
+
+Ending.keep = stopped
+sys.exit(main())
+"""
+
+
+def test_sigterm_while_the_first_process_writes_a_checkpoint_stops_all(tmp_path):
+    """The others wait for it at a barrier meanwhile."""
+    (tmp_path / "program.py").write_text(WRITING)
+    line = [sys.executable, "program.py", "train", *QUICK, "--epochs", "500", "--devices", "2", "--run", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert "continue with: adjoined train --resume run" in done.stderr

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from adjoined.errors import AdjoinedError
@@ -23,6 +24,21 @@ from adjoined.training.loaders import RunData
 
 SAFE_RATE = 0.01
 """Highest learning rate suggested for a run that diverged."""
+
+
+class StopTogether(Callback):
+    """Lets several processes stop at the same step after SIGTERM.
+
+    Lightning's handler starts a collective call wherever the signal finds this process. If the others are in another
+    one, such as the barrier after a checkpoint, all wait forever. Here the signal only leaves a mark; Lightning
+    exchanges the first process's mark before each step.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace Lightning's handler, which restores the one before it at the end."""
+        if trainer.world_size > 1:
+            connector = trainer._signal_connector
+            signal.signal(signal.SIGTERM, lambda *_: setattr(connector, "received_sigterm", True))
 
 
 @contextmanager

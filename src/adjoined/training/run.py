@@ -30,7 +30,7 @@ from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_c
 from adjoined.training.deadline import Deadline
 from adjoined.training.display import Display
 from adjoined.training.ema import MovingAverage
-from adjoined.training.failures import explained, quiet, resumable
+from adjoined.training.failures import StopTogether, explained, quiet, resumable
 from adjoined.training.finish import Ending
 from adjoined.training.history import History
 from adjoined.training.job import Job, make_job, prepare
@@ -185,6 +185,7 @@ def _callbacks(settings: Settings, run: RunFolder, history: History, console: Co
         TensorBoard(run.tensorboard, history),
         Display(console, history),
         Checkpoints(run.checkpoints, history, settings.checkpoint_every),
+        StopTogether(),
     ]
 
 
