@@ -201,5 +201,6 @@ def the_small_plan(settings: Settings, model: nn.Module, example: Tensor) -> Sli
             where="--alpha",
             expected="one number",
             got=", ".join(f"{alpha:g}" for alpha in request.alphas),
+            fix="Use --method adjoint+ to train several.",
         )
     return Slicer(model, example).plans(request)[0]

@@ -98,6 +98,7 @@ def check_stages(settings: Settings, processes: int, skipped: Collection[str] | 
             where=f"--method {settings.method}",
             expected="--devices 1 and --nodes 1",
             got=f"{processes} processes",
+            fix="Use --method adjoint+ to train on several.",
         )
     job = make_job(settings.for_method("standard"), skipped=skipped)
     for stage in stages:
