@@ -38,7 +38,7 @@ class StopTogether(Callback):
         """Replace Lightning's handler, which restores the one before it at the end."""
         if trainer.world_size > 1:
             connector = trainer._signal_connector
-            signal.signal(signal.SIGTERM, lambda *_: setattr(connector, "received_sigterm", True))
+            connector._register_signal(signal.SIGTERM, lambda *_: setattr(connector, "received_sigterm", True))
 
 
 @contextmanager
