@@ -110,12 +110,15 @@ class SharedWeights:
     def _weight(self, where: str, name: str, shared: Shared) -> nn.Parameter:
         """Return a weight of the base network by one of its names."""
         try:
-            weight = submodule(self.base, where)._parameters[name]
+            layer = submodule(self.base, where)
+            weight = layer._parameters[name]
         except (KeyError, AttributeError):  # AttributeError: a part was set to None
-            weight = None
+            layer, weight = self.base, None
         if weight is None or weight.shape != shared.shape:
             got = "no such parameter" if weight is None else f"{tuple(weight.shape)}"
             raise changed(f"'{full_name(where, name)}'", f"a parameter of shape {shared.shape}", got)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            refuse_per_sample(layer, weight, full_name(where, name))
         return weight
 
     def slices(self) -> list[tuple[Tensor, ...]]:
@@ -258,6 +261,19 @@ def refuse_sharded(tensor: Tensor | None, name: str) -> None:
             where=f"'{name}'",
             fix="Train with fully_shard(net), the joint network as one, without sharding its layers. To extract, "
             "load its full state (full_state_dict=True) into a joint network that is not sharded.",
+        )
+
+
+def refuse_per_sample(layer: nn.Module, weight: nn.Parameter, name: str) -> None:
+    """Raise AdjoinedError if Opacus or BackPACK has marked a weight, or its layer, for gradients per sample.
+
+    Their hooks on the layer see the base network's calls only.
+    """
+    if hasattr(weight, "grad_sample") or "_backpack_extend" in vars(layer):
+        raise AdjoinedError(
+            "Opacus and BackPACK compute gradients per sample in hooks on layers, which miss the small networks' part",
+            where=f"'{name}'",
+            fix="Compute them with torch.func, or use these tools on a copy of the model or on net.extract().",
         )
 
 

@@ -36,6 +36,26 @@ def test_a_base_of_other_parts_is_refused_when_the_mode_is_set():
         net.train()
 
 
+MARKS: dict[str, Callable[[nn.Module], None]] = {
+    "Opacus": lambda layer: setattr(layer.weight, "grad_sample", None),
+    "BackPACK": lambda layer: setattr(layer, "_backpack_extend", True),
+}
+
+
+@pytest.mark.parametrize("tool", MARKS)
+def test_gradients_per_sample_from_hooks_on_layers_are_refused(tool: str):
+    """The hooks do not see what the small network does with a shared weight."""
+    net = joint().eval()
+    before = net(X)[1]
+    MARKS[tool](net.base.get_submodule("inner"))
+    for call in (net, net.small):
+        with pytest.raises(AdjoinedError, match=rf"'inner\.weight': .*{tool}.*torch\.func"):
+            call(X)
+    with torch.no_grad():
+        assert same(net(X)[1], before)
+    assert same(net.extract()(X), before)
+
+
 def double(*args: Any) -> torch.Tensor:
     """A hook."""
     return args[2] * 2
