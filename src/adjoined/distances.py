@@ -48,7 +48,7 @@ def class_kl(
     p, logits = _checked(p, q, pull)
     if p.ndim > 1 and p.shape[1] == 1:
         raise AdjoinedError(
-            "one class has the probability 1 whatever the networks compute, so nothing would be learned",
+            "a single class always has the probability 1, so nothing would be learned",
             where="p, q",
             expected="logits of two classes or more, (N, C, ...)",
             got=f"{tuple(p.shape)}",
@@ -123,8 +123,8 @@ def gaussian_kl(
     With a fixed scale σ it is (p − q)² / 2σ², half the squared error in units of σ.
 
     Args:
-        p: means by the base network, float, any shape.
-        q: means by the small network, as `p`.
+        p: means of the base network, float, any shape.
+        q: means of the small network, as `p`.
         scale: σ of both, above 0, in the units of the outputs; unused with `log_scales`.
         log_scales: log σp and log σq as the networks predict them, each shaped like `p`.
         pull: whether the gradient also flows into `p` and its scale.
@@ -150,8 +150,8 @@ def cosine_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
     """Return 1 − cos(p, q) of embeddings, the mean over samples: 0 where their directions agree.
 
     Args:
-        p: embeddings by the base network, float (N, D).
-        q: those by the small network, as `p`.
+        p: embeddings of the base network, float (N, D).
+        q: those of the small network, as `p`.
         pull: whether the gradient also flows into `p`.
 
     Example:
@@ -169,8 +169,8 @@ def relation_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
     It is 0 if both networks arrange the batch in the same way, up to a rotation of their axes.
 
     Args:
-        p: embeddings by the base network, float (N, D).
-        q: those by the small network, float (N, E); E may differ from D.
+        p: embeddings of the base network, float (N, D).
+        q: those of the small network, float (N, E); E may differ from D.
         pull: whether the gradient also flows into `p`.
 
     Source: Tung and Mori, "Similarity-preserving knowledge distillation", arXiv 1907.09682.
@@ -190,8 +190,8 @@ def charbonnier(p: Tensor, q: Tensor, *, epsilon: float = 1e-3, pull: bool = Fal
     """Return the Charbonnier distance of images: the mean of √((p − q)² + ε²) − ε, a smooth L1.
 
     Args:
-        p: images by the base network, float (N, C, H, W) or any shape.
-        q: those by the small network, as `p`.
+        p: images of the base network, float (N, C, H, W) or any shape.
+        q: those of the small network, as `p`.
         epsilon: ε, above 0, in the units of the pixels: below it the distance is quadratic, above it linear.
         pull: whether the gradient also flows into `p`.
 
@@ -223,8 +223,8 @@ def score_kl(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
     Nearly all anchors show background and would dominate without the weights.
 
     Args:
-        p: class logits by the base network, float (N, A, C).
-        q: those by the small network, as `p`.
+        p: class logits of the base network, float (N, A, C).
+        q: those of the small network, as `p`.
         pull: whether the gradient also flows into `p`; never through the weights.
 
     Returns:
@@ -244,8 +244,8 @@ def bins_kl(p: Tensor, q: Tensor, weights: Tensor, *, temperature: float = 1.0, 
     """Return the KL of box sides that a head predicts as distributions over bins.
 
     Args:
-        p: logits over bins by the base network, float (N, A, 4, B).
-        q: those by the small network, as `p`.
+        p: logits over bins of the base network, float (N, A, 4, B).
+        q: those of the small network, as `p`.
         weights: of the anchors, float (N, A), such as `confidence(scores)`.
         temperature: of the softmax over bins, above 0; the result has the factor T².
         pull: whether the gradient also flows into `p`.
@@ -273,8 +273,8 @@ def box_distance(p: Tensor, q: Tensor, weights: Tensor, *, pull: bool = False) -
     Each box has the weight 2 − IoU: 1 for a perfect match, 2 without overlap.
 
     Args:
-        p: boxes by the base network, float (N, A, 4) as (x1, y1, x2, y2), pixels.
-        q: those by the small network, as `p`.
+        p: boxes of the base network, float (N, A, 4) as (x1, y1, x2, y2), pixels.
+        q: those of the small network, as `p`.
         weights: of the boxes, float (N, A), such as `confidence(scores)`.
         pull: whether the gradient also flows into `p`; never through the weights, sizes and overlaps.
 

@@ -90,9 +90,8 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
     data_on_device: bool = False
     """Keep the training images on the device and augment them there, batch by batch: for small images in memory. Flips
     then alternate from epoch to epoch."""
-    low_resolution: dict[str, float] = field(default_factory=dict)
-    """Train on smaller images at first: SIZE=FRACTION,... is the size in pixels up to that fraction of the run
-    (24=0.5)."""
+    low_resolution: dict[str, float] = field(default_factory=dict, metadata={"shown": "SIZE=FRACTION,..."})
+    """Train on smaller images at first: sizes in pixels, each up to a fraction of the run (24=0.5)."""
     bad_images: Literal["stop", "skip"] = "stop"
     """Image files that are damaged, not images or too large: stop before the first step, or skip and count them."""
     workers: int = 0

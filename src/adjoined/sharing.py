@@ -244,7 +244,7 @@ _ASKS = {
 def changed(name: str, expected: str, got: str) -> AdjoinedError:
     """Return the error for a base network that was changed after it was joined."""
     return AdjoinedError(
-        "the base network was changed after it was joined, and its small networks were not",
+        "the base network was changed after it was joined, but its small networks were not",
         where=name,
         expected=expected,
         got=got,

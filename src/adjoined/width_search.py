@@ -55,21 +55,21 @@ def search_widths(
 ) -> SlicePlan:
     """Find a width for each channel group of a trained network, at no more than the cost of one alpha for all.
 
-    1. Each group in turn is narrowed to a few widths between half and twice the uniform one, and the rise of the loss
-       is recorded. Batch norms use the statistics of the batch.
-    2. Every group gets its smallest width at which the loss rises by less than a threshold: the lowest that fits.
-    3. The rest of the budget goes, step by step, where it lowers the loss most per cost.
-    4. Of this network and the uniform one, the one with the lower loss is returned.
+    1. Narrow each group in turn to a few widths between half and twice the uniform one, and record how much the loss
+       rises. Batch norms use the statistics of the batch.
+    2. Give every group its smallest width at which the loss rises by less than a threshold, the lowest that fits.
+    3. Spend the rest of the budget, step by step, where it lowers the loss most per cost.
+    4. Return this network or the uniform one, whichever has the lower loss.
 
-    It runs the network about five times per group on all batches. For a budget in milliseconds it also measures two
-    networks per group, with this group at its smallest and at its largest width: time is taken to be linear in the
-    width of each group. The result is measured as well, and narrowed if it is slower than estimated.
+    This runs the network about five times per group on all batches. For a budget in milliseconds it also times two
+    networks per group, with this group at its smallest and at its largest width, and takes time to be linear in the
+    width of each group. The result is timed as well, and narrowed if it is slower than estimated.
 
     Args:
         model: the trained network; it is neither run nor changed (a copy is).
         example_input: as for `make_plan`.
-        batches: a few batches that the model was not trained on, or at least 100 images: pairs of an input, as for
-            `example_input`, with two samples or more, and a target for `loss`; on the model's device.
+        batches: a few batches of held-out data, 100 samples or more in all, on the model's device: pairs of an input,
+            as for `example_input` but with at least two samples, and a target for `loss`.
         loss: the loss of an output and a target, lower for better networks.
         order: the order in which channels are dropped, as for `reorder`; pass the same to `adjoin`. "taylor" takes the
             gradients from the batches; None is the model's own order.

@@ -175,8 +175,8 @@ def test_what_people_type_is_read(line: str, read: dict[str, Any]):
         ("--keep conv1 --keep conv2", "--keep", "given several times"),
         ("--no-ema --ema=True", "--ema", "given several times"),
         ("--name= --name=a", "--name", "given several times"),
-        ("--name=", "--name", "a text is empty"),  # an unset variable of the shell, as in --resume "$RUN"
-        ("''", "arguments", "a text is empty"),
+        ("--name=", "--name", "the value is empty"),  # an unset variable of the shell, as in --resume "$RUN"
+        ("''", "arguments", "the value is empty"),
     ],
 )
 def test_the_error_names_the_flag_and_the_mistake(line: str, where: str, what: str):

@@ -23,8 +23,8 @@ def help_parser(
     docstring_of = cache(parse_from_object)  # it reads and parses the source of the class
     hints = hints_of(options)
     positional = {name: field for name, field in fields_of(options).items() if is_positional(field)}
-    shown = [_in_usage(name, hints[name], field) for name, field in positional.items()]
-    usage = " ".join(["adjoined", command, *shown, "[flags]"])
+    arguments = [_in_usage(name, hints[name], field) for name, field in positional.items()]
+    usage = " ".join(["adjoined", command, *arguments, "[flags]"])
     parser = argparse.ArgumentParser(usage=usage, description=purpose, formatter_class=_Help, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="Show this help and exit.")
     if config:
@@ -45,7 +45,8 @@ def help_parser(
             groups[group].add_argument(name.upper(), help=text, nargs="*" if item_type(hints[name]) else None)
         else:
             names = [flag_of(name), flag_of(f"no_{name}")] if hints[name] is bool else [flag_of(name)]
-            action = {"action": "store_true"} if hints[name] is bool else {"metavar": _shown(hints[name])}
+            shown = field.metadata.get("shown", _shown(hints[name]))
+            action = {"action": "store_true"} if hints[name] is bool else {"metavar": shown}
             groups[group].add_argument(*names, help=text + _written(values[name]), **action)
     return parser
 

@@ -180,7 +180,7 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
     empty = [flag_of(name) for name, text in given.items() if text == "" and _is_text(hints.get(name))]
     if empty or "" in rest:
         where = empty[0] if empty else "arguments"
-        raise AdjoinedError("a text is empty", where=where, fix="Is a variable of your shell not set?")
+        raise AdjoinedError("the value is empty", where=where, fix="Is a shell variable unset?")
     end = rest.index("--") if "--" in rest else len(rest)
     if unknown := next((word for word in rest[:end] if word.startswith("-") and word != "-"), None):
         flag = unknown.partition("=")[0]

@@ -48,7 +48,7 @@ class LatencyOptions:
                 got=self.runtime,
             )
         if self.latency_command is not None and not self.latency_command.strip():
-            raise AdjoinedError("is empty", where="--latency-command", expected="a command")
+            raise AdjoinedError("the command is empty", where="--latency-command", expected="a command")
 
     @property
     def asked(self) -> bool:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         raise AdjoinedError(
             "the settings file names a command, and a file never decides which code runs",
             where=timing.latency_command,
-            fix="If you trust it, give it by --latency-command.",
+            fix="If you trust it, add --latency-command to the command.",
         )
     folder = Path(run.resume or run.run or _new_folder(settings))
     if run.dry_run:

@@ -146,7 +146,7 @@ def check_outside(data: str, written: Path) -> None:
         return
     if folder.is_dir() and _layout(folder, LeftOut()) == (None, None):
         raise AdjoinedError(
-            "it would be inside the folder of the images, and be taken for a class",
+            "it would lie in the folder of the images and count as a class",
             where=written,
             expected=f"a folder outside of {folder}",
             fix="Choose another folder.",

@@ -62,7 +62,7 @@ class Tap(nn.Module):
         """Raise AdjoinedError if weights were loaded into the base, and none into its small networks."""
         if self.loaded and not self.complete:
             raise AdjoinedError(
-                "weights were loaded into the base after it was joined, and none into its small networks",
+                "weights were loaded into the base after it was joined, but not into its small networks",
                 where="Adjoined",
                 fix="Load them before calling the trainer, or use a checkpoint that was saved with this callback, "
                 "and with save_weights_only=False.",

@@ -93,7 +93,7 @@ def _load_function(spec: str, place: str, name: str) -> Callable[..., object]:
             f"the import raised {type(error).__name__}: {error}",
             where=f"model {spec!r}",
             got=_last_line(error),
-            fix="Put what the file does as a script under `if __name__ == '__main__':`." if ended else works,
+            fix="Put the code that runs as a script under `if __name__ == '__main__':`." if ended else works,
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
