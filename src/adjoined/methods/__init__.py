@@ -51,14 +51,3 @@ def ends_the_same(run: Settings, stage: Settings) -> bool:
         True
     """
     return set(run.differences(stage)) <= METHODS[stage.method].ignores
-
-
-__all__ = [
-    "METHODS",
-    "BuiltNetwork",
-    "Method",
-    "Stage",
-    "Step",
-    "TrainedNetwork",
-    "ends_the_same",
-]
