@@ -181,7 +181,9 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             and all(size >= 4 and 0 < share <= 1 for size, share in resolutions),
             "sizes of at least 4 pixels, each with a share of the run in (0, 1], such as 20=0.15,24=0.5",
         )
-        self._check_task()
+        kind = task_kind(self.data)
+        self._require("mixup", not self.mixup or kind == "classification", f"0 for {kind}")
+        self._require("low_resolution", not self.low_resolution or kind != "segmentation", f"none for {kind}")
         if self.data_on_device and self.augment == "strong":
             self._require("augment", False, "none, light or standard together with --data-on-device")
         self._require("alpha", bool(self.alphas), "a number of at least 1, or several")
@@ -349,11 +351,6 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
             from adjoined.slicing import check_widths
 
             check_widths(self.widths)
-
-    def _check_task(self) -> None:
-        kind = task_kind(self.data)
-        self._require("mixup", not self.mixup or kind == "classification", f"0 for {kind}")
-        self._require("low_resolution", not self.low_resolution or kind != "segmentation", f"none for {kind}")
 
     def _check_method(self) -> None:
         if self.method not in METHODS:

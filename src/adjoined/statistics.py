@@ -55,7 +55,9 @@ def measure_statistics(
     device = next(buffer.device for norm in norms for buffer in norm.buffers())
     with _measuring(networks, norms), torch.no_grad():
         for number, batch in enumerate(batches):
-            inputs = _inputs_of(batch, f"batch {number}").map(lambda tensor: tensor.to(device, non_blocking=True))
+            if isinstance(batch, (list, tuple)) and batch:  # as data loaders return them: the images come first
+                batch = batch[0]
+            inputs = Inputs.of(batch, f"batch {number}").map(lambda tensor: tensor.to(device, non_blocking=True))
             check_arguments(networks[0], inputs, f"batch {number}", "Pick the model's own arguments from each batch.")
             for norm in norms:  # instance norms have no cumulative average of their own
                 norm.momentum = None if isinstance(norm, nn.modules.batchnorm._BatchNorm) else 1 / (number + 1)
@@ -101,13 +103,6 @@ def _measuring(networks: Sequence[nn.Module], norms: Sequence[_NormBase]) -> Ite
         finally:
             for norm, momentum, tracked in settings:
                 norm.momentum, norm.track_running_stats = momentum, tracked
-
-
-def _inputs_of(batch: Any, where: str) -> Inputs:
-    """Return the network's inputs in a batch of a data loader."""
-    if isinstance(batch, (list, tuple)) and batch:
-        batch = batch[0]
-    return Inputs.of(batch, where)
 
 
 def one_value_per_channel(step: Callable[[], object]) -> tuple[int, ...] | None:

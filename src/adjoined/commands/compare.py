@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from adjoined.comparison.study import Study
-    from adjoined.comparison.variants import Variant
 
 PURPOSE = (
     "Train with several methods under the same settings. Rerun the command to continue a stopped comparison. Settings "
@@ -81,13 +80,15 @@ def main(argv: Sequence[str]) -> None:
 
     from adjoined.comparison.study import Study
     from adjoined.comparison.variants import read_variants
+    from adjoined.methods import METHODS as known_methods
     from adjoined.training.output import unstoppable
 
     variants = read_variants(asked.methods, settings, unequal=asked.unequal)
     folder = asked.out or "runs/compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}")
     study = Study(Path(folder), settings, variants, asked.seeds, asked.recipe)
     study.check(unequal=asked.unequal)
-    _check_libraries(variants)
+    for variant in variants:  # a missing library is reported now, not after hours of other runs
+        known_methods[variant.settings.method](variant.settings).check()
     console = Console()
     with unstoppable() as streams:
         failures = study.train(console, minutes=asked.minutes, part=asked.part)
@@ -114,14 +115,6 @@ def main(argv: Sequence[str]) -> None:
             where=study.folder,
             fix="Restore the files, or delete those runs and rerun the command to train them again.",
         )
-
-
-def _check_libraries(variants: Sequence[Variant]) -> None:
-    """Report a missing library early, not after hours of other runs."""
-    from adjoined.methods import METHODS as known
-
-    for variant in variants:
-        known[variant.settings.method](variant.settings).check()
 
 
 def _conclude(study: Study, console: Console) -> list[AdjoinedError]:

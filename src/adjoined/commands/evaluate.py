@@ -72,12 +72,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _open(run: FinishedRun, options: EvaluateOptions) -> tuple[ImageData, bool]:
     """Open the images, and return whether they are the run's validation images."""
-    from adjoined.runs.finished import are_own, open_images, open_other_images, own_data
+    from adjoined.runs.finished import are_own, open_images, open_other_images
+    from adjoined.runs.folder import RunFolder
 
     where = {"data_root": options.data_root, "workers": options.workers}
     if not options.all and (options.data is None or are_own(run, options.data, options.data_root)):
         return open_images(run, data=options.data, **where), True
-    return open_other_images(run, options.data or own_data(run), **where), False
+    return open_other_images(run, options.data or RunFolder(run.folder).read_settings().data, **where), False
 
 
 def _recorded(run: FinishedRun) -> dict[str, dict[str, Any]]:

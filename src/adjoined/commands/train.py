@@ -189,15 +189,24 @@ def _defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def recipe_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of the recipe named on the command line, by flag or in a file; empty if there is none."""
+    """Return the settings of the recipe named on the command line, by flag or in a file; empty if there is none.
+
+    Raises:
+        AdjoinedError: the recipe is unknown.
+    """
     from adjoined.schema import read_mapping
 
     named = [
         given.get("recipe"),
         *(read_mapping(Path(path)).get("recipe") for path in reversed(given.get("config", ()))),
     ]
-    name = next((each for each in named if each), None)
-    return asdict(_recipe(str(name))) | {"recipe": name} if name else {}
+    name = next((str(each) for each in named if each), None)
+    if name is None:
+        return {}
+    if name not in RECIPES:
+        expected, fix = f"one of {', '.join(RECIPES)}", did_you_mean(name, RECIPES)
+        raise AdjoinedError("unknown recipe", where="--recipe", expected=expected, got=name, fix=fix)
+    return asdict(RECIPES[name]()) | {"recipe": name}
 
 
 def check_code_is_named(given: Mapping[str, Any], settings: Settings) -> None:
@@ -208,18 +217,6 @@ def check_code_is_named(given: Mapping[str, Any], settings: Settings) -> None:
             where=settings.model,
             fix=f"If you trust it, add --model {settings.model} to the command.",
         )
-
-
-def _recipe(name: str) -> Settings:
-    """Return the settings of a recipe.
-
-    Raises:
-        AdjoinedError: the recipe is unknown.
-    """
-    if name not in RECIPES:
-        expected, fix = f"one of {', '.join(RECIPES)}", did_you_mean(name, RECIPES)
-        raise AdjoinedError("unknown recipe", where="--recipe", expected=expected, got=name, fix=fix)
-    return RECIPES[name]()
 
 
 def _new_folder(settings: Settings) -> Path:

@@ -18,7 +18,7 @@ from adjoined.data import ImageData
 from adjoined.data.images import ImageDataset
 from adjoined.data.preprocessing import evaluation_transform, normalise
 from adjoined.errors import AdjoinedError
-from adjoined.export.preprocessing import Takes, as_taken, metadata, prepared
+from adjoined.export.preprocessing import Takes, metadata, prepared
 from adjoined.export.record import file_name, record
 from adjoined.export.targets import Runnable, Target
 from adjoined.export.writing import write
@@ -111,7 +111,8 @@ class Exporter:
         for indices in chosen.split(size):
             pixels = torch.stack([transform(dataset.images.pixels(index)) for index in indices.tolist()])
             normalised = normalise(pixels, info.mean, info.std)
-            yield as_taken(pixels, self.takes, normalised), normalised, dataset.labels[indices]
+            taken = {"normalised": normalised, "uint8": pixels, "unit": pixels.float() / 255}[self.takes]
+            yield taken, normalised, dataset.labels[indices]
 
     def _calibration(self) -> Tensor:
         if not len(self.data.train):

@@ -56,17 +56,6 @@ def prepared(network: nn.Module, info: DataInfo, takes: Takes) -> nn.Module:
     return network if takes == "normalised" else WithPreprocessing(network, info.mean, info.std, takes).eval()
 
 
-def as_taken(pixels: Tensor, takes: Takes, normalised: Tensor) -> Tensor:
-    """Return images in the format of a file.
-
-    Args:
-        pixels: uint8 (N, C, H, W).
-        takes: the file's image format.
-        normalised: the same images, normalised.
-    """
-    return {"normalised": normalised, "uint8": pixels, "unit": pixels.float() / 255}[takes]
-
-
 def metadata(info: DataInfo, takes: Takes, network: str) -> dict[str, str]:
     """Return a file's metadata: `adjoined`, `network`, and as JSON `class_names` and `preprocessing`."""
     steps = {

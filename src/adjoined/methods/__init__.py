@@ -5,8 +5,6 @@ A new method is a class that fills in `Method`, its name in `adjoined.method_set
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adjoined.methods.adjoint import Adjoint, AdjointPlus
 from adjoined.methods.base import BuiltNetwork, Method, Stage, Step, TrainedNetwork
 from adjoined.methods.distillation import Distillation
@@ -19,9 +17,6 @@ from adjoined.methods.slimmable import Slimmable, SlimmableDistill
 from adjoined.methods.standard import Standard
 from adjoined.methods.transfer import Transfer
 from adjoined.methods.weights import WeightPruning
-
-if TYPE_CHECKING:
-    from adjoined.settings import Settings
 
 METHODS: dict[str, type[Method]] = {
     "adjoint": Adjoint,
@@ -40,14 +35,3 @@ METHODS: dict[str, type[Method]] = {
     "weight-pruning": WeightPruning,
 }
 """Name in `--method` -> class."""
-
-
-def ends_the_same(run: Settings, stage: Settings) -> bool:
-    """Return whether a run with some settings has the outcome of a stage with others, so that it can replace it.
-
-    Example:
-        >>> from adjoined.settings import Settings
-        >>> ends_the_same(Settings(method="standard", alpha=8), Settings(method="standard", alpha=2))
-        True
-    """
-    return set(run.differences(stage)) <= METHODS[stage.method].ignores

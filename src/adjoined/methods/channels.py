@@ -69,13 +69,14 @@ def _prune(
             return current_channels - min(kept, current_channels)
 
     pruned = copy.deepcopy(trained).eval()
+    ignored = [*matching_modules(pruned, settings.keep), last_linear(pruned, example)]
     with warnings.catch_warnings(action="ignore"):  # advice about parameters outside layers, which are not pruned
         pruner = Pruner(
             pruned,
             example,
             importance,
             pruning_ratio=share,
-            ignored_layers=_ignored(pruned, example, settings.keep),
+            ignored_layers=[pruned.get_submodule(name) for name in ignored if name],
             round_to=settings.round_to,
             in_channel_groups={},  # the default dict is shared by all pruners of a process
             out_channel_groups={},
@@ -104,11 +105,6 @@ def _as_plan(trained: nn.Module, example: Tensor, pruned: nn.Module, history: An
             got=type(trained).__name__,
         )
     return plan
-
-
-def _ignored(model: nn.Module, example: Tensor, keep: list[str]) -> list[nn.Module]:
-    last = last_linear(model, example)
-    return [model.get_submodule(name) for name in [*matching_modules(model, keep), *([last] if last else [])]]
 
 
 def _plan_of(trained: nn.Module, numbered: nn.Module, pruned: nn.Module, settings: Settings) -> SlicePlan:

@@ -60,7 +60,8 @@ class Table:
             parameters  1.80 k    130
         """
         parts = ["\n".join(self._plain(columns, width)) for columns in self._side_by_side(width)]
-        return "\n".join([*textwrap.wrap(self.title, width), "\n\n".join(parts), *self._wrapped_notes(width)])
+        notes = [line for note in self.notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
+        return "\n".join([*textwrap.wrap(self.title, width), "\n\n".join(parts), *notes])
 
     def _plain(self, columns: Sequence[int], width: int) -> list[str]:
         """Return some of the columns as lines of plain text."""
@@ -124,9 +125,6 @@ class Table:
             last_before_totals = self.totals > 0 and number == len(self.rows) - self.totals - 1
             drawn.add_row(*(Text(row[i]) for i in columns), end_section=last_before_totals)
         return drawn
-
-    def _wrapped_notes(self, width: int) -> list[str]:
-        return [line for note in self.notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

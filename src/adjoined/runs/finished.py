@@ -190,11 +190,6 @@ def open_other_images(run: FinishedRun, data: str, *, data_root: str | None = No
     return images.naming_known(trained_on(folder.data_files)) if folder.data_files.is_file() else images
 
 
-def own_data(run: FinishedRun) -> str:
-    """Return the data set, or folder:PATH, that a run was trained and validated on."""
-    return RunFolder(run.folder).read_settings().data
-
-
 def are_own(run: FinishedRun, data: str, data_root: str | None = None) -> bool:
     """Return whether a data set, or folder:PATH, is the one of the run, moved or not."""
     folder = RunFolder(run.folder)

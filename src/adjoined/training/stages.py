@@ -17,7 +17,7 @@ from torch import nn
 from adjoined.data import DataInfo, ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, written_beside
-from adjoined.methods import METHODS, Stage, ends_the_same
+from adjoined.methods import METHODS, Stage
 from adjoined.names import BASE
 from adjoined.report.console import say
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost, load, read_description
@@ -126,10 +126,12 @@ def _check_given(folder: Path, info: DataInfo) -> None:
 def _equal_run(stage: Stage, known: Iterable[Path]) -> Path | None:
     if stage.records:  # finished runs have no recorded logits
         return None
+    ignored = METHODS[stage.settings.method].ignores
     for path in known:
         run = RunFolder(path)
         with suppress(AdjoinedError):  # a damaged run is not needed: the stage is trained
-            if run.finished and ends_the_same(run.read_settings(), stage.settings):
+            # Settings that the stage's method ignores do not change the outcome.
+            if run.finished and ignored.issuperset(run.read_settings().differences(stage.settings)):
                 return path
     return None
 

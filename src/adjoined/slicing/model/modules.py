@@ -226,13 +226,10 @@ def duplicate(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         module.training = modes.get(name, module.training)  # copies of traced modules start in train mode
         for attribute, held in vars(module).items():
             if "cache" in attribute.lower() and isinstance(held, dict):
-                for key in [key for key, value in held.items() if not _is_plain(value)]:
-                    del held[key]
+                for key, value in list(held.items()):
+                    if not all(isinstance(leaf, (str, bytes, int, float, type(None))) for leaf in tree_leaves(value)):
+                        del held[key]
     return copied
-
-
-def _is_plain(value: Any) -> bool:
-    return all(isinstance(leaf, (str, bytes, int, float, type(None))) for leaf in tree_leaves(value))
 
 
 def own_classes(copied: nn.Module) -> None:

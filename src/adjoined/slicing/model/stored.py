@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+
+from adjoined.slicing.model.modules import full_name
 
 _DEEPEST = 2
 """How far settings are followed: `config.encoder.width`."""
@@ -50,6 +53,18 @@ def read(module: nn.Module, name: str) -> Any:
     """Return an attribute of a module, or a setting by the name that `settings_in` returns; None if there is none."""
     holder, key = _holder(module, name)
     return getattr(holder, key, None) if holder is module else _contents(holder).get(key)
+
+
+def replaced(model: nn.Module, sizes: Iterable[tuple[tuple[str, str, int | None], int]]) -> dict[str, Any]:
+    """Return "module.attribute" -> its new value, from new values of (module, attribute, element of a list or None)."""
+    values: dict[str, Any] = {}
+    for (module, name, element), value in sizes:
+        key = full_name(module, name)
+        if element is None:
+            values[key] = value
+        else:
+            values.setdefault(key, list(read(model.get_submodule(module), name)))[element] = value
+    return values
 
 
 def write(module: nn.Module, name: str, value: Any, *, original: nn.Module) -> None:

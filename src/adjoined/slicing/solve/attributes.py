@@ -17,7 +17,7 @@ from torch import nn
 from adjoined.slicing.flow.sizes import Formula, Mismatch, Site, Size
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import MANAGED_SIZES, and_parents, has_managed_sizes
-from adjoined.slicing.model.stored import read, settings_in, stored_in
+from adjoined.slicing.model.stored import read, replaced, settings_in, stored_in
 from adjoined.slicing.plan.reasons import Kind
 from adjoined.slicing.solve.groups import Grouping
 from adjoined.slicing.solve.trial import Failure
@@ -59,17 +59,8 @@ class Corrections:
 
     def values(self, is_kept: Callable[[int], bool]) -> dict[str, Any]:
         """Return the corrected attributes, "module.attribute" -> value in the small network."""
-        values: dict[str, Any] = {}
-        for (module, name, element), formula in self.corrected.items():
-            value = formula.value(is_kept)
-            if value is None:
-                continue
-            key = f"{module}.{name}" if module else name
-            if element is None:
-                values[key] = value
-            else:
-                values.setdefault(key, list(read(self._module(module), name)))[element] = value
-        return values
+        sizes = ((attribute, formula.value(is_kept)) for attribute, formula in self.corrected.items())
+        return replaced(self.trace.model, ((attribute, value) for attribute, value in sizes if value is not None))
 
     def propose(self, failure: Failure, is_kept: Callable[[int], bool]) -> Iterator[str]:
         """Correct one attribute after another and yield its name; the caller undoes what does not help."""

@@ -69,11 +69,10 @@ def read_budget(budget: str | Iterable[str]) -> tuple[Limit, ...]:
         [('bytes', 1500000.0), ('MACs', 50000000.0)]
     """
     texts = [budget] if isinstance(budget, str) else list(budget) if isinstance(budget, Iterable) else [budget]
-    if not all(isinstance(text, str) for text in texts):
+    parts = [part.strip() for text in texts if isinstance(text, str) for part in text.split(",") if part.strip()]
+    if not all(isinstance(text, str) for text in texts) or (texts and not parts):
         raise AdjoinedError("not a budget", where="budget", expected=EXAMPLES, got=repr(budget))
-    limits = tuple(_limit(part.strip()) for text in texts for part in text.split(",") if part.strip())
-    if texts and not limits:
-        raise AdjoinedError("not a budget", where="budget", expected=EXAMPLES, got=repr(budget))
+    limits = tuple(map(_limit, parts))
     for limit in limits:
         same = [other.text for other in limits if other.quantity == limit.quantity]
         if len(same) > 1:

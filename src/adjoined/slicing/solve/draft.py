@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from adjoined.slicing.flow.trace import Trace
-from adjoined.slicing.model.modules import full_name
+from adjoined.slicing.model.stored import replaced
 from adjoined.slicing.plan.index import Index
 from adjoined.slicing.plan.plan import ChannelGroup, SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -54,16 +54,9 @@ def draft(
 
 def _sizes_by_input(traced: Trace, is_kept: Tensor) -> dict[str, Any]:
     """Return the sizes stored in norms without tensors, where they change, as in `SlicePlan.attributes`."""
-    values: dict[str, Any] = {}
-    for (module, name, element), labels in traced.findings.by_input.items():
-        count = int((is_kept[labels] | (labels == 0)).sum())
-        if count != labels.numel():
-            key = full_name(module, name)
-            if element is None:
-                values[key] = count
-            else:
-                values.setdefault(key, list(getattr(traced.model.get_submodule(module), name)))[element] = count
-    return values
+    by_input = traced.findings.by_input
+    left = {where: int((is_kept[labels] | (labels == 0)).sum()) for where, labels in by_input.items()}
+    return replaced(traced.model, ((where, count) for where, count in left.items() if count != by_input[where].numel()))
 
 
 def _describe(groups: Iterable[Group]) -> tuple[ChannelGroup, ...]:

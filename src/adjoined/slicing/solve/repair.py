@@ -67,7 +67,8 @@ class Repairs:
         """
         trial, self._trial = self._trial, None
         if trial is not None and failure.progress <= trial.failure.progress:
-            self._undo(trial)  # then try the next way to overcome the same failure
+            self.corrections.corrected = dict(trial.corrected)
+            self._require(trial.required)  # then try the next way to overcome the same failure
             failure, ways = trial.failure, trial.ways
         else:
             if trial is not None:
@@ -80,10 +81,6 @@ class Repairs:
         else:
             self._trial = _Trial(failure, ways, *before)
             self.log.append(way)
-
-    def _undo(self, trial: _Trial) -> None:
-        self.corrections.corrected = dict(trial.corrected)
-        self._require(trial.required)
 
     def _require(self, widths: list[RequiredWidth | None]) -> None:
         for group, required in zip(self.grouping.groups, widths, strict=True):

@@ -110,8 +110,8 @@ class Request:
 
 def _alphas(alpha: Any) -> float | tuple[float, ...]:
     if isinstance(alpha, str) or not isinstance(alpha, Iterable) or getattr(alpha, "ndim", 1) == 0:
-        return _alpha(alpha)  # a tensor of one number is iterable, too
-    alphas = tuple(map(_alpha, alpha))
+        return float(_at_least_1(alpha, Real, "alpha"))  # a tensor of one number is iterable, too
+    alphas = tuple(float(_at_least_1(each, Real, "alpha")) for each in alpha)
     if not alphas or len(set(alphas)) < len(alphas):
         expected = "a number of at least 1, or several different ones"
         raise AdjoinedError("not the alphas of a family", where="alpha", expected=expected, got=list(alphas))
@@ -215,10 +215,6 @@ def check_agree(one: RequestedWidth, other: RequestedWidth, name: str) -> None:
             got=f"{one.text!r} for {one.pattern!r} and {other.text!r} for {other.pattern!r}",
             fix="Give the group one width, by one of its modules.",
         )
-
-
-def _alpha(alpha: Any) -> float:
-    return float(_at_least_1(alpha, Real, "alpha"))
 
 
 def _at_least_1(value: Any, kind: type, where: str) -> Any:

@@ -29,7 +29,8 @@ def resample(state: State, call: Call) -> None:
     """
     x = call.tensors[0]
     out = call.outputs[0]  # a second output has the positions of the largest elements
-    pooled = _pooled_dims(call.name)
+    # Pooling may combine neighbours along its last dimensions, even where sizes stay the same.
+    pooled = int(call.name.partition("pool")[2][:1]) if "pool" in call.name else 0
     kernel = list(call["kernel_size"] or [0])
     kernel = [1] * (x.ndim - pooled) + kernel * (pooled // len(kernel))
     dims = [d for d in range(x.ndim) if kernel[d] != 1 or x.shape[d] != out.shape[d]]
@@ -40,11 +41,6 @@ def resample(state: State, call: Call) -> None:
 
 def _along_channels(call: Call) -> Reason:
     return Reason(Kind.NEIGHBOURS, f"{call.name} along the channel dimension")
-
-
-def _pooled_dims(name: str) -> int:
-    """Return over how many dimensions an operator may combine neighbours, even where sizes stay the same."""
-    return int(name.partition("pool")[2][:1]) if "pool" in name else 0
 
 
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
