@@ -202,7 +202,7 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
             reliability,
             sure,
             right,
-            note="Accuracy by confidence. A mark's area: its number of images. Below the dotted line: overconfident.",
+            note="Accuracy by confidence. The area of a mark shows its number of images; below the dotted line is overconfident.",
         ),
         lines("Confidence of the networks", spread, sure, _SHARE, note="Fraction of images by confidence."),
     ]
