@@ -202,7 +202,7 @@ def calibration_charts(evidence: Evidence) -> tuple[list[Chart], Table]:
             reliability,
             sure,
             right,
-            note="Accuracy by confidence. The area of a mark shows its number of images; below the dotted line is overconfident.",
+            note="Accuracy by confidence. A mark's area shows its number of images; below the line is overconfident.",
         ),
         lines("Confidence of the networks", spread, sure, _SHARE, note="Fraction of images by confidence."),
     ]
