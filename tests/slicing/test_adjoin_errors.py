@@ -320,6 +320,15 @@ def test_values_that_decide_which_layers_run():
     fails(lambda: adjoin(Branching(), X), "Branching", "'gate' reads them", "'near'", "torch.where")
 
 
+def test_operators_on_functions():
+    class Conditional(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(torch.cond(x.mean() > 0, torch.relu, torch.sigmoid, (x,)).mean((2, 3)))
+
+    fails(lambda: adjoin(Conditional(), X), "the model's own forward", "cond", "torch.where")
+
+
 def test_values_that_send_the_small_network_another_way():
     class Turning(Branching):
         def forward(self, x: Tensor) -> Tensor:

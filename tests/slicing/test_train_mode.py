@@ -183,11 +183,15 @@ class Noisy(nn.Module):
                 return x + torch.randn_like(x)
             case "scaled":
                 return x + x * torch.randn(n, c, 1, 1, dtype=x.dtype)
+            case "gumbel":
+                return x + F.gumbel_softmax(x, dim=1)
+            case "shuffled":  # after draws for all channels
+                return (x + torch.randn_like(x))[torch.randperm(n)]
             case _:
                 return x * x.new_empty(n, c, 1, 1).bernoulli_(0.9)
 
 
-WAYS = ("dropout", "mask", "added", "scaled", "path")
+WAYS = ("dropout", "mask", "added", "scaled", "gumbel", "shuffled", "path")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._decomp import decomposition_table
+from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,6 +29,7 @@ from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State
 from adjoined.slicing.model.cost import flops_of
 from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.misuse import takes_functions
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.outside import outside_unchanged
@@ -44,6 +46,8 @@ class LabelFlow(State, TorchDispatchMode):
         finished: all modules in the order in which they finished in eval mode.
         flops: module -> twice the multiply-adds of its own convolutions and matrix products in eval mode.
     """
+
+    supports_higher_order_operators = True  # they arrive here, to be refused
 
     def __init__(
         self,
@@ -137,6 +141,8 @@ class LabelFlow(State, TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, then let its rule label the results."""
+        if isinstance(func, HigherOrderOperator):
+            raise takes_functions(func, self.module)
         with torch._C.DisableTorchFunction():  # TorchScript would let `_Calls` see the rules' own calls
             return self._labelled(func, args, kwargs or {})
 

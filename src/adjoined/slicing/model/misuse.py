@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
@@ -97,6 +98,15 @@ def check_output(model: nn.Module, out: Any) -> None:
             got=got,
             fix="Return tensors, several of them in a list, and convert them outside of the model.",
         )
+
+
+def takes_functions(operator: HigherOrderOperator, module: str) -> AdjoinedError:
+    """Return the error for a model that calls an operator on functions, such as `torch.cond`, in `module`."""
+    return AdjoinedError(
+        f"channels cannot be followed through {operator.name()}, which torch runs as a graph of its own",
+        where=f"'{module}'" if module else "the model's own forward",
+        fix="Use operators on tensors instead, such as torch.where or scaled_dot_product_attention.",
+    )
 
 
 def _arguments(inputs: Inputs) -> str:

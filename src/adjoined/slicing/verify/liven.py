@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adjoined.slicing.model.inputs import Inputs
@@ -126,20 +125,25 @@ def repeatable() -> Iterator[None]:
         yield
 
 
-class _NoChance(TorchFunctionMode):
+class _NoChance(TorchDispatchMode):
     """Skips dropout, and draws one number instead of many, since draws for fewer or other channels would differ."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if "dropout" in name:
-            return args[0] if args else kwargs["input"]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name.split("::")[1], kwargs or {}
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         out = func(*args, **kwargs)
-        if name in _DRAWN and kwargs.get("generator") is None:
-            out.detach().fill_(0.5)
+        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
+            if name.rstrip("_") in _DRAWN:
+                out.fill_(0.5)
+            torch.manual_seed(0)  # for later draws, such as permutations, after as many or fewer numbers
         return out
 
 
-_DRAWN = {"rand", "randn", "rand_like", "randn_like", "normal", "normal_", "uniform_", "bernoulli", "bernoulli_"}
+_DRAWN = {
+    "rand", "randn", "rand_like", "randn_like", "normal", "uniform", "bernoulli", "exponential", "log_normal", "cauchy",
+    "geometric",
+}  # fmt: skip
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
