@@ -176,6 +176,7 @@ class Runner:
         self._module, self._weights = module, weights
         self._idle, self._copies = [(module, _guesses(module))], list[_Copy]()
         self._checkpoints, self._left = mentions(module, lambda name: "checkpoint" in name or name == "apply"), False
+        self._asks = mentions(module, lambda name: name in ("Parameter", "get_parameter"))  # for parameters
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the copies, which are made again when needed."""
@@ -214,11 +215,12 @@ class Runner:
         common: Sequence[Tensor],
     ) -> Any:
         parameters = [(submodule(module, where), name) for each in self._weights.shared for where, name in each.owners]
-        bound = [value for value, each in zip(slices, self._weights.shared, strict=True) for _ in each.owners]
+        given = map(_as_parameter, slices) if self._asks else slices
+        bound: list[Any] = [value for value, each in zip(given, self._weights.shared, strict=True) for _ in each.owners]
         kept = [vars(part).pop(name, None) for part, name in parameters] if self._checkpoints else []
         try:
             for (part, name), value in zip(parameters, bound, strict=True):
-                part._parameters[name] = _as_parameter(value)
+                part._parameters[name] = value
             with self._weights.unwritten(common):
                 return module(*args, **kwargs)
         except RuntimeError as error:

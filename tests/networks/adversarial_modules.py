@@ -302,6 +302,32 @@ class NamesItsParameters(Net):
         return F.conv2d(x, self.get_parameter(f"kernel{0}"), padding=1)
 
 
+class Kernel(nn.Module):
+    """Registers a parameter as one, and what is computed from parameters as a buffer, as TensorLy-Torch does."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        if isinstance(weight, nn.Parameter):
+            self.register_parameter("weight", weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=1)
+
+
+class BuildsAModule(Net):
+    """Its forward builds a module from its weight, as factorized spectral convolutions do."""
+
+    def parts(self) -> None:
+        self.kernel = nn.Parameter(torch.randn(32, 32, 3, 3) / 17)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return Kernel(self.kernel)(x)
+
+
 class Line(nn.Module):
     """Audio: strided 1-D convolutions, depthwise and transposed ones, and a gate."""
 

@@ -56,6 +56,14 @@ def test_a_width_without_a_place_for_every_channel_is_replaced_by_one_that_has()
     assert {group.kept for group in plan.groups if group.width == 24} == {8}
 
 
+def test_widths_in_multiples_of_eight_agree_before_and_behind_a_shuffle():
+    """Of 48 channels, layers before a shuffle keep 12 in each half, and those behind it would keep 16."""
+    model, x = ShuffleNetV2("chunk", widths=(96,), units=(2,)), images(2, 3, 32, 32)
+    plan = make_plan(model, x, alpha=4)
+    assert check_plan(model, x, plan).how == "masked base"
+    assert parameters(plan.apply(model)) < 0.15 * parameters(model)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("groups", "alpha"), [(2, 3), (3, 2.5), (4, 2)])
 def test_whole_networks_of_grouped_convolutions(groups: int, alpha: float):

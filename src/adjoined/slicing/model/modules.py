@@ -267,10 +267,17 @@ class WithoutHistory(TorchFunctionMode):
     """Lets `copy.deepcopy` copy tensors that an operation has returned, which torch refuses otherwise."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.__deepcopy__ and not args[0].is_leaf:
+        if func is torch.Tensor.__deepcopy__ and _has_history(args[0]):
             tensor, memo = args
             return memo.setdefault(id(tensor), tensor.detach().clone())
         return func(*args, **(kwargs or {}))
+
+
+def _has_history(tensor: Tensor) -> bool:
+    try:
+        return not tensor.is_leaf
+    except RuntimeError:  # a slice that a layer kept, whose weight an optimizer has changed since
+        return True
 
 
 def in_place_of(tensor: Tensor, value: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class Repairs:
         error = failure.error
         if isinstance(error, TooNarrow):
             if self._make_room(error):
-                yield f"width raised after: {failure.why}"
+                yield f"width changed after: {failure.why}"
             return
         for attribute in self.corrections.propose(failure, is_kept):
             yield f"{attribute} corrected after: {failure.why}"
@@ -145,15 +145,22 @@ class Repairs:
                         yield name
 
     def _make_room(self, error: TooNarrow) -> bool:
-        """Give the only group after an unaligned cut the channels that arrive there; narrow it only once."""
+        """Share out the channels that arrive after an unaligned cut among the groups there; narrow a group only once.
+
+        A split may cut these channels into several groups, which must be alike.
+        """
         groups = self.grouping.of_all(error.expected)
-        if len(groups) != 1:
+        share, rest = divmod(error.arriving, len(groups))
+        if rest or len({(group.width, group.bundle, group.kept) for group in groups}) > 1:
             return False
-        (group,) = groups
-        fewer = error.arriving < group.kept * group.bundle
-        if group.why or error.arriving > group.width or (fewer and (group.required or error.arriving % group.bundle)):
+        group = groups[0]
+        if any(each.why for each in groups) or share > group.width:
             return False
-        group.required = RequiredWidth(-(-error.arriving // group.bundle), error.why)
+        fewer = share < group.kept * group.bundle
+        if fewer and (share % group.bundle or any(each.required for each in groups)):
+            return False
+        for each in groups:
+            each.required = RequiredWidth(-(-share // group.bundle), error.why)
         return True
 
     # ---- what is left: channel identity, full width ------------------------------------------------------------------
