@@ -6,3 +6,14 @@ from adjoined.data.opening import ImageData, open_data
 from adjoined.data.preprocessing import load_image, preprocess
 from adjoined.data.record import DataRecord
 from adjoined.data.settings import DataSettings
+
+__all__ = [
+    "DataInfo",
+    "DataRecord",
+    "DataSettings",
+    "ImageData",
+    "load_image",
+    "open_data",
+    "open_to_measure",
+    "preprocess",
+]

@@ -6,3 +6,5 @@ The page is for one machine: it is bound to the loopback interface, and its brow
 from adjoined.demo.gradio_page import DemoNetwork, page
 from adjoined.demo.images import Picture, pictures
 from adjoined.demo.serving import require, serve
+
+__all__ = ["DemoNetwork", "Picture", "page", "pictures", "require", "serve"]

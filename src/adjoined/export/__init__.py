@@ -4,3 +4,15 @@ from adjoined.export.preprocessing import WithPreprocessing
 from adjoined.export.targets import TARGETS, Target, find_target, load
 from adjoined.export.verify import Difference, compare
 from adjoined.export.writing import VerifiedFile, write
+
+__all__ = [
+    "TARGETS",
+    "Difference",
+    "Target",
+    "VerifiedFile",
+    "WithPreprocessing",
+    "compare",
+    "find_target",
+    "load",
+    "write",
+]

@@ -35,3 +35,5 @@ METHODS: dict[str, type[Method]] = {
     "weight-pruning": WeightPruning,
 }
 """Name in `--method` -> class."""
+
+__all__ = ["METHODS", "BuiltNetwork", "Method", "Stage", "Step", "TrainedNetwork"]

@@ -5,3 +5,5 @@ from adjoined.models.code import build_with
 from adjoined.models.listing import matching
 from adjoined.models.specs import is_code, resolve
 from adjoined.models.usual import usual_input
+
+__all__ = ["build", "build_with", "is_code", "matching", "resolve", "usual_input"]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from adjoined.settings import Settings
     from adjoined.training.job import Job
 
+__all__ = ["is_main", "train"]
+
 
 def train(
     settings: Settings,

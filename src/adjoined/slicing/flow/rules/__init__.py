@@ -15,3 +15,8 @@ from adjoined.slicing.flow.rules import (
     spatial,
     writes,
 )
+
+__all__ = [
+    "OPERATORS", "attention", "combine", "convolution", "fake_quantisation", "matmul", "movement", "norm", "pointwise",
+    "reduce", "selection", "spatial", "writes",
+]  # fmt: skip
