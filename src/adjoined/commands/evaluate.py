@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> None:
         )
         for network in run.networks
     }
-    recorded = _recorded(run) if own else {}
+    kept = {each.label: {"loss": each.result.loss, **each.result.measures()} for each in run.networks}
+    recorded = kept if own else {}
     if options.json:
         networks = [{"name": name, **asdict(scores)} for name, scores in measured.items()]
         content = {
@@ -73,17 +74,11 @@ def main(argv: Sequence[str]) -> None:
 def _open(run: FinishedRun, options: EvaluateOptions) -> tuple[ImageData, bool]:
     """Open the images, and return whether they are the run's validation images."""
     from adjoined.runs.finished import are_own, open_images, open_other_images
-    from adjoined.runs.folder import RunFolder
 
     where = {"data_root": options.data_root, "workers": options.workers}
     if not options.all and (options.data is None or are_own(run, options.data, options.data_root)):
         return open_images(run, data=options.data, **where), True
-    return open_other_images(run, options.data or RunFolder(run.folder).read_settings().data, **where), False
-
-
-def _recorded(run: FinishedRun) -> dict[str, dict[str, Any]]:
-    """Return the figures that the run recorded: label -> loss and measures."""
-    return {network.label: {"loss": network.result.loss, **network.result.measures()} for network in run.networks}
+    return open_other_images(run, options.data, **where), False
 
 
 def _table(

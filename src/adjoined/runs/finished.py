@@ -171,12 +171,14 @@ def open_images(
     return replace(images, info=info, val=alike, val_name=run.result.val_name if known else images.val_name)
 
 
-def open_other_images(run: FinishedRun, data: str, *, data_root: str | None = None, workers: int = 0) -> ImageData:
+def open_other_images(
+    run: FinishedRun, data: str | None, *, data_root: str | None = None, workers: int = 0
+) -> ImageData:
     """Open other images of a run's classes, prepared like the run's: all that are not marked as training images.
 
     Args:
         run: the finished run.
-        data: a data set, or folder:PATH.
+        data: a data set, or folder:PATH; none: all images of the run's own data set.
         data_root: folder that holds the data sets; none: the run's.
         workers: processes that load images; 0 loads them in this process.
 
