@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -34,8 +33,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run trained by the real command, and what the command has printed."""
     folder = tmp_path_factory.mktemp("trained")
-    line = [COMMAND, "train", "--recipe", "digits", *QUICK, "--run", "run"]
-    done = subprocess.run(line, cwd=folder, env=SHELL, capture_output=True, text=True, check=False)
+    done = run_forked(COMMAND, "train", "--recipe", "digits", *QUICK, "--run", "run", cwd=folder, env=SHELL)
     assert (done.returncode, done.stderr) == (0, "")
     return folder / "run", done.stdout
 

@@ -2,12 +2,9 @@
 
 import csv
 import json
-import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +18,11 @@ from adjoined.errors import AdjoinedError
 from adjoined.recipes import RECIPES
 from adjoined.runs import RunFolder
 from adjoined.settings import Settings
+from forked import run_forked
 from tiny_runs import TINY
 
 QUICK = ["--epochs", "1", "--warmup-epochs", "0", "--limit", "16", "--batch-size", "32", "--accelerator", "cpu"]
-QUICK += ["--model-options", "{width: 0.5}", "--alpha", "2"]
+QUICK += ["--augment", "none", "--model-options", "{width: 0.5}", "--alpha", "2"]
 METHODS = "standard,distillation,adjoint,adjoint:kl_detach=true"
 ARGV = ["compare", *QUICK, "--methods", METHODS, "--seeds", "2"]
 
@@ -44,9 +42,7 @@ def killing(source, target):
 os.replace = killing
 main(sys.argv[1:])
 """
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-c", code, *ARGV, "--out", str(out)]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    done = run_forked("-c", code, *ARGV, "--out", out)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [each.name for each in sorted(out.iterdir())] == [".lock", "comparison.json", "runs"]
     assert main([*ARGV, "--out", str(out)]) == 0

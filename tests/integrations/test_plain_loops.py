@@ -1,13 +1,20 @@
-"""The five lines under accelerate, torchrun and FSDP: two processes on half the batch each take the step of one."""
+"""The five lines under accelerate, torchrun and FSDP: two processes on half the batch each take the step of one.
+
+Two processes are forks with the variables that torchrun sets; four are started by torchrun itself.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from forked import Program
 
 PLAIN = """
 import os, sys, torch, torch.distributed as dist
@@ -151,10 +158,21 @@ if torch.distributed.is_initialized():
 
 
 def run(program: Path, out: Path, processes: int) -> dict[str, torch.Tensor]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else ()), str(program), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    if processes > 2:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *launcher, str(program), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return torch.load(out, weights_only=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    environments = [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    running = [Program(program, out, env={**os.environ, **(each if processes > 1 else {})}) for each in environments]
+    for each in running:
+        _, errors = each.communicate()
+        assert each.returncode == 0, errors
     return torch.load(out, weights_only=True)
 
 

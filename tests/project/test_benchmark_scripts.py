@@ -1,24 +1,29 @@
 """A measurement is saved even if nobody reads what the script prints."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+from forked import run_forked
+
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+UNREAD = """
+import os, runpy, sys
+
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def test_a_closed_pipe_does_not_cost_the_figures(tmp_path: Path):
     out = tmp_path / "new" / "step.json"
     small = ["--model", "resnet8", "--size", "16", "--batch", "2", "--rounds", "2", "--threads", "1"]
-    argv = [sys.executable, str(SCRIPTS / "train_step.py"), *small, "--out", str(out)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
-        assert script.stdout is not None
-        assert script.stderr is not None
-        script.stdout.close()  # before the first line
-        errors = script.stderr.read()
-    assert script.returncode == 0, errors
-    assert "BrokenPipe" not in errors
+    done = run_forked("-c", UNREAD, SCRIPTS / "train_step.py", *small, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "BrokenPipe" not in done.stderr
     result = json.loads(out.read_text())
     assert [case["model"] for case in result["cases"]] == ["resnet8"]
     assert result["cores"] > 0
