@@ -10,6 +10,7 @@ import torch
 from test_check import DIFFERENT, ROUNDING, X, corrupted, error_of, plan_of, right
 from torch import Tensor, nn
 
+from adjoined import AdjoinedError
 from adjoined.slicing import check_plan
 from constructs import Net
 from zoo import seeded
@@ -53,6 +54,21 @@ def test_numbers_that_code_computes_from_widths_are_those_of_the_small_network(s
     for name, wrong in corrupted(plan):
         if name.startswith("weight"):
             assert error_of(model, wrong) > DIFFERENT, name
+
+
+class Checking(ByWidth):
+    """Refuses a number that is not its width, as the small network's own is not in the masked base."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        if int(torch.full((), x.shape[1])) != x.shape[1]:
+            raise ValueError("a wrong width")
+        return super().mid(x)
+
+
+def test_code_that_refuses_the_numbers_of_the_small_network_ends_in_one_clear_error():
+    model = seeded(lambda: Checking(SCALES["filled in"]))
+    with pytest.raises(AdjoinedError, match=r"with its dropped channels at zero and .* numbers: ValueError"):
+        check_plan(model, X, plan_of(model))
 
 
 class Keeping(Net):

@@ -148,16 +148,11 @@ class _Pair:
         return Checked(worst, STRICT, f"{_named(limit)}: {limits[limit]}")
 
     def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
-        try:
+        fails = "the small network of this plan does not run"
+        with _reported(fails, self.base, "Make a new plan; if it is new, please report the model."):
             small = duplicate(self.small)  # its forward may keep state
             with repeatable(), in_float64(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
                 return tensor_leaves(self.inputs.run(small))
-        except Exception as error:  # whatever the model's own code raises on narrow tensors
-            raise AdjoinedError(
-                f"the small network of this plan does not run: {type(error).__name__}: {error}",
-                where=type(self.base).__name__,
-                fix="Make a new plan; if it is new, please report the model.",
-            ) from error
 
     def _run_masked(
         self, steps: _Steps | None = None, numbers: Numbers | None = None
@@ -170,7 +165,9 @@ class _Pair:
             blocks = flow.blocks(tensor)
             return None if blocks is None else narrow(tensor, blocks)
 
-        with repeatable(), in_float64(), _watching(base, steps, kept):
+        fails = "the base network does not run with its dropped channels at zero"
+        fails += " and the small network's numbers" if numbers else ""
+        with _reported(fails, base), repeatable(), in_float64(), _watching(base, steps, kept):
             return flow, tensor_leaves(flow.run(base, self.inputs))
 
 
@@ -183,19 +180,24 @@ def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, *, lively: bool) ->
     base = base._apply(to_float64).eval()
     before = Original(base)
     random = random_inputs(inputs, generator)
-    try:
-        with repeatable(), in_float64(), torch.no_grad():
-            if lively:
-                liven(base, random, generator)
-            outputs = tensor_leaves(random.run(base))
-    except Exception as error:  # whatever the model's own code raises
-        raise AdjoinedError(
-            f"the model does not run in float64 on random input: {type(error).__name__}: {error}",
-            where=type(model).__name__,
-            fix="Leave out the check.",
-        ) from error
+    fails = "the model does not run in float64 on random input"
+    with _reported(fails, model), repeatable(), in_float64(), torch.no_grad():
+        if lively:
+            liven(base, random, generator)
+        outputs = tensor_leaves(random.run(base))
     before.undo()
     return _Pair(base, plan.cut(base), plan, random, outputs, Original(model))
+
+
+@contextlib.contextmanager
+def _reported(what: str, model: nn.Module, fix: str = "Leave out the check.") -> Iterator[None]:
+    """Report whatever the model's own code raises on numbers or widths that it has not met."""
+    try:
+        yield
+    except AdjoinedError:
+        raise
+    except Exception as error:
+        raise AdjoinedError(f"{what}: {type(error).__name__}: {error}", where=type(model).__name__, fix=fix) from error
 
 
 @contextlib.contextmanager
