@@ -119,15 +119,14 @@ class _Pair:
         numbers = Numbers()
         with repeatable(), in_float64():
             numbers.run(duplicate(self.small), self.inputs)
-        error = min(error, relative_error(got, self._run_masked(numbers=numbers)[1]))
+        small, masked = _Steps(), _Steps()
+        error = min(error, relative_error(got, self._run_masked(masked, numbers)[1]))
         if error <= TOLERANCE:
             return Checked(error, OWN_NUMBERS)
         unknown = flow.not_computed | {m: name for m, name in self.plan.crossing.items() if not understood(name)}
         limits = {module: f"{name} computes across channels" for module, name in unknown.items()}
         limits |= dict.fromkeys(self.plan.unaligned, "channel identity is given up there")
-        small, masked = _Steps(), _Steps()
         self._run_small(small)
-        self._run_masked(masked, numbers)
         return self._judge(error, small, masked, limits)
 
     def _judge(self, error: float, small: _Steps, masked: _Steps, limits: dict[str, str]) -> Checked:
