@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -28,11 +27,12 @@ from adjoined.training import train
 from adjoined.training.finite import NotFinite, not_finite_in
 from adjoined.training.job import make_job
 from adjoined.training.optimizers import make_optimizer, make_schedule, scale_rates
+from forked import Program, run_forked
 from mistakes import fails
 from tiny_runs import QUIET, TINY, with_code
 
 ADJOINED = str(Path(sys.executable).parent / "adjoined")
-QUICK = ["--recipe", "digits", "--limit", "16", "--batch-size", "32", "--accelerator", "cpu"]
+QUICK = ["--recipe", "digits", "--limit", "16", "--batch-size", "32", "--augment", "none", "--accelerator", "cpu"]
 
 
 def photos(root: Path, *classes: bytes, images: int = 4) -> Path:
@@ -255,14 +255,24 @@ def test_output_that_cannot_be_written_never_stops_a_run(error, console, tmp_pat
     assert train(replace(with_code(tmp_path), epochs=1), tmp_path / "run", console=shown).networks
 
 
+PIPED = """
+import os, subprocess, sys
+
+from adjoined.cli import main
+
+reader = subprocess.Popen(["head", "-1"], stdin=subprocess.PIPE)
+os.dup2(reader.stdin.fileno(), 1)
+reader.stdin.close()
+sys.exit(main())
+"""
+
+
 def test_a_closed_pipe_does_not_end_the_command(tmp_path):
-    line = f"'{ADJOINED}' train {' '.join(QUICK)} --epochs 3 --run run 2> err | head -1"
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line}"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_forked("-c", PIPED, "train", *QUICK, "--epochs", "3", "--run", "run", cwd=tmp_path)
     assert done.returncode == 0
+    assert done.stdout.count("\n") == 1
     assert RunFolder(tmp_path / "run").finished
-    assert "the run is complete: run" in (tmp_path / "err").read_text()
+    assert "the run is complete: run" in done.stderr
 
 
 def test_tensorboard_on_a_full_disk_does_not_stop_a_run(tmp_path, monkeypatch, capsys):
@@ -291,16 +301,10 @@ def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def started(tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
+def started(tmp_path: Path, *flags: str) -> Program:
     """Start a long run, and wait until its first checkpoint is there."""
-    line = [ADJOINED, "train", *QUICK, "--epochs", "500", *flags, "--run", "run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(
-        line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
-        assert run.poll() is None, run.stderr and run.stderr.read()
-        time.sleep(0.1)
+    run = Program(ADJOINED, "train", *QUICK, "--epochs", "500", *flags, "--run", "run", cwd=tmp_path)
+    run.until_there_is(tmp_path / "run" / "checkpoints" / "last.ckpt")
     return run
 
 
@@ -308,7 +312,7 @@ def started(tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
 def test_a_killed_data_worker_ends_in_one_line(tmp_path):
     run = started(tmp_path, "--workers", "1")
     os.kill(children(run.pid)[0], signal.SIGKILL)
-    _, said = run.communicate(timeout=120)
+    _, said = run.communicate()
     assert run.returncode == 2
     assert said.count("\n") == 1
     assert "signal 9 (SIGKILL)" in said
@@ -358,7 +362,7 @@ def test_no_process_of_several_outlives_another(which, by, tmp_path):
     run = started(tmp_path, "--devices", "2")
     (second,) = children(run.pid)
     os.kill(run.pid if which == "first" else second, by)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate()
     if by != signal.SIGKILL:
         assert run.returncode == 130
         assert "continue with: adjoined train --resume run" in said
@@ -389,8 +393,7 @@ sys.exit(main())
 def test_sigterm_while_the_first_process_writes_a_checkpoint_stops_all(tmp_path):
     """The others wait for it at a barrier meanwhile."""
     (tmp_path / "program.py").write_text(WRITING)
-    line = [sys.executable, "program.py", "train", *QUICK, "--epochs", "500", "--devices", "2", "--run", "run"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    line = ["program.py", "train", *QUICK, "--epochs", "500", "--devices", "2", "--run", "run"]
+    done = run_forked(*line, cwd=tmp_path)
     assert done.returncode == 130, done.stderr
     assert "continue with: adjoined train --resume run" in done.stderr
