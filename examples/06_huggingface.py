@@ -1,5 +1,7 @@
 """Two networks from Hugging Face's trainer, saved in transformers' own format and loaded again.
 
+It needs `pip install '.[train,huggingface]'`.
+
 Usage:
 
     python examples/06_huggingface.py

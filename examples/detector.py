@@ -8,6 +8,8 @@ and non-maximum suppression are outside the network, so it can be exported as it
 `--alone` also trains each network alone, for the same number of epochs; `--export FOLDER` writes both networks for ONNX
 Runtime and OpenVINO and compares the detections; `detector_files.py` times these files.
 
+It needs `pip install '.[export]' pycocotools`. The defaults take minutes.
+
 Usage:
 
     python examples/detector.py
