@@ -211,6 +211,24 @@ def test_a_group_that_shares_a_folder_shares_its_lock(tmp_path):
         os.umask(before)
 
 
+@pytest.mark.parametrize("beside", [[], ["child/settings.yaml", "notes.txt"]])
+def test_a_failed_start_removes_what_it_has_written_and_nothing_else(beside, tmp_path):
+    run = tmp_path / "new" / "run"
+
+    def fail(_):
+        assert {"settings.yaml", "run.json", "data.json", "plan.json"} <= {each.name for each in run.iterdir()}
+        for name in beside:  # meanwhile another run has started in this folder, and the user has put a file there
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).touch()
+        raise AdjoinedError("fails")
+
+    with pytest.raises(AdjoinedError, match="fails"):
+        train(TINY, run, console=QUIET, announce=fail)
+    left = sorted(str(each.relative_to(run)) for each in run.rglob("*") if each.is_file())
+    assert left == beside
+    assert (tmp_path / "new").exists() == bool(beside)
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AdjoinedError, match="cannot be written"):

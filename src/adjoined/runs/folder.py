@@ -214,11 +214,16 @@ class RunFolder:
         """Remove what a failed start has written, and the folders created for it."""
         with suppress(OSError):  # another run may have started in a parent folder meanwhile
             if self.settings.is_file():
-                for each in self.path.iterdir():
-                    shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+                for each in self._written_first():
+                    shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink(missing_ok=True)
             (self.path / LOCK).unlink(missing_ok=True)
             for each in made:
                 each.rmdir()
+
+    def _written_first(self) -> list[Path]:
+        """Return the files and folders that a run writes before its first step; others in its folder are not its own."""
+        own = self.data, self.data_files, self.metrics, self.tensorboard, self.checkpoints, self.stages, self.record
+        return [*own, self.plan("small"), *self.path.glob("plan-[0-9]*.json"), self.settings]
 
     def finish(self, result: dict[str, Any]) -> None:
         """Record that the run is finished, and its result."""
