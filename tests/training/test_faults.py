@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -285,13 +286,32 @@ def test_tensorboard_on_a_full_disk_does_not_stop_a_run(tmp_path, monkeypatch, c
 
 
 def test_a_run_folder_that_vanishes_ends_in_one_line(tmp_path):
-    import shutil
-
     settings = replace(TINY, epochs=3)
     with pytest.raises(AdjoinedError) as caught:
         train(settings, tmp_path / "run", console=QUIET, announce=lambda _: shutil.rmtree(tmp_path / "run"))
     assert "\n" not in str(caught.value)
     assert f"{tmp_path / 'run'}: the run's folder was renamed, moved or removed" in str(caught.value)
+
+
+def test_a_run_writes_nothing_into_another_that_has_started_in_its_place(tmp_path):
+    """`mv run old; adjoined train --run run` while the first is still training, as it does for minutes in an epoch."""
+    run, old, other = (tmp_path / name for name in ("run", "old", "other"))
+    train(replace(TINY, epochs=1, seed=1), other, console=QUIET)
+    record = json.loads((other / "run.json").read_bytes())
+    record["sittings"][0]["host"] = "elsewhere"
+    (other / "run.json").write_text(json.dumps(record))
+    shutil.rmtree(other / "checkpoints")  # its first epoch has not ended
+    files = {each.relative_to(other): each.read_bytes() for each in other.rglob("*") if each.is_file()}
+
+    def replaced(_):
+        run.rename(old)
+        other.rename(run)
+
+    with pytest.raises(AdjoinedError, match=r"another process has started .* resume it where it is now"):
+        train(TINY, run, console=QUIET, announce=replaced)
+    assert {each: (run / each).read_bytes() for each in files} == files
+    train(TINY, old, console=QUIET, resume=True)
+    assert RunFolder(old).finished
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

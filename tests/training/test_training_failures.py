@@ -20,7 +20,9 @@ from adjoined.data.sampling import EpochSampler
 from adjoined.errors import AdjoinedError
 from adjoined.settings import Settings
 from adjoined.training import train
+from adjoined.training.checkpoints import WholeCheckpointIO
 from adjoined.training.job import make_job
+from adjoined.training.run import make_trainer
 from tiny_runs import QUIET, TINY, with_code
 
 
@@ -198,6 +200,16 @@ def saved(content: dict) -> bytes:
 def test_a_missing_device_is_refused(tmp_path):
     with pytest.raises(AdjoinedError, match=r"--accelerator.*devices cannot be used"):
         train(replace(TINY, accelerator="gpu"), tmp_path / "run", console=QUIET)
+
+
+def test_several_machines_without_a_launcher_are_refused_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    settings = replace(TINY, nodes=2)
+    with pytest.raises(AdjoinedError, match="would wait for them"):
+        train(settings, tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")  # the user starts the command on every machine
+    assert make_trainer(settings, tmp_path, [], WholeCheckpointIO()).world_size == 2
 
 
 def test_norms_are_synchronised_on_gpus_only(tmp_path):

@@ -32,6 +32,8 @@ SHOWN_ONLY = frozenset({"log_every", "checkpoint_every", "eval_batch_size"})
 """Settings of display, storage and evaluation, which do not change the trained weights."""
 REMEDIES = frozenset({"lr", "finetune_lr", "grad_clip", "precision"})
 """Settings that help a run with a non-finite loss; from the last checkpoint on they change the training."""
+MOVED = "If it was renamed or moved, resume it where it is now: adjoined train --resume FOLDER."
+"""Advice for a run whose folder is gone."""
 _PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy", "pillow")
 
 
@@ -86,6 +88,7 @@ class RunFolder:
         self.exports = self.path / "export"
         self.last = self.checkpoints / "last.ckpt"
         self.worth_keeping = False
+        self._sitting: dict[str, Any] | None = None
 
     def weights(self, name: str) -> Path:
         """Return the weights file of a finished network."""
@@ -221,7 +224,7 @@ class RunFolder:
                 each.rmdir()
 
     def _written_first(self) -> list[Path]:
-        """Return the files and folders that a run writes before its first step; others in its folder are not its own."""
+        """Return the files and folders that a run writes before its first step; others are not its own."""
         own = self.data, self.data_files, self.metrics, self.tensorboard, self.checkpoints, self.stages, self.record
         return [*own, self.plan("small"), *self.path.glob("plan-[0-9]*.json"), self.settings]
 
@@ -278,6 +281,12 @@ class RunFolder:
         if installed := self.other_versions():
             sitting["versions"] = {name: now for name, (_, now) in installed.items()}
         write_json(self.record, {**record, "sittings": [*record["sittings"], sitting]})
+        self._sitting = sitting
+
+    def check_still_own(self) -> None:
+        """Raise AdjoinedError if, since `begin`, the folder was renamed and another run has started in its place."""
+        if self._sitting and self.read_record()["sittings"][-1:] != [self._sitting]:
+            raise AdjoinedError("another process has started or resumed a run here", where=self.path, fix=MOVED)
 
     def other_versions(self) -> dict[str, tuple[str, str]]:
         """Return the packages whose installed version is not the one that the run started with: (then, now).

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write
 from adjoined.runs import RunFolder
+from adjoined.runs.folder import MOVED
 from adjoined.settings import Settings
 from adjoined.training.finite import NotFinite
 from adjoined.training.loaders import RunData
@@ -39,6 +40,17 @@ class StopTogether(Callback):
         if trainer.world_size > 1:
             connector = trainer._signal_connector
             connector._register_signal(signal.SIGTERM, lambda *_: setattr(connector, "received_sigterm", True))
+
+
+class StillOwn(Callback):
+    """Stops a run before it writes the files of an epoch into a folder that now holds another run."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the record of the run."""
+        self.run.check_still_own()
 
 
 @contextmanager
@@ -119,8 +131,8 @@ def _cause(
         )
     of_files = isinstance(error, AdjoinedError | OSError) and not isinstance(error, ConnectionError)
     if of_files and not run.record.is_file():
-        fix = "If it was renamed or moved, resume it where it is now: adjoined train --resume FOLDER."
-        return AdjoinedError("the run's folder was renamed, moved or removed while it trained", where=run.path, fix=fix)
+        what = "the run's folder was renamed, moved or removed while it trained"
+        return AdjoinedError(what, where=run.path, fix=MOVED)
     if not of_files and (code := _ended_process(trainer)) is not None:
         what, where = f"another process of this run was killed by {how(code)}", f"--devices {settings.devices}"
         return AdjoinedError(what, where=where, fix=go_on)

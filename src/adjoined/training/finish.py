@@ -98,6 +98,7 @@ class Ending:
         Raises:
             NotFinite: the loss of a network is not finite.
         """
+        self.run.check_still_own()
         # From the file, not from this process: the training may have run in other processes.
         last = read_checkpoint(self.run.last)
         images = self.job.images

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -30,7 +31,7 @@ from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_c
 from adjoined.training.deadline import Deadline
 from adjoined.training.display import Display
 from adjoined.training.ema import MovingAverage
-from adjoined.training.failures import StopTogether, explained, quiet, resumable
+from adjoined.training.failures import StillOwn, StopTogether, explained, quiet, resumable
 from adjoined.training.finish import Ending
 from adjoined.training.history import History
 from adjoined.training.job import Job, make_job, prepare
@@ -178,6 +179,7 @@ def _callbacks(settings: Settings, run: RunFolder, history: History, console: Co
     recorder = [Recorder(run.logits, settings.epochs)] if records else []
     replayer = [Replayer(_recorded(run), settings.epochs)] if METHODS[settings.method].replays else []
     return [
+        StillOwn(run),
         *average,
         *recorder,
         *replayer,
@@ -232,6 +234,15 @@ def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], fi
             got=", ".join(map(str, asked)),
         ) from error
     parallel = isinstance(trainer.strategy, ParallelStrategy)  # only then does Lightning convert the norms
+    launcher = trainer.strategy.cluster_environment if isinstance(trainer.strategy, ParallelStrategy) else None
+    if settings.nodes > 1 and isinstance(launcher, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise AdjoinedError(
+            "nothing starts this command on the other machines, and it would wait for them",
+            where="--nodes",
+            expected="a launcher such as srun or torchrun, or MASTER_ADDR and NODE_RANK on every machine",
+            got=settings.nodes,
+            fix="Leave it out to train on this machine.",
+        )
     if settings.sync_batchnorm and parallel and trainer.strategy.root_device.type == "cpu":
         raise AdjoinedError(
             "torch synchronises batch norms between GPUs only",
