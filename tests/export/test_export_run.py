@@ -283,6 +283,21 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert "cannot be written" in fails(capsys, "export", run.folder, "--out", tmp_path / "file")
 
 
+@pytest.mark.parametrize(("target", "name"), [("onnx", "small.onnx"), ("openvino", "small.bin")])
+def test_a_file_of_the_user_is_not_replaced(
+    target: str, name: str, run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / name).write_text("mine")
+    line = ["export", str(run.folder), "--to", target, "--which", "small", "--images", "1", "--out", str(tmp_path)]
+    assert f"{name}: the file exists already, and export.json does not list it" in fails(capsys, *line)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(name, "mine")]
+    recorded = file_name("small", find_target(target), int8=False)
+    (tmp_path / recorded).touch()
+    record(tmp_path, {"file": recorded, "network": "small", "target": target, "int8": False})
+    assert main(line) == 0  # a file of an earlier export is
+    assert (tmp_path / name).read_bytes() != b"mine"
+
+
 def test_a_run_that_is_not_finished_is_reported(run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     stopped = Path(shutil.copytree(run.folder, tmp_path / "stopped"))
     record = json.loads((stopped / "run.json").read_text())

@@ -5,6 +5,7 @@ Shape legend: N images, C channels, H and W height and width in pixels.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from adjoined.data.images import ImageDataset
 from adjoined.data.preprocessing import evaluation_transform, normalise
 from adjoined.errors import AdjoinedError
 from adjoined.export.preprocessing import Takes, metadata, prepared
-from adjoined.export.record import file_name, record
+from adjoined.export.record import file_name, read_exports, record
 from adjoined.export.targets import Runnable, Target
 from adjoined.export.writing import write
 from adjoined.files import make_folder
@@ -70,6 +71,7 @@ class Exporter:
         info = self.data.info
         make_folder(self.folder, links=True)
         path = self.folder / file_name(name, target, int8=int8)
+        self._refuse_others(path, target)
         self._pairs = self._pairs or [(given, x) for given, x, _ in self._batches(self.data.val, self.images)]
         accuracy: dict[str, Any] = {"top1": None, "top1_pytorch": None, "accuracy_images": None}
         done = write(
@@ -99,6 +101,18 @@ class Exporter:
         }
         record(self.folder, entry)
         return entry
+
+    def _refuse_others(self, path: Path, target: Target) -> None:
+        """Raise AdjoinedError if a file would be replaced that is not listed in the folder's export.json."""
+        if path.name in {each.file for each in read_exports(self.folder)}:
+            return
+        for each in (path, *(path.with_suffix(suffix) for suffix in target.beside)):
+            if os.path.lexists(each):
+                raise AdjoinedError(
+                    "the file exists already, and export.json does not list it as an export",
+                    where=each,
+                    fix="Move or delete it, or choose another --out.",
+                )
 
     def _batches(self, dataset: ImageDataset, count: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield batches of images in the file's format, the same images normalised, and their labels.
