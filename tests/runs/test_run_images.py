@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from rich.console import Console
 
 from adjoined.comparison.study import Study
 from adjoined.comparison.variants import read_variants
+from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
 from adjoined.runs.finished import are_own, open_images, open_other_images, open_run
 from adjoined.runs.folder import RunFolder
+from adjoined.settings import Settings
 from adjoined.training import train
 from adjoined.versions import versions
 from tiny_runs import QUIET, TINY
@@ -150,6 +154,52 @@ def test_a_run_that_resumes_with_other_versions_says_so(moved: tuple[Path, Path]
     assert f"torch {now['torch']} (it started with 1.0)" in line
     assert json.loads((run / "run.json").read_bytes())["sittings"][-1]["versions"] == now
     assert not RunFolder(run.parent / "new").other_versions()
+
+
+class Meanwhile(Console):
+    """A console on which a run that prints an epoch meets a change."""
+
+    def __init__(self, change: Callable[[], object]) -> None:
+        self.text = StringIO()
+        super().__init__(file=self.text, width=500)
+        self.change: Callable[[], object] | None = change
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        if self.change and "epoch 1/" in self.text.getvalue():
+            self.change()
+            self.change = None
+
+
+def on_photos(images: Path) -> Settings:
+    return replace(TINY, data=f"folder:{images}", image_size=16, batch_size=8)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_images_that_change_while_a_run_goes_on_are_named_at_its_end(part: str, photos: Path, tmp_path: Path):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    name, other, *_ = part_of(on_photos(images), part)
+    console = Meanwhile(lambda: shutil.copy(images / other, images / name))
+    train(on_photos(images), tmp_path / "run", console=console)
+    assert f"evaluation saw others: 1 ({name})" in console.text.getvalue()
+
+
+def test_an_image_that_is_gone_in_the_midst_of_a_run_names_how_to_go_on(photos: Path, tmp_path: Path):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    name, run = part_of(on_photos(images), "train")[0], tmp_path / "run"
+    with pytest.raises(AdjoinedError) as caught:
+        train(on_photos(images), run, console=Meanwhile((images / name).unlink))
+    said = f"{name}: no such image. Once this is mended, continue with: adjoined train --resume {run}"
+    assert said in str(caught.value)
+    shutil.copy(photos / name, images / name)
+    train(on_photos(images), run, console=QUIET, resume=True)
+    assert RunFolder(run).finished
+
+
+def part_of(settings: Settings, part: str) -> list[str]:
+    """Return the names of the images of a part of the split."""
+    images = getattr(open_data(settings.data_settings()), part).images
+    return [images.name(index) for index in range(len(images.labels))]
 
 
 def test_a_damaged_validation_image_stops_a_run_before_it_leaves_anything(photos: Path, tmp_path: Path):

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from adjoined.data.folders import TRAIN
 from adjoined.data.images import FileImages, Images
 from adjoined.data.opening import ImageData, open_data
@@ -173,6 +175,26 @@ def trained_on(files: Path) -> Iterator[tuple[int, int]]:
     for each in _read_files(files).values():
         if each.part == "train":
             yield each.size, each.checksum
+
+
+def changed_meanwhile(files: Path, data: ImageData) -> str:
+    """Return which files of a run have other contents than at its start, counted and named; "" if none has.
+
+    Args:
+        files: the list of files beside the run's record.
+        data: the images that the run reads; their files are read again.
+
+    Raises:
+        AdjoinedError: the list is damaged, or an image is gone.
+    """
+    if not files.is_file():
+        return ""
+    before, now = _read_files(files), _Files()
+    for part, dataset in (("train", data.train), ("val", data.val)):
+        unread = dataset.images.subset(torch.ones(len(dataset), dtype=torch.bool))
+        now |= _files(unread, part)
+    changed = [name for name, each in now.items() if name in before and before[name].checksum != each.checksum]
+    return f"{len(changed)} ({_some(changed)})" if changed else ""
 
 
 def _changes(before: _Files, now: _Files) -> list[str]:

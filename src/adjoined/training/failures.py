@@ -105,9 +105,13 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
             fix="Use a smaller batch with --accumulate, or --precision bf16-mixed.",
         ) from error
     except (AdjoinedError, RuntimeError, OSError, EOFError) as error:
-        if (cause := _cause(error, run, settings, trainer, data)) is None:
+        if (cause := _cause(error, run, settings, trainer, data)) is not None:
+            raise cause from error
+        if not isinstance(error, AdjoinedError) or not stage.last.exists():
             raise
-        raise cause from error
+        facts = {"where": error.where, "expected": error.expected, "got": error.got}
+        fix = f"{error.fix} Once this is mended, continue with: {go_on}".strip()
+        raise AdjoinedError(error.what, **facts, fix=fix) from error
     finally:
         if before is signal.default_int_handler:
             signal.signal(signal.SIGTERM, before)

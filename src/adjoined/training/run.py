@@ -18,6 +18,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import ParallelStrategy
 
+from adjoined.data import ImageData
+from adjoined.data.record import changed_meanwhile
 from adjoined.errors import AdjoinedError, first_line
 from adjoined.methods import METHODS, Stage
 from adjoined.names import BASE
@@ -111,6 +113,8 @@ def run_training(
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             limit.check(trainer)
             result = ending.finish(trainer.strategy.root_device) if ending else None
+        if ending and part_of is None:
+            _tell_changed_images(run, job.images, console)
         if job.method.replays:
             shutil.rmtree(_recorded(run), ignore_errors=True)
         result = trainer.strategy.broadcast(result)
@@ -138,6 +142,16 @@ def _tell_other_versions(run: RunFolder, console: Console) -> None:
     if other := run.other_versions():
         pairs = ", ".join(f"{name} {now} (it started with {then})" for name, (then, now) in other.items())
         say(console, f"{run.path}: resumed with {pairs}; the results may differ from those of an uninterrupted run")
+
+
+def _tell_changed_images(run: RunFolder, images: ImageData, console: Console) -> None:
+    try:
+        changed = changed_meanwhile(run.data_files, images)
+    except AdjoinedError as error:
+        changed = str(error)
+    if changed:
+        what = "images have changed since the run started, so some epochs or the evaluation saw others"
+        say(console, f"{run.path}: {what}: {changed}")
 
 
 def _start(
