@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import adversarial
 import adversarial_attention as attention
 from adjoined import adjoin
-from adjoined.slicing import make_plan, tensor_leaves
+from adjoined.slicing import SlicePlan, make_plan, tensor_leaves
 from adjoined.slicing.flow.completion import OUTPUT
 from adversarial import CROSSING, SHARE, WIDE, build
 from masked import masked, relative_error
@@ -22,10 +23,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # sc
 EACH = pytest.mark.parametrize("cls", adversarial.networks(), ids=lambda cls: cls.__name__)
 
 
+@cache
+def plan_of(cls: type[nn.Module]) -> SlicePlan:
+    return make_plan(*build(cls), alpha=4, round_to=1)
+
+
 @EACH
 def test_narrow_and_right_or_wide_for_a_reason(cls: type[nn.Module]):
     model, example = build(cls)
-    plan = make_plan(model, example, alpha=4, round_to=1)
+    plan = plan_of(cls)
     share, reason = WIDE.get(cls, (SHARE, ""))
     wide = [group for group in plan.groups if group.why not in (None, OUTPUT)]
     assert all(reason and re.search(reason, group.reason) for group in wide[:1]), wide
@@ -44,10 +50,10 @@ def test_narrow_and_right_or_wide_for_a_reason(cls: type[nn.Module]):
     assert all(out.isfinite().all() for out in got)
 
 
-@pytest.mark.parametrize("cls", adversarial.networks(), ids=lambda cls: cls.__name__)
+@EACH
 def test_one_step_of_both_networks(cls: type[nn.Module]):
     model, example = build(cls)
-    net = adjoin(model, example, alpha=4, round_to=1).train()
+    net = adjoin(model, example, plan=plan_of(cls)).train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         p, q = net(*example)
