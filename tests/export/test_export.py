@@ -1,8 +1,8 @@
 """Exported files: they compute what PyTorch computes, in their own runtimes, or they are not there."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adjoined import AdjoinedError, export
 from adjoined.export.folding import fold_batch_norm, program_of
+from forked import run_forked
 from zoo import Residual, images, lively, residual, seeded
 
 SIZE = (3, 16, 16)
@@ -29,23 +30,38 @@ def pairs(count: int = 5) -> list[tuple[Tensor, Tensor]]:
     return [(x, x)]
 
 
+Written = Callable[[str], Path]
+TEXTS = {"class_names": json.dumps(["a", "é"]), "network": "small"}
+
+
+@pytest.fixture(scope="module")
+def written(network: Residual, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Return the file of a target, which is written once."""
+
+    @cache
+    def write(name: str) -> Path:
+        target = export.TARGETS[name]
+        path = tmp_path_factory.mktemp("written") / f"small{target.suffix}"
+        done = export.write(network, path, pairs(), to=name, metadata=TEXTS)
+        assert done.difference.images == 5
+        assert done.difference.relative <= 1e-5
+        assert sorted(path.parent.iterdir()) == sorted([path, *(path.with_suffix(each) for each in target.beside)])
+        return path
+
+    return write
+
+
 @pytest.mark.parametrize("name", export.TARGETS)
-def test_a_file_gives_the_logits_of_pytorch_for_any_batch(name: str, network: Residual, tmp_path: Path):
-    path = tmp_path / f"small{export.TARGETS[name].suffix}"
-    done = export.write(network, path, pairs(), to=name, metadata={"class_names": '["a", "b"]'})
-    assert done.difference.images == 5
-    assert done.difference.relative <= 1e-5
-    assert sorted(tmp_path.iterdir()) == sorted([path, *(path.with_suffix(s) for s in export.TARGETS[name].beside)])
-    run = export.load(path, threads=1)
+def test_a_file_gives_the_logits_of_pytorch_for_any_batch(name: str, network: Residual, written: Written):
+    run = export.load(written(name), threads=1)
     for count in (1, 3, 64):
         x = images(count, *SIZE)
         torch.testing.assert_close(run(x), network(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", export.TARGETS)
-def test_a_runtime_may_be_told_the_size_of_its_batches(name: str, network: Residual, tmp_path: Path):
-    path = tmp_path / f"small{export.TARGETS[name].suffix}"
-    export.write(network, path, pairs(), to=name)
+def test_a_runtime_may_be_told_the_size_of_its_batches(name: str, network: Residual, written: Written):
+    path = written(name)
     x = images(3, *SIZE)
     for batch in (3, 1):
         run = export.load(path, threads=1, batch=batch)
@@ -59,13 +75,11 @@ def test_a_runtime_may_be_told_the_size_of_its_batches(name: str, network: Resid
             run(x)
 
 
-def test_ctrl_c_after_two_files_of_openvino_is_an_interrupt(network: Residual, tmp_path: Path):
-    path = tmp_path / "small.xml"
-    export.write(network, path, pairs(), to="openvino")
+def test_ctrl_c_after_two_files_of_openvino_is_an_interrupt(written: Written):
     code = f"""
 import os, signal, torch
 from adjoined import export
-first, second = (export.load({str(path)!r}, threads=1) for _ in range(2))
+first, second = (export.load({str(written("openvino"))!r}, threads=1) for _ in range(2))
 first(torch.zeros(1, 3, 16, 16)), second(torch.zeros(1, 3, 16, 16))
 del first
 del second
@@ -75,7 +89,7 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_forked("-c", code)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
@@ -90,19 +104,17 @@ def test_a_file_that_differs_is_not_kept_and_the_old_one_stays(name: str, networ
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_onnx_is_one_file_with_names_and_metadata(network: Residual, tmp_path: Path):
+def test_onnx_is_one_file_with_names_and_metadata(written: Written):
     import onnx
 
-    texts = {"class_names": json.dumps(["cat", "dog"])}
-    export.write(network, tmp_path / "small.onnx", pairs(), to="onnx", metadata=texts)
-    model = onnx.load(tmp_path / "small.onnx", load_external_data=False)
+    model = onnx.load(written("onnx"), load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     assert [each.name for each in (*model.graph.input, *model.graph.output)] == ["images", "logits"]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert {entry.key: entry.value for entry in model.metadata_props} == texts
+    assert {entry.key: entry.value for entry in model.metadata_props} == TEXTS
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
-    assert str(Path.cwd()).encode() not in (tmp_path / "small.onnx").read_bytes()
+    assert str(Path.cwd()).encode() not in written("onnx").read_bytes()
 
 
 def test_classes_that_are_equally_likely_count_as_the_same():
@@ -196,10 +208,8 @@ def test_batch_norm_is_folded_where_its_convolution_is_read_by_nothing_else():
     }  # fmt: skip
 
 
-def test_torch_export_takes_images_in_any_memory_format_one_after_another(network: Residual, tmp_path: Path):
-    path = tmp_path / "small.pt2"
-    export.write(network, path, pairs(), to="torch-export")
-    run, x = export.load(path, threads=1), images(4, *SIZE)
+def test_torch_export_takes_images_in_any_memory_format_one_after_another(network: Residual, written: Written):
+    run, x = export.load(written("torch-export"), threads=1), images(4, *SIZE)
     last = x.contiguous(memory_format=torch.channels_last)
     neither = torch.stack([x, x], dim=-1)[..., 0]
     assert not any(neither.is_contiguous(memory_format=each) for each in (torch.contiguous_format, torch.channels_last))
