@@ -82,7 +82,7 @@ MOMENTS = [
     ("run.json", 1, "before the rename"),
     ("run.json", 1, "after the rename"),
 ]
-RANDOM_KILLS = 5
+RANDOM_KILLS = 3
 SIGNALS = (signal.SIGINT, signal.SIGKILL)
 STOPPED = 130
 """Exit code after Ctrl-C."""
