@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from timm.utils import CheckpointSaver
 from torch import nn
 
 from adjoined import AdjoinedError, adjoint_loss
-from adjoined.integrations.timm import AdjoinedTask, finished, from_checkpoint, main
+from adjoined.integrations.timm import MOST_IN_A_STEP, AdjoinedTask, finished, from_checkpoint, main
 
 X, Y = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
 
@@ -68,6 +69,21 @@ def test_a_task_resumes():
     other.load_checkpoint_state(state["state_dict"], state["task_state"])
     assert other.done == 3
     assert torch.equal(other.eval()(X, Y)["loss"], task.eval()(X, Y)["loss"])
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_loop_that_does_not_count_its_steps_is_told(counted: bool):
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+    task = AdjoinedTask(model, updates=2 * MOST_IN_A_STEP, example_input=X[:1], verbose=False)
+    heard = []
+    for step in range(MOST_IN_A_STEP + 1):
+        with warnings.catch_warnings(record=True, action="always") as each:
+            task(X[:2], Y[:2])
+        heard += [(step + 1, str(one.message)) for one in each]
+        if counted:
+            task.step_update(step + 1)
+    assert len(heard) == (not counted)
+    assert all(step == MOST_IN_A_STEP and "task.step_update(step)" in text for step, text in heard)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4])

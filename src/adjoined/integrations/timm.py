@@ -12,6 +12,7 @@ import argparse
 import os
 import runpy
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -30,6 +31,9 @@ from adjoined.integrations.own_parameters import joined_as, load_own_state, own_
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import adjoint_objective
 from adjoined.printable import printable
+
+MOST_IN_A_STEP = 100
+"""A training that has seen this many batches before its first optimizer step most likely does not count its steps."""
 
 
 class AdjoinedTask(ClassificationTask):
@@ -73,7 +77,7 @@ class AdjoinedTask(ClassificationTask):
             model = adjoin(model, example, **{**ADJOINT_PLUS, **settings})
         made = {} if criterion_kwargs is None else {"criterion_kwargs": criterion_kwargs}  # which new versions take
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=verbose, **made)
-        self.updates, self.done = updates, 0
+        self.updates, self.done, self._before_first = updates, 0, 0
 
     @property
     def net(self) -> AdjoinedNetwork:
@@ -98,6 +102,14 @@ class AdjoinedTask(ClassificationTask):
                 where="AdjoinedTask(updates=...)",
                 expected="the number of optimizer steps in the whole training",
             )
+        if self.training and not self.done:
+            self._before_first += 1
+            if self._before_first == MOST_IN_A_STEP:
+                warnings.warn(
+                    f"after {MOST_IN_A_STEP} batches the task knows of no optimizer step, so the small network is not "
+                    "trained: call task.step_update(step) after each step",
+                    stacklevel=2,
+                )
         outputs = self.trainable_module(input)
         loss = adjoint_objective(
             outputs,
