@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EDQUOT, EFBIG, ELOOP, ENOSPC
+from errno import EDQUOT, EEXIST, EFBIG, ELOOP, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -340,7 +340,8 @@ def cannot_write(error: OSError, path: object) -> AdjoinedError:
             where=path,
             fix="Free some space and run again (training: with --resume); files written earlier are kept.",
         )
-    return AdjoinedError(f"cannot be written: {error.strerror or error}", where=path, fix="Choose a writable folder.")
+    reason = "it is a file, or a broken link" if error.errno == EEXIST else error.strerror or error
+    return AdjoinedError(f"cannot be written: {reason}", where=path, fix="Choose a writable folder.")
 
 
 def _refuse_device(path: Path) -> None:

@@ -233,6 +233,10 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AdjoinedError, match="cannot be written"):
         train(TINY, tmp_path / "file" / "run", console=QUIET)
+    (tmp_path / "link").symlink_to("nowhere")
+    for taken in ("file", "link"):
+        with pytest.raises(AdjoinedError, match="cannot be written: it is a file, or a broken link"):
+            train(TINY, tmp_path / taken, console=QUIET)
 
 
 def test_a_read_only_run_is_read_and_nothing_else(finished, copy, capsys):
