@@ -26,16 +26,14 @@ from adjoined.data import preprocess
 from adjoined.demo.images import LARGEST_FILE, PICTURES, open_image
 from adjoined.runs.classify import classify
 from adjoined.runs.finished import open_run
-from adjoined.training import train
 from mistakes import fails
-from tiny_runs import QUIET, TINY
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET).folder
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("run") / "tiny"))
 
 
 @pytest.fixture(scope="module")

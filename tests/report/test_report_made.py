@@ -13,15 +13,13 @@ from adjoined.benchmark.explain import NOISY
 from adjoined.benchmark.result import read_benchmark
 from adjoined.cli import main
 from adjoined.report import units
-from adjoined.training import train
 from mistakes import fails
 from report_runs import Page, page_of
-from tiny_runs import QUIET, TINY
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = train(TINY, tmp_path_factory.mktemp("made") / "run", console=QUIET).folder
+def made(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(finished, tmp_path_factory.mktemp("made") / "run"))
     assert main(["export", str(run), "--to", "onnx", "--images", "32"]) == 0
     sizes = ["--runtimes", "eager,onnx", "--batch-sizes", "1,2"]
     line = [*sizes, "--devices", "cpu", "--threads", "1", "--seconds", "0.4"]

@@ -31,11 +31,6 @@ def plain(tmp_path_factory) -> Settings:
     return with_code(tmp_path_factory.mktemp("code"))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return train(TINY, tmp_path_factory.mktemp("run") / "tiny", console=QUIET)
-
-
 def failing(settings: Settings, step: int, by: str) -> Settings:
     return replace(settings, model_options={"fails_at": step, "by": by})
 
@@ -160,8 +155,8 @@ class Dangerous:
     ],
     ids=["truncated", "empty", "text", "pickle", "foreign", "newer", "code", "other network", "entry", "state", "bit"],
 )
-def test_a_damaged_or_foreign_checkpoint_is_refused_and_stays(damage, message, run, tmp_path):
-    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+def test_a_damaged_or_foreign_checkpoint_is_refused_and_stays(damage, message, finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
     (folder / "run.json").unlink()
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(damage(last.read_bytes(), tmp_path / "touched"))
@@ -177,8 +172,8 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_stays(damage, message, r
 @pytest.mark.parametrize(
     "change", [{"momentum": 0.5}, {"epochs": 1}, {"epochs": 3}, {"optimizer": "adamw"}, {"ema": 0.9}]
 )
-def test_settings_edited_after_the_last_checkpoint_are_refused(change, run, tmp_path):
-    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+def test_settings_edited_after_the_last_checkpoint_are_refused(change, finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
     (folder / "run.json").unlink()
     edited = replace(TINY, **change)
     (folder / "settings.yaml").write_text(edited.to_yaml())
