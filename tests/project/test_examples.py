@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,14 +9,14 @@ import pytest
 
 from adjoined.cli import main
 from adjoined.data import DataSettings, open_data
+from forked import run_forked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def run(path: Path, *arguments: str) -> str:
-    line = [sys.executable, str(path), *arguments]
-    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = run_forked(path, *arguments, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -76,7 +74,7 @@ print(type(task.trainable_module).__name__)
 print(all(each.grad is not None for each in net.parameters()))
 torch.distributed.destroy_process_group()
 """
-    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = run_forked("-c", code, env=ENVIRONMENT)
     assert done.stdout.split() == ["DistributedDataParallel", "True"], done.stderr
 
 
