@@ -25,7 +25,7 @@ def hostile_folder(folder: Path) -> Settings:
             for number in range(count):
                 pixels = generator.integers(0, 120 + 60 * i, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
-    return replace(TINY, data=f"folder:{folder}", image_size=16, augment="none", batch_size=12, log_every=1)
+    return replace(TINY, data=f"folder:{folder}", image_size=16, batch_size=12, log_every=1)
 
 
 def hostile_run(folder: Path) -> Path:

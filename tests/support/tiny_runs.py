@@ -7,7 +7,9 @@ from rich.console import Console
 
 from adjoined.settings import Settings
 
-TINY = Settings(epochs=2, warmup_epochs=0, batch_size=32, limit=16, model_options={"width": 0.5}, accelerator="cpu")
+TINY = Settings(
+    epochs=2, warmup_epochs=0, batch_size=32, limit=16, augment="none", model_options={"width": 0.5}, accelerator="cpu"
+)
 """A small ResNet on 160 digits, five steps an epoch."""
 QUIET = Console(quiet=True)
 
@@ -43,4 +45,4 @@ def with_code(folder: Path) -> Settings:
     """Return settings for a model of the user's own, written to a file in `folder`."""
     file = folder / "net.py"
     file.write_text(CODE)
-    return replace(TINY, model=f"{file}:make", model_options={}, augment="none")
+    return replace(TINY, model=f"{file}:make", model_options={})

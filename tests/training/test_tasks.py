@@ -120,7 +120,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
         rows.append(f"{number}.png,{upper},{left}")
     (folder / "labels.csv").write_text("\n".join(rows))
-    return replace(TINY, data=f"labels:{folder / 'labels.csv'}", model="resnet8", augment="none", epochs=2)
+    return replace(TINY, data=f"labels:{folder / 'labels.csv'}", model="resnet8", epochs=2)
 
 
 @pytest.mark.parametrize("method", ["adjoint+", "distillation"])

@@ -30,6 +30,8 @@ from adjoined.training.meters import EpochMeters
 from adjoined.training.optimizers import make_optimizer, make_schedule, parameter_groups
 from tiny_runs import QUIET, TINY, with_code
 
+AUGMENTED = replace(TINY, augment="standard")
+
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Settings:
@@ -39,7 +41,7 @@ def plain(tmp_path_factory) -> Settings:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(replace(TINY, log_every=1), tmp_path_factory.mktemp("run") / "tiny", console=QUIET)
+    return train(replace(AUGMENTED, log_every=1), tmp_path_factory.mktemp("run") / "tiny", console=QUIET)
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:
@@ -163,14 +165,14 @@ def test_a_bar_of_80_columns_moves_every_step_and_nothing_of_it_is_cut(plain, tm
 
 @pytest.mark.parametrize("change", [{"workers": 1}, {"eval_batch_size": 7}, {"log_every": 3}])
 def test_what_should_not_matter_does_not(change, run, tmp_path):
-    other = train(replace(TINY, **change), tmp_path / "run", console=QUIET)
+    other = train(replace(AUGMENTED, **change), tmp_path / "run", console=QUIET)
     for network in other.networks:
         ours, theirs = weights_of(other.folder, network.name), weights_of(run.folder, network.name)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_another_seed_gives_other_networks(run, tmp_path):
-    other = train(replace(TINY, seed=1), tmp_path / "run", console=QUIET)
+    other = train(replace(AUGMENTED, seed=1), tmp_path / "run", console=QUIET)
     assert not torch.equal(weights_of(other.folder, "base")["fc.weight"], weights_of(run.folder, "base")["fc.weight"])
 
 
@@ -271,7 +273,7 @@ def test_a_model_that_comes_in_evaluation_mode_is_trained(tmp_path):
         "    layers = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, num_classes)\n"
         "    return nn.Sequential(*layers).eval()\n"
     )
-    settings = replace(TINY, model=f"{file}:make", model_options={}, method="adjoint+", augment="none")
+    settings = replace(TINY, model=f"{file}:make", model_options={}, method="adjoint+")
     train(settings, tmp_path / "run", console=QUIET)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
     counts = [int(each) for name, each in state.items() if name.endswith("num_batches_tracked")]
