@@ -23,7 +23,7 @@ from mistakes import fails
 from tiny_runs import QUIET, with_code
 
 QUICK = ["--seconds", "0.2", "--threads", "1", "--devices", "cpu"]
-MODEL = ["resnet8", "--input-size", "16", "--classes", "10", *QUICK]
+MODEL = ["resnet8", "--input-size", "32", "--classes", "10", *QUICK]
 
 
 def test_a_model_is_measured_without_training(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -33,7 +33,7 @@ def test_a_model_is_measured_without_training(capsys: pytest.CaptureFixture[str]
     assert main(line) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == read_benchmark(out).to_json()
-    model, x = build("resnet8", num_classes=10).eval(), torch.zeros(1, 3, 16, 16)
+    model, x = build("resnet8", num_classes=10).eval(), torch.zeros(1, 3, 32, 32)
     for network, module in zip(printed["networks"], (model, make_plan(model, x, alpha=4).apply(model)), strict=True):
         cost = measure_cost(module, x)
         assert (network["parameters"], network["macs"]) == (cost.parameters, cost.macs)
