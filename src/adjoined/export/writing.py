@@ -15,6 +15,9 @@ from adjoined.export.targets import Runnable, Target, find_target
 from adjoined.export.verify import TOLERANCE, Difference, check, compare
 from adjoined.files import write_whole, written_beside
 
+GRAPH = 1 << 20
+"""Bytes that a file may take besides the weights."""
+
 
 @dataclass(frozen=True)
 class VerifiedFile:
@@ -73,7 +76,7 @@ def write(
     example = batches[0][0][:1].repeat(largest_batch, 1, 1, 1)
     with written_beside(path, *(path.with_suffix(suffix) for suffix in target.beside)) as (part, *others):
         begin = time.perf_counter()
-        with _full_disk_reported(path, (part, *others), _bytes(module, int8=calibration is not None)):
+        with _full_disk_reported(path, (part, *others), _room(module)):
             target.export(holds or module, example, part, metadata or {}, calibration)
             seconds = time.perf_counter() - begin
             run = target.load(part)
@@ -101,6 +104,6 @@ def _full_disk_reported(path: Path, parts: Sequence[Path], size: int) -> Iterato
         raise
 
 
-def _bytes(module: nn.Module, *, int8: bool) -> int:
-    size = sum(each.numel() * each.element_size() for each in module.parameters())
-    return size // 4 if int8 else size
+def _room(module: nn.Module) -> int:
+    """Return the bytes that an export needs, at least: an int8 file is made from one in float32."""
+    return sum(each.numel() * each.element_size() for each in module.parameters()) + GRAPH
