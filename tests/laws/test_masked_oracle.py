@@ -47,12 +47,13 @@ CASES = [
     Case("googlenet", alpha=2),
     Case("resnext50_32x4d", round_to=8),  # drops whole groups
     Case("two groups", size=8),  # sliced inside its groups
+    Case("shufflenet_v2_x0_5", alpha=2),
     Case("shufflenet_v2_x1_0"),
     Case("flattened", size=8),
     Case("flattened", alpha=2.5, round_to=8, size=8),
     Case("flattened", alpha=2, keep=("4",), size=8),
 ]
-NETWORKS = list(dict.fromkeys([*(case.network for case in CASES), "shufflenet_v2_x0_5"]))
+NETWORKS = list(dict.fromkeys(case.network for case in CASES))
 GRID = [
     Case(network, alpha, round_to, size=SMALL.get(network, 64))
     for network in NETWORKS

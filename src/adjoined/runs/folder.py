@@ -18,7 +18,7 @@ from adjoined.data.folders import check_outside
 from adjoined.errors import AdjoinedError
 from adjoined.files import clear_parts, copy_file, is_part, make_folder, refuse_link, write_text
 from adjoined.json_files import read_versioned, write_json
-from adjoined.names import BASE
+from adjoined.names import BASE, SMALL, SPARSE
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
 from adjoined.runs.result import RunResult
@@ -34,6 +34,7 @@ REMEDIES = frozenset({"lr", "finetune_lr", "grad_clip", "precision"})
 """Settings that help a run with a non-finite loss; from the last checkpoint on they change the training."""
 MOVED = "If it was renamed or moved, resume it where it is now: adjoined train --resume FOLDER."
 """Advice for a run whose folder is gone."""
+_NETWORKS = (BASE, SMALL, f"{SMALL}-[0-9]*", SPARSE)
 _PACKAGES = ("adjoined", "torch", "torchvision", "lightning", "timm", "torchmetrics", "safetensors", "numpy", "pillow")
 
 
@@ -224,9 +225,10 @@ class RunFolder:
                 each.rmdir()
 
     def _written_first(self) -> list[Path]:
-        """Return the files and folders that a run writes before its first step; others are not its own."""
+        """Return what a run writes before its first step, and `adjoined.save` altogether; others are not its own."""
         own = self.data, self.data_files, self.metrics, self.tensorboard, self.checkpoints, self.stages, self.record
-        return [*own, self.plan("small"), *self.path.glob("plan-[0-9]*.json"), self.settings]
+        several = ("plan-[0-9]*.json", *(f"{name}.{kind}" for name in _NETWORKS for kind in ("safetensors", "json")))
+        return [*own, self.plan("small"), *(each for one in several for each in self.path.glob(one)), self.settings]
 
     def finish(self, result: dict[str, Any]) -> None:
         """Record that the run is finished, and its result."""
