@@ -118,7 +118,7 @@ class SharedWeights:
             got = "no such parameter" if weight is None else f"{tuple(weight.shape)}"
             raise changed(f"'{full_name(where, name)}'", f"a parameter of shape {shared.shape}", got)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            refuse_per_sample(layer, weight, full_name(where, name))
+            refuse_per_sample(layer, where, name)
         return weight
 
     def slices(self) -> list[tuple[Tensor, ...]]:
@@ -264,15 +264,15 @@ def refuse_sharded(tensor: Tensor | None, name: str) -> None:
         )
 
 
-def refuse_per_sample(layer: nn.Module, weight: nn.Parameter, name: str) -> None:
+def refuse_per_sample(layer: nn.Module, where: str, name: str) -> None:
     """Raise AdjoinedError if Opacus or BackPACK has marked a weight, or its layer, for gradients per sample.
 
     Their hooks on the layer see the base network's calls only.
     """
-    if hasattr(weight, "grad_sample") or "_backpack_extend" in vars(layer):
+    if hasattr(layer._parameters[name], "grad_sample") or "_backpack_extend" in vars(layer):
         raise AdjoinedError(
             "Opacus and BackPACK compute gradients per sample in hooks on layers, which miss the small networks' part",
-            where=f"'{name}'",
+            where=f"'{full_name(where, name)}'",
             fix="Compute them with torch.func, or use these tools on a copy of the model or on net.extract().",
         )
 

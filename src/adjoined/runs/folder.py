@@ -225,7 +225,7 @@ class RunFolder:
                 each.rmdir()
 
     def _written_first(self) -> list[Path]:
-        """Return what a run writes before its first step, and `adjoined.save` altogether; others are not its own."""
+        """Return what a run writes before its first step, and what `adjoined.save` writes; the rest is not its own."""
         own = self.data, self.data_files, self.metrics, self.tensorboard, self.checkpoints, self.stages, self.record
         several = ("plan-[0-9]*.json", *(f"{name}.{kind}" for name in _NETWORKS for kind in ("safetensors", "json")))
         return [*own, self.plan("small"), *(each for one in several for each in self.path.glob(one)), self.settings]

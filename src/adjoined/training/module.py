@@ -85,11 +85,13 @@ class TrainingModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients of each network apart, so that none shortens another's step."""
-        given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for part in self.method.apart(self.network) if gradient_clip_val else ():
+        if not gradient_clip_val:
+            return
+        # In the optimizer's order, as Lightning clips a single network: the norm's rounding depends on the order.
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for part in self.method.apart(self.network):
             own = set(part.parameters())
-            # In the optimizer's order, as Lightning clips a single network: the norm's rounding depends on the order.
-            nn.utils.clip_grad_norm_([each for each in given if each in own], gradient_clip_val or 0)
+            nn.utils.clip_grad_norm_([each for each in trained if each in own], gradient_clip_val)
 
     def on_fit_start(self) -> None:
         """Start counting; compile in place if requested, which keeps the names of the weights."""

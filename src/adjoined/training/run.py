@@ -247,9 +247,10 @@ def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], fi
             where="--accelerator, --devices, --nodes, --strategy, --precision",
             got=", ".join(map(str, asked)),
         ) from error
-    parallel = isinstance(trainer.strategy, ParallelStrategy)  # only then does Lightning convert the norms
-    launcher = trainer.strategy.cluster_environment if isinstance(trainer.strategy, ParallelStrategy) else None
-    if settings.nodes > 1 and isinstance(launcher, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+    strategy = trainer.strategy
+    parallel = isinstance(strategy, ParallelStrategy)  # only then does Lightning convert the norms
+    alone = parallel and isinstance(strategy.cluster_environment, LightningEnvironment)
+    if settings.nodes > 1 and alone and "MASTER_ADDR" not in os.environ:
         raise AdjoinedError(
             "nothing starts this command on the other machines, and it would wait for them",
             where="--nodes",
@@ -257,7 +258,7 @@ def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], fi
             got=settings.nodes,
             fix="Leave it out to train on this machine.",
         )
-    if settings.sync_batchnorm and parallel and trainer.strategy.root_device.type == "cpu":
+    if settings.sync_batchnorm and parallel and strategy.root_device.type == "cpu":
         raise AdjoinedError(
             "torch synchronises batch norms between GPUs only",
             where="--sync-batchnorm",

@@ -47,8 +47,6 @@ class LabelFlow(State, TorchDispatchMode):
         flops: module -> twice the multiply-adds of its own convolutions and matrix products in eval mode.
     """
 
-    supports_higher_order_operators = True  # they arrive here, to be refused
-
     def __init__(
         self,
         ties: Ties | FrozenTies,
@@ -61,6 +59,7 @@ class LabelFlow(State, TorchDispatchMode):
     ) -> None:
         State.__init__(self, ties, findings, unaligned=unaligned, is_kept=is_kept, slices_inside=slices_inside)
         TorchDispatchMode.__init__(self)
+        self.supports_higher_order_operators = True  # they arrive here, to be refused
         self.original = original
         self.path: list[str] = []
         self.finished: list[str] = []
