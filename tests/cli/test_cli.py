@@ -215,6 +215,10 @@ def test_the_rest_of_a_line_after_two_hyphens_is_not_a_flag():
         ("plan resnet20 --model-options wide", "--model-options: invalid value (expected a mapping, got wide)"),
         ("train --lr fast", "--lr: invalid value"),
         (
+            "train --low-resolution 24",
+            "--low-resolution: not a size with a fraction (expected SIZE=FRACTION,SIZE=FRACTION, got 24)",
+        ),
+        (
             "train --optimizer sdg",
             "--optimizer: unknown optimizer (expected a name of timm.optim, such as sgd, got sdg)",
         ),

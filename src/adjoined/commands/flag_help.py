@@ -13,6 +13,9 @@ from adjoined.commands.hints import is_mapping, is_union, item_type
 from adjoined.commands.option_fields import fields_of, flag_of, has_default, hints_of, is_positional
 from adjoined.report.table import PLAIN_WIDTH
 
+MAPPING = "NAME=VALUE,..."
+"""What the help shows for a mapping, unless the metadata `shown` of its field says otherwise."""
+
 
 def help_parser(
     command: str, options: Sequence[type], purpose: str, config: bool, values: Mapping[str, Any]
@@ -64,7 +67,7 @@ def _shown(hint: Any) -> str:
     if is_union(hint):
         return "|".join(_shown(each) for each in get_args(hint) if each is not type(None))
     if is_mapping(hint):
-        return "NAME=VALUE,..."
+        return MAPPING
     if get_origin(hint) in (dict, list, tuple):
         return "MAPPING" if get_origin(hint) is dict else f"{_shown(item_type(hint))},..."
     return "|".join(map(str, get_args(hint))) or {int: "N", float: "X"}.get(hint, "TEXT")

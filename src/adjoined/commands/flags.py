@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from adjoined.commands.flag_help import help_parser
+from adjoined.commands.flag_help import MAPPING, help_parser
 from adjoined.commands.hints import choices, in_words, is_mapping, is_union, item_type
 from adjoined.commands.option_fields import default_of, fields_of, flag_of, has_default, hints_of, is_positional
 from adjoined.commands.streams import keep_for_json
@@ -84,7 +84,7 @@ def parse(
         files |= {name: str(path) for name in found}
     printed, words = given.pop("print_config", False), given.pop("words")
     for name, text in given.items():
-        values[name] = _read(flag_of(name), text, hints[name], see_help)
+        values[name] = _read(flag_of(name), text, hints[name], known[name].metadata.get("shown", MAPPING), see_help)
         files.pop(name, None)
     for name in given:
         other = known[name].metadata.get("instead_of")
@@ -261,8 +261,8 @@ def _positional(
     return dict(zip(wanted, words, strict=False))  # those left out have their defaults
 
 
-def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
-    """Return the value of a text."""
+def _read(flag: str, text: str, hint: Any, shown: str, fix: str) -> Any:
+    """Return the value of a text; `shown` stands for it in the help, if it is a mapping."""
     import yaml
 
     from adjoined.schema import parse_yaml
@@ -271,7 +271,7 @@ def _read(flag: str, text: str, hint: Any, fix: str) -> Any:
         return None
     value: Any = text
     if is_mapping(hint) and text not in choices(hint) and not text.lstrip().startswith("{"):
-        value = _mapping(flag, text)
+        value = _mapping(flag, text, shown.removesuffix(",..."))
     elif _is_list(hint, text) and not text.startswith("["):
         value = [part.strip() for part in text.split(",") if part.strip()]
     elif text.startswith(("[", "{")):
@@ -302,13 +302,14 @@ def _is_text(hint: Any) -> bool:
     return str in (get_args(hint) if is_union(hint) else [hint])
 
 
-def _mapping(flag: str, text: str) -> dict[str, str]:
-    """Read `a=b,c=d`."""
+def _mapping(flag: str, text: str, entry: str) -> dict[str, str]:
+    """Read `a=b,c=d`; `entry` stands for one of its entries in the help, such as NAME=VALUE."""
     found: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in part.rpartition("="))
         if not equals or not name or name in found:
-            wrong = "is given twice" if name in found else "not a name with a value"
-            raise AdjoinedError(wrong, where=flag, expected="NAME=VALUE,NAME=VALUE", got=part)
+            key, of_key = entry.lower().split("=")
+            wrong = "is given twice" if name in found else f"not a {key} with a {of_key}"
+            raise AdjoinedError(wrong, where=flag, expected=f"{entry},{entry}", got=part)
         found[name] = value
     return found
