@@ -126,24 +126,48 @@ def repeatable() -> Iterator[None]:
 
 
 class _NoChance(TorchDispatchMode):
-    """Skips dropout, and draws one number instead of many, since draws for fewer or other channels would differ."""
+    """Skips dropout, and replaces draws by a mean or one number, since draws for fewer or other channels would differ.
+
+    What a generator of the model's own draws is left as it is: its seed may fix it.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name.split("::")[1], kwargs or {}
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if name.startswith("rrelu_with_noise"):
+            return func(*args[:4], **kwargs | {"training": False})  # the mean slope
         out = func(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
-            if name.rstrip("_") in _DRAWN:
-                out.fill_(0.5)
+        drawn = torch.Tag.nondeterministic_seeded in func.tags or name in _UNTAGGED
+        if drawn and kwargs.get("generator") is None:
+            mean = _mean(name, args)
+            if mean is not None:
+                out.copy_(mean)
+            elif name.rstrip("_") in _DRAWN:
+                out.fill_(0.5 if out.is_floating_point() else 1)
             torch.manual_seed(0)  # for later draws, such as permutations, after as many or fewer numbers
         return out
 
 
+_UNTAGGED = {"binomial"}
+"""Operators that torch does not mark as random."""
+
 _DRAWN = {
     "rand", "randn", "rand_like", "randn_like", "normal", "uniform", "bernoulli", "exponential", "log_normal", "cauchy",
-    "geometric",
+    "geometric", "random", "randint_like",
 }  # fmt: skip
+
+
+def _mean(name: str, args: Sequence[Any]) -> Any:
+    """Return what the elements of a draw are on average, or one standard deviation above; None if no tensor decides."""
+    if name in ("poisson", "_standard_gamma"):
+        return args[0]
+    if name == "binomial":
+        return args[0] * args[1]
+    if name == "normal" and any(isinstance(each, Tensor) for each in args[:2]):
+        return args[0] + (args[1] if len(args) > 1 else 1)
+    chance = args[-1] if args and name.rstrip("_") == "bernoulli" else None
+    return chance if isinstance(chance, Tensor) and len(args) > name.endswith("_") else None
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -111,10 +111,22 @@ def left_padded(slot: Slot, ndim: int) -> Slot:
 
 
 @rule(
+    "rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_", "normal", "normal_", "uniform_",
+    "exponential_", "log_normal_", "cauchy_", "geometric_", "random_", "poisson", "binomial", "_standard_gamma",
+    "rrelu_with_noise", "rrelu_with_noise_",
+)  # fmt: skip
+def draw(state: State, call: Call) -> None:
+    """Draws an element for each of its operand, by chance or from a generator whose seed may fix them all."""
+    if call["generator"] is not None:
+        for tensor in call.tensors:
+            state.pin_all(tensor, Reason(Kind.FIXED_WIDTH, "drawn from a separate generator"))
+    tie_elementwise(state, call.tensors, call.outputs[0])
+
+
+@rule(
     "clone", "detach", "alias", "_to_copy", "lift_fresh", "dropout", "native_dropout", "zeros_like", "ones_like",
-    "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "hardswish", "hardswish_", "hardtanh",
-    "hardtanh_", "zero_", "fill_", "bernoulli_", "normal_", "uniform_", "exponential_", "log_normal_", "cauchy_",
-    "geometric_", "rrelu_with_noise", "contiguous", "tril", "triu", "_pin_memory", "native_dropout_backward",
+    "full_like", "empty_like", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "zero_", "fill_", "contiguous",
+    "tril", "triu", "_pin_memory", "native_dropout_backward",
 )  # fmt: skip
 @rule("cumsum", "cumprod", "logcumsumexp", statistic=Statistic.ALONG)
 def same(state: State, call: Call) -> None:

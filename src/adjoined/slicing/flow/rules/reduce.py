@@ -16,7 +16,7 @@ INDICES = ("max", "min", "argmax", "argmin")
 
 @rule(
     "mean", "sum", "amax", "amin", "aminmax", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-    "prod", "logsumexp", "all", "any", "histc", statistic=Statistic.REDUCTION,
+    "prod", "logsumexp", "all", "any", "_is_all_true", "_is_any_true", "histc", statistic=Statistic.REDUCTION,
 )  # fmt: skip
 @rule(*INDICES)
 def reduction(state: State, call: Call) -> None:
