@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, first_line
+from adjoined.own_backward import refuse_listing
 from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, submodule
 from adjoined.slicing import (
     SlicePlan,
@@ -177,6 +178,7 @@ class Runner:
         self._idle, self._copies = [(module, _guesses(module))], list[_Copy]()
         self._checkpoints, self._left = mentions(module, lambda name: "checkpoint" in name or name == "apply"), False
         self._asks = mentions(module, lambda name: name in ("Parameter", "get_parameter"))  # for parameters
+        self._looked: set[bool] = set()  # modes in which the graph of a call has been looked at
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the copies, which are made again when needed."""
@@ -201,9 +203,13 @@ class Runner:
             finally:
                 self._copies.append(copied)
         try:
-            return self._call(*idle, slices, args, kwargs, common)
+            output = self._call(*idle, slices, args, kwargs, common)
         finally:
             self._idle.append(idle)
+        if slices and self._module.training not in self._looked and torch.is_grad_enabled():
+            refuse_listing(output)
+            self._looked.add(self._module.training)
+        return output
 
     def _call(
         self,

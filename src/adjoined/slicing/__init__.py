@@ -26,7 +26,7 @@ channel each element of an activation belongs; along dimensions in which the lab
 
 from adjoined.slicing.flow.cost import cost_by_module, last_linear, measure_cost
 from adjoined.slicing.make_plan import Slicer, make_plan, reorder, select, warn_if_whole
-from adjoined.slicing.model.code import mentions
+from adjoined.slicing.model.code import lists_parameters, mentions
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
 from adjoined.slicing.model.misuse import check_arguments, check_trainable
@@ -84,6 +84,7 @@ __all__ = [
     "full_name",
     "isolated",
     "last_linear",
+    "lists_parameters",
     "make_plan",
     "matching_modules",
     "measure_cost",

@@ -101,6 +101,18 @@ def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
     return any(any(map(named, names)) for _, names in functions_of(model, held=True))
 
 
+def lists_parameters(function: FunctionType) -> bool:
+    """Return whether a function asks some module for its parameters."""
+    asked = ("parameters", "named_parameters")
+    found = (each for code in codes_of(function) for each in dis.get_instructions(code) if each.argval in asked)
+    return any(each.opname == "LOAD_METHOD" or _is_method(each) for each in found)
+
+
+def _is_method(read: dis.Instruction) -> bool:
+    """Return whether an attribute is read to be called; from Python 3.12, the lowest bit of the argument tells."""
+    return read.opname == "LOAD_ATTR" and sys.version_info >= (3, 12) and bool((read.arg or 0) & 1)
+
+
 def reads_mode(model: nn.Module) -> bool:
     """Return whether a model's own code may behave differently in train mode."""
     override = any(type(module).train is not nn.Module.train for module in model.modules())
