@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from math import inf
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from adjoined.printable import printable
 
@@ -44,9 +44,14 @@ class AdjoinedError(Exception):
         line = f"{line}. {fix}" if fix else line
         super().__init__(" ".join(line.split()))
 
-    def at(self, where: object) -> AdjoinedError:
+    def at(self, where: object) -> Self:
         """Return the same error with another place, such as a file that the code that raised it did not know."""
-        return _rebuild(type(self), self.what, str(where), self.expected, self.got, self.fix)
+        return self.but(where=where)
+
+    def but(self, **parts: Any) -> Self:
+        """Return the same error with other parts: what, where, expected, got or fix."""
+        own = {name: getattr(self, name) for name in ("what", "where", "expected", "got", "fix")}
+        return type(self)(**{**own, **parts})
 
     def __reduce__(self):
         """Pickle by parts, so that the error survives the way from a data worker to its parent."""

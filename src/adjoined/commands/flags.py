@@ -197,9 +197,8 @@ def input_set_by(flags: str) -> Iterator[None]:
     try:
         yield
     except DoesNotRunError as error:
-        facts = {"where": error.where, "expected": error.expected, "got": error.got}
         fix = f"The model gets one batch of images. Check {flags}: it may need larger ones, or other channels."
-        raise AdjoinedError(error.what, **facts, fix=fix) from error
+        raise error.but(fix=fix) from error
 
 
 class _Scout(argparse.ArgumentParser):

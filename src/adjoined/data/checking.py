@@ -44,13 +44,8 @@ def check_images(parts: Sequence[Images], resize: int) -> None:
     if faults:
         first, others = faults[0], len(faults) - 1
         more = f"; and {counted(others, 'other')} like it" if others else ""
-        raise AdjoinedError(
-            f"{first.what}{more}",
-            where=first.where,
-            expected=first.expected,
-            got=first.got,
-            fix="Replace or remove such files, or leave them out with --bad-images skip.",
-        )
+        fix = "Replace or remove such files, or leave them out with --bad-images skip."
+        raise first.but(what=f"{first.what}{more}", fix=fix)
 
 
 def whole_ones(images: Images, resize: int, known: Collection[str] | None = None) -> tuple[Images, tuple[str, ...]]:

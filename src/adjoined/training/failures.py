@@ -109,9 +109,7 @@ def explained(run: RunFolder, stage: RunFolder, settings: Settings, trainer: Tra
             raise cause from error
         if not isinstance(error, AdjoinedError) or not stage.last.exists():
             raise
-        facts = {"where": error.where, "expected": error.expected, "got": error.got}
-        fix = f"{error.fix} Once this is mended, continue with: {go_on}".strip()
-        raise AdjoinedError(error.what, **facts, fix=fix) from error
+        raise error.but(fix=f"{error.fix} Once this is mended, continue with: {go_on}".strip()) from error
     finally:
         if before is signal.default_int_handler:
             signal.signal(signal.SIGTERM, before)
@@ -170,12 +168,7 @@ def _remedied(error: NotFinite, stage: RunFolder, settings: Settings, go_on: str
     start = "Resume from the last good checkpoint" if stage.last.exists() else "Start again"
     clip = f"--grad-clip (it is {settings.grad_clip:g})" if settings.grad_clip else "--grad-clip 1"
     also = clip if settings.precision == "32-true" else f"{clip} or --precision 32-true"
-    return NotFinite(
-        error.what,
-        where=error.where,
-        got=error.got,
-        fix=f"{start} with: {go_on} --lr {rate:.3g}; {also} may help as well.",
-    )
+    return error.but(fix=f"{start} with: {go_on} --lr {rate:.3g}; {also} may help as well.")
 
 
 def _ended_process(trainer: Trainer) -> int | None:

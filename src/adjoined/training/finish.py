@@ -65,8 +65,7 @@ class Ending:
                 where = error.where.replace(str(folder), str(self.run.path))
                 again = "Free some space, or choose another folder, and rerun the command."
                 fix = again if isinstance(error.__cause__, OSError) else error.fix
-                facts = {"expected": error.expected, "got": error.got, "fix": fix}
-                raise AdjoinedError(f"{error.what}, so the run could not be finished", where=where, **facts) from error
+                raise error.but(what=f"{error.what}, so the run could not be finished", where=where, fix=fix) from error
             except OSError as error:
                 raise cannot_write(error, self.run.path) from error
             except Exception as error:

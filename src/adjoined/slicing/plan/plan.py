@@ -296,17 +296,8 @@ def _replaces(value: object, old: object) -> bool:
 class DoesNotFit(AdjoinedError):
     """A module whose own code does not accept narrower tensors, such as a parametrization of a fixed size."""
 
-    def __init__(self, module: str, kind: str, error: Exception) -> None:
-        super().__init__(
-            f"this module does not accept narrower tensors: {type(error).__name__}: {error}",
-            where=f"'{module}' ({kind})",
-            fix="Name it in `keep`, or make a new plan, which keeps it at full width.",
-        )
-        self.module, self.cause = module, error
-
-    def __reduce__(self):
-        """Pickle by the parts of the error."""
-        return AdjoinedError.__reduce__(self)
+    module: str
+    cause: Exception
 
 
 @contextmanager
@@ -315,7 +306,13 @@ def _naming(name: str, module: nn.Module) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever the module's own code raises
-        raise DoesNotFit(name, type(module).__name__, error) from error
+        found = DoesNotFit(
+            f"this module does not accept narrower tensors: {type(error).__name__}: {error}",
+            where=f"'{name}' ({type(module).__name__})",
+            fix="Name it in `keep`, or make a new plan, which keeps it at full width.",
+        )
+        found.module, found.cause = name, error
+        raise found from error
 
 
 def _plain(value: Any) -> Any:
