@@ -24,10 +24,14 @@ class Alone(Method):
         ce = self.task.loss([logits], y)
         return Step(ce, {self.name: logits}, {"ce": ce.detach()})
 
+    def trained(self, network: nn.Module) -> nn.Module:
+        """Return the network that is trained in the result of `build`, which may hold more."""
+        return network
+
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Return the network's logits."""
-        return {self.name: network(x)}
+        return {self.name: self.trained(network)(x)}
 
     def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
         """Return the network itself."""
-        return {self.name: TrainedNetwork(built.network, built.plans[self.name])}
+        return {self.name: TrainedNetwork(self.trained(built.network), built.plans[self.name])}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.methods.alone import Alone
-from adjoined.methods.base import BuiltNetwork, Stage, Step, TrainedNetwork, the_small_plan
+from adjoined.methods.base import BuiltNetwork, Stage, Step, the_small_plan
 from adjoined.methods.scratch import fresh_small
 
 TEACHER = "teacher"
@@ -38,23 +38,19 @@ class Distillation(Alone):
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the student's loss."""
-        lesson = _lesson(network)
+        assert isinstance(network, Lesson)
         with torch.no_grad():
-            p = lesson.teacher(x)
-        q = lesson.student(x)
+            p = network.teacher(x)
+        q = network.student(x)
         temperature = self.settings.temperature or TEMPERATURE
         ce = self.task.loss([q], y)
         kl = self.task.terms(p, q, y, detach=True, temperature=temperature).kl
         share = self.settings.kl_share
         return Step((1 - share) * ce + share * kl, {self.name: q}, {"ce": ce.detach(), "kl": kl.detach()})
 
-    def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Return the student's logits."""
-        return {self.name: _lesson(network).student(x)}
-
-    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
+    def trained(self, network: nn.Module) -> nn.Module:
         """Return the student."""
-        return {self.name: TrainedNetwork(_lesson(built.network).student, built.plans[self.name])}
+        return network.get_submodule("student")
 
 
 class Lesson(nn.Module):
@@ -69,8 +65,3 @@ class Lesson(nn.Module):
         super().train(mode)
         self.teacher.eval()
         return self
-
-
-def _lesson(network: nn.Module) -> Lesson:
-    assert isinstance(network, Lesson)
-    return network

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.methods.base import BuiltNetwork, Stage, Step, TrainedNetwork, the_small_plan
+from adjoined.methods.base import BuiltNetwork, Stage, Step, the_small_plan
 from adjoined.methods.distillation import TEMPERATURE
 from adjoined.methods.finetune import Pruned
 from adjoined.slicing import select
@@ -55,21 +55,17 @@ class Replay(Pruned):
 
     def step(self, network: nn.Module, x: Tensor, y: Tensor, *, progress: float, measure: bool) -> Step:
         """Return the small network's loss."""
-        pupil = _pupil(network)
-        q = pupil.small(x)
+        assert isinstance(network, Pupil)
+        q = network.small(x)
         ce = self.task.loss([q], y)
-        if pupil.recorded is None:  # only MACs are counted
+        if network.recorded is None:  # only MACs are counted
             return Step(ce, {self.name: q}, {"ce": ce.detach()})
-        kl = self.task.terms(pupil.recorded, q, y, detach=True, temperature=TEMPERATURE).kl
+        kl = self.task.terms(network.recorded, q, y, detach=True, temperature=TEMPERATURE).kl
         return Step(ce + kl, {self.name: q}, {"ce": ce.detach(), "kl": kl.detach()})
 
-    def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Return the small network's logits."""
-        return {self.name: _pupil(network).small(x)}
-
-    def finish(self, built: BuiltNetwork) -> dict[str, TrainedNetwork]:
+    def trained(self, network: nn.Module) -> nn.Module:
         """Return the small network."""
-        return {self.name: TrainedNetwork(_pupil(built.network).small, built.plans[self.name])}
+        return network.get_submodule("small")
 
 
 class Pupil(nn.Module):
@@ -80,8 +76,3 @@ class Pupil(nn.Module):
         self.small = small
         self.recorded: Tensor | None = None
         """Float (N, K), set before each step."""
-
-
-def _pupil(network: nn.Module) -> Pupil:
-    assert isinstance(network, Pupil)
-    return network

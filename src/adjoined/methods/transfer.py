@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from adjoined.methods.base import BuiltNetwork, Step
 from adjoined.methods.joint import Joint, named
-from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import Request
+from adjoined.network import AdjoinedNetwork
 from adjoined.transfer import inherit_important
 
 
@@ -26,10 +25,10 @@ class Transfer(Joint):
     samples = 768
     small_rate = 2.0
 
-    def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
-        """Return base and small networks, each with its own weights."""
-        network = adjoin(model, example, request=Request.of(self.settings), private=("*",))
-        return BuiltNetwork(network, named([None, *network.plans]))
+    @property
+    def joining(self) -> dict[str, Any]:
+        """Each network has its own weights."""
+        return {"private": ("*",)}
 
     def prepare(self, built: BuiltNetwork, x: Tensor, y: Tensor) -> None:
         """Let the small networks inherit the base's most important channels."""

@@ -31,11 +31,6 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, width, stride)
 
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The normalisation whose output is added to the shortcut."""
-        return self.bn2
-
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(shortcut(x) + residual(x))."""
         out = self.relu(self.bn1(self.conv1(x)))
@@ -61,11 +56,6 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = conv1x1(width, outputs), nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, outputs, stride)
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The normalisation whose output is added to the shortcut."""
-        return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(shortcut(x) + residual(x))."""
@@ -121,7 +111,8 @@ class ResNet(nn.Module):
         if zero_init:
             for module in self.modules():
                 if isinstance(module, BasicBlock | Bottleneck):
-                    nn.init.zeros_(module.last_norm.weight)
+                    last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+                    nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, float (N, K), of images (N, C, H, W)."""
