@@ -81,5 +81,5 @@ def load_line(place: object, name: str, code: str | None) -> str:
 
 def keep(run: FinishedRun, figures: list[Figures], table: Table) -> None:
     """Write result.json, now with the latency, and result.md into the run folder, each atomically."""
-    keep_figures(run, figures)
+    keep_figures(run.result, figures, run.folder)
     write_text(run.folder / "result.md", f"{table.markdown()}\n```\n{paths(run)}\n```\n")

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     times = _times(model, example, others, timing) if timing.asked else None
     if options.json:
         shape = list(example.shape[1:])
-        content = {"model": options.model, "input": shape, "networks": [f.to_json() for f in (base, *smalls)]}
+        content = {"model": options.model, "input": shape, "networks": [asdict(each) for each in (base, *smalls)]}
         content["alphas"] = [{"alpha": each.alpha, **asdict(each.cost)} for each in others if each.cost is not None]
         if times is not None:
             content["milliseconds"] = times

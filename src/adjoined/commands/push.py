@@ -84,6 +84,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     """
     from adjoined.commands.outcome import kept_or_measured
     from adjoined.report.card import Card
+    from adjoined.report.result import keep_figures
     from adjoined.runs import RunFolder
 
     of, to = RunFolder(run.folder), RunFolder(folder)
@@ -92,12 +93,9 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     for network in run.networks:
         write_json(to.description(network.name), _described_anywhere(network.description))
     write_text(to.settings, settings.to_yaml())
-    result, record = run.result.to_json(), of.read_record()
-    write_json(to.record, {**record, "sittings": [], "git": None, "result": result})
-    networks = [
-        {**each, "figures": measured.to_json()} for each, measured in zip(result["networks"], figures, strict=True)
-    ]
-    write_json(folder / "result.json", {**result, "networks": networks})
+    record = of.read_record()
+    write_json(to.record, {**record, "sittings": [], "git": None, "result": run.result.to_json()})
+    keep_figures(run.result, figures, folder)
     _copy_exports(of, to)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     info = replace(run.info, name=without_folder(run.info.name))

@@ -51,16 +51,16 @@ class Card:
     def markdown(self) -> str:
         """Return the card: metadata in YAML, then text in Markdown."""
         base, *smalls = self.figures
-        table = result_table(base, smalls).markdown()
+        files = "\n".join(f"- {markdown_code(name)}" for name in self.files)
         parts = [
             f"---\n{self._metadata()}\n---",
             f"# {markdown(self.name)}",
-            f"{self._summary()}",
-            table,
+            self._summary(),
+            result_table(base, smalls).markdown(),
             f"Accuracies: {markdown(self.images)}.",
             f"## How to load\n\n{self._loading()}\n\n{self._about_images()}",
             f"## How it was trained\n\n{self._training()}",
-            f"## Files\n\n{self._files()}",
+            f"## Files\n\n{files}",
         ]
         return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -109,32 +109,23 @@ class Card:
 
     def _loading(self) -> str:
         handed_in = f", model={self.code!r}" if self.code else ""
-        lines = [
-            "import adjoined",
-            "",
-            *(
-                f"{name.replace('-', '_')} = adjoined.load({self.place!r}, {name!r}{handed_in})"
-                for name in dict.fromkeys(network.name.partition(" ")[0] for network in self.figures)
-            ),
-        ]
-        code = "\n".join(lines)
-        return f"After `pip install 'adjoined[hub]'`:\n\n```python\n{code}\n```"
+        code = "\n".join(
+            f"{name.replace('-', '_')} = adjoined.load({self.place!r}, {name!r}{handed_in})"
+            for name in dict.fromkeys(network.name.partition(" ")[0] for network in self.figures)
+        )
+        return f"After `pip install 'adjoined[hub]'`:\n\n```python\nimport adjoined\n\n{code}\n```"
 
     def _about_images(self) -> str:
         info = self.info
         names = ", ".join(map(markdown, info.class_names[:MOST_CLASSES]))
         more = f" and {info.num_classes - MOST_CLASSES} more" if info.num_classes > MOST_CLASSES else ""
-        own = (
-            " The author's own code builds the model and is not among the files: pass the model to `load`."
-            if self.code
-            else ""
-        )
+        own = " The author's own code builds the model and is not among the files: pass the model to `load`."
         return (
             f"A network takes float32 (N, {info.channels}, {info.image_size}, {info.image_size}) and returns logits "
             f"(N, {info.num_classes}). Images are resized so that the shorter side has {info.resize} pixels, "
             f"centre-cropped to {info.image_size} x {info.image_size}, divided by 255, and normalised with mean "
             f"{_numbers(info.mean)} and standard deviation {_numbers(info.std)}. Loading never runs code from files."
-            f"{own}\n\nClasses: {names}{more}."
+            f"{own if self.code else ''}\n\nClasses: {names}{more}."
         )
 
     def _training(self) -> str:
@@ -148,9 +139,6 @@ class Card:
             f"`settings.yaml`: with the same data, `adjoined train --config settings.yaml` repeats the run."
             f"\n\nVersions: {versions}."
         )
-
-    def _files(self) -> str:
-        return "\n".join(f"- {markdown_code(name)}" for name in self.files)
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -32,27 +32,14 @@ class Figures(Measures):
     latency: Latency | None = None
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        cost: Cost,
-        *,
-        file_bytes: int | None = None,
-        latency: Latency | None = None,
-        **measures: float | None,
-    ) -> Figures:
-        """Gather the measurements of one network."""
-        sizes = (cost.parameters, cost.parameters_without_last, cost.macs)
-        return cls(name, *sizes, file_bytes, latency, **measures)
+    def of(cls, name: str, cost: Cost, **others: Any) -> Figures:
+        """Gather the measurements of one network; `others` are further fields."""
+        return cls(name, cost.parameters, cost.parameters_without_last, cost.macs, **others)
 
     @property
     def median_ms(self) -> float | None:
         """Latency, ms."""
         return self.latency.median_ms if self.latency else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain data for JSON."""
-        return asdict(self)
 
 
 Value = float | None

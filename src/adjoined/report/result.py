@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from adjoined.slicing import measure_cost
 
 if TYPE_CHECKING:
     from adjoined.benchmark.turns import Latency
+    from adjoined.runs import RunResult
     from adjoined.runs.finished import FinishedRun
 
 NAME = "result.json"
@@ -34,12 +36,12 @@ def figures_from(run: FinishedRun, times: Mapping[str, Latency | None] | None = 
     ]
 
 
-def keep_figures(run: FinishedRun, figures: Sequence[Figures]) -> None:
-    """Write result.json into the run folder atomically."""
-    content: dict[str, Any] = run.result.to_json()
+def keep_figures(result: RunResult, figures: Sequence[Figures], folder: Path) -> None:
+    """Write result.json into a run folder atomically."""
+    content: dict[str, Any] = result.to_json()
     for network, measured in zip(content["networks"], figures, strict=True):
-        network["figures"] = measured.to_json()
-    write_json(run.folder / NAME, content)
+        network["figures"] = asdict(measured)
+    write_json(folder / NAME, content)
 
 
 def kept_figures(folder: Path) -> list[Figures]:
@@ -52,9 +54,8 @@ def kept_figures(folder: Path) -> list[Figures]:
     if not path.is_file():
         return []
     fix = "Delete the file: the figures will be measured again."
-    networks = conform(
-        list[dict[str, Any]], read_json(path, "the result of a run").get("networks"), where=path, fix=fix
-    )
+    content = read_json(path, "the result of a run")
+    networks = conform(list[dict[str, Any]], content.get("networks"), where=path, fix=fix)
     found = [conform(Figures, network.get("figures"), where=path, fix=fix) for network in networks]
     for each in found:
         for name, value in vars(each).items():

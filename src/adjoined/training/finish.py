@@ -112,7 +112,7 @@ class Ending:
         result = replace(result, networks=tuple(running))
         # The figures first: once the record is written, the run is finished.
         finished = with_networks(self.run.path, self.run.path, result, self.job.settings.code)
-        keep_figures(finished, figures_from(finished))
+        keep_figures(result, figures_from(finished), self.run.path)
         shutil.rmtree(self.run.checkpoints / "last", ignore_errors=True)  # they are the finished ones
         self.run.finish(result.to_json())
         return result

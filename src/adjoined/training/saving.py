@@ -97,7 +97,7 @@ def save(
             stages=(StageCost(OWN_LOOP, 0, None, 0.0),),
         )
         loaded = with_networks(run.path, run.path, result, known.code)
-        keep_figures(loaded, figures_from(loaded))
+        keep_figures(result, figures_from(loaded), run.path)
         run.finish(result.to_json())
     return result
 

@@ -44,7 +44,7 @@ def run_names(stories: Sequence[RunStory]) -> list[str]:
         names = ["/".join(each[-depth:]) for each in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{name} ({number})" for number, name in enumerate(("/".join(each[-1:]) for each in parts), 1)]
+    return [f"{each[-1]} ({number})" for number, each in enumerate(parts, 1)]
 
 
 def comparable(stories: Sequence[RunStory]) -> bool:
@@ -58,21 +58,16 @@ def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
     rows = []
     decimals = units.decimals_of(figures.median_ms for story in stories for figures in story.figures)
     for name, story in zip(names, stories, strict=True):
-        for label, figures in zip(story.labels, story.figures, strict=False):
-            rows.append(
-                (
-                    f"{name}, {label}",
-                    units.percent(figures.main),
-                    units.count(figures.parameters),
-                    units.count(figures.macs),
-                    units.size(figures.file_bytes),
-                    units.milliseconds(figures.median_ms, decimals),
-                )
-            )
+        for each in story.figures:
+            sizes = units.count(each.parameters), units.count(each.macs), units.size(each.file_bytes)
+            time = units.milliseconds(each.median_ms, decimals)
+            rows.append((f"{name}, {each.name}", units.percent(each.main), *sizes, time))
         if not story.figures:
-            rows += [
-                (f"{name}, {label}, {progress}", *_so_far(story, key)) for key, label, progress in _unfinished(story)
-            ]
+            last = story.history[-1] if story.history else {}
+            progress = f"{len(story.history)} of {counted(story.settings.epochs, 'epoch')}"
+            for network in story.names or ("–",):
+                main = units.percent(last.get(f"val_{network}_{story.main}"))
+                rows.append((f"{name}, {network}, {progress}", main, *[units.ABSENT] * 4))
     columns = ("network", kinds.short_name(stories[0].main), "parameters", "MACs", "file", "latency")
     notes = ("Latencies were measured at the end of each run, not interleaved.",)
     return Table(columns, tuple(rows), "All networks of all runs", notes)
@@ -80,18 +75,15 @@ def results(stories: Sequence[RunStory], names: Sequence[str]) -> Table:
 
 def curves(stories: Sequence[RunStory], names: Sequence[str]) -> list[Chart]:
     """Return the validation accuracy of the base networks and of the small ones, with all runs overlaid."""
-    charts = []
+    charts, measure = [], stories[0].main
+    note = f"{kinds.heading(measure)} on the validation images."
     for heading, wanted in (("Base networks", True), ("Small networks", False)):
         overlaid = [
-            sections.curve(
-                story.history, f"val_{network}_{story.main}", label if wanted else f"{label} {network}", number
-            )
-            for number, (label, story) in enumerate(zip(names, stories, strict=True))
+            sections.curve(story.history, f"val_{network}_{measure}", name if wanted else f"{name} {network}", number)
+            for number, (name, story) in enumerate(zip(names, stories, strict=True))
             for network in story.names
             if (network == "base") is wanted
         ]
-        measure = stories[0].main
-        note = f"{kinds.heading(measure)} on the validation images."
         charts.append(sections.epoch_chart(heading, overlaid, sections.share(measure), note))
     return [chart for chart in charts if chart]
 
@@ -103,15 +95,3 @@ def differing_settings(stories: Sequence[RunStory], names: Sequence[str]) -> Tab
     rows = tuple((name, *(sections.written(settings[name]) for settings in each)) for name in different)
     notes = () if rows else ("All settings are the same.",)
     return Table(("setting", *names), rows, "Settings that differ", notes)
-
-
-def _unfinished(story: RunStory) -> list[tuple[str, str, str]]:
-    progress = f"{len(story.history)} of {counted(story.settings.epochs, 'epoch')}"
-    return [(name, label, progress) for name, label in zip(story.names, story.labels, strict=True)] or [
-        ("", "–", progress)
-    ]
-
-
-def _so_far(story: RunStory, name: str) -> tuple[str, ...]:
-    main = story.history[-1].get(f"val_{name}_{story.main}") if story.history else None
-    return (units.percent(main), *[units.ABSENT] * 4)

@@ -18,6 +18,8 @@ from adjoined.data.sampling import choose_per_class
 from adjoined.report.page.answers import Answers, ask
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from adjoined.report.plan import Layer
 
 LARGEST_SIDE = 144
@@ -39,13 +41,19 @@ class Pictures:
 
 def picture(pixels: Tensor) -> str:
     """Return an image, uint8 (C, H, W), as a data URI of a few kilobytes."""
-    from PIL import Image
+    from PIL.Image import fromarray
 
     array = pixels.permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-    content, kind = io.BytesIO(), "png" if max(image.size) <= LOSSLESS_SIDE else "webp"
+    image = fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    lossless = max(image.size) <= LOSSLESS_SIDE
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    image.save(content, kind, **({"optimize": True} if kind == "png" else {"quality": 80}))
+    return data_uri(image, lossless=lossless)
+
+
+def data_uri(image: Image, *, lossless: bool = True) -> str:
+    """Return an image as a data URI: PNG, or WebP of lower quality."""
+    content, kind = io.BytesIO(), "png" if lossless else "webp"
+    image.save(content, kind, **({"optimize": True} if lossless else {"quality": 80}))
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +12,7 @@ from adjoined.data import ImageData
 from adjoined.data.preprocessing import normalise
 from adjoined.data.segmentation import MaskedDataset
 from adjoined.report import units
-from adjoined.report.page.evidence import picture
+from adjoined.report.page.evidence import data_uri, picture
 
 MOST_IMAGES = 12
 """Number of images on a page."""
@@ -45,46 +43,31 @@ def compare_masks(
         most: largest number of images, spread evenly over the validation images.
         device: where to compute.
     """
-    val = images.val
+    val, colours = images.val, palette(images.info.num_classes)
     assert isinstance(val, MaskedDataset)
     for network in networks.values():
         network.to(device).eval()
+
+    def masks(index: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return an image, uint8 (C, H, W), its true mask and the networks' masks, int64 (H, W)."""
+        pixels, truth = val.one(index)
+        x = normalise(pixels.unsqueeze(0), val.mean, val.std).to(device)
+        return pixels, truth, {name: network(x)[0].argmax(dim=0).cpu() for name, network in networks.items()}
+
     chosen = torch.linspace(0, len(val) - 1, min(most, len(val))).round().long().tolist() if len(val) else []
     shares: list[tuple[float, int]] = []
     for index in chosen:
-        _, truth, found = _masks(networks, val, index, device)
+        _, truth, found = masks(index)
         counted = truth >= 0
         base, *smalls = found.values()
-        apart = (
-            torch.stack([(small != base) & counted for small in smalls]).any(dim=0).sum() if smalls else counted.sum()
-        )
-        shares.append((float(apart / counted.sum().clamp(min=1)), index))
-    worst = sorted(shares, key=lambda each: (-each[0], each[1]))[:MOST_IMAGES]
-    return [_case(networks, val, index, share, images.info.num_classes, device) for share, index in worst]
-
-
-def _masks(
-    networks: Mapping[str, nn.Module], val: MaskedDataset, index: int, device: torch.device | str
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return an image, uint8 (C, H, W), its true mask and the networks' masks, int64 (H, W)."""
-    pixels, truth = val.one(index)
-    x = normalise(pixels.unsqueeze(0), val.mean, val.std).to(device)
-    return pixels, truth, {name: network(x)[0].argmax(dim=0).cpu() for name, network in networks.items()}
-
-
-def _case(
-    networks: Mapping[str, nn.Module],
-    val: MaskedDataset,
-    index: int,
-    share: float,
-    num_classes: int,
-    device: torch.device | str,
-) -> MaskCase:
-    pixels, truth, found = _masks(networks, val, index, device)
-    colours = palette(num_classes)
-    shown = [("image", picture(pixels)), ("truth", _mask_picture(truth, colours))]
-    shown += [(name, _mask_picture(mask, colours)) for name, mask in found.items()]
-    return MaskCase(index, units.percent(share), tuple(shown))
+        apart = torch.stack([(small != base) & counted for small in smalls]).any(dim=0) if smalls else counted
+        shares.append((float(apart.sum() / counted.sum().clamp(min=1)), index))
+    cases = []
+    for share, index in sorted(shares, key=lambda each: (-each[0], each[1]))[:MOST_IMAGES]:
+        pixels, truth, found = masks(index)
+        coloured = [(name, _mask_picture(mask, colours)) for name, mask in {"truth": truth, **found}.items()]
+        cases.append(MaskCase(index, units.percent(share), (("image", picture(pixels)), *coloured)))
+    return cases
 
 
 def _mask_picture(mask: Tensor, colours: Sequence[tuple[int, ...]]) -> str:
@@ -94,9 +77,7 @@ def _mask_picture(mask: Tensor, colours: Sequence[tuple[int, ...]]) -> str:
     indexed = torch.where(mask < 0, len(colours) - 1, mask).to(torch.uint8)
     image = Image.fromarray(indexed.numpy())
     image.putpalette([level for colour in colours for level in colour])
-    content = io.BytesIO()
-    image.save(content, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return data_uri(image)
 
 
 def palette(num_classes: int) -> list[tuple[int, ...]]:

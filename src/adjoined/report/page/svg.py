@@ -10,6 +10,13 @@ from markupsafe import Markup, escape
 
 from adjoined.printable import printable
 
+_CORNERS = {
+    1: ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
+    2: ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    3: ((0, -1.1), (1.1, 0.9), (-1.1, 0.9)),
+}
+"""Shape of a mark -> its corners, in units of its radius."""
+
 
 def element(tag: str, *children: str, **attributes: object) -> Markup:
     """Return an element; attributes that are None are left out, `_` stands for `-`, `class_` for `class`.
@@ -32,7 +39,7 @@ def _shown(text: str) -> Markup:
 
 def polyline(points: Iterable[tuple[float, float]], **attributes: object) -> Markup:
     """Return a line through points, in drawing units."""
-    return element("polyline", points=" ".join(f"{_number(x)},{_number(y)}" for x, y in points), **attributes)
+    return element("polyline", points=_places(points), **attributes)
 
 
 def mark(shape: int, x: float, y: float, size: float, title: str = "", **attributes: object) -> Markup:
@@ -41,18 +48,12 @@ def mark(shape: int, x: float, y: float, size: float, title: str = "", **attribu
     name = element("title", title) if title else Markup()
     if shape % 4 == 0:
         return element("circle", name, cx=x, cy=y, r=r, **attributes)
-    corners = {
-        1: [(x, y - 1.25 * r), (x + 1.25 * r, y), (x, y + 1.25 * r), (x - 1.25 * r, y)],
-        2: [
-            (x - 0.9 * r, y - 0.9 * r),
-            (x + 0.9 * r, y - 0.9 * r),
-            (x + 0.9 * r, y + 0.9 * r),
-            (x - 0.9 * r, y + 0.9 * r),
-        ],
-        3: [(x, y - 1.1 * r), (x + 1.1 * r, y + 0.9 * r), (x - 1.1 * r, y + 0.9 * r)],
-    }[shape % 4]
-    points = " ".join(f"{_number(each_x)},{_number(each_y)}" for each_x, each_y in corners)
-    return element("polygon", name, points=points, **attributes)
+    corners = ((x + right * r, y + down * r) for right, down in _CORNERS[shape % 4])
+    return element("polygon", name, points=_places(corners), **attributes)
+
+
+def _places(points: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
 
 
 @dataclass(frozen=True)
