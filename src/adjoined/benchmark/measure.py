@@ -69,12 +69,12 @@ def run_benchmark(
             if channels_last and runtime in IN_PYTORCH:
                 images = images.contiguous(memory_format=torch.channels_last)
             try:
-                entrants = _enter(runtime, subject, exported, images, used, channels_last)
-                times = take_turns(
-                    {f"{each.network} {each.precision}": each.call for each in entrants},
-                    images,
-                    seconds=seconds / len(contests),
-                )
+                if runtime in ON_GPU:
+                    entrants = in_pytorch(runtime, subject.networks, images, channels_last=channels_last)
+                else:
+                    entrants = exported.entrants(runtime, used, size)
+                calls = {f"{each.network} {each.precision}": each.call for each in entrants}
+                times = take_turns(calls, images, seconds=seconds / len(contests))
             except (AdjoinedError, torch.OutOfMemoryError) as error:
                 missing.append(MissingRuntime(runtime, device, " ".join(str(error).split())))
                 continue
@@ -91,14 +91,6 @@ def run_benchmark(
     )  # fmt: skip
     found.explanations.extend(explain(found))
     return found
-
-
-def _enter(
-    runtime: str, subject: Subject, exported: ExportedFiles, images: Tensor, threads: int, channels_last: bool
-) -> list[Entrant]:
-    if runtime in ON_GPU:
-        return in_pytorch(runtime, subject.networks, images, channels_last=channels_last)
-    return exported.entrants(runtime, threads, len(images))
 
 
 def _compare(

@@ -63,16 +63,11 @@ class ExportedFiles:
                     target.export(module, example, path, {}, calibration)
                     self.files[runtime, name, precision] = path
         return [
-            Entrant(name, precision, target.load(path, threads, batch), path_bytes(path, target.beside))
+            Entrant(name, precision, target.load(path, threads, batch), target.size(path))
             for precision in PRECISIONS
             for name in self.subject.networks
             if (path := self.files.get((runtime, name, precision)))
         ]
-
-
-def path_bytes(path: Path, beside: tuple[str, ...]) -> int:
-    """Return the size of a file and its companions."""
-    return sum(each.stat().st_size for each in (path, *(path.with_suffix(suffix) for suffix in beside)))
 
 
 def in_pytorch(

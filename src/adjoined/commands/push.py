@@ -124,10 +124,9 @@ def _copy_exports(of: RunFolder, to: RunFolder) -> None:
     refuse_link(of.exports)
     for each in read_exports(of.exports):
         make_folder(to.exports)
-        names = (each.file, *(Path(each.file).with_suffix(suffix).name for suffix in TARGETS[each.target].beside))
-        for name in names:
-            if (of.exports / name).exists():
-                copy_file(of.exports / name, to.exports / name)
+        for path in TARGETS[each.target].files(of.exports / each.file):
+            if path.exists():
+                copy_file(path, to.exports / path.name)
     if to.exports.is_dir():
         copy_file(of.exports / EXPORTS, to.exports / EXPORTS)
 

@@ -18,13 +18,8 @@ def photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
     """
     from torchvision.transforms import v2
 
-    if strength == "none":
-        return evaluation_transform(info)
-    scale = (0.35, 1.0) if strength == "light" else (0.08, 1.0)
-    steps: list[Transform] = [v2.RandomResizedCrop(info.image_size, scale), v2.RandomHorizontalFlip()]
-    if strength == "strong":
-        steps += [v2.TrivialAugmentWide(), _erasing(info, probability=0.1)]
-    return v2.Compose(steps)
+    least = 0.35 if strength == "light" else 0.08
+    return _cropped(info, strength, least, [v2.TrivialAugmentWide(), _erasing(info, probability=0.1)])
 
 
 def masked_photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
@@ -35,13 +30,7 @@ def masked_photo_transform(info: DataInfo, strength: Augmentation) -> Transform:
     """
     from torchvision.transforms import v2
 
-    if strength == "none":
-        return evaluation_transform(info)
-    scale = (0.5, 1.0) if strength == "light" else (0.25, 1.0)
-    steps: list[Transform] = [v2.RandomResizedCrop(info.image_size, scale), v2.RandomHorizontalFlip()]
-    if strength == "strong":
-        steps.append(v2.ColorJitter(0.4, 0.4, 0.4, 0.1))
-    return v2.Compose(steps)
+    return _cropped(info, strength, 0.5 if strength == "light" else 0.25, [v2.ColorJitter(0.4, 0.4, 0.4, 0.1)])
 
 
 def small_image_transform(info: DataInfo, strength: Augmentation, *, size: int, shift: int | None = None) -> Transform:
@@ -79,6 +68,16 @@ def digit_transform(info: DataInfo, strength: Augmentation, *, size: int) -> Tra
     if strength == "strong":
         steps.append(_erasing(info, probability=0.25))
     return _resized(steps, info, size)
+
+
+def _cropped(info: DataInfo, strength: Augmentation, least: float, strong: list[Transform]) -> Transform:
+    """Return crops of `least` of the image or more, and flips, with the `strong` steps if these are wanted."""
+    from torchvision.transforms import v2
+
+    if strength == "none":
+        return evaluation_transform(info)
+    steps = [v2.RandomResizedCrop(info.image_size, (least, 1.0)), v2.RandomHorizontalFlip()]
+    return v2.Compose([*steps, *(strong if strength == "strong" else [])])
 
 
 def _erasing(info: DataInfo, *, probability: float) -> Transform:

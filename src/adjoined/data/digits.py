@@ -23,8 +23,6 @@ def open_digits(root: Path) -> Source:
     images = torch.as_tensor(values).view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8)  # 17 levels, 0 to 16
     return Source(
         train=MemoryImages(images, torch.as_tensor(labels).long()),
-        val=None,
-        val_name="held-out split",
         class_names=tuple("0123456789"),
         channels=1,
         size=8,

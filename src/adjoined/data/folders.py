@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from adjoined.data.augmentation import photo_transform
 from adjoined.data.images import FileImages
 from adjoined.data.scanning import EXTENSIONS, LeftOut, class_name, holds_images, scan, subfolders
 from adjoined.data.settings import folder_of
@@ -19,7 +18,6 @@ TRAIN = ("train", "training")
 """Names of the folder of training images, in any case."""
 VAL = ("val", "valid", "validation", "dev", "eval", "evaluation", "holdout", "test", "testing")
 """Names of the folder of validation images, in any case; the first that exists is used."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGENETTE = {
     "n01440764": "tench",
     "n02102040": "English springer",
@@ -100,7 +98,7 @@ def open_folder(folder: Path) -> Source:
         )
     )
     assert train is not None
-    val_name = f"folder {layout.val}/" if val else "held-out split"
+    val_name = f"folder {layout.val}/" if val else Source.val_name
     return _photos(train, val, val_name, train_classes, left_out)
 
 
@@ -160,10 +158,6 @@ def _photos(train: FileImages, val: FileImages | None, val_name: str, classes: l
         val_name=val_name,
         class_names=_readable(classes),
         channels=train.channels,
-        size=None,
-        mean=IMAGENET_MEAN[: train.channels],
-        std=IMAGENET_STD[: train.channels],
-        vary=photo_transform,
         class_folders=tuple(classes),
         left_out=left_out,
     )

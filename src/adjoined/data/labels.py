@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-from adjoined.data.augmentation import photo_transform
-from adjoined.data.folders import IMAGENET_MEAN, IMAGENET_STD
 from adjoined.data.images import FileImages
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
@@ -75,13 +73,8 @@ def open_labels(path: Path) -> Source:
     return Source(
         train=train,
         val=val,
-        val_name=f"rows marked val in {path.name}" if val is not None else "held-out split",
+        val_name=f"rows marked val in {path.name}" if val is not None else Source.val_name,
         class_names=tuple(names),
-        channels=3,
-        size=None,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        vary=photo_transform,
         task="multilabel",
     )
 

@@ -189,10 +189,7 @@ def changed_meanwhile(files: Path, data: ImageData) -> str:
     """
     if not files.is_file():
         return ""
-    before, now = _read_files(files), _Files()
-    for part, dataset in (("train", data.train), ("val", data.val)):
-        unread = dataset.images.subset(torch.ones(len(dataset), dtype=torch.bool))
-        now |= _files(unread, part)
+    before, now = _read_files(files), _listed(data, again=True)
     changed = [name for name, each in now.items() if name in before and before[name].checksum != each.checksum]
     return f"{len(changed)} ({_some(changed)})" if changed else ""
 
@@ -223,10 +220,12 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def _listed(data: ImageData) -> _Files:
+def _listed(data: ImageData, *, again: bool = False) -> _Files:
+    """Return the files of some images; `again`: their contents are read anew."""
     listed: _Files = {}
-    for part, dataset in (("train", data.train), ("val", data.val)):
-        listed |= _files(dataset.images, part)
+    for part, images in (("train", data.train.images), ("val", data.val.images)):
+        unread = images.subset(torch.ones(len(images.labels), dtype=torch.bool)) if again else images
+        listed |= _files(unread, part)
     return listed
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adjoined.data.augmentation import masked_photo_transform
-from adjoined.data.folders import IMAGENET_MEAN, IMAGENET_STD, TRAIN, VAL
+from adjoined.data.folders import TRAIN, VAL
 from adjoined.data.images import FileImages, ImageDataset, sampled_checksum
 from adjoined.data.levels import upright
 from adjoined.data.preprocessing import opened_image, quiet
@@ -210,12 +210,8 @@ def open_segmentation(folder: Path) -> Source:
     return Source(
         train=parts["train"],
         val=parts.get("val"),
-        val_name=f"folder {found['val'][0]}/" if found else "held-out split",
+        val_name=f"folder {found['val'][0]}/" if found else Source.val_name,
         class_names=names,
-        channels=3,
-        size=None,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
         vary=masked_photo_transform,
         left_out=left_out,
         task="segmentation",

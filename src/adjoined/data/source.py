@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adjoined.data.augmentation import photo_transform
 from adjoined.data.images import ImageDataset, Images
 from adjoined.data.preprocessing import Transform
 from adjoined.data.scanning import LeftOut
@@ -21,21 +22,22 @@ PHOTO_RATIO = 0.875
 """Fraction of the shorter side kept when a photo is evaluated: 224 of 256 pixels."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Source:
-    """The labelled images of a data set and their properties."""
+    """The labelled images of a data set and their properties; the defaults are those of photos."""
 
     train: Images
-    val: Images | None
+    val: Images | None = None
     """None: a fraction of `train` will be held out."""
-    val_name: str
+    val_name: str = "held-out split"
     class_names: tuple[str, ...]
-    channels: int
-    size: int | None
+    channels: int = 3
+    size: int | None = None
     """Height and width of the images, pixels; None for photos of any size."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    vary: Callable[..., Transform]
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """ImageNet's, as the standard deviation."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    vary: Callable[..., Transform] = photo_transform
     """Builds the augmentation from (info, augmentation); if `shifted`, it also takes a `shift`."""
     shifted: bool = False
     """Whether the images are small and augmented by shifts and flips."""

@@ -106,7 +106,7 @@ class Exporter:
         """Raise AdjoinedError if a file would be replaced that is not listed in the folder's export.json."""
         if path.name in {each.file for each in read_exports(self.folder)}:
             return
-        for each in (path, *(path.with_suffix(suffix) for suffix in target.beside)):
+        for each in target.files(path):
             if os.path.lexists(each):
                 raise AdjoinedError(
                     "the file exists already, and export.json does not list it as an export",

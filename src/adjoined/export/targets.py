@@ -94,7 +94,11 @@ class Target:
         except (AdjoinedError, OSError):
             raise
         except Exception as error:  # each tool has its own exceptions for what it cannot express
-            raise self._refused(error) from error
+            raise AdjoinedError(
+                f"{self.title} cannot express the network: {_reason(error)}",
+                where=f"export to {self.name}",
+                fix="Replace that part of the network, or choose another target.",
+            ) from error
 
     def load(self, path: Path, threads: int | None = None, batch: int | None = None) -> Runnable:
         """Open a file in its own runtime.
@@ -123,12 +127,13 @@ class Target:
                 f"{self.title} cannot load the file: {_reason(error)}", where=path, fix="Export it again."
             ) from error
 
-    def _refused(self, error: Exception) -> AdjoinedError:
-        return AdjoinedError(
-            f"{self.title} cannot express the network: {_reason(error)}",
-            where=f"export to {self.name}",
-            fix="Replace that part of the network, or choose another target.",
-        )
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Return a file and those that belong to it."""
+        return (path, *(path.with_suffix(suffix) for suffix in self.beside))
+
+    def size(self, path: Path) -> int:
+        """Return their size, bytes."""
+        return sum(each.stat().st_size for each in self.files(path))
 
 
 TARGETS = {

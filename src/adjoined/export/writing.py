@@ -74,18 +74,19 @@ def write(
     if calibration is not None and not len(calibration):
         raise AdjoinedError("no images to calibrate on", where=path, fix="Leave out int8, or give images.")
     example = batches[0][0][:1].repeat(largest_batch, 1, 1, 1)
-    with written_beside(path, *(path.with_suffix(suffix) for suffix in target.beside)) as (part, *others):
+    least = sum(each.numel() * each.element_size() for each in module.parameters()) + GRAPH  # also on the way to int8
+    with written_beside(*target.files(path)) as parts:
         begin = time.perf_counter()
-        with _full_disk_reported(path, (part, *others), _room(module)):
-            target.export(holds or module, example, part, metadata or {}, calibration)
+        with _full_disk_reported(path, parts, least):
+            target.export(holds or module, example, parts[0], metadata or {}, calibration)
             seconds = time.perf_counter() - begin
-            run = target.load(part)
+            run = target.load(parts[0])
         difference = compare(run, module, batches, tolerance)
         if calibration is None:
             check(difference, tolerance, path)
         if inspect is not None:
             inspect(run)
-        size = sum(each.stat().st_size for each in (part, *others))
+        size = target.size(parts[0])
     return VerifiedFile(path, target, size, seconds, difference)
 
 
@@ -102,8 +103,3 @@ def _full_disk_reported(path: Path, parts: Sequence[Path], size: int) -> Iterato
         except AdjoinedError as full:
             raise AdjoinedError(full.what, where=path, fix="Free some space, or choose another --out.") from error
         raise
-
-
-def _room(module: nn.Module) -> int:
-    """Return the bytes that an export needs, at least: an int8 file is made from one in float32."""
-    return sum(each.numel() * each.element_size() for each in module.parameters()) + GRAPH

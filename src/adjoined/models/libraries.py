@@ -59,12 +59,6 @@ def timm_weights() -> list[str]:
     return timm.list_models(pretrained=True)
 
 
-@cache
-def timm_knows(name: str) -> bool:
-    """Return whether timm lists this network, with or without a weight tag (`resnet50.a1_in1k`)."""
-    return name in (timm_weights() if "." in name else timm_names())
-
-
 def build_torchvision(
     name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool, options: Mapping
 ) -> nn.Module:

@@ -65,14 +65,20 @@ def resolve(spec: str) -> str:
     for each in searched:
         if _knows(each, name):
             return f"{each}:{name}"
-    raise _unknown(spec, name, searched)
+    alike = near(name, searched)
+    raise AdjoinedError(
+        "unknown model",
+        where=f"model {spec!r}",
+        expected=f"a name of {', '.join(searched)}" + (f", such as {', '.join(alike)}" if alike else ""),
+        fix="`adjoined models PATTERN` lists names. For your own model write FILE.py:FUNCTION.",
+    )
 
 
 def _knows(library: str, name: str) -> bool:
     if library == "adjoined":
         return own.find(name) is not None
     if library == "timm":
-        return libraries.timm_knows(name)
+        return name in (libraries.timm_weights() if "." in name else libraries.timm_names())
     return name in LIBRARIES[library]()
 
 
@@ -101,13 +107,3 @@ def near(name: str, searched: Iterable[str] = LIBRARIES) -> list[str]:
     # Two libraries may share a name; dict keeps the first, in search order.
     names = {each: f"{library}:{each}" for library in reversed(list(searched)) for each in LIBRARIES[library]()}
     return [names[each] for each in difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.5)]
-
-
-def _unknown(spec: str, name: str, searched: list[str]) -> AdjoinedError:
-    alike = near(name, searched)
-    return AdjoinedError(
-        "unknown model",
-        where=f"model {spec!r}",
-        expected=f"a name of {', '.join(searched)}" + (f", such as {', '.join(alike)}" if alike else ""),
-        fix="`adjoined models PATTERN` lists names. For your own model write FILE.py:FUNCTION.",
-    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import pairwise
@@ -93,7 +94,9 @@ def look_ahead(settings: Settings, folder: Path) -> Outlook:
         job = make_job(settings, trainer.world_size)
         batches = len(job.images.train_loader(seed=settings.seed, world_size=trainer.world_size))
         steps = ceil(batches / settings.accumulate) * settings.epochs
-        memory = _if_it_runs(lambda: step_bytes(job, settings.batch_size // trainer.world_size))
+        memory = None
+        with suppress(Exception):  # code that depends on values, which tensors on the meta device do not have
+            memory = step_bytes(job, settings.batch_size // trainer.world_size)
         seconds = _time(job, folder)
     device, strategy = trainer.strategy.root_device.type, type(trainer.strategy).__name__
     return Outlook(job, trainer.world_size, device, strategy, steps, memory, seconds)
@@ -145,13 +148,6 @@ def _kept_in_step(job: Job, network: nn.Module, held: Iterable[Tensor], images: 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
-
-
-def _if_it_runs(estimate: Callable[[], int]) -> int | None:
-    try:
-        return estimate()
-    except Exception:  # code that depends on values, which tensors on the meta device do not have
-        return None
 
 
 class _Clock(Callback):

@@ -69,10 +69,14 @@ def run_stages(
             if source is not None:
                 _copy(source, run.path)
         if not run.finished:
-            head = f"stage {number} of {len(stages) + 1}: {stage.name} ({stage.settings.method})"
-            say(console, head)
+            say(console, f"stage {number} of {len(stages) + 1}: {stage.name} ({stage.settings.method})")
             train(stage, run.path)
-        _take_in(earlier, stage, run, settings)
+        result = run.read_result()
+        assert result is not None
+        # The user named the code of the model in this command.
+        earlier.modules[stage.name] = load(run.path, BASE, model=settings.code)
+        earlier.carried += [each for each in result.networks if each.name == BASE]
+        earlier.costs.append(replace(result.stages[-1], name=stage.name))
     if stages:
         say(console, f"stage {len(stages) + 1} of {len(stages) + 1}: {settings.method}")
     return earlier
@@ -149,12 +153,3 @@ def _copy(source: Path, target: Path) -> None:
         copy_file(of.settings, RunFolder(part).settings)
         copy_file(of.record, RunFolder(part).record)
         of.copy_networks(RunFolder(part), [network.name for network in result.networks])
-
-
-def _take_in(earlier: StageResults, stage: Stage, run: RunFolder, settings: Settings) -> None:
-    result = run.read_result()
-    assert result is not None
-    # The user named the code of the model in this command.
-    earlier.modules[stage.name] = load(run.path, BASE, model=settings.code)
-    earlier.carried += [each for each in result.networks if each.name == BASE]
-    earlier.costs.append(replace(result.stages[-1], name=stage.name))

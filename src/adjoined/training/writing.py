@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
-import torch
 from torch import nn
 
 from adjoined.data import ImageData
@@ -45,35 +45,22 @@ def write_networks(
     """
     recipe = {"weights": weights, "model": model_recipe(settings, images), "data": images.info.to_json()}
     measured_on = {"measured_on": images.val_name, "device": device}
-    written = [
-        _write(run, name, network, recipe, settings.code, measure, measured_on) for name, network in finished.items()
-    ]
-    return [result for result, _ in written], written[0][1].images
-
-
-def _write(
-    run: RunFolder,
-    name: str,
-    finished: TrainedNetwork,
-    description: Mapping[str, Any],
-    code: str | None,
-    measure: Measure,
-    measured_on: Mapping[str, Any],
-) -> tuple[NetworkResult, Scores]:
-    plan = None if finished.plan is None else finished.plan.to_json()
-    content = {"name": name, **description, "plan": plan, "sha256": save_weights(finished.module, run.weights(name))}
-    again = rebuild(content, where=run.description(name), model=code)
-    load_weights(again, run.weights(name), content["sha256"])
-    if code is not None:
-        content["answer"] = answer(again.eval(), content)
-    measured = measure(name, again)
-    if not torch.tensor(measured.loss).isfinite():
-        raise NotFinite("the finished network's loss is not finite", where=run.weights(name), got=measured.loss)
-    parameters = sum(each.numel() for each in again.parameters())
-    metrics = {**asdict(measured), **measured_on}
-    save_description(run.description(name), {**content, "parameters": parameters, "metrics": metrics})
-    nonzero = sum(int(each.count_nonzero()) for each in again.parameters()) if finished.sparse else None
-    result = NetworkResult(
-        name, parameters, measured.loss, nonzero=nonzero, path=run.weights(name), **measured.measures()
-    )
-    return result, measured
+    results, count = [], 0
+    for name, network in finished.items():
+        path, place = run.weights(name), run.description(name)
+        plan = None if network.plan is None else network.plan.to_json()
+        content: dict[str, Any] = {"name": name, **recipe, "plan": plan, "sha256": save_weights(network.module, path)}
+        again = rebuild(content, where=place, model=settings.code)
+        load_weights(again, path, content["sha256"])
+        if settings.code is not None:
+            content["answer"] = answer(again.eval(), content)
+        measured = measure(name, again)
+        if not isfinite(measured.loss):
+            raise NotFinite("the finished network's loss is not finite", where=path, got=measured.loss)
+        count, parameters = measured.images, sum(each.numel() for each in again.parameters())
+        metrics = {**asdict(measured), **measured_on}
+        save_description(place, {**content, "parameters": parameters, "metrics": metrics})
+        nonzero = sum(int(each.count_nonzero()) for each in again.parameters()) if network.sparse else None
+        figures: dict[str, Any] = {"nonzero": nonzero, "path": path, **measured.measures()}
+        results.append(NetworkResult(name, parameters, measured.loss, **figures))
+    return results, count

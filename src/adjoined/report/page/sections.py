@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -172,9 +172,8 @@ def trade_offs(networks: Sequence[tuple[str, int, Figures]]) -> list[Chart]:
 
 def settings_tables(story: RunStory) -> list[Table]:
     """Return the settings that differ from the defaults, all settings, and the versions."""
-    values, usual = asdict(story.settings.without_folders()), {field.name: field for field in fields(Settings)}
-    default = asdict(Settings())
-    rows = tuple((name, written(values[name])) for name in usual)
+    values, default = asdict(story.settings.without_folders()), asdict(Settings())
+    rows = tuple((name, written(value)) for name, value in values.items())
     changed = tuple(row for row in rows if row[1] != written(default[row[0]]))
     versions = story.record.get("versions")
     found = [
