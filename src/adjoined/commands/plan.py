@@ -17,8 +17,7 @@ from adjoined.errors import AdjoinedError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adjoined.report.figures import Figures
-    from adjoined.slicing import Cost, SlicePlan
+    from adjoined.slicing import SlicePlan
 
 PURPOSE = "Plan the small networks of a model: channels, parameters and MACs of each layer, next to the base network's."
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     options, asked, timing = parse("plan", argv, PlanOptions, ModelOptions, LatencyOptions, purpose=PURPOSE)
     timing.check_use(asked.budget, shown=True)
     from adjoined.report.console import show
-    from adjoined.report.figures import result_table
+    from adjoined.report.figures import Figures, result_table
     from adjoined.report.plan import alpha_table, layers, plan_table
     from adjoined.slicing import check_plan, cost_by_module
 
@@ -55,7 +54,8 @@ def main(argv: Sequence[str]) -> None:
         show(f"plan saved: {options.out}", file=sys.stderr)
     networks = [model, *(plan.apply(model) for plan in plans)]
     costs = [cost_by_module(network, example) for network in networks]
-    base, *smalls = _figures(plans, costs)
+    names = ["base", *(["small"] if len(plans) == 1 else [f"small α={plan.alpha:g}" for plan in plans])]
+    base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(names, costs, strict=True))
     others = asked.others(model, example)
     times = _times(model, example, others, timing) if timing.asked else None
     if options.json:
@@ -82,13 +82,6 @@ def _times(model: nn.Module, example: Tensor, plans: Sequence[SlicePlan], timing
     """Return the milliseconds of the base network and of every small one."""
     measure = timing.measure(example)
     return [measure(network) for network in (model.eval(), *(plan.apply(model).eval() for plan in plans))]
-
-
-def _figures(plans: Sequence[SlicePlan], costs: Sequence[dict[str, Cost]]) -> list[Figures]:
-    from adjoined.report.figures import Figures
-
-    names = ["small"] if len(plans) == 1 else [f"small α={plan.alpha:g}" for plan in plans]
-    return [Figures.of(name, cost[""]) for name, cost in zip(["base", *names], costs, strict=True)]
 
 
 def _title(options: PlanOptions, asked: ModelOptions, size: int, plans: Sequence[SlicePlan]) -> str:

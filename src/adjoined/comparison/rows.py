@@ -228,25 +228,18 @@ def write_tables(study: Study, rows: Sequence[Row], table: Table) -> None:
     text = f"{table.markdown()}\nCommands for the first seed (`--seed` sets the others):\n\n```sh\n{commands}\n```\n"
     write_text(study.folder / "table.md", text)
     write_text(study.folder / "table.csv", as_csv([_flat(row, measure_of(study)) for row in rows]))
+    measures = (*MEASURES[task_kind(study.settings.data)], "loss", "parameters", "nonzero")
     lines = []
     for variant, number in study.runs():
-        result = study.result(variant, number)
-        for network in result.networks if result else ():
-            lines.append(
-                {
-                    "method": variant.label,
-                    "seed": variant.run_settings(number).seed,
-                    "network": network.name,
-                    **{name: getattr(network, name) for name in MEASURES[task_kind(study.settings.data)]},
-                    "loss": network.loss,
-                    "parameters": network.parameters,
-                    "nonzero": network.nonzero,
-                    "epochs": result.epochs if result else None,
-                    "training_macs": result.macs if result else None,
-                    "training_seconds": result.seconds if result else None,
-                    "command": train_command(variant.run_settings(number), study.recipe),
-                }
-            )
+        if (result := study.result(variant, number)) is None:
+            continue
+        settings = variant.run_settings(number)
+        of_run = {"epochs": result.epochs, "training_macs": result.macs, "training_seconds": result.seconds}
+        of_run["command"] = train_command(settings, study.recipe)
+        for network in result.networks:
+            own = {name: getattr(network, name) for name in measures}
+            place = {"method": variant.label, "seed": settings.seed, "network": network.name}
+            lines.append({**place, **own, **of_run})
     write_text(study.folder / "runs.csv", as_csv(lines))
 
 

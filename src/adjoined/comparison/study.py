@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from adjoined.comparison.variants import OWN, Variant
 from adjoined.data.folders import check_outside
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write, is_part, refuse_link
+from adjoined.files import is_part, make_folder, refuse_link
 from adjoined.json_files import read_versioned, write_json
 from adjoined.plain import entry
 from adjoined.report.console import say
@@ -157,10 +158,7 @@ class Study:
         Raises:
             AdjoinedError: it cannot be written to, a folder in it is a link, or another process works in it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(error, self.folder) from error
+        make_folder(self.folder, links=True)
         for place in (self.folder / "runs", *(self.path(*run) for run in self.runs())):
             refuse_link(place)
         with locked(self.folder) if alone else nullcontext():
@@ -196,9 +194,7 @@ def _expected(variant: Variant, done: Sequence[tuple[Run, RunResult]]) -> float:
 
 
 def _names(runs: Sequence[Run]) -> str:
-    counts: dict[str, int] = {}
-    for variant, _ in runs:
-        counts[variant.label] = counts.get(variant.label, 0) + 1
+    counts = Counter(variant.label for variant, _ in runs)
     return ", ".join(label if count == 1 else f"{label} ({count})" for label, count in counts.items())
 
 

@@ -12,7 +12,7 @@ from adjoined.report import units
 from adjoined.report.table import Line, Table, side_by_side
 
 if TYPE_CHECKING:
-    from adjoined.benchmark.result import Benchmark, NetworkFigures, Speedup, Timing
+    from adjoined.benchmark.result import Benchmark, NetworkFigures, Timing
 
 COLUMNS = ("", "base", "IQR", "img/s", "small", "IQR", "img/s", "ratio", "MACs")
 
@@ -80,19 +80,16 @@ def _times(found: Benchmark, device: str, batch: int) -> Table:
         base = by_key[each.runtime, found.networks[0].name, each.against]
         small = by_key[each.runtime, each.network, each.precision]
         doubt = units.DOUBT if found.is_doubtful(each) else ""
+        title = _title(each.runtime, each.precision) + (" / fp32" if each.against != each.precision else "")
+        label = f"{title}, {each.network}" if several else title
         cells = (*_cells(base, times), *_cells(small, times))
-        lines.append((_label(each, several), *cells, f"{each.speedup:.2f}x{doubt}", f"{each.mac_ratio:.1f}x"))
+        lines.append((label, *cells, f"{each.speedup:.2f}x{doubt}", f"{each.mac_ratio:.1f}x"))
     if not compared:  # a base network alone
         lines = [(_title(row.runtime, row.precision), *_cells(row, times)) for row in rows]
     threads = f", {counted(rows[0].latency.threads, 'thread')}" if device == "cpu" else ""
     images = counted(batch, "image")
     columns = COLUMNS if compared else COLUMNS[:4]
     return Table(columns, tuple(lines), f"a call with {images} on {device}{threads}")
-
-
-def _label(each: Speedup, several: bool) -> str:
-    title = _title(each.runtime, each.precision) + (" / fp32" if each.against != each.precision else "")
-    return f"{title}, {each.network}" if several else title
 
 
 def _title(runtime: str, precision: str) -> str:
