@@ -73,14 +73,8 @@ def _curves(study: Study) -> Any:
                 means = [100 * mean(run[epoch][name] for run in runs) for epoch in range(epochs)]
                 network = name.removeprefix("val_").removesuffix(f"_{measure}")
                 network = "" if network in ("base", "small") else f" {network}"
-                axis.plot(
-                    range(1, epochs + 1),
-                    means,
-                    label=f"{variant.label}{network}",
-                    linewidth=1,
-                    markersize=2,
-                    **_style(place),
-                )
+                style = {**_style(place), "linewidth": 1, "markersize": 2}
+                axis.plot(range(1, epochs + 1), means, label=f"{variant.label}{network}", **style)
     for axis, title in zip(axes, ("base network", "smaller network"), strict=True):
         axis.set(title=title, xlabel="epoch of the final training stage", ylabel=f"{NAMES[measure]}, %")
         if axis.has_data():

@@ -90,16 +90,11 @@ def open_folder(folder: Path) -> Source:
             got=f"folders: {', '.join(train_classes) or 'none'}{beside}",
             fix=f"Did you mean folder:{inside[0]}?" if inside and not layout.train else "",
         )
-    train, val = (
-        None if part is None else _all_classes_filled(folder, part, classes, left_out)
-        for part, classes in (
-            (layout.train or "", train_classes),
-            (layout.val, [val_folders[name] for name in train_folders]),
-        )
-    )
-    assert train is not None
-    val_name = f"folder {layout.val}/" if val else Source.val_name
-    return _photos(train, val, val_name, train_classes, left_out)
+    train = _all_classes_filled(folder, layout.train or "", train_classes, left_out)
+    if layout.val is None:
+        return _photos(train, None, Source.val_name, train_classes, left_out)
+    val = _all_classes_filled(folder, layout.val, [val_folders[name] for name in train_folders], left_out)
+    return _photos(train, val, f"folder {layout.val}/", train_classes, left_out)
 
 
 def open_all_photos(folder: Path, *, channels: int) -> Source:

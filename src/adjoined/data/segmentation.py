@@ -136,14 +136,12 @@ def read_mask(path: str) -> np.ndarray:
     """
     with quiet(), opened_image(path) as image:
         if how := _changed_by(image):
-            expected = "values of 8 or 16 bits, compressed without loss"
-            fix = "Save it as a PNG file with 8 bits per pixel."
             raise AdjoinedError(
                 "the values of the mask are not read as they were saved",
                 where=path,
-                expected=expected,
+                expected="values of 8 or 16 bits, compressed without loss",
                 got=how,
-                fix=fix,
+                fix="Save it as a PNG file with 8 bits per pixel.",
             )
         if image.mode not in _MODES:
             raise AdjoinedError(

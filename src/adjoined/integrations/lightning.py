@@ -297,14 +297,10 @@ class Adjoined(Callback):
         """
         several = len({loader for loader, _ in self._running}) > 1
         for (loader, network), metrics in self._running.items():
+            end = f"/dataloader_idx_{loader}" if several else ""
             for name, metric in metrics.items():
-                end = f"/dataloader_idx_{loader}" if several else ""
-                pl_module.log(
-                    f"{self._of(trainer)}{network}/{name}{end}",
-                    metric.compute(),
-                    prog_bar=True,
-                    add_dataloader_idx=False,
-                )
+                key = f"{self._of(trainer)}{network}/{name}{end}"
+                pl_module.log(key, metric.compute(), prog_bar=True, add_dataloader_idx=False)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end

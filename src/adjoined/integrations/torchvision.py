@@ -62,10 +62,8 @@ class WithHead(nn.Module):
         finally:
             handle.remove()
         scores, boxes = _dense(found[0])
-        if "classification" in losses and hasattr(
-            self.detector, "neg_to_pos_ratio"
-        ):  # SSD: a softmax with a background
-            scores = _independent(scores)
+        if "classification" in losses and hasattr(self.detector, "neg_to_pos_ratio"):
+            scores = _independent(scores)  # SSD: a softmax with a background
         return {"losses": losses, "scores": scores, "boxes": boxes}
 
 

@@ -170,11 +170,7 @@ def rebuild(
     from adjoined import models
 
     recipe, plan = description["model"], description["plan"]
-    size = {
-        "num_classes": recipe["num_classes"],
-        "in_channels": recipe["in_channels"],
-        "image_size": recipe.get("image_size"),
-    }
+    size: dict[str, Any] = {name: recipe.get(name) for name in ("num_classes", "in_channels", "image_size")}
     plan = None if plan is None else SlicePlan.from_json(plan, where=where)
     if isinstance(model, nn.Module):
         module = model

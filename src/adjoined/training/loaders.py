@@ -61,12 +61,11 @@ class RunData(LightningDataModule):
             "rank": self.trainer.global_rank,
             "world_size": self.trainer.world_size,
         }
-        self._train: DataLoader[Any] | DeviceLoader = (
-            self.images.device_loader(self.trainer.strategy.root_device, **options)
-            if self.settings.data_on_device
-            else self.images.train_loader(**options)
-        )
-        if not self.settings.data_on_device:
+        self._train: DataLoader[Any] | DeviceLoader
+        if self.settings.data_on_device:
+            self._train = self.images.device_loader(self.trainer.strategy.root_device, **options)
+        else:
+            self._train = self.images.train_loader(**options)
             self._loaders.append(self._train)
 
     def killed_worker(self) -> int | None:

@@ -167,11 +167,8 @@ class TrainingModule(LightningModule):
         row = self.meters.close()
         for name, value in row.items():
             if not isfinite(value) and (name == "loss" or name.startswith("val_")):
-                what = (
-                    "loss"
-                    if name == "loss"
-                    else f"validation loss of {name.removeprefix('val_').removesuffix('_loss')}"
-                )
+                network = name.removeprefix("val_").removesuffix("_loss")
+                what = "loss" if name == "loss" else f"validation loss of {network}"
                 raise self._not_finite(f"the {what} is no longer finite", value)
         return {name: value for name, value in row.items() if isfinite(value)}
 
