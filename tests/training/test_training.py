@@ -132,6 +132,17 @@ def test_outside_a_terminal_there_is_a_line_an_epoch(plain, tmp_path):
     assert "\x1b" not in shown.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("capability", "precision", "told"), [("AVX2", "bf16-true", 1), ("AVX512", "bf16-true", 0), ("AVX2", "32-true", 0)]
+)
+def test_bfloat16_on_a_processor_without_it_is_pointed_out(capability, precision, told, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    shown = io.StringIO()
+    train(replace(TINY, precision=precision, epochs=1), tmp_path / "run", console=Console(file=shown, width=200))
+    assert shown.getvalue().count("--precision bf16-true: this processor has no AVX-512") == told
+
+
 def test_in_a_terminal_there_is_a_bar(plain, tmp_path):
     shown = io.StringIO()
     console = Console(file=shown, width=160, force_terminal=True, legacy_windows=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -85,6 +86,8 @@ def run_training(
         history, files, limit = History(run.metrics), WholeCheckpointIO(), Deadline(deadline)
         callbacks = [*_callbacks(settings, run, history, console, records), limit]
         trainer = make_trainer(settings, run.path, callbacks, files)
+        if part_of is None and is_main():
+            _tell_slow_precision(settings, trainer, console)
         train_stage = partial(
             run_training, resume=True, console=console, announce=None, part_of=whole, deadline=deadline
         )
@@ -142,6 +145,14 @@ def _tell_other_versions(run: RunFolder, console: Console) -> None:
     if other := run.other_versions():
         pairs = ", ".join(f"{name} {now} (it started with {then})" for name, (then, now) in other.items())
         say(console, f"{run.path}: resumed with {pairs}; the results may differ from those of an uninterrupted run")
+
+
+def _tell_slow_precision(settings: Settings, trainer: Trainer, console: Console) -> None:
+    """Say that bfloat16 is slow if this processor computes it without instructions for it."""
+    on_x86 = trainer.strategy.root_device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
+    if on_x86 and settings.precision.startswith("bf16") and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        what = "this processor has no AVX-512, and without it bfloat16 can be ten times slower than float32"
+        say(console, f"--precision {settings.precision}: {what}; --precision 32-true avoids that")
 
 
 def _tell_changed_images(run: RunFolder, images: ImageData, console: Console) -> None:
