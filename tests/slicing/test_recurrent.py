@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from adjoined import adjoin
 from adjoined.slicing import Kind, SlicePlan, check_plan, make_plan
-from constructs import Net
 from recurrent import SOUND, Cell, ImageCell, Letters, ModulatedUpsampling, Packed, Recurrent, Words
 from zoo import images, parameters, seeded
 
@@ -105,22 +104,3 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_a_statistic_behind_a_pixel_shuffle_does_not_tie_the_channels(statistic: str, skip: bool):
     narrow_and_right(seeded(lambda: Decoder(STATISTICS[statistic], skip)), images(1, 3, 8, 8), 0.34)
-
-
-class StateSpace(Net):
-    """A diagonal state space: each channel's own kernel over the places, by a product with the channels as batch."""
-
-    def parts(self) -> None:
-        self.decay, self.gain = nn.Parameter(-torch.rand(32, 4)), nn.Parameter(torch.randn(32, 4))
-
-    def mid(self, x: Tensor) -> Tensor:
-        steps = (self.decay[..., None] * torch.arange(64)).exp()
-        return x * torch.einsum("cn,cnl->cl", self.gain, steps).view(-1, 8, 8)
-
-
-def test_channels_that_are_the_batch_of_both_factors_are_the_same():
-    model = seeded(StateSpace)
-    x = torch.zeros(1, 3, 8, 8)
-    plan = make_plan(model, x, alpha=2, round_to=1)
-    assert (plan.small_shape("decay"), plan.small_shape("gain")) == ((16, 4), (16, 4))
-    assert (check_plan(model, x, plan).error or 0) < 1e-12

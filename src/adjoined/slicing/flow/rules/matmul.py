@@ -77,13 +77,9 @@ def _product(
     for slot, dims in spans_a:
         if varying(slot) and a.ndim - 1 not in dims:  # the same in every head of an attention
             carried.append(state.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
-    for slot, dims in spans_b:  # labels along the batch alone
-        if b.ndim == 3 and dims == {0}:
-            alike = next((n for n, other in enumerate(carried) if varying(other) == (0,)), None)
-            if alike is not None:
-                carried[alike] = state.tie(carried[alike], slot)
-            elif not any(0 in varying(other) for other in carried):
-                carried.append(slot)
+    for slot, dims in spans_b:  # labels along the batch alone are kept if the other factor has none
+        if b.ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
+            carried.append(slot)
     state.carry(out, _with_columns(state, b, spans_b, carried, bias, out))
 
 
