@@ -307,8 +307,8 @@ def _mapping(flag: str, text: str, entry: str) -> dict[str, str]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in part.rpartition("="))
         if not equals or not name or name in found:
-            key, of_key = entry.lower().split("=")
-            wrong = "is given twice" if name in found else f"not a {key} with a {of_key}"
+            key, content = entry.lower().split("=")
+            wrong = "is given twice" if name in found else f"not a {key} with a {content}"
             raise AdjoinedError(wrong, where=flag, expected=f"{entry},{entry}", got=part)
         found[name] = value
     return found

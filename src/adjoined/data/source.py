@@ -35,7 +35,7 @@ class Source:
     size: int | None = None
     """Height and width of the images, pixels; None for photos of any size."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """ImageNet's, as the standard deviation."""
+    """Those of ImageNet, like `std`."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     vary: Callable[..., Transform] = photo_transform
     """Builds the augmentation from (info, augmentation); if `shifted`, it also takes a `shift`."""

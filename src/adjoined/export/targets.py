@@ -128,11 +128,11 @@ class Target:
             ) from error
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """Return a file and those that belong to it."""
+        """Return the path of an exported file, and those of the files that belong to it."""
         return (path, *(path.with_suffix(suffix) for suffix in self.beside))
 
     def size(self, path: Path) -> int:
-        """Return their size, bytes."""
+        """Return the size of an exported file with those that belong to it, bytes."""
         return sum(each.stat().st_size for each in self.files(path))
 
 

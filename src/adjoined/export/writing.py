@@ -74,7 +74,8 @@ def write(
     if calibration is not None and not len(calibration):
         raise AdjoinedError("no images to calibrate on", where=path, fix="Leave out int8, or give images.")
     example = batches[0][0][:1].repeat(largest_batch, 1, 1, 1)
-    least = sum(each.numel() * each.element_size() for each in module.parameters()) + GRAPH  # also on the way to int8
+    # An int8 file is made from one in float32, so it needs as much room.
+    least = sum(each.numel() * each.element_size() for each in module.parameters()) + GRAPH
     with written_beside(*target.files(path)) as parts:
         begin = time.perf_counter()
         with _full_disk_reported(path, parts, least):

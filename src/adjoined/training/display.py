@@ -112,15 +112,13 @@ class Display(Callback):
             say(self.console, self._line(trainer))
             self._move(trainer, pl_module)
 
-    def on_train_end(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None
-    ) -> None:
-        """Close the bar, so that the terminal is restored."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
 
-    on_exception = on_train_end
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the terminal is restored."""
+        self._close()
 
     def _line(self, trainer: Trainer) -> str:
         done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
@@ -143,6 +141,11 @@ class Display(Callback):
         room = self.console.width - len(epoch) - 2 * len(str(pl_module.steps)) - BAR_WIDTH - OTHER_WIDTH
         figures = fitting([images, *loss, *waiting, *weight(pl_module.latest)], room)
         self._bar.update(self._task, completed=trainer.global_step, description=epoch, figures=figures)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 def _bar(console: Console) -> Any:

@@ -45,22 +45,25 @@ class TensorBoard(Callback):
             if self._writer is not None:
                 self._writer.flush()
 
-    def on_train_end(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None
-    ) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the file."""
-        with self._passed_over():
-            if self._writer is not None:
-                self._writer.close()
-        self._writer = None
+        self._close()
 
-    on_exception = on_train_end
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the file."""
+        self._close()
 
     def _write(self, group: str, scalars: Mapping[str, float], step: int) -> None:
         with self._passed_over():
             for name, value in scalars.items():
                 if self._writer is not None:
                     self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def _close(self) -> None:
+        with self._passed_over():
+            if self._writer is not None:
+                self._writer.close()
+        self._writer = None
 
     @contextmanager
     def _passed_over(self) -> Iterator[None]:
