@@ -139,17 +139,17 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         >>> (path / "file").read_text(), len(list(path.parent.iterdir()))
         ('new', 1)
     """
-    with scratch_folder(path.parent) as beside:
+    with scratch_folder(path.parent) as scratch:
+        beside = scratch / path.name
+        beside.mkdir()
         yield beside
         try:
             _flush(beside)
             if not path.exists():
                 beside.rename(path)
             elif not _exchange(beside, path):
-                old = _name_beside(path)
-                path.rename(old)
+                path.rename(scratch / "old")
                 beside.rename(path)
-                shutil.rmtree(old, ignore_errors=True)
             _flush(path.parent)
         except OSError as error:
             raise cannot_write(error, path) from error
@@ -333,15 +333,16 @@ def as_utf8(content: bytes, path: object) -> str:
 
 
 def cannot_write(error: OSError, path: object) -> AdjoinedError:
-    """Turn an operating-system error into a one-line AdjoinedError with advice."""
+    """Turn an operating-system error into a one-line AdjoinedError with advice; it names the file's final place."""
+    where = Path(*(part for part in Path(str(path)).parts if not is_part(part)))
     if error.errno in _FULL:
         return AdjoinedError(
             "the disk is full",
-            where=path,
+            where=where,
             fix="Free some space and run again (training: with --resume); files written earlier are kept.",
         )
     reason = "it is a file, or a broken link" if error.errno == EEXIST else error.strerror or error
-    return AdjoinedError(f"cannot be written: {reason}", where=path, fix="Choose a writable folder.")
+    return AdjoinedError(f"cannot be written: {reason}", where=where, fix="Choose a writable folder.")
 
 
 def _refuse_device(path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from errno import ENOSPC
 from math import prod
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from adjoined.cli import main
 from adjoined.comparison.study import Study
 from adjoined.comparison.variants import read_variants
 from adjoined.errors import AdjoinedError
-from adjoined.files import check_writable, write_whole, written_beside
+from adjoined.files import check_writable, replaced_folder, write_whole, written_beside
 from adjoined.json_files import read_json, write_json
 from adjoined.runs import RunFolder
 from adjoined.runs.finished import open_run
@@ -176,6 +177,20 @@ def test_the_name_beside_is_new_each_time_and_leaves_nothing(tmp_path):
             part.write_text("x")
     assert len(seen - {"a", "b"}) == 6
     assert {each.name for each in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_an_error_names_the_final_place_of_a_file_that_is_written_beside_it(tmp_path):
+    def full(_: object) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+    with written_beside(tmp_path / "new") as (part,):
+        part.mkdir()
+        with pytest.raises(AdjoinedError) as of_new:
+            write_whole(part / "file", full)
+    with replaced_folder(tmp_path / "best") as folder, pytest.raises(AdjoinedError) as of_best:
+        write_whole(folder / "file", full)
+    assert str(of_new.value).startswith(f"{tmp_path}/new/file: the disk is full")
+    assert str(of_best.value).startswith(f"{tmp_path}/best/file: the disk is full")
 
 
 def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path):
