@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from adjoined.errors import AdjoinedError
 from adjoined.loss import adjoint_loss, adjoint_terms
@@ -283,6 +284,16 @@ def test_the_count_of_a_training_step_in_closed_form():
     method = METHODS["standard"](Settings(method="standard"))
     assert step_macs(method, model, torch.zeros(1, 2, 8, 8)) == 2 * conv + 3 * linear
     assert all(each.grad is None for each in model.parameters())
+
+
+def test_a_step_counts_the_same_without_numbers_as_with_them():
+    """The count runs on the meta device, where norms and activations are given their shapes only."""
+    norms = nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4, affine=False)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), *norms, nn.Flatten(), nn.Linear(144, 5), nn.BatchNorm1d(5))
+    method = METHODS["standard"](Settings(method="standard"))
+    with FlopCounterMode(display=False) as counter:
+        method.step(model, torch.randn(2, 2, 8, 8), torch.tensor([0, 1]), progress=0.5, measure=False).loss.backward()
+    assert step_macs(method, model, torch.zeros(1, 2, 8, 8)) == counter.get_total_flops() // 4
 
 
 @pytest.mark.parametrize(("data", "last"), [("segmentation:PATH", []), ("labels:FILE.csv", [nn.Flatten()])])

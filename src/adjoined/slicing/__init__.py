@@ -29,6 +29,7 @@ from adjoined.slicing.make_plan import Slicer, make_plan, reorder, select, warn_
 from adjoined.slicing.model.code import lists_parameters, mentions
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
+from adjoined.slicing.model.meta import result_on_meta
 from adjoined.slicing.model.misuse import check_arguments, check_trainable
 from adjoined.slicing.model.modules import (
     WithoutHistory,
@@ -94,6 +95,7 @@ __all__ = [
     "private_names",
     "read_budget",
     "reorder",
+    "result_on_meta",
     "select",
     "take",
     "tensor_leaves",

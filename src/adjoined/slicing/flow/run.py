@@ -29,6 +29,7 @@ from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State
 from adjoined.slicing.model.cost import flops_of
 from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.meta import result_on_meta
 from adjoined.slicing.model.misuse import takes_functions
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
@@ -215,7 +216,7 @@ class LabelFlow(State, TorchDispatchMode):
             OutOfStep: in the second run, it does not accept the shapes.
         """
         try:
-            if "out" not in kwargs and (found := _shaped(name, args, given)) is not None:
+            if "out" not in kwargs and (found := result_on_meta(name, args, given)) is not None:
                 return found
             return func(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -348,24 +349,6 @@ _CREATE = {
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
     "empty_strided", "new_empty_strided", "scalar_tensor",
 }  # fmt: skip
-
-_ACTIVATIONS = {"elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "sigmoid", "silu"}
-
-
-def _shaped(name: str, args: Any, given: Sequence[Tensor]) -> Any:
-    """Return the results on the meta device of an operator that keeps its operand's shape, or None for other ones.
-
-    torch's own meta kernels for these, in Python, are slow.
-    """
-    x = given[0] if given else None
-    if x is None or not x.is_meta or not x.is_floating_point():
-        return None
-    if name.removesuffix("_") in _ACTIVATIONS:
-        return x if name.endswith("_") else torch.empty_like(x)
-    if name == "native_batch_norm" and all(each is None or each.shape == x.shape[1:2] for each in args[1:5]):
-        return torch.empty_like(x), x.new_empty(x.shape[1:2]), x.new_empty(x.shape[1:2])
-    return None
-
 
 _NOISE = {"rand", "randn", "randint"}
 """Operators whose elements differ only by chance."""

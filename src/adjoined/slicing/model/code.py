@@ -12,6 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_REMEMBERED = 1024
+"""Codes whose contents are remembered: they never change, reading them takes long, and every plan reads them again."""
+
 
 def codes_of(function: FunctionType) -> Iterator[CodeType]:
     """Yield the code of a function, and that of the functions and comprehensions defined inside it."""
@@ -60,6 +63,8 @@ def _is_own(package: object) -> bool:
 
 def _function(reached: Any) -> FunctionType | None:
     """Return the function of a property, a method, a partial function or a callable object."""
+    if reached is None:  # what most names are, in most places
+        return None
     while isinstance(reached, functools.partial):
         reached = reached.func
     if isinstance(reached, (property, MethodType)):
@@ -92,8 +97,12 @@ def used_by(function: FunctionType) -> Iterator[Any]:
             continue
     yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     for code in codes_of(function):
-        names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-        yield from (function.__globals__[name] for name in names if name in function.__globals__)
+        yield from (function.__globals__[name] for name in _globals_in(code) if name in function.__globals__)
+
+
+@functools.lru_cache(_REMEMBERED)
+def _globals_in(code: CodeType) -> set[str]:
+    return {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
 
 
 def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
@@ -103,8 +112,12 @@ def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
 
 def lists_parameters(function: FunctionType) -> bool:
     """Return whether a function asks some module for its parameters."""
-    asked = ("parameters", "named_parameters")
-    found = (each for code in codes_of(function) for each in dis.get_instructions(code) if each.argval in asked)
+    return any(map(_lists_parameters, codes_of(function)))
+
+
+@functools.lru_cache(_REMEMBERED)
+def _lists_parameters(code: CodeType) -> bool:
+    found = (each for each in dis.get_instructions(code) if each.argval in ("parameters", "named_parameters"))
     return any(each.opname == "LOAD_METHOD" or _is_method(each) for each in found)
 
 

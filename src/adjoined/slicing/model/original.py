@@ -126,13 +126,14 @@ def tensors_kept(model: nn.Module) -> list[Tensor]:
     """Return the tensors that modules keep in attributes and do not register, alone, in containers or in objects."""
     registered = {id(tensor) for tensor in named_tensors(model).values()}
     held = [value for module in model.modules() for value in vars(module).values()]
-    held += [value for each in held for holder in _holders(each) for value in contents(holder).values()]
+    changing = filter(_can_change, held[:])
+    held += [value for each in changing for holder in _holders(each) for value in contents(holder).values()]
     return [each for each in held if isinstance(each, Tensor) and id(each) not in registered]
 
 
 def _contents_in(held: Any) -> list[tuple[Any, dict[Any, Any]]]:
     """Return what an attribute holds that can change, each with its contents; nothing for an empty container."""
-    if isinstance(held, CONTAINERS) and not held:
+    if not _can_change(held) or (isinstance(held, CONTAINERS) and not held):  # nearly all of them
         return []
     return [(holder, contents(holder)) for holder in _holders(held)]
 
