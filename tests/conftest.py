@@ -47,6 +47,16 @@ def _briefly() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _seeds_for_what_is_there() -> Iterator[None]:
+    """Seed only accelerators that are there: for others, torch keeps each seed with the formatted stack of its call."""
+    with pytest.MonkeyPatch.context() as patch:
+        for accelerator in (torch.cuda, torch.xpu, torch.mtia):
+            if not accelerator.is_available():
+                patch.setattr(accelerator, "manual_seed_all", lambda seed: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder that ADJOINED_DATA names, else `../data`, with cifar-100-python and imagenette224/{train,val}."""
