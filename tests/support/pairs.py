@@ -16,10 +16,20 @@ X, Y = images(6, 3, 8, 8), torch.arange(6) % 5
 
 def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A network in eval mode with lively norms, and an input for it; float32."""
+    if name == "densenet":
+        x = images(2, 3, 64, 64)
+        return lively(seeded(_short_densenet, seed), x).float(), x
     if name not in OWN:
         x = images(2, 3, 64, 64)
         return lively(torchvision_model(name, seed=seed), x).float(), x
     return lively(seeded(OWN[name], seed), X).float(), X
+
+
+def _short_densenet() -> nn.Module:
+    """torchvision's DenseNet with two layers in each of its four blocks, where densenet121 has up to 24."""
+    from torchvision.models import DenseNet
+
+    return DenseNet(growth_rate=16, block_config=(2, 2, 2, 2), num_init_features=32, num_classes=10)
 
 
 def joint(*, alpha: float | tuple[float, ...] = 4, seed: int = 0) -> AdjoinedNetwork:
