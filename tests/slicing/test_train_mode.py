@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,6 +213,47 @@ def test_a_check_does_without_chance(way: str):
     checked = check_plan(model, X, make_plan(model, X, alpha=2, round_to=1))
     assert checked.how == "masked base"
     assert (checked.error or 0) < 1e-12
+
+
+class Branching(nn.Module):
+    """In train mode, one of two branches runs, by a number that code draws."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+        self.stem, self.left, self.right, self.head = conv(3, 32), conv(32, 48), conv(32, 48), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        if self.training:
+            return self.head((self.left if self.draw() < 0.5 else self.right)(x).relu().mean((2, 3)))
+        return self.head((self.left(x) + self.right(x)).relu().mean((2, 3)))
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def by_numpy() -> float:
+    return np.random.rand()  # noqa: NPY002 models use the global state, too
+
+
+def by_torch() -> float:
+    return float(torch.rand(()))
+
+
+@pytest.mark.parametrize("draw", [random.random, by_numpy, by_torch])
+def test_every_network_of_a_plan_takes_the_branch_that_the_first_one_took(draw: Callable[[], float]):
+    """The caller's own draws go on as they would have without the plan."""
+    for seed in range(5):
+        seed_all(seed)
+        plan = make_plan(seeded(lambda: Branching(draw)), X.float(), alpha=2, round_to=1)
+        assert [plan.small_shape(f"{name}.weight")[:2] for name in ("left", "right")] == [(24, 16), (24, 16)]
+        after = draw()
+        seed_all(seed)
+        assert after == draw()
 
 
 class Gradient(nn.Module):

@@ -18,6 +18,7 @@ from adjoined.slicing.flow.not_channels import any_beside_channels
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
+from adjoined.slicing.model.chance import same_chance
 from adjoined.slicing.model.code import reads_mode
 from adjoined.slicing.model.cost import Cost, cost_of_run
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
@@ -133,7 +134,7 @@ def _trace(
     before = Original(model)
     values = {name: tensor.detach().clone() for name, tensor in tensors.items() if not tensor.is_meta}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with same_chance():
             returned = flow.run(model, inputs)
     except AdjoinedError:
         raise
@@ -198,7 +199,7 @@ def label_tensors(
 
 def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tuple[Inputs | None, list[Tensor]]:
     """Run in train mode, on doubled inputs if norms need more than one sample; None if it does not run."""
-    with torch.random.fork_rng(devices=[]):
+    with same_chance():
         for attempt in inputs.for_training():
             try:
                 return attempt, tensor_leaves(flow.run(model, attempt, train=True))
@@ -211,7 +212,7 @@ def _run_in_train_mode(flow: LabelFlow, model: nn.Module, inputs: Inputs) -> tup
 
 def _trains(model: nn.Module, inputs: Inputs) -> bool:
     """Return whether a model, which may change in the run, runs in train mode."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with same_chance(), torch.no_grad():
         for attempt in inputs.for_training():
             with suppress(Exception):  # whatever the model's own code raises
                 attempt.run(model.train())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from adjoined.slicing.flow.labels import OutOfStep, along
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.sizes import Mismatch
 from adjoined.slicing.flow.trace import Trace
+from adjoined.slicing.model.chance import same_chance
 from adjoined.slicing.model.cost import cost_of_run
 from adjoined.slicing.model.inputs import tensor_leaves
 from adjoined.slicing.model.misuse import another_path
@@ -46,7 +46,7 @@ def _run(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) -> l
         kept = enumerate(zip(traced.labels[name], plan.indices(name), strict=True))
         slots = [along(take(vector, (index,)), d, tensor.ndim) for d, (vector, index) in kept if vector is not None]
         flow.carry(tensor, slots)
-    with torch.random.fork_rng(devices=[]):
+    with same_chance():
         outputs = tensor_leaves(flow.run(small, traced.inputs))
         if traced.train_inputs is not None:
             outputs += tensor_leaves(flow.run(small, traced.train_inputs, train=True))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from adjoined.slicing.model.chance import same_chance
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import full_name, set_sizes
 from adjoined.slicing.plan.plan import SlicePlan
@@ -99,7 +100,7 @@ def _read(small: nn.Module, inputs: Inputs, places: Collection[_Place]) -> set[_
                 part.__class__ = type(type(part).__name__, (type(part),), own)  # pyright: ignore[reportAttributeAccessIssue]
             except Exception:  # a class that cannot be subclassed
                 read |= {(name, attribute) for attribute in own}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), same_chance():
         with suppress(Exception):  # it need not run in train mode, as on a single image
             inputs.run(small.train())
         try:

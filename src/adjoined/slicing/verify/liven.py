@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adjoined.slicing.model.chance import same_chance
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.modules import is_norm, named_tensors
 
@@ -120,7 +121,7 @@ def _measure(x: Tensor, mean: Tensor, var: Tensor) -> None:
 @contextlib.contextmanager
 def repeatable() -> Iterator[None]:
     """Make runs independent of chance within the block, and restore the random state."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _NoChance():
+    with same_chance(range(torch.cuda.device_count())), _NoChance():
         torch.manual_seed(0)
         yield
 
