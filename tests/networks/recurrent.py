@@ -118,3 +118,17 @@ class ModulatedUpsampling(nn.Module):
         weight = weight.transpose(1, 2).flatten(0, 1)
         x = F.conv_transpose2d(x.reshape(1, n * c, h, w), weight, stride=2, groups=n)
         return self.head(x.view(n, -1, *x.shape[2:]).relu())
+
+
+class Tracker(nn.Module):
+    """SiamFC's: the features of each image are searched for those of another one, the kernel of its own group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, padding=1))
+        self.head = nn.Conv2d(1, 2, 1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        wanted, x = self.features(pictures[:, :, :4, :4]), self.features(pictures)
+        n, c, h, w = x.shape
+        return self.head(F.conv2d(x.reshape(1, n * c, h, w), wanted, groups=n).transpose(0, 1))

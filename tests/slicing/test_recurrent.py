@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adjoined import adjoin
 from adjoined.slicing import Kind, SlicePlan, check_plan, make_plan
-from recurrent import SOUND, Cell, ImageCell, Letters, ModulatedUpsampling, Packed, Recurrent, Words
+from recurrent import SOUND, Cell, ImageCell, Letters, ModulatedUpsampling, Packed, Recurrent, Tracker, Words
 from zoo import images, parameters, seeded
 
 WORDS = torch.arange(24).view(2, 12) % 50
@@ -36,6 +36,7 @@ EACH: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "Embedding": (Words, WORDS),
     "EmbeddingBag": (lambda: Words(together=True), WORDS),
     "groups are images": (ModulatedUpsampling, images(2, 3, 8, 8)),
+    "kernels are images": (Tracker, images(2, 3, 8, 8)),
 }
 
 
@@ -68,8 +69,9 @@ def test_it_narrows_and_both_networks_take_a_step(name: str):
         assert all(map(torch.equal, twin(x), (p, q)))
 
 
-def test_the_plan_does_not_depend_on_the_number_of_images():
-    model = seeded(ModulatedUpsampling)
+@pytest.mark.parametrize("make", [ModulatedUpsampling, Tracker])
+def test_the_plan_does_not_depend_on_the_number_of_images(make: Callable[[], nn.Module]):
+    model = seeded(make)
     plans = [make_plan(model, images(n, 3, 8, 8), alpha=2, round_to=1) for n in (1, 2, 5)]
     assert plans[0].tensors
     assert plans[0].tensors == plans[1].tensors == plans[2].tensors

@@ -68,11 +68,15 @@ def _grouped(
         state.pin(out, BANK)
         state.pin(weight_in, INSIDE_GROUPS)
         return _of_bank(state, groups, channels, weight.shape[0] // groups)
+    size = weight.shape[1]
+    if channels is not None and weight_in is not None and out is None and size > 1 and _repeats(channels, groups):
+        state.findings.sliced_inside.add(state.module)  # each image is compared with a kernel that is an image, too
+        state.tie(channels.view(groups, -1)[0], weight_in)
+        return None
     if channels is None or out is None:
         for labels in (channels, out, weight_in):
             state.pin(labels, Reason(Kind.FIXED_WIDTH, "grouped convolution with channels of fixed width"))
         return out
-    size = weight.shape[1]
     inside = state.module in state.findings.sliced_inside
     rows = channels.view(groups, -1)
     if not state.strict:
