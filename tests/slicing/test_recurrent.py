@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adjoined import adjoin
 from adjoined.slicing import Kind, SlicePlan, check_plan, make_plan
+from constructs import Net
 from recurrent import SOUND, Cell, ImageCell, Letters, ModulatedUpsampling, Packed, Recurrent, Tracker, Words
 from zoo import images, parameters, seeded
 
@@ -106,3 +107,41 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_a_statistic_behind_a_pixel_shuffle_does_not_tie_the_channels(statistic: str, skip: bool):
     narrow_and_right(seeded(lambda: Decoder(STATISTICS[statistic], skip)), images(1, 3, 8, 8), 0.34)
+
+
+class StateSpace(Net):
+    """A diagonal state space: each channel's own kernel over the places, by a product with the channels as batch."""
+
+    def parts(self) -> None:
+        self.decay, self.gain = nn.Parameter(-torch.rand(32, 4)), nn.Parameter(torch.randn(32, 4))
+
+    def mid(self, x: Tensor) -> Tensor:
+        steps = (self.decay[..., None] * torch.arange(64)).exp()
+        return x * torch.einsum("cn,cnl->cl", self.gain, steps).view(-1, 8, 8)
+
+
+def test_channels_that_are_the_batch_of_both_factors_are_the_same():
+    model = seeded(StateSpace)
+    x = torch.zeros(1, 3, 8, 8)
+    plan = make_plan(model, x, alpha=2, round_to=1)
+    assert (plan.small_shape("decay"), plan.small_shape("gain")) == ((16, 4), (16, 4))
+    assert (check_plan(model, x, plan).error or 0) < 1e-12
+
+
+class MatricesOfPlaces(Net):
+    """A matrix for each place of a small spectrum, whose rows and columns are the batch of both factors."""
+
+    def parts(self) -> None:
+        self.one, self.two = nn.Parameter(torch.randn(32, 2, 2)), nn.Parameter(torch.randn(32, 32, 2, 2))
+
+    def mid(self, x: Tensor) -> Tensor:
+        scales = torch.einsum("ixy,ioxy->oxy", self.one, self.two) / 32
+        return x * scales.repeat(1, 4, 4)
+
+
+def test_rows_and_columns_that_are_the_batch_of_both_factors_stay_apart():
+    model = seeded(MatricesOfPlaces)
+    x = torch.zeros(1, 3, 8, 8)
+    plan = make_plan(model, x, alpha=2, round_to=1)
+    assert (plan.small_shape("one")[1:], plan.small_shape("two")[1:]) == ((2, 2), (16, 2, 2))
+    assert (check_plan(model, x, plan).error or 0) < 1e-12

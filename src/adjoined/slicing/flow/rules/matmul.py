@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import Slot, along, varying
+from adjoined.slicing.flow.labels import Slot, along, in_order, varying
 from adjoined.slicing.flow.operators import Statistic, rule
 from adjoined.slicing.flow.rules.attention import heads_of, keeps_whole_heads
 from adjoined.slicing.flow.rules.pointwise import PARTS
@@ -77,9 +78,14 @@ def _product(
     for slot, dims in spans_a:
         if varying(slot) and a.ndim - 1 not in dims:  # the same in every head of an attention
             carried.append(state.collapse(slot, range(1, a.ndim)) if len(varying(slot)) > 1 else slot)
-    for slot, dims in spans_b:  # labels along the batch alone are kept if the other factor has none
-        if b.ndim == 3 and dims == {0} and not any(0 in varying(other) for other in carried):
-            carried.append(slot)
+    of_a = len(carried)
+    for slot, dims in spans_b:  # labels along the batch alone: the first factor may have the same channels there
+        if b.ndim == 3 and dims == {0}:
+            same = next((n for n, other in enumerate(carried[:of_a]) if _in_same_places(other, slot)), None)
+            if same is not None:
+                carried[same] = state.tie(carried[same], slot)
+            elif not any(0 in varying(other) for other in carried):
+                carried.append(slot)
     state.carry(out, _with_columns(state, b, spans_b, carried, bias, out))
 
 
@@ -115,6 +121,11 @@ def _tie_inner(state: State, a: Tensor, b: Tensor, spans_a: Spans, spans_b: Span
         state.note_sum(weight_in if read is None else read, [*rows, *columns], product=True)
     _note_channels(state, _Factor(a, read, rows), _Factor(b, weight_in, columns))
     return spans_a, spans_b
+
+
+def _in_same_places(a: Slot, b: Slot) -> bool:
+    """Return whether two slots change along the batch alone, and at the same places; several may be folded into it."""
+    return a.shape == b.shape and varying(a) == (0,) and torch.equal(in_order(a)[1], in_order(b)[1])
 
 
 def _with_columns(
