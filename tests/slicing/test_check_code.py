@@ -11,9 +11,9 @@ from test_check import DIFFERENT, ROUNDING, X, corrupted, error_of, plan_of, rig
 from torch import Tensor, nn
 
 from adjoined import AdjoinedError
-from adjoined.slicing import check_plan
+from adjoined.slicing import check_plan, make_plan
 from constructs import Net
-from zoo import seeded
+from zoo import images, seeded
 
 
 class ByWidth(Net):
@@ -86,3 +86,25 @@ def test_every_run_of_a_check_begins_with_the_state_that_the_model_has():
     plan = plan_of(model)
     right(model, plan)
     assert error_of(model, next(wrong for name, wrong in corrupted(plan) if name == "body.weight 1")) > DIFFERENT
+
+
+class Registers(nn.Sequential):
+    """Three learned tokens beside the places of a picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem, tokens, block, head = self
+        places = stem(x).flatten(2).transpose(1, 2)
+        return head(block(torch.cat([tokens.weight.expand(len(x), -1, -1), places], 1))[:, 0])
+
+
+def registers() -> nn.Module:
+    block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+    return Registers(nn.Conv2d(3, 32, 1), nn.Embedding(3, 32), block, nn.Linear(32, 5))
+
+
+def test_a_softmax_over_learned_tokens_does_not_hide_the_scale_of_the_attention():
+    """At alpha 3, four heads of eight features keep three each, with another scale."""
+    model, x = seeded(registers), images(2, 3, 8, 8)
+    checked = check_plan(model, x, make_plan(model, x, alpha=3, round_to=1))
+    assert checked.how == "strict second run"
+    assert "'2.self_attn': 1/√d" in checked.where
