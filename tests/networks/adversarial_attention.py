@@ -370,3 +370,20 @@ class EncoderDecoder(Net):
         places = torch.cat([self.columns[None].expand(8, -1, -1), self.rows[:, None].expand(-1, 8, -1)], 2)
         found = self.one(tokens(x) + places.flatten(0, 1), self.queries.expand(len(x), -1, -1))
         return found.transpose(1, 2)[..., None]
+
+
+class DeformableHeads(TokenNet):
+    """Each of four heads reads its values at three places of its own, and weighs them."""
+
+    def parts(self) -> None:
+        self.heads = 4
+        self.values, self.out = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.offsets, self.weights = nn.Linear(32, 4 * 3 * 2), nn.Linear(32, 4 * 3)
+
+    def tokens(self, t: Tensor) -> Tensor:
+        n, count, _ = t.shape
+        values = self.values(t).view(n, count, self.heads, -1).permute(0, 2, 3, 1).reshape(n * self.heads, -1, 8, 8)
+        grid = self.offsets(t).view(n, count, self.heads, 3, 2).tanh().transpose(1, 2).flatten(0, 1)
+        weights = self.weights(t).view(n, count, self.heads, 3).softmax(-1).transpose(1, 2).flatten(0, 1)
+        read = (F.grid_sample(values, grid, align_corners=False) * weights[:, None]).sum(-1)
+        return t + self.out(read.reshape(n, -1, count).transpose(1, 2))

@@ -20,7 +20,7 @@ from adjoined.slicing.plan.reasons import Kind, Reason
     "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d",
     "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
     "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
-    "replication_pad2d", "replication_pad3d", "grid_sampler_2d", "grid_sampler_3d", "fractional_max_pool2d",
+    "replication_pad2d", "replication_pad3d", "fractional_max_pool2d",
 )  # fmt: skip
 def resample(state: State, call: Call) -> None:
     """Slots along dimensions that keep their size stay; a labelled dimension that is resampled is pinned.
@@ -37,6 +37,23 @@ def resample(state: State, call: Call) -> None:
     carried = state.outside(state.slots(x), dims, _along_channels(call))
     for out in call.outputs:
         state.carry(out, carried)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+def sample(state: State, call: Call) -> None:
+    """Features (N, C, ...) are read at the places of a grid (N, ..., 2 or 3), whose coordinates go together.
+
+    N may hold the heads of an attention, which the features and the grid have in common.
+    """
+    x, grid, out = call["input"], call["grid"], call.out
+    carried = state.outside(state.slots(x), range(2, x.ndim), _along_channels(call))
+    coordinates = Reason(Kind.BY_VALUE, "coordinates of the places that are read")
+    places = state.outside(state.slots(grid), [grid.ndim - 1], coordinates)
+    heads, of_grid = ([slot for slot in slots if 0 in varying(slot)] for slots in (carried, places))
+    for slot in of_grid if heads else ():
+        state.tie(state.collapse(heads[0], (0,)), state.collapse(slot, (0,)))
+    of_grid = [slot for slot in places if not heads or 0 not in varying(slot)]
+    state.carry(out, carried + [slot.unsqueeze(1).squeeze(-1) for slot in of_grid])
 
 
 def _along_channels(call: Call) -> Reason:
