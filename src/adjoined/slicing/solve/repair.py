@@ -187,12 +187,14 @@ class Repairs:
     def _widen(self, failure: Failure) -> bool:
         """Keep the groups concerned at full width.
 
-        If there are none left, those of the last operator's results, which the code may have counted; then those of the
-        module, its parents, the model.
+        If there are none left, those of the last operator's results, which the code may have counted; then those of
+        the module that are as wide, whose width it may have read; then all of the module, its parents, the model.
         """
         self._widened[failure.module] += 1
-        groups = self._narrow(self.grouping.of_all(failure.labels))
-        groups = groups or self._narrow(self.grouping.of_all(failure.last))
+        concerned = self.grouping.of_all(failure.labels)
+        groups = self._narrow(concerned) or self._narrow(self.grouping.of_all(failure.last))
+        widths = {group.width for group in concerned}
+        groups = groups or {g for g in self._narrow(self.grouping.inside(failure.module)) if g.width in widths}
         for level, name in enumerate(and_parents(failure.module)):
             if groups and self._widened[failure.module] <= PATIENCE * (level + 1):
                 break
