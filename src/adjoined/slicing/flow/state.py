@@ -168,8 +168,11 @@ class State(Slots):
                 for label in distinct(piece):
                     self.findings.cuts[label].add((cut, dim, number))
 
-    def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot]) -> None:
-        """Record which channels go into each piece of a cut; the small network must have the same ones there."""
+    def check_cut(self, cut: Site, number: int, pieces: Sequence[Slot], whole: Slot | None = None) -> None:
+        """Record which channels go into each piece of a cut; the small network must have the same ones there.
+
+        `whole` is what was cut: channels that are dropped before the piece move those in it, even if none of it is.
+        """
         if cut in self.unaligned:
             return
         for piece, slot in enumerate(pieces):
@@ -181,9 +184,10 @@ class State(Slots):
             if any(self._fits(labels, slot, before) for before in recorded):
                 continue
             before = [label for each in recorded for label in distinct(each)]
-            if self._any_narrowed([*before, *labels]):
-                message = f"the channels cut off are not those of the base network, in {self.here}"
-                raise OutOfStep(message, [*before, *labels])
+            for concerned in ([*before, *labels], [] if whole is None else distinct(whole)):
+                if self._any_narrowed(concerned):
+                    message = f"the channels cut off are not those of the base network, in {self.here}"
+                    raise OutOfStep(message, concerned)
 
     def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
         """Return whether a slot holds what the small network keeps of the slot `before`, in any order."""
@@ -267,6 +271,11 @@ class State(Slots):
         """Return whether a label is one of a channel that the small network has."""
         assert self.is_kept is not None
         return bool(label) and self.is_kept(label)
+
+    def check_wide(self, slot: Slot) -> None:
+        """Raise OutOfStep if the small network lacks channels of a slot whose labels the current operator rejects."""
+        if self._any_narrowed(labels := distinct(slot)):
+            raise OutOfStep(f"fewer channels than the code picks from in {self.here}", labels)
 
     def _any_narrowed(self, labels: Iterable[int]) -> bool:
         return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)

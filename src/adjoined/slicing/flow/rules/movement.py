@@ -47,6 +47,7 @@ def move(state: State, call: Call) -> None:
             continue
         results = _run(call, slot, source)
         if results is None:
+            state.check_wide(slot)
             state.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
             continue
         results = [squeeze_equal(result) for result in results]
@@ -59,7 +60,7 @@ def move(state: State, call: Call) -> None:
             if folds and not state.strict:
                 state.findings.folds.append((cut, results[0]))
         elif call.name in CUTS:
-            state.check_cut(cut, number, results)
+            state.check_cut(cut, number, results, slot)
             if len(results) > 1 or results[0].numel() != slot.numel():  # otherwise nothing is cut off
                 state.note_pieces(cut, 0, results)
     for out, slots in zip(outputs, moved, strict=True):

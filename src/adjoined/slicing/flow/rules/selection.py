@@ -69,12 +69,10 @@ def _along_positions(state: State, slots: Sequence[Slot], dim: int, otherwise: s
     return state.unite(state.pin_others(slots, lambda s: dim not in varying(s), Reason(Kind.BY_VALUE, otherwise)))
 
 
-@rule("index_fill", "index_fill_", "masked_fill", "masked_fill_")
+@rule("masked_fill", "masked_fill_")
 def filled(state: State, call: Call) -> None:
-    """Some elements get one value; positions stay, and a mask is tied to what it covers."""
-    masks = [call["mask"]] if isinstance(call["mask"], Tensor) else []
-    state.pin_all(call["index"], AS_INDICES)
-    tie_elementwise(state, [call["self"], *masks], call.outputs[0])
+    """Some elements get one value; positions stay, and the mask is tied to what it covers."""
+    tie_elementwise(state, [call["self"], call["mask"]], call.outputs[0])
 
 
 def _fits(slot: Slot, out: Tensor) -> bool:

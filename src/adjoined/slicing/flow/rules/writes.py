@@ -11,9 +11,12 @@ from torch import Tensor
 from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import LABEL, NeedsValues, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
+from adjoined.slicing.flow.rules.movement import AS_INDICES
 from adjoined.slicing.flow.rules.pointwise import left_padded, tie_elementwise
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
+
+BY_VALUES = Reason(Kind.BY_VALUE, "written to positions picked by values")
 
 
 @rule("copy_")
@@ -69,21 +72,55 @@ def put_by_index(state: State, call: Call) -> None:
     across += [s for s in slots if not leading or any(d < places for d in varying(s))]
     if across and any(map(state.values.computed, indices)):
         for slot in across:
-            state.pin(slot, Reason(Kind.BY_VALUE, "written to positions picked by values"))
+            state.pin(slot, BY_VALUES)
         return state.carry(call.outputs[0], [s for s in state.slots(x) if not any(s is other for other in across)])
     if across:
         if any(index.is_meta for index in indices):
             raise NeedsValues(call.name)
         where = [None if index is None else index.cpu() for index in call["indices"]]
+        if values.numel() == 1 and not call["accumulate"]:
+            return _fill(state, call, where)
         return _write(state, call, values, lambda base, part: torch.ops.aten.index_put(base, where, part))
     written = torch.empty([1] * picked + shape[places:], device="meta")
     state.carry(written, [slot.reshape([1] * picked + list(slot.shape[places:])) for slot in slots])
     return tie_elementwise(state, [x, written], call.outputs[0])
 
 
+@rule("index_fill", "index_fill_")
+def fill_by_index(state: State, call: Call) -> None:
+    """`x[:, a] = 1`, to which torch turns some assignments: the target keeps its labels."""
+    x, index, dim = call["self"], call["index"], call["dim"] % call["self"].ndim
+    state.pin_all(index, AS_INDICES)
+    across = [slot for slot in state.slots(x) if dim in varying(slot)]
+    if not across:
+        return state.carry(call.outputs[0], state.slots(x))
+    if state.values.computed(index):
+        for slot in across:
+            state.pin(slot, BY_VALUES)
+        return state.carry(call.outputs[0], [s for s in state.slots(x) if dim not in varying(s)])
+    if index.is_meta:
+        raise NeedsValues(call.name)
+    return _fill(state, call, [None] * dim + [index.cpu()])
+
+
+def _fill(state: State, call: Call, where: list[Tensor | None]) -> None:
+    """Let the target keep its labels where one number is written; the small network must write it into their places."""
+    x = call["self"]
+    _check_places(state, x, lambda labels: torch.ops.aten.index(labels, where))
+    state.carry(call.outputs[0], state.slots(x))
+
+
+def _check_places(state: State, x: Tensor, places: Callable[[Tensor], Tensor]) -> None:
+    """Record which channels of a tensor are written into; the small network must write into the same ones."""
+    for number, slot in enumerate(state.slots(x)):
+        state.check_cut(state.call_site, number, [torch.unique(places(slot.expand(x.shape)))], slot)
+
+
 def _write(state: State, call: Call, values: Tensor, put: Callable[[Tensor, Tensor], Tensor]) -> None:
     x = call["self"]
     old, new = (sorted(state.slots(tensor), key=varying) for tensor in (x, values))
+    here = put(torch.zeros(x.shape, dtype=torch.bool), torch.ones(values.shape, dtype=torch.bool))
+    _check_places(state, x, lambda labels: labels[here])
     written = []
     for base, part in zip_longest(old, new, fillvalue=torch.zeros((), dtype=LABEL)):
         result = put(base.expand(x.shape).clone(), part.expand(values.shape))

@@ -1,0 +1,88 @@
+"""Code that names channels by fixed numbers: the small network picks and writes the same ones, or they stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjoined.slicing import check_plan, make_plan
+from constructs import Net, X, network
+
+
+def with_ones(x: Tensor, numbers: list[int]) -> Tensor:
+    x = x.clone()
+    x[:, numbers] = 1
+    return x
+
+
+def filled(x: Tensor, numbers: list[int]) -> Tensor:
+    return x.index_fill(1, torch.tensor(numbers), 1)
+
+
+def picked(x: Tensor, numbers: list[int]) -> Tensor:
+    return x + x.index_select(1, torch.tensor(numbers)).mean(1, keepdim=True)
+
+
+def replaced(x: Tensor, numbers: list[int]) -> Tensor:
+    return x.select_scatter(x[:, 0].tanh(), 1, numbers[-1])
+
+
+def added(x: Tensor, numbers: list[int]) -> Tensor:
+    images = torch.zeros(len(numbers), dtype=torch.long)
+    return x.index_put((images, torch.tensor(numbers)), torch.ones(len(numbers), 8, 8, dtype=x.dtype), accumulate=True)
+
+
+class Halves(Net):
+    """Two convolutions write the first and the last 16 channels, of which the code then names some."""
+
+    way: Callable[[Tensor, list[int]], Tensor]
+    numbers: list[int]
+
+    def parts(self) -> None:
+        self.first, self.last = nn.Conv2d(32, 16, 1), nn.Conv2d(32, 16, 1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return type(self).way(torch.cat([self.first(x), self.last(x)], 1), self.numbers)
+
+
+@pytest.mark.parametrize("numbers", [[0, 3, 10], [0, 3, 20]], ids=str)
+@pytest.mark.parametrize("way", [with_ones, filled, replaced, added], ids=lambda way: way.__name__)
+def test_a_number_names_the_same_channel_in_both_networks(way: Callable[..., Tensor], numbers: list[int]):
+    """With 8 channels of each half, channel 10 would be one of the other half, and there would be no channel 20."""
+    model = network(type("Named", (Halves,), {"way": way, "numbers": numbers}))
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    checked = check_plan(model, X, plan)
+    assert checked.how == "masked base"
+    assert (checked.error or 0) < 1e-12
+    assert plan.small_shape("stem.0.weight")[0] == 16 or way is replaced  # otherwise only what is named stays
+
+
+def test_a_number_beyond_the_channels_that_are_left_keeps_them():
+    """The meta device does not compare indices with sizes."""
+    model = network(type("Named", (Halves,), {"way": picked, "numbers": [0, 3, 20]}))
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    assert check_plan(model, X, plan).error is not None
+    assert plan.apply(model)(X).shape == model(X).shape
+
+
+class PassesOn(Net):
+    """Adds a kernel that passes every channel on, written element by element."""
+
+    def parts(self) -> None:
+        self.one = nn.Parameter(torch.randn(32, 32, 3, 3) / 4)
+
+    def mid(self, x: Tensor) -> Tensor:
+        passing, each = torch.zeros_like(self.one), torch.arange(len(self.one))
+        passing[each, each, 1, 1] = 1
+        return F.conv2d(x, self.one + passing, padding=1)
+
+
+def test_a_number_written_into_all_channels_narrows_with_them():
+    model = network(PassesOn)
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    assert plan.small_shape("one") == (16, 16, 3, 3)
+    assert (check_plan(model, X, plan).error or 0) < 1e-12
