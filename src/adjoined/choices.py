@@ -108,7 +108,7 @@ def choose(
         own = [
             Choice("method", "adjoint+", "better for both networks than the paper's loss"),
             Choice("batch_size", batch, count),
-            Choice("lr", 3e-3 if batch_norm else 1e-3, f"adamw, {'with' if batch_norm else 'without'} batch norms"),
+            Choice("lr", 2e-3 if batch_norm else 1e-3, f"adamw, {'with' if batch_norm else 'without'} batch norms"),
             Choice("grad_clip", 1.0, start),
             Choice("augment", augment, f"{count}, {counted(epochs, 'epoch')}"),
         ]
