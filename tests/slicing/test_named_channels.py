@@ -86,3 +86,23 @@ def test_a_number_written_into_all_channels_narrows_with_them():
     plan = make_plan(model, X, alpha=2, round_to=1)
     assert plan.small_shape("one") == (16, 16, 3, 3)
     assert (check_plan(model, X, plan).error or 0) < 1e-12
+
+
+class Rows(Net):
+    """Reads channels as the rows of a table."""
+
+    def parts(self) -> None:
+        self.turned = nn.Conv2d(1, 32, 1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        table = x.mean((0, 2, 3))[:, None].expand(-1, 4)
+        rows = F.embedding(torch.tensor([0, 3, 20]), table)
+        return self.turned(rows.mean() + x.mean(1, keepdim=True))
+
+
+def test_channels_that_are_rows_of_a_table_stay():
+    model = network(Rows)
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    assert plan.apply(model)(X).shape == model(X).shape
+    assert plan.small_shape("stem.0.weight")[0] == 32
+    assert plan.small_shape("turned.weight")[0] == 16

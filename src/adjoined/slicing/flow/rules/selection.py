@@ -36,7 +36,8 @@ def look_up(state: State, call: Call) -> None:
     """A table (words, features) is read row by row: the features are channels, the words are not."""
     weight, indices, out = call["weight"], call["indices"], call.outputs[0]
     state.pin_all(indices, AS_INDICES)
-    features = state.vector([slot for slot in state.slots(weight) if 1 in varying(slot)], 1)
+    rows = Reason(Kind.BY_VALUE, "rows of a table, read by their numbers")
+    features = state.vector(state.outside(state.slots(weight), [0], rows), 1)
     state.carry_along(out, out.ndim - 1, features)
 
 
