@@ -54,7 +54,10 @@ class Adjoined:
         """Make the trainer's model adjoined; the optimizer already exists."""
         model, size = trainer.model, trainer.args.imgsz
         example = torch.zeros(1, 3, size, size, device=trainer.device)
-        self.net = adjoined.adjoin(model, example, alpha=self.alpha)
+        with_sizes_only = model.register_forward_hook(one_channel)
+        plan = adjoined.make_plan(model, example, alpha=self.alpha)
+        with_sizes_only.remove()
+        self.net = adjoined.adjoin(model, example, plan=plan)
         shared = set(model.parameters())
         private = [weight for weight in self.net.parameters() if weight not in shared]  # of norms: without decay
         next(group for group in trainer.optimizer.param_groups if group["param_group"] == "bn")["params"] += private
@@ -84,6 +87,16 @@ class Adjoined:
         """Measure the statistics of the norms on the training images, and extract the small network."""
         self.net.measure_statistics(trainer.preprocess_batch(batch)["img"] for batch in trainer.train_loader)
         self.small = self.net.eval().extract()
+
+
+def one_channel(module: Any, args: Any, out: Any) -> Any:
+    """Leave one channel of the feature maps that a head returns, so that a plan does not keep them whole as outputs.
+
+    The loss uses only their sizes.
+    """
+    if isinstance(out, dict):
+        return {k: [x[:, :1] for x in v] if k == "feats" else one_channel(module, args, v) for k, v in out.items()}
+    return type(out)(one_channel(module, args, x) for x in out) if isinstance(out, (tuple, list)) else out
 
 
 def head_distance(p: dict[str, Tensor], q: dict[str, Tensor], bins: int) -> Tensor:
