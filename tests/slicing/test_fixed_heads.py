@@ -1,8 +1,9 @@
-"""Heads whose number the code fixes: their features are narrowed instead."""
+"""Heads that cannot be dropped whole: their features are narrowed instead, or they stay wide."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,3 +40,54 @@ def test_heads_whose_number_the_code_fixes_are_narrowed_inside(how: str, narrow:
     assert any("the code asks for a size of" in reason for reason in reasons) != narrow
     assert (parameters(plan.apply(model)) < 0.4 * parameters(model)) == narrow
     assert check_plan(model, X, plan).how == "masked base"
+
+
+class WidthOfAnother(nn.Module):
+    """The code fixes the number of heads, and takes their width from another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.query = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 1)
+        self.body, self.head = nn.Conv2d(32, 48, 3, padding=1), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        query = self.query(x).view(n, 4, c // 4, h, w)
+        x = (query * query.sum(2, keepdim=True).sigmoid()).view(n, c, h, w)
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+def test_only_layers_as_wide_as_what_the_code_asks_for_stay_wide():
+    model = seeded(WidthOfAnother)
+    plan = plan_of(model, alpha=4, round_to=1)
+    shapes = [plan.small_shape(f"{name}.weight")[:2] for name in ("stem", "query", "body")]
+    assert shapes == [(32, 3), (32, 32), (12, 32)]
+    assert (check_plan(model, X, plan).error or 0) < 1e-12
+
+
+class PooledHeads(nn.Module):
+    """As in MViT, the queries of all heads are normalised by the same layer, and all but the first are pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.out = nn.Conv2d(3, 32, 2, 2), nn.Linear(32, 96), nn.Linear(32, 5)
+        self.pool, self.norm = nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        n, places, _ = x.shape
+        q, k, v = self.qkv(x).view(n, places, 3, 4, -1).permute(2, 0, 3, 1, 4)
+        pooled = self.pool(q.transpose(2, 3).reshape(n * 4, -1, 4, 4))
+        q = self.norm(torch.cat([q[:, :, :1], pooled.view(n, 4, -1, 4).transpose(2, 3)], 2))
+        return self.out(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2).mean(1))
+
+
+def test_heads_that_share_a_layer_are_narrowed_inside():
+    """Dropped whole, the heads would tie all features of that layer; its norm's weights are not gates of the heads."""
+    model = seeded(PooledHeads)
+    plan = plan_of(model, alpha=4, round_to=1)
+    assert [plan.small_shape(f"{name}.weight")[0] for name in ("pool", "norm", "qkv")] == [2, 2, 24]
+    checked = check_plan(model, X, plan)
+    assert checked.how == "masked base"
+    assert (checked.error or 0) < 1e-12

@@ -387,27 +387,3 @@ def test_a_small_network_runs_the_operators_of_the_base(kind: type[Choosing], le
     assert checked.how == "masked base"
     assert checked.error is not None
     assert checked.error < 1e-12
-
-
-class FourHeads(nn.Module):
-    """The code fixes the number of heads, and takes their width from another tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.query = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 1)
-        self.body, self.head = nn.Conv2d(32, 48, 3, padding=1), nn.Linear(48, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        n, c, h, w = x.shape
-        query = self.query(x).view(n, 4, c // 4, h, w)
-        x = (query * query.sum(2, keepdim=True).sigmoid()).view(n, c, h, w)
-        return self.head(self.body(x).relu().mean((2, 3)))
-
-
-def test_only_layers_as_wide_as_what_the_code_asks_for_stay_wide():
-    model = seeded(FourHeads)
-    plan = plan_of(model, alpha=4, round_to=1)
-    shapes = [plan.small_shape(f"{name}.weight")[:2] for name in ("stem", "query", "body")]
-    assert shapes == [(32, 3), (32, 32), (12, 32)]
-    assert (check_plan(model, X, plan).error or 0) < 1e-12

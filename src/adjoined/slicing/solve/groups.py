@@ -179,9 +179,10 @@ class Grouping:
         of = self._findings.conv_groups
         choices = [(module, of[module].tolist()) for module in self._findings.whole_by_choice]
         choices += [(site.module, labels) for site, labels in self._findings.whole_heads.items()]
-        choices += [(f"{site}", labels) for site, labels in self._findings.weighed.items()]
         stuck = {module for module, labels in choices if self._are_stuck(labels)}
-        return stuck | {site.module for site, labels in self._findings.whole_heads.items() if self._are_fixed(labels)}
+        stuck |= {site.module for site, labels in self._findings.whole_heads.items() if self._are_fixed(labels)}
+        # Groups that are dropped whole may be what ties the gates: they come first.
+        return stuck or {f"{site}" for site, labels in self._findings.weighed.items() if self._are_stuck(labels)}
 
     def _are_fixed(self, labels: Iterable[int]) -> bool:
         """Return whether all these groups stay because code fixes their number."""
