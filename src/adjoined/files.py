@@ -148,7 +148,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             if not path.exists():
                 beside.rename(path)
             elif not _exchange(beside, path):
-                path.rename(scratch / "old")
+                path.rename(scratch / f"{path.name}.old")
                 beside.rename(path)
             _flush(path.parent)
         except OSError as error:
