@@ -163,16 +163,14 @@ def evaluation_transform(info: DataInfo) -> Transform:
     """
     from torchvision.transforms import v2
 
-    steps = v2.Compose([v2.Resize(info.resize), v2.CenterCrop(info.image_size)])
-    return partial(_resized, steps=steps, resize=info.resize, size=info.image_size)
+    check = partial(_check_before_resize, resize=info.resize)
+    return v2.Compose([check, v2.Resize(info.resize), v2.CenterCrop(info.image_size)])
 
 
-def _resized(image: Tensor, *masks: Tensor, steps: Callable[..., Any], resize: int, size: int) -> Any:
-    """Resize and crop an image, alone or with its mask, unless both would change nothing."""
+def _check_before_resize(image: Tensor, *masks: Tensor, resize: int) -> Any:
+    """Check an image, alone or with its mask."""
     check_pixels(image.shape[-1], image.shape[-2], resize)
-    if resize == size and all(each.shape[-2:] == (size, size) for each in (image, *masks)):
-        return (image, *masks) if masks else image
-    return steps(image, *masks)
+    return (image, *masks) if masks else image
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
