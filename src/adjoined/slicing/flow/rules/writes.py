@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
-from adjoined.slicing.flow.labels import LABEL, NeedsValues, squeeze_equal, varying
+from adjoined.slicing.flow.labels import LABEL, NeedsValues, Slot, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
 from adjoined.slicing.flow.rules.movement import AS_INDICES
 from adjoined.slicing.flow.rules.pointwise import left_padded, tie_elementwise
 from adjoined.slicing.flow.state import State
 from adjoined.slicing.plan.reasons import Kind, Reason
-
-BY_VALUES = Reason(Kind.BY_VALUE, "written to positions picked by values")
 
 
 @rule("copy_")
@@ -71,9 +69,7 @@ def put_by_index(state: State, call: Call) -> None:
     across = [s for s in state.slots(x) if not leading or any(d < picked for d in varying(s))]
     across += [s for s in slots if not leading or any(d < places for d in varying(s))]
     if across and any(map(state.values.computed, indices)):
-        for slot in across:
-            state.pin(slot, BY_VALUES)
-        return state.carry(call.outputs[0], [s for s in state.slots(x) if not any(s is other for other in across)])
+        return _keep_wide(state, call, across)
     if across:
         if any(index.is_meta for index in indices):
             raise NeedsValues(call.name)
@@ -95,12 +91,17 @@ def fill_by_index(state: State, call: Call) -> None:
     if not across:
         return state.carry(call.outputs[0], state.slots(x))
     if state.values.computed(index):
-        for slot in across:
-            state.pin(slot, BY_VALUES)
-        return state.carry(call.outputs[0], [s for s in state.slots(x) if dim not in varying(s)])
+        return _keep_wide(state, call, across)
     if index.is_meta:
         raise NeedsValues(call.name)
     return _fill(state, call, [None] * dim + [index.cpu()])
+
+
+def _keep_wide(state: State, call: Call, across: Sequence[Slot]) -> None:
+    """Pin the labels along which values pick the places; the target keeps the others."""
+    for slot in across:
+        state.pin(slot, Reason(Kind.BY_VALUE, "written to positions picked by values"))
+    state.carry(call.outputs[0], [s for s in state.slots(call["self"]) if not any(s is other for other in across)])
 
 
 def _fill(state: State, call: Call, where: list[Tensor | None]) -> None:
