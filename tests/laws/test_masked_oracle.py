@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from adjoined.slicing import Index, Kind, SlicePlan, make_plan
 from masked import masked, relative_error
@@ -43,11 +44,9 @@ CASES = [
     Case("densenet121", round_to=8),
     Case("mobilenet_v2", alpha=2.5, round_to=8),
     Case("mobilenet_v3_small"),  # squeeze and excitation
-    Case("vgg16_bn", size=32),
     Case("googlenet", alpha=2),
     Case("resnext50_32x4d", round_to=8),  # drops whole groups
     Case("two groups", size=8),  # sliced inside its groups
-    Case("shufflenet_v2_x0_5", alpha=2),
     Case("shufflenet_v2_x1_0"),
     Case("flattened", size=8),
     Case("flattened", alpha=2.5, round_to=8, size=8),
@@ -55,7 +54,7 @@ CASES = [
 ]
 WAYS = {Case("resnext50_32x4d", round_to=8): True, Case("two groups", size=8): False}
 """Case -> whether the plan drops whole groups of its grouped convolutions."""
-NETWORKS = list(dict.fromkeys(case.network for case in CASES))
+NETWORKS = [*dict.fromkeys(case.network for case in CASES), "vgg16_bn", "shufflenet_v2_x0_5"]
 GRID = [
     Case(network, alpha, round_to, size=SMALL.get(network, 64))
     for network in NETWORKS
@@ -117,7 +116,7 @@ def check_random(seed: int) -> SlicePlan:
     return plan
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_sliced_equals_masked_for_random_networks(seed: int):
     plan = check_random(seed)
     kinds = {group.why.kind for group in plan.groups if group.why}
@@ -125,7 +124,7 @@ def test_sliced_equals_masked_for_random_networks(seed: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(60, 1000))
+@pytest.mark.parametrize("seed", range(40, 1000))
 def test_sliced_equals_masked_for_many_random_networks(seed: int):
     check_random(seed)
 
@@ -153,7 +152,8 @@ def test_both_ways_of_narrowing_grouped_convolutions_are_in_the_cases():
 
 def test_networks_with_layer_norm_name_where_they_differ():
     x = images(2, 3, 64, 64, dtype=torch.float64)
-    model = lively(torchvision_model("convnext_tiny"), x)
+    blocks = [CNBlockConfig(32, 64, 2), CNBlockConfig(64, 128, 2), CNBlockConfig(128, None, 2)]
+    model = lively(seeded(lambda: ConvNeXt(blocks, num_classes=10)), x)
     plan = make_plan(model, x, round_to=1)
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     assert norms
@@ -162,5 +162,5 @@ def test_networks_with_layer_norm_name_where_they_differ():
     with torch.no_grad():
         logits = small(x)
         assert relative_error(logits, masked(model, plan)(x)) >= DIFFERENT
-    assert logits.shape == (2, 1000)
+    assert logits.shape == (2, 10)
     assert logits.isfinite().all()

@@ -228,6 +228,7 @@ def check_compress(model: nn.Module, size: int, compress: float, round_to: int) 
         assert reached(alpha=max(1.0, plan.alpha * share)) < compress
 
 
+@pytest.mark.slow
 def test_compress_finds_the_smallest_alpha_for_resnet18():
     check_compress(on_meta("resnet18"), 64, compress=13.7, round_to=1)
 

@@ -14,9 +14,12 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 SAMPLE = [
-    "timm/starnet/starnet_s050", "timm/edgenext/edgenext_xx_small", "timm/resnest/resnest14d", "timm/dla/dla46x_c",
-    "timm/mobilenetv3/mobilenetv3_small_050", "timm/cspnet/cs3darknet_focus_s",
-    "torchvision/classification/shufflenet_v2_x0_5", "torchvision/detection/ssdlite320_mobilenet_v3_large",
+    "timm/starnet/starnet_s050", "timm/edgenext/edgenext_xx_small", "timm/resnest/resnest14d",
+    "timm/mobilenetv3/mobilenetv3_small_050",
+]  # fmt: skip
+SLOW = [
+    "timm/dla/dla46x_c", "timm/cspnet/cs3darknet_focus_s", "torchvision/classification/shufflenet_v2_x0_5",
+    "torchvision/detection/ssdlite320_mobilenet_v3_large",
 ]  # fmt: skip
 
 
@@ -36,7 +39,7 @@ def monkeypatch_module():
         yield patch
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", [*SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_model_is_narrowed_throughout_agrees_with_the_masked_base_and_trains(coverage: Any, name: str):
     measure, models, table = coverage
     record = measure.measure(models.find(name), 4.0, round_to=1)

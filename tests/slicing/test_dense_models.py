@@ -103,7 +103,6 @@ def target_of(side: int, keypoints: int) -> dict[str, Tensor]:
 
 
 FAST = [
-    (segmentation, "deeplabv3_mobilenet_v3_large"),
     (segmentation, "lraspp_mobilenet_v3_large"),
     (video, "r2plus1d_18"),
     (backbone, "ssdlite320_mobilenet_v3_large"),

@@ -95,7 +95,9 @@ def test_the_loss_leaves_out_pixels_that_do_not_count():
     torch.testing.assert_close(terms.kl, Segmentation().terms(p[1:], q[1:], y[1:]).kl)
 
 
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large", pytest.param("deeplabv3_mobilenet_v3_large", marks=pytest.mark.slow)]
+)
 def test_networks_of_torchvision_are_trained_and_cut_out(name: str):
     torch.manual_seed(0)
     net = adjoined.adjoin(models.build(f"torchvision:{name}", num_classes=3), torch.zeros(1, 3, 32, 32), alpha=2)
