@@ -144,7 +144,9 @@ def test_flags_that_measure_nothing_are_refused(
     ],
 )
 def test_flags_of_a_measurement_that_nothing_asks_for_are_refused(line: str, capsys: pytest.CaptureFixture[str]):
-    assert "no time is measured (expected a budget in milliseconds" in fails(capsys, *shlex.split(line))
+    told = fails(capsys, *shlex.split(line))
+    assert "no time is measured (expected a budget in milliseconds" in told
+    assert ("OMP_NUM_THREADS" in told) == (line.startswith("train") and "--threads" in line)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino", "eager"])

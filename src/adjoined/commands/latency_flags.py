@@ -67,11 +67,12 @@ class LatencyOptions:
         given = [flag_of(each.name) for each in fields(self) if getattr(self, each.name) is not None]
         timed = any(limit.quantity == "ms" for limit in read_budget(budget or ()))
         if given and not timed and not (shown and self.asked):
+            training = "" if shown or self.threads is None else " OMP_NUM_THREADS sets the threads for training."
             raise AdjoinedError(
                 "no time is measured",
                 where=", ".join(given),
                 expected="a budget in milliseconds, such as --budget '3 ms'" + (", or --runtime" if shown else ""),
-                fix=f"Add it, or leave out {', '.join(given)}.",
+                fix=f"Add it, or leave out {', '.join(given)}.{training}",
             )
 
     def measure(self, example: Tensor) -> Latency:
