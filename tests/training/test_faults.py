@@ -95,10 +95,11 @@ def test_a_clock_that_jumps_changes_nothing_but_the_dates(tmp_path, monkeypatch)
     """An hour back every time it is read: durations come from the monotonic clock."""
     looks = iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(looks))
-    jumped = train(TINY, tmp_path / "jumped", console=QUIET)
+    settings = with_code(tmp_path)
+    jumped = train(settings, tmp_path / "jumped", console=QUIET)
     assert next(looks) > 0, "the clock was never read"
     monkeypatch.undo()
-    plain = train(TINY, tmp_path / "plain", console=QUIET)
+    plain = train(settings, tmp_path / "plain", console=QUIET)
     for name in ("base", "small"):
         one, other = ((each.folder / f"{name}.safetensors").read_bytes() for each in (jumped, plain))
         assert one == other
@@ -204,7 +205,11 @@ def test_another_rate_on_resume_is_the_schedule_of_that_rate(change):
 
 
 def test_one_value_per_channel_names_the_batch_size(tmp_path):
-    settings = replace(TINY, model="torchvision:resnet18", model_options={}, image_size=32, batch_size=1, epochs=1)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 16, 8), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16, num_classes))"
+    )
+    settings = replace(TINY, model=f"{tmp_path}/net.py:make", model_options={}, batch_size=1, epochs=1)
     with pytest.raises(AdjoinedError, match=r"--batch-size 1: .*one value per channel"):
         train(settings, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
@@ -291,7 +296,8 @@ def test_a_run_folder_that_vanishes_ends_in_one_line(tmp_path):
 def test_a_run_writes_nothing_into_another_that_has_started_in_its_place(tmp_path):
     """`mv run old; adjoined train --run run` while the first is still training, as it does for minutes in an epoch."""
     run, old, other = (tmp_path / name for name in ("run", "old", "other"))
-    train(replace(TINY, epochs=1, seed=1), other, console=QUIET)
+    settings = with_code(tmp_path)
+    train(replace(settings, epochs=1, seed=1), other, console=QUIET)
     record = json.loads((other / "run.json").read_bytes())
     record["sittings"][0]["host"] = "elsewhere"
     (other / "run.json").write_text(json.dumps(record))
@@ -303,7 +309,7 @@ def test_a_run_writes_nothing_into_another_that_has_started_in_its_place(tmp_pat
         other.rename(run)
 
     with pytest.raises(AdjoinedError, match=r"another process has started .* resume it where it is now"):
-        train(TINY, run, console=QUIET, announce=replaced)
+        train(settings, run, console=QUIET, announce=replaced)
     assert {each: (run / each).read_bytes() for each in files} == files
-    train(TINY, old, console=QUIET, resume=True)
+    train(settings, old, console=QUIET, resume=True)
     assert RunFolder(old).finished

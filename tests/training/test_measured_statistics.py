@@ -22,7 +22,7 @@ SLOW = """
 from adjoined.models import build
 
 def make(num_classes, in_channels):
-    model = build("digits_resnet", num_classes=num_classes, in_channels=in_channels)
+    model = build("digits_resnet", num_classes=num_classes, in_channels=in_channels, options={"width": 0.5})
     for module in model.modules():
         if hasattr(module, "momentum"):
             module.momentum = 0.003

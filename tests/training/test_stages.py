@@ -16,15 +16,18 @@ from adjoined.runs import RunFolder, RunResult, load
 from adjoined.settings import Settings
 from adjoined.training import train
 from forked import run_forked
-from tiny_runs import QUIET, TINY, with_code
-
-# Digits of 8x8 pixels, 5 steps an epoch.
-SHORT = replace(TINY, epochs=1, model_options={"width": 1}, lr=0.05)
+from tiny_runs import NORMED, QUIET, with_code
 
 
 @pytest.fixture(scope="module")
-def standard(tmp_path_factory) -> RunResult:
-    return train(SHORT.for_method("standard"), tmp_path_factory.mktemp("standard") / "run", console=QUIET)
+def short(tmp_path_factory) -> Settings:
+    """Digits of 8x8 pixels, 5 steps an epoch."""
+    return replace(with_code(tmp_path_factory.mktemp("code"), NORMED), epochs=1, lr=0.05)
+
+
+@pytest.fixture(scope="module")
+def standard(short, tmp_path_factory) -> RunResult:
+    return train(short.for_method("standard"), tmp_path_factory.mktemp("standard") / "run", console=QUIET)
 
 
 def same(one: Path, other: Path, network: str) -> bool:
@@ -32,15 +35,15 @@ def same(one: Path, other: Path, network: str) -> bool:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_from_the_command_line(name, tmp_path, capsys, monkeypatch):
+def test_every_method_trains_from_the_command_line(name, short, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("adjoined.commands.outcome.latency", lambda modules, *_, **__: dict.fromkeys(modules))
     run = tmp_path / "run"
-    argv = ["--epochs", "1", "--warmup-epochs", "0", "--limit", "16", "--batch-size", "32", "--model-options"]
-    assert main(["train", "--method", name, *argv, "{width: 1}", "--run", str(run)]) == 0
+    argv = ["--epochs", "1", "--warmup-epochs", "0", "--limit", "16", "--batch-size", "32", "--model", short.model]
+    assert main(["train", "--method", name, *argv, "--run", str(run)]) == 0
     result = json.loads((run / "result.json").read_text())
     assert result["networks"]
     for network in result["networks"]:
-        module = load(run, network["name"])
+        module = load(run, network["name"], model=short.model)
         assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
         assert all(each.isfinite().all() for each in module.parameters())
     stages = {stage["name"]: stage for stage in result["stages"]}
@@ -50,8 +53,8 @@ def test_every_method_trains_from_the_command_line(name, tmp_path, capsys, monke
     assert "top-1 accuracy" in capsys.readouterr().out
 
 
-def test_distillation_has_the_teacher_of_a_standard_run(standard, tmp_path):
-    result = train(SHORT.for_method("distillation"), tmp_path / "run", console=QUIET)
+def test_distillation_has_the_teacher_of_a_standard_run(short, standard, tmp_path):
+    result = train(short.for_method("distillation"), tmp_path / "run", console=QUIET)
     assert [each.name for each in result.networks] == ["base", "small"]
     assert same(result.folder, standard.folder, "base")
     assert result.stages[0].macs == standard.macs
@@ -60,7 +63,7 @@ def test_distillation_has_the_teacher_of_a_standard_run(standard, tmp_path):
     assert result.networks[1].parameters < result.networks[0].parameters
     # A run that is known already, and one that is given as the teacher, take the place of the first stage.
     for number, (change, known) in enumerate([({}, [standard.folder]), ({"teacher": str(standard.folder)}, [])]):
-        settings = SHORT.for_method("distillation", **change)
+        settings = short.for_method("distillation", **change)
         again = train(settings, tmp_path / f"again-{number}", console=QUIET, known=known)
         assert same(again.folder, result.folder, "base")
         assert same(again.folder, result.folder, "small")
@@ -68,15 +71,15 @@ def test_distillation_has_the_teacher_of_a_standard_run(standard, tmp_path):
         assert not (again.folder / "stages" / "teacher" / "checkpoints").exists()  # it was copied, not trained
 
 
-def test_a_run_of_other_settings_is_not_taken_for_a_stage(standard, tmp_path):
-    settings = replace(SHORT.for_method("distillation"), seed=1)
+def test_a_run_of_other_settings_is_not_taken_for_a_stage(short, standard, tmp_path):
+    settings = replace(short.for_method("distillation"), seed=1)
     result = train(settings, tmp_path / "run", console=QUIET, known=[standard.folder])
     assert not same(result.folder, standard.folder, "base")
     assert (result.folder / "stages" / "teacher" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("case", ["no run", "other classes"])
-def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(case, standard, tmp_path):
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(case, short, standard, tmp_path):
     teacher = tmp_path / "teacher"
     if case == "other classes":
         teacher = standard.folder.parent / "other"
@@ -87,13 +90,13 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(case,
         description["data"]["class_names"][0] = "nought"
         (teacher / "base.json").write_text(json.dumps(description))
     with pytest.raises(AdjoinedError, match="--teacher"):
-        train(SHORT.for_method("distillation", teacher=str(teacher)), tmp_path / "run", console=QUIET)
+        train(short.for_method("distillation", teacher=str(teacher)), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 
 
-def test_several_stages_train_on_one_device(tmp_path):
+def test_several_stages_train_on_one_device(short, tmp_path):
     with pytest.raises(AdjoinedError, match="on one device"):
-        train(replace(SHORT.for_method("distillation"), devices=2), tmp_path / "run", console=QUIET)
+        train(replace(short.for_method("distillation"), devices=2), tmp_path / "run", console=QUIET)
 
 
 # ---- killed and resumed ----------------------------------------------------------------------------------------------
@@ -173,7 +176,7 @@ def test_a_stopped_stage_says_how_to_resume_the_run(tmp_path, monkeypatch):
     ("change", "flag"),
     [({"alpha": [2.0, 4.0]}, "--alpha"), ({"keep": ["nowhere"]}, "keep"), ({"budget": "10 parameters"}, "budget")],
 )
-def test_what_the_last_stage_would_refuse_is_refused_before_the_first(method, change, flag, tmp_path):
+def test_what_the_last_stage_would_refuse_is_refused_before_the_first(method, change, flag, short, tmp_path):
     with pytest.raises(AdjoinedError, match=flag):
-        train(SHORT.for_method(method, **change), tmp_path / "run", console=QUIET)
+        train(short.for_method(method, **change), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ from adjoined.slicing import make_plan
 from adjoined.training import train
 from adjoined.training.job import make_job, prepare
 from adjoined.transfer import ENOUGH_TO_SEARCH
-from tiny_runs import QUIET, TINY
+from tiny_runs import NORMED, QUIET, TINY, with_code
 
 TRANSFER = replace(TINY, method="transfer", alpha=2, round_to=1)
 
@@ -218,9 +218,11 @@ def test_the_base_starts_as_it_would_alone():
 
 @pytest.mark.parametrize("settings", [{}, {"grad_clip": 0.1, "ema": 0.9, "optimizer": "adamw", "layer_decay": 0.75}])
 def test_the_base_ends_as_it_would_alone(tmp_path: Path, settings: dict[str, Any]):
-    beside = train(replace(TRANSFER, **settings), tmp_path / "beside", console=QUIET)
-    alone = train(replace(TRANSFER, **settings).for_method("standard"), tmp_path / "alone", console=QUIET)
-    states = [load(each.folder, "base").state_dict() for each in (beside, alone)]
+    own = with_code(tmp_path, NORMED)
+    transfer = replace(TRANSFER, model=own.model, model_options={}, **settings)
+    beside = train(transfer, tmp_path / "beside", console=QUIET)
+    alone = train(transfer.for_method("standard"), tmp_path / "alone", console=QUIET)
+    states = [load(each.folder, "base", model=own.model).state_dict() for each in (beside, alone)]
     assert states[0].keys() == states[1].keys()
     assert all(each.equal(states[1][name]) for name, each in states[0].items())
 
