@@ -104,6 +104,20 @@ def test_a_file_that_differs_is_not_kept_and_the_old_one_stays(name: str, networ
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_its_runtime_cannot_load_is_named_by_its_place_and_not_kept(
+    network: Residual, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def load(*args: object) -> object:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("adjoined.export.torch_export.load", load)
+    path = tmp_path / "small.pt2"
+    with pytest.raises(AdjoinedError) as caught:
+        export.write(network, path, pairs(), to="torch-export")
+    assert str(caught.value).startswith(f"{path}: torch.export cannot load the file: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_onnx_is_one_file_with_names_and_metadata(written: Written):
     import onnx
 

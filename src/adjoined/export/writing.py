@@ -81,7 +81,7 @@ def write(
         with _full_disk_reported(path, parts, least):
             target.export(holds or module, example, parts[0], metadata or {}, calibration)
             seconds = time.perf_counter() - begin
-            run = target.load(parts[0])
+            run = _loaded(target, parts[0], path)
         difference = compare(run, module, batches, tolerance)
         if calibration is None:
             check(difference, tolerance, path)
@@ -89,6 +89,15 @@ def write(
             inspect(run)
         size = target.size(parts[0])
     return VerifiedFile(path, target, size, seconds, difference)
+
+
+def _loaded(target: Target, part: Path, path: Path) -> Runnable:
+    """Open the file that was just written, which is to become `path`."""
+    try:
+        return target.load(part)
+    except AdjoinedError as error:
+        fix = "It was not kept. Choose another target, and please report the network."
+        raise AdjoinedError(error.what, where=path, fix=fix) from error
 
 
 @contextmanager
