@@ -59,7 +59,7 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
         ("resnet20 --input-size 100000", "--input-size: out of range (expected 1 to 4096"),
         ("resnet20 --channels 1000000000", "--channels: out of range"),
         ("resnet20 --classes 1000000000", "--classes: out of range"),
-        ("torchvision:vgg11 --input-size 8", "Check --input-size and --channels"),
+        ("torchvision:squeezenet1_1 --input-size 8", "Check --input-size and --channels"),
         ('resnet20 --model-options {"depth":9}', "option depth"),
     ],
 )

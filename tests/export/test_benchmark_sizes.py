@@ -74,7 +74,7 @@ def booked(model: nn.Module, x: torch.Tensor) -> int:
     return most + x.nbytes
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+@pytest.mark.parametrize("name", [pytest.param("resnet18", marks=pytest.mark.slow), "densenet121"])
 def test_activations_are_what_the_allocator_has_given_out(name: str):
     model, x = torchvision_model(name), torch.zeros(2, 3, 224, 224)
     # The images are large, so that what kernels take for themselves (weights in another order) is small beside them.

@@ -93,7 +93,11 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
-@pytest.mark.parametrize("name", export.TARGETS)
+# The writers of ONNX and ExecuTorch take their time, and what writes and compares is the same for all.
+DIFFERING = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("onnx", "executorch"))) for name in export.TARGETS]
+
+
+@pytest.mark.parametrize("name", DIFFERING)
 def test_a_file_that_differs_is_not_kept_and_the_old_one_stays(name: str, network: Residual, tmp_path: Path):
     path = tmp_path / f"small{export.TARGETS[name].suffix}"
     path.write_bytes(b"old")

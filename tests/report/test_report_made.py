@@ -22,7 +22,7 @@ def made(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Path(shutil.copytree(finished, tmp_path_factory.mktemp("made") / "run"))
     assert main(["export", str(run), "--to", "onnx", "--images", "32"]) == 0
     sizes = ["--runtimes", "eager,onnx", "--batch-sizes", "1,2"]
-    line = [*sizes, "--devices", "cpu", "--threads", "1", "--seconds", "0.4"]
+    line = [*sizes, "--devices", "cpu", "--threads", "1", "--seconds", "0.1"]
     assert main(["benchmark", str(run), *line]) == 0
     return run
 
