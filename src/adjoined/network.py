@@ -215,7 +215,8 @@ class AdjoinedNetwork(nn.Module):
             The number of images used; 0 if no small network has running statistics.
 
         Raises:
-            AdjoinedError: there is no batch, or one with a single value per channel; the statistics are unchanged.
+            AdjoinedError: there is no batch, or one with a single value per channel, or the statistics are not finite;
+                they are unchanged then.
 
         Example:
             >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 5, 6))

@@ -85,21 +85,27 @@ def objective_terms(
             expected="the outputs of the joint network: p, q",
             got=type(outputs).__name__,
         )
+    for name, function in (("task", task), ("distance", distance)):
+        if not callable(function):
+            got = type(function).__name__
+            raise AdjoinedError("not a function", where=name, expected="a function that returns a tensor", got=got)
     p, *smalls = outputs
     apart = torch.stack([_scalar(distance(p, q), "distance") for q in smalls]).sum()
     of_base = _scalar(task(p), "task")
-    return Terms(of_base, apart, torch.stack([task(q) for q in smalls]).sum() if small_task else None)
+    of_small = torch.stack([_scalar(task(q), "task") for q in smalls]).sum() if small_task else None
+    return Terms(of_base, apart, of_small)
 
 
-def _scalar(loss: Tensor, where: str) -> Tensor:
+def _scalar(loss: Any, where: str) -> Tensor:
     """Return a loss, unless it has a value for each sample: their sum would weigh more than the other terms."""
-    if loss.numel() != 1:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        of_samples = isinstance(loss, Tensor)
         raise AdjoinedError(
             "not a scalar",
             where=where,
-            expected="a function that returns one number for the batch",
-            got=f"a tensor {tuple(loss.shape)}",
-            fix="Take the mean over the samples in it.",
+            expected="a function that returns one number for the batch" + ("" if of_samples else ", as a tensor"),
+            got=f"a tensor {tuple(loss.shape)}" if of_samples else type(loss).__name__,
+            fix="Take the mean over the samples in it." if of_samples else "",
         )
     return loss
 
@@ -126,8 +132,8 @@ def adjoint_objective(
         A scalar, in the units of the task's loss.
 
     Raises:
-        AdjoinedError: a small network's output is missing, `task` or `distance` returns more than a scalar, or
-            `progress` is outside [0, 1].
+        AdjoinedError: a small network's output is missing, `task` or `distance` is not a function that returns a
+            scalar, or `progress` is outside [0, 1].
 
     Source: arXiv 2006.05624, with any task and distance in place of cross-entropy and KL divergence.
 

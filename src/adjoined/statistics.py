@@ -34,7 +34,8 @@ def measure_statistics(
         The number of images used.
 
     Raises:
-        AdjoinedError: there is no batch, or one on which a norm cannot be measured; all statistics are unchanged then.
+        AdjoinedError: there is no batch, or one on which a norm cannot be measured, or the statistics are not finite;
+            all of them are unchanged then.
 
     Source: `torch.optim.swa_utils.update_bn`, for networks that are not called as `network(batch)`.
     """
@@ -77,6 +78,13 @@ def measure_statistics(
             images += inputs.batch_size
         if not images:
             raise AdjoinedError("no batch to measure the statistics on", where="batches", expected="at least one image")
+        if not all(bool(buffer.isfinite().all()) for norm in norms for buffer in norm.buffers()):
+            raise AdjoinedError(
+                "the measured statistics are not finite",
+                where="batches",
+                expected="finite images and weights",
+                fix="Look for NaN and infinite values in the images and in the weights.",
+            )
     return images
 
 

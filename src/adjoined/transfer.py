@@ -152,6 +152,8 @@ def _check(model: nn.Module, x: object, y: object) -> None:
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         expected = f"images (N, C, H, W) of a floating type, {FEWEST} or more"
         raise AdjoinedError("not a batch of training images", where="x", expected=expected, got=got)
+    if not bool(x.isfinite().all()):
+        raise AdjoinedError("the images have values that are not finite", where="x", expected="no NaN and no infinity")
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
         got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise AdjoinedError("not the classes of the images", where="y", expected=f"int64 ({len(x)},)", got=got)

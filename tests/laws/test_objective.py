@@ -105,6 +105,22 @@ def test_losses_of_samples_are_refused(where: str):
         adjoint_objective((p, q), progress=1.0, **functions)
 
 
+@pytest.mark.parametrize(
+    ("where", "what", "message"),
+    [
+        ("task", torch.tensor(1.0), r"^task: not a function .*got Tensor"),
+        ("task", lambda _: 1.0, r"^task: not a scalar .*as a tensor, got float"),
+        ("task", lambda _: None, r"^task: not a scalar .*as a tensor, got NoneType"),
+        ("distance", "class_kl", r"^distance: not a function .*got str"),
+        ("distance", lambda _p, _q: 0.5, r"^distance: not a scalar .*as a tensor, got float"),
+    ],
+)
+def test_what_computes_no_loss_is_refused(where: str, what: object, message: str):
+    functions: dict[str, Any] = {"task": torch.sum, "distance": gaussian_kl, where: what}
+    with pytest.raises(adjoined.AdjoinedError, match=message):
+        adjoint_objective((torch.zeros(4), torch.ones(4)), progress=1.0, **functions)
+
+
 def test_what_is_not_a_joint_output_is_refused():
     with pytest.raises(adjoined.AdjoinedError, match="the small network's output is missing"):
         adjoint_objective(torch.zeros(2, 3), task=torch.sum, distance=class_kl, progress=0.5)

@@ -140,3 +140,14 @@ def test_norms_that_no_longer_follow_are_measured_too():
     net.measure_statistics([X])
     assert not torch.equal(norm.running_mean, before)
     assert not norm.track_running_stats
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite_are_refused_and_the_old_ones_stay(value: float):
+    net = joint()
+    before = {name: each.clone() for name, each in net.named_buffers()}
+    damaged = X.clone()
+    damaged[0, 0, 0, 0] = value
+    with pytest.raises(AdjoinedError, match=r"^batches: the measured statistics are not finite .*Look for NaN"):
+        net.measure_statistics([X, damaged])
+    assert all(torch.equal(each, before[name]) for name, each in net.named_buffers())

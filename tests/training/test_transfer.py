@@ -315,6 +315,11 @@ def test_widths_are_searched_with_enough_images_and_the_search_is_shown(capsys: 
     [
         (torch.zeros(5, 3, 8, 8), torch.zeros(5).long(), r"x: .*12 or more, got torch.float32 \(5, 3, 8, 8\)"),
         (torch.zeros(20, 3, 8, 8).byte(), torch.zeros(20).long(), r"x: .*floating type"),
+        (
+            torch.full((20, 3, 8, 8), torch.nan),
+            torch.zeros(20).long(),
+            r"x: the images have values that are not finite",
+        ),
         (torch.zeros(20, 3, 8, 8), torch.zeros(20), r"y: .*expected int64 \(20,\)"),
         (torch.zeros(20, 3, 8, 8), torch.arange(20) % 5, r"y: .*from 0 to 3, got 0 to 4"),
     ],
