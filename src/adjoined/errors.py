@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 LONGEST_FACT = 600
 """Most characters of one fact in a message."""
+MOST_THREADS = 1024
+"""Most threads per operator: more than any processor has, and fewer than systems refuse."""
 
 
 class AdjoinedError(Exception):
@@ -115,6 +117,15 @@ def is_number(value: Any, least: float = -inf, most: float = inf) -> bool:
         (True, False, False, False)
     """
     return hasattr(value, "__float__") and bool(least <= value <= most)
+
+
+def check_threads(threads: object, where: str) -> None:
+    """Raise AdjoinedError, naming the setting, unless a number of threads, if given, is one that systems grant.
+
+    PyTorch ends the process if it cannot start its threads.
+    """
+    right = threads is None or (isinstance(threads, int) and 1 <= threads <= MOST_THREADS)
+    check_range(right, where, f"at least 1 and at most {MOST_THREADS}", threads)
 
 
 class DoesNotRunError(AdjoinedError):

@@ -219,6 +219,13 @@ def test_a_run_of_own_code_needs_the_code_again(tmp_path: Path, capsys: pytest.C
         (["resnet20", "--seconds", "0"], "--seconds: out of range"),
         (["resnet20", "--seconds", "nan"], "--seconds: out of range"),
         (["resnet20", "--threads", "0"], "--threads: out of range"),
+        (
+            ["resnet20", "--threads", "100000"],
+            "--threads: out of range (expected at least 1 and at most 1024, got 100000",
+        ),
+        (["resnet20", "--runtimes", "eager", "--int8"], "--int8: none of these runtimes reads this flag"),
+        (["resnet20", "--runtimes", "eager", "--int8"], "one of onnx, openvino, executorch, got eager"),
+        (["resnet20", "--runtimes", "onnx", "--channels-last"], "--channels-last: none of these runtimes reads this"),
         (["resnett20"], "unknown model"),
         (["runs/nowhere"], "runs/nowhere: no such run folder"),
         (["resnet20", "--devices", "gpu"], "--devices: the device cannot be used"),
@@ -239,6 +246,7 @@ def test_what_is_not_a_run_and_flags_that_do_not_apply_to_one(
     message = fails(capsys, "benchmark", run, "--alpha", 2, "--widths", "layer1=1/2")
     assert "model flags do not apply to a run" in message
     assert message.endswith("Leave out --alpha, --widths.\n")
+    assert "Leave out --alpha." in fails(capsys, "benchmark", run, "--alpha", 4)  # a model's default is not the run's
     assert "there is no run in this folder" in fails(capsys, "benchmark", tmp_path)
     (run / "small.safetensors").write_bytes(b"damaged")
     assert "the weights are not those" in fails(capsys, "benchmark", run, *QUICK)

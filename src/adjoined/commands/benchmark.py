@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adjoined.benchmark import RUNTIMES
-from adjoined.commands.flags import parse
+from adjoined.benchmark import IN_PYTORCH, RUNTIMES
+from adjoined.commands.flags import parse, typed
 from adjoined.commands.model_flags import ModelOptions
-from adjoined.commands.option_fields import flag_of
+from adjoined.commands.option_fields import fields_of, flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.commands.streams import print_json
-from adjoined.errors import AdjoinedError, check_range, did_you_mean
+from adjoined.errors import AdjoinedError, check_range, check_threads, did_you_mean
 from adjoined.files import check_writable, write_text
 
 if TYPE_CHECKING:
@@ -69,8 +69,11 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
             if not values:
                 raise AdjoinedError("nothing to measure", where=flag, expected="at least one value")
         check_range(min(self.batch_sizes) >= 1, "--batch-sizes", "at least 1", min(self.batch_sizes))
-        check_range(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads)
+        check_threads(self.threads, "--threads")
         check_range(0 < self.seconds < inf, "--seconds", "more than 0", self.seconds)
+        for flag, asked in (("--channels-last", self.channels_last), ("--huge-pages", self.huge_pages)):
+            if asked:
+                _check_used(flag, self.runtimes, IN_PYTORCH)
         for name in ("batch_sizes", "runtimes", "devices"):  # what is named twice is measured once
             object.__setattr__(self, name, list(dict.fromkeys(getattr(self, name))))
 
@@ -85,6 +88,7 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.benchmark.measure import run_benchmark
     from adjoined.benchmark.result import NAME
     from adjoined.commands.device import check_device
+    from adjoined.export import TARGETS
     from adjoined.report.benchmark import benchmark_tables
     from adjoined.report.console import show
     from adjoined.runs.folder import name_for
@@ -93,10 +97,13 @@ def main(argv: Sequence[str]) -> None:
     out = Path(options.out) if options.out else None
     if is_run and out is None:
         out = Path(options.subject, name_for(NAME, options.weights))
+    if options.int8:
+        _check_used("--int8", options.runtimes, [name for name, target in TARGETS.items() if target.int8 is not None])
     devices = options.devices or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
     for device in devices:
         check_device(device, "--devices")
-    subject = _of_run(options, asked) if is_run else _of_model(options.subject, asked)
+    given = [name for name in typed(argv, BenchmarkOptions, ModelOptions) if name in fields_of([ModelOptions])]
+    subject = _of_run(options, given) if is_run else _of_model(options.subject, asked)
     if out:
         check_writable(out)  # before the minutes that the measurement takes
     found = run_benchmark(
@@ -118,12 +125,22 @@ def main(argv: Sequence[str]) -> None:
         show(*benchmark_tables(found), *([f"saved to {out}"] if out else []))
 
 
-def _of_run(options: BenchmarkOptions, asked: ModelOptions) -> Subject:
+def _check_used(flag: str, asked: Sequence[str], reading: Sequence[str]) -> None:
+    """Raise AdjoinedError if a flag concerns none of the runtimes that are to be measured."""
+    if not set(asked) & set(reading):
+        raise AdjoinedError(
+            "none of these runtimes reads this flag",
+            where=flag,
+            expected=f"--runtimes with one of {', '.join(reading)}",
+            got=", ".join(asked),
+        )
+
+
+def _of_run(options: BenchmarkOptions, given: Sequence[str]) -> Subject:
     from adjoined.benchmark.subject import Subject
     from adjoined.runs.finished import open_run
 
-    usual = ModelOptions()
-    if given := [each.name for each in fields(usual) if getattr(asked, each.name) != getattr(usual, each.name)]:
+    if given:
         raise AdjoinedError(
             "model flags do not apply to a run: its networks are finished",
             where=options.subject,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adjoined.benchmark import ON_GPU, RUNTIMES
 from adjoined.commands.option_fields import flag_of
-from adjoined.errors import AdjoinedError, check_range
+from adjoined.errors import AdjoinedError, check_threads
 from adjoined.printable import counted
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class LatencyOptions:
         if self.runtime is not None and self.runtime not in RUNTIMES:
             expected = f"one of {', '.join(RUNTIMES)}"
             raise AdjoinedError("no such runtime", where="--runtime", expected=expected, got=self.runtime)
-        check_range(self.threads is None or self.threads >= 1, "--threads", "at least 1", self.threads)
+        check_threads(self.threads, "--threads")
         if self.latency_command is not None and self.runtime in ON_GPU:
             files = [name for name in RUNTIMES if name not in ON_GPU]
             raise AdjoinedError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from adjoined.errors import AdjoinedError, check_range, did_you_mean, first_line
+from adjoined.errors import AdjoinedError, check_range, check_threads, did_you_mean, first_line
 
 Runnable = Callable[[Tensor], Tensor]
 
@@ -113,11 +113,12 @@ class Target:
             A function from images (N, C, H, W) to logits float32 (N, K).
 
         Raises:
-            AdjoinedError: the tools are missing; the file is missing, damaged or of another kind; or `batch` is below
-                1.
+            AdjoinedError: the tools are missing; the file is missing, damaged or of another kind; or `batch` or
+                `threads` is out of range.
         """
         self.require()
         check_range(batch is None or batch >= 1, "batch", "1 or more, or None", batch)
+        check_threads(threads, "threads")
         if not path.is_file():
             raise AdjoinedError("no such file", where=path, expected=f"a file of {self.title}")
         try:
