@@ -30,6 +30,13 @@ _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
+def as_path(place: object, where: str) -> Path:
+    """Return a path, or raise AdjoinedError, naming the argument, unless it is a text or a path-like object of text."""
+    if isinstance(place, str) or (isinstance(place, os.PathLike) and isinstance(os.fspath(place), str)):
+        return Path(place)
+    raise AdjoinedError("not a path", where=where, expected="a str or a pathlib.Path", got=type(place).__name__)
+
+
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file atomically: a crash at any moment leaves either the old file or the new one.
 

@@ -151,3 +151,11 @@ def test_what_the_code_prints_does_not_mix_with_the_output(net, capsys):
     with pytest.raises(AdjoinedError, match="did not return"):
         build(f"{net}:make", num_classes=2)
     assert capsys.readouterr() == ("", "imported\n1\n")
+
+
+def test_code_that_changes_the_current_folder_does_not_move_the_run(net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    net.write_text(f"import os\nos.chdir({str(tmp_path / 'elsewhere')!r})\n{NET}")
+    build("net.py:make", num_classes=2)
+    assert Path.cwd() == tmp_path

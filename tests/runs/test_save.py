@@ -98,6 +98,12 @@ def test_another_model_is_refused_and_leaves_no_folder(trained: AdjoinedNetwork,
     ("mistake", "message"),
     [
         ({}, r"^save\(\): .*'model'.*Write save\(net, "),
+        (
+            {**DATA, "model": torch.nn.Linear(2, 2)},
+            r"^save\(\), model: a value does not fit: Expected `str`, got `Linear`",
+        ),
+        ({**MODEL, "data": [1]}, r"^save\(\), data: a value does not fit: Expected `str`"),
+        ({**MODEL, **DATA, "image_size": "eight"}, r"^save\(\), image_size: a value does not fit: Expected `int"),
         ({**MODEL, **DATA, "imagesize": 8}, r"^save\(\): unknown setting 'imagesize'\. Did you mean image_size\?"),
     ],
 )
@@ -107,3 +113,24 @@ def test_a_mistaken_call_leaves_no_folder(
     with pytest.raises(AdjoinedError, match=message):
         adjoined.save(trained, tmp_path / "run", **mistake)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_named_before_anything_is_written(trained: AdjoinedNetwork, tmp_path: Path):
+    small = trained.extract()
+    next(small.parameters()).data[0] = torch.nan
+    name = next(name for name, _ in small.named_parameters())
+    with pytest.raises(AdjoinedError, match=rf"^small, {name}: the weights are not finite .*an earlier epoch"):
+        adjoined.save(small, tmp_path / "run", plan=trained.plan, **MODEL, **DATA)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [None, 3, b"runs/mine"])
+def test_what_is_not_a_path_is_refused(place: Any, trained: AdjoinedNetwork):
+    for call, argument in (
+        (lambda: adjoined.save(trained, place, **MODEL, **DATA), "folder"),
+        (lambda: adjoined.load(place), "folder"),
+        (lambda: adjoined.SlicePlan.load(place), "path"),
+        (lambda: trained.plan.save(place), "path"),
+    ):
+        with pytest.raises(AdjoinedError, match=rf"^{argument}: not a path .*got {type(place).__name__}"):
+            call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError, usage
+from adjoined.files import as_path
 from adjoined.methods import TrainedNetwork
 from adjoined.methods.joint import named
 from adjoined.network import AdjoinedNetwork
@@ -19,6 +21,7 @@ from adjoined.runs.finished import with_networks
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan
 from adjoined.training.evaluate import Scores, evaluate
+from adjoined.training.finite import NotFinite, not_finite_in
 from adjoined.training.job import as_expected
 from adjoined.training.writing import write_networks
 
@@ -53,9 +56,9 @@ def save(
         The networks' files, sizes and accuracies on the validation images.
 
     Raises:
-        AdjoinedError: a setting is unknown, the folder is not empty, the data are missing or damaged, `model` builds
-            another network, or `network` is neither a joint network nor a small one with its plan. Nothing is left in
-            the folder then.
+        AdjoinedError: a setting is unknown or of another type, a weight is not finite, the folder is not empty, the
+            data are missing or damaged, `model` builds another network, or `network` is neither a joint network nor a
+            small one with its plan. Nothing is left in the folder then.
 
     Example:
         >>> from adjoined import adjoin
@@ -66,11 +69,14 @@ def save(
         ([('base', 77754), ('small', 6386)], 359)
     """
     Settings.check_names(settings, "save()")
+    as_path(folder, "folder")
     finished = _finished(network, plan)
+    _check_finite(finished)
     plans = [each.plan for each in finished.values() if each.plan is not None]
     alphas = [each.alpha for each in plans]
     values = {"alpha": alphas if len(alphas) > 1 else alphas[0], "round_to": plans[0].round_to, **settings}
-    known = Settings(model=model, data=data, **values).anchored()
+    given = {name: os.fspath(each) if isinstance(each, os.PathLike) else each for name, each in values.items()}
+    known = Settings.from_dict({"model": model, "data": data, **given}, "save()").anchored()
     run = RunFolder(folder)
     with run.opened(known, resume=False):
         first = next(iter(finished.values()))
@@ -100,6 +106,17 @@ def save(
         keep_figures(result, figures_from(loaded), run.path)
         run.finish(result.to_json())
     return result
+
+
+def _check_finite(finished: Mapping[str, TrainedNetwork]) -> None:
+    for name, each in finished.items():
+        if bad := not_finite_in({"state_dict": dict(each.module.named_parameters())}):
+            raise NotFinite(
+                "the weights are not finite",
+                where=f"{name}, {bad}",
+                expected="no NaN and no infinity",
+                fix="Save the networks of an earlier epoch.",
+            )
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
+from adjoined.files import as_path
 from adjoined.json_files import read_json, write_json
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.modules import and_parents, duplicate, in_place_of, is_inside, named_tensors, set_sizes
@@ -257,7 +257,7 @@ class SlicePlan:
         Raises:
             AdjoinedError: the file cannot be written.
         """
-        write_json(Path(path), self.to_json())
+        write_json(as_path(path, "path"), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SlicePlan:
@@ -266,7 +266,7 @@ class SlicePlan:
         Raises:
             AdjoinedError: the file is missing, not JSON, or not a slice plan.
         """
-        return cls.from_json(read_json(Path(path), "a slice plan", links=True), where=path)
+        return cls.from_json(read_json(as_path(path, "path"), "a slice plan", links=True), where=path)
 
     def __str__(self) -> str:
         """The groups as a plain-text table, and remedies for those at full width."""
