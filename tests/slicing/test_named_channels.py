@@ -106,3 +106,68 @@ def test_channels_that_are_rows_of_a_table_stay():
     assert plan.apply(model)(X).shape == model(X).shape
     assert plan.small_shape("stem.0.weight")[0] == 32
     assert plan.small_shape("turned.weight")[0] == 16
+
+
+def padded(x: Tensor) -> Tensor:
+    n = x.shape[1]
+    return F.pad(torch.ones(n // 2, dtype=x.dtype), (0, n - n // 2))
+
+
+def joined(x: Tensor) -> Tensor:
+    n = x.shape[1]
+    return torch.cat([torch.zeros(n // 2, dtype=x.dtype), torch.ones(n - n // 2, dtype=x.dtype)])
+
+
+def counted(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[1], dtype=x.dtype).cumsum(0) % 5
+
+
+def triangle(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril().sum(0) % 5
+
+
+def written(x: Tensor) -> Tensor:
+    factors = torch.zeros(x.shape[1], dtype=x.dtype)
+    factors[:] = torch.arange(x.shape[1]) % 5
+    return factors
+
+
+def written_through_a_view(x: Tensor) -> Tensor:
+    factors = torch.zeros(x.shape[1], dtype=x.dtype).view(2, -1)
+    factors[0] = 1
+    return factors.flatten()
+
+
+class Scaled(Net):
+    """Two convolutions write halves of the channels, of which each gets a factor that code computes from its place."""
+
+    factors: Callable[[Tensor], Tensor]
+
+    def parts(self) -> None:
+        self.first, self.last = nn.Conv2d(32, 16, 1), nn.Conv2d(32, 16, 1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.first(x), self.last(x)], 1)
+        return x * type(self).factors(x)[:, None, None]
+
+
+@pytest.mark.parametrize("factors", [padded, joined, counted, triangle, written, written_through_a_view])
+def test_zeros_and_ones_from_which_code_makes_numbers_by_place_do_not_fit_any_width(factors: Callable[..., Tensor]):
+    """With 8 channels of each half, the ninth factor would be that of another channel."""
+    model = network(type("Factors", (Scaled,), {"factors": staticmethod(factors)}))
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    assert (check_plan(model, X, plan).error or 0) < 1e-12
+    assert plan.small_shape("first.weight")[:2] == (16, 16)  # the stem is narrowed
+    assert plan.apply(model)(X).shape == (2, 5)
+
+
+@pytest.mark.parametrize("pads", [False, True])
+def test_zeros_beside_zeros_fit_any_width(pads: bool):
+    def factors(x: Tensor) -> Tensor:
+        zeros = torch.zeros(x.shape[1] // 2, dtype=x.dtype)
+        return 1 + (F.pad(zeros, (0, len(zeros))) if pads else torch.cat([zeros, zeros]))
+
+    model = network(type("Factors", (Scaled,), {"factors": staticmethod(factors)}))
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    assert (check_plan(model, X, plan).error or 0) < 1e-12
+    assert plan.small_shape("first.weight")[:2] == (8, 16)

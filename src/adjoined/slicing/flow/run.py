@@ -27,6 +27,7 @@ from adjoined.slicing.flow.operators import UNKNOWN
 from adjoined.slicing.flow.rules import OPERATORS
 from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State
+from adjoined.slicing.flow.uniform import CREATE, NOISE
 from adjoined.slicing.model.cost import flops_of
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.meta import result_on_meta
@@ -161,7 +162,7 @@ class LabelFlow(State, TorchDispatchMode):
             self.last_op = name
             if results is not NotImplemented:
                 return results
-        if name not in _BY_SHAPE and not self._within and not (name in OPERATORS and OPERATORS[name].moves):
+        if name not in _BY_SHAPE and not self._within and not _moves(name):
             self.note_step(labelled)
         bound = _bound_to_names(func, args, kwargs) if labelled else {}
         if self.strict and labelled and not self._within:
@@ -174,19 +175,15 @@ class LabelFlow(State, TorchDispatchMode):
         if self.values.note(func, name, given, results, self.module):
             self.note_decided(given)
         self._note_statistics(name, given, results)
-        uniform = name in _CREATE or (self._train and name in _NOISE)
-        uniform |= bool(given) and not labelled and all(tensor in self._uniform for tensor in given)
-        if name == "cat" and not labelled and any(map(self.is_uniform, given)):
-            self.note_filled(given, args[1] if len(args) > 1 else 0, results[0])
-        if labelled and name not in _CREATE and not (self._idle and name == "select"):
+        if labelled and name not in CREATE and not (self._idle and name == "select"):
             self._apply_rule(Call(func, name, bound, out), args, labelled[0], results)
-        for tensor in results:
-            if uniform:
-                self._uniform[tensor] = True
-            else:  # an in-place operator may have changed it
-                self._uniform.pop(tensor, None)
-            if name.endswith("_") and tensor._base is not None and tensor.shape != tensor._base.shape:
-                self._uniform.pop(tensor._base, None)  # a part may differ from the rest now
+        if name in CREATE or not labelled:
+            understood, moves = name in OPERATORS or torch.Tag.pointwise in func.tags, _moves(name)
+            self.uniform.note(name, args, given, results, understood=understood, moves=moves)
+        else:
+            self.uniform.set(name, results)
+        if self._train and name in NOISE:
+            self.uniform.set(name, results, name)
         return out
 
     def _before(self, given: Sequence[Tensor], kwargs: dict[str, Any]) -> None:
@@ -290,6 +287,10 @@ class LabelFlow(State, TorchDispatchMode):
                 self._memory.write(tensor, after, self.slots(base))
 
 
+def _moves(name: str) -> bool:
+    return name in OPERATORS and OPERATORS[name].moves
+
+
 def _written_out(op: Any, name: str) -> Callable[..., Any] | None:
     """Return how torch decomposes an operator without a rule into others, such as a loss into differences."""
     if name in OPERATORS or torch.Tag.pointwise in op.tags:
@@ -344,15 +345,6 @@ class _Calls(TorchFunctionMode):
 
 
 _GET_DATA, _SET_DATA = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # pyright: ignore
-
-_CREATE = {
-    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
-    "empty_strided", "new_empty_strided", "scalar_tensor",
-}  # fmt: skip
-
-_NOISE = {"rand", "randn", "randint"}
-"""Operators whose elements differ only by chance."""
-
 
 _BY_SHAPE = {
     "mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "clone", "copy_", "_to_copy", "contiguous", "cat", "stack",

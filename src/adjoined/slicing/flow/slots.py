@@ -25,6 +25,7 @@ from adjoined.slicing.flow.labels import (
     varying,
 )
 from adjoined.slicing.flow.sizes import Site, family_of
+from adjoined.slicing.flow.uniform import Uniform
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 
@@ -37,6 +38,7 @@ class Slots:
         is_kept: label -> whether the small network has it; None in the first run.
         last_op: name of the operator that runs.
         choices: index tensor -> slots of the channels among which it picks the largest or smallest.
+        uniform: tensors whose elements are all equal.
         statistics: tensor -> slots of the channels whose statistics it holds, with no layer in between.
     """
 
@@ -49,9 +51,8 @@ class Slots:
         self._count: dict[tuple[str, str], int] = defaultdict(int)
         self._within = ""  # the call of torch.einsum that runs
         self._slots: Any = WeakIdKeyDictionary()
-        self._uniform: Any = WeakIdKeyDictionary()
-        self._filled: Any = WeakIdKeyDictionary()
         self._names: Any = WeakIdKeyDictionary()
+        self.uniform = Uniform()
         self.choices: Any = WeakIdKeyDictionary()
         self.statistics: Any = WeakIdKeyDictionary()
         self._stored: set[int] = set()
@@ -111,19 +112,14 @@ class Slots:
 
     def is_uniform(self, tensor: Tensor) -> bool:
         """Return whether all elements are equal by construction (zeros, ones): such a tensor fits any width."""
-        return tensor in self._uniform and tensor not in self._slots
-
-    def note_filled(self, parts: Sequence[Tensor], dim: int, out: Tensor) -> None:
-        """Remember which places of a concatenation without labels are zeros, such as the first state of a ConvLSTM."""
-        filled = [torch.full((part.shape[dim],), self.is_uniform(part), device="cpu") for part in parts]
-        self._filled[out] = dim % out.ndim, torch.cat(filled)
+        return tensor in self.uniform and tensor not in self._slots
 
     def of_fixed_input(self, weight_in: Tensor, x: Tensor, dim: int) -> Tensor:
         """Return what a weight reads along `dim` of a tensor without labels; 0 for zeros, which fit any width."""
         if self.is_uniform(x):
             return torch.zeros_like(weight_in)
-        at, filled = self._filled.get(x, (None, None))
-        return weight_in.masked_fill(filled, 0) if at == dim else weight_in
+        filled = self.uniform.filled(x, dim)
+        return weight_in if filled is None else weight_in.masked_fill(filled, 0)
 
     def is_stored(self, tensor: Tensor) -> bool:
         """Return whether a tensor is a parameter or buffer, or a view of one."""
