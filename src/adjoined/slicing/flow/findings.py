@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -69,13 +69,17 @@ class Findings:
     """(cut, slot, piece) -> the labels that went into the piece."""
     folded: dict[tuple[Site, int], Slot] = field(default_factory=dict)
     """(cut, slot) -> labels after a view that folds channels into rows."""
+    triangles: dict[Site, list[list[int]]] = field(default_factory=dict)
+    """Upper or lower triangle -> labels of its rows and of its columns; 0 without labels."""
     operands: dict[tuple[Site, int], list[Slot]] = field(default_factory=lambda: defaultdict(list))
     """(operator, number of the operand) -> its slots, for products between tensors with heads."""
     left_out: dict[Site, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Operator -> labels that stay, because elements of its operands belong to them and to other channels at once."""
 
-    steps: dict[Site, list[Slot]] = field(default_factory=dict)
-    """Site of an operator's first call in a module -> slots of the operands of its last call there."""
+    steps: dict[Site, list[list[Slot]]] = field(default_factory=lambda: defaultdict(list))
+    """Site of an operator's first call in a module -> slots of the operands of each of its calls there."""
+    settings: dict[Site, set[tuple[frozenset[int], tuple[Any, ...]]]] = field(default_factory=lambda: defaultdict(set))
+    """The same site -> for its calls, dimensions of the first operand with channels, and whole numbers for others."""
     calls: set[Site] = field(default_factory=set)
     """All calls of operators: further ones, of a loop that runs more often, do not show that a run gets further."""
 

@@ -188,6 +188,7 @@ class FrozenTies:
 
     def __init__(self, roots: array[int], narrowed: Tensor, channels: array[int] | None = None) -> None:
         self._roots, self._narrowed = roots, narrowed
+        self.narrows = bool(narrowed.any())  # whether any group is narrowed
         self._root_of = torch.frombuffer(roots, dtype=torch.int64)  # every operator of a run compares
         self._channel_of = self._root_of if channels is None else torch.frombuffer(channels, dtype=torch.int64)
 

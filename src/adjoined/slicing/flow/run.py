@@ -165,8 +165,11 @@ class LabelFlow(State, TorchDispatchMode):
         if name not in _BY_SHAPE and not self._within and not _moves(name):
             self.note_step(labelled)
         bound = _bound_to_names(func, args, kwargs) if labelled else {}
-        if self.strict and labelled and not self._within:
-            self.check_sizes(self.call_site, sizes_in(name, bound))
+        if labelled and not self._within:
+            if self.strict:
+                self.check_sizes(self.call_site, sizes_in(name, bound))
+            if torch.Tag.pointwise not in func.tags and name not in CREATE and name not in _BY_SHAPE:
+                self.check_settings(name, bound, labelled)
         out = self._run_operator(func, name, args, kwargs, given, labelled)
         results = tensors_in(out)
         if not self._train:
@@ -225,8 +228,9 @@ class LabelFlow(State, TorchDispatchMode):
             raise OutOfStep(f"{first_line(error, 160)} in {self.here}", concerned) from error
 
     def _note_readers(self, name: str, labelled: Iterable[Tensor], out: Any) -> None:
-        """Record which parameters and buffers the operator reads."""
+        """Record which parameters and buffers the operator reads; the small network must not read others."""
         for tensor in labelled:
+            self.check_read(tensor)
             if tensor in self._names:
                 self.findings.readers[self._names[tensor]].add(name)
                 if name == "t":  # how linear layers read their weight

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.findings import Findings, Sum
@@ -25,6 +27,7 @@ from adjoined.slicing.flow.labels import (
     squeeze_equal,
     varying,
 )
+from adjoined.slicing.flow.settings import settings_of
 from adjoined.slicing.flow.sizes import GROUPED, Mismatch, Site, Size, check_sizes, line_of_code, sizes_in, sizes_of
 from adjoined.slicing.flow.slots import Slots
 from adjoined.slicing.flow.values import Values
@@ -52,6 +55,7 @@ class State(Slots):
         slices_inside: how grouped convolutions are narrowed.
         values: which tensors depend on the values of the input.
         in_linear: whether the module that runs is a linear layer.
+        unread: parameter or buffer that the base network does not read -> its name; for the second run.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class State(Slots):
         self.unaligned, self.slices_inside = frozenset(unaligned), slices_inside
         self.values = Values()
         self.in_linear = False
-        self._ran = set[Site]()
+        self.unread: Any = WeakIdKeyDictionary()
+        self._ran = Counter[Site]()
+        self._recent: deque[list[Slot]] = deque(maxlen=64)  # the operands of the latest operators
 
     def note_step(self, labelled: Iterable[Tensor]) -> None:
         """Record that the current operator runs in this module; the small network must not run others.
@@ -75,24 +81,75 @@ class State(Slots):
         Code may branch on numbers of channels: many or few, equal or not.
         """
         step = Site(self.module, self.last_op, 1, self._train)
-        self._ran.add(step)
+        self._ran[step] += 1
         slots = [slot for tensor in labelled for slot in self.slots(tensor)]
+        self._recent.append(slots)
         if not self.strict:
-            self.findings.steps[step] = slots or self.findings.steps.get(step, [])
+            self.findings.steps[step].append(slots)
         elif slots and step not in self.findings.steps:
-            self._refuse_step(step, step.operator, slots)
+            self._refuse_step(step, step.operator)
 
     def check_steps(self) -> None:
-        """Raise OutOfStep if an operator of the base network did not run in the small network."""
-        for step, slots in self.findings.steps.items() if self.strict else ():
-            if step.train == self._train and step not in self._ran:
-                self._refuse_step(step, f"no {step.operator}", slots)
+        """Raise OutOfStep if an operator of the base network did not run in the small network, or not as often.
 
-    def _refuse_step(self, step: Site, what: str, slots: Iterable[Slot]) -> None:
-        labels = [label for slot in slots for label in distinct(slot)]
-        if not self.values.decide and self._any_narrowed(labels):
+        Loops over channels have fewer to go through. In other loops, each step works on the same channels.
+        """
+        before: list[list[Slot]] = []
+        for step, calls in self.findings.steps.items() if self.strict else ():
+            if step.train == self._train:
+                self._recent.extend(before[-1:])
+                if not (count := self._ran[step]):
+                    self._refuse_step(step, f"no {step.operator}", *calls)
+                elif count != len(calls) and not self._train and len({self._sets_in(slots) for slots in calls}) == 1:
+                    self._refuse_step(step, f"{step.operator} {count} times, not {len(calls)} times,", *calls)
+            before.append(calls[-1])
+        for site, known in self.findings.settings.items() if self.strict else ():
+            if (
+                site.operator == "slice"
+                and site.train == self._train
+                and not self._ran[site]
+                and any(k for _, k in known)
+            ):
+                self._refuse_step(site, "no slice")  # torch leaves out those that cut off nothing
+
+    def _sets_in(self, slots: Iterable[Slot]) -> frozenset[int]:
+        """Return the roots of the sets of labels in some slots."""
+        return frozenset(self.ties.find(label) for slot in slots for label in distinct(slot))
+
+    def check_settings(self, name: str, args: dict[str, Any], labelled: Sequence[Tensor]) -> None:
+        """Record the whole numbers that code passes to an operator and that count no channels; they must be the same.
+
+        Operators are found by their name and module, not by number: a loop over channels has fewer to go through.
+        """
+        site = Site(self.module, name, 1, self._train)
+        self._ran[site] += name == "slice"
+        if not self.strict:
+            channels = frozenset(d for slot in self.slots(labelled[0]) for d in varying(slot))
+            self.findings.settings[site].add((channels, settings_of(name, args, channels)))
+        elif (known := self.findings.settings.get(site)) and not any(
+            settings_of(name, args, channels) == before for channels, before in known
+        ):
+            labels = _labels_of(slot for tensor in labelled for slot in self.slots(tensor))
+            self.refuse(f"for fewer channels, the code passes other numbers, in {self.here}", labels)
+
+    def check_read(self, tensor: Tensor) -> None:
+        """Raise OutOfStep if the small network reads a parameter or buffer that the base network does not."""
+        if tensor in self.unread:
+            self.refuse(f"for fewer channels, the code reads '{self.unread[tensor]}'")
+
+    def _refuse_step(self, step: Site, what: str, *calls: Iterable[Slot]) -> None:
+        if not self.values.decide:
             where = f"'{step.module}'" if step.module else "the model's own forward"
-            raise OutOfStep(f"for fewer channels, the code runs {what} in {where}", labels)
+            self.refuse(f"for fewer channels, the code runs {what} in {where}", *map(_labels_of, calls))
+
+    def refuse(self, message: str, *concerned: Iterable[int]) -> None:
+        """Raise OutOfStep with the first labels of which some are narrowed, or else with those of an earlier operator.
+
+        Code may read the width of one channel group and treat another one differently, which is at full width.
+        """
+        if isinstance(self.ties, FrozenTies) and self.ties.narrows:
+            before = (_labels_of(slots) for slots in reversed(self._recent))
+            raise OutOfStep(message, next(filter(self._any_narrowed, (*concerned, *before)), ()))
 
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
         """Record the sizes that code passed to an operator, with the channels that they count."""
@@ -184,14 +241,12 @@ class State(Slots):
             if any(self._fits(labels, slot, before) for before in recorded):
                 continue
             before = [label for each in recorded for label in distinct(each)]
-            for concerned in ([*before, *labels], [] if whole is None else distinct(whole)):
-                if self._any_narrowed(concerned):
-                    message = f"the channels cut off are not those of the base network, in {self.here}"
-                    raise OutOfStep(message, concerned)
+            message = f"the channels cut off are not those of the base network, in {self.here}"
+            self.refuse(message, [*before, *labels], [] if whole is None else distinct(whole))
 
     def _fits(self, labels: list[int], slot: Slot, before: Slot) -> bool:
         """Return whether a slot holds what the small network keeps of the slot `before`, in any order."""
-        kept = [label for label in before.reshape(-1).tolist() if label == 0 or self._has(label)]
+        kept = [label for label in before.reshape(-1).tolist() if label == 0 or self.has(label)]
         return sorted(labels) == sorted(kept) or torch.equal(self._kept_of(before), squeeze_equal(slot))
 
     def _recorded(self, records: dict[Any, Slot], cut: Site, *piece: int) -> list[Slot]:
@@ -227,8 +282,7 @@ class State(Slots):
         if not recorded or any(self._same_rows(before, folded) for before in recorded):
             return
         labels = [label for each in (*recorded, folded) for label in distinct(each)]
-        if self._any_narrowed(labels):
-            raise OutOfStep(f"channels are folded into different rows in {self.here}", labels)
+        self.refuse(f"channels are folded into different rows in {self.here}", labels)
 
     def _same_rows(self, before: Slot, folded: Slot) -> bool:
         """Return whether a view folds what is kept into the same rows as before, in any order within each row."""
@@ -237,14 +291,14 @@ class State(Slots):
         rows = [d for d in varying(before) if before.shape[d] == folded.shape[d]]
         if before.shape == folded.shape or not rows:
             return False
-        kept = [proportions(filter(self._has, line)) for line in lines(before, rows)]
+        kept = [proportions(filter(self.has, line)) for line in lines(before, rows)]
         return kept == [proportions(filter(None, line)) for line in lines(folded, rows)]
 
     def _kept_of(self, slot: Slot) -> Slot:
         """Return the part of a slot that the small network has: lines with a kept label or none, in each dimension."""
         rest = slot
         for dim in varying(slot):
-            kept = [not any(line) or any(map(self._has, line)) for line in lines(slot, [dim])]
+            kept = [not any(line) or any(map(self.has, line)) for line in lines(slot, [dim])]
             rest = rest.index_select(dim, torch.tensor(kept).nonzero().flatten())
         return squeeze_equal(rest)
 
@@ -267,7 +321,7 @@ class State(Slots):
         recorded = self.findings.operands.get((self.call_site, operand), ())
         return [each for each in recorded if not labels.isdisjoint(each.flatten().tolist())]
 
-    def _has(self, label: int) -> bool:
+    def has(self, label: int) -> bool:
         """Return whether a label is one of a channel that the small network has."""
         assert self.is_kept is not None
         return bool(label) and self.is_kept(label)
@@ -293,7 +347,7 @@ class State(Slots):
             return labels[where]
         expected = self.findings.fresh.get(key)
         whole = [] if expected is None else expected.tolist()
-        kept = list(filter(self._has, whole))
+        kept = list(filter(self.has, whole))
         first, where = in_order(slot)
         if len(kept) != len(first):
             message = f"{len(first)} channels arrive where {len(kept)} are expected in {self.here}"
@@ -312,3 +366,7 @@ class State(Slots):
             if last in varying(slot) and inside:
                 self.note_crossing()
         return None
+
+
+def _labels_of(slots: Iterable[Slot]) -> list[int]:
+    return [label for slot in slots for label in distinct(slot)]

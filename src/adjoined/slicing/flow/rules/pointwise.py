@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from adjoined.slicing.flow.call import Call
@@ -126,7 +127,7 @@ def draw(state: State, call: Call) -> None:
 @rule(
     "clone", "detach", "alias", "_to_copy", "lift_fresh", "dropout", "native_dropout", "zeros_like", "ones_like",
     "full_like", "empty_like", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "zero_", "fill_", "contiguous",
-    "tril", "triu", "_pin_memory", "native_dropout_backward",
+    "_pin_memory", "native_dropout_backward",
 )  # fmt: skip
 @rule("cumsum", "cumprod", "logcumsumexp", statistic=Statistic.ALONG)
 def same(state: State, call: Call) -> None:
@@ -135,6 +136,36 @@ def same(state: State, call: Call) -> None:
     for out in call.outputs:
         if out.shape == source.shape:
             state.carry(out, state.slots(source))
+
+
+@rule("tril", "triu", "tril_", "triu_")
+def triangle(state: State, call: Call) -> None:
+    """Positions stay; which elements become zero depends on the places of rows and columns among the others."""
+    x, diagonal = call["self"], call["diagonal"] or 0
+    dims = (x.ndim - 2, x.ndim - 1)
+    slots = state.pin_others(
+        state.slots(x), lambda slot: not set(dims) <= set(varying(slot)), Reason(Kind.TWO_AT_ONCE, "rows and columns")
+    )
+    lines = [state.vector((slot for slot in slots if d in varying(slot)), d) for d in dims]
+    if not state.strict:
+        state.findings.triangles[state.call_site] = [
+            [0] * x.shape[d] if line is None else line.tolist() for d, line in zip(dims, lines, strict=True)
+        ]
+    else:
+        rows, columns = (
+            torch.tensor([place for place, label in enumerate(line) if not label or state.has(label)])
+            for line in state.findings.triangles.get(state.call_site, [[0] * x.shape[d] for d in dims])
+        )
+        here, there = (torch.arange(x.shape[d]) for d in dims)
+        same = (len(rows), len(columns)) == (len(here), len(there)) and torch.equal(
+            columns <= rows[:, None] + diagonal, there <= here[:, None] + diagonal
+        )
+        if not same:
+            labels = (label for line in lines if line is not None for label in distinct(line))
+            state.refuse(
+                f"other places lie beside the diagonal than in the base network, in {state.here}", list(labels)
+            )
+    state.carry(call.outputs[0], slots)
 
 
 @rule("as_strided", "as_strided_")

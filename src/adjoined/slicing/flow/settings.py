@@ -1,0 +1,68 @@
+"""Numbers that code passes to operators and that count no channels: strides, kernel sizes, shifts, places.
+
+Code may compute them from the number of channels that arrive: `x.roll(x.shape[1] // 16, 2)`. The small network has
+fewer, and would do something else. Factors of elementwise operators, such as 1/√d, are not compared: they may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor
+
+from adjoined.slicing.flow.sizes import GROUPED, LAYER_NORMS, RESHAPES
+
+_COUNTING = (
+    *RESHAPES, *LAYER_NORMS, "expand", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk",
+    "tensor_split", "repeat", "repeat_interleave", "as_strided", "as_strided_", "resize_", "native_group_norm",
+    "topk", "kthvalue", "bincount", "channel_shuffle", "native_channel_shuffle", "tril", "triu", "tril_", "triu_",
+)  # fmt: skip
+"""Operators whose numbers may count channels."""
+
+_OTHERS = (
+    "fill_", "full_like", "masked_fill", "masked_fill_", "index_fill", "index_fill_", "permute", "transpose", "squeeze",
+    "unsqueeze", "movedim",
+)  # fmt: skip
+"""Operators that get values, as elementwise ones do, or dimensions that torch itself may choose by shapes."""
+
+_OF_ONE_DIM = ("slice", "select", "narrow", "unfold", "slice_scatter", "select_scatter")
+"""Operators whose numbers belong to one dimension, and count channels there."""
+
+
+def settings_of(name: str, args: dict[str, Any], channels: Collection[int]) -> tuple[Any, ...]:
+    """Return the whole numbers that an operator gets, without those that count channels, which lie along `channels`.
+
+    Example:
+        >>> settings_of("roll", {"shifts": [1, 4], "dims": [2, 1]}, [1])
+        ((1,), (2,))
+        >>> settings_of("view", {"size": [1, 4]}, [1])
+        ()
+    """
+    if name in _COUNTING or name in _OTHERS:
+        return ()
+    x = args.get("self")
+    ndim = x.ndim if isinstance(x, Tensor) else 0
+    if name in _OF_ONE_DIM:
+        dim = args["dim"] if args.get("dim") is not None else args["dimension"]
+        if dim % max(ndim, 1) in channels:
+            return ()
+    if name in ("roll", "constant_pad_nd"):
+        args = _of_other_dims(name, args, ndim, channels)
+    found = (value for key, value in args.items() if key != GROUPED.get(name))
+    return tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in found if _whole(value))
+
+
+def _of_other_dims(name: str, args: dict[str, Any], ndim: int, channels: Collection[int]) -> dict[str, Any]:
+    if name == "roll":
+        shifts, dims = (each if isinstance(each, (list, tuple)) else [each] for each in (args["shifts"], args["dims"]))
+        pairs = [(s, d) for s, d in zip(shifts, dims, strict=False) if (d % ndim if ndim else d) not in channels]
+        return {"shifts": [s for s, _ in pairs], "dims": [d for _, d in pairs]}
+    pads = list(args["pad"])
+    return {"pad": [0 if ndim - 1 - place // 2 in channels else pad for place, pad in enumerate(pads)]}
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) or (
+        isinstance(value, (list, tuple)) and bool(value) and all(isinstance(each, int) for each in value)
+    )

@@ -1,0 +1,151 @@
+"""Code that computes something else from a number of channels: how often to loop, how far to shift, which layer to run.
+
+The small network has fewer channels, so these numbers would change what it computes. The channels stay instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adjoined.slicing import check_plan, make_plan
+from constructs import Net, X, network
+
+
+class OneLayer(Net):
+    def parts(self) -> None:
+        self.one = nn.Conv2d(32, 32, 1)
+
+
+class LessOften(OneLayer):
+    def mid(self, x: Tensor) -> Tensor:
+        for _ in range(x.shape[1] // 8):
+            x = self.one(x).tanh()
+        return x
+
+
+class MoreOften(OneLayer):
+    def mid(self, x: Tensor) -> Tensor:
+        for _ in range(64 // x.shape[1]):
+            x = self.one(x).tanh()
+        return x
+
+
+class OnlyIfWide(OneLayer):
+    """What is scaled could stay wide alone, but the number is that of other channels."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        return self.one(x) * 2 if x.shape[1] >= 32 else self.one(x)
+
+
+class WiderPooling(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        size = 5 if x.shape[1] >= 32 else 3
+        return F.avg_pool2d(x, size, 1, size // 2)
+
+
+class ShiftedFurther(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x + x.roll(x.shape[1] // 16, 2)
+
+
+class CroppedMore(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x[:, :, x.shape[1] // 16 :]
+
+
+class MoreTaps(Net):
+    """Channel attention whose kernel is longer for more channels."""
+
+    def parts(self) -> None:
+        self.taps = nn.Parameter(torch.randn(1, 1, 5))
+
+    def mid(self, x: Tensor) -> Tensor:
+        size = 5 if x.shape[1] >= 32 else 3
+        mixed = F.conv1d(x.mean((2, 3))[:, None], self.taps[..., :size], padding=size // 2)
+        return x * mixed.sigmoid().movedim(1, 2)[..., None]
+
+
+class OtherScale(Net):
+    def parts(self) -> None:
+        self.scales = nn.ParameterList(nn.Parameter(torch.randn(32, 1, 1)) for _ in range(3))
+
+    def mid(self, x: Tensor) -> Tensor:
+        return x * self.scales[x.shape[1] // 16]
+
+
+class CausalInBothHalves(Net):
+    """A triangle of weights whose rows and columns would keep other channels: halves, and the first ones."""
+
+    def parts(self) -> None:
+        self.first, self.last = nn.Conv2d(32, 16, 1), nn.Conv2d(32, 16, 1)
+        self.mix = nn.Parameter(torch.randn(32, 32) / 4)
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.first(x), self.last(x)], 1)
+        return F.conv2d(x, self.mix.tril()[..., None, None])
+
+
+NETWORKS = [
+    LessOften, MoreOften, OnlyIfWide, WiderPooling, ShiftedFurther, CroppedMore, MoreTaps, OtherScale,
+    CausalInBothHalves,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", NETWORKS)
+@pytest.mark.parametrize("alpha", [2, 2.5])
+def test_the_small_network_does_as_often_and_with_the_same_numbers_what_the_base_does(cls: type[Net], alpha: float):
+    model = network(cls)
+    plan = make_plan(model, X, alpha=alpha, round_to=1)
+    checked = check_plan(model, X, plan)
+    assert checked.how == "masked base"
+    assert (checked.error or 0) < 1e-12
+    if cls is not CroppedMore:
+        assert plan.small_shape("body.weight")[0] == round(48 / alpha + 0.4)  # the other layers are narrowed
+
+
+class Causal(Net):
+    """Each channel reads those before it."""
+
+    def parts(self) -> None:
+        self.mix = nn.Parameter(torch.randn(32, 32) / 4)
+
+    def mid(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.mix.tril(-1)[..., None, None])
+
+
+class LoopOverHeads(Net):
+    """Half of the heads are dropped, and with them half of the steps."""
+
+    def parts(self) -> None:
+        self.heads, self.qkv, self.out = 8, nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def mid(self, x: Tensor) -> Tensor:
+        places = x.flatten(2).transpose(1, 2)
+        q, k, v = (each.chunk(self.heads, -1) for each in self.qkv(places).chunk(3, -1))
+        found = [(a @ b.transpose(1, 2)).softmax(-1) @ c for a, b, c in zip(q, k, v, strict=True)]
+        return self.out(torch.cat(found, -1)).transpose(1, 2).unflatten(2, (8, 8))
+
+
+class ShiftedChannels(Net):
+    """The numbers count channels, so they change with them."""
+
+    def parts(self) -> None:
+        self.first, self.last = nn.Conv2d(32, 16, 1), nn.Conv2d(32, 16, 1)
+
+    def mid(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.first(x), self.last(x)], 1)
+        return x.roll((x.shape[1] // 2, 1), (1, 2))[:, x.shape[1] // 2 :].repeat(1, 2, 1, 1)
+
+
+@pytest.mark.parametrize(("cls", "width"), [(Causal, 16), (LoopOverHeads, 16), (ShiftedChannels, 16)])
+def test_numbers_that_count_channels_change_with_them(cls: type[Net], width: int):
+    model = network(cls)
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    checked: Any = check_plan(model, X, plan)
+    assert checked.error < 1e-12
+    assert plan.small_shape("stem.0.weight")[0] == width
