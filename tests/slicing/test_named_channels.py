@@ -171,3 +171,35 @@ def test_zeros_beside_zeros_fit_any_width(pads: bool):
     plan = make_plan(model, X, alpha=2, round_to=1)
     assert (check_plan(model, X, plan).error or 0) < 1e-12
     assert plan.small_shape("first.weight")[:2] == (8, 16)
+
+
+class Masked(Net):
+    """Attention to earlier places; the mask has a copy for each head."""
+
+    copies: Callable[[Tensor, int, int], Tensor]
+
+    def parts(self) -> None:
+        self.heads, self.qkv, self.out = 4, nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def mid(self, x: Tensor) -> Tensor:
+        images, channels, height, width = x.shape
+        qkv = self.qkv(x.flatten(2).transpose(1, 2)).view(images, height * width, 3, self.heads, channels // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)
+        mask = type(self).copies(torch.ones(height * width, height * width, dtype=x.dtype), images, self.heads)
+        mixed = (q @ k.transpose(1, 2)).masked_fill(mask == 0, float("-inf")).softmax(-1) @ v
+        mixed = mixed.view(images, self.heads, height * width, channels // self.heads).transpose(1, 2).flatten(2)
+        return self.out(mixed).transpose(1, 2).unflatten(2, (height, width))
+
+
+@pytest.mark.parametrize(
+    "copies",
+    [
+        lambda ones, images, heads: ones.tril().repeat(images * heads, 1, 1),
+        lambda ones, images, heads: ones.repeat(images, heads, 1, 1).cumsum(-1).tril().flatten(0, 1),
+    ],
+)
+def test_a_mask_with_equal_copies_fits_any_number_of_heads(copies: Callable[..., Tensor]):
+    model = network(type("Masks", (Masked,), {"copies": staticmethod(copies)}))
+    plan = make_plan(model, X, alpha=2, round_to=1)
+    assert (check_plan(model, X, plan).error or 0) < 1e-12
+    assert plan.small_shape("qkv.weight") == (48, 16)

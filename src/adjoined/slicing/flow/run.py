@@ -25,6 +25,7 @@ from adjoined.slicing.flow.memory import Memory
 from adjoined.slicing.flow.mixtures import PRODUCTS, Shares
 from adjoined.slicing.flow.operators import UNKNOWN
 from adjoined.slicing.flow.rules import OPERATORS
+from adjoined.slicing.flow.rules.movement import moved
 from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State
 from adjoined.slicing.flow.uniform import CREATE, NOISE
@@ -181,8 +182,7 @@ class LabelFlow(State, TorchDispatchMode):
         if labelled and name not in CREATE and not (self._idle and name == "select"):
             self._apply_rule(Call(func, name, bound, out), args, labelled[0], results)
         if name in CREATE or not labelled:
-            understood, moves = name in OPERATORS or torch.Tag.pointwise in func.tags, _moves(name)
-            self.uniform.note(name, args, given, results, understood=understood, moves=moves)
+            self._note_uniform(Call(func, name, bound, out), args, kwargs, given)
         else:
             self.uniform.set(name, results)
         if self._train and name in NOISE:
@@ -242,6 +242,23 @@ class LabelFlow(State, TorchDispatchMode):
             if tensor in self.statistics:
                 behind = [out._base for out in results if out._base is not None]
                 self.note_statistic(self.statistics[tensor].values(), [*results, *behind])
+
+    def _note_uniform(self, call: Call, args: Any, kwargs: dict[str, Any], given: Sequence[Tensor]) -> None:
+        """Follow what makes elements equal, such as `torch.zeros`, through an operator without labels."""
+
+        def move(pattern: Tensor) -> list[Tensor] | None:
+            return moved(Call(call.op, call.name, _bound_to_names(call.op, args, kwargs), call.out), pattern, given[0])
+
+        elementwise = torch.Tag.pointwise in call.op.tags or call.name in _ALIKE
+        self.uniform.note(
+            call.name,
+            args,
+            given,
+            call.outputs,
+            understood=elementwise or call.name in OPERATORS,
+            elementwise=elementwise,
+            move=move if _moves(call.name) else None,
+        )
 
     def _apply_rule(self, call: Call, args: Any, first: Tensor, results: Sequence[Tensor]) -> None:
         """Let the operator's rule label the results; `first` is the first operand with labels."""
@@ -349,6 +366,9 @@ class _Calls(TorchFunctionMode):
 
 
 _GET_DATA, _SET_DATA = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # pyright: ignore
+
+_ALIKE = {"clone", "detach", "alias", "_to_copy", "lift_fresh", "contiguous", "masked_fill", "masked_fill_"}
+"""Operators that leave elements where they are, beside those that torch marks as elementwise."""
 
 _BY_SHAPE = {
     "mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "clone", "copy_", "_to_copy", "contiguous", "cat", "stack",

@@ -114,6 +114,11 @@ class Slots:
         """Return whether all elements are equal by construction (zeros, ones): such a tensor fits any width."""
         return tensor in self.uniform and tensor not in self._slots
 
+    def differs_along(self, tensor: Tensor) -> set[int]:
+        """Return the dimensions along which the elements of a tensor without labels differ, as far as it is known."""
+        dims = None if tensor in self._slots else self.uniform.differs_along(tensor)
+        return set(range(tensor.ndim)) if dims is None else dims
+
     def of_fixed_input(self, weight_in: Tensor, x: Tensor, dim: int) -> Tensor:
         """Return what a weight reads along `dim` of a tensor without labels; 0 for zeros, which fit any width."""
         if self.is_uniform(x):

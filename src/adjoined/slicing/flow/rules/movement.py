@@ -40,19 +40,19 @@ def move(state: State, call: Call) -> None:
     picked = _picked_by_value(state, call)
     if state.slots(source) and any(index.is_meta for index in others):
         raise NeedsValues(call.name)
-    moved: list[list[Slot]] = [[] for _ in outputs]
+    carried: list[list[Slot]] = [[] for _ in outputs]
     for number, slot in enumerate(state.slots(source)):
         if picked & set(varying(slot)):
             state.pin(slot, Reason(Kind.BY_VALUE, "indexed by values that the network computes"))
             continue
-        results = _run(call, slot, source)
+        results = moved(call, slot, source)
         if results is None:
             state.check_wide(slot)
             state.pin(slot, Reason(Kind.NO_RULE, f"no rule for {call.name} on these shapes"))
             continue
         results = [squeeze_equal(result) for result in results]
         for piece, result in enumerate(results):
-            moved[piece].append(state.renew(cut, len(results) * number + piece, result))
+            carried[piece].append(state.renew(cut, len(results) * number + piece, result))
         if call.name in RESHAPES:
             folds = len(varying(results[0])) > len(varying(slot))
             if folds or (cut, number) in state.findings.folded:
@@ -63,7 +63,7 @@ def move(state: State, call: Call) -> None:
             state.check_cut(cut, number, results, slot)
             if len(results) > 1 or results[0].numel() != slot.numel():  # otherwise nothing is cut off
                 state.note_pieces(cut, 0, results)
-    for out, slots in zip(outputs, moved, strict=True):
+    for out, slots in zip(outputs, carried, strict=True):
         state.carry(out, slots)
 
 
@@ -98,7 +98,7 @@ def pack(state: State, call: Call) -> None:
     state.carry(call.outputs[0], [slot[0] for slot in kept])
 
 
-def _run(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
+def moved(call: Call, slot: Slot, source: Tensor) -> list[Tensor] | None:
     """Return the operator's results on the labels; None if it does not accept them."""
     if call.name in RESHAPES:
         return [reshaped(slot, source.shape, call.out.shape)]

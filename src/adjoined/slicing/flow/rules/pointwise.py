@@ -40,11 +40,9 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
     every = [slot for of_one in slots for slot in of_one]
     united = state.unite(every) if sum(map(bool, slots)) > 1 else every
     for tensor, dims in zip(operands, labelled, strict=True):
-        if state.is_uniform(tensor):
-            continue
-        offset = ndim - tensor.ndim
-        sizes = enumerate(zip(tensor.shape, tensor.stride(), strict=True))
-        fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride} - dims  # stride 0: expanded
+        offset, uneven = ndim - tensor.ndim, state.differs_along(tensor)
+        sizes = enumerate(zip(tensor.shape, tensor.stride(), strict=True))  # stride 0: expanded
+        fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride and d in uneven} - dims
         for slot in list(united):
             if fixed & set(varying(slot)) and fixed & state.tied_along(slot):
                 if others := set(varying(slot)) - fixed:
