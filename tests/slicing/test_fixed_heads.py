@@ -42,6 +42,30 @@ def test_heads_whose_number_the_code_fixes_are_narrowed_inside(how: str, narrow:
     assert check_plan(model, X, plan).how == "masked base"
 
 
+class FadingHeads(FourHeads):
+    """Attention with linear biases: each head looks less far, by a slope that the code computes."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__("")
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, x.shape[2] // self.heads).permute(2, 0, 3, 1, 4)
+        slopes = 2.0 ** -torch.arange(1, self.heads + 1, dtype=x.dtype)
+        places = torch.arange(x.shape[1])
+        biases = -slopes[:, None, None] * (places[:, None] - places).abs()
+        return self.out(((q @ k.transpose(-2, -1) + biases).softmax(-1) @ v).transpose(1, 2).flatten(2).mean(1))
+
+
+@pytest.mark.parametrize("heads", [2, 4, 8])
+def test_heads_that_differ_by_a_computed_number_are_narrowed_inside(heads: int):
+    model = seeded(lambda: FadingHeads(heads))
+    plan = plan_of(model, alpha=2)
+    assert plan.small_shape("qkv.weight") == (48, 16)
+    assert check_plan(model, X, plan).how == "masked base"
+
+
 class WidthOfAnother(nn.Module):
     """The code fixes the number of heads, and takes their width from another tensor."""
 

@@ -185,9 +185,10 @@ class Grouping:
         return stuck or {f"{site}" for site, labels in self._findings.weighed.items() if self._are_stuck(labels)}
 
     def _are_fixed(self, labels: Iterable[int]) -> bool:
-        """Return whether all these groups stay because code fixes their number."""
-        whys = [self.of(label).whole for label in labels]
-        return all(why is not None and why.kind is Kind.FIXED_SIZE for why in whys)
+        """Return whether all these groups stay because code fixes their number, or computes a number for each."""
+        groups = [self.of(label) for label in labels]
+        sizes = all(group.whole is not None and group.whole.kind is Kind.FIXED_SIZE for group in groups)
+        return sizes or all(group.why is not None and group.why.kind is Kind.FIXED_WIDTH for group in groups)
 
     def _are_stuck(self, labels: Iterable[int]) -> bool:
         """Return whether ties leave no group of channels to drop, or groups stay because others lie across them."""
