@@ -171,6 +171,7 @@ def check_targets(p: Tensor, y: object, label_smoothing: float = 0.0, ignore_ind
             expected=f"class indices, int64 {by_class}, or class probabilities, float {tuple(p.shape)}",
             got=f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__,
         )
+    check_range(hasattr(ignore_index, "__index__"), "ignore_index", "a whole number", repr(ignore_index))
     _check_values(y, p.shape[1], ignore_index)
     check_range(is_number(label_smoothing, 0, 1), "label_smoothing", "a number from 0 to 1", label_smoothing)
 

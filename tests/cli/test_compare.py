@@ -161,6 +161,7 @@ def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_pa
     for argv, message in [
         ([*ARGV, "--lr", "0.3", "--out", str(finished)], "used different settings (lr)"),
         ([*between, "standard,adjoint:lr=0.3"], "not be trained under the same settings"),
+        ([*between, "standard,adjoint:kl_detch=true"], "unknown setting 'kl_detch'. Did you mean kl_detach?"),
         ([*between, "standard,standard"], "listed twice"),
         ([*between, "standart"], "Did you mean standard?"),
         ([*ARGV, "--method", "adjoint", "--out", str(tmp_path)], "Name them with --methods"),

@@ -133,3 +133,8 @@ def test_a_label_file_may_be_a_link(folder: Path):
     (folder / "stored.csv").write_text(LISTED)
     (folder / "labels.csv").symlink_to("stored.csv")
     assert len(open_data(DataSettings(name=f"labels:{folder / 'labels.csv'}")).train) == 3
+
+
+def test_a_folder_is_no_label_file(folder: Path):
+    with pytest.raises(AdjoinedError, match=r"no such file \(expected a CSV file: labels:FILE.csv, got a folder\)"):
+        open_data(DataSettings(f"labels:{folder}"))

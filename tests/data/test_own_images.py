@@ -71,6 +71,11 @@ def test_a_folder_of_an_unknown_user_is_missing():
     assert "no such folder" in refusal(opened, Path("~nobody-has-this-name/photos"))
 
 
+def test_a_file_is_no_folder_of_images():
+    assert "no such folder (expected a folder" in (said := refusal(opened, Path(__file__)))
+    assert "got a file)" in said
+
+
 def test_class_names_that_look_the_same_are_refused(photos):
     for name in ("caf\u00e9", "cafe\u0301"):
         fill(photos / name, 2)

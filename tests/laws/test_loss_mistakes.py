@@ -88,6 +88,12 @@ def test_a_class_index_out_of_range_is_reported(wrong: int):
     adjoint_loss(p, q, torch.tensor([0, wrong, 3]), progress=0.5, ignore_index=wrong)
 
 
+@pytest.mark.parametrize("index", ["255", None, 2.5])
+def test_an_ignored_class_is_a_whole_number(index: Any):
+    with pytest.raises(AdjoinedError, match=r"^ignore_index: out of range \(expected a whole number, got "):
+        adjoint_loss(Z, Z, Y, progress=0.5, ignore_index=index)
+
+
 def test_probabilities_that_do_not_add_up_are_refused():
     p, q = torch.randn(2, 2, 3).unbind(0)
     for fine in ([[0.3, 0.7, 0.0], [0.0, 0.0, 0.0]], [[0.2, 0.4, 0.4], [1.0, 0.0, 0.0]]):  # 0: does not count

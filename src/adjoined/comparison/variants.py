@@ -75,6 +75,7 @@ def _read(text: str, settings: Settings, unequal: bool) -> Variant:
         name = name.strip().replace("-", "_")
         if not equals:
             raise AdjoinedError("not a setting", where=f"--methods {text}", expected="NAME=VALUE", got=change)
+        Settings.check_names([name], f"--methods {text}")
         if name not in OWN and not unequal:
             raise AdjoinedError(
                 "the methods would not be trained under the same settings",

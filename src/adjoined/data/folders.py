@@ -171,6 +171,7 @@ def _layout(folder: Path, left_out: LeftOut) -> _Layout:
             "no such folder",
             where=f"data folder {folder.absolute()}",
             expected="a folder with train/ and val/, or with one folder per class",
+            got="a file" if folder.exists() else "",
             fix="If it has moved, give its new location: --data folder:PATH.",
         )
     try:
