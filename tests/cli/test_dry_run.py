@@ -45,6 +45,12 @@ def test_what_cannot_be_tried_is_reported(flags: str, message: str, capsys: pyte
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_in_which_the_run_could_not_start_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "notes.txt").touch()
+    assert main([*ARGV, "--dry-run", "--run", str(tmp_path)]) == 2
+    assert "the folder contains other files, not a run" in capsys.readouterr().err
+
+
 def test_estimated_memory_is_that_of_a_step():
     images = 256  # so many that oneDNN's working memory, up to 2 MB on some processors, does not matter
     job = make_job(replace(TINY, batch_size=images, model_options={}))

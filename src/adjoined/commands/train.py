@@ -100,9 +100,11 @@ def _dry_run(run: Run, settings: Settings, timing: LatencyOptions, chosen: Seque
 
     from adjoined.choices import as_flag
     from adjoined.report.console import show
+    from adjoined.runs import RunFolder
     from adjoined.training import is_main
     from adjoined.training.outlook import look_ahead
 
+    RunFolder(folder).check(settings, resume=False)
     settings, found = measure_first(settings, timing, dry=True)
     with input_set_by("--image-size"):
         outlook = look_ahead(settings, folder)
