@@ -56,6 +56,12 @@ class OtherNeighbours(OutOfStep):
     kind = Kind.NEIGHBOURS
 
 
+class OtherCourse(OutOfStep):
+    """Code reads a width and does something else for fewer channels."""
+
+    kind = Kind.BY_WIDTH
+
+
 class NeedsValues(Exception):
     """The trace needs the values of a tensor, and tensors on the meta device have none."""
 

@@ -15,6 +15,7 @@ from adjoined.slicing.flow.findings import Findings, Sum
 from adjoined.slicing.flow.labels import (
     LABEL,
     FrozenTies,
+    OtherCourse,
     OtherNeighbours,
     OutOfStep,
     Slot,
@@ -130,26 +131,29 @@ class State(Slots):
             settings_of(name, args, channels) == before for channels, before in known
         ):
             labels = _labels_of(slot for tensor in labelled for slot in self.slots(tensor))
-            self.refuse(f"for fewer channels, the code passes other numbers, in {self.here}", labels)
+            self._refuse_course(f"passes other numbers, in {self.here}", labels)
 
     def check_read(self, tensor: Tensor) -> None:
         """Raise OutOfStep if the small network reads a parameter or buffer that the base network does not."""
         if tensor in self.unread:
-            self.refuse(f"for fewer channels, the code reads '{self.unread[tensor]}'")
+            self._refuse_course(f"reads '{self.unread[tensor]}'")
 
     def _refuse_step(self, step: Site, what: str, *calls: Iterable[Slot]) -> None:
         if not self.values.decide:
             where = f"'{step.module}'" if step.module else "the model's own forward"
-            self.refuse(f"for fewer channels, the code runs {what} in {where}", *map(_labels_of, calls))
+            self._refuse_course(f"runs {what} in {where}", *map(_labels_of, calls))
 
-    def refuse(self, message: str, *concerned: Iterable[int]) -> None:
-        """Raise OutOfStep with the first labels of which some are narrowed, or else with those of an earlier operator.
+    def _refuse_course(self, what: str, *concerned: Iterable[int]) -> None:
+        self.refuse(f"for fewer channels, the code {what}", *concerned, error=OtherCourse)
+
+    def refuse(self, message: str, *concerned: Iterable[int], error: type[OutOfStep] = OutOfStep) -> None:
+        """Raise an error with the first labels of which some are narrowed, or else with those of an earlier operator.
 
         Code may read the width of one channel group and treat another one differently, which is at full width.
         """
         if isinstance(self.ties, FrozenTies) and self.ties.narrows:
             before = (_labels_of(slots) for slots in reversed(self._recent))
-            raise OutOfStep(message, next(filter(self._any_narrowed, (*concerned, *before)), ()))
+            raise error(message, next(filter(self._any_narrowed, (*concerned, *before)), ()))
 
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
         """Record the sizes that code passed to an operator, with the channels that they count."""

@@ -38,6 +38,8 @@ class Kind(StrEnum):
     """Code asks an operator for a fixed number of channels."""
     BY_VALUE = "by value"
     """Values decide which of them are used."""
+    BY_WIDTH = "by width"
+    """For fewer of them, code does something else."""
     NEIGHBOURS = "neighbours"
     """An operator combines neighbouring channels."""
     NO_RULE = "no rule"
@@ -61,6 +63,7 @@ REMEDIES = {
     Kind.FIXED_PADDING: "Take the number from a tensor's shape or a module's attribute; to drop channels, use slices.",
     Kind.FIXED_SIZE: "Read that number from a tensor's shape, or from an attribute or the settings of the module.",
     Kind.BY_VALUE: "Nothing to do: values choose the channels, and slices cannot follow values.",
+    Kind.BY_WIDTH: "Store that number in the module, or name the layer whose width it reads in `keep`.",
     Kind.NEIGHBOURS: "Nothing to do: the operator combines neighbouring channels, so all must stay.",
     Kind.NO_RULE: "Use other operators, or add a rule for this one (docs/extending.md).",
     Kind.TORCH_SCRIPT: "Replace it with the Python module; `load_state_dict` loads the scripted module's weights.",

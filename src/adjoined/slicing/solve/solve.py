@@ -30,7 +30,7 @@ from adjoined.slicing.solve.widths import (
     slices_inside,
 )
 
-FAILURE_KINDS = (Kind.FIXED_SIZE, Kind.FIXED_PADDING, Kind.DOES_NOT_RUN)
+FAILURE_KINDS = (Kind.FIXED_SIZE, Kind.FIXED_PADDING, Kind.BY_WIDTH, Kind.DOES_NOT_RUN)
 """Why repairs keep channels wide."""
 
 MOST_REPAIRS = 200
