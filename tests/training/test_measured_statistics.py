@@ -12,9 +12,11 @@ import torch
 from adjoined import load
 from adjoined.cli import main
 from adjoined.runs import RunResult
+from adjoined.runs.finished import open_run
 from adjoined.settings import Settings
 from adjoined.statistics import measure_statistics
 from adjoined.training import train
+from adjoined.training.evaluate import evaluate
 from adjoined.training.job import make_job
 from tiny_runs import QUIET, TINY
 
@@ -51,6 +53,24 @@ def test_slow_norms_do_not_spoil_the_finished_networks(slow: tuple[Settings, Run
         measure_statistics([network], [network], images.train_loader(seed=7))
         right = sum(int((network(x).argmax(1) == y).sum()) for x, y in images.val_loader())
         assert abs(right / result.images - each.top1) < 0.01
+
+
+@pytest.mark.parametrize("best", [2, 3])
+def test_the_networks_of_the_best_epoch_have_measured_statistics_too(
+    best: int, slow: tuple[Settings, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings, final = slow
+    monkeypatch.setattr("adjoined.training.checkpoints.quality", lambda row: float(row["epoch"] == best))
+    train(settings, tmp_path / "run", console=QUIET)
+    run = open_run(tmp_path / "run", settings.model, weights="best")
+    assert (run.result.epochs, run.result.statistics) == (best, final.statistics)
+    images = make_job(settings).images
+    for each in run.networks:
+        assert each.result.top1 > 0.8
+        assert each.result.top1 == evaluate(each.module, images.val_loader(), 10).top1
+        if best == 3:
+            finished = load(tmp_path / "run", each.name, model=settings.model).state_dict()
+            assert all(torch.equal(each, finished[name]) for name, each in each.module.state_dict().items())
 
 
 def test_the_table_says_how_many_images_and_what_lagged(slow: tuple[Settings, RunResult], capsys):

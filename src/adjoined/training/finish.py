@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,8 +22,9 @@ from adjoined.kinds import NAMES
 from adjoined.methods import TrainedNetwork
 from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
-from adjoined.runs.finished import with_networks
+from adjoined.runs.finished import FinishedNetwork, with_networks
 from adjoined.settings import Settings
+from adjoined.slicing import SlicePlan
 from adjoined.statistics import measure_statistics
 from adjoined.training.checkpoints import read_checkpoint
 from adjoined.training.cost import training_macs
@@ -113,9 +115,33 @@ class Ending:
         # The figures first: once the record is written, the run is finished.
         finished = with_networks(self.run.path, self.run.path, result, self.job.settings.code)
         keep_figures(result, figures_from(finished), self.run.path)
+        with suppress(AdjoinedError):  # they stay as they are, with moving averages
+            self._finish_best(result, measure, device)
         shutil.rmtree(self.run.checkpoints / "last", ignore_errors=True)  # they are the finished ones
         self.run.finish(result.to_json())
         return result
+
+    def _finish_best(self, final: RunResult, measure: Measure, device: torch.device) -> None:
+        """Give the networks of the best epoch measured statistics; they were saved with moving averages."""
+        holder, job = RunFolder(self.run.checkpoints / "best"), self.job
+        before = holder.read_result()
+        if before is None:
+            return
+        ready, trained, count = final.networks, {}, final.statistics
+        if before.epochs != final.epochs:  # other weights than the final ones
+            ready = self.earlier.carried
+            carried = {each.name for each in ready}
+            found = with_networks(self.run.path, holder.path, before, job.settings.code).networks
+            trained = {each.name: _of_file(each) for each in found if each.name not in carried}
+            count = _measure_statistics(trained, job.settings, job.images, device)
+        with replaced_folder(holder.path) as folder:
+            run = RunFolder(folder)
+            copied = [_carry(run, each) for each in ready]
+            written, _ = write_networks(
+                run, trained, job.settings, job.images, weights=self._weights, measure=measure, device=device.type
+            )
+            result = replace(before, networks=(*copied, *written), statistics=count)
+            write_json(run.record, {**self.run.read_record(), "result": result.to_json()})
 
     def _write(
         self,
@@ -189,6 +215,14 @@ def _measure_statistics(
 def _of_network(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Extract the state of the trained network from that of the LightningModule."""
     return {name.removeprefix("network."): each for name, each in checkpoint["state_dict"].items()}
+
+
+def _of_file(network: FinishedNetwork) -> TrainedNetwork:
+    """Return a network that was loaded from its files."""
+    plan = network.description["plan"]
+    return TrainedNetwork(
+        network.module, SlicePlan.from_json(plan) if plan else None, sparse=network.result.nonzero is not None
+    )
 
 
 def _carry(run: RunFolder, network: NetworkResult) -> NetworkResult:
