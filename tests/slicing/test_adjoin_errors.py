@@ -32,7 +32,7 @@ def fails(call: Callable[[], Any], *parts: str) -> AdjoinedError:
 
 
 @pytest.mark.parametrize("call", [adjoin, make_plan])
-@pytest.mark.parametrize("alpha", [0.5, 0, -4, "x", "4", math.nan, math.inf, True, 1 + 0j, torch.tensor(2)])
+@pytest.mark.parametrize("alpha", [0.5, 0, -4, "x", "4", math.nan, math.inf, 10**400, True, 1 + 0j, torch.tensor(2)])
 def test_alpha_that_is_not_a_factor(call: Callable[..., Any], alpha: Any):
     error = fails(lambda: call(residual(), X, alpha=alpha), "expected a number of at least 1", "Use 4")
     assert error.where == "alpha"

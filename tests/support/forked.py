@@ -5,7 +5,6 @@ the first test that needs one starts. Signals, limits, exit codes and endings ar
 """
 
 import atexit
-import gc
 import json
 import os
 import resource
@@ -135,12 +134,8 @@ def _server() -> str:
 
 def next_request(address: str) -> dict[str, Any]:
     """Serve requests; return in each fork that is to become a program, with its request."""
-    gc.disable()
     for name in IMPORTED:
         import_module(name)
-    gc.freeze()  # what the forks share with this process stays as it is, and is not copied
-    gc.set_threshold(10_000)
-    gc.enable()
     outcome: Any = import_module("adjoined.commands.outcome")
     outcome.measure = partial(outcome.measure, seconds=SECONDS)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -361,7 +361,7 @@ def test_networks_of_a_stopped_run_can_be_used(tmp_path, capsys):
     rows = rows_of(whole.folder)
     best = max(range(4), key=lambda epoch: rows[epoch]["val_small-1_top1"] + rows[epoch]["val_small-2_top1"])
     run = open_run(whole.folder, weights="best")
-    assert [network.result.top1 for network in run.networks] == pytest.approx(
+    assert [network.result.running for network in run.networks] == pytest.approx(
         [rows[best][f"val_{name}_top1"] for name in ("base", "small-1", "small-2")]
     )
     assert (run.when, open_run(whole.folder).when) == (f"of epoch {best + 1}, the best one", "after the last step")

@@ -140,6 +140,8 @@ class Ending:
             written, _ = write_networks(
                 run, trained, job.settings, job.images, weights=self._weights, measure=measure, device=device.type
             )
+            running = {each.name: each.main for each in before.networks}
+            written = [replace(each, running=running[each.name]) for each in written]
             result = replace(before, networks=(*copied, *written), statistics=count)
             write_json(run.record, {**self.run.read_record(), "result": result.to_json()})
 

@@ -218,7 +218,14 @@ def check_agree(one: RequestedWidth, other: RequestedWidth, name: str) -> None:
 
 
 def _at_least_1(value: Any, kind: type, where: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, kind) or not 1 <= value < math.inf:  # pyright: ignore
+    if isinstance(value, bool) or not isinstance(value, kind) or not 1 <= _as_float(value) < math.inf:
         expected = f"a {'whole number' if kind is Integral else 'number'} of at least 1"
         raise AdjoinedError("invalid value", where=where, expected=expected, got=repr(value), fix=_FIXES[where])
     return value
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf
