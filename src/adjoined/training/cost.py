@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from adjoined.methods import Method
 from adjoined.slicing import result_on_meta
@@ -59,38 +59,25 @@ def _count(method: Method, network: nn.Module, example: torch.Tensor, device: st
     images = 2  # BatchNorm in training needs more than one
     x = example.to(device).repeat(images, 1, 1, 1)
     duplicate = copy.deepcopy(network).to(device).train()
-    with torch.no_grad(), _Counting():
+    with torch.no_grad(), _EmptyResults():
         y = method.task.blank(next(iter(method.logits(duplicate, x).values())))
-    with _Counting() as counter:
+    with FlopCounterMode(display=False) as counter, _EmptyResults():
         method.step(duplicate, x, y, progress=0.5, measure=False).loss.backward()
-    return counter.flops // 2 // images
+    return counter.get_total_flops() // 2 // images
 
 
-class _Counting(TorchDispatchMode):
-    """Counts as torch's FlopCounterMode does, which spends most of its time on following the modules.
-
-    On the meta device, other results have their shapes only: torch's own kernels for BatchNorm are slow.
-    """
-
-    flops = 0
+class _EmptyResults(TorchDispatchMode):
+    """Gives results on the meta device their shapes only: torch's own kernels for BatchNorm are slow."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count an operator of which torch knows the cost; return empty tensors for others whose shapes are plain."""
+        """Return empty tensors if the shapes are plain and the operator does not count."""
         kwargs = kwargs or {}
         name = func._schema.name.partition("::")[2]
         if name == "native_batch_norm_backward" and args[1].is_meta:
             x, wanted = args[1], args[-1]
             results = torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
             return tuple(each if asked else None for each, asked in zip(results, wanted, strict=True))
-        if name == "threshold_backward" and args[0].is_meta and args[0].shape == args[1].shape:  # of ReLU
-            return args[0].new_empty(args[0].shape)
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
-            result = func(*args, **kwargs)
-            self.flops += formula(*args, **kwargs, out_val=result)
-            return result
         given = [each for each in args if isinstance(each, Tensor)]
-        if not kwargs and (found := result_on_meta(name, args, given)) is not None:
-            return found
-        with self:
-            result = func.decompose(*args, **kwargs)
-        return func(*args, **kwargs) if result is NotImplemented else result
+        counted = func._overloadpacket in flop_registry
+        found = None if kwargs or counted else result_on_meta(name, args, given)
+        return func(*args, **kwargs) if found is None else found
