@@ -34,8 +34,8 @@ def measure_statistics(
         The number of images used.
 
     Raises:
-        AdjoinedError: there is no batch, or one on which a norm cannot be measured, or the statistics are not finite;
-            all of them are unchanged then.
+        AdjoinedError: there are no batches, a norm cannot be measured on one of them, or the measured statistics are
+            not finite. All old statistics are then kept.
 
     Source: `torch.optim.swa_utils.update_bn`, for networks that are not called as `network(batch)`.
     """

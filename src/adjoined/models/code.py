@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +38,8 @@ def build_from_code(spec: str, *, offered: Mapping[str, Any], pretrained: bool, 
     place, _, function_name = spec.rpartition(":")
     folder = Path(place).parent if place.endswith(".py") else Path.cwd()
     # During the call as well: functions may import other modules. What they print is not part of the command's output.
-    with _importable(folder), _same_folder(), contextlib.redirect_stdout(sys.stderr):
+    # Paths of the run and of the data may be relative to the current folder, which the code may change.
+    with _importable(folder), contextlib.chdir(Path.cwd()), contextlib.redirect_stdout(sys.stderr):
         function = _load_function(spec, place, function_name)
         return _call(function, f"model {spec!r}", offered, pretrained=pretrained, options=options)
 
@@ -164,16 +164,6 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):  # the user's code may have removed it itself
             sys.path.remove(entry)
-
-
-@contextlib.contextmanager
-def _same_folder() -> Iterator[None]:
-    """Return to the current folder afterwards: paths of the run and of the data may be relative to it."""
-    before = Path.cwd()
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _last_line(error: BaseException) -> str:

@@ -115,7 +115,7 @@ class Slots:
         return tensor in self.uniform and tensor not in self._slots
 
     def differs_along(self, tensor: Tensor) -> set[int]:
-        """Return the dimensions along which the elements of a tensor without labels differ, as far as it is known."""
+        """Return the dimensions along which the elements of a tensor without labels may differ."""
         dims = None if tensor in self._slots else self.uniform.differs_along(tensor)
         return set(range(tensor.ndim)) if dims is None else dims
 

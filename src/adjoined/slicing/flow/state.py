@@ -105,12 +105,8 @@ class State(Slots):
                     self._refuse_step(step, f"{step.operator} {count} times, not {len(calls)} times,", *calls)
             before.append(calls[-1])
         for site, known in self.findings.settings.items() if self.strict else ():
-            if (
-                site.operator == "slice"
-                and site.train == self._train
-                and not self._ran[site]
-                and any(k for _, k in known)
-            ):
+            left_out = site.operator == "slice" and site.train == self._train and not self._ran[site]
+            if left_out and any(numbers for _, numbers in known):
                 self._refuse_step(site, "no slice")  # torch leaves out those that cut off nothing
 
     def _sets_in(self, slots: Iterable[Slot]) -> frozenset[int]:
@@ -123,7 +119,8 @@ class State(Slots):
         Operators are found by their name and module, not by number: a loop over channels has fewer to go through.
         """
         site = Site(self.module, name, 1, self._train)
-        self._ran[site] += name == "slice"
+        if name == "slice":  # `note_step` leaves out what only moves channels
+            self._ran[site] += 1
         if not self.strict:
             channels = frozenset(d for slot in self.slots(labelled[0]) for d in varying(slot))
             self.findings.settings[site].add((channels, settings_of(name, args, channels)))

@@ -24,7 +24,7 @@ CREATE = {*_CREATED, *_FILLED}
 NOISE = {"rand", "randn", "randint"}
 """Operators whose elements differ only by chance."""
 
-LARGEST_PATTERN = 1 << 24
+_LARGEST_PATTERN = 1 << 24
 """Most elements of a pattern: the tensors of a trace take no memory, but patterns do."""
 
 _JOINS = ("cat", "concat", "stack", "constant_pad_nd", "pad")
@@ -157,7 +157,7 @@ class Uniform:
             return [squeeze_equal(each) for each in move(known[0]) or ()] or nothing
         elif not elementwise:
             return nothing
-        if (places := math.prod(out.shape[d] for d in dims)) > LARGEST_PATTERN:
+        if (places := math.prod(out.shape[d] for d in dims)) > _LARGEST_PATTERN:
             return nothing
         pattern = torch.arange(places, dtype=torch.int32, device="cpu")
         return [pattern.view([size if d in dims else 1 for d, size in enumerate(out.shape)])]

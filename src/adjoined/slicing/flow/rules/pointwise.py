@@ -155,14 +155,12 @@ def triangle(state: State, call: Call) -> None:
             for line in state.findings.triangles.get(state.call_site, [[0] * x.shape[d] for d in dims])
         )
         here, there = (torch.arange(x.shape[d]) for d in dims)
-        same = (len(rows), len(columns)) == (len(here), len(there)) and torch.equal(
+        agree = (len(rows), len(columns)) == (len(here), len(there)) and torch.equal(
             columns <= rows[:, None] + diagonal, there <= here[:, None] + diagonal
         )
-        if not same:
-            labels = (label for line in lines if line is not None for label in distinct(line))
-            state.refuse(
-                f"other places lie beside the diagonal than in the base network, in {state.here}", list(labels)
-            )
+        if not agree:
+            labels = [label for line in lines if line is not None for label in distinct(line)]
+            state.refuse(f"other places lie beside the diagonal than in the base network, in {state.here}", labels)
     state.carry(call.outputs[0], slots)
 
 
