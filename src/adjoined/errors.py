@@ -120,7 +120,7 @@ def is_number(value: Any, least: float = -inf, most: float = inf) -> bool:
 
 
 def check_threads(threads: object, where: str) -> None:
-    """Raise AdjoinedError, naming the setting, unless a number of threads, if given, is one that systems grant.
+    """Raise AdjoinedError, naming the setting, unless `threads` is None or a whole number from 1 to 1024.
 
     PyTorch ends the process if it cannot start its threads.
     """
