@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="trains there: cpu or cuda; networks are prepared on the CPU")
+    parser.add_argument("--compile", action="store_true", help="train through torch.compile: a fifth less time")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,8 @@ def main() -> None:
             if any(key.items() <= row.items() for row in done):
                 continue
             photos = photos or Photos(asked.photos, asked.pixels, seed)
-            run = Run(name, photos, asked.weights, asked.kept, asked.epochs, asked.alpha, torch.device(asked.device))
+            device = torch.device(asked.device)
+            run = Run(name, photos, asked.weights, asked.kept, asked.epochs, asked.alpha, device, asked.compile)
             missing = name in GUIDED and not run.of_base.exists()
             for each in [replace(run, name="base"), run] if missing else [run]:
                 row = {**key, "run": each.name, **each.result()}
@@ -120,6 +122,7 @@ class Run:
     epochs: int
     alpha: float
     device: torch.device
+    compiled: bool
 
     def result(self) -> dict[str, Any]:
         """Train; return accuracies in percent, cost, seconds."""
@@ -134,6 +137,7 @@ class Run:
             "seconds": round(seconds),
             "prepare_seconds": round(prepared),
             "torch": torch.__version__,
+            "compiled": self.compiled,
         }
         for name, finished in method.finish(built).items():
             label = name if self.name in JOINT else "small"
@@ -238,11 +242,12 @@ class Run:
         optimizer = make_optimizer(self.settings, network, small_rate=method.small_rate)
         schedule = make_schedule(self.settings, optimizer, steps)
         teacher, logits, step = self.teacher(), [], 0
+        called = torch.compile(network) if self.compiled else network
         for epoch in range(self.epochs):
             network.train()
             for x, y in photos.epoch(epoch, self.settings.batch_size):
                 x = x.contiguous(memory_format=torch.channels_last)
-                result = method.step(network, x, y, progress=step / steps, measure=False)
+                result = method.step(called, x, y, progress=step / steps, measure=False)
                 loss, own = result.loss, next(iter(result.logits.values()))
                 if self.name == "base":
                     logits.append(own.detach())
