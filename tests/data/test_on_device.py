@@ -17,6 +17,7 @@ from adjoined.statistics import measure_statistics
 from adjoined.training import train
 from adjoined.training.job import make_job
 from device_images import COUNT, SIZE, dataset
+from small_cifar import write_cifar100
 from tiny_runs import QUIET
 
 CPU = torch.device("cpu")
@@ -95,23 +96,29 @@ def test_what_cannot_stay_on_the_device_is_reported(tmp_path: Path):
         Settings(low_resolution={"24px": 0.5})
 
 
-def test_the_recipe_trains_and_resumes(tmp_path: Path, data_root: Path):
+@pytest.fixture(scope="module")
+def cifar100(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a small CIFAR-100: 100 training images."""
+    root = tmp_path_factory.mktemp("cifar")
+    write_cifar100(root / "cifar-100-python", 100)
+    return str(root)
+
+
+def test_the_recipe_trains_and_trains_the_same_again(tmp_path: Path, cifar100: str):
     """The fast recipe, cut down: smaller images at first, Lookahead, both networks."""
     from adjoined.recipes import cifar_fast
 
-    settings = replace(
-        cifar_fast(), data_root=str(data_root), limit=4, epochs=2, batch_size=50, model="fast_resnet16", alpha=2.0
-    )
+    settings = replace(cifar_fast(), data_root=cifar100, epochs=2, batch_size=25, model="fast_resnet16", alpha=2.0)
     whole = train(settings, tmp_path / "whole", console=QUIET)
     again = train(settings, tmp_path / "again", console=QUIET)
     for one, other in zip(whole.networks, again.networks, strict=True):
         assert one.path.read_bytes() == other.path.read_bytes()
 
 
-def test_statistics_are_measured_on_images_augmented_as_in_training(data_root: Path, tmp_path: Path):
+def test_statistics_are_measured_on_images_augmented_as_in_training(cifar100: str, tmp_path: Path):
     """Padded with zeros, as they are away from the device, the images' statistics cost points of accuracy."""
     settings = Settings(
-        **{"data": "cifar100", "data_root": str(data_root), "limit": 4, "epochs": 1, "batch_size": 50, "shift": 2},
+        **{"data": "cifar100", "data_root": cifar100, "epochs": 1, "batch_size": 25, "shift": 2},
         **{"data_on_device": True, "model": "fast_resnet16", "method": "standard", "accelerator": "cpu"},
     )
     result = train(settings, tmp_path / "run", console=QUIET)
