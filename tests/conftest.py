@@ -50,6 +50,14 @@ def _briefly() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    """Do not flush files to the disk: no test pulls the plug, and each wait takes milliseconds, thousands of times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _seeds_for_what_is_there() -> Iterator[None]:
     """Seed only accelerators that are there: for others, torch keeps each seed with the formatted stack of its call."""
     with pytest.MonkeyPatch.context() as patch:

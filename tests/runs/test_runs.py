@@ -156,6 +156,18 @@ def test_a_folder_that_training_replaces_while_it_is_read_is_read_again(noticed,
             settled(lambda: best, read)
 
 
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_the_end(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("old")
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append((os.fstat(handle).st_ino, read())))
+
+    def read() -> str:
+        return (tmp_path / "file").read_text()
+
+    write_text(tmp_path / "file", "new")
+    assert seen == [((tmp_path / "file").stat().st_ino, "old"), (tmp_path.stat().st_ino, "new")]
+
+
 def test_a_finished_run_is_not_trained_over(finished):
     with pytest.raises(AdjoinedError, match=r"finished run.*another folder"):
         train(TINY, finished.folder, console=QUIET)
