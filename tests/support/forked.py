@@ -5,6 +5,7 @@ the first test that needs one starts. Signals, limits, exit codes and endings ar
 """
 
 import atexit
+import gc
 import json
 import os
 import resource
@@ -136,9 +137,13 @@ def next_request(address: str) -> dict[str, Any]:
     """Serve requests; return in each fork that is to become a program, with its request."""
     for name in IMPORTED:
         import_module(name)
+    with suppress(ImportError):  # ExecuTorch brings it, and a run imports it if it is there
+        import_module("omegaconf")
     outcome: Any = import_module("adjoined.commands.outcome")
     outcome.measure = partial(outcome.measure, seconds=SECONDS)
     os.fsync = lambda fd: None  # no test pulls the plug
+    gc.freeze()  # forks share the pages of what is imported
+    gc.set_threshold(10_000)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()

@@ -71,18 +71,22 @@ def make(num_classes, pretrained=False):
             tensor.data.add_(torch.randn(tensor.shape, generator=weights), alpha=0.1)
     return model
 """
-# (file, how many times it has been written before, when to kill)
+# Two runs, each killed four times: (file, how many times this process has written it before, when to kill).
 MOMENTS = [
-    ("settings.yaml", 0, "before the rename"),
-    ("last.ckpt", 0, "before the rename"),
-    ("last.ckpt", 1, "half written"),
-    ("last.ckpt", 1, "after the rename"),
-    ("metrics.csv", 1, "after the rename"),
-    ("base.safetensors", 0, "after the rename"),
-    ("run.json", 1, "before the rename"),
-    ("run.json", 1, "after the rename"),
+    [
+        ("settings.yaml", 0, "before the rename"),
+        ("last.ckpt", 0, "before the rename"),
+        ("last.ckpt", 1, "half written"),
+        ("metrics.csv", 1, "after the rename"),
+    ],
+    [
+        ("base.safetensors", 0, "after the rename"),
+        ("last.ckpt", 1, "after the rename"),
+        ("run.json", 1, "before the rename"),
+        ("run.json", 1, "after the rename"),
+    ],
 ]
-RANDOM_KILLS = 3
+RANDOM_KILLS = 2
 SIGNALS = (signal.SIGINT, signal.SIGKILL)
 STOPPED = 130
 """Exit code after Ctrl-C."""
@@ -185,9 +189,10 @@ def main(folder: Path, seed: int) -> None:
     seconds = _whole(settings, new("whole"))
     _whole(other, new("whole, other"))
     longer = _whole(pretrained, new("whole, pretrained"))
-    for file, times, when in MOMENTS:
-        place = new(f"{file} {times} {when}")
-        assert _run(settings, place, lambda at=(file, times, when): _die_at(*at)) == -signal.SIGKILL
+    for moments in MOMENTS:
+        place = new("; ".join(f"{file} {times} {when}" for file, times, when in moments))
+        for moment in moments:
+            assert _run(settings, place, lambda at=moment: _die_at(*at)) == -signal.SIGKILL, moment
         assert _run(settings, place) == 0
     place = new("run and model moved")
     assert _run(settings, place, lambda: _die_at("last.ckpt", 1, "after the rename")) == -signal.SIGKILL
