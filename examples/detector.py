@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detector_files import RUNTIMES
+from detector_files import RUNTIMES, exported
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
@@ -334,10 +334,10 @@ def export(networks: dict[str, nn.Module], images: Tensor, folder: Path) -> None
     """Write every network for ONNX Runtime and OpenVINO, and compare its detections there with PyTorch's."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, network in networks.items():
-        here = detect(network(images), threshold=0.02)
+        here, program = detect(network(images), threshold=0.02), exported(network, images)
         for suffix, write, open_it in RUNTIMES.values():
             path = folder / f"{name}{suffix}"
-            write(network, images, path)
+            write(program, path)
             apart = 0.0
             for one, two in zip(here, detect(open_it(path)(images), threshold=0.02), strict=True):
                 assert torch.equal(one["labels"], two["labels"]), "other classes"

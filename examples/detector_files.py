@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from adjoined.benchmark.turns import Latency, take_turns
 
@@ -24,12 +25,14 @@ OUTPUTS = ("scores", "boxes")
 Run = Callable[[Tensor], dict[str, Tensor]]
 
 
-def write_onnx(network: nn.Module, images: Tensor, path: Path) -> None:
-    """Write a network that takes any number of images of this size."""
-    batch = {"x": {0: torch.export.Dim.DYNAMIC}}
-    torch.onnx.export(
-        network, (images[:2],), path, dynamo=True, dynamic_shapes=batch, output_names=OUTPUTS, verbose=False
-    )
+def exported(network: nn.Module, images: Tensor) -> ExportedProgram:
+    """Return a network as torch exports it, for any number of images of this size."""
+    return torch.export.export(network, (images[:2],), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}})
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write an exported network for ONNX Runtime."""
+    torch.onnx.export(program, f=path, dynamo=True, output_names=OUTPUTS, verbose=False)
 
 
 def open_onnx(path: Path, threads: int = 0) -> Run:
@@ -48,12 +51,11 @@ def open_onnx(path: Path, threads: int = 0) -> Run:
     return run
 
 
-def write_openvino(network: nn.Module, images: Tensor, path: Path) -> None:
-    """Write a network that takes any number of images of this size, in float32."""
+def write_openvino(program: ExportedProgram, path: Path) -> None:
+    """Write an exported network for OpenVINO, in float32."""
     import openvino
 
-    batch = {"x": {0: torch.export.Dim.DYNAMIC}}
-    model = openvino.convert_model(torch.export.export(network, (images[:2],), dynamic_shapes=batch))
+    model = openvino.convert_model(program)
     for output, name in zip(model.outputs, OUTPUTS, strict=True):
         output.get_tensor().set_names({name})
     openvino.save_model(model, path, compress_to_fp16=False)
