@@ -20,8 +20,8 @@ from report_runs import Page, page_of
 @pytest.fixture(scope="module")
 def made(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Path(shutil.copytree(finished, tmp_path_factory.mktemp("made") / "run"))
-    assert main(["export", str(run), "--to", "onnx", "--images", "32"]) == 0
-    sizes = ["--runtimes", "eager,onnx", "--batch-sizes", "1,2"]
+    assert main(["export", str(run), "--to", "torch-export", "--images", "32"]) == 0
+    sizes = ["--runtimes", "eager,torch-export", "--batch-sizes", "1,2"]
     line = [*sizes, "--devices", "cpu", "--threads", "1", "--seconds", "0.1"]
     assert main(["benchmark", str(run), *line]) == 0
     return run
@@ -41,7 +41,7 @@ def test_every_figure_on_the_page_is_that_of_the_files(made: Path, tmp_path: Pat
     content = json.loads((made / "benchmark.json").read_bytes())
     rows = {(row["runtime"], row["network"], row["batch_size"]): row for row in content["rows"]}
     speedups = {(each["runtime"], each["batch_size"]): each for each in content["speedups"]}
-    titles = {"eager": "PyTorch", "onnx": "ONNX Runtime"}
+    titles = {"eager": "PyTorch", "torch-export": "torch.export"}
     for batch, images in ((1, "1 image"), (2, "2 images")):
         expected = []
         decimals = units.decimals_of(row["median_ms"] for key, row in rows.items() if key[2] == batch)
@@ -64,7 +64,7 @@ def test_every_figure_on_the_page_is_that_of_the_files(made: Path, tmp_path: Pat
     assert f"Measured by: {content['environment']['command']}" in page.written("p")
 
     files = json.loads((made / "export" / "export.json").read_bytes())["files"]
-    assert [each["file"] for each in files] == ["base.onnx", "small.onnx"]
+    assert [each["file"] for each in files] == ["base.pt2", "small.pt2"]
     for row, each in zip(cells(page, "Exported files"), files, strict=True):
         assert each["bytes"] == (made / "export" / each["file"]).stat().st_size
         relative = f"{each['difference']['relative']:.1e}"
