@@ -90,10 +90,11 @@ def test_commands_do_what_they_say(
         monkeypatch.setattr(
             "adjoined.commands.compare._conclude", lambda study, _: [print(len(study.variants), "base")] * 0
         )
-    if argv[0] == "benchmark":  # measures in every runtime, for seconds each: here one small image, in one of them
+    if argv[0] == "benchmark":  # all runtimes, for seconds each: here one small image, in one of them, by one thread
         place = argv.index("--seconds") if "--seconds" in argv else len(argv)
         argv = [*argv[:place], *argv[place + 2 :], "--runtimes", "eager", "--seconds", "0.1", "--batch-sizes", "1"]
         argv += ["--input-size", "64"] if "resnet50" in argv else []
+        argv = ["1" if before == "--threads" else each for before, each in zip(["", *argv], argv, strict=False)]
     if argv[0] == "demo":  # would wait for requests; tests/report/test_demo.py sends some
         monkeypatch.setattr("adjoined.demo.page", lambda *_: None)
         monkeypatch.setattr("adjoined.demo.serve", lambda app, port, ready: ready("base"))
