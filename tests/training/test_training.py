@@ -357,20 +357,6 @@ def test_the_best_epoch_of_the_small_network_is_kept_also_after_a_stop():
 
 def test_networks_of_a_stopped_run_can_be_used(tmp_path, capsys):
     settings = replace(TINY, model="digits_resnet", epochs=4, alpha=[2.0, 4.0], ema=0.5)
-    whole = train(settings, tmp_path / "whole", console=QUIET)
-    rows = rows_of(whole.folder)
-    best = max(range(4), key=lambda epoch: rows[epoch]["val_small-1_top1"] + rows[epoch]["val_small-2_top1"])
-    run = open_run(whole.folder, weights="best")
-    assert [network.result.running for network in run.networks] == pytest.approx(
-        [rows[best][f"val_{name}_top1"] for name in ("base", "small-1", "small-2")]
-    )
-    assert (run.when, open_run(whole.folder).when) == (f"of epoch {best + 1}, the best one", "after the last step")
-    x, images = torch.rand(8, 1, 8, 8), open_images(run)
-    for network in run.networks:
-        assert torch.equal(load(whole.folder, network.name, weights="best")(x), network.module(x))
-        measured = evaluate(network.module, images.val_loader(), 10)
-        assert measured.top1 == pytest.approx(network.result.top1, abs=1e-6)
-        assert torch.equal(load(whole.folder, network.name, weights="last")(x), load(whole.folder, network.name)(x))
 
     def stop(trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == 2:
@@ -385,10 +371,26 @@ def test_networks_of_a_stopped_run_can_be_used(tmp_path, capsys):
         open_run(stopped)
     last = open_run(stopped, weights="last")
     assert last.result.epochs == 2
-    assert last.networks[2].result.top1 == pytest.approx(rows[1]["val_small-2_top1"])
+    assert last.networks[2].result.top1 == pytest.approx(rows_of(stopped)[1]["val_small-2_top1"])
     Image.new("L", (8, 8), 128).save(digit := tmp_path / "digit.png")
     for command in (["evaluate"], ["predict"], ["report", "--images", "0"], ["benchmark", "--seconds", "0.1"]):
-        more = [str(digit)] if command == ["predict"] else ["--runtimes", "eager"] if command[0] == "benchmark" else []
+        more = [str(digit)] if command == ["predict"] else []
+        more += ["--runtimes", "eager", "--batch-sizes", "1"] if command[0] == "benchmark" else []
         assert main([command[0], str(stopped), *more, *command[1:], "--weights", "last"]) == 0, capsys.readouterr().err
     assert {"report-last.html", "benchmark-last.json"} <= {each.name for each in stopped.iterdir()}
     assert not (stopped / "report.html").exists()
+
+    whole = train(settings, stopped, resume=True, console=QUIET)
+    rows = rows_of(whole.folder)
+    best = max(range(4), key=lambda epoch: rows[epoch]["val_small-1_top1"] + rows[epoch]["val_small-2_top1"])
+    run = open_run(whole.folder, weights="best")
+    assert [network.result.running for network in run.networks] == pytest.approx(
+        [rows[best][f"val_{name}_top1"] for name in ("base", "small-1", "small-2")]
+    )
+    assert (run.when, open_run(whole.folder).when) == (f"of epoch {best + 1}, the best one", "after the last step")
+    x, images = torch.rand(8, 1, 8, 8), open_images(run)
+    for network in run.networks:
+        assert torch.equal(load(whole.folder, network.name, weights="best")(x), network.module(x))
+        measured = evaluate(network.module, images.val_loader(), 10)
+        assert measured.top1 == pytest.approx(network.result.top1, abs=1e-6)
+        assert torch.equal(load(whole.folder, network.name, weights="last")(x), load(whole.folder, network.name)(x))
