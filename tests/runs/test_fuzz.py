@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 fuzz = __import__("fuzz")
 sys.path.pop(0)
 
-COUNT = 2000
+COUNT = 1000
 ROW = {"median_ms": 1.0, "lower_quartile_ms": 0.9, "upper_quartile_ms": 1.1, "calls": 9, "batch_size": 1, "threads": 1}
 FIGURES = {"parameters": 9, "parameters_without_last": 8, "macs": 7, "file_bytes": 99, "moved_bytes": 5, "operators": 3}
 

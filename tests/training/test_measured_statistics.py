@@ -27,7 +27,7 @@ def make(num_classes, in_channels):
     model = build("digits_resnet", num_classes=num_classes, in_channels=in_channels, options={"width": 0.5})
     for module in model.modules():
         if hasattr(module, "momentum"):
-            module.momentum = 0.003
+            module.momentum = 0.001
     return model
 """
 
@@ -37,7 +37,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, RunResult]
     """A run of a model whose norms follow slowly: three epochs are far too few for them."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "slow.py").write_text(SLOW)
-    settings = Settings(model=f"{folder}/slow.py:make", method="adjoint+", alpha=2, epochs=3, accelerator="cpu")
+    few = {"epochs": 3, "limit": 40, "batch_size": 32, "augment": "none"}
+    settings = Settings(model=f"{folder}/slow.py:make", method="adjoint+", alpha=2, **few, accelerator="cpu")
     return settings, train(settings, folder / "run", console=QUIET)
 
 
