@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,9 +91,50 @@ class CausalInBothHalves(Net):
         return F.conv2d(x, self.mix.tril()[..., None, None])
 
 
+class FirstRows(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x[:, :, torch.arange(x.shape[1] // 8)]
+
+
+class ListedRows(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x[:, :, [0, x.shape[1] // 8]]
+
+
+class RowsOfAnArray(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x.index_select(2, torch.from_numpy(np.arange(x.shape[1] // 8)))
+
+
+class MaskedRows(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        mask = x.new_zeros(8, 1)
+        mask[: x.shape[1] // 8] = 1
+        return x * mask
+
+
+class ComparedRows(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x.masked_fill((torch.arange(8) < x.shape[1] // 8)[:, None], 0)
+
+
+class FinerGrid(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        line = torch.linspace(-1, 1, x.shape[1] // 4, dtype=x.dtype)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
+        return F.grid_sample(x, grid.expand(len(x), -1, -1, -1), align_corners=True)
+
+
+class WiderWindow(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        line = torch.hann_window(5 if x.shape[1] >= 32 else 3, dtype=x.dtype)
+        kernel = (line[:, None] * line).repeat(x.shape[1], 1, 1, 1)
+        return F.conv2d(x, kernel, groups=x.shape[1])
+
+
 NETWORKS = [
     LessOften, MoreOften, OnlyIfWide, WiderPooling, ShiftedFurther, CroppedMore, MoreTaps, OtherScale,
-    CausalInBothHalves,
+    CausalInBothHalves, FirstRows, ListedRows, RowsOfAnArray, MaskedRows, ComparedRows, FinerGrid, WiderWindow,
 ]  # fmt: skip
 
 
@@ -142,10 +184,21 @@ class ShiftedChannels(Net):
         return x.roll((x.shape[1] // 2, 1), (1, 2))[:, x.shape[1] // 2 :].repeat(1, 2, 1, 1)
 
 
-@pytest.mark.parametrize(("cls", "width"), [(Causal, 16), (LoopOverHeads, 16), (ShiftedChannels, 16)])
-def test_numbers_that_count_channels_change_with_them(cls: type[Net], width: int):
+class MadeForChannels(Net):
+    """Tensors that code makes for so many channels, and factors that it computes from their number."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        line = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype)
+        x = F.conv2d(x, (line[:, None] * line).repeat(channels, 1, 1, 1), padding=1, groups=channels)
+        x = x / torch.tensor([float(channels)]).sqrt() * torch.exp(-torch.arange(8, dtype=x.dtype) / channels)
+        return x[:, torch.arange(channels)] + torch.linspace(0, 1, 8, dtype=x.dtype)[:, None]
+
+
+@pytest.mark.parametrize("cls", [Causal, LoopOverHeads, ShiftedChannels, MadeForChannels])
+def test_numbers_that_count_channels_change_with_them(cls: type[Net]):
     model = network(cls)
     plan = make_plan(model, X, alpha=2, round_to=1)
     checked: Any = check_plan(model, X, plan)
     assert checked.error < 1e-12
-    assert plan.small_shape("stem.0.weight")[0] == width
+    assert plan.small_shape("stem.0.weight")[0] == 16

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -40,3 +42,26 @@ class Call:
     def outputs(self) -> list[Tensor]:
         """The tensors returned, in order."""
         return tensors_in(self.out)
+
+
+class Argument(NamedTuple):
+    """An argument in an operator's schema."""
+
+    name: str
+    default: Any
+    changes: bool
+    """Whether the operator changes it in place."""
+
+
+@functools.cache
+def schema_of(func: Any) -> list[Argument]:
+    """Return the arguments of an operator, cached because torch makes new objects of them on every read."""
+    arguments = [(a.name, a.default_value, a.alias_info) for a in func._schema.arguments]
+    return [Argument(name, default, info is not None and info.is_write) for name, default, info in arguments]
+
+
+def bound_to_names(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of an operator but `out` by their names, with defaults."""
+    schema = schema_of(func)
+    given = {a.name: value for a, value in zip(schema, args, strict=False)}
+    return {a.name: kwargs.get(a.name, a.default) for a in schema if a.name != "out"} | given

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adjoined.errors import first_line
-from adjoined.slicing.flow.call import Call, tensors_in
+from adjoined.slicing.flow.call import Call, bound_to_names, schema_of, tensors_in
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.memory import Memory
@@ -30,7 +29,7 @@ from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State
 from adjoined.slicing.flow.uniform import CREATE, NOISE
 from adjoined.slicing.model.cost import flops_of
-from adjoined.slicing.model.inputs import Inputs
+from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.meta import result_on_meta
 from adjoined.slicing.model.misuse import takes_functions
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
@@ -91,6 +90,7 @@ class LabelFlow(State, TorchDispatchMode):
         self._ran.clear()
         inputs = inputs.isolated()
         self.values.start((inputs.args, inputs.kwargs))
+        self.made.take(tensor_leaves((inputs.args, inputs.kwargs)))
         try:
             with torch.no_grad(), _plain_operators(model), outside_unchanged(model), self, _Calls(self):
                 returned = model(*inputs.args, **inputs.kwargs)
@@ -165,7 +165,9 @@ class LabelFlow(State, TorchDispatchMode):
                 return results
         if name not in _BY_SHAPE and not self._within and not _moves(name):
             self.note_step(labelled)
-        bound = _bound_to_names(func, args, kwargs) if labelled else {}
+        bound = bound_to_names(func, args, kwargs) if labelled else {}
+        if labelled:
+            self.check_made(func, bound, given)
         if labelled and not self._within:
             if self.strict:
                 self.check_sizes(self.call_site, sizes_in(name, bound))
@@ -185,6 +187,7 @@ class LabelFlow(State, TorchDispatchMode):
             self._note_uniform(Call(func, name, bound, out), args, kwargs, given)
         else:
             self.uniform.set(name, results)
+            self.made.take(results)
         if self._train and name in NOISE:
             self.uniform.set(name, results, name)
         return out
@@ -246,8 +249,11 @@ class LabelFlow(State, TorchDispatchMode):
     def _note_uniform(self, call: Call, args: Any, kwargs: dict[str, Any], given: Sequence[Tensor]) -> None:
         """Follow what makes elements equal, such as `torch.zeros`, through an operator without labels."""
 
+        bound = bound_to_names(call.op, args, kwargs)
+        self.made.note(Site(self.module, call.name, 1, self._train), bound, call.op, given, call.outputs)
+
         def move(pattern: Tensor) -> list[Tensor] | None:
-            return moved(Call(call.op, call.name, _bound_to_names(call.op, args, kwargs), call.out), pattern, given[0])
+            return moved(Call(call.op, call.name, bound, call.out), pattern, given[0])
 
         elementwise = torch.Tag.pointwise in call.op.tags or call.name in _ALIKE
         self.uniform.note(
@@ -263,7 +269,7 @@ class LabelFlow(State, TorchDispatchMode):
     def _apply_rule(self, call: Call, args: Any, first: Tensor, results: Sequence[Tensor]) -> None:
         """Let the operator's rule label the results; `first` is the first operand with labels."""
         read = self.slots(first)
-        changed = [t for a, t in zip(_schema(call.op), args, strict=False) if a.changes and isinstance(t, Tensor)]
+        changed = [t for a, t in zip(schema_of(call.op), args, strict=False) if a.changes and isinstance(t, Tensor)]
         written = [(tensor, self.slots(tensor)) for tensor in changed]
         elementwise = "add" if torch.Tag.pointwise in call.op.tags else UNKNOWN  # these need no entry of their own
         (OPERATORS.get(call.name) or OPERATORS[elementwise]).rule(self, call)
@@ -375,25 +381,3 @@ _BY_SHAPE = {
     "expand", "constant_pad_nd", "as_strided", "as_strided_", "detach", "alias",
 }  # fmt: skip
 """Operators among which torch itself chooses by shapes and strides, and which leave channels as they are."""
-
-
-class _Argument(NamedTuple):
-    """An argument in an operator's schema."""
-
-    name: str
-    default: Any
-    changes: bool
-    """Whether the operator changes it in place."""
-
-
-@functools.cache
-def _schema(func: Any) -> list[_Argument]:
-    """Return the arguments of an operator, cached because torch makes new objects of them on every read."""
-    arguments = [(a.name, a.default_value, a.alias_info) for a in func._schema.arguments]
-    return [_Argument(name, default, info is not None and info.is_write) for name, default, info in arguments]
-
-
-def _bound_to_names(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    schema = _schema(func)
-    given = {a.name: value for a, value in zip(schema, args, strict=False)}
-    return {a.name: kwargs.get(a.name, a.default) for a in schema if a.name != "out"} | given

@@ -28,6 +28,7 @@ from adjoined.slicing.flow.labels import (
     squeeze_equal,
     varying,
 )
+from adjoined.slicing.flow.made import Made, along_channels
 from adjoined.slicing.flow.settings import settings_of
 from adjoined.slicing.flow.sizes import GROUPED, Mismatch, Site, Size, check_sizes, line_of_code, sizes_in, sizes_of
 from adjoined.slicing.flow.slots import Slots
@@ -55,6 +56,7 @@ class State(Slots):
         unaligned: cuts after which the number of channels counts, not their identity.
         slices_inside: how grouped convolutions are narrowed.
         values: which tensors depend on the values of the input.
+        made: which tensors without labels differ from those that the base network's code makes.
         in_linear: whether the module that runs is a linear layer.
         unread: parameter or buffer that the base network does not read -> its name; for the second run.
     """
@@ -71,6 +73,7 @@ class State(Slots):
         super().__init__(ties, findings, is_kept)
         self.unaligned, self.slices_inside = frozenset(unaligned), slices_inside
         self.values = Values()
+        self.made = Made(findings.made, strict=is_kept is not None)
         self.in_linear = False
         self.unread: Any = WeakIdKeyDictionary()
         self._ran = Counter[Site]()
@@ -129,6 +132,17 @@ class State(Slots):
         ):
             labels = _labels_of(slot for tensor in labelled for slot in self.slots(tensor))
             self._refuse_course(f"passes other numbers, in {self.here}", labels)
+
+    def check_made(self, op: Any, args: dict[str, Any], given: Sequence[Tensor]) -> None:
+        """Raise OutOfStep if code made an operand differently, along other dimensions than those of channels."""
+        site = Site(self.module, self.last_op, 1, self._train)
+        for tensor in given:
+            if tensor in self._slots or not self.made.differs(tensor, site) or self.values.decide:
+                continue
+            slots = [slot for each in given for slot in self.slots(each)]
+            channels = {d - slot.ndim for slot in slots for d in varying(slot)}
+            if self.differs_along(tensor) - along_channels(op, args, tensor, channels):
+                self._refuse_course(f"makes a different tensor, in {self.here}", _labels_of(slots))
 
     def check_read(self, tensor: Tensor) -> None:
         """Raise OutOfStep if the small network reads a parameter or buffer that the base network does not."""

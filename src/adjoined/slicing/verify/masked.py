@@ -201,7 +201,7 @@ class Numbers(LabelFlow):
 def _numbers_in(func: Any, args: Sequence[Any]) -> dict[int, Any]:
     """Return the numbers among an elementwise operator's arguments, or those that a new tensor is made of."""
     if func is torch.ops.aten.lift_fresh.default:
-        return {0: args[0]} if not args[0].ndim else {}
+        return {0: args[0]} if args[0].numel() == 1 else {}
     numbers = torch.Tag.pointwise in func.tags or func in _MAKERS
     return {n: value for n, value in enumerate(args) if numbers and type(value) in (int, float, complex)}
 
