@@ -1,13 +1,14 @@
 """Tensors that code makes from numbers, such as positions: the small network has to make the same ones.
 
 Code may count channels to make them: `torch.arange(x.shape[1] // 4)`. Along channels, labels decide what becomes of
-them. Along other dimensions, they would pick other places, or weigh them differently. Factors of whole tensors, such as
-1/√d, are not compared: they may differ.
+them. Along other dimensions, they would pick other places, or weigh them differently. Factors that code computes from a
+width, such as 1/√d, may differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -31,6 +32,15 @@ _AT_PLACES = (
 """Operators that get places: in `indices`, an entry for each dimension, or in `index`, along the dimension `dim`."""
 
 
+class Difference(IntEnum):
+    """How a tensor differs from that of the base network's code."""
+
+    NONE = 0
+    FACTORS = 1
+    """As many numbers, but other ones, such as multiples of a width: the small network's own factors."""
+    PLACES = 2
+
+
 class Made:
     """Which tensors without labels differ from those that the base network's code made.
 
@@ -41,32 +51,47 @@ class Made:
 
     def __init__(self, known: dict[Site, set[Numbers]], *, strict: bool) -> None:
         self._known, self._strict = known, strict
-        self._differs: Any = WeakIdKeyDictionary()
+        self._differences: Any = WeakIdKeyDictionary()
 
     def note(
         self, site: Site, args: dict[str, Any], op: Any, given: Sequence[Tensor], results: Sequence[Tensor]
     ) -> None:
         """Follow an operator whose operands `given` have no labels."""
-        name = site.operator
-        differs = {self.differs(tensor, site) for tensor in given}
-        factor = torch.Tag.pointwise in op.tags and results and results[0].is_floating_point()
-        if name not in CREATE and name not in NOISE and not factor:
-            differs.add(self._is_new(site, _numbers(name, args, op, given)))
+        name, pointwise = site.operator, torch.Tag.pointwise in op.tags
+        factors = pointwise and bool(results) and results[0].is_floating_point()
+        found = max((self._difference(tensor, site) for tensor in given), default=Difference.NONE)
+        if name == "arange":
+            found = self._of_range(site, _numbers(name, args, op, given), results[0].numel())
+        elif found and pointwise and not factors:  # a comparison
+            found = Difference.PLACES
+        elif not factors and name not in CREATE and name not in NOISE:
+            found = Difference.PLACES if self._is_new(site, _numbers(name, args, op, given)) else found
         for tensor in results:
-            self._differs[tensor] = True in differs
-            if True in differs and name.endswith("_") and tensor._base is not None:
-                self._differs[tensor._base] = True
+            self._differences[tensor] = found
+            if found and name.endswith("_") and tensor._base is not None:
+                self._differences[tensor._base] = found
 
-    def differs(self, tensor: Tensor, site: Site) -> bool:
-        """Return whether a tensor without labels, read by the operator at `site`, differs from that of the base."""
-        if tensor not in self._differs:  # no operator made it: a list of indices, a NumPy array
-            self._differs[tensor] = self._is_new(site._replace(operator="from outside"), _elements(tensor))
-        return self._differs[tensor]
+    def differs(self, tensor: Tensor, site: Site, op: Any) -> bool:
+        """Return whether a tensor without labels makes an operator, called at `site`, do something else."""
+        found = self._difference(tensor, site)
+        factors = torch.Tag.pointwise in op.tags and tensor.dtype != torch.bool
+        return found > (Difference.FACTORS if factors else Difference.NONE)
+
+    def _of_range(self, site: Site, numbers: Numbers, count: int) -> Difference:
+        other_count = self._is_new(site._replace(operator="length of arange"), (count,))
+        others = self._is_new(site, numbers)
+        return Difference.PLACES if other_count else Difference.FACTORS if others else Difference.NONE
+
+    def _difference(self, tensor: Tensor, site: Site) -> Difference:
+        if tensor not in self._differences:  # no operator made it: a list of indices, a NumPy array
+            new = self._is_new(site._replace(operator="from outside"), _elements(tensor))
+            self._differences[tensor] = Difference.PLACES if new else Difference.NONE
+        return self._differences[tensor]
 
     def take(self, tensors: Iterable[Tensor]) -> None:
         """Take tensors for the same in both runs: inputs, and results of operators that labels or values decide."""
         for tensor in tensors:
-            self._differs[tensor] = False
+            self._differences[tensor] = Difference.NONE
 
     def _is_new(self, site: Site, numbers: Numbers) -> bool:
         if not self._strict:

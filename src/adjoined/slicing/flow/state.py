@@ -137,7 +137,7 @@ class State(Slots):
         """Raise OutOfStep if code made an operand differently, along other dimensions than those of channels."""
         site = Site(self.module, self.last_op, 1, self._train)
         for tensor in given:
-            if tensor in self._slots or not self.made.differs(tensor, site) or self.values.decide:
+            if tensor in self._slots or not self.made.differs(tensor, site, op) or self.values.decide:
                 continue
             slots = [slot for each in given for slot in self.slots(each)]
             channels = {d - slot.ndim for slot in slots for d in varying(slot)}
