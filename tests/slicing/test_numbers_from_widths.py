@@ -132,9 +132,43 @@ class WiderWindow(Net):
         return F.conv2d(x, kernel, groups=x.shape[1])
 
 
+class FewerPieces(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x.chunk(x.shape[1] // 8, 2)[0]
+
+
+class ShorterPieces(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x.split(x.shape[1] // 8, 2)[0]
+
+
+class SmallerWindows(Net):
+    """Each window is centred on its own mean."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        windows = x.unflatten(2, (-1, x.shape[1] // 16))
+        return (windows - windows.mean(3, keepdim=True)).flatten(2, 3)
+
+
+class MoreCopies(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x.repeat(1, 1, 64 // x.shape[1], 1).cumsum(2)
+
+
+class FewerOfTheBest(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x * x.flatten(2).topk(x.shape[1] // 8, 2)[0].mean(2)[..., None, None]
+
+
+class WiderTriangle(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x.triu(x.shape[1] // 16)
+
+
 NETWORKS = [
     LessOften, MoreOften, OnlyIfWide, WiderPooling, ShiftedFurther, CroppedMore, MoreTaps, OtherScale,
     CausalInBothHalves, FirstRows, ListedRows, RowsOfAnArray, MaskedRows, ComparedRows, FinerGrid, WiderWindow,
+    FewerPieces, ShorterPieces, SmallerWindows, MoreCopies, FewerOfTheBest, WiderTriangle,
 ]  # fmt: skip
 
 

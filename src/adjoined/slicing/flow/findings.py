@@ -80,6 +80,10 @@ class Findings:
     """Site of an operator's first call in a module -> slots of the operands of each of its calls there."""
     settings: dict[Site, set[tuple[frozenset[int], tuple[Any, ...]]]] = field(default_factory=lambda: defaultdict(set))
     """The same site -> for its calls, dimensions of the first operand with channels, and whole numbers for others."""
+    places: dict[Site, set[tuple[frozenset[int], frozenset[tuple[int, ...]]]]] = field(
+        default_factory=lambda: defaultdict(set)
+    )
+    """The same site -> for its calls, dimensions of the results with channels, and sizes along the others."""
     made: dict[Site, set[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(set))
     """The same site, of an operator without labels -> the numbers that code passed to it."""
     calls: set[Site] = field(default_factory=set)

@@ -273,6 +273,8 @@ class LabelFlow(State, TorchDispatchMode):
         written = [(tensor, self.slots(tensor)) for tensor in changed]
         elementwise = "add" if torch.Tag.pointwise in call.op.tags else UNKNOWN  # these need no entry of their own
         (OPERATORS.get(call.name) or OPERATORS[elementwise]).rule(self, call)
+        if not self._within:
+            self.check_places(call)
         if not self.strict:
             self._shares.note(call, in_layer=self.in_linear)
         self._last = [slot for tensor in results for slot in self.slots(tensor)]

@@ -6,17 +6,22 @@ fewer, and would do something else. Factors of elementwise operators, such as 1/
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from adjoined.slicing.flow.sizes import GROUPED, LAYER_NORMS, RESHAPES
 
+_SHAPED = (
+    *RESHAPES, "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "tensor_split",
+    "repeat", "repeat_interleave",
+)  # fmt: skip
+"""Operators whose numbers may count channels, and show in the shapes of their results."""
+
 _COUNTING = (
-    *RESHAPES, *LAYER_NORMS, "expand", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk",
-    "tensor_split", "repeat", "repeat_interleave", "as_strided", "as_strided_", "resize_", "native_group_norm",
-    "topk", "kthvalue", "bincount", "channel_shuffle", "native_channel_shuffle", "tril", "triu", "tril_", "triu_",
+    *_SHAPED, *LAYER_NORMS, "expand", "as_strided", "as_strided_", "resize_", "native_group_norm", "bincount",
+    "channel_shuffle", "native_channel_shuffle",
 )  # fmt: skip
 """Operators whose numbers may count channels."""
 
@@ -26,8 +31,11 @@ _OTHERS = (
 )  # fmt: skip
 """Operators that get values, as elementwise ones do, or dimensions that torch itself may choose by shapes."""
 
-_OF_ONE_DIM = ("slice", "select", "narrow", "unfold", "slice_scatter", "select_scatter")
+_OF_ONE_DIM = ("slice", "select", "narrow", "unfold", "slice_scatter", "select_scatter", "topk", "kthvalue")
 """Operators whose numbers belong to one dimension, and count channels there."""
+
+_OF_LAST_TWO = ("tril", "triu", "tril_", "triu_")
+"""Operators whose number belongs to the last two dimensions; rows and columns may be channels."""
 
 
 def settings_of(name: str, args: dict[str, Any], channels: Collection[int]) -> tuple[Any, ...]:
@@ -47,10 +55,24 @@ def settings_of(name: str, args: dict[str, Any], channels: Collection[int]) -> t
         dim = args["dim"] if args.get("dim") is not None else args["dimension"]
         if dim % max(ndim, 1) in channels:
             return ()
+    if name in _OF_LAST_TWO and not {ndim - 2, ndim - 1}.isdisjoint(channels):
+        return ()
     if name in ("roll", "constant_pad_nd"):
         args = _of_other_dims(name, args, ndim, channels)
     found = (value for key, value in args.items() if key != GROUPED.get(name))
     return tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in found if _whole(value))
+
+
+def places_of(name: str, results: Sequence[Tensor], channels: Collection[int]) -> frozenset[tuple[int, ...]] | None:
+    """Return the sizes of results along other dimensions than `channels`; None if no code chose them.
+
+    Example:
+        >>> places_of("view", [torch.zeros(2, 32, 4, 4)], [1])
+        frozenset({(2, 4, 4)})
+    """
+    if name not in _SHAPED:
+        return None
+    return frozenset(tuple(size for d, size in enumerate(out.shape) if d not in channels) for out in results)
 
 
 def _of_other_dims(name: str, args: dict[str, Any], ndim: int, channels: Collection[int]) -> dict[str, Any]:

@@ -150,8 +150,8 @@ class Repairs:
         A split may cut these channels into several groups, which must be alike.
         """
         groups = self.grouping.of_all(error.expected)
-        share, rest = divmod(error.arriving, len(groups))
-        if rest or len({(group.width, group.bundle, group.kept) for group in groups}) > 1:
+        share, rest = divmod(error.arriving, max(1, len(groups)))
+        if not groups or rest or len({(group.width, group.bundle, group.kept) for group in groups}) > 1:
             return False
         group = groups[0]
         if any(each.why for each in groups) or share > group.width:

@@ -1,0 +1,152 @@
+"""Whether the small network's code takes the course of the base's: the same operators, with the same numbers.
+
+Code may read a number of channels and do something else for fewer: branch, loop less often, shift less far, read other
+places. The channels that it counts then stay at full width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from adjoined.slicing.flow.call import Call
+from adjoined.slicing.flow.findings import Findings
+from adjoined.slicing.flow.labels import FrozenTies, OtherCourse, OutOfStep, Slot, Ties, distinct, varying
+from adjoined.slicing.flow.made import Made, along_channels
+from adjoined.slicing.flow.settings import places_of, settings_of
+from adjoined.slicing.flow.sizes import Site, family_of
+from adjoined.slicing.flow.slots import Slots
+from adjoined.slicing.flow.values import Values
+
+
+class Course(Slots):
+    """The slots of a run, and the comparison of what its code does with what the base network's did.
+
+    Attributes:
+        values: which tensors depend on the values of the input.
+        made: which tensors without labels differ from those that the base network's code makes.
+        unread: parameter or buffer that the base network does not read -> its name; for the second run.
+    """
+
+    def __init__(self, ties: Ties | FrozenTies, findings: Findings, is_kept: Callable[[int], bool] | None) -> None:
+        super().__init__(ties, findings, is_kept)
+        self.values = Values()
+        self.made = Made(findings.made, strict=is_kept is not None)
+        self.unread: Any = WeakIdKeyDictionary()
+        self._ran = Counter[Site]()
+        self._recent: deque[list[Slot]] = deque(maxlen=64)  # the operands of the latest operators
+
+    def note_step(self, labelled: Iterable[Tensor]) -> None:
+        """Record that the current operator runs in this module; the small network must not run others.
+
+        Code may branch on numbers of channels: many or few, equal or not.
+        """
+        step = Site(self.module, self.last_op, 1, self._train)
+        self._ran[step] += 1
+        slots = [slot for tensor in labelled for slot in self.slots(tensor)]
+        self._recent.append(slots)
+        if not self.strict:
+            self.findings.steps[step].append(slots)
+        elif slots and step not in self.findings.steps:
+            self._refuse_step(step, step.operator)
+
+    def check_steps(self) -> None:
+        """Raise OutOfStep if an operator of the base network did not run in the small network, or not as often.
+
+        Loops over channels have fewer to go through. In other loops, each step works on the same channels.
+        """
+        before: list[list[Slot]] = []
+        for step, calls in self.findings.steps.items() if self.strict else ():
+            if step.train == self._train:
+                self._recent.extend(before[-1:])
+                if not (count := self._ran[step]):
+                    self._refuse_step(step, f"no {step.operator}", *calls)
+                elif count != len(calls) and not self._train and len({self._sets_in(slots) for slots in calls}) == 1:
+                    self._refuse_step(step, f"{step.operator} {count} times, not {len(calls)} times,", *calls)
+            before.append(calls[-1])
+        for site, known in self.findings.settings.items() if self.strict else ():
+            left_out = site.operator == "slice" and site.train == self._train and not self._ran[site]
+            if left_out and any(numbers for _, numbers in known):
+                self._refuse_step(site, "no slice")  # torch leaves out those that cut off nothing
+
+    def _sets_in(self, slots: Iterable[Slot]) -> frozenset[int]:
+        """Return the roots of the sets of labels in some slots."""
+        return frozenset(self.ties.find(label) for slot in slots for label in distinct(slot))
+
+    def check_settings(self, name: str, args: dict[str, Any], labelled: Sequence[Tensor]) -> None:
+        """Record the whole numbers that code passes to an operator and that count no channels; they must be the same.
+
+        Operators are found by their name and module, not by number: a loop over channels has fewer to go through.
+        """
+        site = Site(self.module, name, 1, self._train)
+        if name == "slice":  # `note_step` leaves out what only moves channels
+            self._ran[site] += 1
+        if not self.strict:
+            channels = frozenset(d for slot in self.slots(labelled[0]) for d in varying(slot))
+            self.findings.settings[site].add((channels, settings_of(name, args, channels)))
+        elif (known := self.findings.settings.get(site)) and not any(
+            settings_of(name, args, channels) == before for channels, before in known
+        ):
+            labels = _labels_of(slot for tensor in labelled for slot in self.slots(tensor))
+            self._refuse_course(f"passes other numbers, in {self.here}", labels)
+
+    def check_places(self, call: Call) -> None:
+        """Record the sizes along dimensions without channels that code gives to an operator's results."""
+        channels = frozenset(d for out in call.outputs for slot in self.slots(out) for d in varying(slot))
+        places = places_of(call.name, call.outputs, channels)
+        if places is None:
+            return
+        site = Site(self.module, family_of(call.name), 1, self._train)
+        if not self.strict:
+            self.findings.places[site].add((channels, places))
+        elif (
+            (known := self.findings.places.get(site))
+            and not self.values.decide
+            and not any(places_of(call.name, call.outputs, channels) == before for channels, before in known)
+        ):
+            labels = _labels_of(slot for tensor in call.tensors for slot in self.slots(tensor))
+            self._refuse_course(f"asks for other sizes, in {self.here}", labels)
+
+    def check_made(self, op: Any, args: dict[str, Any], given: Sequence[Tensor]) -> None:
+        """Raise OutOfStep if code made an operand differently, along other dimensions than those of channels."""
+        site = Site(self.module, self.last_op, 1, self._train)
+        for tensor in given:
+            if tensor in self._slots or not self.made.differs(tensor, site, op) or self.values.decide:
+                continue
+            slots = [slot for each in given for slot in self.slots(each)]
+            channels = {d - slot.ndim for slot in slots for d in varying(slot)}
+            if self.differs_along(tensor) - along_channels(op, args, tensor, channels):
+                self._refuse_course(f"makes a different tensor, in {self.here}", _labels_of(slots))
+
+    def check_read(self, tensor: Tensor) -> None:
+        """Raise OutOfStep if the small network reads a parameter or buffer that the base network does not."""
+        if tensor in self.unread:
+            self._refuse_course(f"reads '{self.unread[tensor]}'")
+
+    def _refuse_step(self, step: Site, what: str, *calls: Iterable[Slot]) -> None:
+        if not self.values.decide:
+            where = f"'{step.module}'" if step.module else "the model's own forward"
+            self._refuse_course(f"runs {what} in {where}", *map(_labels_of, calls))
+
+    def _refuse_course(self, what: str, *concerned: Iterable[int]) -> None:
+        self.refuse(f"for fewer channels, the code {what}", *concerned, error=OtherCourse)
+
+    def refuse(self, message: str, *concerned: Iterable[int], error: type[OutOfStep] = OutOfStep) -> None:
+        """Raise an error with the first labels of which some are narrowed, or else with those of an earlier operator.
+
+        Code may read the width of one channel group and treat another one differently, which is at full width.
+        """
+        if isinstance(self.ties, FrozenTies) and self.ties.narrows:
+            before = (_labels_of(slots) for slots in reversed(self._recent))
+            raise error(message, next(filter(self._any_narrowed, (*concerned, *before)), ()))
+
+    def _any_narrowed(self, labels: Iterable[int]) -> bool:
+        return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)
+
+
+def _labels_of(slots: Iterable[Slot]) -> list[int]:
+    return [label for slot in slots for label in distinct(slot)]
