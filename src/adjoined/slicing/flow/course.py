@@ -95,10 +95,16 @@ class Course(Slots):
             self._refuse_course(f"passes other numbers, in {self.here}", labels)
 
     def check_places(self, call: Call) -> None:
-        """Record the sizes along dimensions without channels that code gives to an operator's results."""
+        """Record the sizes along dimensions without channels that code gives to results; they must be the same.
+
+        Those of kernels, which code may repeat for each channel, show where they meet the channels.
+        """
         channels = frozenset(d for out in call.outputs for slot in self.slots(out) for d in varying(slot))
+        if call.name == "repeat":  # along these dimensions all elements are equal, perhaps one for each channel
+            sizes = [1] * (call.out.ndim - call["self"].ndim) + list(call["self"].shape)
+            channels |= {d for d, size in enumerate(sizes) if size == 1}
         places = places_of(call.name, call.outputs, channels)
-        if places is None:
+        if places is None or not any(map(self.values.computed, call.tensors)):
             return
         site = Site(self.module, family_of(call.name), 1, self._train)
         if not self.strict:
