@@ -226,7 +226,7 @@ class MadeForChannels(Net):
         line = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype)
         x = F.conv2d(x, (line[:, None] * line).repeat(channels, 1, 1, 1), padding=1, groups=channels)
         x = x / torch.tensor([float(channels)]).sqrt() * torch.exp(-torch.arange(8, dtype=x.dtype) / channels)
-        x = x + x.mean(1, keepdim=True).repeat(1, channels, 1, 1)
+        x = x + x.mean(1, keepdim=True).expand(-1, channels, -1, -1)
         return x[:, torch.arange(channels)] + torch.linspace(0, 1, 8, dtype=x.dtype)[:, None]
 
 
