@@ -165,10 +165,23 @@ class WiderTriangle(Net):
         return x.triu(x.shape[1] // 16)
 
 
+class FinerImage(Net):
+    """The number decides how the input itself is cut, before a layer reads it."""
+
+    def parts(self) -> None:
+        self.look = nn.Conv2d(3, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.stem(x)
+        gate = self.look(x.unflatten(2, (seen.shape[1] // 8, -1)).amax(2)).mean((2, 3), keepdim=True)
+        return self.head(self.body(seen * gate).tanh().mean((2, 3)))
+
+
 NETWORKS = [
     LessOften, MoreOften, OnlyIfWide, WiderPooling, ShiftedFurther, CroppedMore, MoreTaps, OtherScale,
     CausalInBothHalves, FirstRows, ListedRows, RowsOfAnArray, MaskedRows, ComparedRows, FinerGrid, WiderWindow,
     FewerPieces, ShorterPieces, SmallerWindows, MoreCopies, FewerOfTheBest, WiderTriangle,
+    FinerImage,
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from adjoined.slicing.flow.settings import settings_of
+from adjoined.slicing.flow.settings import places_of, settings_of
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.uniform import CREATE, NOISE
 
@@ -54,9 +54,16 @@ class Made:
         self._differences: Any = WeakIdKeyDictionary()
 
     def note(
-        self, site: Site, args: dict[str, Any], op: Any, given: Sequence[Tensor], results: Sequence[Tensor]
+        self,
+        site: Site,
+        args: dict[str, Any],
+        op: Any,
+        given: Sequence[Tensor],
+        results: Sequence[Tensor],
+        *,
+        computed: bool,
     ) -> None:
-        """Follow an operator whose operands `given` have no labels."""
+        """Follow an operator whose operands `given` have no labels; `computed`: they depend on the input's values."""
         name, pointwise = site.operator, torch.Tag.pointwise in op.tags
         factors = pointwise and bool(results) and results[0].is_floating_point()
         found = max((self._difference(tensor, site) for tensor in given), default=Difference.NONE)
@@ -65,7 +72,10 @@ class Made:
         elif found and pointwise and not factors:  # a comparison
             found = Difference.PLACES
         elif not factors and name not in CREATE and name not in NOISE:
-            found = Difference.PLACES if self._is_new(site, _numbers(name, args, op, given)) else found
+            numbers = _numbers(name, args, op, given)
+            if computed and name != "repeat":  # copies may be for channels
+                numbers += (places_of(name, results, ()),)
+            found = Difference.PLACES if self._is_new(site, numbers) else found
         for tensor in results:
             self._differences[tensor] = found
             if found and name.endswith("_") and tensor._base is not None:

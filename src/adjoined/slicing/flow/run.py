@@ -250,7 +250,8 @@ class LabelFlow(State, TorchDispatchMode):
         """Follow what makes elements equal, such as `torch.zeros`, through an operator without labels."""
 
         bound = bound_to_names(call.op, args, kwargs)
-        self.made.note(Site(self.module, call.name, 1, self._train), bound, call.op, given, call.outputs)
+        site, computed = Site(self.module, call.name, 1, self._train), any(map(self.values.computed, given))
+        self.made.note(site, bound, call.op, given, call.outputs, computed=computed)
 
         def move(pattern: Tensor) -> list[Tensor] | None:
             return moved(Call(call.op, call.name, bound, call.out), pattern, given[0])
