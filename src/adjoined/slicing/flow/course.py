@@ -17,7 +17,7 @@ from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, OtherCourse, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.made import Made, along_channels
-from adjoined.slicing.flow.settings import places_of, settings_of
+from adjoined.slicing.flow.settings import SHAPED, places_of, settings_of
 from adjoined.slicing.flow.sizes import Site, family_of
 from adjoined.slicing.flow.slots import Slots
 from adjoined.slicing.flow.values import Values
@@ -99,21 +99,18 @@ class Course(Slots):
 
         Those of kernels, which code may repeat for each channel, show where they meet the channels.
         """
-        channels = frozenset(d for out in call.outputs for slot in self.slots(out) for d in varying(slot))
-        if call.name == "repeat":  # along these dimensions all elements are equal, perhaps one for each channel
-            sizes = [1] * (call.out.ndim - call["self"].ndim) + list(call["self"].shape)
-            channels |= {d for d, size in enumerate(sizes) if size == 1}
-        places = places_of(call.name, call.outputs, channels)
-        if places is None or not any(map(self.values.computed, call.tensors)):
+        if call.name not in SHAPED or self.values.decide or not any(map(self.values.computed, call.tensors)):
             return
         site = Site(self.module, family_of(call.name), 1, self._train)
         if not self.strict:
-            self.findings.places[site].add((channels, places))
-        elif (
-            (known := self.findings.places.get(site))
-            and not self.values.decide
-            and not any(places_of(call.name, call.outputs, channels) == before for channels, before in known)
-        ):
+            channels = frozenset(d for out in call.outputs for slot in self.slots(out) for d in varying(slot))
+            if call.name == "repeat":  # along these dimensions all elements are equal, perhaps one for each channel
+                sizes = [1] * (call.out.ndim - call["self"].ndim) + list(call["self"].shape)
+                channels |= {d for d, size in enumerate(sizes) if size == 1}
+            self.findings.places[site].add((channels, places_of(call.outputs, channels)))
+            return
+        known = self.findings.places.get(site)
+        if known and not any(places_of(call.outputs, channels) == before for channels, before in known):
             labels = _labels_of(slot for tensor in call.tensors for slot in self.slots(tensor))
             self._refuse_course(f"asks for other sizes, in {self.here}", labels)
 

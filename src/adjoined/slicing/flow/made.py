@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from adjoined.slicing.flow.settings import places_of, settings_of
+from adjoined.slicing.flow.settings import SHAPED, places_of, settings_of
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.uniform import CREATE, NOISE
 
@@ -73,8 +73,8 @@ class Made:
             found = Difference.PLACES
         elif not factors and name not in CREATE and name not in NOISE:
             numbers = _numbers(name, args, op, given)
-            if computed and name != "repeat":  # copies may be for channels
-                numbers += (places_of(name, results, ()),)
+            if computed and name in SHAPED and name != "repeat":  # copies may be for channels
+                numbers += (places_of(results, ()),)
             found = Difference.PLACES if self._is_new(site, numbers) else found
         for tensor in results:
             self._differences[tensor] = found

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from adjoined.slicing.flow.sizes import GROUPED, LAYER_NORMS, RESHAPES
 
-_SHAPED = (
+SHAPED = (
     *RESHAPES, "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "tensor_split",
     "repeat", "repeat_interleave",
 )  # fmt: skip
 """Operators whose numbers may count channels, and show in the shapes of their results."""
 
 _COUNTING = (
-    *_SHAPED, *LAYER_NORMS, "expand", "as_strided", "as_strided_", "resize_", "native_group_norm", "bincount",
+    *SHAPED, *LAYER_NORMS, "expand", "as_strided", "as_strided_", "resize_", "native_group_norm", "bincount",
     "channel_shuffle", "native_channel_shuffle",
 )  # fmt: skip
 """Operators whose numbers may count channels."""
@@ -63,15 +63,14 @@ def settings_of(name: str, args: dict[str, Any], channels: Collection[int]) -> t
     return tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in found if _whole(value))
 
 
-def places_of(name: str, results: Sequence[Tensor], channels: Collection[int]) -> frozenset[tuple[int, ...]] | None:
-    """Return the sizes of results along other dimensions than `channels`; None if no code chose them.
+def places_of(results: Sequence[Tensor], channels: Collection[int]) -> frozenset[tuple[int, ...]]:
+    """Return the sizes of an operator's results along other dimensions than `channels`.
 
     Example:
-        >>> places_of("view", [torch.zeros(2, 32, 4, 4)], [1])
+        >>> import torch
+        >>> places_of([torch.zeros(2, 32, 4, 4)], [1])
         frozenset({(2, 4, 4)})
     """
-    if name not in _SHAPED:
-        return None
     return frozenset(tuple(size for d, size in enumerate(out.shape) if d not in channels) for out in results)
 
 
