@@ -372,11 +372,13 @@ def test_networks_of_a_stopped_run_can_be_used(tmp_path, capsys):
     last = open_run(stopped, weights="last")
     assert last.result.epochs == 2
     assert last.networks[2].result.top1 == pytest.approx(rows_of(stopped)[1]["val_small-2_top1"])
+    assert last.caveats[0].startswith("Running statistics: moving averages")
     Image.new("L", (8, 8), 128).save(digit := tmp_path / "digit.png")
     for command in (["evaluate"], ["predict"], ["report", "--images", "0"], ["benchmark", "--seconds", "0.1"]):
         more = [str(digit)] if command == ["predict"] else []
         more += ["--runtimes", "eager", "--batch-sizes", "1"] if command[0] == "benchmark" else []
         assert main([command[0], str(stopped), *more, *command[1:], "--weights", "last"]) == 0, capsys.readouterr().err
+        assert command != ["evaluate"] or last.caveats[0] in capsys.readouterr().out
     assert {"report-last.html", "benchmark-last.json"} <= {each.name for each in stopped.iterdir()}
     assert not (stopped / "report.html").exists()
 
@@ -387,6 +389,7 @@ def test_networks_of_a_stopped_run_can_be_used(tmp_path, capsys):
     assert [network.result.running for network in run.networks] == pytest.approx(
         [rows[best][f"val_{name}_top1"] for name in ("base", "small-1", "small-2")]
     )
+    assert not run.caveats
     assert (run.when, open_run(whole.folder).when) == (f"of epoch {best + 1}, the best one", "after the last step")
     x, images = torch.rand(8, 1, 8, 8), open_images(run)
     for network in run.networks:

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         }
         print_json(content | {"recorded": recorded or None})
     else:
-        show(_table(options, images, measured, recorded))
+        show(_table(options, images, measured, recorded, run.caveats))
 
 
 def _open(run: FinishedRun, options: EvaluateOptions) -> tuple[ImageData, bool]:
@@ -82,7 +82,11 @@ def _open(run: FinishedRun, options: EvaluateOptions) -> tuple[ImageData, bool]:
 
 
 def _table(
-    options: EvaluateOptions, images: ImageData, measured: dict[str, Scores], recorded: dict[str, dict[str, Any]]
+    options: EvaluateOptions,
+    images: ImageData,
+    measured: dict[str, Scores],
+    recorded: dict[str, dict[str, Any]],
+    caveats: Sequence[str],
 ) -> Table:
     from adjoined.report import units
     from adjoined.report.table import Table
@@ -95,7 +99,7 @@ def _table(
     )
     count = next(iter(measured.values())).images
     title = f"{options.run} on {images.settings.name}: {counted(count, 'image')} ({images.val_name})"
-    notes = [*_notes(images), *_comparison(measured, recorded)]
+    notes = [*_notes(images), *_comparison(measured, recorded), *caveats]
     return Table(("", *(NAMES[each] for each in shown), "loss"), rows, title, tuple(notes))
 
 

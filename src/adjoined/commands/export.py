@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         print_json({"run": options.run, "folder": str(exporter.folder), "files": entries})
     elif entries:
-        show(_table(exporter.folder, entries))
+        show(_table(exporter.folder, entries, run.caveats))
     for error in failures[:-1]:
         print(f"adjoined: error: {error}", file=sys.stderr)
     if failures:
@@ -127,7 +127,7 @@ def _means(name: str, network: str) -> bool:
     return name == network or (name == "small" and network.startswith("small-"))
 
 
-def _table(folder: Path, entries: list[dict[str, Any]]) -> Table:
+def _table(folder: Path, entries: list[dict[str, Any]], caveats: Sequence[str]) -> Table:
     from adjoined.report import units
     from adjoined.report.table import Table
 
@@ -145,4 +145,4 @@ def _table(folder: Path, entries: list[dict[str, Any]]) -> Table:
     if int8:
         whole = next(each["accuracy_images"] for each in entries if each["int8"])
         notes.append(f"Accuracies: on {whole} validation images.")
-    return Table(tuple(columns), tuple(rows), title=f"{folder}", notes=tuple(notes))
+    return Table(tuple(columns), tuple(rows), title=f"{folder}", notes=(*notes, *caveats))

@@ -44,6 +44,7 @@ def outcome_table(run: FinishedRun, figures: list[Figures]) -> Table:
         if network.nonzero is not None:
             left = f"{network.nonzero} of {network.parameters} parameters are nonzero"
             notes.append(f"{network.name}: {left}; zeros are stored and computed like any other number.")
+    notes += run.caveats
     if result.statistics:
         notes.append(f"Running statistics: measured on {result.statistics} training images after the last step.")
     lagging = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from adjoined.data import DataInfo, DataSettings, ImageData, open_data, open_to_measure
 from adjoined.data.preprocessing import evaluation_transform
@@ -59,6 +60,14 @@ class FinishedRun:
         return {"best": f"{epoch}, the best one", "last": f"{epoch}, the last checkpoint"}.get(
             self.weights, "after the last step"
         )
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Sentences that belong beside every accuracy of the networks."""
+        norms = (each for network in self.networks for each in network.module.modules() if isinstance(each, _NormBase))
+        if self.weights == "final" or self.result.statistics or all(norm.running_mean is None for norm in norms):
+            return ()
+        return ("Running statistics: moving averages, which lag behind the weights; the end of a run measures them.",)
 
     @property
     def info(self) -> DataInfo:

@@ -115,7 +115,7 @@ class Ending:
         # The figures first: once the record is written, the run is finished.
         finished = with_networks(self.run.path, self.run.path, result, self.job.settings.code)
         keep_figures(result, figures_from(finished), self.run.path)
-        with suppress(AdjoinedError):  # they stay as they are, with moving averages
+        with suppress(AdjoinedError):  # they keep moving averages, and say so
             self._finish_best(result, measure, device)
         shutil.rmtree(self.run.checkpoints / "last", ignore_errors=True)  # they are the finished ones
         self.run.finish(result.to_json())
