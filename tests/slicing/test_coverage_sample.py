@@ -14,12 +14,11 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 SAMPLE = [
-    "timm/starnet/starnet_s050", "timm/edgenext/edgenext_xx_small", "timm/resnest/resnest14d",
-    "timm/mobilenetv3/mobilenetv3_small_050",
+    "timm/starnet/starnet_s050", "timm/edgenext/edgenext_xx_small", "timm/mobilenetv3/mobilenetv3_small_050",
 ]  # fmt: skip
 SLOW = [
-    "timm/dla/dla46x_c", "timm/cspnet/cs3darknet_focus_s", "torchvision/classification/shufflenet_v2_x0_5",
-    "torchvision/detection/ssdlite320_mobilenet_v3_large",
+    "timm/resnest/resnest14d", "timm/dla/dla46x_c", "timm/cspnet/cs3darknet_focus_s",
+    "torchvision/classification/shufflenet_v2_x0_5", "torchvision/detection/ssdlite320_mobilenet_v3_large",
 ]  # fmt: skip
 
 
