@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import DenseNet
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from adjoined.slicing import Index, Kind, SlicePlan, make_plan
@@ -30,18 +32,19 @@ class Case(NamedTuple):
     size: int = 64
 
     def build(self) -> nn.Module:
-        own: dict[str, Callable[[], nn.Module]] = {"flattened": Flattened, "two groups": TwoGroups}
+        dense = partial(DenseNet, growth_rate=16, block_config=(2, 2), num_init_features=32, num_classes=10)
+        own: dict[str, Callable[[], nn.Module]] = {"flattened": Flattened, "two groups": TwoGroups, "dense": dense}
         return seeded(own[self.network]) if self.network in own else torchvision_model(self.network)
 
 
-SMALL = {"flattened": 8, "two groups": 8, "vgg16_bn": 32}
+SMALL = {"flattened": 8, "two groups": 8, "dense": 32, "vgg16_bn": 32}
 CASES = [
     Case("resnet18"),
     Case("resnet18", alpha=2, round_to=8),
     Case("resnet18", alpha=2.5),
     Case("resnet18", keep=STEM),
     Case("resnet50", round_to=8),
-    Case("densenet121", round_to=8),
+    Case("dense", round_to=8, size=32),
     Case("mobilenet_v2", alpha=2.5, round_to=8),
     Case("mobilenet_v3_small"),  # squeeze and excitation
     Case("googlenet", alpha=2),
@@ -54,7 +57,7 @@ CASES = [
 ]
 WAYS = {Case("resnext50_32x4d", round_to=8): True, Case("two groups", size=8): False}
 """Case -> whether the plan drops whole groups of its grouped convolutions."""
-NETWORKS = [*dict.fromkeys(case.network for case in CASES), "vgg16_bn", "shufflenet_v2_x0_5"]
+NETWORKS = [*dict.fromkeys(case.network for case in CASES), "densenet121", "vgg16_bn", "shufflenet_v2_x0_5"]
 GRID = [
     Case(network, alpha, round_to, size=SMALL.get(network, 64))
     for network in NETWORKS

@@ -103,8 +103,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     hostile, family = hostile_run(folder), folder / "family"
     train(replace(TINY, alpha=[2.0, 4.0], epochs=1), family, console=QUIET)
-    assert main(["export", str(family), "--to", "onnx", "--which", "small-2", "--images", "8"]) == 0
-    assert main(["benchmark", str(family), "--runtimes", "eager", "--devices", "cpu", "--seconds", "0.2"]) == 0
+    assert main(["export", str(family), "--to", "torch-export", "--which", "small-2", "--images", "8"]) == 0
+    assert main(["benchmark", str(family), "--runtimes", "eager", "--devices", "cpu", "--seconds", "0.1"]) == 0
     made = {name: folder / f"{name}.html" for name in ("hostile", "family", "comparison")}
     for runs, file in (([hostile], "hostile"), ([family], "family"), ([hostile, family], "comparison")):
         assert main(["report", *map(str, runs), "--out", str(made[file])]) == 0
