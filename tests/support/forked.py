@@ -22,6 +22,7 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 IMPORTED = [
@@ -50,8 +51,12 @@ class Program:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         largest_file: int | None = None,
+        two: bool = False,
     ) -> None:
-        """Start a program: its file, or `-c` and its code, and its arguments; it can write so many bytes to a file."""
+        """Start a program: its file, or `-c` and its code, and its arguments; it can write so many bytes to a file.
+
+        With `two`, the process that Lightning starts for a second device is a fork, too.
+        """
         self.args = list(map(str, line))
         self.returncode: int | None = None
         self._printed = TemporaryDirectory(prefix="forked-")
@@ -64,6 +69,7 @@ class Program:
             "env": {**(os.environ if env is None else env)},
             "path": sys.path,
             "largest_file": largest_file,
+            "two": two,
         }
         self._answers.sendall(f"{json.dumps(request)}\n".encode())
         self.pid = self._number()
@@ -167,11 +173,54 @@ def next_request(address: str) -> dict[str, Any]:
     raise AssertionError
 
 
+class Second:
+    """The process of a second device, which stands in for the `Popen` of Lightning's launcher.
+
+    It is forked from the first one before that does anything, and then waits to be told its line.
+    """
+
+    def __init__(self) -> None:
+        self.returncode: int | None = None
+        told, self._tell = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(told)
+            return
+        os.close(self._tell)
+        with open(told) as answer:
+            request = answer.read()
+        if not request:
+            os._exit(0)
+        (_, *sys.argv), env, cwd = json.loads(request)
+        os.environ.clear()
+        os.environ.update(env)
+        os.chdir(cwd or ".")
+        import_module("lightning.pytorch.utilities").rank_zero_only.rank = int(env["LOCAL_RANK"])  # read at its import
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.exit()
+
+    def __call__(self, command: list[str], env: Mapping[str, str], cwd: str | None) -> "Second":
+        with open(self._tell, "w") as pipe:
+            json.dump((command, dict(env), cwd), pipe)
+        return self
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
 def become(
-    line: list[str], printed: str, cwd: str, env: dict[str, str], path: list[str], largest_file: int | None
+    line: list[str], printed: str, cwd: str, env: dict[str, str], path: list[str], largest_file: int | None, two: bool
 ) -> None:
     """Be that program."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    atexit.register(gc.unfreeze)  # else nanobind reports at the end what is never collected
     for number, name in ((1, "out"), (2, "errors")):
         os.dup2(os.open(f"{printed}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
@@ -184,6 +233,9 @@ def become(
     sys.argv, sys.path = line, [str(file.resolve().parent), *path]
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if two:
+        launcher: Any = import_module("lightning.pytorch.strategies.launchers.subprocess_script")
+        launcher.subprocess = SimpleNamespace(Popen=Second())
     runpy.run_path(str(file), run_name="__main__")
 
 

@@ -34,7 +34,7 @@ def program(mode: str, folder: Path) -> str:
     """Run this file as a program, and return what it printed."""
     from forked import run_forked
 
-    done = run_forked(__file__, mode, folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = run_forked(__file__, mode, folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, two=mode == "train")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

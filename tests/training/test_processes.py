@@ -29,7 +29,8 @@ def children(pid: int) -> list[int]:
 
 def started(tmp_path: Path, *flags: str) -> Program:
     """Start a long run, and wait until its first checkpoint is there."""
-    run = Program(ADJOINED, "train", *QUICK, "--epochs", "500", *flags, "--run", "run", cwd=tmp_path)
+    line = [ADJOINED, "train", *QUICK, "--epochs", "500", *flags, "--run", "run"]
+    run = Program(*line, cwd=tmp_path, two="--devices" in flags)
     run.until_there_is(tmp_path / "run" / "checkpoints" / "last.ckpt")
     return run
 
@@ -120,6 +121,6 @@ def test_sigterm_while_the_first_process_writes_a_checkpoint_stops_all(tmp_path)
     """The others wait for it at a barrier meanwhile."""
     (tmp_path / "program.py").write_text(WRITING)
     line = ["program.py", "train", *QUICK, "--epochs", "500", "--devices", "2", "--run", "run"]
-    done = run_forked(*line, cwd=tmp_path)
+    done = run_forked(*line, cwd=tmp_path, two=True)
     assert done.returncode == 130, done.stderr
     assert "continue with: adjoined train --resume run" in done.stderr
