@@ -43,7 +43,7 @@ def test_every_choice_is_a_setting_that_fits_and_says_its_flag(images: int, pret
 
 
 def test_choices_are_shown_flags_win_and_one_epoch_is_not_refused(photos: str, tmp_path: Path, capsys):
-    line = ["train", "--model", "timm:resnet10t", "--data", photos, "--image-size", "32", "--epochs", "1"]
+    line = ["train", "--model", "timm:test_resnet", "--data", photos, "--image-size", "32", "--epochs", "1"]
     assert main([*line, "--alpha", "4", "--accelerator", "cpu", "--run", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
     assert "--optimizer adamw: " in shown

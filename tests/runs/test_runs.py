@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from adjoined.runs.lock import locked
 from adjoined.runs.networks import settled
 from adjoined.training import train
 from adjoined.training.evaluate import evaluate
+from forked import Program
 from read_only import read_only
 from tiny_runs import QUIET, TINY, with_code
 
@@ -196,21 +195,20 @@ def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
 def test_a_folder_in_use_is_refused_until_its_process_is_killed(tmp_path):
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom adjoined.runs.lock import locked\n"
-        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
+        "with locked(Path(sys.argv[1])):\n    Path(sys.argv[2]).touch()\n    time.sleep(600)"
     )
-    other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
+    (tmp_path / "run").mkdir()
+    other = Program("-c", program, tmp_path / "run", tmp_path / "held")
     try:
-        assert other.stdout.readline() == "held\n"
+        other.until_there_is(tmp_path / "held")
         with pytest.raises(AdjoinedError, match="in use by another process"):
-            train(TINY, tmp_path, console=QUIET)
+            train(TINY, tmp_path / "run", console=QUIET)
     finally:
-        other.send_signal(signal.SIGKILL)
-        other.wait()
-        other.stdout.close()
-    with locked(tmp_path), pytest.raises(AdjoinedError, match="in use"), locked(tmp_path):
+        os.kill(other.pid, signal.SIGKILL)
+        other.communicate()
+    with locked(tmp_path / "run"), pytest.raises(AdjoinedError, match="in use"), locked(tmp_path / "run"):
         pass
-    with locked(tmp_path):
+    with locked(tmp_path / "run"):
         pass
 
 
