@@ -185,7 +185,7 @@ class AdjoinedNetwork(nn.Module):
 
         Raises:
             AdjoinedError: the small network does not exist, the weights are sharded over processes, or the base has
-                lost a shared weight.
+                other parts than when it was joined.
         """
         self._check_which(which)
         own = self.smalls[which].state_dict()  # it shards again what was gathered

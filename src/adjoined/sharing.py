@@ -248,7 +248,7 @@ def changed(name: str, expected: str, got: str) -> AdjoinedError:
         where=name,
         expected=expected,
         got=got,
-        fix="Prune, replace or parametrize layers before calling adjoin; to continue from here, call it again.",
+        fix="Undo the change, or call adjoin again. Prune, fuse, replace or parametrize layers before joining.",
     )
 
 

@@ -94,7 +94,12 @@ def _kind(module: nn.Module) -> str:
 
 
 def extracted(skeleton: nn.Module, weights: SharedWeights, number: int) -> nn.Module:
-    """Return a copy of the n-th small network, as it runs, with its own copies of the slices of shared weights."""
+    """Return a copy of the n-th small network, as it runs, with its own copies of the slices of shared weights.
+
+    Raises:
+        AdjoinedError: parts of the base were replaced, added or removed, and not in the small networks.
+    """
+    check_same_parts(skeleton, weights.base, weights.base)
     scripted = {id(part): copy.deepcopy(part.module) for part in skeleton.modules() if isinstance(part, _Borrowed)}
     small = _copied(skeleton, weights, scripted)
     for part in small.modules():

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -20,12 +21,13 @@ from adjoined.slicing import tensor_leaves
 from pairs import X, joint, same
 
 
-def test_a_base_of_other_parts_is_refused_when_the_mode_is_set():
+def test_a_base_of_other_parts_is_refused_when_the_mode_is_set_and_by_extract():
     net = adjoin(nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 5, 3)), X, alpha=2)
     net.base[1] = nn.SiLU()  # pyright: ignore[reportIndexIssue]
     with pytest.raises(AdjoinedError, match=r"'1': the base network was changed.*expected activation.ReLU, got .*SiLU"):
         net.eval()
-    assert same(net.extract()(X), net(X)[1])  # nothing is lost
+    with pytest.raises(AdjoinedError, match="'1': the base network was changed"):
+        net.extract()
     net.smalls[0][1] = nn.SiLU()  # pyright: ignore[reportIndexIssue]
     assert same(net.eval().extract()(X), net(X)[1])
     net.base.append(nn.ReLU())  # pyright: ignore[reportCallIssue]
@@ -34,6 +36,15 @@ def test_a_base_of_other_parts_is_refused_when_the_mode_is_set():
     net.base = copy.deepcopy(net.base)
     with pytest.raises(AdjoinedError, match=r"base: the base network was changed.*another Sequential"):
         net.train()
+
+
+def test_a_fused_base_has_no_small_network():
+    """The convolution holds the scales of the norm, which the small network would apply once more."""
+    base = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 5, 3)).eval()
+    net = adjoin(base, X, alpha=2)
+    base[0], base[1] = fuse_conv_bn_eval(base[0], base[1]), nn.Identity()  # pyright: ignore[reportArgumentType]
+    with pytest.raises(AdjoinedError, match=r"'1': .*expected batchnorm.BatchNorm2d, got linear.Identity.*Undo"):
+        net.extract()
 
 
 MARKS: dict[str, Callable[[nn.Module], None]] = {
