@@ -34,7 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -242,7 +242,7 @@ class Run:
         optimizer = make_optimizer(self.settings, network, small_rate=method.small_rate)
         schedule = make_schedule(self.settings, optimizer, steps)
         teacher, logits, step = self.teacher(), [], 0
-        called = torch.compile(network) if self.compiled else network
+        called = cast(nn.Module, torch.compile(network)) if self.compiled else network
         for epoch in range(self.epochs):
             network.train()
             for x, y in photos.epoch(epoch, self.settings.batch_size):

@@ -85,7 +85,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_segmentation_networks():
-    lines = run(EXAMPLES / "04_segmentation.py", "--epochs", "1").splitlines()
+    lines = run(EXAMPLES / "04_segmentation.py", "--epochs", "2").splitlines()
     pattern = r"(base|small): (\d+) parameters, (.+) % of the test pixels right, mean IoU (.+)"
     found = [re.fullmatch(pattern, line) for line in lines[-2:]]
     base, small = [(int(match[2]), float(match[4])) for match in found if match]

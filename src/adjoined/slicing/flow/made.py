@@ -23,7 +23,7 @@ Numbers = tuple[Any, ...]
 """The numbers passed to the operator that makes a tensor, or the tensor's elements."""
 
 _MOST_ELEMENTS = 4096
-"""Of a larger tensor from outside the run, only the shape is compared."""
+"""Of a larger tensor that no operator of the run made, only the shape is compared."""
 
 _AT_PLACES = (
     "index", "index_put", "index_put_impl", "unsafe_index", "unsafe_index_put", "gather", "index_add", "index_copy",
@@ -118,7 +118,8 @@ def _numbers(name: str, args: dict[str, Any], op: Any, given: Sequence[Tensor]) 
 
 
 def _elements(tensor: Tensor) -> Numbers:
-    if tensor.numel() <= 1 or tensor.numel() > _MOST_ELEMENTS or tensor.is_meta:
+    plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    if not plain or tensor.numel() <= 1 or tensor.numel() > _MOST_ELEMENTS:
         return tuple(tensor.shape)
     return (repr(tensor.tolist()),)  # text: a NaN equals no other
 
