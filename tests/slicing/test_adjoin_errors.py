@@ -357,6 +357,12 @@ def test_lazy_model_asks_for_a_first_run():
     fails(lambda: adjoin(nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten()), X), "uninitialized")
 
 
+def test_sparse_tensors_are_refused():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+    net.register_buffer("neighbours", torch.eye(8).to_sparse())
+    fails(lambda: adjoin(net, X), "neighbours: the tensor is not dense (expected a dense tensor, got torch.sparse_coo)")
+
+
 def test_layers_that_the_first_run_makes_ask_for_one():
     class Late(nn.Module):
         def __init__(self) -> None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.nn.parameter import is_lazy
@@ -18,7 +19,7 @@ PASS = "Pass the example input that model(...) takes: a tensor, a tuple of argum
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise AdjoinedError if a model has no layer that reads and writes channels, or an uninitialized one."""
+    """Raise AdjoinedError if a model has no layer with channels, an uninitialized one, or tensors that aren't dense."""
     lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
         raise AdjoinedError(
@@ -26,6 +27,15 @@ def check_weights(model: nn.Module) -> None:
             where=lazy,
             fix="Run the model once on an input, so that lazy layers get their shapes, then call adjoin.",
         )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            raise AdjoinedError(
+                "the tensor is not dense",
+                where=name,
+                expected="a dense tensor",
+                got="a nested tensor" if tensor.is_nested else str(tensor.layout),
+                fix="Store it with .to_dense(), or, if it is a constant, as a plain attribute instead of a buffer.",
+            )
     if not any(parameter.ndim > 1 for parameter in model.parameters()):
         raise AdjoinedError(
             "nothing to narrow: this is not a CNN",
