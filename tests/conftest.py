@@ -33,6 +33,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Free what was frozen: otherwise Triton's bindings report leaks when the process ends."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files of short tests last, so that no process of `make test` waits for a long one at the end."""
     items.sort(key=lambda item: item.path.parent.name in ("data", "laws", "models", "slicing"))

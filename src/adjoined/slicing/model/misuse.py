@@ -34,7 +34,7 @@ def check_weights(model: nn.Module) -> None:
                 where=name,
                 expected="a dense tensor",
                 got="a nested tensor" if tensor.is_nested else str(tensor.layout),
-                fix="Store it with .to_dense(), or, if it is a constant, as a plain attribute instead of a buffer.",
+                fix="Store it as a dense tensor or, if it is a constant, as a plain attribute instead of a buffer.",
             )
     if not any(parameter.ndim > 1 for parameter in model.parameters()):
         raise AdjoinedError(
