@@ -134,7 +134,7 @@ def test_a_base_that_is_changed_afterwards_is_refused_at_the_next_call(change: s
     net = adjoin(base, X, alpha=2, round_to=1)
     apply(base)
     for call in (net, net.small):
-        with pytest.raises(AdjoinedError, match=f"{message}.*call it again"):
+        with pytest.raises(AdjoinedError, match=f"{message}.*call adjoin again"):
             call(X)
 
 
