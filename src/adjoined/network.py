@@ -215,8 +215,8 @@ class AdjoinedNetwork(nn.Module):
             The number of images used; 0 if no small network has running statistics.
 
         Raises:
-            AdjoinedError: there are no batches, a batch has one value per channel, or the measured statistics are not
-                finite. The old statistics are then kept.
+            AdjoinedError: `batches` is empty, a batch has only one value per channel, or the results are not finite.
+                The networks then keep their old statistics.
 
         Example:
             >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 5, 6))

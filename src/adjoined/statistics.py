@@ -34,14 +34,12 @@ def measure_statistics(
         The number of images used.
 
     Raises:
-        AdjoinedError: there are no batches, a norm cannot be measured on one of them, or the measured statistics are
-            not finite. All old statistics are then kept.
+        AdjoinedError: `batches` is empty, a norm cannot be measured on one of them, or the results are not finite. The
+            networks then keep their old statistics.
 
     Source: `torch.optim.swa_utils.update_bn`, for networks that are not called as `network(batch)`.
     """
-    norms = [each for network in networks for each in network.modules() if isinstance(each, _NormBase)]
-    norms = [norm for norm in norms if norm.running_mean is not None]
-    images = 0
+    norms, images = running_norms(networks), 0
     single = isinstance(batches, Dataset) and not isinstance(batches, IterableDataset)
     if single or isinstance(batches, torch.Tensor) or not isinstance(batches, Iterable):
         raise AdjoinedError(
@@ -86,6 +84,12 @@ def measure_statistics(
                 fix="Look for NaN and infinite values in the images and in the weights.",
             )
     return images
+
+
+def running_norms(networks: Iterable[nn.Module]) -> list[_NormBase]:
+    """Return the norms of several networks that have running statistics."""
+    norms = (each for network in networks for each in network.modules() if isinstance(each, _NormBase))
+    return [norm for norm in norms if norm.running_mean is not None]
 
 
 @contextmanager

@@ -101,6 +101,11 @@ class ListedRows(Net):
         return x[:, :, [0, x.shape[1] // 8]]
 
 
+class OneRow(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x[:, :, torch.tensor([x.shape[1] // 8])]
+
+
 class RowsOfAnArray(Net):
     def mid(self, x: Tensor) -> Tensor:
         return x.index_select(2, torch.from_numpy(np.arange(x.shape[1] // 8)))
@@ -181,7 +186,7 @@ NETWORKS = [
     LessOften, MoreOften, OnlyIfWide, WiderPooling, ShiftedFurther, CroppedMore, MoreTaps, OtherScale,
     CausalInBothHalves, FirstRows, ListedRows, RowsOfAnArray, MaskedRows, ComparedRows, FinerGrid, WiderWindow,
     FewerPieces, ShorterPieces, SmallerWindows, MoreCopies, FewerOfTheBest, WiderTriangle,
-    FinerImage,
+    FinerImage, OneRow,
 ]  # fmt: skip
 
 

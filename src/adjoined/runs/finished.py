@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from adjoined.data import DataInfo, DataSettings, ImageData, open_data, open_to_measure
 from adjoined.data.preprocessing import evaluation_transform
@@ -21,6 +20,7 @@ from adjoined.runs.folder import RunFolder
 from adjoined.runs.hub import located
 from adjoined.runs.networks import load, read_description, settled
 from adjoined.runs.result import NetworkResult, RunResult
+from adjoined.statistics import running_norms
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class FinishedRun:
     @property
     def caveats(self) -> tuple[str, ...]:
         """Sentences that belong beside every accuracy of the networks."""
-        norms = (each for network in self.networks for each in network.module.modules() if isinstance(each, _NormBase))
-        if self.weights == "final" or self.result.statistics or all(norm.running_mean is None for norm in norms):
+        measured = self.weights == "final" or self.result.statistics
+        if measured or not running_norms(network.module for network in self.networks):
             return ()
         return ("Running statistics: moving averages, which lag behind the weights; the end of a run measures them.",)
 

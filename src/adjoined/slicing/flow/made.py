@@ -37,7 +37,7 @@ class Difference(IntEnum):
 
     NONE = 0
     FACTORS = 1
-    """As many numbers, but other ones, such as multiples of a width: the small network's own factors."""
+    """One number, or as many as a range has, but others, such as multiples of a width: the small network's factors."""
     PLACES = 2
 
 
@@ -93,10 +93,14 @@ class Made:
         return Difference.PLACES if other_count else Difference.FACTORS if others else Difference.NONE
 
     def _difference(self, tensor: Tensor, site: Site) -> Difference:
-        if tensor not in self._differences:  # no operator made it: a list of indices, a NumPy array
-            new = self._is_new(site._replace(operator="from outside"), _elements(tensor))
-            self._differences[tensor] = Difference.PLACES if new else Difference.NONE
+        if tensor not in self._differences:  # not made by an operator: torch.tensor, a list of indices, NumPy
+            self._differences[tensor] = self._of_elements(site._replace(operator="from outside"), tensor)
         return self._differences[tensor]
+
+    def _of_elements(self, site: Site, tensor: Tensor) -> Difference:
+        if not self._is_new(site, _elements(tensor)):
+            return Difference.NONE
+        return Difference.FACTORS if tensor.numel() == 1 else Difference.PLACES
 
     def take(self, tensors: Iterable[Tensor]) -> None:
         """Take tensors for the same in both runs: inputs, and results of operators that labels or values decide."""
@@ -110,8 +114,6 @@ class Made:
 
 
 def _numbers(name: str, args: dict[str, Any], op: Any, given: Sequence[Tensor]) -> Numbers:
-    if name == "lift_fresh":  # torch.tensor
-        return _elements(given[0])
     if given and torch.Tag.pointwise not in op.tags:
         return settings_of(name, args, ())
     return tuple(value for value in args.values() if isinstance(value, (int, float)))
@@ -119,7 +121,7 @@ def _numbers(name: str, args: dict[str, Any], op: Any, given: Sequence[Tensor]) 
 
 def _elements(tensor: Tensor) -> Numbers:
     plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
-    if not plain or tensor.numel() <= 1 or tensor.numel() > _MOST_ELEMENTS:
+    if not plain or tensor.numel() > _MOST_ELEMENTS:
         return tuple(tensor.shape)
     return (repr(tensor.tolist()),)  # text: a NaN equals no other
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from adjoined.slicing.flow.call import bound_to_names
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import Slot, Ties
 from adjoined.slicing.flow.operators import OPERATORS, Statistic, understood
@@ -71,9 +72,7 @@ class MaskedBase(LabelFlow):
         name = self.last_op
         if name not in OPERATORS or not OPERATORS[name].moves:
             outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-            bound = {a.name: a.default_value for a in func._schema.arguments}
-            bound |= dict(zip(bound, args, strict=False)) | (kwargs or {})
-            self._restrict(func, name, bound, outputs)
+            self._restrict(func, name, bound_to_names(func, args, kwargs or {}), outputs)
             for tensor in outputs:
                 self._mask(tensor)
         return out
@@ -201,7 +200,8 @@ class Numbers(LabelFlow):
 def _numbers_in(func: Any, args: Sequence[Any]) -> dict[int, Any]:
     """Return the numbers among an elementwise operator's arguments, or those that a new tensor is made of."""
     if func is torch.ops.aten.lift_fresh.default:
-        return {0: args[0]} if args[0].numel() == 1 else {}
+        one = args[0].numel() == 1 and (args[0].ndim == 0 or args[0].is_floating_point())  # others may be indices
+        return {0: args[0]} if one else {}
     numbers = torch.Tag.pointwise in func.tags or func in _MAKERS
     return {n: value for n, value in enumerate(args) if numbers and type(value) in (int, float, complex)}
 
