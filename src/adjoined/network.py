@@ -37,6 +37,7 @@ from adjoined.slicing import (
     isolated,
     matching_modules,
     private_names,
+    refuse_replaced,
     unwrap,
     warn_if_whole,
 )
@@ -312,7 +313,6 @@ def adjoin(
     widths: Mapping[str, str] | None = None,
     budget: str | Iterable[str] | None = None,
     latency: Latency | None = None,
-    request: Request | None = None,
     order: str | None = None,
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
     check: bool = False,
@@ -342,14 +342,11 @@ def adjoin(
             several in one, separated by commas; instead of `alpha`.
         latency: measures "3 ms": a function that takes the small network as a plain module and returns milliseconds,
             on the device where it will run.
-        request: the settings from `alpha` to `budget` in one object, which replaces them.
         order: reorder the model's channels first, in place and without changing its function, so that the small network
             starts from the most important ones: "l1", "l2" (norm of the filters that write a channel), "bn" (scale of
             its batch norms) or "taylor" (the change of the loss without it, to first order; call `backward()` first).
-            See `adjoined.slicing.reorder`. Use it with pretrained weights, before the optimizer's first step; weights
-            trained in a joint network are already in order.
-        plan: use this slice plan (or one for each small network) instead of making one; of the settings above, only
-            `order` applies then.
+            Use it with pretrained weights, before the optimizer's first step; a joint network's are already in order.
+        plan: this slice plan, or one for each small network, instead of the settings from `alpha` to `latency`.
         check: compare every small network with the masked base, in float64 on random input (see
             `adjoined.slicing.check_plan`). It takes about as long as running both.
         private_head: give small networks their own last layer: the last linear layer to run, or the last convolution if
@@ -383,11 +380,14 @@ def adjoin(
     slicer = Slicer(model, example_input)
     if order is not None:
         check_order(order)
+    settings: Any = {"alpha": alpha, "keep": keep, "round_to": round_to, "widths": widths}
+    settings |= {"compress": compress, "budget": budget}
     if plan is not None:
+        refuse_replaced("plan", settings)
         plans: Any = plan if isinstance(plan, (list, tuple)) else (plan,)
         slicer.check_copies()
     else:
-        request = request or Request(alpha, keep, round_to, widths, compress, budget)
+        request = Request(**settings)
         plans = slicer.plans(request, latency=latency)
         warn_if_whole(plans[0], request)
     if order is not None:

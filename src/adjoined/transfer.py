@@ -15,7 +15,7 @@ from adjoined.errors import AdjoinedError, usage
 from adjoined.head import trial_head
 from adjoined.inherit import inherit_all
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import SlicePlan, duplicate, evaluating, make_plan, named_tensors, select, unwrap
+from adjoined.slicing import SlicePlan, duplicate, evaluating, make_plan, named_tensors, refuse_replaced, select, unwrap
 from adjoined.width_search import Progress, ProgressLines, search_widths
 
 JUDGED = 256
@@ -55,7 +55,7 @@ def adjoin_pretrained(
         y: their class indices, int64 (N,).
         alpha, keep, round_to, budget: as for `search_widths`; alpha is 2 by default.
         plan: the plan of the small network, such as `make_plan(model, x[:1], alpha=2)`, instead of a search and of the
-            settings from alpha to budget.
+            settings from `alpha` to `budget`.
         progress: as for `search_widths`; None prints lines to standard error.
 
     Returns:
@@ -78,9 +78,12 @@ def adjoin_pretrained(
     """
     model = unwrap(model)
     _check(model, x, y)
-    if plan is None:
-        alpha = 2.0 if alpha is None and budget is None else alpha
-        settings: Any = {"alpha": alpha, "keep": keep, "round_to": round_to, "budget": budget}
+    settings: Any = {"alpha": alpha, "keep": keep, "round_to": round_to, "budget": budget}
+    if plan is not None:
+        refuse_replaced("plan", settings)
+    else:
+        if alpha is None and budget is None:
+            settings["alpha"] = 2.0
         if len(x) < ENOUGH_TO_SEARCH:
             plan = make_plan(model, x[:1], **settings)
         else:

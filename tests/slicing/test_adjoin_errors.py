@@ -206,6 +206,26 @@ def test_something_other_than_a_plan(plan: Any):
     assert "plan" in fails(lambda: adjoin(residual(), X, plan=plan)).where
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha": 4},
+        {"alpha": (2, 4)},
+        {"keep": ["stem"], "round_to": 1},
+        {"widths": {"stem": "1/2"}},
+        {"compress": 3},
+        {"budget": "1 kB"},
+    ],
+)
+def test_a_plan_beside_the_settings_of_another(settings: Any):
+    model = residual()
+    plan = make_plan(model, X, alpha=2)
+    error = fails(lambda: adjoin(model, X, plan=plan, **settings), "plan replaces these settings")
+    assert error.where == next(iter(settings))
+    assert error.fix == f"Leave out {' and '.join(settings)}, or plan."
+    adjoin(model, X, plan=plan, order="l1", keep=[], round_to=8, widths={})
+
+
 def test_no_plan_at_all():
     fails(lambda: AdjoinedNetwork(residual(), []), "at least one slice plan")
 

@@ -176,6 +176,8 @@ def test_the_small_network_inherits_the_channels_that_matter():
     net = adjoin_pretrained(model, x, y, plan=plan).eval()
     p, q = net(x)
     torch.testing.assert_close(q, p, atol=1e-3, rtol=0)
+    with pytest.raises(AdjoinedError, match="plan replaces these settings"):
+        adjoin_pretrained(model, x, y, plan=plan, alpha=2)
     first = adjoin(model, x[:1], plan=plan, private=("*",)).eval()
     inherit_all(first, x)
     assert (first(x)[1] - p).abs().mean() > 100 * (q - p).abs().mean()

@@ -26,7 +26,7 @@ class Joint(Method):
     def build(self, model: nn.Module, example: Tensor, earlier: Mapping[str, nn.Module]) -> BuiltNetwork:
         """Return base and small networks on shared weights."""
         settings = self.settings
-        network = adjoin(model, example, request=Request.of(settings), order=settings.order, **self.joining)
+        network = adjoin(model, example, **vars(Request.of(settings)), order=settings.order, **self.joining)
         return BuiltNetwork(network, named([None, *network.plans]))
 
     def logits(self, network: nn.Module, x: Tensor) -> dict[str, Tensor]:

@@ -108,6 +108,26 @@ class Request:
         return self.alpha is None
 
 
+def refuse_replaced(by: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a request that would have no effect.
+
+    Args:
+        by: name of the argument that replaces them, such as "plan".
+        settings: all settings of a request, as they were given.
+
+    Raises:
+        AdjoinedError: one of them is not its default.
+    """
+    asked, usual = Request(**settings), Request()
+    # Another setting may choose alpha, and the default may be asked for: only what was given tells.
+    replaced = ["alpha"] if settings["alpha"] is not None else []
+    replaced += [name for name in settings if name != "alpha" and getattr(asked, name) != getattr(usual, name)]
+    if replaced:
+        got = ", ".join(f"{name}={settings[name]!r}" for name in replaced)
+        fix = f"Leave out {' and '.join(replaced)}, or {by}."
+        raise AdjoinedError(f"{by} replaces these settings", where=replaced[0], got=got, fix=fix)
+
+
 def _alphas(alpha: Any) -> float | tuple[float, ...]:
     if isinstance(alpha, str) or not isinstance(alpha, Iterable) or getattr(alpha, "ndim", 1) == 0:
         return float(_at_least_1(alpha, Real, "alpha"))  # a tensor of one number is iterable, too
