@@ -108,8 +108,7 @@ class Ties:
         """
         for x, y in pairs(a, b):
             self._unite(x, y)
-            x, y = sorted((_root(self._channel, x), _root(self._channel, y)))
-            self._channel[y] = x
+            _join(self._channel, x, y)
 
     def couple(self, a: Slot, b: Slot, where: str) -> None:
         """Tie two slots of one shape, whose elements are different channels that are kept or dropped together."""
@@ -117,10 +116,8 @@ class Ties:
             self._unite(x, y)
 
     def _unite(self, x: int, y: int) -> None:
-        x, y = sorted((self.find(x), self.find(y)))
-        if x != y:
-            self._parent[y] = x
-            self._pinned[x] = self._pinned[x] or self._pinned[y]
+        x, y = _join(self._parent, x, y)
+        self._pinned[x] = self._pinned[x] or self._pinned[y]
 
     def pin(self, slot: Slot, reason: Reason) -> None:
         """Keep every channel of the slot at full width; a set keeps the first reason that it gets."""
@@ -155,22 +152,32 @@ def _root(parent: array[int], label: int) -> int:
     return label
 
 
+def _join(parent: array[int], x: int, y: int) -> tuple[int, int]:
+    """Join the sets of two labels, and return their roots: first the smaller one, which remains a root."""
+    x, y = _root(parent, x), _root(parent, y)
+    if x > y:
+        x, y = y, x
+    parent[y] = x
+    return x, y
+
+
 def _roots(parent: array[int]) -> array[int]:
-    """Return the root of every label; a parent is never larger than its label, so its root is known first."""
+    """Return the root of every label."""
     roots = parent[:]
-    for label, above in enumerate(parent):
-        roots[label] = roots[above]
+    table = torch.frombuffer(roots, dtype=torch.int64)
+    while not torch.equal(above := table[table], table):
+        table.copy_(above)
     return roots
 
 
-def sets_of(roots: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+def sets_of(roots: array[int]) -> Iterator[tuple[int, list[int]]]:
     """Yield the root and the members of every set of labels, both ascending, from the root of every label.
 
     Example:
-        >>> list(sets_of([0, 1, 1, 3, 1]))
+        >>> list(sets_of(array("q", [0, 1, 1, 3, 1])))
         [(1, [1, 2, 4]), (3, [3])]
     """
-    table = torch.tensor(roots, device="cpu")
+    table = torch.frombuffer(roots, dtype=torch.int64)
     ordered = torch.argsort(table, stable=True)
     found, counts = torch.unique_consecutive(table[ordered], return_counts=True)
     members, end = array("q", ordered.tolist()), 0

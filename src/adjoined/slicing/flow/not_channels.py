@@ -62,7 +62,7 @@ def _pin_banks(ties: Ties, findings: Findings, labels: dict[str, list[Tensor | N
     input channels at once; its other dimensions count the kernels. Weights of `layers` are not banks: they read
     channels.
     """
-    roots = torch.tensor(ties.roots(), device="cpu")
+    roots = torch.frombuffer(ties.roots(), dtype=torch.int64)
     for kernel in findings.kernels:
         dims: dict[int, set[int]] = {}
         for dim, slot in kernel:
@@ -90,7 +90,7 @@ def _pin_experts(ties: Ties, findings: Findings, labels: dict[str, list[Tensor |
     dimension for heads, the second sum is over features inside heads, which are a batch of products, or over both at
     once.
     """
-    roots = torch.tensor(ties.roots(), device="cpu")
+    roots = torch.frombuffer(ties.roots(), dtype=torch.int64)
 
     def sets(slot: Tensor) -> set[int]:
         return set(roots[slot.long()].unique().tolist()) - {0}

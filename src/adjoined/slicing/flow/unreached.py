@@ -43,8 +43,7 @@ class _Known:
             if isinstance(module, torch.jit.ScriptModule):  # hooks do not see what runs in it
                 ran |= {f"{name}.{inner}".rstrip(".") for inner, _ in module.named_modules()}
         self.ran = {name.rsplit(".", n)[0] for name in ran for n in range(name.count(".") + 1)} | {""}
-        roots = ties.roots()
-        self.members = torch.bincount(torch.tensor(roots, device="cpu"))
+        self.members = torch.bincount(torch.frombuffer(ties.roots(), dtype=torch.int64))
 
     def modules(self) -> Iterator[str]:
         """Yield the outermost modules with channels that did not run."""

@@ -225,7 +225,7 @@ def _rows(slot: Slot) -> tuple[list[int], int]:
     return rows, last
 
 
-def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
+def _pieces(trace: Trace, roots: array[int]) -> dict[int, set[Piece]]:
     """Return the pieces of cuts, and the rows of folds, that the channels of every set go into.
 
     Every row of a fold (heads, shuffled groups) has to keep the same number of channels. Rows that are tied to each
@@ -234,7 +234,7 @@ def _pieces(trace: Trace, roots: Sequence[int]) -> dict[int, set[Piece]]:
     found: dict[int, set[Piece]] = defaultdict(set)
     for label, pieces in trace.findings.cuts.items():
         found[roots[label]] |= pieces
-    table = torch.tensor(roots, device="cpu")
+    table = torch.frombuffer(roots, dtype=torch.int64)
     for cut, slot in trace.findings.folds:
         tied = squeeze_equal(table[slot])
         for dim in _rows(tied)[0] if varying(tied) else ():
