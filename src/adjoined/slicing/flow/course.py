@@ -10,13 +10,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from adjoined.slicing.flow.call import Call
+from adjoined.slicing.flow.call import Call, tensors_in
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, OtherCourse, OutOfStep, Slot, Ties, distinct, varying
-from adjoined.slicing.flow.made import Made, along_channels
+from adjoined.slicing.flow.made import Made, along_channels, picks_places
+from adjoined.slicing.flow.origins import Origins
 from adjoined.slicing.flow.settings import SHAPED, places_of, settings_of
 from adjoined.slicing.flow.sizes import Site, family_of
 from adjoined.slicing.flow.slots import Slots
@@ -29,6 +31,7 @@ class Course(Slots):
     Attributes:
         values: which tensors depend on the values of the input.
         made: which tensors without labels differ from those that the base network's code makes.
+        origins: which function, of which module, returned each tensor.
         unread: parameter or buffer that the base network does not read -> its name; for the second run.
     """
 
@@ -36,6 +39,7 @@ class Course(Slots):
         super().__init__(ties, findings, is_kept)
         self.values = Values()
         self.made = Made(findings.made, strict=is_kept is not None)
+        self.origins = Origins(findings.origins, strict=is_kept is not None)
         self.unread: Any = WeakIdKeyDictionary()
         self._ran = Counter[Site]()
         self._recent: deque[list[Slot]] = deque(maxlen=64)  # the operands of the latest operators
@@ -122,8 +126,28 @@ class Course(Slots):
                 continue
             slots = [slot for each in given for slot in self.slots(each)]
             channels = {d - slot.ndim for slot in slots for d in varying(slot)}
-            if self.differs_along(tensor) - along_channels(op, args, tensor, channels):
+            dims = set(range(tensor.ndim)) if picks_places(args, tensor) else self.differs_along(tensor)
+            if dims - along_channels(op, args, tensor, channels):
                 self._refuse_course(f"makes a different tensor, in {self.here}", _labels_of(slots))
+
+    def check_function(self, name: str, arguments: dict[int | str, Any]) -> None:
+        """Record which tensors a function of the model's code gets, by their origins; they must be the same."""
+        other = self.origins.differing(Site(self.module, name, 1, self._train), arguments, self._alike)
+        if other is not None and not self.values.decide:
+            tensors, what = other
+            # Code reads the widths of activations, even where it then passes another weight.
+            activations = filter(self.values.computed, (*tensors, *tensors_in(tuple(arguments.values()))))
+            where = f"'{self.module}'" if self.module else "the model's own forward"
+            self._refuse_course(f"{what}, in {where}", *(_labels_of(self.slots(each)) for each in activations))
+
+    def note_function(self, name: str, first: Any, results: Sequence[Tensor]) -> None:
+        """Record what a function returned, and whether labels tell its results apart; `first`: its first argument."""
+        self.origins.note(self.module, name, first, results, alike=self._alike(results))
+
+    def _alike(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether tensors have the same slots."""
+        slots = [self.slots(tensor) for tensor in tensors]
+        return all(len(each) == len(slots[0]) and all(map(torch.equal, each, slots[0])) for each in slots)
 
     def check_read(self, tensor: Tensor) -> None:
         """Raise OutOfStep if the small network reads a parameter or buffer that the base network does not."""

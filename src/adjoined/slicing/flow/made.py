@@ -69,6 +69,8 @@ class Made:
         found = max((self._difference(tensor, site) for tensor in given), default=Difference.NONE)
         if name == "arange":
             found = self._of_range(site, _numbers(name, args, op, given), results[0].numel())
+        elif "fill_value" in args:
+            found = Difference.FACTORS if self._is_new(site, (args["fill_value"],)) else Difference.NONE
         elif found and pointwise and not factors:  # a comparison
             found = Difference.PLACES
         elif not factors and name not in CREATE and name not in NOISE:
@@ -124,6 +126,11 @@ def _elements(tensor: Tensor) -> Numbers:
     if not plain or tensor.numel() > _MOST_ELEMENTS:
         return tuple(tensor.shape)
     return (repr(tensor.tolist()),)  # text: a NaN equals no other
+
+
+def picks_places(args: dict[str, Any], tensor: Tensor) -> bool:
+    """Return whether an operator gets a tensor as places, so that it matters even where all elements are equal."""
+    return args.get("index") is tensor or any(each is tensor for each in args.get("indices") or ())
 
 
 def along_channels(op: Any, args: dict[str, Any], tensor: Tensor, channels: set[int]) -> set[int]:

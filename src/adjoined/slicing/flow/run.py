@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._decomp import decomposition_table
 from torch._ops import HigherOrderOperator
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adjoined.errors import first_line
 from adjoined.slicing.flow.call import Call, bound_to_names, schema_of, tensors_in
 from adjoined.slicing.flow.findings import Findings
+from adjoined.slicing.flow.functions import Functions
 from adjoined.slicing.flow.labels import FrozenTies, NeedsValues, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.memory import Memory
 from adjoined.slicing.flow.mixtures import PRODUCTS, Shares
@@ -32,7 +31,7 @@ from adjoined.slicing.model.cost import flops_of
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.meta import result_on_meta
 from adjoined.slicing.model.misuse import takes_functions
-from adjoined.slicing.model.modules import is_norm, sizes_by_input
+from adjoined.slicing.model.modules import is_norm, named_tensors, sizes_by_input
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.outside import outside_unchanged
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -90,11 +89,15 @@ class LabelFlow(State, TorchDispatchMode):
         self._ran.clear()
         inputs = inputs.isolated()
         self.values.start((inputs.args, inputs.kwargs))
-        self.made.take(tensor_leaves((inputs.args, inputs.kwargs)))
+        leaves = tensor_leaves((inputs.args, inputs.kwargs))
+        self.made.take(leaves)
+        self.origins.name((f"input {number}", leaf) for number, leaf in enumerate(leaves))
+        self.origins.name((f"'{name}'", tensor) for name, tensor in named_tensors(model).items())
         try:
-            with torch.no_grad(), _plain_operators(model), outside_unchanged(model), self, _Calls(self):
+            with torch.no_grad(), _plain_operators(model), outside_unchanged(model), self, Functions(self):
                 returned = model(*inputs.args, **inputs.kwargs)
             self.check_steps()
+            self.check_function("the output", {0: tensor_leaves(returned)})
             return returned
         finally:
             for _, module in watched:
@@ -102,19 +105,6 @@ class LabelFlow(State, TorchDispatchMode):
             for module, mode in modes:
                 if module.training != mode:
                     module.training = mode
-
-    @contextlib.contextmanager
-    def counting_apart(self) -> Iterator[None]:
-        """Count the operators of a call separately, because the tensors' shapes decide which ones it runs.
-
-        The sizes that they get are torch's own and right for the shapes, so they are not checked.
-        """
-        self._count[self.module, "call"] += 1
-        self._within = f"call {self._count[self.module, 'call']}: "
-        try:
-            yield
-        finally:
-            self._within = ""
 
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
         self._modules.append(name)
@@ -145,7 +135,7 @@ class LabelFlow(State, TorchDispatchMode):
         """Run the operator, then let its rule label the results."""
         if isinstance(func, HigherOrderOperator):
             raise takes_functions(func, self.module)
-        with torch._C.DisableTorchFunction():  # TorchScript would let `_Calls` see the rules' own calls
+        with torch._C.DisableTorchFunction():  # TorchScript would let `Functions` see the rules' own calls
             return self._labelled(func, args, kwargs or {})
 
     def _labelled(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -341,40 +331,6 @@ def _plain_operators(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(onednn)
 
-
-class _Calls(TorchFunctionMode):
-    """Intercepts calls that torch handles, wholly or in part, before any operator runs.
-
-    `reshape` refuses a wrong target before any operator, and attention computes its scale from the number of features.
-    Reading and setting `tensor.data` are not operators, but they pass channels on; `detach` and `copy_` replace them.
-    """
-
-    def __init__(self, flow: LabelFlow) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.flow.strict and func in (torch.Tensor.reshape, torch.reshape):
-            target = kwargs.get("shape", args[1:])
-            target = target[0] if len(target) == 1 and not isinstance(target[0], int) else target
-            self.flow.last_op = "reshape"
-            self.flow.check_sizes(self.flow.site("view", ahead=1), sizes_in("view", {"size": target}))
-        elif func is torch.einsum:
-            with self.flow.counting_apart():
-                return func(*args, **kwargs)
-        elif func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
-            self.flow.last_op = "scaled_dot_product_attention"
-            kwargs = kwargs | {"scale": self.flow.attention_scale(kwargs.get("query", args[0] if args else None))}
-        elif func == _GET_DATA and self.flow.knows(args[0]):
-            return args[0].detach()
-        elif func == _SET_DATA and args[0].shape == args[1].shape and self.flow.knows(args[1]):
-            args[0].copy_(args[1])
-            return None
-        return func(*args, **kwargs)
-
-
-_GET_DATA, _SET_DATA = torch.Tensor.data.__get__, torch.Tensor.data.__set__  # pyright: ignore
 
 _ALIKE = {"clone", "detach", "alias", "_to_copy", "lift_fresh", "contiguous", "masked_fill", "masked_fill_"}
 """Operators that leave elements where they are, beside those that torch marks as elementwise."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from adjoined.slicing.flow.labels import OutOfStep, TooNarrow
+from adjoined.slicing.flow.labels import OtherCourse, OutOfStep, TooNarrow
 from adjoined.slicing.flow.sizes import Formula, Mismatch, Site, count_left
 from adjoined.slicing.flow.trace import Trace
 from adjoined.slicing.model.modules import and_parents, is_inside
@@ -170,7 +170,7 @@ class Repairs:
             piece for label in failure.labels for piece in self.grouping.pieces.get(self.grouping.roots[label], ())
         )
         cuts = {piece[0] for piece in pieces} - self.trace.unaligned
-        if cuts and self.may_unalign:
+        if cuts and self.may_unalign and not isinstance(failure.error, OtherCourse):  # which it would not change
             raise Unaligned(self._and_alike(cuts))
         if not self._widen(failure):
             raise OutOfStep(str(failure.why))
