@@ -1,5 +1,6 @@
 """What test files share: one thread, short measurements, the folder of real data, and a finished run."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -33,9 +34,8 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Free what was frozen: otherwise Triton's bindings report leaks when the process ends."""
-    gc.unfreeze()
+# Otherwise Triton's bindings report leaks when the process ends. Not earlier: pytest collects all at its end, twice.
+atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
