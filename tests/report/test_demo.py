@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import urllib.error
 import urllib.request
@@ -26,6 +26,7 @@ from adjoined.data import preprocess
 from adjoined.demo.images import LARGEST_FILE, PICTURES, open_image
 from adjoined.runs.classify import classify
 from adjoined.runs.finished import open_run
+from forked import Program
 from mistakes import fails
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -99,7 +100,6 @@ def test_mistakes_are_reported_in_one_line(run: Path, tmp_path: Path, capsys: py
 @dataclass
 class Page:
     url: str
-    process: subprocess.Popen[str]
 
     def get(self, path: str = "", **headers: str) -> Any:
         return urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=60)
@@ -130,21 +130,17 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         demo.require()
     except AdjoinedError as error:
         pytest.skip(f"the page was not tested: {error}")
-    shell = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"}
+    shell = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     folder = tmp_path_factory.mktemp("uploads")
-    with subprocess.Popen(
-        [sys.executable, "-m", "adjoined.cli", "demo", str(run), "--port", "0"],
-        env=shell | {"GRADIO_TEMP_DIR": str(folder), "HOME": str(folder)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            address = process.stdout.readline().strip()
-            assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
-            yield Page(address, process)
-        finally:
-            process.terminate()
+    shell |= {"GRADIO_TEMP_DIR": str(folder), "HOME": str(folder)}
+    program = Program(Path(sys.executable).parent / "adjoined", "demo", run, "--port", 0, env=shell)
+    try:
+        address = program.first_line()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        yield Page(address)
+    finally:
+        os.kill(program.pid, signal.SIGTERM)
+        program.communicate()
 
 
 def test_the_page_answers_over_http(page: Page, images: Path):

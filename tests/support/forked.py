@@ -91,6 +91,15 @@ class Program:
         self._printed.cleanup()
         return out, errors
 
+    def first_line(self) -> str:
+        """Wait for the first line that the program prints, and return it."""
+        out = Path(self._printed.name) / "out"
+        self.until_there_is(out)
+        while "\n" not in out.read_text():
+            assert self.poll() is None, self.communicate()[1]
+            time.sleep(0.1)
+        return out.read_text().splitlines()[0]
+
     def until_there_is(self, file: Path) -> None:
         """Wait for a file that the program writes."""
         while not file.exists():
