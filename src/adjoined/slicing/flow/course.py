@@ -1,4 +1,4 @@
-"""Whether the small network's code takes the course of the base's: the same operators, with the same numbers.
+"""Whether the small network's code takes the course of the base's: the same operators, numbers and tensors.
 
 Code may read a number of channels and do something else for fewer: branch, loop less often, shift less far, read other
 places. The channels that it counts then stay at full width.

@@ -21,7 +21,7 @@ class Functions(TorchFunctionMode):
 
     `reshape` refuses a wrong target before any operator, and attention computes its scale from the number of features.
     Reading and setting `tensor.data` are not operators, but they pass channels on; `detach` and `copy_` replace them.
-    What the code calls, torch does not choose by shapes, as it does operators, so these calls are compared.
+    Torch chooses operators by shapes, but only the model's code calls functions, so these calls are compared.
     """
 
     def __init__(self, flow: State) -> None:
