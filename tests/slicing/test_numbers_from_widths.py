@@ -59,6 +59,13 @@ class CroppedMore(Net):
         return x[:, :, x.shape[1] // 16 :]
 
 
+class EveryOther(Net):
+    """With the small network's number, nothing is left out, and torch runs no operator."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        return x[:, :, :: x.shape[1] // 16]
+
+
 class MoreTaps(Net):
     """Channel attention whose kernel is longer for more channels."""
 
@@ -186,7 +193,7 @@ NETWORKS = [
     LessOften, MoreOften, OnlyIfWide, WiderPooling, ShiftedFurther, CroppedMore, MoreTaps, OtherScale,
     CausalInBothHalves, FirstRows, ListedRows, RowsOfAnArray, MaskedRows, ComparedRows, FinerGrid, WiderWindow,
     FewerPieces, ShorterPieces, SmallerWindows, MoreCopies, FewerOfTheBest, WiderTriangle,
-    FinerImage, OneRow,
+    FinerImage, OneRow, EveryOther,
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ places. The channels that it counts then stay at full width.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,8 +74,8 @@ class Course(Slots):
             before.append(calls[-1])
         for site, known in self.findings.settings.items() if self.strict else ():
             left_out = site.operator == "slice" and site.train == self._train and not self._ran[site]
-            if left_out and any(numbers for _, numbers in known):
-                self._refuse_step(site, "no slice")  # torch leaves out those that cut off nothing
+            if left_out and any(numbers for _, numbers in known):  # torch leaves out those that cut off nothing
+                self._refuse_step(site, "no slice", *known.values())
 
     def _sets_in(self, slots: Iterable[Slot]) -> frozenset[int]:
         """Return the roots of the sets of labels in some slots."""
@@ -90,13 +90,13 @@ class Course(Slots):
         if name == "slice":  # `note_step` leaves out what only moves channels
             self._ran[site] += 1
         if not self.strict:
-            channels = frozenset(d for slot in self.slots(labelled[0]) for d in varying(slot))
-            self.findings.settings[site].add((channels, settings_of(name, args, channels)))
+            slots = self.slots(labelled[0])
+            channels = frozenset(d for slot in slots for d in varying(slot))
+            self.findings.settings[site].setdefault((channels, settings_of(name, args, channels)), slots)
         elif (known := self.findings.settings.get(site)) and not any(
             settings_of(name, args, channels) == before for channels, before in known
         ):
-            labels = _labels_of(slot for tensor in labelled for slot in self.slots(tensor))
-            self._refuse_course(f"passes other numbers, in {self.here}", labels)
+            self._refuse_course(f"passes other numbers, in {self.here}", *self._labels_of_activations(labelled))
 
     def check_places(self, call: Call) -> None:
         """Record the sizes along dimensions without channels that code gives to results; they must be the same.
@@ -115,8 +115,7 @@ class Course(Slots):
             return
         known = self.findings.places.get(site)
         if known and not any(places_of(call.outputs, channels) == before for channels, before in known):
-            labels = _labels_of(slot for tensor in call.tensors for slot in self.slots(tensor))
-            self._refuse_course(f"asks for other sizes, in {self.here}", labels)
+            self._refuse_course(f"asks for other sizes, in {self.here}", *self._labels_of_activations(call.tensors))
 
     def check_made(self, op: Any, args: dict[str, Any], given: Sequence[Tensor]) -> None:
         """Raise OutOfStep if code made an operand differently, along other dimensions than those of channels."""
@@ -135,10 +134,9 @@ class Course(Slots):
         other = self.origins.differing(Site(self.module, name, 1, self._train), arguments, self._alike)
         if other is not None and not self.values.decide:
             tensors, what = other
-            # Code reads the widths of activations, even where it then passes another weight.
-            activations = filter(self.values.computed, (*tensors, *tensors_in(tuple(arguments.values()))))
             where = f"'{self.module}'" if self.module else "the model's own forward"
-            self._refuse_course(f"{what}, in {where}", *(_labels_of(self.slots(each)) for each in activations))
+            concerned = self._labels_of_activations((*tensors, *tensors_in(tuple(arguments.values()))))
+            self._refuse_course(f"{what}, in {where}", *concerned)
 
     def note_function(self, name: str, first: Any, results: Sequence[Tensor]) -> None:
         """Record what a function returned, and whether labels tell its results apart; `first`: its first argument."""
@@ -170,6 +168,10 @@ class Course(Slots):
         if isinstance(self.ties, FrozenTies) and self.ties.narrows:
             before = (_labels_of(slots) for slots in reversed(self._recent))
             raise error(message, next(filter(self._any_narrowed, (*concerned, *before)), ()))
+
+    def _labels_of_activations(self, tensors: Iterable[Tensor]) -> Iterator[list[int]]:
+        """Yield the labels of each activation: code reads their widths, even where it then changes a weight."""
+        return (_labels_of(self.slots(tensor)) for tensor in tensors if self.values.computed(tensor))
 
     def _any_narrowed(self, labels: Iterable[int]) -> bool:
         return isinstance(self.ties, FrozenTies) and self.ties.any_narrowed(labels)

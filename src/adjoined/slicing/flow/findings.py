@@ -79,8 +79,10 @@ class Findings:
 
     steps: dict[Site, list[list[Slot]]] = field(default_factory=lambda: defaultdict(list))
     """Site of an operator's first call in a module -> slots of the operands of each of its calls there."""
-    settings: dict[Site, set[tuple[frozenset[int], tuple[Any, ...]]]] = field(default_factory=lambda: defaultdict(set))
-    """The same site -> for its calls, dimensions of the first operand with channels, and whole numbers for others."""
+    settings: dict[Site, dict[tuple[frozenset[int], tuple[Any, ...]], list[Slot]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    """The same site -> (dimensions of the first operand with channels, whole numbers for others) -> its slots."""
     places: dict[Site, set[tuple[frozenset[int], frozenset[tuple[int, ...]]]]] = field(
         default_factory=lambda: defaultdict(set)
     )
