@@ -59,6 +59,16 @@ class CroppedMore(Net):
         return x[:, :, x.shape[1] // 16 :]
 
 
+class OtherNorm(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return F.normalize(x, 2.0 if x.shape[1] >= 32 else 1.0, 2)
+
+
+class LargerEpsilon(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return F.instance_norm(x, eps=1e-5 * 32 / x.shape[1])
+
+
 class EveryOther(Net):
     """With the small network's number, nothing is left out, and torch runs no operator."""
 
@@ -193,7 +203,7 @@ NETWORKS = [
     LessOften, MoreOften, OnlyIfWide, WiderPooling, ShiftedFurther, CroppedMore, MoreTaps, OtherScale,
     CausalInBothHalves, FirstRows, ListedRows, RowsOfAnArray, MaskedRows, ComparedRows, FinerGrid, WiderWindow,
     FewerPieces, ShorterPieces, SmallerWindows, MoreCopies, FewerOfTheBest, WiderTriangle,
-    FinerImage, OneRow, EveryOther,
+    FinerImage, OneRow, EveryOther, OtherNorm, LargerEpsilon,
 ]  # fmt: skip
 
 

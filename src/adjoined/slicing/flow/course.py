@@ -82,7 +82,7 @@ class Course(Slots):
         return frozenset(self.ties.find(label) for slot in slots for label in distinct(slot))
 
     def check_settings(self, name: str, args: dict[str, Any], labelled: Sequence[Tensor]) -> None:
-        """Record the whole numbers that code passes to an operator and that count no channels; they must be the same.
+        """Record the numbers that code passes to an operator and that count no channels; they must be the same.
 
         Operators are found by their name and module, not by number: a loop over channels has fewer to go through.
         """

@@ -82,7 +82,7 @@ class Findings:
     settings: dict[Site, dict[tuple[frozenset[int], tuple[Any, ...]], list[Slot]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
-    """The same site -> (dimensions of the first operand with channels, whole numbers for others) -> its slots."""
+    """The same site -> (dimensions of the first operand with channels, numbers for others) -> its slots."""
     places: dict[Site, set[tuple[frozenset[int], frozenset[tuple[int, ...]]]]] = field(
         default_factory=lambda: defaultdict(set)
     )

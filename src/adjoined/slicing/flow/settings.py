@@ -38,8 +38,12 @@ _OF_LAST_TWO = ("tril", "triu", "tril_", "triu_")
 """Operators whose number belongs to the last two dimensions; rows and columns may be channels."""
 
 
+_OF_NORMS = ("ord", "eps")
+"""Settings of norms, which need not be whole; other such numbers are factors, or rates, or come from values."""
+
+
 def settings_of(name: str, args: dict[str, Any], channels: Collection[int]) -> tuple[Any, ...]:
-    """Return the whole numbers that an operator gets, without those that count channels, which lie along `channels`.
+    """Return the numbers that an operator gets, without those that count channels, which lie along `channels`.
 
     Example:
         >>> settings_of("roll", {"shifts": [1, 4], "dims": [2, 1]}, [1])
@@ -59,8 +63,8 @@ def settings_of(name: str, args: dict[str, Any], channels: Collection[int]) -> t
         return ()
     if name in ("roll", "constant_pad_nd"):
         args = _of_other_dims(name, args, ndim, channels)
-    found = (value for key, value in args.items() if key != GROUPED.get(name))
-    return tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in found if _whole(value))
+    found = (value for key, value in args.items() if key != GROUPED.get(name) and (_whole(value) or key in _OF_NORMS))
+    return tuple(tuple(value) if isinstance(value, (list, tuple)) else value for value in found)
 
 
 def places_of(results: Sequence[Tensor], channels: Collection[int]) -> frozenset[tuple[int, ...]]:
