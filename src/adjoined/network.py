@@ -37,7 +37,7 @@ from adjoined.slicing import (
     isolated,
     matching_modules,
     private_names,
-    refuse_replaced,
+    refuse_beside_plan,
     unwrap,
     warn_if_whole,
 )
@@ -383,7 +383,7 @@ def adjoin(
     settings: Any = {"alpha": alpha, "keep": keep, "round_to": round_to, "widths": widths}
     settings |= {"compress": compress, "budget": budget}
     if plan is not None:
-        refuse_replaced("plan", settings)
+        refuse_beside_plan(settings, latency=latency)
         plans: Any = plan if isinstance(plan, (list, tuple)) else (plan,)
         slicer.check_copies()
     else:

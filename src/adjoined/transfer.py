@@ -15,7 +15,16 @@ from adjoined.errors import AdjoinedError, usage
 from adjoined.head import trial_head
 from adjoined.inherit import inherit_all
 from adjoined.network import AdjoinedNetwork, adjoin
-from adjoined.slicing import SlicePlan, duplicate, evaluating, make_plan, named_tensors, refuse_replaced, select, unwrap
+from adjoined.slicing import (
+    SlicePlan,
+    duplicate,
+    evaluating,
+    make_plan,
+    named_tensors,
+    refuse_beside_plan,
+    select,
+    unwrap,
+)
 from adjoined.width_search import Progress, ProgressLines, search_widths
 
 JUDGED = 256
@@ -80,7 +89,7 @@ def adjoin_pretrained(
     _check(model, x, y)
     settings: Any = {"alpha": alpha, "keep": keep, "round_to": round_to, "budget": budget}
     if plan is not None:
-        refuse_replaced("plan", settings)
+        refuse_beside_plan(settings)
     else:
         if alpha is None and budget is None:
             settings["alpha"] = 2.0

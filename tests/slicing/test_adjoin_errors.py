@@ -208,14 +208,19 @@ def test_something_other_than_a_plan(plan: Any):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"alpha": 4}, {"keep": ["stem"], "round_to": 1}, {"widths": {"stem": "1/2"}}, {"compress": 3}, {"budget": "1 kB"}],
+    [
+        {"alpha": 4},
+        {"keep": ["stem"], "round_to": 1},
+        {"widths": {"stem": "1/2"}, "compress": 3},
+        {"budget": "3 ms", "latency": abs},
+    ],
 )
 def test_a_plan_beside_the_settings_of_another(settings: Any):
     model = residual()
     plan = make_plan(model, X, alpha=2)
     error = fails(lambda: adjoin(model, X, plan=plan, **settings), "plan replaces these settings")
     assert error.where == next(iter(settings))
-    assert error.fix == f"Leave out {' and '.join(settings)}, or plan."
+    assert error.fix == f"Leave out {' and '.join(settings)}, or the plan."
     adjoin(model, X, plan=plan, order="l1", keep=[], round_to=8, widths={})
 
 

@@ -52,7 +52,7 @@ from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.budget import Limit, read_budget
 from adjoined.slicing.solve.find_alpha import Latency
-from adjoined.slicing.solve.request import Request, check_widths, refuse_replaced
+from adjoined.slicing.solve.request import Request, check_widths, refuse_beside_plan
 from adjoined.slicing.solve.width_choices import WidthChoice
 from adjoined.slicing.solve.widths import AlphaTooLarge
 from adjoined.slicing.verify.check import Checked, check_plan
@@ -95,7 +95,7 @@ __all__ = [
     "own_classes",
     "private_names",
     "read_budget",
-    "refuse_replaced",
+    "refuse_beside_plan",
     "reorder",
     "result_on_meta",
     "select",

@@ -108,12 +108,12 @@ class Request:
         return self.alpha is None
 
 
-def refuse_replaced(by: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings of a request that would have no effect.
+def refuse_beside_plan(settings: Mapping[str, Any], **others: object) -> None:
+    """Refuse settings of a request that a given plan replaces.
 
     Args:
-        by: name of the argument that replaces them, such as "plan".
-        settings: all settings of a request, as they were given.
+        settings: name -> value, as it was given; `alpha` is one of them.
+        others: further settings, which are None if they were not given.
 
     Raises:
         AdjoinedError: one of them is not its default.
@@ -122,10 +122,12 @@ def refuse_replaced(by: str, settings: Mapping[str, Any]) -> None:
     # Another setting may choose alpha, and the default may be asked for: only what was given tells.
     replaced = ["alpha"] if settings["alpha"] is not None else []
     replaced += [name for name in settings if name != "alpha" and getattr(asked, name) != getattr(usual, name)]
+    replaced += [name for name, value in others.items() if value is not None]
     if replaced:
-        got = ", ".join(f"{name}={settings[name]!r}" for name in replaced)
-        fix = f"Leave out {' and '.join(replaced)}, or {by}."
-        raise AdjoinedError(f"{by} replaces these settings", where=replaced[0], got=got, fix=fix)
+        values = {**settings, **others}
+        got = ", ".join(f"{name}={values[name]!r}" for name in replaced)
+        fix = f"Leave out {' and '.join(replaced)}, or the plan."
+        raise AdjoinedError("the plan replaces these settings", where=replaced[0], got=got, fix=fix)
 
 
 def _alphas(alpha: Any) -> float | tuple[float, ...]:
