@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ FUNCTIONS: dict[str, tuple[Function, Function]] = {
         lambda x: torch.cat([x.chunk(2, 2)[0], x.chunk(2, 2)[0]], 2),
     ),
     "another piece alone": (lambda x: x.chunk(2, 2)[1], lambda x: x.chunk(2, 2)[0]),
+    "data of another piece": (lambda x: x.chunk(2, 2)[1].data, lambda x: x.chunk(2, 2)[0].data),
     "fewer tensors in a list": (
         lambda x: torch.stack([x.tanh(), x.sigmoid(), x]).mean(0),
         lambda x: torch.stack([x.tanh(), x.sigmoid()]).mean(0),
@@ -95,13 +97,13 @@ class OtherOutput(Net):
         return maps.flip(2) if x.shape[1] >= 32 else maps
 
 
-NETWORKS = {name: partial(ByWidth, *functions) for name, functions in FUNCTIONS.items()}
-NETWORKS |= {"weight": OtherWeight, "branch": OtherBranch, "output": OtherOutput}  # pyright: ignore
+NETWORKS: dict[str, Any] = {name: partial(ByWidth, *functions) for name, functions in FUNCTIONS.items()}
+NETWORKS |= {"weight": OtherWeight, "branch": OtherBranch, "output": OtherOutput}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_small_network_computes_with_the_same_tensors(name: str):
-    model = network(NETWORKS[name])  # pyright: ignore
+    model = network(NETWORKS[name])
     plan = make_plan(model, X, alpha=2, round_to=1)
     checked = check_plan(model, X, plan)
     assert checked.how == "masked base"

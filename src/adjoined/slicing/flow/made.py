@@ -69,8 +69,9 @@ class Made:
         found = max((self._difference(tensor, site) for tensor in given), default=Difference.NONE)
         if name == "arange":
             found = self._of_range(site, _numbers(name, args, op, given), results[0].numel())
-        elif "fill_value" in args:
-            found = Difference.FACTORS if self._is_new(site, (args["fill_value"],)) else Difference.NONE
+        elif name in ("full", "new_full"):
+            if self._is_new(site, (args["fill_value"],)):
+                found = max(found, Difference.FACTORS)
         elif found and pointwise and not factors:  # a comparison
             found = Difference.PLACES
         elif not factors and name not in CREATE and name not in NOISE:

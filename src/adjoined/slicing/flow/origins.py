@@ -42,9 +42,9 @@ Known = dict[Operands, bool]
 """The operands of a function's calls -> whether a call gets different ones that belong to the same channels."""
 
 _SAME = {
-    "alias", "broadcast_to", "clone", "contiguous", "cpu", "data", "detach", "detach_", "expand", "expand_as",
-    "flatten", "ravel", "requires_grad_", "reshape", "reshape_as", "squeeze", "squeeze_", "unflatten", "unsqueeze",
-    "unsqueeze_", "view", "view_as",
+    "broadcast_to", "clone", "contiguous", "cpu", "data", "detach", "detach_", "expand", "expand_as", "flatten",
+    "ravel", "requires_grad_", "reshape", "reshape_as", "squeeze", "squeeze_", "unflatten", "unsqueeze", "unsqueeze_",
+    "view", "view_as",
 }  # fmt: skip
 """Functions whose result has the origin of their first argument: code may call them or not, as shapes require."""
 
@@ -57,8 +57,8 @@ _BY_DIMS = {
 }  # fmt: skip
 """Functions that move elements along the dimensions they get, which are not compared elsewhere."""
 
-_VIEWS = {"T", "mT", "H", "mH", "real", "imag"}
-"""Attributes that are computed."""
+_TENSORS = {"T", "mT", "H", "mH", "real", "imag", "data"}
+"""Attributes that are tensors, made anew by each access."""
 
 
 class Origins:
@@ -122,7 +122,7 @@ class Origins:
 
 
 def function_name(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> str | None:
-    """Return what tells a function's calls apart: its name, the texts and dimensions it gets; None for attributes.
+    """Return what tells a function's calls apart, its name and the texts and dimensions it gets; None for attributes.
 
     Example:
         >>> import torch
@@ -132,7 +132,7 @@ def function_name(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> str
     name = func.__name__
     if name == "__get__":
         name = func.__self__.__name__
-        return name if name in _VIEWS else None
+        return name if name in _TENSORS else None
     given = [each for each in (*args, *kwargs.values()) if isinstance(each, str) or name in _BY_DIMS]
     told = ", ".join(str(each) for each in given if not isinstance(each, Tensor))
     return f"{name}({told})" if told else name
