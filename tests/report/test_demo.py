@@ -134,8 +134,8 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("uploads")
     shell |= {"GRADIO_TEMP_DIR": str(folder), "HOME": str(folder)}
     program = Program(Path(sys.executable).parent / "adjoined", "demo", run, "--port", 0, env=shell)
+    address = program.first_line()
     try:
-        address = program.first_line()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
         yield Page(address)
     finally:

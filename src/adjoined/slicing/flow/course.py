@@ -127,7 +127,7 @@ class Course(Slots):
             channels = {d - slot.ndim for slot in slots for d in varying(slot)}
             dims = set(range(tensor.ndim)) if picks_places(args, tensor) else self.differs_along(tensor)
             if dims - along_channels(op, args, tensor, channels):
-                self._refuse_course(f"makes a different tensor, in {self.here}", _labels_of(slots))
+                self._refuse_course(f"makes a different tensor, in {self.here}", *self._labels_of_activations(given))
 
     def check_function(self, name: str, arguments: dict[int | str, Any]) -> None:
         """Record which tensors a function of the model's code gets, by their origins; they must be the same."""

@@ -37,7 +37,6 @@ _OF_ONE_DIM = ("slice", "select", "narrow", "unfold", "slice_scatter", "select_s
 _OF_LAST_TWO = ("tril", "triu", "tril_", "triu_")
 """Operators whose number belongs to the last two dimensions; rows and columns may be channels."""
 
-
 _OF_NORMS = ("ord", "eps")
 """Settings of norms, which need not be whole; other such numbers are factors, or rates, or come from values."""
 

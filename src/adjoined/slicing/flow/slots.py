@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import CodeType
 from typing import Any
@@ -85,6 +86,19 @@ class Slots:
         """Return the key of the latest operator of a family, or of the one `ahead` calls later."""
         family = self._within + family
         return Site(self.module, family, self._count[self.module, family] + ahead, self._train)
+
+    @contextlib.contextmanager
+    def counting_apart(self) -> Iterator[None]:
+        """Count the operators of a call separately, because the tensors' shapes decide which ones it runs.
+
+        The sizes that they get are torch's own and right for the shapes, so they are not checked.
+        """
+        self._count[self.module, "call"] += 1
+        self._within = f"call {self._count[self.module, 'call']}: "
+        try:
+            yield
+        finally:
+            self._within = ""
 
     # ---- slots of tensors --------------------------------------------------------------------------------------------
 

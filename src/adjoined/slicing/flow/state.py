@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -74,19 +73,6 @@ class State(Course):
         super().__init__(ties, findings, is_kept)
         self.unaligned, self.slices_inside = frozenset(unaligned), slices_inside
         self.in_linear = False
-
-    @contextlib.contextmanager
-    def counting_apart(self) -> Iterator[None]:
-        """Count the operators of a call separately, because the tensors' shapes decide which ones it runs.
-
-        The sizes that they get are torch's own and right for the shapes, so they are not checked.
-        """
-        self._count[self.module, "call"] += 1
-        self._within = f"call {self._count[self.module, 'call']}: "
-        try:
-            yield
-        finally:
-            self._within = ""
 
     def note_sizes(self, call: Call, read: list[Slot], written: list[list[Slot]]) -> None:
         """Record the sizes that code passed to an operator, with the channels that they count."""
