@@ -315,7 +315,7 @@ def adjoin(
     latency: Latency | None = None,
     order: str | None = None,
     plan: SlicePlan | Sequence[SlicePlan] | None = None,
-    check: bool = False,
+    check: bool = True,
     private_head: bool = False,
     private: str | Iterable[str] = (),
     small_gradient: float = 1.0,
@@ -348,7 +348,8 @@ def adjoin(
             Use it with pretrained weights, before the optimizer's first step; a joint network's are already in order.
         plan: this slice plan, or one for each small network, instead of the settings from `alpha` to `latency`.
         check: compare every small network with the masked base, in float64 on random input (see
-            `adjoined.slicing.check_plan`). It takes about as long as running both.
+            `adjoined.slicing.check_plan`), and keep channels at full width where they differ. It takes about as long as
+            planning.
         private_head: give small networks their own last layer: the last linear layer to run, or the last convolution if
             there is none. It starts as a slice. Inference costs the same; training has one more narrow layer.
         private: names or patterns (as for file names) of further modules whose weights are private to each small
@@ -362,7 +363,7 @@ def adjoin(
 
     Raises:
         AdjoinedError: bad settings, an unknown name in `keep`, a plan of another model, a model that does not run or
-            whose copies are not independent of it, or a small network that fails the check.
+            whose copies are not independent of it, or a given plan whose small network fails the check.
 
     Source: Nath, Kushagra, Yang, "Better together: ResNet-50 accuracy with 13x fewer parameters and at 3x speed",
     arXiv 2006.05624. The paper masks a full-width network; here the small network is physically small from the start.
@@ -388,13 +389,12 @@ def adjoin(
         slicer.check_copies()
     else:
         request = Request(**settings)
-        plans = slicer.plans(request, latency=latency)
+        plans = slicer.plans(request, latency=latency, check=check)
         warn_if_whole(plans[0], request)
     if order is not None:
         plans = slicer.reorder(plans, order)
     own = (*as_patterns(private, "private"), *((slicer.last_layer(),) if private_head else ()))
     net = AdjoinedNetwork(model, plans, private=own, small_gradient=small_gradient)
-    if check:
-        for each in net.plans:
-            check_plan(model, example_input, each)
+    for each in net.plans if plan is not None and check else ():
+        check_plan(model, example_input, each)
     return net

@@ -88,7 +88,8 @@ def adjoin_pretrained(
     model = unwrap(model)
     _check(model, x, y)
     settings: Any = {"alpha": alpha, "keep": keep, "round_to": round_to, "budget": budget}
-    if plan is not None:
+    given = plan is not None
+    if given:
         refuse_beside_plan(settings)
     else:
         if alpha is None and budget is None:
@@ -99,7 +100,7 @@ def adjoin_pretrained(
             with as_judge(model, x, y) as (images, classes):
                 batches, shown = in_batches(images, classes), progress or ProgressLines(sys.stderr)
                 plan = search_widths(model, x[:1], batches, F.cross_entropy, order=ORDER, progress=shown, **settings)
-    net = adjoin(model, x[:1], plan=plan, private=("*",))
+    net = adjoin(model, x[:1], plan=plan, private=("*",), check=given)
     inherit_important(net, x, y)
     return net
 

@@ -175,7 +175,9 @@ class _Search:
             plan = None if numbers is None else self.plan(groups, numbers)
         else:
             plan = self._within_time(groups, uniform, timed, lambda plan: latency(plan.cut(self.model).eval()))
-        return uniform if plan is None or self._loss(plan) >= self._loss(uniform) else plan
+        if plan is None or self._loss(plan) >= self._loss(uniform):
+            return uniform
+        return self.with_widths(plan.widths, check=True)
 
     def _within(self, groups: Sequence[_Group], times: _Times | None) -> list[int] | None:
         """Return the numbers of the best widths within the limits, and within a time if one is estimated."""
@@ -217,7 +219,7 @@ class _Search:
     def _groups(self, choices: Sequence[WidthChoice]) -> list[_Group]:
         """Return the groups, with the rise of the loss when each alone is narrow."""
         whole = replace(self.request, alpha=1.0, widths={})
-        before = self._loss(*self.slicer.plans(whole))
+        before = self._loss(*self.slicer.plans(whole, check=False))
         if before == NOT_FINITE:
             raise AdjoinedError("the model's loss is not finite", where="batches", fix="Check model, inputs and loss.")
         found = []
@@ -225,7 +227,9 @@ class _Search:
             self.progress("trying each channel group narrow", number / len(choices))
             narrow = [share for share in choice.shares if share != 1]
             try:
-                alone = [self.slicer.plans(replace(whole, widths=choice.widths(share)))[0] for share in narrow]
+                alone = [
+                    self.slicer.plans(replace(whole, widths=choice.widths(share)), check=False)[0] for share in narrow
+                ]
             except AdjoinedError:  # the model's code narrows it only with others
                 continue
             rises = [self._loss(plan) - before for plan in alone] + [0.0] * (len(choice.shares) - len(narrow))
@@ -239,9 +243,10 @@ class _Search:
             widths |= choice.widths(choice.shares[number])
         return self.with_widths(widths)
 
-    def with_widths(self, widths: Mapping[str, str]) -> SlicePlan:
+    def with_widths(self, widths: Mapping[str, str], *, check: bool = False) -> SlicePlan:
         """Return the plan with these widths, in addition to those requested."""
-        return self.slicer.plans(replace(self.request, widths={**(self.request.widths or {}), **widths}))[0]
+        request = replace(self.request, widths={**(self.request.widths or {}), **widths})
+        return self.slicer.plans(request, check=check)[0]
 
     def _loss(self, plan: SlicePlan) -> float:
         """Return the mean loss of a small network over the batches, with the statistics of each batch."""

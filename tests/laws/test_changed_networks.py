@@ -16,9 +16,10 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from adjoined import AdjoinedError, AdjoinedNetwork, adjoin
+from adjoined import AdjoinedError, AdjoinedNetwork
 from adjoined.slicing import tensor_leaves
 from pairs import X, joint, same
+from unchecked import adjoin
 
 
 def test_a_base_of_other_parts_is_refused_when_the_mode_is_set_and_by_extract():

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adjoined import adjoin, adjoint_loss
+from adjoined import adjoint_loss
 from pairs import X, Y, build, joint, same
+from unchecked import adjoin
 
 
 def trained(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

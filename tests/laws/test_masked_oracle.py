@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-from adjoined.slicing import Index, Kind, SlicePlan, make_plan
+from adjoined.slicing import Index, Kind, SlicePlan
 from masked import masked, relative_error
 from random_networks import random_network
+from unchecked import make_plan
 from zoo import Flattened, TwoGroups, images, lively, parameters, seeded, small_inner_layer, torchvision_model
 
 EQUAL, DIFFERENT = 1e-8, 1e-4

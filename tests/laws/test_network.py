@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from adjoined import SlicePlan, adjoin
+from adjoined import SlicePlan
 from pairs import FAMILY, OWN, X, build, joint, private, same, step
+from unchecked import adjoin
 from zoo import Residual, plan_of
 
 # ---- law 1: alpha = 1 ----------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined import AdjoinedError, adjoin
+from adjoined import AdjoinedError
+from unchecked import adjoin
 from zoo import conv, seeded
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

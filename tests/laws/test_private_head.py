@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import adjoined
-from adjoined import AdjoinedError, AdjoinedNetwork, adjoin, adjoint_loss
+from adjoined import AdjoinedError, AdjoinedNetwork, adjoint_loss
 from adjoined.slicing import Slicer
 from adjoined.training import train
 from pairs import FAMILY, X, Y, build, joint, same, step
 from tiny_runs import QUIET, TINY
+from unchecked import adjoin
 
 
 def with_head(alpha: Any = 4) -> AdjoinedNetwork:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adjoined import AdjoinedError, adjoin
+from adjoined import AdjoinedError
 from adjoined.sharing import Indices, share
 from adjoined.slicing import Index
+from unchecked import adjoin
 from zoo import conv, images, seeded, spread
 
 FIRST = Index.of(range(3))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined import AdjoinedNetwork, adjoin
+from adjoined import AdjoinedNetwork
 from pairs import FAMILY, X, joint, same, step
+from unchecked import adjoin
 from zoo import conv, images, seeded
 
 CALLS = 15

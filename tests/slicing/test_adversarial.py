@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import adversarial
 import adversarial_attention as attention
-from adjoined import adjoin
-from adjoined.slicing import SlicePlan, make_plan, tensor_leaves
+from adjoined.slicing import SlicePlan, tensor_leaves
 from adjoined.slicing.flow.completion import OUTPUT
 from adversarial import CROSSING, SHARE, WIDE, build
 from masked import masked, relative_error
+from unchecked import adjoin, make_plan
 from zoo import parameters, spread
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # scripted modules are still in use

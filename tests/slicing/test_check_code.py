@@ -65,10 +65,13 @@ class Checking(ByWidth):
         return super().mid(x)
 
 
-def test_code_that_refuses_the_numbers_of_the_small_network_ends_in_one_clear_error():
+def test_code_that_refuses_the_numbers_of_the_small_network_keeps_its_width():
     model = seeded(lambda: Checking(SCALES["filled in"]))
-    with pytest.raises(AdjoinedError, match=r"with its dropped channels at zero and .* numbers: ValueError"):
-        check_plan(model, X, plan_of(model))
+    with pytest.raises(AdjoinedError, match="does not compute what the base network does"):
+        check_plan(model, X, plan_of(model, check=False))
+    plan = plan_of(model)
+    assert plan.small_shape("weight")[1] == 32
+    assert check_plan(model, X, plan).how == "masked base"
 
 
 class Keeping(Net):

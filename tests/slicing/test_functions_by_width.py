@@ -1,6 +1,6 @@
 """Code that calls other functions for fewer channels, or passes other tensors to them.
 
-No operator gets other numbers then, and torch itself transposes, copies and pads as shapes require.
+No operator gets other numbers then, and torch itself transposes, copies and pads as shapes require: the check finds it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined import SlicePlan, adjoin
+from adjoined import SlicePlan
+from unchecked import adjoin
 from zoo import images, parameters, plan_of, seeded
 
 X = images(2, 3, 8, 8)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import constructs
-from adjoined import AdjoinedError, SlicePlan, adjoin
+from adjoined import AdjoinedError, SlicePlan
 from adjoined.models import build
-from adjoined.slicing import make_plan, reorder, select
+from adjoined.slicing import reorder, select
 from adversarial_attention import FusedHeads
 from masked import masked, relative_error
 from random_networks import random_network
 from shuffles import ShuffleNetV2
+from unchecked import adjoin, make_plan
 from zoo import Concatenated, Flattened, Residual, TwoGroups, conv, images, lively, seeded, torchvision_model
 
 X = images(2, 3, 8, 8, dtype=torch.float64)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import mixtures
 import places
-from adjoined import adjoin
-from adjoined.slicing import check_plan, make_plan
+from adjoined.slicing import check_plan
 from constructs import Net, X, network
 from masked import masked, relative_error
+from unchecked import adjoin, make_plan
 
 KEPT = places.KEPT | mixtures.KEPT
 EACH = pytest.mark.parametrize("cls", KEPT, ids=lambda cls: cls.__name__)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from adjoined import AdjoinedError, SlicePlan, adjoin
+from adjoined import AdjoinedError, SlicePlan
 from planned import PLANNED
+from unchecked import adjoin
 from zoo import images, plan_of, residual
 
 X = images(2, 3, 8, 8)

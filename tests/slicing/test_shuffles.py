@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from adjoined import adjoin, adjoint_loss
-from adjoined.slicing import Index, Kind, SlicePlan, add_at, check_plan, make_plan, take
+from adjoined import adjoint_loss
+from adjoined.slicing import Index, Kind, SlicePlan, add_at, check_plan, take
 from pairs import same
 from shuffles import ShuffleNetV1, ShuffleNetV2
+from unchecked import adjoin, make_plan
 from zoo import images, lively, parameters, seeded, torchvision_model
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adjoined import AdjoinedError, SlicePlan, adjoin
+from adjoined import AdjoinedError, SlicePlan
 from adjoined.slicing import Request, Slicer
+from unchecked import adjoin
 from zoo import conv, images, seeded
 
 X = images(2, 3, 8, 8)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adjoined import AdjoinedNetwork, adjoin, adjoint_loss
+from adjoined import AdjoinedNetwork, adjoint_loss
+from unchecked import adjoin
 from zoo import Concatenated, Flattened, Residual, TwoGroups, images, lively, seeded, torchvision_model
 
 OWN = {"residual": Residual, "two groups": TwoGroups, "flattened": Flattened, "concatenated": Concatenated}

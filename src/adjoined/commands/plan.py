@@ -30,8 +30,6 @@ class PlanOptions(AsJson):
     """A built-in name, timm:NAME, torchvision:NAME, FILE.py:FUNCTION or package.module:FUNCTION."""
     all: bool = False
     """One row per layer instead of one per group of equal blocks."""
-    check: bool = False
-    """Check each small network against the base with its dropped channels zeroed, in float64 on random input."""
     out: str | None = None
     """File for the slice plan, as JSON."""
 
@@ -43,12 +41,11 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.report.console import show
     from adjoined.report.figures import Figures, result_table
     from adjoined.report.plan import alpha_table, layers, plan_table
-    from adjoined.slicing import check_plan, cost_by_module
+    from adjoined.slicing import cost_by_module
 
     if options.out and len(asked.alphas) > 1:
         raise AdjoinedError("needs one alpha", where="--out", got=asked.alphas, fix="Give one --alpha.")
-    model, example, plans = asked.build(options.model, timing.measure)
-    checks = [check_plan(model, example, plan) for plan in plans] if options.check else []
+    model, example, plans, checks = asked.build(options.model, timing.measure)
     if options.out:
         plans[0].save(options.out)
         show(f"plan saved: {options.out}", file=sys.stderr)
@@ -64,16 +61,15 @@ def main(argv: Sequence[str]) -> None:
         content["alphas"] = [{"alpha": each.alpha, **asdict(each.cost)} for each in others if each.cost is not None]
         if times is not None:
             content["milliseconds"] = times
-        if checks:
-            content["checks"] = [asdict(check) for check in checks]
+        content["checks"] = [asdict(check) for check in checks]
         print_json(content | {"plans": [plan.to_json() for plan in plans]})
     else:
-        checked = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=False))
+        checked = "\n".join(f"{small.name}: {check}" for small, check in zip(smalls, checks, strict=True))
         title = _title(options, asked, example.shape[-1], plans)
         show(
             plan_table(layers(networks, costs), plans, title=title, full=options.all),
             result_table(base, smalls),
-            *filter(None, [checked]),
+            checked,
             alpha_table(costs[0][""], others, times, measured=timing.in_words()),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,8 @@ from adjoined.slicing.solve.solve import solve
 from adjoined.slicing.solve.traces import Traces
 from adjoined.slicing.solve.unread import with_unread_sizes
 from adjoined.slicing.solve.width_choices import WidthChoice, width_choices
+from adjoined.slicing.verify.check import Checked, Checker
+from adjoined.slicing.verify.widen import checked_plan
 
 
 class Slicer:
@@ -32,6 +35,9 @@ class Slicer:
     Raises:
         AdjoinedError: `model` is not a model, or has no weights to narrow.
 
+    Attributes:
+        checks: the results of the check, for each of the plans returned last.
+
     Example:
         >>> import torch
         >>> net, x = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 10, 1)), torch.zeros(1, 3, 8, 8)
@@ -42,22 +48,33 @@ class Slicer:
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self._traces = Traces(model, example_input)
+        self.checks: list[Checked] = []
 
-    def plans(self, request: Request, *, latency: Latency | None = None) -> list[SlicePlan]:
+    def plans(self, request: Request, *, latency: Latency | None = None, check: bool = True) -> list[SlicePlan]:
         """Return the plan of every requested small network.
 
         Args:
             request: the settings of the small networks.
             latency: measures a candidate in milliseconds; needed for a budget in milliseconds.
+            check: compare every small network with the masked base (see `check_plan`), and keep channels at full width
+                where they differ.
 
         Raises:
-            AdjoinedError: the model does not run on the example input, or cannot meet the request.
+            AdjoinedError: the model does not run on the example input, cannot meet the request, or none of its small
+                networks passes the check.
         """
+        traces = self._traces
+        makers = [partial(solve, traces, request, alpha) for alpha in request.alphas]
         if request.chooses_alpha:
-            plans = [find_alpha(self._traces, request, latency)]
+            makers = [partial(find_alpha, traces, request, latency)]
+        self.checks = []
+        if check:
+            checker = Checker(traces.model, traces.inputs)
+            pairs = [checked_plan(make, traces, request, checker) for make in makers]
+            plans, self.checks = [plan for plan, _ in pairs], [checked for _, checked in pairs]
         else:
-            plans = [solve(self._traces, request, alpha) for alpha in request.alphas]
-        return with_unread_sizes(self._traces.model, self._traces.inputs, plans)
+            plans = [make() for make in makers]
+        return with_unread_sizes(traces.model, traces.inputs, plans)
 
     def width_choices(self, request: Request) -> list[WidthChoice]:
         """Return the widths that can be chosen one by one, near those that one alpha gives.
@@ -104,6 +121,7 @@ def make_plan(
     widths: Mapping[str, str] | None = None,
     budget: str | Iterable[str] | None = None,
     latency: Latency | None = None,
+    check: bool = True,
 ) -> SlicePlan:
     """Work out which slices of a model's tensors make up its small network.
 
@@ -111,6 +129,8 @@ def make_plan(
         model, example_input: as for `Slicer`.
         alpha, keep, round_to, compress, widths, budget: as for `Request`.
         latency: measures a candidate in milliseconds; needed for a budget in milliseconds.
+        check: compare the small network with the masked base (see `check_plan`), and keep channels at full width where
+            they differ.
 
     Returns:
         The plan of one small network that runs, with a reason for every group at full width.
@@ -133,7 +153,7 @@ def make_plan(
     request = Request(alpha, keep, round_to, widths, compress, budget)
     if len(request.alphas) > 1:
         raise AdjoinedError("one plan has one alpha", where="alpha", got=request.alphas, fix="Make a plan for each.")
-    (plan,) = slicer.plans(request, latency=latency)
+    (plan,) = slicer.plans(request, latency=latency, check=check)
     warn_if_whole(plan, request)
     return plan
 

@@ -1,4 +1,4 @@
-"""Whether the small network's code takes the course of the base's: the same operators, numbers and tensors.
+"""Whether the small network's code takes the course of the base's: the same operators and numbers.
 
 Code may read a number of channels and do something else for fewer: branch, loop less often, shift less far, read other
 places. The channels that it counts then stay at full width.
@@ -10,15 +10,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from adjoined.slicing.flow.call import Call, tensors_in
+from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import FrozenTies, OtherCourse, OutOfStep, Slot, Ties, distinct, varying
 from adjoined.slicing.flow.made import Made, along_channels, picks_places
-from adjoined.slicing.flow.origins import Origins
 from adjoined.slicing.flow.settings import SHAPED, places_of, settings_of
 from adjoined.slicing.flow.sizes import Site, family_of
 from adjoined.slicing.flow.slots import Slots
@@ -31,7 +29,6 @@ class Course(Slots):
     Attributes:
         values: which tensors depend on the values of the input.
         made: which tensors without labels differ from those that the base network's code makes.
-        origins: which function, of which module, returned each tensor.
         unread: parameter or buffer that the base network does not read -> its name; for the second run.
     """
 
@@ -39,7 +36,6 @@ class Course(Slots):
         super().__init__(ties, findings, is_kept)
         self.values = Values()
         self.made = Made(findings.made, strict=is_kept is not None)
-        self.origins = Origins(findings.origins, strict=is_kept is not None)
         self.unread: Any = WeakIdKeyDictionary()
         self._ran = Counter[Site]()
         self._recent: deque[list[Slot]] = deque(maxlen=64)  # the operands of the latest operators
@@ -128,24 +124,6 @@ class Course(Slots):
             dims = set(range(tensor.ndim)) if picks_places(args, tensor) else self.differs_along(tensor)
             if dims - along_channels(op, args, tensor, channels):
                 self._refuse_course(f"makes a different tensor, in {self.here}", *self._labels_of_activations(given))
-
-    def check_function(self, name: str, arguments: dict[int | str, Any]) -> None:
-        """Record which tensors a function of the model's code gets, by their origins; they must be the same."""
-        other = self.origins.differing(Site(self.module, name, 1, self._train), arguments, self._alike)
-        if other is not None and not self.values.decide:
-            tensors, what = other
-            where = f"'{self.module}'" if self.module else "the model's own forward"
-            concerned = self._labels_of_activations((*tensors, *tensors_in(tuple(arguments.values()))))
-            self._refuse_course(f"{what}, in {where}", *concerned)
-
-    def note_function(self, name: str, first: Any, results: Sequence[Tensor]) -> None:
-        """Record what a function returned, and whether labels tell its results apart; `first`: its first argument."""
-        self.origins.note(self.module, name, first, results, alike=self._alike(results))
-
-    def _alike(self, tensors: Sequence[Tensor]) -> bool:
-        """Return whether tensors have the same slots."""
-        slots = [self.slots(tensor) for tensor in tensors]
-        return all(len(each) == len(slots[0]) and all(map(torch.equal, each, slots[0])) for each in slots)
 
     def check_read(self, tensor: Tensor) -> None:
         """Raise OutOfStep if the small network reads a parameter or buffer that the base network does not."""

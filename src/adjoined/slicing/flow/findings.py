@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adjoined.slicing.flow.labels import Slot
-from adjoined.slicing.flow.origins import Known
 from adjoined.slicing.flow.sizes import Site, Size
 from adjoined.slicing.plan.reasons import Reason
 
@@ -89,8 +88,6 @@ class Findings:
     """The same site -> for its calls, dimensions of the results with channels, and sizes along the others."""
     made: dict[Site, set[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(set))
     """The same site, of an operator without labels -> the numbers that code passed to it."""
-    origins: dict[tuple[Site, int | str], Known] = field(default_factory=dict)
-    """(site of a function's first call in a module, argument) -> where the tensors in it come from, in its calls."""
     calls: set[Site] = field(default_factory=set)
     """All calls of operators: further ones, of a loop that runs more often, do not show that a run gets further."""
 

@@ -6,6 +6,7 @@ import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from adjoined.slicing.model.cost import flops_of
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.meta import result_on_meta
 from adjoined.slicing.model.misuse import takes_functions
-from adjoined.slicing.model.modules import is_norm, named_tensors, sizes_by_input
+from adjoined.slicing.model.modules import is_norm, sizes_by_input
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.outside import outside_unchanged
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -46,7 +47,10 @@ class LabelFlow(State, TorchDispatchMode):
         path: the innermost modules in the order in which they ran in eval mode.
         finished: all modules in the order in which they finished in eval mode.
         flops: module -> twice the multiply-adds of its own convolutions and matrix products in eval mode.
+        innermost: a context for the model's code alone, in which a mode sees operators before this run does.
     """
+
+    innermost: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def __init__(
         self,
@@ -89,15 +93,18 @@ class LabelFlow(State, TorchDispatchMode):
         self._ran.clear()
         inputs = inputs.isolated()
         self.values.start((inputs.args, inputs.kwargs))
-        leaves = tensor_leaves((inputs.args, inputs.kwargs))
-        self.made.take(leaves)
-        self.origins.name((f"input {number}", leaf) for number, leaf in enumerate(leaves))
-        self.origins.name((f"'{name}'", tensor) for name, tensor in named_tensors(model).items())
+        self.made.take(tensor_leaves((inputs.args, inputs.kwargs)))
         try:
-            with torch.no_grad(), _plain_operators(model), outside_unchanged(model), self, Functions(self):
+            with (
+                torch.no_grad(),
+                _plain_operators(model),
+                outside_unchanged(model),
+                self,
+                Functions(self),
+                self.innermost(),
+            ):
                 returned = model(*inputs.args, **inputs.kwargs)
             self.check_steps()
-            self.check_function("the output", {0: tensor_leaves(returned)})
             return returned
         finally:
             for _, module in watched:

@@ -48,6 +48,8 @@ class Kind(StrEnum):
     """They belong to a scripted module."""
     UNREAD = "unread"
     """No layer that ran reads them."""
+    DIFFERS = "differs"
+    """With fewer of them, the network differs from the masked base."""
     DOES_NOT_RUN = "does not run"
     """No narrower form of the network ran."""
     OTHER = "other"
@@ -68,6 +70,7 @@ REMEDIES = {
     Kind.NO_RULE: "Use other operators, or add a rule for this one (docs/extending.md).",
     Kind.TORCH_SCRIPT: "Replace it with the Python module; `load_state_dict` loads the scripted module's weights.",
     Kind.UNREAD: "No layer reads them in this forward pass; another example input may reach such a layer.",
+    Kind.DIFFERS: "Code there may depend on the number of channels; if it does not, please report the model.",
     Kind.DOES_NOT_RUN: "No narrower network ran: report the model, or name the module in `keep` if this is intended.",
 }
 """What a user can do about each kind; the other kinds need nothing."""

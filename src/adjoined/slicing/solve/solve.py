@@ -25,6 +25,7 @@ from adjoined.slicing.solve.widths import (
     OtherWidths,
     assign_widths,
     check_effective,
+    pin_differing,
     pin_kept,
     set_widths,
     slices_inside,
@@ -77,6 +78,7 @@ def solve(traces: Traces, request: Request, alpha: float) -> SlicePlan:
             traces.tied |= tied
             continue
         pin_kept(grouping.groups, kept_modules)
+        pin_differing(grouping.groups, traces.differing)
         assign_widths(grouping.groups, requested)
         other.require(grouping.groups)
         repairs = Repairs(traced, grouping, may_unalign)

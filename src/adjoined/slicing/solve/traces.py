@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from adjoined.slicing.flow.labels import Axis
 from adjoined.slicing.flow.sizes import Site
 from adjoined.slicing.flow.state import GroupChoice
 from adjoined.slicing.flow.trace import Trace, trace
 from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.misuse import check_weights
 from adjoined.slicing.model.wrapped import unwrap
+from adjoined.slicing.plan.reasons import Reason
 from adjoined.slicing.solve.groups import Grouping
 
 MOST_TRACES = 3
@@ -40,6 +42,7 @@ class Traces:
         model: the model without wrappers; it is neither run nor changed.
         inputs: the example input.
         tied: modules whose groups are tied to each other, so that none can be dropped whole.
+        differing: dimensions of tensors that stay at full width, because narrower networks differ from the masked base.
 
     Raises:
         AdjoinedError: `model` is not a model, or has no weights to narrow.
@@ -50,6 +53,7 @@ class Traces:
         check_weights(self.model)
         self.inputs = Inputs.of(example_input)
         self.tied: set[str] = set()
+        self.differing: dict[Axis, Reason] = {}
         self._known: list[_Known] = []
 
     def get(self, choose: GroupChoice, unaligned: frozenset[Site] = frozenset()) -> tuple[Trace, Grouping]:

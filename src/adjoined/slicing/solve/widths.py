@@ -62,6 +62,12 @@ def pin_kept(groups: Sequence[Group], modules: dict[str, str]) -> None:
                 group.why = Reason(Kind.KEPT, f"kept by keep={modules[owner]!r}")
 
 
+def pin_differing(groups: Sequence[Group], differing: Mapping[Axis, Reason]) -> None:
+    """Pin every group with one of these dimensions to full width."""
+    for group in groups if differing else ():
+        group.why = group.why or next((differing[axis] for axis in group.axes if axis in differing), None)
+
+
 def assign_widths(groups: Sequence[Group], requested: Mapping[tuple[str, int], RequestedWidth]) -> None:
     """Assign the requested widths to the groups.
 

@@ -11,18 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, first_line
 from adjoined.slicing.flow.operators import understood
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
-from adjoined.slicing.verify.liven import in_float64, liven, random_inputs, relative_error, repeatable
+from adjoined.slicing.verify.liven import liven, random_inputs, relative_error, repeatable
 from adjoined.slicing.verify.masked import MaskedBase, Numbers, narrow
 
 TOLERANCE = 1e-8
 """Largest relative error of a correct small network, in float64; a wrong channel gives far more."""
+
+SAMPLES = 2
+"""How many samples of a batch are enough: a norm or a squeeze may treat a single one differently."""
+
+FIX = "Make a new plan; if it is new, please report the model: this is a bug in adjoined."
 
 MASKED, STRICT = "masked base", "strict second run"
 OWN_NUMBERS = "masked base with the small network's own numbers"
@@ -39,7 +44,8 @@ class Checked:
             takes the numbers that the small network's code computes, such as 1/√d; or "strict second run" if the masked
             base does not reach the outputs. Every plan has passed that run: all shapes fit, and no two separate channel
             groups meet.
-        where: the first module that the masked base does not reach, and why; "" if it reaches the outputs.
+        where: the first module that the masked base does not reach, or "the input", and why; "" if it reaches the
+            outputs.
     """
 
     error: float | None
@@ -49,9 +55,15 @@ class Checked:
     def __str__(self) -> str:
         """One line."""
         if self.how != STRICT:
-            return f"checked against the {self.how} in float64: relative error {self.error:.1e}"
+            return f"agrees with the {self.how}, in float64"
         line = f"checked by the {self.how} from {self.where}"
-        return line if self.error is None else f"{line}; against the masked base up to there: {self.error:.1e}"
+        return line if self.error is None else f"{line}; agrees with the masked base up to there, in float64"
+
+
+class Differs(AdjoinedError):
+    """A small network does not compute what the masked base does; `module` is the first one that differs."""
+
+    module = ""
 
 
 def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan) -> Checked:
@@ -62,15 +74,17 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan) -> Checked
 
     Args:
         model: the base network, wrapped or not; it is neither run nor changed.
-        example_input: as for `make_plan`. Random numbers replace its floating-point values; indices stay.
+        example_input: as for `make_plan`. Random numbers replace its floating-point values; indices stay. Of a batch in
+            a single tensor, two samples are used if the model runs on them.
         plan: the slice plan of the small network.
 
     Returns:
-        The error, at most 1e-8, and how far the comparison reaches: not beyond channel shuffles that do not align.
+        The error, at most 1e-8, and how far the comparison reaches: not beyond channel shuffles that do not align, and
+        nowhere if the model does not run in float64 or is on the meta device.
 
     Raises:
-        AdjoinedError: the networks differ (the error names the first module that does), one does not run in float64, or
-            copies of the model still run it.
+        AdjoinedError: the networks differ (the error names the first module that does), the small network does not run,
+            or copies of the model still run it.
 
     Example:
         >>> from adjoined.slicing import make_plan
@@ -79,14 +93,39 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan) -> Checked
         >>> check_plan(net, example, make_plan(net, example, alpha=4)).error < 1e-12
         True
     """
-    model = unwrap(model)
-    plan.check_fits(model)
-    inputs = Inputs.of(example_input)
-    for lively in (True, False):
-        pair = _pair(model, inputs, plan, lively=lively)
-        if not any(bool(t.isnan().any()) or (t.numel() and bool(t.isinf().all())) for t in pair.outputs_of_base):
-            return pair.compare()
-    return Checked(None, STRICT, "the input: the outputs of the base network are not finite on random numbers")
+    return Checker(model, example_input).check(plan)
+
+
+class Checker:
+    """Checks plans of one model, whose random weights are made once; see `check_plan`."""
+
+    def __init__(self, model: nn.Module, example_input: Any) -> None:
+        self._model, self._inputs = unwrap(model), Inputs.of(example_input)
+        self._bases: dict[bool, _Base | str] = {}
+
+    def check(self, plan: SlicePlan) -> Checked:
+        """Return the result for one plan, or raise AdjoinedError."""
+        plan.check_fits(self._model)
+        few = self._base(few=True) if self._inputs.batch_size > SAMPLES else None
+        if isinstance(few, _Base):
+            with contextlib.suppress(Differs):  # the model may need the whole batch
+                return _Pair(few, plan).compare()
+        base = self._base(few=False)
+        if isinstance(base, _Base):
+            try:
+                return _Pair(base, plan).compare()
+            except Differs:
+                if base.repeats():
+                    raise
+            base = "two runs of the base network differ, too"
+        return Checked(None, STRICT, f"the input: {base}")
+
+    def _base(self, *, few: bool) -> _Base | str:
+        """Return the base network on a few samples or on all, or why it has nothing to compare."""
+        if few not in self._bases:
+            inputs = self._inputs.first(SAMPLES) if few else self._inputs
+            self._bases[few] = "not a batch in a single tensor" if inputs is None else _base(self._model, inputs)
+        return self._bases[few]
 
 
 @dataclass
@@ -98,29 +137,50 @@ class _Steps:
 
 
 @dataclass
-class _Pair:
-    """One comparison: the base network with random weights, its small network, and the input of both."""
+class _Base:
+    """A copy of the base network with random weights, and random input, both in float64."""
 
-    base: nn.Module
-    small: nn.Module
-    plan: SlicePlan
+    model: nn.Module
     inputs: Inputs
-    outputs_of_base: list[Tensor]
     original: Original
     """The user's model, which neither network may run."""
 
+    def repeats(self) -> bool:
+        """Return whether two runs have the same outputs; torch's own chance is taken out of them, but no other."""
+        runs = []
+        for _ in range(2):
+            with repeatable(), torch.no_grad():
+                runs.append(tensor_leaves(self.inputs.run(duplicate(self.model))))
+        return relative_error(*runs) <= TOLERANCE
+
+
+@dataclass
+class _Pair:
+    """One comparison of a base network and a small one."""
+
+    base: _Base
+    plan: SlicePlan
+
     def compare(self) -> Checked:
         """Compare the outputs, and every module where they differ."""
-        flow, expected = self._run_masked()
+        try:
+            flow, expected = self._run_masked()
+        except AdjoinedError:
+            raise
+        except Exception as error:  # whatever the model's own code raises on zeros
+            why = f"the base network does not run with its dropped channels at zero: {first_line(error)}"
+            return Checked(None, STRICT, f"the input: {why}")
         got = self._run_small()
         error = relative_error(got, expected)
         if error <= TOLERANCE:
             return Checked(error, MASKED)
         numbers = Numbers()
-        with repeatable(), in_float64():
-            numbers.run(duplicate(self.small), self.inputs)
+        numbers.run(self.plan.cut(self.base.model), self.base.inputs)
         small, masked = _Steps(), _Steps()
-        error = min(error, relative_error(got, self._run_masked(masked, numbers)[1]))
+        try:
+            error = min(error, relative_error(got, self._run_masked(masked, numbers)[1]))
+        except Exception as raised:  # whatever the model's own code raises on other numbers
+            raise _differs("", error) from raised
         if error <= TOLERANCE:
             return Checked(error, OWN_NUMBERS)
         unknown = flow.not_computed | {m: name for m, name in self.plan.crossing.items() if not understood(name)}
@@ -147,56 +207,60 @@ class _Pair:
         return Checked(worst, STRICT, f"{_named(limit)}: {limits[limit]}")
 
     def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
-        fails = "the small network of this plan does not run"
-        with _reported(fails, self.base, "Make a new plan; if it is new, please report the model."):
-            small = duplicate(self.small)  # its forward may keep state
-            with repeatable(), in_float64(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
-                return tensor_leaves(self.inputs.run(small))
+        small = self.plan.cut(self.base.model)  # anew for each run, since a forward may keep state
+        try:
+            with repeatable(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
+                return tensor_leaves(self.base.inputs.run(small))
+        except AdjoinedError:
+            raise
+        except Exception as error:  # whatever the model's own code raises on these widths
+            raise Differs(
+                f"the small network of this plan does not run: {type(error).__name__}: {first_line(error)}",
+                where=type(self.base.model).__name__,
+                fix=FIX,
+            ) from error
 
     def _run_masked(
         self, steps: _Steps | None = None, numbers: Numbers | None = None
     ) -> tuple[MaskedBase, list[Tensor]]:
-        base = duplicate(self.base)
+        base = duplicate(self.base.model)
         flow = MaskedBase(base, self.plan, numbers)
-        flow.original = self.original
+        flow.original = self.base.original
 
         def kept(tensor: Tensor) -> Tensor | None:
             blocks = flow.blocks(tensor)
             return None if blocks is None else narrow(tensor, blocks)
 
-        fails = "the base network does not run with its dropped channels at zero"
-        fails += " and the small network's numbers" if numbers else ""
-        with _reported(fails, base), repeatable(), in_float64(), _watching(base, steps, kept):
-            return flow, tensor_leaves(flow.run(base, self.inputs))
+        with _watching(base, steps, kept):
+            outputs = tensor_leaves(flow.run(base, self.base.inputs))
+        return flow, [out if (part := kept(out)) is None else part for out in outputs]  # a plan may narrow outputs, too
 
 
-def _pair(model: nn.Module, inputs: Inputs, plan: SlicePlan, *, lively: bool) -> _Pair:
-    """Return base and small network in float64, with the outputs of the base on random input."""
-    generator = torch.Generator().manual_seed(0)
-    base = duplicate(model)
-    if any(tensor.device.type == "mps" for tensor in named_tensors(base).values()):  # it has no float64
-        base, inputs = base.cpu(), inputs.map(Tensor.cpu)
-    base = base._apply(to_float64).eval()
-    before = Original(base)
-    random = random_inputs(inputs, generator)
-    fails = "the model does not run in float64 on random input"
-    with _reported(fails, model), repeatable(), in_float64(), torch.no_grad():
-        if lively:
-            liven(base, random, generator)
-        outputs = tensor_leaves(random.run(base))
-    before.undo()
-    return _Pair(base, plan.cut(base), plan, random, outputs, Original(model))
-
-
-@contextlib.contextmanager
-def _reported(what: str, model: nn.Module, fix: str = "Leave out the check.") -> Iterator[None]:
-    """Report whatever the model's own code raises on numbers or widths that it has not met."""
-    try:
-        yield
-    except AdjoinedError:
-        raise
-    except Exception as error:
-        raise AdjoinedError(f"{what}: {type(error).__name__}: {error}", where=type(model).__name__, fix=fix) from error
+def _base(model: nn.Module, inputs: Inputs) -> _Base | str:
+    """Return the base network on random input, or why its outputs show nothing."""
+    tensors = (*named_tensors(model).values(), *tensor_leaves((inputs.args, inputs.kwargs)))
+    if any(tensor.is_meta for tensor in tensors):
+        return "tensors on the meta device have no values"
+    for lively in (True, False):  # random weights may give infinite numbers where the model's own do not
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():  # in which the parameters of a copied ScriptModule are leaves
+            base = duplicate(model)
+        if any(tensor.device.type == "mps" for tensor in tensors):  # it has no float64
+            base, inputs = base.cpu(), inputs.map(Tensor.cpu)
+        base = base._apply(to_float64).eval()
+        before = Original(base)
+        random = random_inputs(inputs, generator)
+        try:
+            with repeatable(), torch.no_grad():
+                outputs = tensor_leaves(liven(base, random, generator) if lively else random.run(base))
+        except AdjoinedError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            return f"the model does not run in float64 on random numbers: {first_line(error)}"
+        before.undo()
+        if not any(bool(t.isnan().any()) or (t.numel() and bool(t.isinf().all())) for t in outputs):
+            return _Base(base, random, Original(model))
+    return "the outputs of the base network are not finite on random numbers"
 
 
 @contextlib.contextmanager
@@ -225,14 +289,16 @@ def _watching(model: nn.Module, steps: _Steps | None, part: Callable[[Tensor], T
             hook.remove()
 
 
-def _differs(name: str, error: float) -> AdjoinedError:
-    return AdjoinedError(
+def _differs(name: str, error: float) -> Differs:
+    found = Differs(
         "the small network does not compute what the base network does with its dropped channels set to zero",
         where=_named(name),
         expected=f"a relative error of at most {TOLERANCE:g} in float64",
         got=f"{error:.1e}, in the first module that differs",
-        fix="Name this module in `keep`, and please report the model: this is a bug in adjoined.",
+        fix=FIX,
     )
+    found.module = name
+    return found
 
 
 def _named(module: str) -> str:

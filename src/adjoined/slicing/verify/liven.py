@@ -30,8 +30,8 @@ def random_inputs(inputs: Inputs, generator: torch.Generator) -> Inputs:
     return inputs.map(draw)
 
 
-def liven(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
-    """Change a model's weights and statistics in place, so that every channel has an effect on the outputs.
+def liven(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> Any:
+    """Change a model's weights and statistics in place, so that every channel affects the outputs, and return these.
 
     Initial weights hide mistakes: shifts of 0 and scales of 1 look right wherever they are sliced, residual branches
     that start at 0 or 1e-6 suppress what happens in them, and without measured BatchNorm statistics the signal of a
@@ -51,7 +51,7 @@ def liven(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
             if bool((tensor == value).all()):
                 tensor.copy_(_instead_of(tensor, bool(value != 0) or "var" in name, generator))
         with _Calibrate(model, generator):
-            inputs.run(model)
+            return inputs.run(model)
 
 
 def _instead_of(tensor: Tensor, scale: bool, generator: torch.Generator) -> Tensor:
@@ -78,11 +78,13 @@ class _Calibrate(TorchDispatchMode):
         if "batch_norm" in name and bound.get("running_var") is not None and not bound.get("training"):
             _measure(bound["input"], bound["running_mean"], bound["running_var"])
         elif name in ("convolution", "addmm", "mm"):
-            self._scale(name, func, args)
+            product, bias = self._scaled(name, func, args)
+            if name == "convolution":  # which takes long
+                return product if bias is None else product.add_(bias.view(-1, *[1] * (product.ndim - 2)))
         return func(*args, **kwargs)
 
-    def _scale(self, name: str, func: Any, args: Any) -> None:
-        """Scale a weight when it is first used, then shift the bias."""
+    def _scaled(self, name: str, func: Any, args: Any) -> tuple[Tensor, Tensor | None]:
+        """Scale a weight when it is first used, then shift the bias; return the product alone, and the bias."""
         convolution = name == "convolution"
         bias, factors = (args[2], args[:2]) if convolution else (args[0] if name == "addmm" else None, args[-2:])
         product = func(*factors, None, *args[3:]) if convolution else factors[0] @ factors[1]
@@ -97,6 +99,7 @@ class _Calibrate(TorchDispatchMode):
             own.copy_(
                 torch.rand(own.shape, dtype=own.dtype, generator=self._generator, device="cpu").to(own.device) - mean
             )
+        return product, bias
 
     def _take(self, tensor: Tensor | None) -> nn.Parameter | None:
         """Return the parameter that a tensor is, or is a view of, the first time it is seen; otherwise None."""
@@ -120,20 +123,34 @@ def _measure(x: Tensor, mean: Tensor, var: Tensor) -> None:
 
 @contextlib.contextmanager
 def repeatable() -> Iterator[None]:
-    """Make runs independent of chance within the block, and restore the random state."""
-    with same_chance(range(torch.cuda.device_count())), _NoChance():
-        torch.manual_seed(0)
-        yield
+    """Make runs within the block independent of chance, and in float64; the random state is restored."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with same_chance(range(torch.cuda.device_count())), _Repeatable():
+            _seed()
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
-class _NoChance(TorchDispatchMode):
-    """Skips dropout, and replaces draws by a mean or one number, since draws for fewer or other channels would differ.
+def _seed() -> None:
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # `torch.manual_seed` would take a millisecond where it is not
+        torch.cuda.manual_seed_all(0)
 
+
+class _Repeatable(TorchDispatchMode):
+    """Gives code float64 if it asks for a narrower floating-point type, and takes chance out of operators.
+
+    It skips dropout, and replaces draws by a mean or one number, since draws for fewer or other channels would differ.
     What a generator of the model's own draws is left as it is: its seed may fix it.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func._schema.name.split("::")[1], kwargs or {}
+        if kwargs.get("dtype") in _IN_FLOAT64:
+            kwargs = kwargs | {"dtype": _IN_FLOAT64[kwargs["dtype"]]}
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
         if name.startswith("rrelu_with_noise"):
@@ -146,7 +163,7 @@ class _NoChance(TorchDispatchMode):
                 out.copy_(mean)
             elif name.rstrip("_") in _DRAWN:
                 out.fill_(0.5 if out.is_floating_point() else 1)
-            torch.manual_seed(0)  # for later draws, such as permutations, after as many or fewer numbers
+            _seed()  # for later draws, such as permutations, after as many or fewer numbers
         return out
 
 
@@ -195,23 +212,3 @@ def _error(got: Tensor, expected: Tensor) -> float:
     difference = float(torch.where(got == expected, 0, (got - expected).abs()).max())
     size = float(torch.where(expected.isinf(), 0, expected.abs()).max())
     return float("inf") if difference != difference else difference / size if size else difference
-
-
-@contextlib.contextmanager
-def in_float64() -> Iterator[None]:
-    """Give code float64 if it asks for a narrower floating-point type."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _InFloat64():
-            yield
-    finally:
-        torch.set_default_dtype(default)
-
-
-class _InFloat64(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in _IN_FLOAT64:
-            kwargs["dtype"] = _IN_FLOAT64[kwargs["dtype"]]
-        return func(*args, **kwargs)

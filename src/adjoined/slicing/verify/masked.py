@@ -27,6 +27,7 @@ from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.trace import label_tensors
 from adjoined.slicing.model.modules import kernel_names, named_tensors
 from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.verify.liven import repeatable
 
 _RANGE = torch.ops.aten.arange.start_step
 _MAKERS = (_RANGE, torch.ops.aten.full.default, torch.ops.aten.full_like.default, torch.ops.aten.new_full.default)
@@ -44,6 +45,8 @@ class MaskedBase(LabelFlow):
     Attributes:
         not_computed: module -> operator whose statistic across channels is not computed over the kept ones here.
     """
+
+    innermost = staticmethod(repeatable)
 
     def __init__(self, model: nn.Module, plan: SlicePlan, numbers: Numbers | None = None) -> None:
         ties = Ties()
@@ -185,6 +188,8 @@ class Numbers(LabelFlow):
     Attributes:
         of: operator -> for each of its calls that got numbers, position of the argument -> the number.
     """
+
+    innermost = staticmethod(repeatable)
 
     def __init__(self) -> None:
         super().__init__(Ties(), Findings())

@@ -1,0 +1,101 @@
+"""Widen what the check finds wrong, until the small network computes what the masked base does.
+
+The label flow and the trial follow what a model's code does with its channels. Code may depend on their number in a way
+that neither sees. The check compares numbers, so it sees any such difference, but not where it comes from. So groups
+are widened one by one: of a list of groups, the shortest beginning that has to be wide ends with one that is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from adjoined.errors import AdjoinedError
+from adjoined.slicing.flow.labels import Axis
+from adjoined.slicing.model.modules import is_inside
+from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.plan.reasons import Kind, Reason
+from adjoined.slicing.solve.request import Request
+from adjoined.slicing.solve.solve import solve
+from adjoined.slicing.solve.traces import Traces
+from adjoined.slicing.verify.check import Checked, Checker, Differs
+
+MOST_WIDENED = 20
+"""The most groups that are found one by one, each by a few checks."""
+
+
+def checked_plan(
+    make: Callable[[], SlicePlan], traces: Traces, request: Request, checker: Checker
+) -> tuple[SlicePlan, Checked]:
+    """Return a plan that passes the check, with the result, after widening what has to be wide for that.
+
+    Args:
+        make: returns the plan of one small network, from these traces.
+        traces: the model with its traces, which record the groups that stay wide.
+        request: the settings of the plan; its alpha is ignored.
+        checker: checks plans of this model.
+
+    Raises:
+        AdjoinedError: there is no such plan, or as in `solve`.
+    """
+    for left in reversed(range(MOST_WIDENED)):
+        plan = make()
+        try:
+            return plan, checker.check(plan)
+        except Differs as found:
+            _Widening(traces, request, plan.alpha, checker).widen(found.module, one=left > 0)
+    plan = make()
+    return plan, checker.check(plan)
+
+
+class _Widening:
+    """The search for a group that has to be wide, at one alpha."""
+
+    def __init__(self, traces: Traces, request: Request, alpha: float, checker: Checker) -> None:
+        self._traces, self._request, self._alpha, self._checker = traces, request, alpha, checker
+        self._module = ""  # where the latest network that fails differs
+
+    def widen(self, module: str, *, one: bool) -> None:
+        """Find one group that has to be wide, or else enough of them, and record them in the traces.
+
+        The groups of `module` are tried first.
+
+        Raises:
+            Differs: the network differs even if all of them are wide.
+        """
+        self._module = module
+        solve(self._traces, self._request, self._alpha)
+        groups = [
+            group for group in self._traces.latest[1].groups if group.why is None and group.kept < len(group.roots)
+        ]
+        groups.sort(key=lambda group: not any(is_inside(tensor, module) for tensor, _ in group.axes))
+        candidates = [frozenset(group.axes) for group in groups]
+        low, high = 0, 1
+        while not self._passes(candidates[:high], last=high >= len(candidates)):
+            low, high = high, min(2 * high, len(candidates))
+        while one and high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._passes(candidates[:middle]) else (middle, high)
+        where = f"'{self._module}'" if self._module else "the model's own forward"
+        text = f"with fewer of them, {where} computes something else than the masked base"
+        found = candidates[high - 1 : high] if one else candidates[:high]
+        self._traces.differing |= dict.fromkeys(frozenset[Axis]().union(*found), Reason(Kind.DIFFERS, text))
+
+    def _passes(self, wide: Sequence[frozenset[Axis]], *, last: bool = False) -> bool:
+        """Return whether the small network is right if these groups are wide, too; the last attempt raises Differs."""
+        before = self._traces.differing
+        also = dict.fromkeys(frozenset[Axis]().union(*wide), Reason(Kind.DIFFERS, "tried"))
+        self._traces.differing = before | also
+        try:
+            self._checker.check(solve(self._traces, self._request, self._alpha))
+        except Differs as found:
+            if last:
+                raise
+            self._module = found.module
+            return False
+        except (
+            AdjoinedError
+        ):  # a requested width has no effect then; the plan that is made with the group found says so
+            return True
+        finally:
+            self._traces.differing = before
+        return True
