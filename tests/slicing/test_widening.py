@@ -187,6 +187,20 @@ class Playing(nn.Module):
         return self.last(self.first(x).relu() * random.SystemRandom().random())
 
 
+class Large(nn.Module):
+    """Fits into memory in float32, and as the base network also in float64."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.first, self.last, self.least = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 5, 1), least
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if x.dtype == torch.float64 and x.shape[1] < self.least:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.last(x)
+
+
 def meta() -> tuple[nn.Module, Tensor]:
     with torch.device("meta"):
         return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 1)), torch.zeros(1, 3, 8, 8)
@@ -196,10 +210,12 @@ def meta() -> tuple[nn.Module, Tensor]:
     ("make", "why"),
     [
         (lambda: (InSingle(), X.float()), "the model does not run in float64 on random numbers: "),
+        (lambda: (Large(17), X.float()), "the model does not run in float64 on random numbers: out of memory"),
+        (lambda: (Large(16), X.float()), "out of memory"),
         (lambda: (Playing(), X.float()), "two runs of the base network differ, too"),
         (meta, "tensors on the meta device have no values"),
     ],
-    ids=["float32", "chance", "meta"],
+    ids=["float32", "memory", "memory of the small network", "chance", "meta"],
 )
 def test_a_model_that_cannot_be_compared_is_planned_and_the_result_says_so(
     make: Callable[[], tuple[nn.Module, Tensor]], why: str

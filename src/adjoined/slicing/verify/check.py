@@ -106,19 +106,22 @@ class Checker:
     def check(self, plan: SlicePlan) -> Checked:
         """Return the result for one plan, or raise AdjoinedError."""
         plan.check_fits(self._model)
-        few = self._base(few=True) if self._inputs.batch_size > SAMPLES else None
-        if isinstance(few, _Base):
-            with contextlib.suppress(Differs):  # the model may need the whole batch
-                return _Pair(few, plan).compare()
-        base = self._base(few=False)
-        if isinstance(base, _Base):
+        try:
+            few = self._base(few=True) if self._inputs.batch_size > SAMPLES else None
+            if isinstance(few, _Base):
+                with contextlib.suppress(Differs):  # the model may need the whole batch
+                    return _Pair(few, plan).compare()
+            base = self._base(few=False)
+            if not isinstance(base, _Base):
+                return _nothing_compared(base)
             try:
                 return _Pair(base, plan).compare()
             except Differs:
                 if base.repeats():
                     raise
-            base = "two runs of the base network differ, too"
-        return Checked(None, STRICT, f"the input: {base}")
+            return _nothing_compared("two runs of the base network differ, too")
+        except torch.OutOfMemoryError as error:
+            return _nothing_compared(first_line(error))
 
     def _base(self, *, few: bool) -> _Base | str:
         """Return the base network on a few samples or on all, or why it has nothing to compare."""
@@ -165,11 +168,10 @@ class _Pair:
         """Compare the outputs, and every module where they differ."""
         try:
             flow, expected = self._run_masked()
-        except AdjoinedError:
+        except (AdjoinedError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the model's own code raises on zeros
-            why = f"the base network does not run with its dropped channels at zero: {first_line(error)}"
-            return Checked(None, STRICT, f"the input: {why}")
+            return _nothing_compared(f"the base does not run with its dropped channels at zero: {first_line(error)}")
         got = self._run_small()
         error = relative_error(got, expected)
         if error <= TOLERANCE:
@@ -179,6 +181,8 @@ class _Pair:
         small, masked = _Steps(), _Steps()
         try:
             error = min(error, relative_error(got, self._run_masked(masked, numbers)[1]))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as raised:  # whatever the model's own code raises on other numbers
             raise _differs("", error) from raised
         if error <= TOLERANCE:
@@ -211,7 +215,7 @@ class _Pair:
         try:
             with repeatable(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
                 return tensor_leaves(self.base.inputs.run(small))
-        except AdjoinedError:
+        except (AdjoinedError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the model's own code raises on these widths
             raise Differs(
@@ -241,25 +245,24 @@ def _base(model: nn.Module, inputs: Inputs) -> _Base | str:
     tensors = (*named_tensors(model).values(), *tensor_leaves((inputs.args, inputs.kwargs)))
     if any(tensor.is_meta for tensor in tensors):
         return "tensors on the meta device have no values"
-    for lively in (True, False):  # random weights may give infinite numbers where the model's own do not
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():  # in which the parameters of a copied ScriptModule are leaves
-            base = duplicate(model)
-        if any(tensor.device.type == "mps" for tensor in tensors):  # it has no float64
-            base, inputs = base.cpu(), inputs.map(Tensor.cpu)
-        base = base._apply(to_float64).eval()
-        before = Original(base)
-        random = random_inputs(inputs, generator)
-        try:
+    try:
+        for lively in (True, False):  # random weights may give infinite numbers where the model's own do not
+            with torch.no_grad():  # in which the parameters of a copied ScriptModule are leaves
+                base = duplicate(model)
+            if any(tensor.device.type == "mps" for tensor in tensors):  # it has no float64
+                base, inputs = base.cpu(), inputs.map(Tensor.cpu)
+            base = base._apply(to_float64).eval()
+            before, generator = Original(base), torch.Generator().manual_seed(0)
+            random = random_inputs(inputs, generator)
             with repeatable(), torch.no_grad():
                 outputs = tensor_leaves(liven(base, random, generator) if lively else random.run(base))
-        except AdjoinedError:
-            raise
-        except Exception as error:  # whatever the model's own code raises
-            return f"the model does not run in float64 on random numbers: {first_line(error)}"
-        before.undo()
-        if not any(bool(t.isnan().any()) or (t.numel() and bool(t.isinf().all())) for t in outputs):
-            return _Base(base, random, Original(model))
+            before.undo()
+            if not any(bool(t.isnan().any()) or (t.numel() and bool(t.isinf().all())) for t in outputs):
+                return _Base(base, random, Original(model))
+    except AdjoinedError:
+        raise
+    except Exception as error:  # whatever the model's own code raises, and the device
+        return f"the model does not run in float64 on random numbers: {first_line(error)}"
     return "the outputs of the base network are not finite on random numbers"
 
 
@@ -287,6 +290,10 @@ def _watching(model: nn.Module, steps: _Steps | None, part: Callable[[Tensor], T
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _nothing_compared(why: str) -> Checked:
+    return Checked(None, STRICT, f"the input: {why}")
 
 
 def _differs(name: str, error: float) -> Differs:
