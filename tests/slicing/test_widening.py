@@ -45,7 +45,16 @@ class Transposed(Net):
         return x.transpose(2, 3) if x.shape[1] >= WIDE else x
 
 
-KINDS = [FewerTerms, Rounded, Repeated, Transposed]
+class InTraining(Net):
+    """Differs in train mode only, and draws."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = nn.functional.dropout(x.flip(2) if x.shape[1] >= WIDE else x, 0.5)
+        return x
+
+
+KINDS = [FewerTerms, Rounded, Repeated, Transposed, InTraining]
 
 
 def right(model: nn.Module, plan: SlicePlan, x: Any = X) -> None:

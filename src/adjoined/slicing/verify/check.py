@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from adjoined.errors import AdjoinedError, first_line
 from adjoined.slicing.flow.operators import understood
+from adjoined.slicing.model.code import reads_mode
 from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.model.original import Original
@@ -67,7 +68,9 @@ class Differs(AdjoinedError):
 
 
 def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan) -> Checked:
-    """Compare the small network of a plan with the masked base, in float64, in eval mode, on random input.
+    """Compare the small network of a plan with the masked base, in float64, on random input.
+
+    They are compared in eval mode, and in train mode, too, if the model's code reads it.
 
     A copy of the model gets weights and statistics that let every channel matter. The masked base is this copy at full
     width with all dropped channels at zero and statistics across channels taken over the kept ones.
@@ -102,26 +105,33 @@ class Checker:
     def __init__(self, model: nn.Module, example_input: Any) -> None:
         self._model, self._inputs = unwrap(model), Inputs.of(example_input)
         self._bases: dict[bool, _Base | str] = {}
+        self._reads_mode = reads_mode(self._model)
 
     def check(self, plan: SlicePlan) -> Checked:
         """Return the result for one plan, or raise AdjoinedError."""
         plan.check_fits(self._model)
         try:
-            few = self._base(few=True) if self._inputs.batch_size > SAMPLES else None
-            if isinstance(few, _Base):
-                with contextlib.suppress(Differs):  # the model may need the whole batch
-                    return _Pair(few, plan).compare()
-            base = self._base(few=False)
-            if not isinstance(base, _Base):
-                return _nothing_compared(base)
-            try:
-                return _Pair(base, plan).compare()
-            except Differs:
-                if base.repeats():
-                    raise
-            return _nothing_compared("two runs of the base network differ, too")
+            checked = self._in_mode(plan, train=False)
+            if self._reads_mode:
+                self._in_mode(plan, train=True)
         except torch.OutOfMemoryError as error:
             return _nothing_compared(first_line(error))
+        return checked
+
+    def _in_mode(self, plan: SlicePlan, *, train: bool) -> Checked:
+        few = self._base(few=True) if self._inputs.batch_size > SAMPLES else None
+        if isinstance(few, _Base):
+            with contextlib.suppress(Differs):  # the model may need the whole batch
+                return _Pair(few, plan, train).compare()
+        base = self._base(few=False)
+        if not isinstance(base, _Base):
+            return _nothing_compared(base)
+        try:
+            return _Pair(base, plan, train).compare()
+        except Differs:
+            if base.repeats(train):
+                raise
+        return _nothing_compared("two runs of the base network differ, too")
 
     def _base(self, *, few: bool) -> _Base | str:
         """Return the base network on a few samples or on all, or why it has nothing to compare."""
@@ -148,12 +158,12 @@ class _Base:
     original: Original
     """The user's model, which neither network may run."""
 
-    def repeats(self) -> bool:
+    def repeats(self, train: bool) -> bool:
         """Return whether two runs have the same outputs; torch's own chance is taken out of them, but no other."""
         runs = []
         for _ in range(2):
             with repeatable(), torch.no_grad():
-                runs.append(tensor_leaves(self.inputs.run(duplicate(self.model))))
+                runs.append(tensor_leaves(self.inputs.run(duplicate(self.model).train(train))))
         return relative_error(*runs) <= TOLERANCE
 
 
@@ -163,6 +173,7 @@ class _Pair:
 
     base: _Base
     plan: SlicePlan
+    train: bool
 
     def compare(self) -> Checked:
         """Compare the outputs, and every module where they differ."""
@@ -172,12 +183,14 @@ class _Pair:
             raise
         except Exception as error:  # whatever the model's own code raises on zeros
             return _nothing_compared(f"the base does not run with its dropped channels at zero: {first_line(error)}")
+        if self.train and any(bool(each.isnan().any()) for each in expected):  # such as the variance of one sample
+            return _nothing_compared("the outputs are not finite in train mode")
         got = self._run_small()
         error = relative_error(got, expected)
         if error <= TOLERANCE:
             return Checked(error, MASKED)
         numbers = Numbers()
-        numbers.run(self.plan.cut(self.base.model), self.base.inputs)
+        numbers.run(self.plan.cut(self.base.model), self.base.inputs, train=self.train)
         small, masked = _Steps(), _Steps()
         try:
             error = min(error, relative_error(got, self._run_masked(masked, numbers)[1]))
@@ -211,7 +224,7 @@ class _Pair:
         return Checked(worst, STRICT, f"{_named(limit)}: {limits[limit]}")
 
     def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
-        small = self.plan.cut(self.base.model)  # anew for each run, since a forward may keep state
+        small = self.plan.cut(self.base.model).train(self.train)  # anew for each run, since a forward may keep state
         try:
             with repeatable(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
                 return tensor_leaves(self.base.inputs.run(small))
@@ -236,7 +249,7 @@ class _Pair:
             return None if blocks is None else narrow(tensor, blocks)
 
         with _watching(base, steps, kept):
-            outputs = tensor_leaves(flow.run(base, self.base.inputs))
+            outputs = tensor_leaves(flow.run(base, self.base.inputs, train=self.train))
         return flow, [out if (part := kept(out)) is None else part for out in outputs]  # a plan may narrow outputs, too
 
 
