@@ -75,7 +75,7 @@ def test_the_width_that_code_reads_stays_and_no_other(kind: type[Net]):
 def test_the_plan_says_where_and_what_helps():
     plan = make_plan(network(Transposed), X, alpha=2, round_to=1)
     (why,) = {group.why for group in plan.groups if group.why is not None and group.why.kind is Kind.DIFFERS}
-    assert str(why) == "with fewer of them, 'body' computes something else than the masked base"
+    assert str(why) == "needed for 'body' to agree with the masked base"
     assert "report the model" in why.remedy
 
 
@@ -116,7 +116,7 @@ def test_beyond_the_most_places_the_rest_is_found_at_once(monkeypatch: pytest.Mo
 
 
 def test_a_requested_width_that_has_to_be_wide_is_refused_with_the_reason():
-    with pytest.raises(AdjoinedError, match=r"has no effect.*'body' computes something else than the masked base"):
+    with pytest.raises(AdjoinedError, match=r"has no effect.*needed for 'body' to agree with the masked base"):
         make_plan(network(Transposed), X, alpha=2, round_to=1, widths={"stem.0": "1/2"})
 
 

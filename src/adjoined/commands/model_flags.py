@@ -14,7 +14,7 @@ from adjoined.method_settings import SmallSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from adjoined.slicing import Checked, Latency, SlicePlan
+    from adjoined.slicing import Latency, SlicePlan, Slicer
 
 
 USUAL_ALPHAS = (2.0, 4.0, 8.0, 16.0)
@@ -47,7 +47,7 @@ class ModelOptions(SmallSettings):
 
     def build(
         self, spec: str, latency: Callable[[Tensor], Latency] | None = None
-    ) -> tuple[nn.Module, Tensor, list[SlicePlan], list[Checked]]:
+    ) -> tuple[nn.Module, Tensor, list[SlicePlan], Slicer]:
         """Build a model and plan its small networks.
 
         Args:
@@ -55,7 +55,7 @@ class ModelOptions(SmallSettings):
             latency: an example input -> the function that measures a candidate, for a budget in milliseconds.
 
         Returns:
-            The model, an input of zeros (1, C, H, W), and for each small network its plan and the result of its check.
+            The model, an input of zeros (1, C, H, W), a plan for each small network, and the slicer with their checks.
         """
         import torch
 
@@ -75,14 +75,16 @@ class ModelOptions(SmallSettings):
         with input_set_by("--input-size and --channels"):
             slicer = Slicer(model, example)
             plans = slicer.plans(Request.of(self), latency=latency(example) if latency else None)
-        checks = slicer.checks
-        return model, example, plans if self.order is None else slicer.reorder(plans, self.order), checks
+        return model, example, plans if self.order is None else slicer.reorder(plans, self.order), slicer
 
-    def others(self, model: nn.Module, example: Tensor) -> list[SlicePlan]:
-        """Return plans for the usual alphas, as far as the model's layers have enough channels for them."""
-        from adjoined.slicing import AlphaTooLarge, Request, Slicer
+    def others(self, slicer: Slicer) -> list[SlicePlan]:
+        """Return plans for the usual alphas, as far as the model's layers have enough channels for them.
 
-        slicer, found = Slicer(model, example), []
+        They are not checked, but stay wide where the slicer's checks have found that they have to.
+        """
+        from adjoined.slicing import AlphaTooLarge, Request
+
+        found: list[SlicePlan] = []
         for alpha in USUAL_ALPHAS:
             try:
                 found += slicer.plans(Request.of(replace(self, alpha=alpha, compress=None, budget=None)), check=False)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
     if options.out and len(asked.alphas) > 1:
         raise AdjoinedError("needs one alpha", where="--out", got=asked.alphas, fix="Give one --alpha.")
-    model, example, plans, checks = asked.build(options.model, timing.measure)
+    model, example, plans, slicer = asked.build(options.model, timing.measure)
     if options.out:
         plans[0].save(options.out)
         show(f"plan saved: {options.out}", file=sys.stderr)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     costs = [cost_by_module(network, example) for network in networks]
     names = ["base", *(["small"] if len(plans) == 1 else [f"small α={plan.alpha:g}" for plan in plans])]
     base, *smalls = (Figures.of(name, cost[""]) for name, cost in zip(names, costs, strict=True))
-    others = asked.others(model, example)
+    checks, others = slicer.checks, asked.others(slicer)
     times = _times(model, example, others, timing) if timing.asked else None
     if options.json:
         shape = list(example.shape[1:])

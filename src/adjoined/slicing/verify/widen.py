@@ -76,7 +76,7 @@ class _Widening:
             middle = (low + high) // 2
             low, high = (low, middle) if self._passes(candidates[:middle]) else (middle, high)
         where = f"'{self._module}'" if self._module else "the model's own forward"
-        text = f"with fewer of them, {where} computes something else than the masked base"
+        text = f"needed for {where} to agree with the masked base"
         found = candidates[high - 1 : high] if one else candidates[:high]
         self._traces.differing |= dict.fromkeys(frozenset[Axis]().union(*found), Reason(Kind.DIFFERS, text))
 
