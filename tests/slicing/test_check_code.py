@@ -68,8 +68,8 @@ class Checking(ByWidth):
 def test_code_that_refuses_the_numbers_of_the_small_network_keeps_its_width():
     model = seeded(lambda: Checking(SCALES["filled in"]))
     with pytest.raises(AdjoinedError, match="does not compute what the base network does"):
-        check_plan(model, X, plan_of(model, check=False))
-    plan = plan_of(model)
+        check_plan(model, X, plan_of(model))
+    plan = plan_of(model, check=True)
     assert plan.small_shape("weight")[1] == 32
     assert check_plan(model, X, plan).how == "masked base"
 

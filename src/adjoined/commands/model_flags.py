@@ -46,13 +46,14 @@ class ModelOptions(SmallSettings):
             raise AdjoinedError("needs one alpha", where="--alpha", got=[])
 
     def build(
-        self, spec: str, latency: Callable[[Tensor], Latency] | None = None
+        self, spec: str, latency: Callable[[Tensor], Latency] | None = None, *, check: bool = True
     ) -> tuple[nn.Module, Tensor, list[SlicePlan], Slicer]:
         """Build a model and plan its small networks.
 
         Args:
             spec: the model, as `adjoined.models.build` takes it.
             latency: an example input -> the function that measures a candidate, for a budget in milliseconds.
+            check: whether the small networks are compared with the masked base.
 
         Returns:
             The model, an input of zeros (1, C, H, W), a plan for each small network, and the slicer with their checks.
@@ -74,7 +75,7 @@ class ModelOptions(SmallSettings):
         example = torch.zeros(1, channels, size, size)
         with input_set_by("--input-size and --channels"):
             slicer = Slicer(model, example)
-            plans = slicer.plans(Request.of(self), latency=latency(example) if latency else None)
+            plans = slicer.plans(Request.of(self), latency=latency(example) if latency else None, check=check)
         return model, example, plans if self.order is None else slicer.reorder(plans, self.order), slicer
 
     def others(self, slicer: Slicer) -> list[SlicePlan]:
