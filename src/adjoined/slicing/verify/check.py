@@ -158,12 +158,21 @@ class _Base:
     original: Original
     """The user's model, which neither network may run."""
 
+    def inputs_for(self, train: bool) -> Inputs:
+        """Return the input; in train mode at least two samples, since norms need more than one value per channel."""
+
+        def with_opposite(tensor: Tensor) -> Tensor:
+            other = -tensor if tensor.is_floating_point() or tensor.is_complex() else tensor
+            return torch.cat([tensor, other]) if tensor.ndim else tensor
+
+        return self.inputs.map(with_opposite) if train and self.inputs.batch_size == 1 else self.inputs
+
     def repeats(self, train: bool) -> bool:
         """Return whether two runs have the same outputs; torch's own chance is taken out of them, but no other."""
         runs = []
         for _ in range(2):
             with repeatable(), torch.no_grad():
-                runs.append(tensor_leaves(self.inputs.run(duplicate(self.model).train(train))))
+                runs.append(tensor_leaves(self.inputs_for(train).run(duplicate(self.model).train(train))))
         return relative_error(*runs) <= TOLERANCE
 
 
@@ -190,7 +199,7 @@ class _Pair:
         if error <= TOLERANCE:
             return Checked(error, MASKED)
         numbers = Numbers()
-        numbers.run(self.plan.cut(self.base.model), self.base.inputs, train=self.train)
+        numbers.run(self.plan.cut(self.base.model), self.base.inputs_for(self.train), train=self.train)
         small, masked = _Steps(), _Steps()
         try:
             error = min(error, relative_error(got, self._run_masked(masked, numbers)[1]))
@@ -227,7 +236,7 @@ class _Pair:
         small = self.plan.cut(self.base.model).train(self.train)  # anew for each run, since a forward may keep state
         try:
             with repeatable(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
-                return tensor_leaves(self.base.inputs.run(small))
+                return tensor_leaves(self.base.inputs_for(self.train).run(small))
         except (AdjoinedError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the model's own code raises on these widths
@@ -249,7 +258,7 @@ class _Pair:
             return None if blocks is None else narrow(tensor, blocks)
 
         with _watching(base, steps, kept):
-            outputs = tensor_leaves(flow.run(base, self.base.inputs, train=self.train))
+            outputs = tensor_leaves(flow.run(base, self.base.inputs_for(self.train), train=self.train))
         return flow, [out if (part := kept(out)) is None else part for out in outputs]  # a plan may narrow outputs, too
 
 
