@@ -169,8 +169,7 @@ def test_a_function_is_applied_to_what_each_network_owns():
 
 def test_a_default_device_is_the_model_s_business():
     """Users set it to "cuda"; "meta" shows here whether anything of ours is computed there."""
-    model = seeded(plain)
-    expected = make_plan(model, X, alpha=2.5)
+    expected = make_plan(model := seeded(plain), X, alpha=2.5)
     torch.set_default_device("meta")
     try:
         net = adjoin(model, X, alpha=2.5, order="l1", check=True)

@@ -37,24 +37,33 @@ def checked_plan(
     Raises:
         AdjoinedError: there is no such plan, or as in `solve`.
     """
-    for left in reversed(range(MOST_WIDENED)):
+    while True:  # each time, at least one more group is wide
         plan = make()
         try:
             return plan, checker.check(plan)
-        except Differs as found:
-            _Widening(traces, request, plan.alpha, checker).widen(found.module, one=left > 0)
-    plan = make()
-    return plan, checker.check(plan)
+        except Differs as found:  # `make` may measure milliseconds, so it is not called for every group
+            _Widening(traces, request, plan.alpha, checker).run(found)
 
 
 class _Widening:
-    """The search for a group that has to be wide, at one alpha."""
+    """The search for the groups that have to be wide at one alpha."""
 
     def __init__(self, traces: Traces, request: Request, alpha: float, checker: Checker) -> None:
         self._traces, self._request, self._alpha, self._checker = traces, request, alpha, checker
         self._module = ""  # where the latest network that fails differs
 
-    def widen(self, module: str, *, one: bool) -> None:
+    def run(self, found: Differs) -> None:
+        """Widen groups until the small network is right; see `_widen`."""
+        for left in reversed(range(MOST_WIDENED)):
+            self._widen(found.module, one=left > 0)
+            try:
+                self._checker.check(solve(self._traces, self._request, self._alpha))
+            except Differs as another:
+                found = another
+            else:
+                return
+
+    def _widen(self, module: str, *, one: bool) -> None:
         """Find one group that has to be wide, or else enough of them, and record them in the traces.
 
         The groups of `module` are tried first.
