@@ -163,6 +163,19 @@ class Counting(nn.Module):
         return self.last(self.first(x).relu())
 
 
+class Weighted(Counting):
+    def forward(self, images: Tensor, weights: Tensor, table: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(images) * weights[:, None, None, None] + table.mean()
+
+
+def test_of_several_tensors_the_same_samples_are_used(capsys: pytest.CaptureFixture[str]):
+    example = {"images": torch.zeros(16, 3, 8, 8), "weights": torch.ones(16), "table": torch.ones(7, 2)}
+    plan = make_plan(Weighted(), example, alpha=2, round_to=1, check=False)
+    capsys.readouterr()
+    right(Weighted(), plan, example)
+    assert set(capsys.readouterr().out.split()) == {"2"}
+
+
 @pytest.mark.parametrize(("least", "samples"), [(1, 2), (2, 2), (3, 16)])
 def test_two_samples_of_a_batch_are_enough_unless_the_model_needs_more(
     least: int, samples: int, capsys: pytest.CaptureFixture[str]

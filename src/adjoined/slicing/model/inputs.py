@@ -73,10 +73,10 @@ class Inputs:
         first = tensor_leaves((self.args, self.kwargs))[0]
         return first.shape[0] if first.ndim else 1
 
-    def first(self, count: int) -> Inputs | None:
-        """Return the first samples of a batch that is a single tensor; None for other inputs."""
-        leaves = tensor_leaves((self.args, self.kwargs))
-        return self.map(lambda tensor: tensor[:count]) if len(leaves) == 1 and leaves[0].ndim else None
+    def first(self, count: int) -> Inputs:
+        """Return the first samples of the batch, of every tensor that has as many as the first one."""
+        size = self.batch_size
+        return self.map(lambda tensor: tensor[:count] if tensor.ndim and tensor.shape[0] == size else tensor)
 
     def for_training(self) -> Iterator[Inputs]:
         """Yield the inputs to try in train mode: these, and the doubled ones if there is a single sample."""

@@ -77,8 +77,8 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan) -> Checked
 
     Args:
         model: the base network, wrapped or not; it is neither run nor changed.
-        example_input: as for `make_plan`. Random numbers replace its floating-point values; indices stay. Of a batch in
-            a single tensor, two samples are used if the model runs on them.
+        example_input: as for `make_plan`. Random numbers replace its floating-point values; indices stay. Two samples
+            of a batch are used if the model runs on them.
         plan: the slice plan of the small network.
 
     Returns:
@@ -136,8 +136,7 @@ class Checker:
     def _base(self, *, few: bool) -> _Base | str:
         """Return the base network on a few samples or on all, or why it has nothing to compare."""
         if few not in self._bases:
-            inputs = self._inputs.first(SAMPLES) if few else self._inputs
-            self._bases[few] = "not a batch in a single tensor" if inputs is None else _base(self._model, inputs)
+            self._bases[few] = _base(self._model, self._inputs.first(SAMPLES) if few else self._inputs)
         return self._bases[few]
 
 
