@@ -136,7 +136,7 @@ class Checker:
     def _base(self, *, few: bool) -> _Base | str:
         """Return the base network on a few samples or on all, or why it has nothing to compare."""
         if few not in self._bases:
-            self._bases[few] = _base(self._model, self._inputs.first(SAMPLES) if few else self._inputs)
+            self._bases[few] = _random_base(self._model, self._inputs.first(SAMPLES) if few else self._inputs)
         return self._bases[few]
 
 
@@ -158,7 +158,10 @@ class _Base:
     """The user's model, which neither network may run."""
 
     def inputs_for(self, train: bool) -> Inputs:
-        """Return the input; in train mode at least two samples, since norms need more than one value per channel."""
+        """Return the input; in train mode at least two samples, since norms need more than one value per channel.
+
+        They differ, since norms make zeros of equal ones.
+        """
 
         def with_opposite(tensor: Tensor) -> Tensor:
             other = -tensor if tensor.is_floating_point() or tensor.is_complex() else tensor
@@ -261,7 +264,7 @@ class _Pair:
         return flow, [out if (part := kept(out)) is None else part for out in outputs]  # a plan may narrow outputs, too
 
 
-def _base(model: nn.Module, inputs: Inputs) -> _Base | str:
+def _random_base(model: nn.Module, inputs: Inputs) -> _Base | str:
     """Return the base network on random input, or why its outputs show nothing."""
     tensors = (*named_tensors(model).values(), *tensor_leaves((inputs.args, inputs.kwargs)))
     if any(tensor.is_meta for tensor in tensors):

@@ -35,7 +35,7 @@ def checked_plan(
         checker: checks plans of this model.
 
     Raises:
-        AdjoinedError: there is no such plan, or as in `solve`.
+        AdjoinedError: as for `solve`; or the networks differ even if nothing is narrowed.
     """
     while True:  # each time, at least one more group is wide
         plan = make()
@@ -50,12 +50,12 @@ class _Widening:
 
     def __init__(self, traces: Traces, request: Request, alpha: float, checker: Checker) -> None:
         self._traces, self._request, self._alpha, self._checker = traces, request, alpha, checker
-        self._module = ""  # where the latest network that fails differs
+        self._failure: Differs  # of the widest network so far that is not right
 
     def run(self, found: Differs) -> None:
         """Widen groups until the small network is right; see `_widen`."""
         for left in reversed(range(MOST_WIDENED)):
-            self._widen(found.module, one=left > 0)
+            self._widen(found, one=left > 0)
             try:
                 self._checker.check(solve(self._traces, self._request, self._alpha))
             except Differs as another:
@@ -63,15 +63,15 @@ class _Widening:
             else:
                 return
 
-    def _widen(self, module: str, *, one: bool) -> None:
+    def _widen(self, failure: Differs, *, one: bool) -> None:
         """Find one group that has to be wide, or else enough of them, and record them in the traces.
 
-        The groups of `module` are tried first.
+        The groups of the module that differs are tried first.
 
         Raises:
             Differs: the network differs even if all of them are wide.
         """
-        self._module = module
+        self._failure, module = failure, failure.module
         solve(self._traces, self._request, self._alpha)
         groups = [
             group for group in self._traces.latest[1].groups if group.why is None and group.kept < len(group.roots)
@@ -84,8 +84,7 @@ class _Widening:
         while one and high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._passes(candidates[:middle]) else (middle, high)
-        where = f"'{self._module}'" if self._module else "the model's own forward"
-        text = f"needed for {where} to agree with the masked base"
+        text = f"needed for {self._failure.where} to agree with the masked base"
         found = candidates[high - 1 : high] if one else candidates[:high]
         self._traces.differing |= dict.fromkeys(frozenset[Axis]().union(*found), Reason(Kind.DIFFERS, text))
 
@@ -99,11 +98,9 @@ class _Widening:
         except Differs as found:
             if last:
                 raise
-            self._module = found.module
+            self._failure = found
             return False
-        except (
-            AdjoinedError
-        ):  # a requested width has no effect then; the plan that is made with the group found says so
+        except AdjoinedError:  # a requested width has no effect then, which the next plan reports with the true reason
             return True
         finally:
             self._traces.differing = before
