@@ -396,5 +396,5 @@ def adjoin(
     own = (*as_patterns(private, "private"), *((slicer.last_layer(),) if private_head else ()))
     net = AdjoinedNetwork(model, plans, private=own, small_gradient=small_gradient)
     for each in net.plans if plan is not None and check else ():
-        check_plan(model, example_input, each)
+        check_plan(model, example_input, each).warn()
     return net

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 from torch import nn
+
+from adjoined.warn import warn
 
 
 def versions(network: nn.Module) -> dict[str, int]:
@@ -37,10 +38,9 @@ def warn_if_untrained(network: nn.Module, joined: Mapping[str, int], prefix: str
     if changed.isdisjoint(trained) and any(name.startswith("base.") for name in changed):
         behind = behind or trained
     if behind:
-        warnings.warn(
+        warn(
             f"the base network has changed since it was joined, but {len(behind)} of the small network's {len(own)} "
             f"own parameters have not, such as {behind[0]}: make the optimizer from net.parameters(), unfreeze them "
             "with net.requires_grad_(True), include the small network's output in the loss, and load weights before "
-            "calling adjoin",
-            stacklevel=4,  # the caller of extract, which torch wraps
+            "calling adjoin"
         )

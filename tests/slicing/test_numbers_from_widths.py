@@ -1,6 +1,7 @@
 """Code that computes something else from a number of channels: how often to loop, how far to shift, which layer to run.
 
-The small network has fewer channels, so these numbers would change what it computes. The channels stay instead.
+The small network has fewer channels, so these numbers would change what it computes. The channels stay instead, by the
+label flow if other operators run, and by the check if the same ones get other numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import adjoined
 from adjoined.slicing import check_plan
 from constructs import Net, X, network
 from unchecked import make_plan
@@ -200,11 +202,50 @@ class FinerImage(Net):
         return self.head(self.body(seen * gate).tanh().mean((2, 3)))
 
 
+class FilledIndices(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x[:, :, torch.full_like(torch.arange(8), x.shape[1] // 8)]
+
+
+class WrittenIndex(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        rows = torch.arange(8)
+        rows[0] = x.shape[1] // 8
+        return x[:, :, rows]
+
+
+class MultipliedIndices(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        return x[:, :, torch.arange(4) * (x.shape[1] // 16)]
+
+
+class LookedUp(Net):
+    """An entry of a table looks like a factor, but the number chooses it."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        table = torch.linspace(0, 1, 8, dtype=x.dtype).square()
+        return x * table[torch.zeros(8, dtype=torch.long) + x.shape[1] // 8]
+
+
+class FilledGrid(Net):
+    def mid(self, x: Tensor) -> Tensor:
+        grid = torch.full((len(x), 8, 8, 2), x.shape[1] / 64, dtype=x.dtype)
+        return F.grid_sample(x, grid, align_corners=False)
+
+
+class OneRowAndAFactor(Net):
+    """The factor alone could change with the width."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        return (x + x[:, :, torch.tensor(x.shape[1] // 8)][:, :, None]) * x.shape[1] ** -0.5
+
+
 NETWORKS = [
     LessOften, MoreOften, OnlyIfWide, WiderPooling, ShiftedFurther, CroppedMore, MoreTaps, OtherScale,
     CausalInBothHalves, FirstRows, ListedRows, RowsOfAnArray, MaskedRows, ComparedRows, FinerGrid, WiderWindow,
     FewerPieces, ShorterPieces, SmallerWindows, MoreCopies, FewerOfTheBest, WiderTriangle,
-    FinerImage, OneRow, EveryOther, OtherNorm, LargerEpsilon,
+    FinerImage, OneRow, EveryOther, OtherNorm, LargerEpsilon, FilledIndices, WrittenIndex, MultipliedIndices, LookedUp,
+    FilledGrid, OneRowAndAFactor,
 ]  # fmt: skip
 
 
@@ -212,9 +253,11 @@ NETWORKS = [
 @pytest.mark.parametrize("alpha", [2, 2.5])
 def test_the_small_network_does_as_often_and_with_the_same_numbers_what_the_base_does(cls: type[Net], alpha: float):
     model = network(cls)
-    plan = make_plan(model, X, alpha=alpha, round_to=1)
+    plan = adjoined.make_plan(model, X, alpha=alpha, round_to=1)
     checked = check_plan(model, X, plan)
     assert checked.how == "masked base"
+    if cls is not CausalInBothHalves:  # which reads other channels
+        assert plan.small_shape("stem.0.weight")[0] == 32
     assert (checked.error or 0) < 1e-12
     if cls is not CroppedMore:
         assert plan.small_shape("body.weight")[0] == round(48 / alpha + 0.4)  # the other layers are narrowed
@@ -254,6 +297,17 @@ class ShiftedChannels(Net):
         return x.roll((x.shape[1] // 2, 1), (1, 2))[:, x.shape[1] // 2 :].repeat(1, 2, 1, 1)
 
 
+class ChannelsAsNumbers(Net):
+    """Every way in which 1/√d and its like reach an activation."""
+
+    def mid(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        scores = x.flatten(2).mT @ x.flatten(2) / torch.tensor(channels).sqrt()
+        x = x * scores.softmax(-1).mean(1).view(-1, 1, 8, 8)
+        x = x * torch.full((1, 8, 8), channels**-0.5, dtype=x.dtype) + x.new_full((8,), channels / 8)
+        return x.masked_fill(x < 1 / channels, 1 / channels).clamp(max=channels / 2)
+
+
 class MadeForChannels(Net):
     """Tensors that code makes for so many channels, and factors that it computes from their number."""
 
@@ -266,7 +320,7 @@ class MadeForChannels(Net):
         return x[:, torch.arange(channels)] + torch.linspace(0, 1, 8, dtype=x.dtype)[:, None]
 
 
-@pytest.mark.parametrize("cls", [Causal, LoopOverHeads, ShiftedChannels, MadeForChannels])
+@pytest.mark.parametrize("cls", [Causal, LoopOverHeads, ShiftedChannels, MadeForChannels, ChannelsAsNumbers])
 def test_numbers_that_count_channels_change_with_them(cls: type[Net]):
     model = network(cls)
     plan = make_plan(model, X, alpha=2, round_to=1)

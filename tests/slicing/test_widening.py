@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,15 +240,27 @@ def meta() -> tuple[nn.Module, Tensor]:
     ],
     ids=["float32", "memory", "memory of the small network", "chance", "meta"],
 )
-def test_a_model_that_cannot_be_compared_is_planned_and_the_result_says_so(
+def test_a_model_that_cannot_be_compared_is_planned_with_a_warning(
     make: Callable[[], tuple[nn.Module, Tensor]], why: str
 ):
     model, x = make()
-    plan = make_plan(model, x, alpha=2, round_to=1)
+    text = f"the small network was not compared with the masked base: {why}"
+    with pytest.warns(UserWarning, match=text) as warned:
+        plan = make_plan(model, x, alpha=2, round_to=1)
+    assert [Path(each.filename).name for each in warned] == [Path(__file__).name]
     assert any(group.kept < group.width for group in plan.groups)
     checked = check_plan(model, x, plan)
-    assert checked.error is None
-    assert checked.where.startswith(f"the input: {why}")
+    assert (checked.error, checked.compared) == (None, False)
+    assert checked.where.startswith(why)
+    assert str(checked).startswith(f"checked by the strict second run only: {why}")
+
+
+def test_joining_warns_too_if_nothing_can_be_compared():
+    plan = adjoin(InSingle(), X.float(), alpha=2, round_to=1, check=False).plan
+    for setting in ({"alpha": 2, "round_to": 1}, {"plan": plan}):
+        with pytest.warns(UserWarning, match="was not compared") as warned:
+            adjoin(InSingle(), X.float(), **setting)
+        assert [Path(each.filename).name for each in warned] == [Path(__file__).name]
 
 
 def test_a_plan_made_for_narrower_outputs_is_compared_with_the_kept_ones():

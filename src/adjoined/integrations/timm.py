@@ -12,7 +12,6 @@ import argparse
 import os
 import runpy
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -31,6 +30,7 @@ from adjoined.integrations.own_parameters import joined_as, load_own_state, own_
 from adjoined.network import ADJOINT_PLUS, AdjoinedNetwork, adjoin
 from adjoined.objective import adjoint_objective
 from adjoined.printable import printable
+from adjoined.warn import warn
 
 MOST_IN_A_STEP = 100
 """A training that has seen this many batches before its first optimizer step most likely does not count its steps."""
@@ -105,10 +105,9 @@ class AdjoinedTask(ClassificationTask):
         if self.training and not self.done:
             self._before_first += 1
             if self._before_first == MOST_IN_A_STEP:
-                warnings.warn(
+                warn(
                     f"after {MOST_IN_A_STEP} batches the task knows of no optimizer step, so the small network is not "
-                    "trained: call task.step_update(step) after each step",
-                    stacklevel=2,
+                    "trained: call task.step_update(step) after each step"
                 )
         outputs = self.trainable_module(input)
         loss = adjoint_objective(

@@ -7,7 +7,7 @@ A map in the order of the steps; docs/slicing.md takes one network through them.
     flow/trace.py           1. every index of every parameter and buffer gets a label, and the model runs once
     flow/labels.py             labels, and the sets of labels that are tied: kept or dropped together
     flow/run.py                each operator calls its rule; the rules are in flow/rules/, a file for each family
-    flow/course.py             whether the code does the same for fewer channels
+    flow/course.py             whether the code runs the same operators for fewer channels
     flow/state.py              what a rule can do: read labels, tie them, pin them to full width, pass them on
     flow/slots.py              the part of the state that holds the labels of each tensor of the run
     flow/completion.py         what no operator shows: outputs, parts that did not run, what counts something else

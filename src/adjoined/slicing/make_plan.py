@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from adjoined.slicing.solve.unread import with_unread_sizes
 from adjoined.slicing.solve.width_choices import WidthChoice, width_choices
 from adjoined.slicing.verify.check import Checked, Checker
 from adjoined.slicing.verify.widen import checked_plan
+from adjoined.warn import warn
 
 
 class Slicer:
@@ -57,7 +57,7 @@ class Slicer:
             request: the settings of the small networks.
             latency: measures a candidate in milliseconds; needed for a budget in milliseconds.
             check: compare every small network with the masked base (see `check_plan`), and keep channels at full width
-                where they differ.
+                where they differ; where they cannot be compared, a warning says why.
 
         Raises:
             AdjoinedError: the model does not run on the example input, cannot meet the request, or none of its small
@@ -72,6 +72,8 @@ class Slicer:
             checker = Checker(traces.model, traces.inputs)
             pairs = [checked_plan(make, traces, request, checker) for make in makers]
             plans, self.checks = [plan for plan, _ in pairs], [checked for _, checked in pairs]
+            for checked in self.checks:
+                checked.warn()
         else:
             plans = [make() for make in makers]
         return with_unread_sizes(traces.model, traces.inputs, plans)
@@ -162,7 +164,7 @@ def warn_if_whole(plan: SlicePlan, request: Request) -> None:
     """Warn if the base network already meets the budget, so that the small network is as large."""
     if request.budget is not None and not plan.tensors:
         text = f"the base network fits into {', '.join(request.budget)}, so the small network is as large as the base"
-        warnings.warn(text, stacklevel=3)
+        warn(text)
 
 
 def reorder(

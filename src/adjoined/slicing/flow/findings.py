@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -78,16 +78,6 @@ class Findings:
 
     steps: dict[Site, list[list[Slot]]] = field(default_factory=lambda: defaultdict(list))
     """Site of an operator's first call in a module -> slots of the operands of each of its calls there."""
-    settings: dict[Site, dict[tuple[frozenset[int], tuple[Any, ...]], list[Slot]]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
-    """The same site -> (dimensions of the first operand with channels, numbers for others) -> its slots."""
-    places: dict[Site, set[tuple[frozenset[int], frozenset[tuple[int, ...]]]]] = field(
-        default_factory=lambda: defaultdict(set)
-    )
-    """The same site -> for its calls, dimensions of the results with channels, and sizes along the others."""
-    made: dict[Site, set[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(set))
-    """The same site, of an operator without labels -> the numbers that code passed to it."""
     calls: set[Site] = field(default_factory=set)
     """All calls of operators: further ones, of a loop that runs more often, do not show that a run gets further."""
 

@@ -29,7 +29,7 @@ from adjoined.slicing.flow.sizes import Site, family_of, sizes_in
 from adjoined.slicing.flow.state import GroupChoice, State
 from adjoined.slicing.flow.uniform import CREATE, NOISE
 from adjoined.slicing.model.cost import flops_of
-from adjoined.slicing.model.inputs import Inputs, tensor_leaves
+from adjoined.slicing.model.inputs import Inputs
 from adjoined.slicing.model.meta import result_on_meta
 from adjoined.slicing.model.misuse import takes_functions
 from adjoined.slicing.model.modules import is_norm, sizes_by_input
@@ -93,7 +93,6 @@ class LabelFlow(State, TorchDispatchMode):
         self._ran.clear()
         inputs = inputs.isolated()
         self.values.start((inputs.args, inputs.kwargs))
-        self.made.take(tensor_leaves((inputs.args, inputs.kwargs)))
         try:
             with (
                 torch.no_grad(),
@@ -160,16 +159,11 @@ class LabelFlow(State, TorchDispatchMode):
             self.last_op = name
             if results is not NotImplemented:
                 return results
-        if name not in _BY_SHAPE and not self._within and not _moves(name):
+        if name not in _BY_SHAPE and not self._within and not only_moves(name):
             self.note_step(labelled)
         bound = bound_to_names(func, args, kwargs) if labelled else {}
-        if labelled:
-            self.check_made(func, bound, given)
-        if labelled and not self._within:
-            if self.strict:
-                self.check_sizes(self.call_site, sizes_in(name, bound))
-            if torch.Tag.pointwise not in func.tags and name not in CREATE and name not in _BY_SHAPE:
-                self.check_settings(name, bound, labelled)
+        if labelled and self.strict and not self._within:
+            self.check_sizes(self.call_site, sizes_in(name, bound))
         out = self._run_operator(func, name, args, kwargs, given, labelled)
         results = tensors_in(out)
         if not self._train:
@@ -184,7 +178,6 @@ class LabelFlow(State, TorchDispatchMode):
             self._note_uniform(Call(func, name, bound, out), args, kwargs, given)
         else:
             self.uniform.set(name, results)
-            self.made.take(results)
         if self._train and name in NOISE:
             self.uniform.set(name, results, name)
         return out
@@ -228,9 +221,8 @@ class LabelFlow(State, TorchDispatchMode):
             raise OutOfStep(f"{first_line(error, 160)} in {self.here}", concerned) from error
 
     def _note_readers(self, name: str, labelled: Iterable[Tensor], out: Any) -> None:
-        """Record which parameters and buffers the operator reads; the small network must not read others."""
+        """Record which parameters and buffers the operator reads."""
         for tensor in labelled:
-            self.check_read(tensor)
             if tensor in self._names:
                 self.findings.readers[self._names[tensor]].add(name)
                 if name == "t":  # how linear layers read their weight
@@ -245,15 +237,12 @@ class LabelFlow(State, TorchDispatchMode):
 
     def _note_uniform(self, call: Call, args: Any, kwargs: dict[str, Any], given: Sequence[Tensor]) -> None:
         """Follow what makes elements equal, such as `torch.zeros`, through an operator without labels."""
-
         bound = bound_to_names(call.op, args, kwargs)
-        site, computed = Site(self.module, call.name, 1, self._train), any(map(self.values.computed, given))
-        self.made.note(site, bound, call.op, given, call.outputs, computed=computed)
 
         def move(pattern: Tensor) -> list[Tensor] | None:
             return moved(Call(call.op, call.name, bound, call.out), pattern, given[0])
 
-        elementwise = torch.Tag.pointwise in call.op.tags or call.name in _ALIKE
+        elementwise = torch.Tag.pointwise in call.op.tags or call.name in ALIKE
         self.uniform.note(
             call.name,
             args,
@@ -261,7 +250,7 @@ class LabelFlow(State, TorchDispatchMode):
             call.outputs,
             understood=elementwise or call.name in OPERATORS,
             elementwise=elementwise,
-            move=move if _moves(call.name) else None,
+            move=move if only_moves(call.name) else None,
         )
 
     def _apply_rule(self, call: Call, args: Any, first: Tensor, results: Sequence[Tensor]) -> None:
@@ -271,8 +260,6 @@ class LabelFlow(State, TorchDispatchMode):
         written = [(tensor, self.slots(tensor)) for tensor in changed]
         elementwise = "add" if torch.Tag.pointwise in call.op.tags else UNKNOWN  # these need no entry of their own
         (OPERATORS.get(call.name) or OPERATORS[elementwise]).rule(self, call)
-        if not self._within:
-            self.check_places(call)
         if not self.strict:
             self._shares.note(call, in_layer=self.in_linear)
         self._last = [slot for tensor in results for slot in self.slots(tensor)]
@@ -314,7 +301,8 @@ class LabelFlow(State, TorchDispatchMode):
                 self._memory.write(tensor, after, self.slots(base))
 
 
-def _moves(name: str) -> bool:
+def only_moves(name: str) -> bool:
+    """Return whether an operator only moves elements of its operand to other positions."""
     return name in OPERATORS and OPERATORS[name].moves
 
 
@@ -339,7 +327,7 @@ def _plain_operators(model: nn.Module) -> Iterator[None]:
         torch._C._set_mkldnn_enabled(onednn)
 
 
-_ALIKE = {"clone", "detach", "alias", "_to_copy", "lift_fresh", "contiguous", "masked_fill", "masked_fill_"}
+ALIKE = {"clone", "detach", "alias", "_to_copy", "lift_fresh", "contiguous", "masked_fill", "masked_fill_"}
 """Operators that leave elements where they are, beside those that torch marks as elementwise."""
 
 _BY_SHAPE = {

@@ -43,10 +43,7 @@ def _run(plan: SlicePlan, small: nn.Module, traced: Trace, flow: LabelFlow) -> l
     """Run the small network with the labels that it keeps, in every mode that was traced, and return its outputs."""
     tensors = named_tensors(small)
     each_once = {id(tensor): (name, tensor) for name, tensor in reversed(tensors.items())}
-    read = {id(tensor) for name, tensor in tensors.items() if name in traced.findings.readers}
     for name, tensor in each_once.values():
-        if id(tensor) not in read:
-            flow.unread[tensor] = name
         kept = enumerate(zip(traced.labels[name], plan.indices(name), strict=True))
         slots = [along(take(vector, (index,)), d, tensor.ndim) for d, (vector, index) in kept if vector is not None]
         flow.carry(tensor, slots)

@@ -5,33 +5,31 @@ shows. It uses only a slice plan's kept indices of each tensor. Labels tell whic
 dropped channels; these are set to zero after every operator that may have changed them.
 
 In the small network a statistic across channels (a mean, a softmax, a layer norm) is taken over the kept channels. The
-same happens here: the operator runs on the kept channels, and its result is written back to their positions. Numbers
+same happens here: the operator runs on the kept channels, and its result is written back to their positions. Factors
 that code computes from widths, such as 1/√d, are the small network's, too.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from adjoined.slicing.flow.call import bound_to_names
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import Slot, Ties
 from adjoined.slicing.flow.operators import OPERATORS, Statistic, understood
-from adjoined.slicing.flow.run import LabelFlow
+from adjoined.slicing.flow.run import ALIKE, LabelFlow, only_moves
 from adjoined.slicing.flow.trace import label_tensors
 from adjoined.slicing.model.modules import kernel_names, named_tensors
 from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.verify.liven import repeatable
-
-_RANGE = torch.ops.aten.arange.start_step
-_MAKERS = (_RANGE, torch.ops.aten.full.default, torch.ops.aten.full_like.default, torch.ops.aten.new_full.default)
-"""Operators that make a tensor of numbers."""
+from adjoined.slicing.verify.numbers import RANGE, NumberedCall, Numbers, numbers_in
 
 
 class MaskedBase(LabelFlow):
@@ -44,6 +42,7 @@ class MaskedBase(LabelFlow):
 
     Attributes:
         not_computed: module -> operator whose statistic across channels is not computed over the kept ones here.
+        not_factors: calls whose replaced numbers do more than multiply or add: they choose places, or decide.
     """
 
     innermost = staticmethod(repeatable)
@@ -52,7 +51,10 @@ class MaskedBase(LabelFlow):
         ties = Ties()
         super().__init__(ties, Findings())
         self.not_computed: dict[str, str] = {}
-        self._numbers = {} if numbers is None else {func: iter(each) for func, each in numbers.of.items()}
+        self.not_factors: set[NumberedCall] = set()
+        self._numbers = {} if numbers is None else numbers.of
+        self._calls = Counter[Any]()
+        self._made_of: Any = WeakIdKeyDictionary()  # tensor without labels -> the calls that put their numbers into it
         tensors = named_tensors(model)
         labels = label_tensors(self, tensors, ties, kernels=kernel_names(model))
         self._kept = torch.ones(len(ties.axes), dtype=torch.bool, device="cpu")
@@ -67,11 +69,10 @@ class MaskedBase(LabelFlow):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, with statistics across channels over the kept ones only; zero the dropped ones."""
-        if (numbers := _numbers_in(func, args)) and (others := next(self._numbers.get(func, iter(())), None)):
-            own = [others.get(n, value) if n in numbers else value for n, value in enumerate(args)]
-            if func is not _RANGE or len(_RANGE(*own)) == len(_RANGE(*args)):  # else it counts channels
-                args = own
-        out = super().__torch_dispatch__(func, types, args, kwargs)
+        own = self._with_own_numbers(func, args)
+        out = super().__torch_dispatch__(func, types, own, kwargs)
+        self._note_numbers(func, own, kwargs, out, replaced=own is not args)
+        args = own
         name = self.last_op
         if name not in OPERATORS or not OPERATORS[name].moves:
             outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
@@ -79,6 +80,44 @@ class MaskedBase(LabelFlow):
             for tensor in outputs:
                 self._mask(tensor)
         return out
+
+    # ---- numbers of the small network --------------------------------------------------------------------------------
+
+    def _with_own_numbers(self, func: Any, args: Any) -> Any:
+        """Return the arguments with the small network's numbers; the same object if they are equal."""
+        if func not in self._numbers or not (numbers := numbers_in(func, args)):
+            return args
+        number, known = self._calls[func], self._numbers[func]
+        self._calls[func] += 1
+        others = known[number] if number < len(known) else {}
+        if all(value == others.get(n, value) for n, value in numbers.items()):
+            return args
+        own = [others.get(n, value) if n in numbers else value for n, value in enumerate(args)]
+        return args if func is RANGE and len(RANGE(*own)) != len(RANGE(*args)) else own  # else it counts channels
+
+    def _note_numbers(self, func: Any, args: Any, kwargs: Any, out: Any, *, replaced: bool) -> None:
+        """Follow the small network's numbers into what is made of them, until they meet an activation or choose."""
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)] if self._made_of else []
+        made = [tensor for tensor in operands if tensor in self._made_of]
+        calls = {call for tensor in made for call in self._made_of[tensor]}
+        if replaced:
+            calls.add((func, self._calls[func] - 1))
+        if not calls:
+            return
+        elementwise = torch.Tag.pointwise in func.tags or self.last_op in ALIKE
+        moved = only_moves(self.last_op) and all(tensor is args[0] for tensor in made)
+        if not (replaced or elementwise or moved):
+            self.not_factors |= calls
+            return
+        for tensor in [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]:
+            numbers = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+            if elementwise and numbers and (self.knows(tensor) or self.values.computed(tensor)):
+                continue
+            if tensor.dtype == torch.bool:
+                self.not_factors |= calls
+            for each in (tensor, tensor._base):
+                if each is not None:
+                    self._made_of[each] = calls | self._made_of.get(each, set())
 
     # ---- masks -------------------------------------------------------------------------------------------------------
 
@@ -180,35 +219,6 @@ class MaskedBase(LabelFlow):
             fewer = {"input": narrow(x, kept).contiguous(), "C": len(kept[1]), "group": len(left)}
             fewer |= {each: narrow(bound[each], {0: kept[1]}) for each in ("weight", "bias") if bound[each] is not None}
             _rerun(func, bound | fewer, outputs, kept)
-
-
-class Numbers(LabelFlow):
-    """One run of the small network that records the numbers that its code passes to operators.
-
-    Attributes:
-        of: operator -> for each of its calls that got numbers, position of the argument -> the number.
-    """
-
-    innermost = staticmethod(repeatable)
-
-    def __init__(self) -> None:
-        super().__init__(Ties(), Findings())
-        self.of: dict[Any, list[dict[int, Any]]] = defaultdict(list)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator."""
-        if numbers := _numbers_in(func, args):
-            self.of[func].append(numbers)
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
-def _numbers_in(func: Any, args: Sequence[Any]) -> dict[int, Any]:
-    """Return the numbers among an elementwise operator's arguments, or those that a new tensor is made of."""
-    if func is torch.ops.aten.lift_fresh.default:
-        one = args[0].numel() == 1 and (args[0].ndim == 0 or args[0].is_floating_point())  # others may be indices
-        return {0: args[0]} if one else {}
-    numbers = torch.Tag.pointwise in func.tags or func in _MAKERS
-    return {n: value for n, value in enumerate(args) if numbers and type(value) in (int, float, complex)}
 
 
 def narrow(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
