@@ -159,7 +159,7 @@ class LabelFlow(State, TorchDispatchMode):
             self.last_op = name
             if results is not NotImplemented:
                 return results
-        if name not in _BY_SHAPE and not self._within and not only_moves(name):
+        if name not in _BY_SHAPE and not self._within and not _moves(name):
             self.note_step(labelled)
         bound = bound_to_names(func, args, kwargs) if labelled else {}
         if labelled and self.strict and not self._within:
@@ -250,7 +250,7 @@ class LabelFlow(State, TorchDispatchMode):
             call.outputs,
             understood=elementwise or call.name in OPERATORS,
             elementwise=elementwise,
-            move=move if only_moves(call.name) else None,
+            move=move if _moves(call.name) else None,
         )
 
     def _apply_rule(self, call: Call, args: Any, first: Tensor, results: Sequence[Tensor]) -> None:
@@ -301,8 +301,7 @@ class LabelFlow(State, TorchDispatchMode):
                 self._memory.write(tensor, after, self.slots(base))
 
 
-def only_moves(name: str) -> bool:
-    """Return whether an operator only moves elements of its operand to other positions."""
+def _moves(name: str) -> bool:
     return name in OPERATORS and OPERATORS[name].moves
 
 

@@ -24,7 +24,7 @@ from adjoined.slicing.flow.call import bound_to_names
 from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import Slot, Ties
 from adjoined.slicing.flow.operators import OPERATORS, Statistic, understood
-from adjoined.slicing.flow.run import ALIKE, LabelFlow, only_moves
+from adjoined.slicing.flow.run import ALIKE, LabelFlow
 from adjoined.slicing.flow.trace import label_tensors
 from adjoined.slicing.model.modules import kernel_names, named_tensors
 from adjoined.slicing.plan.plan import SlicePlan
@@ -96,7 +96,7 @@ class MaskedBase(LabelFlow):
         return args if func is RANGE and len(RANGE(*own)) != len(RANGE(*args)) else own  # else it counts channels
 
     def _note_numbers(self, func: Any, args: Any, kwargs: Any, out: Any, *, replaced: bool) -> None:
-        """Follow the small network's numbers into what is made of them, until they meet an activation or choose."""
+        """Follow the small network's numbers through what is made of them, until they scale an activation or choose."""
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)] if self._made_of else []
         made = [tensor for tensor in operands if tensor in self._made_of]
         calls = {call for tensor in made for call in self._made_of[tensor]}
@@ -105,17 +105,19 @@ class MaskedBase(LabelFlow):
         if not calls:
             return
         elementwise = torch.Tag.pointwise in func.tags or self.last_op in ALIKE
-        moved = only_moves(self.last_op) and all(tensor is args[0] for tensor in made)
-        if not (replaced or elementwise or moved):
+        joins = self.last_op in ("cat", "stack", "copy_")
+        places = any(tensor is not args[0] and not tensor.is_floating_point() for tensor in made)
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if not results or (places and not elementwise and not joins):
             self.not_factors |= calls
-            return
-        for tensor in [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]:
-            numbers = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
-            if elementwise and numbers and (self.knows(tensor) or self.values.computed(tensor)):
+        for tensor in results:
+            number = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+            activation = self.knows(tensor) or self.values.computed(tensor)
+            if activation and elementwise and number:
                 continue
-            if tensor.dtype == torch.bool:
+            if tensor.dtype == torch.bool or (activation and not replaced):
                 self.not_factors |= calls
-            for each in (tensor, tensor._base):
+            for each in (tensor, tensor._base):  # a part of a tensor may be written
                 if each is not None:
                     self._made_of[each] = calls | self._made_of.get(each, set())
 
