@@ -19,6 +19,7 @@ from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.verify.kept import Kept
 from adjoined.slicing.verify.liven import liven, random_inputs, relative_error, repeatable
 from adjoined.slicing.verify.masked import MaskedBase, narrow
 from adjoined.slicing.verify.numbers import Numbers
@@ -81,7 +82,8 @@ class Differs(AdjoinedError):
 def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan) -> Checked:
     """Compare the small network of a plan with the masked base, in float64, on random input.
 
-    They are compared in eval mode, and in train mode, too, if the model's code reads it.
+    They are compared in eval mode, and in train mode, too, if the model's code reads it. If a call leaves something in
+    the model for the next one, such as a hidden state or statistics, the next one is compared as well, in eval mode.
 
     A copy of the model gets weights and statistics that let every channel matter. The masked base is this copy at full
     width with all dropped channels at zero and statistics across channels taken over the kept ones.
@@ -137,10 +139,11 @@ class Checker:
         base = self._base(few=False)
         if not isinstance(base, _Base):
             return _nothing_compared(base)
+        pair = _Pair(base, plan, train)
         try:
-            return _Pair(base, plan, train).compare()
+            return pair.compare()
         except Differs:
-            if base.repeats(train):
+            if pair.repeats():
                 raise
         return _nothing_compared("two runs of the base network differ, too")
 
@@ -180,14 +183,6 @@ class _Base:
 
         return self.inputs.map(with_opposite) if train and self.inputs.batch_size == 1 else self.inputs
 
-    def repeats(self, train: bool) -> bool:
-        """Return whether two runs have the same outputs; torch's own chance is taken out of them, but no other."""
-        runs = []
-        for _ in range(2):
-            with repeatable(), torch.no_grad():
-                runs.append(tensor_leaves(self.inputs_for(train).run(duplicate(self.model).train(train))))
-        return relative_error(*runs) <= TOLERANCE
-
 
 @dataclass
 class _Pair:
@@ -196,6 +191,13 @@ class _Pair:
     base: _Base
     plan: SlicePlan
     train: bool
+    calls_again: bool = False
+    """Whether a call leaves something in the model, so that the next one is compared, too."""
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Whether each call that is compared is in train mode."""
+        return (self.train, False) if self.calls_again else (self.train,)
 
     def compare(self) -> Checked:
         """Compare the outputs, and every module where they differ."""
@@ -211,8 +213,9 @@ class _Pair:
         error = relative_error(got, expected)
         if error <= TOLERANCE:
             return Checked(error, MASKED)
-        numbers = Numbers()
-        numbers.run(self.plan.cut(self.base.model), self.base.inputs_for(self.train), train=self.train)
+        numbers, network = Numbers(), self.plan.cut(self.base.model)
+        for train in self.modes:
+            numbers.run(network, self.base.inputs_for(self.train), train=train)
         small, masked = _Steps(), _Steps()
         try:
             with_numbers, expected = self._run_masked(masked, numbers)
@@ -250,11 +253,24 @@ class _Pair:
             raise _differs("", error)
         return Checked(worst, STRICT, f"{_named(limit)}: {limits[limit]}")
 
+    def repeats(self) -> bool:
+        """Return whether two runs of the base agree; torch's own chance is taken out of them, but no other."""
+        return relative_error(*(self._outputs_of(duplicate(self.base.model)) for _ in range(2))) <= TOLERANCE
+
+    def _outputs_of(self, network: nn.Module) -> list[Tensor]:
+        """Return the outputs of all calls; the network must be new, since a call may leave something in it."""
+        found: list[Tensor] = []
+        with repeatable(), torch.no_grad():
+            for train in self.modes:
+                outputs = tensor_leaves(self.base.inputs_for(self.train).run(network.train(train)))
+                found += [tensor.clone() for tensor in outputs]  # the next call may write into what was kept
+        return found
+
     def _run_small(self, steps: _Steps | None = None) -> list[Tensor]:
-        small = self.plan.cut(self.base.model).train(self.train)  # anew for each run, since a forward may keep state
+        small = self.plan.cut(self.base.model)
         try:
-            with repeatable(), torch.no_grad(), _watching(small, steps, lambda tensor: tensor):
-                return tensor_leaves(self.base.inputs_for(self.train).run(small))
+            with _watching(small, steps, lambda tensor: tensor):
+                return self._outputs_of(small)
         except (AdjoinedError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the model's own code raises on these widths
@@ -275,9 +291,18 @@ class _Pair:
             blocks = flow.blocks(tensor)
             return None if blocks is None else narrow(tensor, blocks)
 
+        def call(train: bool) -> list[Tensor]:
+            outputs = tensor_leaves(flow.run(base, self.base.inputs_for(self.train), train=train))
+            parts = ((out, kept(out)) for out in outputs)  # a plan may narrow outputs, too
+            return [out.clone() if part is None else part for out, part in parts]
+
+        before = Kept(base)
         with _watching(base, steps, kept):
-            outputs = tensor_leaves(flow.run(base, self.base.inputs_for(self.train), train=self.train))
-        return flow, [out if (part := kept(out)) is None else part for out in outputs]  # a plan may narrow outputs, too
+            outputs = call(self.train)
+            self.calls_again = self.calls_again or before.changed()
+            if self.calls_again:
+                outputs += call(train=False)
+        return flow, outputs
 
 
 def _random_base(model: nn.Module, inputs: Inputs) -> _Base | str:
