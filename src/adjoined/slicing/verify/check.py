@@ -191,8 +191,8 @@ class _Pair:
     base: _Base
     plan: SlicePlan
     train: bool
-    calls_again: bool = False
-    """Whether a call leaves something in the model, so that the next one is compared, too."""
+    calls_again: bool | None = None
+    """Whether a call leaves something in the model, so that the next one is compared, too; None before the first."""
 
     @property
     def modes(self) -> tuple[bool, ...]:
@@ -296,10 +296,11 @@ class _Pair:
             parts = ((out, kept(out)) for out in outputs)  # a plan may narrow outputs, too
             return [out.clone() if part is None else part for out, part in parts]
 
-        before = Kept(base)
         with _watching(base, steps, kept):
+            before = Kept(base)
             outputs = call(self.train)
-            self.calls_again = self.calls_again or before.changed()
+            if self.calls_again is None:
+                self.calls_again = before.changed()
             if self.calls_again:
                 outputs += call(train=False)
         return flow, outputs
