@@ -197,6 +197,8 @@ def test_masks_of_0_and_255_are_not_taken_for_one_class(tmp_path: Path):
         Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
     assert "the masks have only one class" in refusal(tmp_path)
     assert "got only 0 and 255). Save the class that is 255 as 1." in refusal(tmp_path)
+    (tmp_path / "classes.txt").write_text("ground\nsquare\n")
+    assert "got only 0 and 255). Save the class that is 255 as 1." in refusal(tmp_path)
 
 
 def test_other_masks_may_lack_the_last_classes_but_not_have_more(squares: Path, tmp_path: Path):

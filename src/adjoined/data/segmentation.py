@@ -176,8 +176,8 @@ def open_segmentation(folder: Path) -> Source:
     classes.txt, one per line; without it they are the values from 0 to the largest one in the masks.
 
     Raises:
-        AdjoinedError: the folder has none of these layouts; an image lacks its mask, or a mask its image; a value below
-            the largest one does not occur in the masks.
+        AdjoinedError: the folder has none of these layouts; an image lacks its mask, or a mask its image; the masks
+            have only 0 and 255; or, without classes.txt, a value below the largest one does not occur in them.
     """
     if not folder.is_dir():
         raise AdjoinedError(
@@ -259,20 +259,16 @@ def _matched(folder: Path, images: str, masks: str, left_out: LeftOut) -> tuple[
 
 def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
     if (folder / NAMES).is_file():
-        return _names_in(folder / NAMES)
+        names = _names_in(folder / NAMES)
+        _check_more_than_one(folder, masks)
+        return names
     found = dict(_values_in(folder, masks))
     ignored = found.pop(IGNORED, None)
     if not found:
         raise AdjoinedError("no pixel of the masks belongs to a class", where=folder / masks[0], got=f"only {IGNORED}")
     values = sorted(found)
     if values == [0] and ignored is not None:
-        raise AdjoinedError(
-            "the masks have only one class",
-            where=folder / ignored,
-            expected=f"values from 0 without gaps; {IGNORED} marks pixels that do not count",
-            got=f"only 0 and {IGNORED}",
-            fix=f"Save the class that is {IGNORED} as 1.",
-        )
+        raise _black_and_white(folder / ignored)
     missing, strange = next((pair for pair in enumerate(values) if pair[0] != pair[1]), (None, 0))
     if missing is not None or len(found) < 2:
         raise AdjoinedError(
@@ -283,6 +279,28 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
             fix=f"Save class indices; or name all classes in {NAMES}, one per line.",
         )
     return tuple(map(str, values))
+
+
+def _check_more_than_one(folder: Path, masks: Sequence[str]) -> None:
+    """Raise AdjoinedError if all masks are of 0 and 255; read them only up to the first with another value."""
+    found: dict[int, str] = {}
+    for mask in masks:
+        for value in _values_of(read_mask(str(folder / mask))):
+            found.setdefault(value, mask)
+        if found.keys() - {0, IGNORED}:
+            return
+    if len(found) == 2:
+        raise _black_and_white(folder / found[IGNORED])
+
+
+def _black_and_white(mask: Path) -> AdjoinedError:
+    return AdjoinedError(
+        "the masks have only one class",
+        where=mask,
+        expected=f"values from 0 without gaps; {IGNORED} marks pixels that do not count",
+        got=f"only 0 and {IGNORED}",
+        fix=f"Save the class that is {IGNORED} as 1.",
+    )
 
 
 def _names_in(path: Path) -> tuple[str, ...]:
