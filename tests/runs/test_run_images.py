@@ -223,3 +223,28 @@ def test_a_run_does_not_start_where_it_would_be_taken_for_a_class(photos: Path, 
     for part in ("train", "val"):
         shutil.copytree(photos, tmp_path / part)
     RunFolder(tmp_path / "run").check(replace(TINY, data=f"folder:{tmp_path}"), resume=False)
+
+
+def test_a_comparison_is_not_continued_on_other_images(photos: Path, tmp_path: Path):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    settings = replace(on_photos(images), epochs=1)
+
+    def compare(*methods: str) -> Study:
+        study = Study(tmp_path / "out", settings, read_variants(methods, settings, unequal=False), 1)
+        study.check(unequal=False)
+        return study
+
+    assert not compare("standard").train(QUIET)
+    shutil.copy(images / "cat" / "0.png", images / "cat" / "more.png")
+    compare("standard")  # finished: its table needs no images
+    with pytest.raises(AdjoinedError, match=r"standard-seed0.*1 added \(cat/more\.png\)"):
+        compare("standard", "scratch")
+    (images / "cat" / "more.png").unlink()
+    assert not compare("standard", "scratch").train(QUIET)
+    record = tmp_path / "out" / "runs" / "scratch-seed0" / "data.json"
+    content = json.loads(record.read_bytes())
+    record.write_text(json.dumps(content | {"train": content["train"] | {"images": 17}}))  # of an older version
+    with pytest.raises(
+        AdjoinedError, match=r"scratch-seed0.*different images .expected those of standard-seed0: 16 .*got 17"
+    ):
+        compare("standard", "scratch")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.comparison.variants import OWN, Variant
+from adjoined.data import DataRecord, open_data
 from adjoined.data.folders import check_outside
 from adjoined.errors import AdjoinedError
 from adjoined.files import is_part, make_folder, refuse_link
@@ -70,7 +71,7 @@ class Study:
         """Check that the folder's existing contents fit this comparison, before anything is done.
 
         Raises:
-            AdjoinedError: the folder holds something else, or runs under other settings.
+            AdjoinedError: the folder holds something else, or runs under other settings or on other images.
         """
         record = self.folder / RECORD
         there = [each.name for each in self.folder.iterdir()] if self.folder.is_dir() else []
@@ -94,6 +95,40 @@ class Study:
                 except AdjoinedError:
                     continue  # damaged: `train` reports it and continues with the others
                 self._refuse(stored.differences(asked), stored, asked, run.path, unequal=False)
+        self._refuse_other_images()
+
+    def _refuse_other_images(self) -> None:
+        """Raise AdjoinedError if runs with the same choice of images had others, or the remaining ones would."""
+        first: dict[tuple[object, ...], tuple[RunFolder, DataRecord, Settings]] = {}
+        for variant, number in self.runs():
+            run, asked = RunFolder(self.path(variant, number)), variant.run_settings(number)
+            known = None
+            with suppress(AdjoinedError):  # damaged: `train` reports it
+                known = run.known_data()
+            if known is None:
+                continue
+            choice = asked.data, asked.limit, asked.val_fraction, asked.split_seed, asked.bad_images
+            other, theirs, _ = first.setdefault(choice, (run, known, asked))
+            if not known.same_images(theirs):
+                raise AdjoinedError(
+                    "the runs of this comparison had different images",
+                    where=run.path,
+                    expected=f"those of {other.path.name}: {theirs.in_words()}",
+                    got=known.in_words(),
+                    fix="Delete the runs on the wrong images and rerun the command, or choose another --out.",
+                )
+        if all(self.result(*each) is not None for each in self.runs()):
+            return  # the table needs no images
+        for run, known, asked in first.values():
+            try:
+                images = open_data(asked.data_settings(), skipped=known.skipped)
+            except AdjoinedError:
+                continue  # `train` reports it
+            try:
+                known.check(images, run.data_files)
+            except AdjoinedError as error:
+                fix = "Restore them, or choose another --out."
+                raise error.but(where=f"{run.path}, {error.where}", fix=fix) from error
 
     def _refuse(self, names: list[str], before: Settings, now: Settings, where: Path, unequal: bool) -> None:
         if names and not unequal:

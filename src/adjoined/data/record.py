@@ -100,6 +100,14 @@ class DataRecord:
             write_whole(files, lambda file: file.write(gzip.compress(lines.encode(), mtime=0)))
         write_json(path, {"format": "adjoined-data", "version": FORMAT, **asdict(self)})
 
+    def same_images(self, other: DataRecord) -> bool:
+        """Return whether another record is of the same images, with the same labels and the same split."""
+        return (self.class_names, self.train, self.val) == (other.class_names, other.train, other.val)
+
+    def in_words(self) -> str:
+        """Return the numbers of images."""
+        return f"{self.train.images} images to train on, {self.val.images} to validate on"
+
     def fits(self, data: ImageData, *, training: bool = True) -> bool:
         """Return whether these are the same images, with the same labels and the same split.
 
@@ -127,7 +135,7 @@ class DataRecord:
         raise AdjoinedError(
             f"the images are not those that the run started with: {self._difference(data, files)}",
             where=f"data {data.settings.name}",
-            expected=f"{self.train.images} images to train on, {self.val.images} to validate on",
+            expected=self.in_words(),
             got=f"{len(data.train)} and {len(data.val)}",
             fix=f"Restore them, or give their new location (--data {kind_of(self.name) or 'folder'}:PATH). "
             "For other images start a new run.",
