@@ -114,6 +114,20 @@ def test_what_is_wrong_is_reported_in_one_line_with_file_and_row(folder: Path, t
     assert "\n" not in str(caught.value)
 
 
+def test_images_without_any_label_are_refused_before_the_first_step(folder: Path):
+    """Average precision has no value there; a table would show 0 %."""
+    opened(folder, MARKED).check()
+    for text, images in (
+        (MARKED.replace("1,0,1,val", "0,0,0,val").replace("0,1,0,val", "0,0,0,val"), "c.png, d.png"),
+        (MARKED.replace("0,1,1,train", "0,0,0,train"), "a.png, b.png"),
+    ):
+        with pytest.raises(AdjoinedError, match=rf"labels.csv: none of .* has a label.* without any: {images}"):
+            opened(folder, text).check()
+    trained, other = opened(folder, MARKED).info, opened(folder, "file,red,round\na.png,0,0\nb.png,0,0\n")
+    with pytest.raises(AdjoinedError, match=r"2 images without any: a.png, b.png"):
+        open_to_measure(other.settings, trained).check(training=False)
+
+
 def test_a_large_table_of_labels_is_read(folder: Path):
     """A column for each of 80 labels of 118,000 photos, as of COCO, takes 21 MB; here fewer images have more labels."""
     names, count = [f"l{number}" for number in range(1500)], 3000

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adjoined.data.images import FileImages
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_utf8
+from adjoined.printable import counted
 
 FILE, LABELS, SPLIT = "file", "labels", "split"
 """Columns: the image, below the folder of the CSV file; its labels, unless each has a column; train or val, or none."""
@@ -24,15 +26,40 @@ LARGEST_TABLE = 1 << 28
 LARGEST_FILE = 1 << 28
 """Largest CSV file, bytes: a column for each of 80 labels of 118,000 photos takes 21 MB."""
 _SEPARATORS = {";": "semicolons", "|": "bars", ",": "commas"}
+_SHOWN = 3
 _Row = tuple[int, list[str]]  # its line and its cells
 
 
 class LabelledFiles(FileImages):
-    """Images in files with float labels, 0 or 1 (N, K)."""
+    """Images in files, with labels in a CSV file.
+
+    Args:
+        table: the CSV file.
+        names: paths of the images below its folder.
+        labels: float, 0 or 1 (N, K).
+        sizes: sizes of the images' files, bytes.
+    """
+
+    def __init__(self, table: Path, names: Sequence[str], labels: Tensor, sizes: Sequence[int]) -> None:
+        super().__init__(table.parent, names, labels, 3, sizes)
+        self.table = table
 
     def identity(self) -> str:
         """Return a digest of the files' names and sizes, and of the labels."""
         return hashlib.sha256(super().identity().encode() + self.labels.numpy().tobytes()).hexdigest()
+
+    def check_targets(self) -> None:
+        """Raise AdjoinedError if no image has a label: average precision would have no value."""
+        count = len(self.labels)
+        if count and not self.labels.any():
+            names = ", ".join([*map(self.name, range(min(count, _SHOWN))), *["…"][: count > _SHOWN]])
+            raise AdjoinedError(
+                "none of these images has a label",
+                where=self.table,
+                expected="labels among the training images and among the validation images",
+                got=f"{counted(count, 'image')} without any: {names}",
+                fix="Add labels, or split the images differently.",
+            )
 
 
 def open_labels(path: Path) -> Source:
@@ -67,7 +94,7 @@ def open_labels(path: Path) -> Source:
     labels = torch.zeros(len(rows), len(names))
     for row, present in enumerate(given):
         labels[row, [places[name] for name in present]] = 1.0
-    images = LabelledFiles(path.parent, files, labels, 3, sizes)
+    images = LabelledFiles(path, files, labels, sizes)
     parts = [(number, row[at[SPLIT]].strip()) for number, row in rows] if SPLIT in at else []
     train, val = _split(path, parts, images)
     return Source(
