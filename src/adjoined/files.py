@@ -33,6 +33,8 @@ _HERE, _EXCHANGE = -100, 2
 def as_path(place: object, where: str) -> Path:
     """Return a path; raise AdjoinedError, naming the argument, if it is neither a str nor a path-like object of one."""
     if isinstance(place, str) or (isinstance(place, os.PathLike) and isinstance(os.fspath(place), str)):
+        if "\0" in str(place):
+            raise AdjoinedError("not a path", where=where, expected="no null characters", got=place)
         return Path(place)
     raise AdjoinedError("not a path", where=where, expected="a str or a pathlib.Path", got=type(place).__name__)
 

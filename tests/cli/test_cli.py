@@ -288,6 +288,7 @@ def test_a_file_may_name_its_recipe_and_a_flag_another(capsys: pytest.CaptureFix
     ("text", "flags", "where"),
     [
         ("epochs: 3\nlr: -1\n", [], "{file}, lr"),
+        ("resume: runs/a\n", [], "resume"),
         ("alpha: [4, 0.5]\n", ["--epochs", "2"], "{file}, alpha"),
         ("widths: {conv1: half}\n", [], "{file}, widths"),
         ("budget: much\n", [], "{file}, budget"),
@@ -307,6 +308,17 @@ def test_the_error_names_the_file_that_a_wrong_value_comes_from(
     assert error.startswith(f"adjoined: error: {where.format(file=file)}: ")
     file.write_text("lr: -1\n")
     assert printed_config(capsys, "--config", str(file), "--lr", "0.2")["lr"] == 0.2  # a flag replaces a wrong value
+
+
+def test_a_file_says_none_and_a_flag_s_other_names_as_a_command_line_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    file = tmp_path / "settings.yaml"
+    file.write_text("limit: none\n")
+    assert printed_config(capsys, "--config", str(file), "--limit", "3")["limit"] == 3
+    assert printed_config(capsys, "--config", str(file))["limit"] is None
+    file.write_text("learning_rate: 0.1\n")
+    assert fails(capsys, "train", "--config", str(file)).endswith("unknown setting 'learning_rate'. Did you mean lr?\n")
 
 
 def test_what_is_printed_can_be_read_again(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -199,6 +199,15 @@ def test_predict_goes_through_a_folder_and_past_a_damaged_image(
     assert errors.endswith("2 of 4 images cannot be read\n")  # each with its own advice, above
 
 
+def test_a_name_with_a_new_line_takes_one_line(
+    run: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copy(digit, tmp_path / "a.png\nb.png  base: 1 99.90 %.png")
+    assert main(["predict", str(run), str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{tmp_path}/a.png\\x0ab.png  base: 1 99.90 %.png  base: ")
+
+
 # ---- your own model --------------------------------------------------------------------------------------------------
 
 

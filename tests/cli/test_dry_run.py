@@ -37,6 +37,16 @@ def test_it_says_what_would_run_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_settings_file_may_name_the_folder_by_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = tmp_path / "settings.yaml"
+    file.write_text("run: ~/runs/a\n")
+    assert main([*ARGV, "--dry-run", "--config", str(file)]) == 0
+    assert f"The run would be in {tmp_path}/home/runs/a." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"), [("--devices 3", "--batch-size"), ("--method distillation", "--method standard --dry-run")]
 )

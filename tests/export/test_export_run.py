@@ -1,11 +1,13 @@
 """`adjoined export`: files of a run, their metadata, int8, and use without PyTorch."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -105,6 +107,16 @@ def test_every_file_names_the_classes_and_the_preprocessing(exported: Path, run:
     assert json.loads(found[0]["class_names"]) == list(run.info.class_names)
     steps = json.loads(found[0]["preprocessing"])
     assert (steps["takes"], steps["image_size"], steps["mean"]) == ("uint8", 8, list(run.info.mean))
+
+
+def test_no_file_holds_paths_or_code_of_this_machine(exported: Path):
+    for file in exported.iterdir():
+        content = file.read_bytes()
+        if file.suffix == ".pt2":
+            with zipfile.ZipFile(file) as archive:
+                content += b"".join(map(archive.read, archive.namelist()))
+        for secret in (os.path.dirname(torch.__file__), str(Path(__file__).parents[2]), "def forward", "in forward"):
+            assert secret.encode() not in content, (file.name, secret)
 
 
 def test_pt2_loads_without_adjoined(exported: Path):

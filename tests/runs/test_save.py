@@ -1,8 +1,9 @@
 """`adjoined.save`: networks of a plain loop become a run that every command takes."""
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -134,3 +135,14 @@ def test_what_is_not_a_path_is_refused(place: Any, trained: AdjoinedNetwork):
     ):
         with pytest.raises(AdjoinedError, match=rf"^{argument}: not a path .*got {type(place).__name__}"):
             call()
+
+
+def test_other_arguments_that_cannot_be_right_are_refused(run: Path, trained: AdjoinedNetwork, tmp_path: Path):
+    with pytest.raises(AdjoinedError, match=r"^folder: not a path .*no null characters"):
+        adjoined.load("runs\0mine")
+    with pytest.raises(AdjoinedError, match=r"^model: not a model .*a function that returns one.* got int"):
+        adjoined.load(run, model=cast(Any, 3))
+    empty = copy.deepcopy(trained).to("meta")
+    with pytest.raises(AdjoinedError, match=r"^base: a network on the meta device has no weights. Move it with"):
+        adjoined.save(empty, tmp_path / "other", **MODEL, **DATA)
+    assert not (tmp_path / "other").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
 
     variants = read_variants(asked.methods, settings, unequal=asked.unequal)
     folder = asked.out or "runs/compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}")
-    study = Study(Path(folder), settings, variants, asked.seeds, asked.recipe)
+    study = Study(Path(os.path.expanduser(folder)), settings, variants, asked.seeds, asked.recipe)
     study.check(unequal=asked.unequal)
     for variant in variants:  # a missing library is reported now, not after hours of other runs
         known_methods[variant.settings.method](variant.settings).check()

@@ -8,7 +8,7 @@ The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -185,10 +185,14 @@ def typed(argv: Sequence[str], *options: type, config: bool = True) -> dict[str,
     if unknown := next((word for word in rest[:end] if word.startswith("-") and word != "-"), None):
         flag = unknown.partition("=")[0]
         flags = [flag_of(name) for name, field in known.items() if not is_positional(field)]
-        meant = next((f"--{each}" for each in OTHER_NAMES.get(flag.lstrip("-"), ()) if f"--{each}" in flags), flag)
-        fix = did_you_mean(meant, flags, "`--help` lists all flags.")
+        fix = did_you_mean(_usual_name(flag, flags), flags, "`--help` lists all flags.")
         raise AdjoinedError("unknown flag or argument", where=flag, fix=fix)
     return {**given, "words": [*rest[:end], *rest[end + 1 :]]}
+
+
+def _usual_name(flag: str, flags: Collection[str]) -> str:
+    """Return the flag that another library's name for it stands for, or else the name itself."""
+    return next((f"--{each}" for each in OTHER_NAMES.get(flag.lstrip("-"), ()) if f"--{each}" in flags), flag)
 
 
 @contextmanager
@@ -241,7 +245,9 @@ def _from_file(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
     values = read_mapping(Path(path))
     for name in values:
         if name not in hints:
-            fix = did_you_mean(name, hints, "`--help` lists the settings.")
+            flags = [flag_of(each) for each in hints]
+            meant = _usual_name(flag_of(str(name)), flags).removeprefix("--").replace("-", "_")
+            fix = did_you_mean(meant, hints, "`--help` lists the settings.")
             raise AdjoinedError(f"unknown setting {name!r}", where=path, fix=fix)
     return {name: _fitting(value, hints[name], where=f"{path}, {name}") for name, value in values.items()}
 
@@ -266,7 +272,7 @@ def _read(flag: str, text: str, hint: Any, shown: str, fix: str) -> Any:
 
     from adjoined.schema import parse_yaml
 
-    if type(None) in get_args(hint) and text in ("none", "null"):
+    if _is_none(text, hint):
         return None
     value: Any = text
     if is_mapping(hint) and text not in choices(hint) and not text.lstrip().startswith("{"):
@@ -283,11 +289,17 @@ def _fitting(value: object, hint: Any, *, where: str, fix: str = "") -> Any:
     """Return a value converted to the type of its field."""
     from adjoined.schema import conform
 
+    if _is_none(value, hint):
+        return None
     try:
         return conform(hint, value, where=where, texts=True)
     except AdjoinedError as error:
         fix = did_you_mean(value, map(str, choices(hint)), fix)
         raise AdjoinedError("invalid value", where=where, expected=in_words(hint), got=value, fix=fix) from error
+
+
+def _is_none(value: object, hint: Any) -> bool:
+    return type(None) in get_args(hint) and value in ("none", "null")
 
 
 def _is_list(hint: Any, text: str) -> bool:

@@ -13,6 +13,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.options import AsJson, ChosenWeights, OfRun, OwnCode
 from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError, check_range
+from adjoined.printable import printable
 
 if TYPE_CHECKING:
     from adjoined.report.table import Table
@@ -103,7 +104,7 @@ def _line(path: str, seen: Sequence[dict[str, Any]], top: int) -> str:
         + ", ".join(f"{each['class']} {units.percent(each['probability'])}" for each in network["guesses"][:top])
         for network in seen
     )
-    return f"{as_text(path)}  {(', ' if top == 1 else '; ').join(guesses)}"
+    return printable(f"{as_text(path)}  {(', ' if top == 1 else '; ').join(guesses)}")  # one line each
 
 
 def _predictions(run: FinishedRun, path: str, top: int, *, calls: int) -> list[dict[str, Any]]:

@@ -73,7 +73,10 @@ def main(argv: Sequence[str]) -> None:
             where=timing.latency_command,
             fix="If you trust it, add --latency-command to the command.",
         )
-    folder = Path(run.resume or run.run or _new_folder(settings))
+    if run.resume and "resume" not in given:
+        fix = f"Write adjoined train --resume {run.resume}."
+        raise AdjoinedError("a settings file cannot name the run to resume", where="resume", fix=fix)
+    folder = Path(os.path.expanduser(run.resume or run.run or _new_folder(settings)))
     if run.dry_run:
         _dry_run(run, settings, timing, chosen, folder)
         return

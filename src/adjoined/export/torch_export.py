@@ -16,6 +16,8 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
     """Write the network as described in `Target.export`, with BatchNorm folded; metadata become extra files."""
     program = traced(module, example)
     program.example_inputs = None  # otherwise the file would contain the images
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # lines and paths of the user's own code
     # torch's own writer aborts the process if the disk is full; Python's raises an error.
     content = BytesIO()
     torch.export.save(program, content, extra_files=dict(metadata))

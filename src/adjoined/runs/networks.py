@@ -177,8 +177,11 @@ def rebuild(
         module = model
     elif callable(model):
         module = models.build_with(model, offered=size, options=recipe["options"])
-    elif model is not None:
+    elif isinstance(model, str):
         module = models.build(model, **size, options=recipe["options"])
+    elif model is not None:
+        expected = "a module, a function that returns one, or the value of --model"
+        raise AdjoinedError("not a model", where="model", expected=expected, got=type(model).__name__)
     else:
         if models.is_code(recipe["spec"]):
             raise AdjoinedError(

@@ -110,6 +110,9 @@ def save(
 
 def _check_finite(finished: Mapping[str, TrainedNetwork]) -> None:
     for name, each in finished.items():
+        if any(tensor.is_meta for tensor in each.module.state_dict().values()):
+            fix = "Move it with to_empty() and load its weights."
+            raise AdjoinedError("a network on the meta device has no weights", where=name, fix=fix)
         if bad := not_finite_in({"state_dict": dict(each.module.named_parameters())}):
             raise NotFinite(
                 "the weights are not finite",
