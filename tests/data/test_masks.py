@@ -188,7 +188,21 @@ def test_masks_without_a_class_are_reported(tmp_path: Path):
     draw(tmp_path / "images", tmp_path / "masks", 2)
     for path in (tmp_path / "masks").iterdir():
         Image.fromarray(np.full((24, 20), 255, dtype=np.uint8)).save(path)
-    assert "no pixel of the masks belongs to a class (got only 255)" in refusal(tmp_path)
+    assert "0.png and 1 other mask: no pixel of the masks belongs to a class" in refusal(tmp_path)
+    assert "got only 255). Save the values of the classes" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_masks_without_a_class_on_one_side_are_refused_before_the_first_step(tmp_path: Path, part: str):
+    for each in ("train", "val"):
+        draw(tmp_path / each / "images", tmp_path / each / "masks", 3)
+    masks = tmp_path / part / "masks"
+    ignored = Image.fromarray(np.full((24, 20), 255, dtype=np.uint8))
+    for number in (0, 2):
+        ignored.save(masks / f"{number}.png")
+    opened(tmp_path).check()
+    ignored.save(masks / "1.png")
+    assert f"{masks / '0.png'} and 2 other masks: no pixel of the masks belongs to a class" in refusal(tmp_path)
 
 
 def test_masks_of_0_and_255_are_not_taken_for_one_class(tmp_path: Path):

@@ -25,6 +25,7 @@ from adjoined.data.scanning import LeftOut, images_below
 from adjoined.data.source import Source
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_utf8
+from adjoined.printable import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,12 +95,20 @@ class MaskedImages(FileImages):
         return super().checksums() ^ np.array(masks, dtype=np.uint32)
 
     def check_targets(self) -> None:
-        """Read every mask; raise AdjoinedError if one is damaged, has a wrong value, or does not fit its image."""
+        """Read every mask.
+
+        Raises:
+            AdjoinedError: one is damaged, has a wrong value, or does not fit its image; or no pixel of all has a class.
+        """
+        counts = len(self.labels) == 0
         for index in range(len(self.labels)):
             mask = self.target(index)
+            counts = counts or bool((mask != IGNORED).any())
             with quiet(), opened_image(self.place(index)) as image:
                 width, height = upright(image).size
             _check_size(self, index, tuple(mask.shape), (height, width))
+        if not counts:
+            raise _without_classes([os.path.join(self.folder, mask) for mask in self.masks])
 
 
 class MaskedDataset(ImageDataset):
@@ -265,7 +274,7 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
     found = dict(_values_in(folder, masks))
     ignored = found.pop(IGNORED, None)
     if not found:
-        raise AdjoinedError("no pixel of the masks belongs to a class", where=folder / masks[0], got=f"only {IGNORED}")
+        raise _without_classes([str(folder / mask) for mask in masks])
     values = sorted(found)
     if values == [0] and ignored is not None:
         raise _black_and_white(folder / ignored)
@@ -279,6 +288,16 @@ def _class_names(folder: Path, masks: Sequence[str]) -> tuple[str, ...]:
             fix=f"Save class indices; or name all classes in {NAMES}, one per line.",
         )
     return tuple(map(str, values))
+
+
+def _without_classes(masks: Sequence[str]) -> AdjoinedError:
+    return AdjoinedError(
+        "no pixel of the masks belongs to a class",
+        where=masks[0] + (f" and {counted(len(masks) - 1, 'other mask')}" if len(masks) > 1 else ""),
+        expected="some pixels with a class both in training and in validation masks",
+        got=f"only {IGNORED}",
+        fix=f"Save the values of the classes; {IGNORED} is for pixels without one.",
+    )
 
 
 def _check_more_than_one(folder: Path, masks: Sequence[str]) -> None:
