@@ -115,14 +115,15 @@ def test_what_a_link_leads_to_is_neither_copied_nor_changed(run, secret, links, 
     assert b"SECRET" not in texts_in(tmp_path / "pushed")
 
 
-@pytest.mark.parametrize("folder", ["checkpoints", "tensorboard", "stages", ".lock"])
+@pytest.mark.parametrize("folder", ["checkpoints", "tensorboard", "logits", "stages", "stages/teacher", ".lock"])
 def test_training_writes_through_no_link(tmp_path, folder):
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / folder).parent.mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run" / folder).symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "run" / "settings.yaml").write_text(TINY.to_yaml())
+    settings = TINY.for_method("distillation")
+    (tmp_path / "run" / "settings.yaml").write_text(settings.to_yaml())
     with pytest.raises(AdjoinedError, match=f"{folder}: is a link"):
-        train(TINY, tmp_path / "run", resume=True, console=QUIET)
+        train(settings, tmp_path / "run", resume=True, console=QUIET)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

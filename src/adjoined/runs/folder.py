@@ -204,7 +204,8 @@ class RunFolder:
             fresh = not self.settings.is_file()
             try:
                 self.check(settings, resume=resume)
-                for folder in (self.checkpoints, self.tensorboard, self.stages):
+                fixed = self.checkpoints, self.tensorboard, self.logits, self.stages
+                for folder in (*fixed, *self.stages.glob("*")):
                     refuse_link(folder)
                 for folder in (self.path, self.checkpoints):
                     clear_parts(folder)
