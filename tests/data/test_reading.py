@@ -16,7 +16,7 @@ from adjoined.data.levels import plain
 from adjoined.data.preprocessing import MOST_PIXELS, to_tensor
 from adjoined.data.segmentation import read_mask
 from adjoined.errors import AdjoinedError
-from made_by_hand import png, tiff
+from made_by_hand import bmp, png, tiff
 
 GREY = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
 COLOUR = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
@@ -149,6 +149,42 @@ def test_a_bitmap_of_which_nothing_is_opaque_is_shown_without_its_transparency(t
     Image.fromarray(np.dstack([COLOUR, np.zeros((16, 20), np.uint8)])).save(tmp_path / "clear.png")
     assert (seen(tmp_path / "unset.bmp") == COLOUR).all()
     assert (seen(tmp_path / "clear.png") == 255).all()
+
+
+BLACK_WHITE, GREYS = [0, 255], list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("content", "values", "indices"),
+    [
+        (bmp(1, b"\x50\0\0\0", BLACK_WHITE, 4), [0, 255, 0, 255], [0, 1, 0, 1]),
+        (bmp(1, b"\x50\0\0\0", BLACK_WHITE, 4, old=True), [0, 255, 0, 255], [0, 1, 0, 1]),
+        (bmp(8, b"\0\1\0\1", BLACK_WHITE[::-1], 4), [255, 0, 255, 0], [0, 1, 0, 1]),
+        (bmp(4, b"\x01\x01\0\0", BLACK_WHITE[::-1], 4), [255, 0, 255, 0], [0, 1, 0, 1]),
+        (bmp(8, b"\0\1\7\x0f", GREYS, 4), [0, 1, 7, 15], [0, 1, 7, 15]),
+        (bmp(8, b"\0\1\7\x0f", list(range(256)), 4, old=True), [0, 1, 7, 15], [0, 1, 7, 15]),
+    ],
+)
+def test_bitmaps_with_palettes_are_read(tmp_path, content, values, indices):
+    (tmp_path / "a.bmp").write_bytes(content)
+    assert np.asarray(load_image(tmp_path / "a.bmp").convert("L")).tolist() == [values]
+    assert read_mask(str(tmp_path / "a.bmp")).tolist() == [indices]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        bmp(8, b"\0\1\0\1", BLACK_WHITE, 4),
+        bmp(4, b"\x01\x01\0\0", BLACK_WHITE, 4),
+        bmp(4, b"\x0f\x3c\0\0", GREYS, 4),
+    ],
+)
+def test_bitmaps_whose_bits_pillow_takes_from_the_palette_are_refused(tmp_path, content):
+    """It reads the first two as black, and the third as 15, 60, 0, 0 instead of 0, 15, 3, 12."""
+    (tmp_path / "a.bmp").write_bytes(content)
+    for read in (load_image, read_mask):
+        with pytest.raises(AdjoinedError, match=r"a\.bmp: a BMP file of this layout cannot be read .* Save it as PNG"):
+            read(str(tmp_path / "a.bmp"))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 259, 262, 284, 339  # TIFF tags
 _UNCOMPRESSED, _WHITE_IS_ZERO, _ONE_PER_COLOUR, _SIGNED = 1, 0, 2, 2  # values of these tags
+_INFO, _OLD_INFO = 14, 12  # in a BMP file: the place of its information, and the size of the oldest kind
 _COLOUR = ("P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -51,7 +52,8 @@ def plain(image: Image) -> Image:
 
 
 def check_layout(image: Image) -> None:
-    """Raise AdjoinedError if it is a TIFF whose values Pillow would misread; this takes only its header."""
+    """Raise AdjoinedError if it is a TIFF or BMP whose values Pillow would misread; this takes only its header."""
+    _check_bitmap(image)
     tags = getattr(image, "tag_v2", {})
     bits, signed = tags.get(_BITS, (0,)), _SIGNED in tags.get(_SAMPLE_FORMAT, ())
     raw = tags.get(_COMPRESSION, 1) == _UNCOMPRESSED
@@ -73,6 +75,31 @@ def check_layout(image: Image) -> None:
             expected=f"{planes * image.width * image.height} values",
             got=there,
             fix="Replace the file, or remove it from the data.",
+        )
+
+
+def _check_bitmap(image: Image) -> None:
+    """Raise AdjoinedError if Pillow would read a BMP with more or fewer bits per pixel than its header says.
+
+    It takes a palette of black and white for 1 bit per pixel, and one of greys from 0 for 8, whatever the header says.
+    """
+    tiles, file = getattr(image, "tile", ()), getattr(image, "fp", None)
+    read = {"1": 1, "L": 8}.get(image.mode)
+    if image.format != "BMP" or read is None or file is None or not tiles or tiles[0][0] != "raw":
+        return
+    before = file.tell()
+    file.seek(_INFO)
+    info = file.read(16)
+    file.seek(before)
+    place = 10 if info[0] == _OLD_INFO else 14
+    there = int.from_bytes(info[place : place + 2], "little")
+    if there != read:
+        raise AdjoinedError(
+            "a BMP file of this layout cannot be read",
+            where="image",
+            expected="a black and white palette only with 1 bit per pixel, a grey one only with 8",
+            got=f"{there} bits",
+            fix="Save it as PNG.",
         )
 
 
