@@ -105,6 +105,10 @@ def test_a_table_of_labels_is_made_only_up_to_a_size(folder: Path, monkeypatch: 
         ),
         ("file,labels\n", "labels.csv: no rows"),
         ("file,labels\na.png,red\n", "labels.csv: fewer than two labels"),
+        (
+            "file,labels\na.png,red;big\n",
+            "labels.csv: no image can be held out of only one (expected at least 2 images). Add images.",
+        ),
     ],
 )
 def test_what_is_wrong_is_reported_in_one_line_with_file_and_row(folder: Path, text: str, message: str):
@@ -126,6 +130,14 @@ def test_images_without_any_label_are_refused_before_the_first_step(folder: Path
     trained, other = opened(folder, MARKED).info, opened(folder, "file,red,round\na.png,0,0\nb.png,0,0\n")
     with pytest.raises(AdjoinedError, match=r"2 images without any: a.png, b.png"):
         open_to_measure(other.settings, trained).check(training=False)
+
+
+def test_a_file_of_which_no_image_can_be_read_is_refused(folder: Path):
+    (folder / "labels.csv").write_text("file,labels\na.png,red;big\nb.png,red\n")
+    for name in "ab":
+        (folder / f"{name}.png").write_bytes(b"")
+    with pytest.raises(AdjoinedError, match=r"^data set labels:.*: no image can be read.* 2 files are damaged"):
+        open_data(DataSettings(name=f"labels:{folder / 'labels.csv'}", bad_images="skip"))
 
 
 def test_a_large_table_of_labels_is_read(folder: Path):

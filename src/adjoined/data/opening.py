@@ -301,27 +301,31 @@ def skip_damaged(
             whole, found = whole_ones(images, resize, known)
             setattr(source, part, whole)
             bad += found
-            counts = source.counts(whole)
-            if found and (counts == 0).any():
-                name = source.class_names[int(counts.argmin())]
+            count, name = source.rarest(whole)
+            if found and not count:
+                of = "" if name is None else " of the class"
                 raise AdjoinedError(
-                    f"no image of the class can be read, or there is none; {len(bad)} files are damaged",
-                    where=f"class {name} of data set {settings.name}",
+                    f"no image{of} can be read, or there is none; {len(bad)} files are damaged",
+                    where=_place(settings, name),
                     got=bad[0],
                 )
     return bad
 
 
 def _hold_out(source: Source, settings: DataSettings) -> tuple[Images, Images]:
-    labels, rarest = source.strata(source.train), source.counts(source.train).min(dim=0)
-    if rarest.values < 2:
+    count, name = source.rarest(source.train)
+    if count < 2:
         raise AdjoinedError(
-            "no image can be held out of a class with only one",
-            where=f"class {source.class_names[int(rarest.indices)]} of data set {settings.name}",
+            "no image can be held out of " + ("only one" if name is None else "a class with only one"),
+            where=_place(settings, name),
             expected="at least 2 images",
-            fix="Add images, or remove the class.",
+            fix="Add images." if name is None else "Add images, or remove the class.",
         )
     held_out = choose_per_class(
-        labels, lambda n: min(max(1, round(settings.val_fraction * n)), n - 1), settings.split_seed
+        source.strata(source.train), lambda n: min(max(1, round(settings.val_fraction * n)), n - 1), settings.split_seed
     )
     return source.train.subset(~held_out), source.train.subset(held_out)
+
+
+def _place(settings: DataSettings, class_name: str | None) -> str:
+    return f"data set {settings.name}" if class_name is None else f"class {class_name} of data set {settings.name}"

@@ -58,6 +58,12 @@ class Source:
         """Return the number of images in each of these classes, int64."""
         return self.strata(images).bincount(minlength=len(self.class_names) if self.task == "classification" else 1)
 
+    def rarest(self, images: Images) -> tuple[int, str | None]:
+        """Return the smallest of these numbers, and the name of its class: None where images have none."""
+        least = self.counts(images).min(dim=0)
+        name = self.class_names[int(least.indices)] if self.task == "classification" else None
+        return int(least.values), name
+
 
 def find(name: str, candidates: Iterable[Path], files: Iterable[str], *, how: str) -> Path:
     """Return the first folder of `candidates` that holds all `files` (plain, or with `.gz`).
