@@ -78,16 +78,21 @@ def test_a_run_of_other_settings_is_not_taken_for_a_stage(short, standard, tmp_p
     assert (result.folder / "stages" / "teacher" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("case", ["no run", "other classes"])
+@pytest.mark.parametrize("case", ["no run", "other classes", "another task", "another crop"])
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(case, short, standard, tmp_path):
     teacher = tmp_path / "teacher"
-    if case == "other classes":
-        teacher = standard.folder.parent / "other"
+    if case != "no run":
         RunFolder(teacher).path.mkdir(exist_ok=True)
         for file in standard.folder.glob("*.*"):
             (teacher / file.name).write_bytes(file.read_bytes())
         description = json.loads((teacher / "base.json").read_text())
-        description["data"]["class_names"][0] = "nought"
+        data = description["data"]
+        changes = {
+            "other classes": {"class_names": ["nought", *data["class_names"][1:]]},
+            "another task": {"task": "multilabel"},
+            "another crop": {"resize": data["resize"] + 1},
+        }
+        data.update(changes[case])
         (teacher / "base.json").write_text(json.dumps(description))
     with pytest.raises(AdjoinedError, match="--teacher"):
         train(short.for_method("distillation", teacher=str(teacher)), tmp_path / "run", console=QUIET)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,10 +117,10 @@ def _check_given(folder: Path, info: DataInfo) -> None:
     if not RunFolder(folder).finished:
         raise AdjoinedError("no finished run in this folder", where=f"--teacher {folder}")
     theirs = DataInfo.from_json(read_description(folder, BASE)["data"])
-    for what in ("class_names", "channels", "image_size", "mean", "std"):
+    for what in (each.name for each in fields(DataInfo) if each.name != "name"):  # another folder's name is no matter
         if getattr(theirs, what) != getattr(info, what):
             raise AdjoinedError(
-                f"the run was trained on different images or classes ({what})",
+                f"the run was trained for other images, classes or another task ({what})",
                 where=f"--teacher {folder}",
                 expected=str(getattr(info, what))[:80],
                 got=str(getattr(theirs, what))[:80],
