@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from adjoined.data import DataRecord, DataSettings, open_data
+from adjoined.errors import AdjoinedError
+from drawn_masks import draw
 from photo_folders import fill, opened, refusal, three_classes
 from read_only import read_only
 
@@ -39,6 +41,23 @@ def test_unchanged_images_pass_wherever_they_are(photos, tmp_path):
     assert record.found(gone).name == f"folder:{tmp_path / 'elsewhere'}"
     fill(tmp_path / "elsewhere" / "cat", 11)
     assert record.found(gone) == gone
+
+
+@pytest.mark.parametrize(("kind", "place"), [("segmentation", "squares"), ("labels", "photos/labels.csv")])
+def test_masks_and_labels_are_found_in_their_new_location(tmp_path, kind, place):
+    old, new = tmp_path / "old", tmp_path / "new"
+    draw(old / "squares" / "images", old / "squares" / "masks", 4)
+    three_classes(old / "photos")
+    (old / "photos" / "labels.csv").write_text("file,labels\ncat/0.png,a;b\ncat/1.png,a\ndog/0.png,b\n")
+    settings = DataSettings(name=f"{kind}:{old / place}", root=str(new), image_size=16)
+    record = DataRecord.of(open_data(settings))
+    old.rename(new)
+    assert record.found(settings).name == f"{kind}:{new / place}"
+    with pytest.raises(AdjoinedError, match=rf"If it has moved, give its new location: --data {kind}:"):
+        open_data(settings)
+    shutil.copy(new / "photos" / "eel" / "0.png", new / "photos" / "cat" / "0.png")
+    shutil.copy(new / "squares" / "images" / "1.png", new / "squares" / "images" / "0.png")
+    assert record.found(settings) == settings
 
 
 def test_what_has_changed_is_counted_and_named(photos, recorded):

@@ -110,7 +110,13 @@ def _read(path: Path) -> tuple[list[str], list[_Row]]:
     """Return the names of the columns, and every row with its line number."""
     if not path.is_file():
         got = "a folder" if path.is_dir() else ""
-        raise AdjoinedError("no such file", where=path.absolute(), expected="a CSV file: labels:FILE.csv", got=got)
+        raise AdjoinedError(
+            "no such file",
+            where=path.absolute(),
+            expected="a CSV file: labels:FILE.csv",
+            got=got,
+            fix="If it has moved, give its new location: --data labels:FILE.csv.",
+        )
     text = read_utf8(path, "the labels of images, as CSV", largest=LARGEST_FILE)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[_Row] = []

@@ -142,19 +142,29 @@ class DataRecord:
         )
 
     def found(self, settings: DataSettings) -> DataSettings:
-        """Return the settings with the current folder of the images: if it has moved, `root` or a folder in it."""
-        folder, root = folder_of(settings.name), Path(settings.root)
-        if folder is None or folder.is_dir() or not root.is_dir() or not self.class_folders:
+        """Return the settings with the current place of the images: if it has moved, `root` or a folder in it."""
+        place, kind, root = folder_of(settings.name), kind_of(settings.name), Path(settings.root)
+        if place is None or place.exists() or not root.is_dir():
             return settings
-        for place in (root, *sorted(each for each in root.iterdir() if each.is_dir())):
-            # Checking one class avoids scanning everything in the folder.
-            if not any((place / part / self.class_folders[0]).is_dir() for part in ("", *TRAIN)):
+        for folder in (root, *sorted(each for each in root.iterdir() if each.is_dir())):
+            # Looking for one file or class first avoids scanning everything in the folder.
+            if kind == "labels":
+                candidate = folder / place.name
+                likely = candidate.is_file()
+            else:
+                candidate = folder
+                likely = kind == "segmentation" or self._has_first_class(folder)
+            if not likely:
                 continue
-            moved = replace(settings, name=f"folder:{place.absolute()}")
+            moved = replace(settings, name=f"{kind}:{candidate.absolute()}")
             with suppress(AdjoinedError):  # it holds something else
                 if self.fits(open_data(moved, skipped=self.skipped)):
                     return moved
         return settings
+
+    def _has_first_class(self, folder: Path) -> bool:
+        folders = self.class_folders
+        return bool(folders) and any((folder / part / folders[0]).is_dir() for part in ("", *TRAIN))
 
     def _difference(self, data: ImageData, files: Path) -> str:
         found = []
