@@ -255,6 +255,12 @@ def test_photos_stand_upright(tmp_path, orientation, suffix):
         assert to_tensor(image, 1).squeeze().numpy().astype(int) == pytest.approx(pixels.reshape(48, 32, -1)[..., 0])
 
 
+def test_a_photo_is_rotated_by_an_orientation_that_only_xmp_has(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    Image.fromarray(COLOUR).save(tmp_path / "photo.webp", lossless=True, xmp=xmp)
+    assert (seen(tmp_path / "photo.webp") == np.rot90(COLOUR, -1)).all()
+
+
 def test_a_damaged_exif_tag_is_ignored(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "photo.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert seen(tmp_path / "photo.jpg").shape == COLOUR.shape

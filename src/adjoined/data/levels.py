@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-_ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation
+_ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation; Pillow also takes it from XMP
 _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 259, 262, 284, 339  # TIFF tags
 _UNCOMPRESSED, _WHITE_IS_ZERO, _ONE_PER_COLOUR, _SIGNED = 1, 0, 2, 2  # values of these tags
 _INFO, _OLD_INFO = 14, 12  # in a BMP file: the place of its information, and the size of the oldest kind
@@ -20,8 +20,9 @@ _COLOUR = ("P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 def plain(image: Image) -> Image:
     """Return the image as a viewer shows it.
 
-    It is rotated by its EXIF orientation. 16-bit grey is scaled to 8 bits, and so are floating-point values in [0, 1]
-    and 32-bit integers whose largest value shows that they hold 16-bit grey. Transparent parts are blended with white.
+    It is rotated by its EXIF or XMP orientation. 16-bit grey is scaled to 8 bits, and so are floating-point values in
+    [0, 1] and 32-bit integers whose largest value shows that they hold 16-bit grey. Transparent parts are blended with
+    white.
 
     Args:
         image: an image of any mode and size; of several frames, the current one is used.
@@ -104,7 +105,7 @@ def _check_bitmap(image: Image) -> None:
 
 
 def upright(image: Image) -> Image:
-    """Return an image of any mode rotated by its EXIF orientation; `image` itself if that leaves it as it is."""
+    """Return an image of any mode rotated by its EXIF or XMP orientation; `image` itself if that leaves it as it is."""
     from PIL import ImageOps
     from PIL.ImageFile import ImageFile
 
