@@ -132,6 +132,11 @@ def test_images_without_any_label_are_refused_before_the_first_step(folder: Path
         open_to_measure(other.settings, trained).check(training=False)
 
 
+def test_labels_that_no_training_image_has_are_named(folder: Path):
+    assert "labels in no training image: 1 (big)" in opened(folder, MARKED).in_words().splitlines()
+    assert "in no training image" not in opened(folder, MARKED.replace("b.png,0", "b.png,1")).in_words()
+
+
 def test_a_file_of_which_no_image_can_be_read_is_refused(folder: Path):
     (folder / "labels.csv").write_text("file,labels\na.png,red;big\nb.png,red\n")
     for name in "ab":

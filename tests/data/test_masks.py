@@ -85,6 +85,17 @@ def test_classes_are_named_in_a_file(squares: Path):
     assert "expected 2 to 255 lines, with a name in each, got 256" in refusal(squares)
 
 
+def test_a_class_that_no_training_mask_has_is_named(squares: Path):
+    (squares / "classes.txt").write_text("ground\nsquare\ncentre\nhole\nroof\n")
+    data = opened(squares)
+    data.check()
+    assert "classes in no training image: 2 (hole, roof)" in data.in_words().splitlines()
+    (squares / "classes.txt").unlink()
+    data = opened(squares)
+    data.check()
+    assert "in no training image" not in data.in_words()
+
+
 def test_wrong_masks_are_reported_in_one_line_with_file_and_value(squares: Path):
     mask, original = squares / "masks" / "3.png", Image.open(squares / "masks" / "3.png").copy()
     values = np.asarray(original).copy()

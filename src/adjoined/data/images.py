@@ -69,6 +69,10 @@ class Images(ABC):
     def check_targets(self) -> None:  # noqa: B027
         """Raise AdjoinedError if a target in a file of its own is wrong; labels are known when images are opened."""
 
+    def unseen(self) -> list[int]:
+        """Return the classes that no target has; of masks, those that `check_targets` has not seen."""
+        return []
+
 
 class MemoryImages(Images):
     """Images held in memory: uint8 (N, C, H, W), labels int64 (N,)."""

@@ -61,6 +61,10 @@ class LabelledFiles(FileImages):
                 fix="Add labels, or split the images differently.",
             )
 
+    def unseen(self) -> list[int]:
+        """Return the labels that no image has."""
+        return (~self.labels.any(dim=0)).nonzero().flatten().tolist()
+
 
 def open_labels(path: Path) -> Source:
     """Return the images listed in a CSV file with its labels.

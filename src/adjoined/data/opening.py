@@ -26,7 +26,7 @@ from adjoined.data.segmentation import open_segmentation
 from adjoined.data.settings import DataSettings, check, folder_of
 from adjoined.data.source import PHOTO_RATIO, PHOTO_SIZE, Source
 from adjoined.errors import AdjoinedError, did_you_mean
-from adjoined.kinds import OWN, in_brief, kind_of
+from adjoined.kinds import CLASSES, OWN, in_brief, kind_of
 from adjoined.printable import counted, printable
 
 _SETS: dict[str, Callable[[Path], Source]] = {
@@ -143,6 +143,9 @@ class ImageData:
             f"{counted(len(self.val), 'validation image')} ({self.val_name}{split})",
             f"normalised by mean {mean} and std {std} ({source})",
         ]
+        if unseen := self.train.images.unseen():
+            names = ", ".join(printable(info.class_names[each]) for each in unseen[:3])
+            lines.append(f"{CLASSES[info.task]} in no training image: {len(unseen)} ({names})")
         if self.skipped:
             names = ", ".join(map(printable, self.skipped[:3]))
             lines.append(f"damaged images left out: {len(self.skipped)} ({names})")

@@ -57,6 +57,7 @@ class MaskedImages(FileImages):
         sizes = [os.path.getsize(folder / name) for name in names]
         super().__init__(folder, names, torch.zeros(len(names), dtype=torch.int64), 3, sizes)
         self.masks, self.num_classes = np.array(masks, dtype=object), num_classes
+        self._seen: set[int] | None = None
 
     def target(self, index: int) -> Tensor:
         """Return the mask of one image, int64 (H, W), 255 where a pixel does not count.
@@ -79,7 +80,7 @@ class MaskedImages(FileImages):
     def subset(self, chosen: Tensor) -> Self:
         """Return those for which `chosen`, bool (N,), is True."""
         subset = super().subset(chosen)
-        subset.masks = self.masks[chosen.numpy()]
+        subset.masks, subset._seen = self.masks[chosen.numpy()], None
         return subset
 
     def identity(self) -> str:
@@ -100,15 +101,20 @@ class MaskedImages(FileImages):
         Raises:
             AdjoinedError: one is damaged, has a wrong value, or does not fit its image; or no pixel of all has a class.
         """
-        counts = len(self.labels) == 0
+        seen: set[int] = set()
         for index in range(len(self.labels)):
             mask = self.target(index)
-            counts = counts or bool((mask != IGNORED).any())
+            seen.update(_values_of(mask.numpy()))
             with quiet(), opened_image(self.place(index)) as image:
                 width, height = upright(image).size
             _check_size(self, index, tuple(mask.shape), (height, width))
-        if not counts:
+        if seen == {IGNORED}:
             raise _without_classes([os.path.join(self.folder, mask) for mask in self.masks])
+        self._seen = seen
+
+    def unseen(self) -> list[int]:
+        """Return the classes that `check_targets` has not seen in any mask; none before it has been called."""
+        return [] if self._seen is None else sorted(set(range(self.num_classes)) - self._seen)
 
 
 class MaskedDataset(ImageDataset):
