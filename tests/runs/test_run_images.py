@@ -18,10 +18,12 @@ from adjoined.comparison.study import Study
 from adjoined.comparison.variants import read_variants
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
+from adjoined.runs import load, read_description
 from adjoined.runs.finished import are_own, open_images, open_other_images, open_run
 from adjoined.runs.folder import RunFolder
 from adjoined.settings import Settings
 from adjoined.training import train
+from adjoined.training.evaluate import evaluate
 from adjoined.versions import versions
 from tiny_runs import QUIET, TINY
 
@@ -248,3 +250,23 @@ def test_a_comparison_is_not_continued_on_other_images(photos: Path, tmp_path: P
         AdjoinedError, match=r"scratch-seed0.*different images .expected those of standard-seed0: 16 .*got 17"
     ):
         compare("standard", "scratch")
+
+
+def test_a_teacher_of_another_split_is_measured_on_the_validation_images_of_its_student(photos: Path, tmp_path: Path):
+    settings = replace(on_photos(photos), epochs=1, split_seed=1)
+    teacher = train(settings.for_method("standard"), tmp_path / "teacher", console=QUIET)
+    known = set(part_of(settings, "train"))
+    settings = replace(settings.for_method("distillation", teacher=str(tmp_path / "teacher")), split_seed=0)
+    both = [name for name in part_of(settings, "val") if name in known]
+    output = StringIO()
+    result = train(settings, tmp_path / "run", console=Console(file=output, width=500))
+    said = f"4 validation images, {len(both)} of them trained on by the teacher, so the accuracies may be too high"
+    assert len(both) == 3
+    assert said in output.getvalue()
+    assert result.val_name == "held-out split, seed 0, 3 of them trained on by the teacher"
+    images = open_images(open_run(tmp_path / "run"))
+    scores = evaluate(load(tmp_path / "run", "base"), images.val_loader(), 2)
+    assert scores.loss == result.networks[0].loss != teacher.networks[0].loss
+    assert scores.top1 == result.networks[0].top1
+    metrics = read_description(tmp_path / "run", "base")["metrics"]
+    assert (metrics["loss"], metrics["measured_on"]) == (scores.loss, result.val_name)

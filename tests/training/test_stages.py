@@ -78,6 +78,17 @@ def test_a_run_of_other_settings_is_not_taken_for_a_stage(short, standard, tmp_p
     assert (result.folder / "stages" / "teacher" / "checkpoints").exists()
 
 
+def test_whether_a_teacher_knows_validation_images_in_memory_is_left_open(short, standard, tmp_path):
+    settings = replace(short.for_method("distillation", teacher=str(standard.folder)), split_seed=1)
+    result = train(settings, tmp_path / "run", console=QUIET)
+    assert result.val_name == "held-out split, seed 1, some perhaps trained on by the teacher"
+    assert result.networks[0].loss != standard.networks[0].loss
+    settings = replace(settings, split_seed=0, limit=12)  # other training images only
+    result = train(settings, tmp_path / "other", console=QUIET)
+    assert result.val_name == "held-out split, seed 0"
+    assert result.networks[0].loss == standard.networks[0].loss
+
+
 @pytest.mark.parametrize("case", ["no run", "other classes", "another task", "another crop"])
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(case, short, standard, tmp_path):
     teacher = tmp_path / "teacher"

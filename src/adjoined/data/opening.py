@@ -93,12 +93,17 @@ class ImageData:
         Args:
             trained_on: the size in bytes and the checksum of each file trained on; those of `train` by default.
         """
-        train, val = self.train.images, self.val.images
-        if not isinstance(train, FileImages) or not isinstance(val, FileImages):
+        if not isinstance(self.train.images, FileImages):
             return self
-        known = set(train.contents() if trained_on is None else trained_on)
-        count = sum(each in known for each in val.contents())
+        count = self.count_known(self.train.images.contents() if trained_on is None else trained_on)
         return replace(self, val_name=f"{self.val_name}, {count} of them also trained on") if count else self
+
+    def count_known(self, trained_on: Iterable[tuple[int, int]]) -> int:
+        """Return how many validation images have these contents, sizes and checksums of files; 0 if not in files."""
+        if not isinstance(self.val.images, FileImages):
+            return 0
+        known = set(trained_on)
+        return sum(each in known for each in self.val.images.contents())
 
     def device_loader(self, device: torch.device, *, seed: int, rank: int = 0, world_size: int = 1) -> DeviceLoader:
         """Return a loader of training batches that stay on a device and are augmented there.

@@ -303,7 +303,7 @@ class RunFolder:
         return {name: (then[name], now.get(name, "none")) for name in then if then[name] != now.get(name, "none")}
 
     def known_data(self) -> DataRecord | None:
-        """Return the record of the images that the run started with; None for a new run, or a copied stage.
+        """Return the record of the images that the run started with; None for a new run, or a copy of one without.
 
         Raises:
             AdjoinedError: the record is damaged, or of another program or version.
@@ -311,7 +311,7 @@ class RunFolder:
         return DataRecord.read(self.data) if self.data.is_file() else None
 
     def may_have_begun_with(self, data: ImageData) -> bool:
-        """Return whether the run started with these images, or is a copied stage, which has no record."""
+        """Return whether the run started with these images, or has no record of its images."""
         known = self.known_data()
         return known is None or known.fits(data)
 

@@ -23,6 +23,7 @@ from adjoined.methods import TrainedNetwork
 from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost
 from adjoined.runs.finished import FinishedNetwork, with_networks
+from adjoined.runs.networks import read_description, save_description
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan
 from adjoined.statistics import measure_statistics
@@ -136,7 +137,7 @@ class Ending:
             count = _measure_statistics(trained, job.settings, job.images, device)
         with replaced_folder(holder.path) as folder:
             run = RunFolder(folder)
-            copied = [_carry(run, each) for each in ready]
+            copied = [_carry(run, each, self.earlier) for each in ready]
             written, _ = write_networks(
                 run, trained, job.settings, job.images, weights=self._weights, measure=measure, device=device.type
             )
@@ -157,7 +158,7 @@ class Ending:
         """Write the networks of a training state into a folder, and return their records."""
         job, images = self.job, self.job.images
         stages = (*self.earlier.costs, self._cost(job.settings.epochs if epochs is None else epochs, seconds))
-        carried = [_carry(run, each) for each in self.earlier.carried]
+        carried = [_carry(run, each, self.earlier) for each in self.earlier.carried]
         self._built.network.load_state_dict(dict(state))
         self._built.network.eval()
         built = job.method.finish(self._built)
@@ -227,9 +228,12 @@ def _of_file(network: FinishedNetwork) -> TrainedNetwork:
     )
 
 
-def _carry(run: RunFolder, network: NetworkResult) -> NetworkResult:
+def _carry(run: RunFolder, network: NetworkResult, earlier: StageResults) -> NetworkResult:
     """Copy a finished network of an earlier stage into the run."""
     stage = RunFolder(network.path.parent)
     copy_file(stage.weights(network.name), run.weights(network.name))
-    copy_file(stage.description(network.name), run.description(network.name))
+    if new := earlier.described.get(network.name):
+        save_description(run.description(network.name), {**read_description(stage.path, network.name), **new})
+    else:
+        copy_file(stage.description(network.name), run.description(network.name))
     return replace(network, path=run.weights(network.name))

@@ -36,6 +36,7 @@ from adjoined.training.display import Display
 from adjoined.training.ema import MovingAverage
 from adjoined.training.failures import StillOwn, StopTogether, explained, quiet, resumable
 from adjoined.training.finish import Ending
+from adjoined.training.given import on_own_images
 from adjoined.training.history import History
 from adjoined.training.job import Job, make_job, prepare
 from adjoined.training.loaders import RunData
@@ -91,7 +92,7 @@ def run_training(
         train_stage = partial(
             run_training, resume=True, console=console, announce=None, part_of=whole, deadline=deadline
         )
-        job, earlier = _start(run, settings, trainer.world_size, train_stage, known, console)
+        job, earlier = _start(run, settings, trainer, train_stage, known, console)
         trainer.fit_loop.max_epochs = job.settings.epochs
         ending = Ending(run, job, earlier) if is_main() else None
         if ending is not None:
@@ -168,7 +169,7 @@ def _tell_changed_images(run: RunFolder, images: ImageData, console: Console) ->
 def _start(
     run: RunFolder,
     settings: Settings,
-    processes: int,
+    trainer: Trainer,
     train_stage: Callable[..., RunResult],
     known: Iterable[str | os.PathLike[str]],
     console: Console,
@@ -178,9 +179,9 @@ def _start(
     skipped = record.skipped if record else None
     if record:
         settings = replace(settings, data=record.found(settings.data_settings()).name)
-    images = check_stages(settings, processes, skipped)
+    images = check_stages(settings, trainer.world_size, skipped)
     if images is None:
-        job = make_job(settings, processes, skipped=skipped)
+        job = make_job(settings, trainer.world_size, skipped=skipped)
         run.check_data(job.images)
         if is_main():  # not earlier: a typo in the name of the data leaves the folder free for the next attempt
             run.begin(settings)
@@ -196,7 +197,8 @@ def _start(
         return train_stage(stage.settings, folder, known=unchanged, records=stage.records)
 
     earlier = run_stages(settings, run.stages, train=train, known=unchanged, console=console)
-    return make_job(settings, earlier=earlier.modules, skipped=skipped), earlier
+    job = make_job(settings, earlier=earlier.modules, skipped=skipped)
+    return on_own_images(job, run, earlier, trainer.strategy.root_device, console), earlier
 
 
 def _callbacks(settings: Settings, run: RunFolder, history: History, console: Console, records: bool) -> list[Callback]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -36,6 +36,8 @@ class StageResults:
     """Name of the stage -> its base network."""
     carried: list[NetworkResult] = field(default_factory=list)
     """Networks that the whole run delivers; their paths are those in the stage's folder."""
+    described: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of a carried network -> entries of its description that are new, since it was measured on other images."""
     costs: list[StageCost] = field(default_factory=list)
 
 
@@ -114,6 +116,7 @@ def check_stages(settings: Settings, processes: int, skipped: Collection[str] | 
 
 
 def _check_given(folder: Path, info: DataInfo) -> None:
+    """Raise AdjoinedError unless the base network of a finished run takes these images and has these classes."""
     if not RunFolder(folder).finished:
         raise AdjoinedError("no finished run in this folder", where=f"--teacher {folder}")
     theirs = DataInfo.from_json(read_description(folder, BASE)["data"])
@@ -125,6 +128,7 @@ def _check_given(folder: Path, info: DataInfo) -> None:
                 expected=str(getattr(info, what))[:80],
                 got=str(getattr(theirs, what))[:80],
             )
+    RunFolder(folder).known_data()  # it is read later: if it is damaged, say so now
 
 
 def _equal_run(stage: Stage, known: Iterable[Path]) -> Path | None:
@@ -152,4 +156,7 @@ def _copy(source: Path, target: Path) -> None:
         part.mkdir()
         copy_file(of.settings, RunFolder(part).settings)
         copy_file(of.record, RunFolder(part).record)
+        for kept, copy in ((of.data, RunFolder(part).data), (of.data_files, RunFolder(part).data_files)):
+            if kept.is_file():
+                copy_file(kept, copy)
         of.copy_networks(RunFolder(part), [network.name for network in result.networks])
