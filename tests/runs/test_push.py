@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 
@@ -224,3 +225,24 @@ def test_a_missing_extra_is_reported_with_the_install_command(
     assert "pip install 'adjoined[hub]'" in fails(capsys, "push", run, "--to", "hub:ann/digits")
     with pytest.raises(AdjoinedError, match="huggingface_hub, which is not installed"):
         adjoined.load("hub:ann/digits")
+
+
+def test_the_card_names_the_model_of_a_teacher_that_is_another_one(tmp_path: Path):
+    """The teacher is a library's model, the student the user's own."""
+    teacher = replace(TINY, model="resnet14", epochs=1).for_method("standard")
+    train(teacher, tmp_path / "teacher", console=QUIET)
+    settings = replace(with_code(tmp_path), epochs=1).for_method("distillation", teacher=str(tmp_path / "teacher"))
+    train(settings, tmp_path / "run", console=QUIET)
+    assert main(["push", str(tmp_path / "run"), "--model", settings.model, "--to", str(tmp_path / "pushed")]) == 0
+    card = (tmp_path / "pushed" / "README.md").read_text()
+    assert "A base network (adjoined:resnet14) and a small network with" in card
+    assert "A small network has the layers of net.py:make with fewer channels." in card
+    place = str(tmp_path / "pushed")
+    assert f"base = adjoined.load({place!r}, 'base')\n" in card
+    assert f"small = adjoined.load({place!r}, 'small', model='net.py:make')\n" in card
+    assert same(adjoined.load(place, "base"), adjoined.load(tmp_path / "teacher", "base"))
+    other = replace(TINY, epochs=1).for_method("distillation", teacher=str(tmp_path / "run"))
+    train(other, tmp_path / "again", console=QUIET)  # its base is a library's
+    train(settings.for_method("standard"), tmp_path / "own", console=QUIET)
+    with pytest.raises(AdjoinedError, match=r"built by your own code.*got .*net\.py:make.*Use the same code"):
+        train(replace(other, teacher=str(tmp_path / "own")), tmp_path / "never", console=QUIET)

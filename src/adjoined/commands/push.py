@@ -110,6 +110,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
         code=_shared_code(run) or "",
         license=license,
         files=files,
+        teacher=without_folder(run.specs[0]) if run.specs[0] != run.specs[-1] else "",
         own_loop=run.result.own_loop,
     )
     write_text(folder / "README.md", card.markdown())

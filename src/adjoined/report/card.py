@@ -33,6 +33,7 @@ class Card:
         code: the name of the user's own function that builds the model, "" for a library's model.
         license: identifier for the metadata; "" leaves it out.
         files: names of the files beside the card.
+        teacher: the model of the base network, if it is another one than in the settings; "" if it is the same.
         own_loop: whether the networks were trained in the author's own loop, which the settings do not describe.
     """
 
@@ -46,6 +47,7 @@ class Card:
     code: str
     license: str
     files: Sequence[str]
+    teacher: str = ""
     own_loop: bool = False
 
     def markdown(self) -> str:
@@ -101,16 +103,18 @@ class Card:
             for name, each in zip(named, smalls, strict=True)
         )
         model, data = markdown(settings.model), markdown(self.info.name)
+        base_model, whose = (markdown(self.teacher), f"layers of {model}") if self.teacher else (model, "base's layers")
         return (
-            f"A base network ({model}) and {narrow}, trained on {data} with `adjoined` (adjoined networks, arXiv "
-            f"2006.05624). A small network has the base's layers with fewer channels. Each is a plain PyTorch network "
+            f"A base network ({base_model}) and {narrow}, trained on {data} with `adjoined` (adjoined networks, arXiv "
+            f"2006.05624). A small network has the {whose} with fewer channels. Each is a plain PyTorch network "
             f"in its own file."
         )
 
     def _loading(self) -> str:
         handed_in = f", model={self.code!r}" if self.code else ""
         code = "\n".join(
-            f"{name.replace('-', '_')} = adjoined.load({self.place!r}, {name!r}{handed_in})"
+            f"{name.replace('-', '_')} = adjoined.load({self.place!r}, {name!r}"
+            f"{'' if self.teacher and name == 'base' else handed_in})"
             for name in dict.fromkeys(network.name.partition(" ")[0] for network in self.figures)
         )
         return f"After `pip install 'adjoined[hub]'`:\n\n```python\nimport adjoined\n\n{code}\n```"

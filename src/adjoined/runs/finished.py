@@ -77,8 +77,12 @@ class FinishedRun:
     @property
     def code(self) -> str | None:
         """The user's own code that builds the model, FILE.py:FUNCTION or package.module:FUNCTION; None for others."""
-        spec = self.networks[0].description["model"]["spec"]
-        return spec if is_code(spec) else None
+        return next((spec for spec in self.specs if is_code(spec)), None)
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The model that each network is built from; a teacher may have been another model than the run's."""
+        return tuple(each.description["model"]["spec"] for each in self.networks)
 
     def require_classes(self, command: str) -> None:
         """Raise AdjoinedError unless the networks predict one class per image."""
@@ -134,10 +138,11 @@ def with_networks(folder: Path, holder: Path, result: RunResult, model: str | No
         result: the result of the run.
         model: as for `open_run`.
     """
-    networks = []
-    for network in result.networks:
-        description = read_description(holder, network.name)
-        module = load(holder, network.name, model=model)
+    networks, descriptions = [], [read_description(holder, each.name) for each in result.networks]
+    own = [is_code(each["model"]["spec"]) for each in descriptions]
+    for network, description, code in zip(result.networks, descriptions, own, strict=True):
+        # The teacher may be a library's, and the student the user's own.
+        module = load(holder, network.name, model=model if code or not any(own) else None)
         networks.append(FinishedNetwork(network.name, module, description, network))
     # Each command prepares the images once; a carried teacher may name the folder where they were.
     seen = [replace(DataInfo.from_json(each.description["data"]), name="") for each in networks]

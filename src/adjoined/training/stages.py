@@ -18,6 +18,7 @@ from adjoined.data import DataInfo, ImageData
 from adjoined.errors import AdjoinedError
 from adjoined.files import copy_file, make_folder, refuse_link, written_beside
 from adjoined.methods import METHODS, Stage
+from adjoined.models import is_code
 from adjoined.names import BASE
 from adjoined.report.console import say
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost, load, read_description
@@ -75,8 +76,9 @@ def run_stages(
             train(stage, run.path)
         result = run.read_result()
         assert result is not None
-        # The user named the code of the model in this command.
-        earlier.modules[stage.name] = load(run.path, BASE, model=settings.code)
+        # The user named the code of the model in this command; a given run may have a library's.
+        code = settings.code if is_code(read_description(run.path, BASE)["model"]["spec"]) else None
+        earlier.modules[stage.name] = load(run.path, BASE, model=code)
         earlier.carried += [each for each in result.networks if each.name == BASE]
         earlier.costs.append(replace(result.stages[-1], name=stage.name))
     if stages:
@@ -109,17 +111,26 @@ def check_stages(settings: Settings, processes: int, skipped: Collection[str] | 
     job = make_job(settings.for_method("standard"), skipped=skipped)
     for stage in stages:
         if stage.given:
-            _check_given(Path(stage.given), job.images.info)
+            _check_given(Path(stage.given), job.images.info, settings.code)
     # What the last stage refuses, a width for example, is refused before hours of training the base.
     method.build(job.model, job.example, {stage.name: job.model for stage in stages})
     return job.images
 
 
-def _check_given(folder: Path, info: DataInfo) -> None:
+def _check_given(folder: Path, info: DataInfo, code: str | None) -> None:
     """Raise AdjoinedError unless the base network of a finished run takes these images and has these classes."""
     if not RunFolder(folder).finished:
         raise AdjoinedError("no finished run in this folder", where=f"--teacher {folder}")
-    theirs = DataInfo.from_json(read_description(folder, BASE)["data"])
+    description = read_description(folder, BASE)
+    if is_code(spec := description["model"]["spec"]) and code is None:
+        raise AdjoinedError(
+            "its network is built by your own code, and that of this run is not",
+            where=f"--teacher {folder}",
+            expected="a run with a library's model",
+            got=spec,
+            fix=f"Use the same code for both: --model {spec}.",
+        )
+    theirs = DataInfo.from_json(description["data"])
     for what in (each.name for each in fields(DataInfo) if each.name != "name"):  # another folder's name is no matter
         if getattr(theirs, what) != getattr(info, what):
             raise AdjoinedError(
