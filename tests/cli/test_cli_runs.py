@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,21 @@ def test_a_finished_run_resumed_is_left_as_it_is(run: Path, capsys: pytest.Captu
     assert main(["train", "--resume", str(run), "--lr", "0.001"]) == 0
     assert "nothing to do; the new lr had no effect\n" in capsys.readouterr().out
     assert files(run) == before
+
+
+def test_a_finished_run_does_not_tell_settings_that_it_was_not_trained_with(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    stored = RunFolder(copy).read_settings()
+    (copy / "settings.yaml").write_text(replace(stored, eval_batch_size=7, data_root="elsewhere").to_yaml())
+    assert main(["train", "--resume", str(copy)]) == 0
+    (copy / "settings.yaml").write_text(replace(stored, epochs=4, lr=0.5, seed=7).to_yaml())
+    capsys.readouterr()
+    for argv in (["train", "--resume", copy], ["push", copy, "--to", tmp_path / "pushed"], ["report", copy]):
+        assert main(list(map(str, argv))) == 2
+        assert "the run was finished with other settings (epochs, lr, seed)" in capsys.readouterr().err
+    assert not (tmp_path / "pushed").exists()
 
 
 def test_the_base_alone_can_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

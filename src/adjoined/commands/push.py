@@ -86,8 +86,10 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     from adjoined.report.card import Card
     from adjoined.report.result import keep_figures
     from adjoined.runs import RunFolder
+    from adjoined.runs.unedited import check_unedited
 
     of, to = RunFolder(run.folder), RunFolder(folder)
+    check_unedited(of)  # the card repeats them
     settings, figures = of.read_settings().without_folders(), kept_or_measured(run)
     of.copy_networks(to, [network.name for network in run.networks])
     for network in run.networks:

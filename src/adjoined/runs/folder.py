@@ -9,9 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from adjoined.data import DataRecord, ImageData
 from adjoined.data.folders import check_outside
@@ -55,6 +56,8 @@ class Record(TypedDict):
     sittings: list[Sitting]
     finished: str | None
     result: dict[str, Any] | None
+    settings: NotRequired[dict[str, Any]]
+    """Those of a finished run, without folders."""
 
 
 class RunFolder:
@@ -90,6 +93,7 @@ class RunFolder:
         self.last = self.checkpoints / "last.ckpt"
         self.worth_keeping = False
         self._sitting: dict[str, Any] | None = None
+        self._begun: Settings | None = None
 
     def weights(self, name: str) -> Path:
         """Return the weights file of a finished network."""
@@ -232,8 +236,9 @@ class RunFolder:
         return [*own, self.plan("small"), *(each for one in several for each in self.path.glob(one)), self.settings]
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Record that the run is finished, and its result."""
-        write_json(self.record, {**self.read_record(), "finished": _now(), "result": result})
+        """Record that the run is finished, its result, and the settings that it was trained with."""
+        settings = asdict((self._begun or self.read_settings()).without_folders())
+        write_json(self.record, {**self.read_record(), "finished": _now(), "result": result, "settings": settings})
 
     def check(self, settings: Settings, *, resume: bool) -> None:
         """Raise AdjoinedError if a run with these settings can neither start in this folder nor resume there."""
@@ -263,6 +268,7 @@ class RunFolder:
         """Record the settings and the start of a session; from here on the folder belongs to a run."""
         changed = changes(self.read_settings(all_known=True), settings, self.path) if self.settings.is_file() else {}
         write_text(self.settings, settings.to_yaml())
+        self._begun = settings
         if self.record.is_file():
             record = self.read_record()
         else:

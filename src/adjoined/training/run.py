@@ -29,6 +29,7 @@ from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.answer import OtherCodeError
 from adjoined.runs.folder import changes
 from adjoined.runs.networks import check_shapes
+from adjoined.runs.unedited import check_unedited
 from adjoined.settings import Settings
 from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_checkpoint
 from adjoined.training.deadline import Deadline
@@ -133,6 +134,7 @@ def _finished_before(run: RunFolder, settings: Settings, console: Console) -> Ru
     done = run.read_result() if run.record.exists() else None
     if done is None:
         return None
+    check_unedited(run)
     changed = changes(run.read_settings(all_known=True), settings, run.path)
     whole = all(each.path.exists() for each in done.networks)
     if is_main():

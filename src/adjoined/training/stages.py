@@ -22,6 +22,7 @@ from adjoined.models import is_code
 from adjoined.names import BASE
 from adjoined.report.console import say
 from adjoined.runs import NetworkResult, RunFolder, RunResult, StageCost, load, read_description
+from adjoined.runs.unedited import check_unedited
 from adjoined.settings import Settings
 from adjoined.training.job import make_job
 
@@ -149,6 +150,7 @@ def _equal_run(stage: Stage, known: Iterable[Path]) -> Path | None:
     for path in known:
         run = RunFolder(path)
         with suppress(AdjoinedError):  # a damaged run is not needed: the stage is trained
+            check_unedited(run)
             # Settings that the stage's method ignores do not change the outcome.
             if run.finished and ignored.issuperset(run.read_settings().differences(stage.settings)):
                 return path

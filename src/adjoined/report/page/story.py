@@ -18,6 +18,7 @@ from adjoined.kinds import MAIN, task_kind
 from adjoined.report.figures import Figures
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.folder import name_for
+from adjoined.runs.unedited import check_unedited
 from adjoined.settings import Settings
 
 
@@ -78,6 +79,7 @@ def read_story(folder: str | Path, *, weights: str = "final") -> RunStory:
         AdjoinedError: there is no run, or a file is damaged.
     """
     run = RunFolder(folder)
+    check_unedited(run)  # the page shows them
     settings, record, result = run.read_settings(), run.read_record(), run.read_result()
     benchmark = run.path / name_for(BENCHMARK, weights)
     return RunStory(
