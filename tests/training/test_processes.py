@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -124,3 +125,14 @@ def test_sigterm_while_the_first_process_writes_a_checkpoint_stops_all(tmp_path)
     done = run_forked(*line, cwd=tmp_path, two=True)
     assert done.returncode == 130, done.stderr
     assert "continue with: adjoined train --resume run" in done.stderr
+
+
+def test_a_rank_left_in_the_environment_is_named_before_anything_is_written(tmp_path):
+    line = [ADJOINED, "train", *QUICK, "--epochs", "1", "--run", "run"]
+    alone = {name: value for name, value in os.environ.items() if name != "RANK"} | {"LOCAL_RANK": "1"}
+    done = subprocess.run(line, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("adjoined: error: LOCAL_RANK: the environment says")
+    assert done.stderr.count("\n") == 1
+    assert "expected 0, or variables that are not set, got 1" in done.stderr
+    assert not list(tmp_path.iterdir())

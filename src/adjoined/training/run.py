@@ -262,6 +262,15 @@ def make_trainer(settings: Settings, folder: Path, callbacks: list[Callback], fi
             where="--accelerator, --devices, --nodes, --strategy, --precision",
             got=", ".join(map(str, asked)),
         ) from error
+    if trainer.world_size == 1 and not is_main():  # it would write and print nothing
+        names = [name for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK") if name in os.environ]
+        raise AdjoinedError(
+            "the environment says that this is a further process of several, but it would train alone",
+            where=", ".join(names),
+            expected="0, or variables that are not set",
+            got=", ".join(os.environ[name] for name in names),
+            fix="Unset them; to train on several devices, use --devices.",
+        )
     strategy = trainer.strategy
     parallel = isinstance(strategy, ParallelStrategy)  # only then does Lightning convert the norms
     alone = parallel and isinstance(strategy.cluster_environment, LightningEnvironment)
