@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from adjoined.cli import main
 from adjoined.data import DataInfo
@@ -241,10 +242,17 @@ def test_the_page_stays_small_whatever_the_run(trained: Path):
 # ---- several runs ----------------------------------------------------------------------------------------------------
 
 
+def trained_with(run: Path, **settings: object) -> Path:
+    """Return the run as if it had been trained with other settings."""
+    own, record = run / "settings.yaml", json.loads((run / "run.json").read_text())
+    own.write_text(yaml.safe_dump({**yaml.safe_load(own.read_text()), **settings}))
+    record["settings"].update(settings)
+    (run / "run.json").write_text(json.dumps(record))
+    return run
+
+
 def test_runs_are_compared_with_the_settings_in_which_they_differ(family: Path, trained: Path, tmp_path: Path):
-    other = Path(shutil.copytree(family, tmp_path / "other"))
-    settings = (other / "settings.yaml").read_text()
-    (other / "settings.yaml").write_text(settings.replace("lr: 0.1", "lr: 0.05"))
+    other = trained_with(Path(shutil.copytree(family, tmp_path / "other")), lr=0.05)
     page = page_of(family, other, out=tmp_path / "comparison.html")
     assert page.open == []
     assert page.written("h1") == ["2 runs compared"]
@@ -268,9 +276,7 @@ def test_runs_of_different_tasks_are_not_compared_and_only_own_code_is_told_its_
     page = page_of(family, trained, "--model", "nowhere.py:make", out=out)
     assert page.written("h1") == ["2 runs compared"]
     out.unlink()
-    other = Path(shutil.copytree(family, tmp_path / "other"))
-    settings = (other / "settings.yaml").read_text()
-    (other / "settings.yaml").write_text(re.sub(r"(?m)^data: .*$", "data: labels:labels.csv", settings))
+    other = trained_with(Path(shutil.copytree(family, tmp_path / "other")), data="labels:labels.csv")
     (other / "result.json").unlink()
     error = fails(capsys, "report", family, other, "--out", out)
     assert "different tasks" in error
