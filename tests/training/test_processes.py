@@ -130,6 +130,7 @@ def test_sigterm_while_the_first_process_writes_a_checkpoint_stops_all(tmp_path)
 def test_a_rank_left_in_the_environment_is_named_before_anything_is_written(tmp_path):
     line = [ADJOINED, "train", *QUICK, "--epochs", "1", "--run", "run"]
     alone = {name: value for name, value in os.environ.items() if name != "RANK"} | {"LOCAL_RANK": "1"}
+    # Lightning reads the variable when it is imported, so a fork would not see it.
     done = subprocess.run(line, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("adjoined: error: LOCAL_RANK: the environment says")

@@ -71,7 +71,7 @@ def save(
     Settings.check_names(settings, "save()")
     as_path(folder, "folder")
     finished = _finished(network, plan)
-    _check_finite(finished)
+    _check_weights(finished)
     plans = [each.plan for each in finished.values() if each.plan is not None]
     alphas = [each.alpha for each in plans]
     values = {"alpha": alphas if len(alphas) > 1 else alphas[0], "round_to": plans[0].round_to, **settings}
@@ -108,7 +108,7 @@ def save(
     return result
 
 
-def _check_finite(finished: Mapping[str, TrainedNetwork]) -> None:
+def _check_weights(finished: Mapping[str, TrainedNetwork]) -> None:
     for name, each in finished.items():
         if any(tensor.is_meta for tensor in each.module.state_dict().values()):
             fix = "Move it with to_empty() and load its weights."

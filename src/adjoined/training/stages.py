@@ -132,7 +132,7 @@ def _check_given(folder: Path, info: DataInfo, code: str | None) -> None:
             fix=f"Use the same code for both: --model {spec}.",
         )
     theirs = DataInfo.from_json(description["data"])
-    for what in (each.name for each in fields(DataInfo) if each.name != "name"):  # another folder's name is no matter
+    for what in (each.name for each in fields(DataInfo) if each.name != "name"):  # the folder may have another name
         if getattr(theirs, what) != getattr(info, what):
             raise AdjoinedError(
                 f"the run was trained for other images, classes or another task ({what})",

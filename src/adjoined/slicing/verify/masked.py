@@ -31,6 +31,9 @@ from adjoined.slicing.plan.plan import SlicePlan
 from adjoined.slicing.verify.liven import repeatable
 from adjoined.slicing.verify.numbers import RANGE, NumberedCall, Numbers, numbers_in
 
+_JOINS = ("cat", "stack", "copy_")
+"""Operators that put a tensor as it is into another one; as an operand of others, whole numbers are places."""
+
 
 class MaskedBase(LabelFlow):
     """One run of the base network with its dropped channels at zero.
@@ -105,7 +108,7 @@ class MaskedBase(LabelFlow):
         if not calls:
             return
         elementwise = torch.Tag.pointwise in func.tags or self.last_op in ALIKE
-        joins = self.last_op in ("cat", "stack", "copy_")
+        joins = self.last_op in _JOINS
         places = any(tensor is not args[0] and not tensor.is_floating_point() for tensor in made)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not results or (places and not elementwise and not joins):
