@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from adjoined.atomic import write_whole
 from adjoined.cli import main as adjoined
-from adjoined.files import write_whole
 
 METHODS = [
     *("standard", "dropout:dropout_rate=0.3", "dropout:dropout_rate=0.5"),

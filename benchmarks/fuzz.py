@@ -36,6 +36,7 @@ from environment import measuring
 from PIL import Image
 
 import adjoined
+from adjoined.atomic import write_whole
 from adjoined.benchmark.result import read_benchmark
 from adjoined.comparison.study import RECORD, Study
 from adjoined.comparison.variants import Variant
@@ -43,7 +44,6 @@ from adjoined.data import DataRecord, DataSettings, open_data
 from adjoined.data.preprocessing import load_image
 from adjoined.errors import AdjoinedError
 from adjoined.export.record import read_exports
-from adjoined.files import write_whole
 from adjoined.report.benchmark import benchmark_tables
 from adjoined.report.figures import result_table
 from adjoined.report.page.sections import export_tables

@@ -1,18 +1,14 @@
-"""Reading and writing files: only regular files of limited size are read, and files are written atomically.
+"""Paths and reading: only regular files of limited size are read.
 
-A run folder may be untrusted, so no link in it is followed. Files are written under a new random name in the same
-folder, flushed to disk, and renamed.
+A run folder may be untrusted, so no link in it is followed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import secrets
-import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, EEXIST, EFBIG, ELOOP, ENOSPC
 from pathlib import Path
@@ -26,8 +22,6 @@ LARGEST_TEXT = 8 << 20
 
 _FULL = (ENOSPC, EDQUOT, EFBIG)
 _PART = re.compile(r"\.adjoined-[0-9a-f]{16}\.part")
-_HERE, _EXCHANGE = -100, 2
-"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 
 def as_path(place: object, where: str) -> Path:
@@ -39,173 +33,14 @@ def as_path(place: object, where: str) -> Path:
     raise AdjoinedError("not a path", where=where, expected="a str or a pathlib.Path", got=type(place).__name__)
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file atomically: a crash at any moment leaves either the old file or the new one.
-
-    Args:
-        path: the file; its folder must exist. A link of this name is replaced, not followed.
-        write: called with the open binary file; writes the content to it.
-
-    Raises:
-        AdjoinedError: the disk is full, the folder is not writable, or the file is a device or a pipe; what was there
-            is kept.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "answer.txt"
-        >>> write_whole(path, lambda file: file.write(b"42"))
-        >>> path.read_text()
-        '42'
-    """
-    _refuse_device(path)
-    beside = _name_beside(path)
-    try:
-        # An unguessable name and a file that must not exist yet: nobody can have placed a link there.
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        with open(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise cannot_write(error, path) from error
-    finally:
-        with suppress(OSError):  # missing; or the disk is read-only, as reported
-            beside.unlink()
-
-
-@contextmanager
-def written_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """Let the block write files, or a new folder, to a temporary place; they are renamed when it finishes.
-
-    Args:
-        paths: the files, all in one existing folder; the first, which refers to the others, is renamed last.
-
-    Yields:
-        The temporary paths: files of the same names in a new folder, which is deleted at the end.
-
-    Raises:
-        AdjoinedError: the disk is full or the folder is not writable; the old files are kept.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "answer.txt"
-        >>> with written_beside(path) as (part,):
-        ...     _ = part.write_text("42")
-        >>> path.read_text(), len(list(path.parent.iterdir()))
-        ('42', 1)
-    """
-    with scratch_folder(paths[0].parent) as beside:
-        parts = tuple(beside / path.name for path in paths)
-        try:
-            yield parts
-            for part, path in reversed(tuple(zip(parts, paths, strict=True))):
-                _flush(part)
-                os.replace(part, path)
-            _flush(paths[0].parent)
-        except OSError as error:
-            raise cannot_write(error, paths[0]) from error
-
-
-@contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """Create a temporary folder in a folder, and delete it with its contents at the end.
-
-    Raises:
-        AdjoinedError: it cannot be created.
-    """
-    scratch = _name_beside(folder / "scratch")
-    try:
-        scratch.mkdir()
-    except OSError as error:
-        raise cannot_write(error, folder) from error
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """Fill a new folder that replaces another one atomically.
-
-    Args:
-        path: the folder; its parent must exist.
-
-    Yields:
-        An empty folder, which is renamed to `path` when the block finishes; the old one is deleted.
-
-    Raises:
-        AdjoinedError: the disk is full or the folder is not writable; the old one is kept.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "best"
-        >>> for text in ("old", "new"):
-        ...     with replaced_folder(path) as folder:
-        ...         _ = (folder / "file").write_text(text)
-        >>> (path / "file").read_text(), len(list(path.parent.iterdir()))
-        ('new', 1)
-    """
-    with scratch_folder(path.parent) as scratch:
-        beside = scratch / path.name
-        beside.mkdir()
-        yield beside
-        try:
-            _flush(beside)
-            if not path.exists():
-                beside.rename(path)
-            elif not _exchange(beside, path):
-                path.rename(scratch / f"{path.name}.old")
-                beside.rename(path)
-            _flush(path.parent)
-        except OSError as error:
-            raise cannot_write(error, path) from error
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two folders atomically, if the system supports it."""
-    library = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(library, "renameat2"):
-        return False
-    return library.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in the block, which reads a file of an existing folder and writes it changed."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def is_part(name: str) -> bool:
-    """Return whether this is the name of an incomplete file or folder, written by one of these functions.
+    """Return whether this is the name of an incomplete file or folder, written by a function of `atomic`.
 
     Example:
         >>> is_part(".adjoined-0123456789abcdef.part"), is_part("film.part")
         (True, False)
     """
     return _PART.fullmatch(name) is not None
-
-
-def clear_parts(folder: Path) -> None:
-    """Remove incomplete files that killed processes left in a folder that this process has locked."""
-    if not folder.is_dir():
-        return
-    for entry in os.scandir(folder):
-        if is_part(entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                Path(entry.path).unlink(missing_ok=True)
 
 
 def make_folder(path: Path, *, links: bool = False) -> None:
@@ -254,28 +89,12 @@ def check_writable(path: Path) -> None:
         raise AdjoinedError("is a folder", where=path, expected="a file", fix="Name a file in it.")
     if not path.parent.is_dir():
         raise AdjoinedError("no such folder", where=path.parent, fix="Create it, or choose another one.")
-    _refuse_device(path)
+    check_replaceable(path)
     try:
         with TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise cannot_write(error, path) from error
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a regular file of a run atomically.
-
-    Raises:
-        AdjoinedError: the source is missing, is a link, or is not a regular file; or the target cannot be written.
-    """
-    with open_regular(source, "a file of a run") as file:
-        write_whole(target, lambda copy: shutil.copyfileobj(file, copy, 1 << 20))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, atomically; errors as in `write_whole`."""
-    content = text.encode()
-    write_whole(path, lambda file: file.write(content))
 
 
 @contextmanager
@@ -354,16 +173,12 @@ def cannot_write(error: OSError, path: object) -> AdjoinedError:
     return AdjoinedError(f"cannot be written: {reason}", where=where, fix="Choose a writable folder.")
 
 
-def _refuse_device(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """Raise AdjoinedError for /dev/null, a pipe and the like, which a rename would replace, for all programs."""
     with suppress(OSError):
         kind = stat.S_IFMT(path.lstat().st_mode)
         if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK) or path.parent.resolve() == Path("/dev"):
             raise AdjoinedError("is not a regular file", where=path, expected="a new file, or one to replace")
-
-
-def _name_beside(path: Path) -> Path:
-    return path.with_name(f".adjoined-{secrets.token_hex(8)}.part")
 
 
 def _cached(path: Path) -> Path:
@@ -377,12 +192,3 @@ def _cached(path: Path) -> Path:
         if target and not (cache / "blobs").is_symlink():
             return cache / "blobs" / target[1]
     return path
-
-
-def _flush(path: Path) -> None:
-    # Also for a folder: a rename is durable only once the folder itself is flushed.
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

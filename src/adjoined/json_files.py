@@ -9,8 +9,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from adjoined.atomic import write_whole
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_bytes, write_whole
+from adjoined.files import read_bytes
 
 DEEPEST = 32
 """Deepest nesting in a file that is read."""

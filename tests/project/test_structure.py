@@ -22,6 +22,7 @@ TORCH_ALONE = {
     "objective",
     "slicing",
     "width_search",
+    "atomic",
     "errors",
     "files",
     "json_files",

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 import adjoined
+from adjoined.atomic import replaced_folder, write_whole, written_beside
 from adjoined.cli import main
 from adjoined.comparison.study import Study
 from adjoined.comparison.variants import read_variants
 from adjoined.errors import AdjoinedError
-from adjoined.files import check_writable, replaced_folder, write_whole, written_beside
+from adjoined.files import check_writable
 from adjoined.json_files import read_json, write_json
 from adjoined.runs import RunFolder
 from adjoined.runs.finished import open_run

@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from adjoined.atomic import replaced_folder, write_text
 from adjoined.cli import main
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError
-from adjoined.files import replaced_folder, write_text
 from adjoined.json_files import read_json, write_json
 from adjoined.report.result import kept_figures
 from adjoined.runs import RunFolder, RunResult, load, read_description

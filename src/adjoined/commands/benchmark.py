@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adjoined.atomic import write_text
 from adjoined.benchmark import IN_PYTORCH, RUNTIMES
 from adjoined.commands.flags import parse, typed
 from adjoined.commands.model_flags import ModelOptions
@@ -17,7 +18,7 @@ from adjoined.commands.option_fields import fields_of, flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError, check_range, check_threads, did_you_mean
-from adjoined.files import check_writable, write_text
+from adjoined.files import check_writable
 
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark

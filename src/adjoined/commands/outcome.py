@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from adjoined.atomic import write_text
 from adjoined.benchmark.turns import latency
-from adjoined.files import write_text
 from adjoined.printable import counted
 from adjoined.report.figures import Figures, result_table
 from adjoined.report.result import figures_from, keep_figures, kept_figures

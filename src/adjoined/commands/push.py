@@ -8,10 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from adjoined.atomic import copy_file, write_text
 from adjoined.commands.flags import parse
 from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
-from adjoined.files import copy_file, make_folder, refuse_link, write_text
+from adjoined.files import make_folder, refuse_link
 from adjoined.json_files import write_json
 from adjoined.kinds import without_folder
 from adjoined.printable import counted
@@ -41,8 +42,8 @@ class PushOptions(OwnCode, OfRun):
 def main(argv: Sequence[str]) -> None:
     """Gather the files, upload them, and show how to load them."""
     (options,) = parse("push", argv, PushOptions, purpose=PURPOSE)
+    from adjoined.atomic import written_beside
     from adjoined.commands.outcome import load_line
-    from adjoined.files import written_beside
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run
     from adjoined.runs.hub import is_hub, split, upload

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adjoined.atomic import write_text
 from adjoined.commands.flags import parse
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
 from adjoined.errors import AdjoinedError, check_range
-from adjoined.files import check_writable, write_text
+from adjoined.files import check_writable
 from adjoined.kinds import NAMES
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from adjoined.atomic import write_whole
 from adjoined.comparison.rows import Row, measure_of
 from adjoined.comparison.study import Study
-from adjoined.files import write_whole
 from adjoined.kinds import NAMES
 from adjoined.report import units
 from adjoined.report.page.story import read_history

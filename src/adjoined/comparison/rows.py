@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from adjoined.atomic import write_text
 from adjoined.benchmark.turns import Latency, latency
 from adjoined.comparison.study import Study, differing
 from adjoined.comparison.variants import Variant, train_command
 from adjoined.errors import AdjoinedError
-from adjoined.files import write_text
 from adjoined.kinds import MAIN, MEASURES, heading, short_name, task_kind
 from adjoined.printable import counted
 from adjoined.report import units

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import torch
 
+from adjoined.atomic import write_whole
 from adjoined.data.folders import TRAIN
 from adjoined.data.images import FileImages, Images
 from adjoined.data.opening import ImageData, open_data
 from adjoined.data.scanning import as_text
 from adjoined.data.settings import DataSettings, folder_of
 from adjoined.errors import AdjoinedError
-from adjoined.files import open_regular, write_whole
+from adjoined.files import open_regular
 from adjoined.json_files import read_versioned, write_json
 from adjoined.kinds import kind_of
 from adjoined.schema import conform

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adjoined.atomic import one_at_a_time
 from adjoined.errors import AdjoinedError
 from adjoined.export.targets import TARGETS, Target
-from adjoined.files import one_at_a_time
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import check_name
 from adjoined.schema import conform

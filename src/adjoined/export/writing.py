@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from adjoined.atomic import write_whole, written_beside
 from adjoined.errors import AdjoinedError
 from adjoined.export.targets import Runnable, Target, find_target
 from adjoined.export.verify import TOLERANCE, Difference, check, compare
-from adjoined.files import write_whole, written_beside
 
 GRAPH = 1 << 20
 """Bytes that a file may take besides the weights."""

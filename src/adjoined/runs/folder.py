@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from adjoined.atomic import clear_parts, copy_file, write_text
 from adjoined.data import DataRecord, ImageData
 from adjoined.data.folders import check_outside
 from adjoined.errors import AdjoinedError
-from adjoined.files import clear_parts, copy_file, is_part, make_folder, refuse_link, write_text
+from adjoined.files import is_part, make_folder, refuse_link
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import BASE, SMALL, SPARSE
 from adjoined.runs.lock import NAME as LOCK

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from adjoined.atomic import write_whole
 from adjoined.data.info import LARGEST_IMAGE, DataInfo
 from adjoined.errors import AdjoinedError
-from adjoined.files import as_path, check_unicode, open_regular, read_bytes, write_whole
+from adjoined.files import as_path, check_unicode, open_regular, read_bytes
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import check_name
 from adjoined.plain import check, entry, whole

@@ -20,8 +20,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from msgspec import Meta
 
+from adjoined.atomic import write_whole
 from adjoined.errors import AdjoinedError, first_line
-from adjoined.files import make_folder, open_regular, write_whole
+from adjoined.files import make_folder, open_regular
 from adjoined.schema import conform
 from adjoined.training.history import EpochFigures, History, of_networks
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adjoined.atomic import copy_file, replaced_folder, scratch_folder
 from adjoined.data import ImageData
 from adjoined.errors import AdjoinedError
-from adjoined.files import cannot_write, copy_file, replaced_folder, scratch_folder
+from adjoined.files import cannot_write
 from adjoined.json_files import read_json, write_json
 from adjoined.kinds import NAMES
 from adjoined.methods import TrainedNetwork

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from adjoined.files import write_text
+from adjoined.atomic import write_text
 from adjoined.kinds import main_in
 from adjoined.training.module import TrainingModule
 

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from adjoined.atomic import write_whole
 from adjoined.errors import AdjoinedError, first_line
-from adjoined.files import make_folder, open_regular, write_whole
+from adjoined.files import make_folder, open_regular
 from adjoined.methods.replay import Pupil
 from adjoined.names import BASE
 from adjoined.training.module import TrainingModule

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from adjoined.atomic import copy_file, written_beside
 from adjoined.data import DataInfo, ImageData
 from adjoined.errors import AdjoinedError
-from adjoined.files import copy_file, make_folder, refuse_link, written_beside
+from adjoined.files import make_folder, refuse_link
 from adjoined.methods import METHODS, Stage
 from adjoined.models import is_code
 from adjoined.names import BASE
