@@ -55,9 +55,13 @@ def command_line(words: Sequence[str]) -> str:
         'python benchmarks/train_step.py --rounds 8'
         >>> command_line(["/usr/bin/adjoined", "plan", "resnet20", "--model-options", "{width: 2}"])
         "adjoined plan resnet20 --model-options '{width: 2}'"
+        >>> command_line(["/usr/lib/python3/site-packages/adjoined/__main__.py", "plan", "resnet20"])
+        'python -m adjoined plan resnet20'
     """
     program, *arguments = words
     path = Path(program)
+    if path.name == "__main__.py":
+        return shlex.join(["python", "-m", path.parent.name, *arguments])
     if path.suffix == ".py":
         return shlex.join(["python", path.name if path.is_absolute() else program, *arguments])
     return shlex.join([path.name, *arguments])
