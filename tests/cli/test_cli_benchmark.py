@@ -76,6 +76,13 @@ def test_a_run_keeps_its_figures_in_its_folder(run: Path, capsys: pytest.Capture
             assert figure in printed
 
 
+def test_the_figures_of_other_weights_are_kept_beside_them_in_both_formats(run: Path):
+    line = ["benchmark", str(run), "--runtimes", "eager", "--batch-sizes", "3", "--weights", "last", *QUICK]
+    assert main(line) == 0
+    assert read_benchmark(run / "benchmark-last.json").rows
+    assert "a call with 3 images" in (run / "benchmark-last.md").read_text()
+
+
 def test_files_in_a_run_are_not_opened_but_made_anew(run: Path, capsys: pytest.CaptureFixture[str]):
     """They may be of another network, ask for any amount of memory, or keep whoever opens them waiting."""
     assert main(["export", str(run), "--to", "onnx", "--which", "small"]) == 0

@@ -235,6 +235,17 @@ def test_torch_export_takes_images_in_any_memory_format_one_after_another(networ
         torch.testing.assert_close(run(each), network(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("target", ["onnx", "openvino", "torch-export"])
+def test_room_for_a_batch_in_executorch_leaves_other_targets_as_they_are(
+    target: str, network: Residual, tmp_path: Path
+):
+    path = tmp_path / f"small{export.find_target(target).suffix}"
+    export.write(network, path, pairs(), to=target, largest_batch=3)
+    for count in (1, 5):
+        x = images(count, *SIZE)
+        torch.testing.assert_close(export.load(path)(x), network(x).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_executorch_runs_a_batch_that_is_larger_than_reserved_in_parts(network: Residual, tmp_path: Path):
     path = tmp_path / "small.pte"
     export.write(network, path, pairs(), to="executorch", largest_batch=2)

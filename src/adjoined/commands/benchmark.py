@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
         tell=lambda line: show(f"measuring: {line}", file=sys.stderr),
     )
     if out:
-        _keep(found, out)
+        _keep(found, out, name_for(NAME, options.weights))
     if options.json:
         print_json(found.to_json())
     else:
@@ -178,13 +178,12 @@ def _of_model(spec: str, asked: ModelOptions) -> Subject:
     )
 
 
-def _keep(found: Benchmark, out: Path) -> None:
-    """Write the results; for a run, as JSON and as Markdown beside it."""
-    from adjoined.benchmark.result import NAME
+def _keep(found: Benchmark, out: Path, own: str) -> None:
+    """Write the results; under a run's own name for them, as JSON and as Markdown beside it."""
     from adjoined.report.benchmark import benchmark_tables
 
     text = "\n".join(table.markdown() for table in benchmark_tables(found))
     if out.suffix != ".md":
         found.save(out)
-    if out.suffix == ".md" or out.name == NAME:
+    if out.suffix == ".md" or out.name == own:
         write_text(out.with_suffix(".md"), text)

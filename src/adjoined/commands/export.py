@@ -14,6 +14,7 @@ from adjoined.commands.option_fields import flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode
 from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError, check_range
+from adjoined.printable import counted
 
 if TYPE_CHECKING:
     from adjoined.report.table import Table
@@ -141,8 +142,10 @@ def _table(folder: Path, entries: list[dict[str, Any]], caveats: Sequence[str]) 
             row += [units.percent(each["top1"]), units.percent(each["top1_pytorch"])]
         rows.append(tuple(row))
     compared = entries[0]["difference"]["images"]
-    notes = [f"Each file was run in its own runtime and compared with PyTorch on {compared} validation images."]
+    notes = [
+        f"Each file was run in its own runtime and compared with PyTorch on {counted(compared, 'validation image')}."
+    ]
     if int8:
         whole = next(each["accuracy_images"] for each in entries if each["int8"])
-        notes.append(f"Accuracies: on {whole} validation images.")
+        notes.append(f"Accuracies: on {counted(whole, 'validation image')}.")
     return Table(tuple(columns), tuple(rows), title=f"{folder}", notes=(*notes, *caveats))

@@ -30,7 +30,7 @@ def export(module: nn.Module, example: Tensor, path: Path, metadata: Mapping[str
     with torch.no_grad():
         program = torch.onnx.export(
             module,
-            (example.expand(2, *example.shape[1:]),),  # the exporter treats a batch size of 1 as a constant
+            (example[:1].expand(2, *example.shape[1:]),),  # the exporter treats a batch size of 1 as a constant
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
