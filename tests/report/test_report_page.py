@@ -291,6 +291,14 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(family: Path, tmp_path: 
     assert {"a/run, base", "b/run, base"} <= set(page.written("th"))
 
 
+@pytest.mark.parametrize("flag", ["--data", "--data-root", "--device", "--workers"])
+def test_a_comparison_refuses_flags_that_it_does_not_read(
+    flag: str, family: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+):
+    error = fails(capsys, "report", family, trained, flag, "1")
+    assert f"error: {flag}: has no effect: a comparison of runs shows their recorded figures" in error
+
+
 def test_a_run_is_not_compared_with_itself(family: Path, capsys: pytest.CaptureFixture[str]):
     assert "RUN: the same run is given twice" in fails(capsys, "report", family, family / ".." / family.name)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.atomic import write_text
 from adjoined.commands.flags import parse
+from adjoined.commands.option_fields import flag_of
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
 from adjoined.errors import AdjoinedError, check_range
 from adjoined.files import check_writable
@@ -41,6 +42,13 @@ class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
     device: str = "cpu"
     """Device: cpu, cuda, mps."""
 
+    def refuse_image_flags(self, why: str) -> None:
+        """Raise AdjoinedError if a flag is given that matters only if images are classified."""
+        usual = {each.name: each.default for each in fields(self)}
+        for name in ("data", "data_root", "device", "workers"):
+            if getattr(self, name) != usual[name]:
+                raise AdjoinedError(f"has no effect: {why}", where=flag_of(name), fix="Leave it out.")
+
 
 def main(argv: Sequence[str]) -> None:
     """Write the page and print its path."""
@@ -48,6 +56,8 @@ def main(argv: Sequence[str]) -> None:
     check_range(options.images >= 0, "--images", "at least 0", options.images)
     if len({Path(each).resolve() for each in options.run}) < len(options.run):
         raise AdjoinedError("the same run is given twice", where="RUN", got=", ".join(options.run))
+    if len(options.run) > 1:
+        options.refuse_image_flags("a comparison of runs shows their recorded figures and reads no images")
     from adjoined.runs.folder import name_for
 
     own = name_for("report.html", options.weights)
@@ -83,6 +93,8 @@ def _page(options: ReportOptions, out: Path) -> str:
             evidence = _with_layers(run, look_at(modules, images, most=options.images, device=options.device))
         else:
             masks = compare_masks(modules, images, most=options.images, device=options.device)
+    elif task:
+        options.refuse_image_flags(f"the report of a {task} run reads no images")
     return run_page(story, evidence, outcome_table(run, list(story.figures)), masks)
 
 
