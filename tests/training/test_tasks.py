@@ -27,6 +27,7 @@ from adjoined.training.job import make_job
 from adjoined.training.meters import measure
 from adjoined.training.outlook import step_bytes
 from drawn_masks import CODE, draw
+from mistakes import fails
 from tiny_runs import QUIET
 
 TINY = Settings(
@@ -126,7 +127,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.mark.parametrize("method", ["adjoint+", "distillation"])
-def test_labels_are_learned(tmp_path: Path, marked: Settings, method: str):
+def test_labels_are_learned(tmp_path: Path, marked: Settings, method: str, capsys: pytest.CaptureFixture[str]):
     result = train(replace(marked, method=method), tmp_path / "run", console=QUIET)
     for network in result.networks:
         assert network.main_name == "mean_ap"
@@ -134,6 +135,8 @@ def test_labels_are_learned(tmp_path: Path, marked: Settings, method: str):
         assert network.mean_ap > 0.6
     small = adjoined.load(tmp_path / "run", "small")
     assert small(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    error = fails(capsys, "report", tmp_path / "run", "--device", "cuda")
+    assert "--device: has no effect: the report of a multilabel run reads no images" in error
 
 
 def test_labels_that_no_image_has_do_not_lower_the_mean_average_precision():
