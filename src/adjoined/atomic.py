@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from adjoined.files import cannot_write, check_replaceable, is_part, open_regular
+from adjoined.files import cannot_write, check_replaceable, is_part, new_part, open_regular
 
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux."""
@@ -39,7 +38,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         '42'
     """
     check_replaceable(path)
-    beside = _name_beside(path)
+    beside = new_part(path.parent)
     try:
         # An unguessable name and a file that must not exist yet: nobody can have placed a link there.
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
@@ -129,7 +128,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 def _owned_folder(parent: Path) -> tuple[Path, int]:
     """Create a folder, locked until the handle is closed or this process ends."""
     while True:
-        folder = _name_beside(parent / "scratch")
+        folder = new_part(parent)
         folder.mkdir()
         with suppress(FileNotFoundError):  # taken for abandoned before it was locked: try again
             handle = os.open(folder, os.O_RDONLY)
@@ -141,14 +140,19 @@ def _owned_folder(parent: Path) -> tuple[Path, int]:
 
 def _clear_abandoned(parent: Path) -> None:
     """Delete temporary folders that no process has locked; on a file system without locks, none."""
-    with suppress(OSError):  # a folder that is missing or may not be read
-        for entry in os.scandir(parent):
-            if is_part(entry.name) and entry.is_dir(follow_symlinks=False):
-                with suppress(OSError):  # another process was faster
-                    handle = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                    if _lock(handle, wait=False):
-                        shutil.rmtree(entry.path, ignore_errors=True)
-                    os.close(handle)
+    with suppress(OSError):  # a folder that is missing or may not be read, or another process was faster
+        for part in _parts(parent):
+            if part.is_dir(follow_symlinks=False):
+                handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                if _lock(handle, wait=False):
+                    shutil.rmtree(part, ignore_errors=True)
+                os.close(handle)
+
+
+def _parts(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the incomplete files and folders in a folder."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if is_part(entry.name)]
 
 
 def _lock(handle: int, *, wait: bool) -> bool:
@@ -220,19 +224,15 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def clear_parts(folder: Path) -> None:
-    """Remove incomplete files that killed processes left in a folder that this process has locked."""
-    if not folder.is_dir():
-        return
-    for entry in os.scandir(folder):
-        if is_part(entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                Path(entry.path).unlink(missing_ok=True)
+    """Remove incomplete files and folders that killed processes left in a run folder that this process has locked.
 
-
-def _name_beside(path: Path) -> Path:
-    return path.with_name(f".adjoined-{secrets.token_hex(8)}.part")
+    Their own locks do not count: a killed trainer's data workers hold them for a few seconds more.
+    """
+    for part in _parts(folder) if folder.is_dir() else ():
+        if part.is_dir(follow_symlinks=False):
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            Path(part).unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,8 +34,13 @@ def as_path(place: object, where: str) -> Path:
     raise AdjoinedError("not a path", where=where, expected="a str or a pathlib.Path", got=type(place).__name__)
 
 
+def new_part(folder: Path) -> Path:
+    """Return an unguessable name for an incomplete file or folder in a folder; `is_part` recognises it."""
+    return folder / f".adjoined-{secrets.token_hex(8)}.part"
+
+
 def is_part(name: str) -> bool:
-    """Return whether this is the name of an incomplete file or folder, written by a function of `atomic`.
+    """Return whether this is the name of an incomplete file or folder.
 
     Example:
         >>> is_part(".adjoined-0123456789abcdef.part"), is_part("film.part")
