@@ -299,6 +299,16 @@ def test_a_comparison_refuses_flags_that_it_does_not_read(
     assert f"error: {flag}: has no effect: a comparison of runs shows their recorded figures" in error
 
 
+def test_the_page_of_an_unfinished_run_refuses_flags_that_only_images_need(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(shutil.copytree(family, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"finished": None, "result": None}))
+    error = fails(capsys, "report", run, "--data-root", tmp_path)
+    assert "--data-root: has no effect: the run is not finished" in error
+
+
 def test_a_run_is_not_compared_with_itself(family: Path, capsys: pytest.CaptureFixture[str]):
     assert "RUN: the same run is given twice" in fails(capsys, "report", family, family / ".." / family.name)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adjoined.commands.flags import parse
-from adjoined.commands.option_fields import flag_of
+from adjoined.commands.option_fields import flag_of, flags_set
 from adjoined.commands.options import AsJson, ChosenWeights, OfData, OfRun, OwnCode
 from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError, check_range
@@ -56,12 +56,8 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
         for name in ("images", "calibration", "largest_batch"):
             check_range(getattr(self, name) >= 1, flag_of(name), "at least 1", getattr(self, name))
         check_range(0 <= self.max_drop <= 1, "--max-drop", "a number in [0, 1]", self.max_drop)
-        usual = {each.name: each.default for each in fields(self)}
-        for name in ("calibration", "max_drop"):
-            if not self.int8 and getattr(self, name) != usual[name]:
-                raise AdjoinedError(
-                    "only an int8 export reads it", where=flag_of(name), fix="Add --int8, or leave it out."
-                )
+        if not self.int8 and (given := flags_set(self, ("calibration", "max_drop"))):
+            raise AdjoinedError("only an int8 export reads it", where=given[0], fix="Add --int8, or leave it out.")
         if not self.to:
             raise AdjoinedError("no target is given", where="--to", expected="one or more, such as onnx,openvino")
 

@@ -40,6 +40,22 @@ def has_default(field: Field[Any]) -> bool:
     return field.default is not MISSING or field.default_factory is not MISSING
 
 
+def flags_set(options: Any, names: Sequence[str]) -> list[str]:
+    """Return the flags of those of an options object's fields that do not have their defaults.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Options:
+        ...     max_drop: float = 0.05
+        ...     images: int = 256
+        >>> flags_set(Options(images=9), ["max_drop", "images"])
+        ['--images']
+    """
+    own = fields_of([type(options)])
+    return [flag_of(name) for name in names if getattr(options, name) != default_of(own[name])]
+
+
 def default_of(field: Field[Any]) -> Any:
     """Return the default of a field that has one."""
     return field.default if field.default_factory is MISSING else field.default_factory()

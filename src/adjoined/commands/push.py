@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from adjoined.atomic import copy_file, write_text
+from adjoined.atomic import copy_file, write_text, written_beside
 from adjoined.commands.flags import parse
 from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
@@ -42,7 +42,6 @@ class PushOptions(OwnCode, OfRun):
 def main(argv: Sequence[str]) -> None:
     """Gather the files, upload them, and show how to load them."""
     (options,) = parse("push", argv, PushOptions, purpose=PURPOSE)
-    from adjoined.atomic import written_beside
     from adjoined.commands.outcome import load_line
     from adjoined.report.console import show
     from adjoined.runs.finished import open_run

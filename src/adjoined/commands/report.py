@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.atomic import write_text
 from adjoined.commands.flags import parse
-from adjoined.commands.option_fields import flag_of
+from adjoined.commands.option_fields import flags_set
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
 from adjoined.errors import AdjoinedError, check_range
 from adjoined.files import check_writable
@@ -44,10 +44,8 @@ class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
 
     def refuse_image_flags(self, why: str) -> None:
         """Raise AdjoinedError if a flag is given that matters only if images are classified."""
-        usual = {each.name: each.default for each in fields(self)}
-        for name in ("data", "data_root", "device", "workers"):
-            if getattr(self, name) != usual[name]:
-                raise AdjoinedError(f"has no effect: {why}", where=flag_of(name), fix="Leave it out.")
+        if given := flags_set(self, ("data", "data_root", "device", "workers")):
+            raise AdjoinedError(f"has no effect: {why}", where=given[0], fix="Leave it out.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -77,6 +75,7 @@ def _page(options: ReportOptions, out: Path) -> str:
     story, run = _tell(options.run[0], options)
     check_writable(out)
     if run is None:
+        options.refuse_image_flags("the run is not finished, so its networks classify no images")
         return run_page(story)
     from adjoined.commands.device import check_device
     from adjoined.commands.outcome import outcome_table
