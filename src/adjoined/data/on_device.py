@@ -59,11 +59,14 @@ class DeviceLoader:
         self.sampler, self.batch_size, self.flip, self.shift = sampler, batch_size, flip, shift
         self.size = pixels.shape[-1]
         padded = F.pad(pixels.float(), [shift] * 4, mode="reflect") if shift else pixels
-        self.pixels = padded.to(torch.uint8).permute(0, 2, 3, 1).contiguous().to(device)  # (N, H, W, C)
+        pixels = padded.to(torch.uint8).permute(0, 2, 3, 1).contiguous().to(device)  # (N, H, W, C)
         self.labels = images.labels.to(device)
+        # Rows of pixels and channels are copied and normalised as one, several times as fast as pixel by pixel.
+        channels, row = pixels.shape[-1], self.size * pixels.shape[-1]
+        self.windows = pixels.flatten(2).unfold(1, self.size, 1).unfold(2, row, channels)  # (N, y, x, H, W * C)
         # Normalise with one multiplication and one addition: (v / 255 - mean) / std.
         mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
-        self.factor, self.offset = (1 / (255 * std)).to(device), (-mean / std).to(device)
+        self.factor, self.offset = (each.repeat(self.size).to(device) for each in (1 / (255 * std), -mean / std))
 
     def __len__(self) -> int:
         return max(len(self.sampler) // self.batch_size, 1)
@@ -83,8 +86,7 @@ class DeviceLoader:
 
     def _vary(self, chosen: Tensor, corner: Tensor, turned: Tensor) -> Tensor:
         """Return images, float32 (n, C, H, W) in channels-last memory."""
-        steps = torch.arange(self.size, device=chosen.device)
-        rows = corner[0, :, None] + steps
-        columns = corner[1, :, None] + torch.where(turned[:, None], steps.flip(0), steps)
-        pixels = self.pixels[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]  # (n, H, W, C)
-        return (pixels * self.factor + self.offset).permute(0, 3, 1, 2)
+        rows = self.windows[chosen, corner[0], corner[1]]  # (n, H, W * C)
+        pixels = rows.unflatten(2, (self.size, -1))
+        rows = torch.where(turned[:, None, None, None], pixels.flip(2), pixels).flatten(2)
+        return rows.float().mul_(self.factor).add_(self.offset).view(pixels.shape).permute(0, 3, 1, 2)
