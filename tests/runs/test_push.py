@@ -204,6 +204,21 @@ def test_what_a_hub_refuses_is_reported_in_one_line(run: Path, hub: Hub, capsys:
     assert "a run is pushed to a name, not to a revision" in fails(capsys, *push[:3], "hub:ann/digits@v1")
 
 
+def test_what_is_to_be_private_is_never_published(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
+    assert main(["push", str(run), "--to", "hub:ann/open"]) == 0
+    before = dict(hub.repositories["ann/open"]), list(hub.commits)
+    capsys.readouterr()
+    error = fails(capsys, "push", run, "--to", "hub:ann/open", "--private", "--license", "mit")
+    assert "hub:ann/open: the repository exists and is public, so nothing was uploaded" in error
+    assert (hub.repositories["ann/open"], hub.commits) == before
+    for _ in range(2):  # a new one, and then the same one
+        assert main(["push", str(run), "--to", "hub:ann/closed", "--private"]) == 0
+    assert hub.private == {"ann/open": False, "ann/closed": True}
+    capsys.readouterr()
+    assert "--private: has no effect" in fails(capsys, "push", run, "--to", run.parent / "shared", "--private")
+    assert not (run.parent / "shared").exists()
+
+
 def test_an_unreachable_hub_is_reported_in_one_line(tmp_path: Path):
     code = "import adjoined; adjoined.load('hub:ann/digits')"
     shell = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HF_HOME": str(tmp_path)}

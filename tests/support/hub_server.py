@@ -112,8 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
                     ]
                 )
             else:
-                siblings = [{"rfilename": path} for path in files]
-                self._json({"id": name, "modelId": name, "sha": self.server.head(name), "siblings": siblings})
+                siblings, private = [{"rfilename": path} for path in files], self.server.private.get(name, False)
+                about = {"id": name, "modelId": name, "sha": self.server.head(name), "private": private}
+                self._json({**about, "siblings": siblings})
         elif match := re.match(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             name, file = match[1], match[2]
             if self._closed(name):

@@ -34,7 +34,7 @@ class PushOptions(OwnCode, OfRun):
     to: str | None = None
     """hub:OWNER/NAME; or a new folder, to inspect what would be pushed or to share it by other means."""
     private: bool = False
-    """Make a newly created repository private."""
+    """Push to a private repository: a new one is made private, and one that is public is refused."""
     license: str = ""
     """Licence of the networks, named in the card: mit, apache-2.0, cc-by-4.0, ..."""
 
@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
     to_hub = is_hub(options.to)
     if to_hub:
         split(options.to)
+    elif options.private:
+        raise AdjoinedError("has no effect: a folder is not published", where="--private", fix="Leave it out.")
     elif Path(options.to).exists():
         raise AdjoinedError("the folder exists already", where=options.to, fix="Choose a new folder.")
     elif not (parent := Path(options.to).parent).is_dir():

@@ -55,14 +55,15 @@ def upload(folder: Path, place: str, *, private: bool, message: str) -> str:
     Args:
         folder: folder of the files; existing files of the same names are replaced.
         place: `hub:OWNER/NAME`.
-        private: whether a new repository is private.
+        private: whether the repository must be private; an existing public one is refused.
         message: commit message.
 
     Returns:
         The address of the repository.
 
     Raises:
-        AdjoinedError: writing is not permitted, the hub cannot be reached, or huggingface_hub is not installed.
+        AdjoinedError: writing is not permitted, the repository is public though `private` is asked for, the hub cannot
+            be reached, or huggingface_hub is not installed. Nothing is uploaded then.
     """
     name, revision = split(place)
     if revision:
@@ -70,7 +71,16 @@ def upload(folder: Path, place: str, *, private: bool, message: str) -> str:
     api = _api(place)
     try:
         url = api.create_repo(name, private=private, exist_ok=True)
+        if private and not api.model_info(url.repo_id).private:  # it existed, and creating it again changes nothing
+            raise AdjoinedError(
+                "the repository exists and is public, so nothing was uploaded",
+                where=place,
+                expected="a private or new repository, because of --private",
+                fix="Make it private in its settings on the hub, or push to a new name.",
+            )
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=message)
+    except AdjoinedError:
+        raise
     except Exception as error:
         raise _explained(error, place) from error
     return str(url)
