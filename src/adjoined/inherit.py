@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from adjoined.errors import AdjoinedError
 from adjoined.network import AdjoinedNetwork
-from adjoined.slicing import Index, Inputs, SlicePlan, evaluating, named_tensors
+from adjoined.slicing import Index, Inputs, SlicePlan, evaluating, explaining, named_tensors
 
 POSITIONS = 64
 """Positions of each image at which a convolution's outputs are compared."""
@@ -48,6 +48,10 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
     Returns:
         Number of fitted layers.
 
+    Raises:
+        AdjoinedError: the base does not run on the images, or not to finite activations, or a batch norm gets one value
+            per channel, which has no variance.
+
     Source: the reconstruction of He et al., "Channel pruning for accelerating very deep neural networks",
     arXiv 1707.06168, for all layers and kernels.
 
@@ -66,8 +70,9 @@ def inherit(base: nn.Module, small: nn.Module, plan: SlicePlan, images: Any) -> 
     norms = [module for module in small.modules() if isinstance(module, _BatchNorm)]
     hooks = []
     with evaluating(base, small):
-        with _Record(base, plan) as recorded:
+        with explaining(base, inputs), _Record(base, plan) as recorded:
             inputs.run(base)
+        _check_finite(recorded.targets)
         try:
             with _Fit(small, recorded.targets) as fitted:
                 hooks += [norm.register_forward_pre_hook(_measure) for norm in norms if norm.running_var is not None]
@@ -88,7 +93,7 @@ def inherit_all(net: AdjoinedNetwork, images: Any, plans: Sequence[SlicePlan] | 
         plans: plans of the same widths whose channels are inherited, as `select` returns them; those of `net` if None.
 
     Raises:
-        AdjoinedError: a small network shares weights with the base, which fitting would change.
+        AdjoinedError: a small network shares weights with the base, which fitting would change; or as for `inherit`.
 
     Example:
         >>> from adjoined import adjoin
@@ -113,6 +118,18 @@ def inherit_all(net: AdjoinedNetwork, images: Any, plans: Sequence[SlicePlan] | 
         inherit(net.base, small, plan, images)
         found = small.state_dict()
         skeleton.load_state_dict({name: found[name] for name in own})
+
+
+def _check_finite(targets: Mapping[str, _Target]) -> None:
+    """Raise AdjoinedError if outputs of the base are not finite; the fit would spread NaN to all later layers."""
+    for name, target in targets.items():
+        if not bool(target.values.isfinite().all()):
+            raise AdjoinedError(
+                "the base network's activations are not finite on these images",
+                where=name,
+                expected="no NaN and no infinity",
+                fix="Check the images and the base's weights.",
+            )
 
 
 class _Target(NamedTuple):
@@ -198,6 +215,13 @@ def _measure(norm: nn.Module, args: tuple[Any, ...]) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     z = args[0].transpose(0, 1).flatten(1).float()
+    if z.shape[1] < 2:
+        raise AdjoinedError(
+            "a batch norm gets one value per channel, which has no variance",
+            where="images",
+            expected="two images or more",
+            got=f"an input {tuple(args[0].shape)} of the batch norm",
+        )
     norm.running_mean.copy_(z.mean(1))
     norm.running_var.copy_(z.var(1))
 

@@ -30,6 +30,7 @@ from adjoined.slicing import (
     Slicer,
     WithoutHistory,
     as_patterns,
+    check_is_plan,
     check_order,
     check_plan,
     check_trainable,
@@ -92,14 +93,7 @@ class AdjoinedNetwork(nn.Module):
         self.base = base = unwrap(base)
         self.plans = tuple(plans)
         for plan in self.plans:
-            if not isinstance(plan, SlicePlan):
-                raise AdjoinedError(
-                    "not a slice plan",
-                    where="plan",
-                    expected="a SlicePlan",
-                    got=type(plan).__name__,
-                    fix="Read a saved one with SlicePlan.load(path).",
-                )
+            check_is_plan(plan)
             plan.check_fits(base)
         own = private_names(base, matching_modules(base, private, setting="private"))
         check_range(is_number(small_gradient, 0, 1), "small_gradient", "a number from 0 to 1", small_gradient)

@@ -19,6 +19,7 @@ from adjoined.slicing import (
     SlicePlan,
     duplicate,
     evaluating,
+    explaining,
     make_plan,
     named_tensors,
     refuse_beside_plan,
@@ -170,7 +171,7 @@ def _check(model: nn.Module, x: object, y: object) -> None:
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
         got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise AdjoinedError("not the classes of the images", where="y", expected=f"int64 ({len(x)},)", got=got)
-    with torch.no_grad():
+    with torch.no_grad(), explaining(model, x[:1]):
         logits = duplicate(model).eval()(x[:2])
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         got = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

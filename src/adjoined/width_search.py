@@ -9,7 +9,7 @@ from operator import mul
 from typing import Any, NamedTuple, TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from adjoined.errors import AdjoinedError
@@ -22,6 +22,7 @@ from adjoined.slicing import (
     Slicer,
     WidthChoice,
     duplicate,
+    explaining,
     unwrap,
     warn_if_whole,
 )
@@ -154,6 +155,14 @@ class _Search:
     ) -> None:
         if not batches:
             raise AdjoinedError("no batch to measure the loss on", where="batches", expected="at least one")
+        for each in batches:
+            if not isinstance(each, (tuple, list)) or len(each) != 2:
+                raise AdjoinedError(
+                    "not a pair of an input and a target",
+                    where="batches",
+                    expected="a list of pairs, such as [(images, classes)]",
+                    got=f"a {type(each).__name__} in it",
+                )
         self.model, self.batches, self.loss, self.progress = model, batches, loss, progress
         self.slicer = Slicer(model, example_input)
 
@@ -167,9 +176,10 @@ class _Search:
         timed = next((limit.most for limit in request.limits if limit.quantity == "ms"), None)
         self.limits = _limits(request, uniform)
         self.request = replace(request, alpha=uniform.alpha, compress=None, budget=None)
-        if order is not None:
-            self._reorder(uniform, order)
-        groups = self._groups(self.slicer.width_choices(self.request))
+        with explaining(self.model, self.batches[0][0]):
+            if order is not None:
+                self._reorder(uniform, order)
+            groups = self._groups(self.slicer.width_choices(self.request))
         if timed is None or latency is None:
             numbers = self._within(groups, None)
             plan = None if numbers is None else self.plan(groups, numbers)
@@ -213,7 +223,15 @@ class _Search:
         if order == "taylor":
             self.model.eval().zero_grad()
             for inputs, target in self.batches:
-                self.loss(Inputs.of(inputs).run(self.model), target).backward()
+                loss = self.loss(Inputs.of(inputs).run(self.model), target)
+                if not isinstance(loss, Tensor) or not loss.requires_grad:
+                    raise AdjoinedError(
+                        "the loss has no gradients to order channels by",
+                        where="loss",
+                        expected="a differentiable loss for order='taylor'",
+                        fix="Use order='l1', or another loss.",
+                    )
+                loss.backward()
         self.slicer.reorder(plan, order)
 
     def _groups(self, choices: Sequence[WidthChoice]) -> list[_Group]:

@@ -161,6 +161,11 @@ def test_what_the_user_asks_for_stays():
         ([(X, 0)], lambda out, _: out, {}, r"not a loss.*a tensor \(4, 5, 8, 8\)"),
         ([(X, 0)], F.mse_loss, {"alpha": (2, 4)}, "one small network"),
         ([(X, 0)], F.mse_loss, {"budget": "1 B"}, "no small network of this model fits"),
+        ((X, X[:1]), F.mse_loss, {}, r"batches: .*pairs, .*got a Tensor"),
+        ([X], F.mse_loss, {}, r"batches: .*pairs, .*got a Tensor"),
+        ([(X.double(), 0)], F.mse_loss, {}, r"does not run .*expected float32 .*got float64"),
+        ([(X, 0)], lambda out, _: float(out.detach().sum()), {"order": "taylor"}, "loss: .*no gradients"),
+        ([(X, 0)], lambda out, _: out.detach().sum(), {"order": "taylor"}, "loss: .*no gradients"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(batches: Any, loss: Any, settings: Any, message: str):

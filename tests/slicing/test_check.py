@@ -155,6 +155,11 @@ def test_another_set_of_channels_is_as_right_if_all_tensors_agree():
     assert error_of(model, replace(plan, tensors=plan.tensors | moved)) > DIFFERENT
 
 
+def test_a_path_is_not_a_plan():
+    with pytest.raises(AdjoinedError, match=r"plan: not a slice plan .*got str.*SlicePlan\.load"):
+        check_plan(Residual(), torch.zeros(1, 3, 8, 8), "plan.json")  # pyright: ignore[reportArgumentType]
+
+
 def test_one_channel_too_many_is_an_error():
     model = seeded(Residual)
     plan = plan_of(model)

@@ -126,6 +126,23 @@ def test_only_small_networks_with_their_own_weights_inherit_in_a_joint_network()
         inherit_all(adjoin(model, x[:1], alpha=2, round_to=1), x)
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.full((16, 3, 8, 8), torch.nan), r"0\.weight: .*not finite on these images"),
+        (torch.randn(1, 3, 8, 8), r"images: .*one value per channel.*two images or more, got an input \(1, 8, 1, 1\)"),
+        (torch.zeros(16, 3, 8, 8, dtype=torch.uint8), r"does not run .*expected float32"),
+    ],
+)
+def test_images_that_would_leave_weights_or_statistics_not_finite_are_refused(x: Tensor, message: str):
+    pooled = nn.Conv2d(3, 16, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16, 4)
+    net = adjoin(nn.Sequential(*pooled), torch.zeros(1, 3, 8, 8), alpha=2, private=("*",))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(AdjoinedError, match=message):
+        inherit_all(net, x)
+    assert all(torch.equal(each, before[name]) for name, each in net.state_dict().items())
+
+
 def test_a_trained_head_stays_and_a_new_one_is_fitted():
     torch.manual_seed(0)
     x = torch.randn(200, 1, 4, 4)
@@ -324,6 +341,8 @@ def test_widths_are_searched_with_enough_images_and_the_search_is_shown(capsys: 
         ),
         (torch.zeros(20, 3, 8, 8), torch.zeros(20), r"y: .*expected int64 \(20,\)"),
         (torch.zeros(20, 3, 8, 8), torch.arange(20) % 5, r"y: .*from 0 to 3, got 0 to 4"),
+        (torch.zeros(20, 1, 8, 8), torch.zeros(20).long(), r"does not run .*expected float32 \(N, 3, H, W\)"),
+        (torch.zeros(20, 3, 8, 8).double(), torch.zeros(20).long(), r"does not run .*got float64"),
     ],
 )
 def test_images_and_classes_that_do_not_fit_are_refused(x: Tensor, y: Tensor, what: str):

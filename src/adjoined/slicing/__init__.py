@@ -26,7 +26,7 @@ channel each element of an activation belongs; along dimensions in which the lab
 """
 
 from adjoined.slicing.flow.cost import cost_by_module, last_linear, measure_cost
-from adjoined.slicing.make_plan import Slicer, make_plan, reorder, select, warn_if_whole
+from adjoined.slicing.make_plan import Slicer, explaining, make_plan, reorder, select, warn_if_whole
 from adjoined.slicing.model.code import lists_parameters, mentions
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
@@ -48,7 +48,7 @@ from adjoined.slicing.model.unregistered import unregistered_weights
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.importance import check_order
 from adjoined.slicing.plan.index import Index, add_at, take
-from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.plan.plan import SlicePlan, check_is_plan
 from adjoined.slicing.plan.reasons import Kind, Reason
 from adjoined.slicing.solve.budget import Limit, read_budget
 from adjoined.slicing.solve.find_alpha import Latency
@@ -76,6 +76,7 @@ __all__ = [
     "and_parents",
     "as_patterns",
     "check_arguments",
+    "check_is_plan",
     "check_order",
     "check_plan",
     "check_trainable",
@@ -83,6 +84,7 @@ __all__ = [
     "cost_by_module",
     "duplicate",
     "evaluating",
+    "explaining",
     "full_name",
     "isolated",
     "last_linear",

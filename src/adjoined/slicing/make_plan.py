@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -110,6 +111,25 @@ class Slicer:
             AdjoinedError: there is neither.
         """
         return last_layer_of(self._traces.model, self._traces.latest[0].finished)
+
+
+@contextmanager
+def explaining(model: nn.Module, example_input: Any) -> Iterator[None]:
+    """Run a block that calls a model; if the input does not fit the model, raise an error that names the layer.
+
+    Args:
+        model, example_input: as for `Slicer`.
+
+    Raises:
+        AdjoinedError: the block raised an exception, and the model does not run on this input.
+    """
+    try:
+        yield
+    except AdjoinedError:
+        raise
+    except Exception:
+        Traces(model, example_input).latest  # noqa: B018 - a trace knows where the model fails
+        raise
 
 
 def make_plan(

@@ -59,6 +59,18 @@ class ChannelGroup:
         return cls(data["name"], tuple(data["modules"]), data["width"], data["kept"], why)
 
 
+def check_is_plan(given: object) -> None:
+    """Raise AdjoinedError unless this is a slice plan; users pass paths to plans."""
+    if not isinstance(given, SlicePlan):
+        raise AdjoinedError(
+            "not a slice plan",
+            where="plan",
+            expected="a SlicePlan",
+            got=type(given).__name__,
+            fix="Read a saved one with SlicePlan.load(path).",
+        )
+
+
 @dataclass(frozen=True)
 class SlicePlan:
     """The indices of the base's tensors that make up a small network.

@@ -18,7 +18,7 @@ from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.modules import duplicate, named_tensors, to_float64
 from adjoined.slicing.model.original import Original
 from adjoined.slicing.model.wrapped import unwrap
-from adjoined.slicing.plan.plan import SlicePlan
+from adjoined.slicing.plan.plan import SlicePlan, check_is_plan
 from adjoined.slicing.verify.kept import Kept
 from adjoined.slicing.verify.liven import liven, random_inputs, relative_error, repeatable
 from adjoined.slicing.verify.masked import MaskedBase, narrow
@@ -99,8 +99,8 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan) -> Checked
         nowhere if the model does not run in float64 or is on the meta device.
 
     Raises:
-        AdjoinedError: the networks differ (the error names the first module that does), the small network does not run,
-            or copies of the model still run it.
+        AdjoinedError: `plan` is not a slice plan of this model, the networks differ (the error names the first module
+            that does), the small network does not run, or copies of the model still run it.
 
     Example:
         >>> from adjoined.slicing import make_plan
@@ -109,6 +109,7 @@ def check_plan(model: nn.Module, example_input: Any, plan: SlicePlan) -> Checked
         >>> check_plan(net, example, make_plan(net, example, alpha=4)).error < 1e-12
         True
     """
+    check_is_plan(plan)
     return Checker(model, example_input).check(plan)
 
 
