@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
-from adjoined.slicing import Index, SlicePlan, add_at, full_name, mentions, take, unregistered_weights
+from adjoined.slicing import Elsewhere, Index, SlicePlan, add_at, full_name, mentions, take, unregistered_weights
 
 Indices = tuple[Index | None, ...]
 
@@ -44,6 +44,7 @@ class SharedWeights:
 
     Attributes:
         shared: the weights.
+        elsewhere: the places besides parameters in which the base holds them.
         unregistered: the weights that the base does not register, which the small networks have in common with it.
         written: whether the model's own code changes weights in place: small networks then get copies of their slices,
             so that what one network writes reaches no other. None if its code might, and no call in this mode has shown
@@ -61,6 +62,9 @@ class SharedWeights:
             for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
                 if parameter is not None and full_name(where, name) not in private:
                     owners.setdefault(id(parameter), []).append((where, name))
+        self.elsewhere = Elsewhere(
+            base, [submodule(base, where)._parameters[name] for (where, name), *_ in owners.values()]
+        )
         self.unregistered = list(unregistered_weights(base).values())
         self.shared = []
         for of_one in owners.values():

@@ -47,6 +47,7 @@ def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Mo
         for where, name in shared.owners:
             small.get_submodule(where)._parameters[name] = None
             lenders.setdefault(where, _Lender(weights, number)).parameters.append((name, shared))
+    weights.elsewhere.put(small, None)
     for where, lender in lenders.items():
         small.get_submodule(where).register_forward_pre_hook(lender.lend)
         small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
@@ -126,16 +127,20 @@ def bound_copies(skeleton: nn.Module, weights: SharedWeights, number: int) -> It
     finally:
         for where, name in [owner for each in weights.shared for owner in each.owners]:
             submodule(skeleton, where)._parameters[name] = None
+        weights.elsewhere.put(skeleton, None)
 
 
 @torch.no_grad()
 def _bind_copies(small: nn.Module, weights: SharedWeights, number: int) -> None:
+    parameters: list[nn.Parameter] = []
     for shared in weights.shared:
         copied = weights.slices_of(shared)[number].detach().clone()
         where, name = shared.owners[0]
         parameter = nn.Parameter(copied, submodule(weights.base, where)._parameters[name].requires_grad)  # pyright: ignore
+        parameters.append(parameter)
         for where, name in shared.owners:
             setattr(submodule(small, where), name, parameter)  # recurrent layers note it
+    weights.elsewhere.put(small, parameters)
 
 
 def _copied(skeleton: nn.Module, weights: SharedWeights, memo: dict[int, Any]) -> nn.Module:
@@ -198,6 +203,7 @@ class Runner:
                 self.forget()
             both = zip(slices, self._weights.shared, strict=True)
             bound = {full_name(*owner): value for value, shared in both for owner in shared.owners}
+            self._weights.elsewhere.put(self._module, slices)
             return torch.func.functional_call(self._module, bound, args, kwargs, tie_weights=False)
         try:
             idle = self._idle.pop()
@@ -226,14 +232,17 @@ class Runner:
         common: Sequence[Tensor],
     ) -> Any:
         parameters = [(submodule(module, where), name) for each in self._weights.shared for where, name in each.owners]
-        given = map(_as_parameter, slices) if self._asks else slices
+        given = [*map(_as_parameter, slices)] if self._asks else slices
         bound: list[Any] = [value for value, each in zip(given, self._weights.shared, strict=True) for _ in each.owners]
         kept = [vars(part).pop(name, None) for part, name in parameters] if self._checkpoints else []
         try:
             for (part, name), value in zip(parameters, bound, strict=True):
                 part._parameters[name] = value
+            self._weights.elsewhere.put(module, given)
             with self._weights.unwritten(common):
-                return module(*args, **kwargs)
+                output = module(*args, **kwargs)
+            self._weights.elsewhere.search(module, given)
+            return output
         except RuntimeError as error:
             check_same_place(module, self._weights.base)
             read = [value.part for value in bound if isinstance(value, Unknown) and value.was_read]
@@ -246,6 +255,9 @@ class Runner:
                 guess.ran = False
             for part, name in parameters:
                 part._parameters[name] = None
+                vars(part).pop(name, None)  # code that replaces a weight for a while puts it back as an attribute
+            if not (self._checkpoints and torch.is_grad_enabled()):
+                self._weights.elsewhere.put(module, None)
             if self._checkpoints:
                 for (part, name), value in zip(parameters, bound if torch.is_grad_enabled() else kept, strict=True):
                     if value is not None:
@@ -256,6 +268,7 @@ class Runner:
         """Drop the slices kept for a backward pass."""
         for where, name in [owner for each in self._weights.shared for owner in each.owners]:
             vars(submodule(self._module, where)).pop(name, None)
+        self._weights.elsewhere.put(self._module, None)
         self._left = False
 
     def _take_copy(self) -> _Copy:
@@ -357,7 +370,7 @@ class _Lender:
     def lend(self, module: nn.Module, _args: object) -> None:
         """Bind the missing slices before the module runs."""
         for name, shared in self.parameters:
-            if module._parameters[name] is None:
+            if module._parameters.get(name, module) is None:  # code may have replaced it
                 module._parameters[name] = _as_parameter(self.weights.slices_of(shared)[self.number])
                 self.lent.append(name)
 

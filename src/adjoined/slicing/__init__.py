@@ -29,6 +29,7 @@ from adjoined.slicing.flow.cost import cost_by_module, last_linear, measure_cost
 from adjoined.slicing.make_plan import Slicer, explaining, make_plan, reorder, select, warn_if_whole
 from adjoined.slicing.model.code import lists_parameters, mentions
 from adjoined.slicing.model.cost import Cost
+from adjoined.slicing.model.elsewhere import Elsewhere
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
 from adjoined.slicing.model.meta import result_on_meta
 from adjoined.slicing.model.misuse import check_arguments, check_trainable
@@ -61,6 +62,7 @@ __all__ = [
     "AlphaTooLarge",
     "Checked",
     "Cost",
+    "Elsewhere",
     "Index",
     "Inputs",
     "Kind",

@@ -1,0 +1,132 @@
+"""Weights that a model's code holds elsewhere than in its parameters: in lists, tuples, partials, hooks and objects.
+
+A model may keep `self.weights = [self.conv.weight]` or `functools.partial(F.conv2d, weight=self.kernel)`, and read its
+parameters there. Small networks get their weights anew in each call, so they have to get them in these places, too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from adjoined.slicing.model.held import CONTAINERS, contents
+
+_DEEPEST = 6
+"""How far references are followed, starting from a module's attributes."""
+_MANAGED = ("_parameters", "_buffers", "_modules", "_flat_weights")
+"""Attributes that torch keeps up to date itself."""
+_FIXED = (tuple, functools.partial, MethodType)
+"""What cannot be changed in place."""
+_ABSENT = object()
+
+
+class _Place(NamedTuple):
+    module: str
+    path: tuple[Any, ...]
+    """An attribute of the module, then keys, positions or attributes of what it holds."""
+    weight: int
+
+
+class Elsewhere:
+    """The places in which a model holds its weights, besides the parameters of its modules.
+
+    Args:
+        model: the model.
+        weights: its weights.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> model.held = [(1, model[0].weight)]
+        >>> Elsewhere(model, list(model.parameters())).put(model, ["a slice"])
+        >>> model.held
+        [(1, 'a slice')]
+    """
+
+    def __init__(self, model: nn.Module, weights: Sequence[Tensor | None]) -> None:
+        self._places = list(_places_of(model, weights))
+        self._searched: set[bool] = set()
+
+    def put(self, model: nn.Module, values: Sequence[Any] | None) -> None:
+        """Put a value for each weight into all its places in a copy of the model, or None into all of them.
+
+        A forward may have replaced what was there; that stays as it is.
+        """
+        for name, path, weight in self._places:
+            _replaced(model.get_submodule(name), path, None if values is None else values[weight])
+
+    def search(self, model: nn.Module, values: Sequence[Tensor]) -> None:
+        """Add the places in which a copy of the model has put values of the weights in its first call in this mode."""
+        if model.training not in self._searched:
+            self._places += [place for place in _places_of(model, values) if place not in self._places]
+            self._searched.add(model.training)
+
+
+def _places_of(model: nn.Module, weights: Sequence[Tensor | None]) -> Iterator[_Place]:
+    numbers = {id(weight): number for number, weight in enumerate(weights)}
+    seen = {id(module) for module in model.modules()}
+
+    def look(held: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
+        if id(held) in numbers:
+            yield path, numbers[id(held)]
+        elif len(path) <= _DEEPEST and id(held) not in seen:
+            if not isinstance(held, _FIXED):  # each holder of one gets a new one
+                seen.add(id(held))
+            for key, value in _inside(held).items():
+                yield from look(value, (*path, key))
+
+    for name, module in model.named_modules():
+        for attribute, held in list(vars(module).items()):
+            if attribute not in _MANAGED and not isinstance(held, _PLAIN):
+                yield from (_Place(name, *each) for each in look(held, (attribute,)))
+
+
+_PLAIN = (type, FunctionType, str, int, float, type(None))
+
+
+def _inside(held: Any) -> dict[Any, Any]:
+    """Return what an object holds, by key, position or attribute."""
+    if isinstance(held, tuple):
+        return dict(enumerate(held))
+    if isinstance(held, functools.partial):
+        return {"func": held.func, "args": held.args, "keywords": held.keywords}
+    if isinstance(held, MethodType):
+        return {"__self__": held.__self__}
+    if isinstance(held, (Tensor, *_PLAIN)) or type(held).__module__.startswith("adjoined."):
+        return {}
+    if isinstance(held, CONTAINERS):
+        return contents(held)
+    slots = [name for kind in type(held).__mro__ for name in _slots(kind) if hasattr(held, name)]
+    return {name: getattr(held, name) for name in slots} | contents(held)
+
+
+def _slots(kind: type) -> Sequence[str]:
+    slots = vars(kind).get("__slots__", ()) if kind.__module__ != "builtins" else ()
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _replaced(held: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """Return an object with a new value at the end of a path: the same object, if it can be changed in place."""
+    if not path:
+        return new if held is None or isinstance(held, Tensor) else held
+    key = path[0]
+    before = _inside(held).get(key, _ABSENT)
+    after = before if before is _ABSENT else _replaced(before, path[1:], new)
+    if after is before:
+        return held
+    if isinstance(held, tuple):
+        values = [*held[:key], after, *held[key + 1 :]]
+        return held._make(values) if hasattr(held, "_make") else type(held)(values)  # pyright: ignore
+    if isinstance(held, functools.partial):
+        parts = _inside(held) | {key: after}
+        return functools.partial(parts["func"], *parts["args"], **parts["keywords"])
+    if isinstance(held, MethodType):
+        return MethodType(held.__func__, after)
+    if isinstance(held, CONTAINERS):
+        held[key] = after  # pyright: ignore[reportArgumentType]
+    else:
+        object.__setattr__(held, key, after)  # even if the object is frozen, or a module
+    return held
