@@ -90,6 +90,35 @@ def test_other_commands_take_a_run_from_the_hub(run: Path, hub: Hub, capsys: pyt
         assert network["top1"] == printed["recorded"][network["name"]]["top1"]
 
 
+def test_files_about_a_run_on_the_hub_are_written_to_the_current_folder_and_not_to_the_cache(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert main(["push", str(run), "--to", "hub:ann/digits"]) == 0
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert main(["export", "hub:ann/digits", "--to", "torch-export", "--which", "small"]) == 0
+    assert main(["benchmark", "hub:ann/digits", "--runtimes", "eager", "--batch-sizes", "1", "--seconds", "0.1"]) == 0
+    assert main(["report", "hub:ann/digits"]) == 0
+    names = {"export", "benchmark.json", "benchmark.md", "report.html"}
+    assert {each.name for each in here.iterdir()} == names
+    assert json.loads((here / "benchmark.json").read_text())["subject"] == "hub:ann/digits"
+    assert main(["report", "hub:ann/digits", str(run)]) == 0
+    page = (here / "comparison.html").read_text()
+    assert "digits small" in page
+    assert f"{run.name} small" in page
+    assert hub.head("ann/digits") not in page
+    assert not {each.name for each in (tmp_path / "cache").rglob("*")} & names
+
+
+def test_a_run_is_not_trained_into_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("hub:ann/new", Path("hub:ann/new")):
+        with pytest.raises(AdjoinedError, match=r"^hub:ann/new: a run is written to a folder .* adjoined push FOLDER"):
+            train(TINY, place, console=QUIET)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_revision_can_be_named_and_the_cache_works_offline(
     run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -35,7 +35,7 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
     """What to measure."""
 
     subject: str
-    """A run folder, or a model as for `adjoined plan`; the model flags apply only to a model."""
+    """A run folder, hub:OWNER/NAME, or a model as for `adjoined plan`; the model flags apply only to a model."""
     batch_sizes: list[int] = field(default_factory=lambda: [1, 64])
     """Images per call."""
     runtimes: list[str] = field(default_factory=lambda: list(RUNTIMES))
@@ -53,7 +53,8 @@ class BenchmarkOptions(AsJson, ChosenWeights, OwnCode):
     seconds: float = 60.0
     """Time for all calls together, s; slow networks take longer, and exporting and compiling take extra time."""
     out: str | None = None
-    """Output file, Markdown if it ends in .md and JSON otherwise; default for a run: benchmark.json in its folder."""
+    """Output file, Markdown if it ends in .md and JSON otherwise; default for a run: benchmark.json in its folder,
+    or for a run on a hub in the current one."""
 
     def __post_init__(self) -> None:
         """Check the options that only this command has."""
@@ -93,11 +94,12 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.report.benchmark import benchmark_tables
     from adjoined.report.console import show
     from adjoined.runs.folder import name_for
+    from adjoined.runs.hub import is_hub, place_for
 
-    is_run = Path(options.subject).is_dir()
+    is_run = is_hub(options.subject) or Path(options.subject).is_dir()
     out = Path(options.out) if options.out else None
     if is_run and out is None:
-        out = Path(options.subject, name_for(NAME, options.weights))
+        out = place_for(name_for(NAME, options.weights), options.subject)
     if options.int8:
         _check_used("--int8", options.runtimes, [name for name, target in TARGETS.items() if target.int8 is not None])
     devices = options.devices or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
@@ -150,7 +152,7 @@ def _of_run(options: BenchmarkOptions, given: Sequence[str]) -> Subject:
     run = open_run(options.subject, options.model, weights=options.weights)
     plans = [network.description["plan"] for network in run.networks if network.description["plan"]]
     return Subject(
-        name=str(run.folder),
+        name=str(Path(options.subject)),
         networks={network.name: network.module for network in run.networks},
         alpha=[plan["alpha"] for plan in plans] or None,
         example=run.example(),

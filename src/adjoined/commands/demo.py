@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
@@ -46,8 +47,14 @@ def main(argv: Sequence[str]) -> None:
         demo.DemoNetwork(each.label, each.module, each.result.parameters, each.result.path.stat().st_size)
         for each in run.networks
     ]
-    app = demo.page(networks, run.info, run.folder.resolve().name, _pictures(run))
+    app = demo.page(networks, run.info, _title(options.run), _pictures(run))
     demo.serve(app, options.port, lambda address: print(f"{address}\nStop with Ctrl-C.", flush=True))
+
+
+def _title(run: str) -> str:
+    from adjoined.runs.hub import is_hub, split
+
+    return split(run)[0] if is_hub(run) else Path(run).resolve().name
 
 
 def _pictures(run: FinishedRun) -> list[Picture]:

@@ -39,7 +39,7 @@ class ExportOptions(AsJson, ChosenWeights, OfData, OwnCode, OfRun):
     with_preprocessing: Literal["none", "uint8", "unit"] = "none"
     """Include the normalisation in the file, which then takes images as uint8, or as float32 in 0 to 1 (unit)."""
     out: str | None = None
-    """Folder for the files; none: export in the run folder."""
+    """Folder for the files; none: export in the run folder, or for a run on a hub in the current one."""
     images: int = 256
     """Largest number of validation images to compare on, spread over the set."""
     calibration: int = 256
@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.report.console import show
     from adjoined.runs.finished import open_images, open_run
     from adjoined.runs.folder import name_for
+    from adjoined.runs.hub import place_for
 
     targets = [find_target(name) for name in dict.fromkeys(options.to)]
     for target in targets:  # before anything is written
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     if options.int8:  # it is checked by top-1 accuracy
         run.require_classes("export --int8")
     networks = _chosen(run, options.which)
-    out = Path(options.out) if options.out else run.folder / name_for("export", options.weights)
+    out = Path(options.out) if options.out else place_for(name_for("export", options.weights), options.run)
     make_folder(out, links=options.out is not None)
     exporter = Exporter(
         open_images(run, data=options.data, data_root=options.data_root),

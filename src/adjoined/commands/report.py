@@ -31,9 +31,10 @@ class ReportOptions(ChosenWeights, Workers, OfData, OwnCode):
     """What to write."""
 
     run: list[str]
-    """The run folder, or several to compare."""
+    """The run folder, or hub:OWNER/NAME; several are compared."""
     out: str | None = None
-    """Output file; none: report.html in the run folder, or comparison.html in the current folder."""
+    """Output file; none: report.html in the run folder, or for a run on a hub in the current one; for several runs,
+    comparison.html in the current folder."""
     images: int = 10_000
     """Largest number of validation images to classify, sampled evenly from every class; 0 omits the sections that
     need them."""
@@ -57,9 +58,10 @@ def main(argv: Sequence[str]) -> None:
     if len(options.run) > 1:
         options.refuse_image_flags("a comparison of runs shows their recorded figures and reads no images")
     from adjoined.runs.folder import name_for
+    from adjoined.runs.hub import place_for
 
     own = name_for("report.html", options.weights)
-    default = Path("comparison.html") if len(options.run) > 1 else Path(options.run[0], own)
+    default = Path("comparison.html") if len(options.run) > 1 else place_for(own, options.run[0])
     out = Path(options.out) if options.out else default
     page = _comparison(options, out) if len(options.run) > 1 else _page(options, out)
 
@@ -110,7 +112,7 @@ def _comparison(options: ReportOptions, out: Path) -> str:
     if not stories:
         raise damaged[0]
     if len({story.main for story in stories}) > 1:
-        measures = ", ".join(f"{story.folder.name}: {NAMES[story.main]}" for story in stories)
+        measures = ", ".join(f"{story.parts[-1]}: {NAMES[story.main]}" for story in stories)
         raise AdjoinedError("the runs are for different tasks", where="RUN", expected="one task", got=measures)
     check_writable(out)
     return comparison_page(stories)

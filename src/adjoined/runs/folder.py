@@ -21,6 +21,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.files import is_part, make_folder, refuse_link
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import BASE, SMALL, SPARSE
+from adjoined.runs.hub import refuse_hub
 from adjoined.runs.lock import NAME as LOCK
 from adjoined.runs.lock import locked
 from adjoined.runs.result import RunResult
@@ -244,6 +245,7 @@ class RunFolder:
     def check(self, settings: Settings, *, resume: bool) -> None:
         """Raise AdjoinedError if a run with these settings can neither start in this folder nor resume there."""
         if not self.settings.is_file():
+            refuse_hub(self.path)
             there = self.path.iterdir() if self.path.is_dir() else ()
             foreign = [each.name for each in there if each.name != LOCK and not is_part(each.name)]
             if foreign:

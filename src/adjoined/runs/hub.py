@@ -49,6 +49,29 @@ def located(place: str | os.PathLike[str], files: Sequence[str] = RUN) -> Path:
         raise _explained(error, where) from error
 
 
+def place_for(name: str, run: str) -> Path:
+    """Return where a command writes a file or folder about a run: in its folder.
+
+    The fetched files of a run on a hub are a cache, shared with other programs: for one, in the current folder.
+
+    Example:
+        >>> place_for("report.html", "runs/digits").as_posix(), place_for("report.html", "hub:ann/digits").as_posix()
+        ('runs/digits/report.html', 'report.html')
+    """
+    return Path(name) if is_hub(run) else Path(run, name)
+
+
+def refuse_hub(folder: Path) -> None:
+    """Raise AdjoinedError if a folder for a new run is named like a run on a hub, so no command would find it."""
+    if is_hub(str(folder)):
+        raise AdjoinedError(
+            "a run is written to a folder of this machine",
+            where=folder,
+            expected="a folder",
+            fix="Share the finished run: adjoined push FOLDER --to hub:OWNER/NAME.",
+        )
+
+
 def upload(folder: Path, place: str, *, private: bool, message: str) -> str:
     """Upload a folder's files in one commit; the repository is created if it does not exist.
 

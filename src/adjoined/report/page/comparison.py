@@ -39,7 +39,7 @@ def contents(stories: Sequence[RunStory]) -> dict[str, Any]:
 
 def run_names(stories: Sequence[RunStory]) -> list[str]:
     """Return a short name for each run: its folder's name, with as much of the path as makes it unique."""
-    parts = [story.folder.resolve().parts for story in stories]
+    parts = [story.parts for story in stories]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-depth:]) for each in parts]
         if len(set(names)) == len(names):

@@ -18,6 +18,7 @@ from adjoined.kinds import MAIN, task_kind
 from adjoined.report.figures import Figures
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.folder import name_for
+from adjoined.runs.hub import is_hub, located
 from adjoined.runs.unedited import check_unedited
 from adjoined.settings import Settings
 
@@ -27,6 +28,8 @@ class RunStory:
     """A run as recorded in its folder."""
 
     folder: Path
+    place: str
+    """As the user named it: a folder, or hub:OWNER/NAME."""
     settings: Settings
     record: dict[str, Any]
     """run.json: versions, seed, commands, times."""
@@ -42,6 +45,11 @@ class RunStory:
     """export/export.json, written by `adjoined export`."""
     when: str = ""
     """When in training the networks had their weights, in words; "" for the finished networks."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the folder's path, or of the name on a hub; the last one is the run's name."""
+        return Path(self.place).parts if is_hub(self.place) else self.folder.resolve().parts
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,18 +80,19 @@ def read_story(folder: str | Path, *, weights: str = "final") -> RunStory:
     """Read a run folder, without the figures of its networks; nothing is computed and no network is built.
 
     Args:
-        folder: the run folder, of a finished or unfinished run.
+        folder: the run folder, of a finished or unfinished run, or hub:OWNER/NAME.
         weights: the networks whose timings and exports to read: "final", "last" or "best".
 
     Raises:
         AdjoinedError: there is no run, or a file is damaged.
     """
-    run = RunFolder(folder)
+    run = RunFolder(located(folder))
     check_unedited(run)  # the page shows them
     settings, record, result = run.read_settings(), run.read_record(), run.read_result()
     benchmark = run.path / name_for(BENCHMARK, weights)
     return RunStory(
         folder=run.path,
+        place=str(folder),
         settings=settings,
         record=record,
         history=tuple(read_history(run.metrics)),
