@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError, check_range, is_number, usage
 from adjoined.names import at_any_network
-from adjoined.sharing import SharedWeights, refuse_other_state, refuse_sharded
+from adjoined.other_tools import refuse_other_state, refuse_sharded
+from adjoined.sharing import SharedWeights
 from adjoined.skeleton import (
     Runner,
     bound_copies,

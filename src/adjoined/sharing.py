@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
+from adjoined.other_tools import exchanges_gradients, refuse_base_alone, refuse_per_sample, refuse_sharded
 from adjoined.slicing import Elsewhere, Index, SlicePlan, add_at, full_name, mentions, take, unregistered_weights
 
 Indices = tuple[Index | None, ...]
@@ -47,16 +47,16 @@ class SharedWeights:
         elsewhere: the places besides parameters in which the base holds them.
         unregistered: the weights that the base does not register, which the small networks have in common with it.
         written: whether the model's own code changes weights in place: small networks then get copies of their slices,
-            so that what one network writes reaches no other. None if its code might, and no call in this mode has shown
-            it yet; they get copies then, too.
+            so that what one network writes reaches no other. None if no call in this mode has shown it yet; they get
+            copies then, too.
     """
 
     def __init__(
         self, base: nn.Module, plans: Sequence[SlicePlan], private: set[str], *, gradient: float = 1.0
     ) -> None:
         self.base, self.gradient = base, gradient
-        self._may_write = mentions(base, lambda name: _IN_PLACE.fullmatch(name) is not None)
-        self.written = True if mentions(base, lambda name: name == "data") else None if self._may_write else False
+        self._mentions_writing = mentions(base, lambda name: _IN_PLACE.fullmatch(name) is not None)
+        self.written = True if mentions(base, lambda name: name in _UNSEEN) else None
         owners: dict[int, list[tuple[str, str]]] = {}
         for where, module in base.named_modules():
             for name, parameter in () if isinstance(module, torch.jit.ScriptModule) else module._parameters.items():
@@ -103,7 +103,7 @@ class SharedWeights:
         if not isinstance(weight, nn.Parameter):  # such as under `functional_call`: slices pass for parameters
             weight = weight.view_as(weight)
         slices = share(weight, shared.slices, self.gradient)
-        if self.written is not False:
+        if self._may_write:
             slices = tuple(part.clone() for part in slices)
         if not any(shared.unknown) or torch.compiler.is_compiling():
             return slices
@@ -142,8 +142,8 @@ class SharedWeights:
         if exchanging := exchanges_gradients():
             refuse_base_alone(base)
         before, slices = self._versions(), None
-        common = [] if self.written is False else [weight.detach().clone() for weight in self.unregistered]
-        if self.written is not False or not exchanging:
+        common = [] if not self._may_write else [weight.detach().clone() for weight in self.unregistered]
+        if self._may_write or not exchanging:
             slices = self.slices()
         output = base(*args, **kwargs)
         after = self._versions()
@@ -156,13 +156,17 @@ class SharedWeights:
 
     def look_again(self) -> None:
         """Give small networks copies until a call in the current mode has changed no weight."""
-        if self._may_write and not self.written:
-            self.written = None
+        self.written = self.written or None
+
+    @property
+    def _may_write(self) -> bool:
+        """Whether the model's code may change weights, as far as calls tell or, if these cannot be watched, names."""
+        return self.written is True or (self.written is None and (self._mentions_writing or not _recorded()))
 
     @contextmanager
     def unwritten(self, common: Sequence[Tensor]) -> Iterator[None]:
         """Undo what a small network's call, which starts from these values, writes into unregistered weights."""
-        kept = [(each, each.data, each.detach().clone()) for each in self.unregistered if self.written is not False]
+        kept = [(each, each.data, each.detach().clone()) for each in self.unregistered if self._may_write]
         for weight, value in zip(self.unregistered, common, strict=False):
             weight.data.copy_(value)
         try:
@@ -173,8 +177,7 @@ class SharedWeights:
 
     def _versions(self) -> dict[int, int]:
         """Return how often each weight has been changed in place, by its id; nothing if that cannot be watched."""
-        recorded = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if recorded or self.written or not self._may_write:
+        if self.written or _recorded():
             return {}
         held = [*self.unregistered, *(self._weight(*each.owners[0], shared=each) for each in self.shared)]
         return {id(weight): weight._version for weight in held if not weight.is_inference()}
@@ -182,6 +185,14 @@ class SharedWeights:
 
 _IN_PLACE = re.compile(r"[a-z].*[a-z0-9]_")
 """A method's name such as `mul_`."""
+_UNSEEN = ("data", "vector_to_parameters")
+"""Ways to change a weight that its version does not show."""
+
+
+def _recorded() -> bool:
+    """Return whether a compiler or a transform runs the code, so that versions of weights cannot be watched."""
+    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return recorded or torch._C._are_functorch_transforms_active()
 
 
 _LAYERS = (
@@ -254,65 +265,6 @@ def changed(name: str, expected: str, got: str) -> AdjoinedError:
         got=got,
         fix="Undo the change, or call adjoin again. Prune, fuse, replace or parametrize layers before joining.",
     )
-
-
-def refuse_sharded(tensor: Tensor | None, name: str) -> None:
-    """Raise AdjoinedError if a tensor is sharded over processes: small networks are slices of whole weights."""
-    distributed = sys.modules.get("torch.distributed.tensor")  # imported if weights are sharded
-    if distributed is not None and isinstance(tensor, distributed.DTensor):
-        raise AdjoinedError(
-            "the weight is sharded over processes, and small networks are slices of whole weights",
-            where=f"'{name}'",
-            fix="Train with fully_shard(net), the joint network as one, without sharding its layers. To extract, "
-            "load its full state (full_state_dict=True) into a joint network that is not sharded.",
-        )
-
-
-def refuse_per_sample(layer: nn.Module, where: str, name: str) -> None:
-    """Raise AdjoinedError if Opacus or BackPACK has marked a weight, or its layer, for gradients per sample.
-
-    Their hooks on the layer see the base network's calls only.
-    """
-    if hasattr(layer._parameters[name], "grad_sample") or "_backpack_extend" in vars(layer):
-        raise AdjoinedError(
-            "Opacus and BackPACK compute gradients per sample in hooks on layers, which miss the small networks' part",
-            where=f"'{full_name(where, name)}'",
-            fix="Compute them with torch.func, or use these tools on a copy of the model or on net.extract().",
-        )
-
-
-def exchanges_gradients() -> bool:
-    """Return whether this process trains together with others."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def refuse_base_alone(base: nn.Module) -> None:
-    """Raise AdjoinedError if processes exchange the gradients of the base network, and not of its small networks."""
-    contract = sys.modules.get("torch.distributed._composable.contract")  # imported if a function below was called
-    called = () if contract is None or torch.compiler.is_compiling() else contract._get_registry(base) or ()
-    if isinstance(base, nn.parallel.DistributedDataParallel) or "fully_shard" in called or "replicate" in called:
-        raise AdjoinedError(
-            "the base network exchanges gradients with other processes, and its small networks would drift apart",
-            where="base",
-            expected="the joint network in DistributedDataParallel, or sharded as one",
-            fix="Pass net, and not net.base: DistributedDataParallel(net), whose result you call, or fully_shard(net).",
-        )
-
-
-def refuse_other_state(names: Sequence[str], prefix: str) -> None:
-    """Raise AdjoinedError if a state with these names is not that of a joint network with this prefix."""
-    if names and not any(name.startswith((f"{prefix}base.", f"{prefix}smalls.")) for name in names):
-        wrapped = next((found for name in names if (found := re.match(r"(.*?\.)smalls\.\d+\.", name))), None)
-        raise AdjoinedError(
-            "not the state of a joint network",
-            where="load_state_dict()",
-            expected=f"tensors of names such as {prefix}base.NAME",
-            got=names[0],
-            fix=f"Leave out '{wrapped[1]}' in front of all names."
-            if wrapped
-            else "Load the weights of a model before calling adjoin.",
-        )
 
 
 def submodule(root: nn.Module, where: str) -> nn.Module:

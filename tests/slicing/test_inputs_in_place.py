@@ -288,9 +288,43 @@ class HasHelp(nn.Module):
         return self.head(self.body(self.stem(x).relu()).relu().mean((2, 3)))
 
 
+class Follows(nn.Module):
+    """A layer follows another one, by code in which no method's name says that it changes weights."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.body, self.head = conv(3, 32), conv(32, 48), nn.Linear(48, CLASSES)
+        self.slow = conv(32, 48).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        with torch.no_grad():
+            self.follow([*self.slow.parameters()], [*self.body.parameters()])
+        return self.head((self.body(x) + self.slow(x)).relu().mean((2, 3)))
+
+    def follow(self, slow: list[nn.Parameter], fast: list[nn.Parameter]) -> None:
+        match self.way:
+            case "loads":
+                state = self.body.state_dict()
+                self.slow.load_state_dict({k: (v + state[k]) / 2 for k, v in self.slow.state_dict().items()})
+            case "adds":
+                for mine, its in zip(slow, fast, strict=True):
+                    mine += (its - mine) / 2
+            case "writes items":
+                for mine, its in zip(slow, fast, strict=True):
+                    mine[:] = (mine + its) / 2
+            case "writes out":
+                [torch.lerp(mine, its, 0.5, out=mine) for mine, its in zip(slow, fast, strict=True)]
+            case "as vectors":
+                both = nn.utils.parameters_to_vector(slow) + nn.utils.parameters_to_vector(fast)
+                nn.utils.vector_to_parameters(both / 2, slow)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        *(partial(Follows, each) for each in ("loads", "adds", "writes items", "writes out", "as vectors")),
         *(partial(ChangesWeights, each) for each in ("decays", "set from data", "follows", "normalised")),
         partial(ChangesWeights, "follows, unregistered"),
         *(partial(HasHelp, each) for each in ("hook", "helper", "callable", "imported")),
