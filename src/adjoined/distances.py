@@ -45,8 +45,8 @@ def class_kl(
         0.1201
     """
     _require_positive(temperature, "temperature")
-    p, logits = _checked(p, q, pull)
-    if p.ndim > 1 and p.shape[1] == 1:
+    p, logits = _checked(p, q, pull, "N", "C")
+    if p.shape[1] == 1:
         raise AdjoinedError(
             "a single class always has the probability 1, so nothing would be learned",
             where="p, q",
@@ -81,7 +81,7 @@ def label_kl(
         0.3278
     """
     _require_positive(temperature, "temperature")
-    p, logits = _checked(p, q, pull)
+    p, logits = _checked(p, q, pull, "N", "K")
     _refuse_probabilities(q, "sigmoid")
     kl = temperature**2 * _bernoulli_kl(p / temperature, logits / temperature)
     return (kl if counted is None else _masked(kl, counted)).sum(dim=1).mean()
@@ -106,7 +106,7 @@ def heatmap_kl(p: Tensor, q: Tensor, *, temperature: float = 1.0, pull: bool = F
         >>> round(heatmap_kl(p, q).item(), 4)
         0.1074
     """
-    p, q = _checked(p, q, pull)
+    p, q = _checked(p, q, pull, "N", "K", "L")
     return class_kl(p.flatten(2).flatten(0, 1), q.flatten(2).flatten(0, 1), temperature=temperature, pull=True)
 
 
@@ -158,7 +158,7 @@ def cosine_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
         >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
         1.0
     """
-    p, q = _checked(p, q, pull)
+    p, q = _checked(p, q, pull, "N", "D")
     # ½‖u − v‖² of unit vectors is 1 − cos, without cancellation near equality.
     return ((F.normalize(p, dim=1) - F.normalize(q, dim=1)) ** 2).sum(dim=1).mean() / 2
 
@@ -180,7 +180,8 @@ def relation_distance(p: Tensor, q: Tensor, *, pull: bool = False) -> Tensor:
         >>> relation_distance(p, p @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])).item()  # turned by 90 degrees
         0.0
     """
-    if p.ndim != 2 or q.ndim != 2 or len(p) != len(q):
+    tensors = isinstance(p, Tensor) and isinstance(q, Tensor)
+    if not tensors or p.ndim != 2 or q.ndim != 2 or len(p) != len(q):
         raise _differ(p, q, "(N, D) and (N, E)")
     p, q = (F.normalize(at_least_float32(each), dim=1) for each in (p if pull else p.detach(), q))
     return ((p @ p.T - q @ q.T) ** 2).mean()
@@ -324,6 +325,13 @@ def _bernoulli_kl(p: Tensor, q: Tensor) -> Tensor:
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted mean; 0 if all weights are 0."""
+    if weights.shape != values.shape:  # they would be broadcast, and the sum divided by the wrong number
+        raise AdjoinedError(
+            "the weights do not match the outputs",
+            where="weights",
+            expected=f"one for each anchor, {tuple(values.shape)}",
+            got=f"{tuple(weights.shape)}",
+        )
     weights = at_least_float32(weights.detach())
     return (values * weights).sum() / weights.sum().clamp(min=1e-12)
 
@@ -350,10 +358,15 @@ def _require_positive(value: float, name: str) -> None:
     check_range(is_number(value) and value > 0, name, "a number above 0", value)
 
 
-def _checked(p: Tensor, q: Tensor, pull: bool) -> tuple[Tensor, Tensor]:
-    """Return both outputs in at least float32, with p detached unless it is pulled."""
+def _checked(p: Tensor, q: Tensor, pull: bool, *dims: str) -> tuple[Tensor, Tensor]:
+    """Return both outputs in at least float32, with p detached unless it is pulled.
+
+    `dims` are the names of the dimensions that they need, which more may follow.
+    """
     if not isinstance(p, Tensor) or not isinstance(q, Tensor) or p.shape != q.shape:
         raise _differ(p, q, "tensors of one shape")
+    if p.ndim < len(dims):
+        raise _differ(p, q, f"({', '.join(dims)}, ...)")
     return at_least_float32(p if pull else p.detach()), at_least_float32(q)
 
 

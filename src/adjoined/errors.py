@@ -116,7 +116,12 @@ def is_number(value: Any, least: float = -inf, most: float = inf) -> bool:
         >>> is_number(0.5, 0, 1), is_number(2, 0, 1), is_number("0.5"), is_number(None)
         (True, False, False, False)
     """
-    return hasattr(value, "__float__") and bool(least <= value <= most)
+    if not hasattr(value, "__float__"):
+        return False
+    try:
+        return bool(least <= value <= most)
+    except (TypeError, ValueError, RuntimeError):  # a tensor or an array of several numbers, or of complex ones
+        return False
 
 
 def check_threads(threads: object, where: str) -> None:

@@ -225,6 +225,14 @@ def test_half_precision_is_computed_in_float32():
         (lambda: d.class_kl(MAPS, MAPS.softmax(1)), r"^q: .*probabilities.*logits, got the result of a softmax"),
         (lambda: d.class_kl(MAPS, nn.Softmax(-3)(MAPS)), "^q: .*probabilities"),
         (lambda: d.label_kl(MAPS, MAPS.sigmoid()), "^q: .*probabilities.*Leave out the sigmoid"),
+        (lambda: d.class_kl(torch.zeros(3), torch.zeros(3)), r"\(N, C, \.\.\.\), got \(3,\)"),
+        (lambda: d.label_kl(torch.zeros(3), torch.zeros(3)), r"\(N, K, \.\.\.\), got \(3,\)"),
+        (lambda: d.cosine_distance(torch.zeros(3), torch.zeros(3)), r"\(N, D, \.\.\.\), got \(3,\)"),
+        (lambda: d.heatmap_kl(torch.zeros(2, 3), torch.zeros(2, 3)), r"\(N, K, L, \.\.\.\), got \(2, 3\)"),
+        (lambda: d.relation_distance(None, torch.zeros(2, 3)), "NoneType"),
+        (lambda: d.gaussian_kl(torch.zeros(2), torch.zeros(2), scale=torch.ones(2)), "scale: .*a number above 0"),
+        (lambda: d.bins_kl(*torch.zeros(2, 2, 6, 4, 8), torch.ones(6)), r"weights: .*\(2, 6\), got \(6,\)"),
+        (lambda: d.box_distance(*torch.zeros(2, 2, 6, 4), torch.ones(2, 1)), r"weights: .*\(2, 6\), got \(2, 1\)"),
     ],
 )
 def test_mistakes_are_named(call, message: str):
