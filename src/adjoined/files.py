@@ -26,11 +26,15 @@ _PART = re.compile(r"\.adjoined-[0-9a-f]{16}\.part")
 
 
 def as_path(place: object, where: str) -> Path:
-    """Return a path; raise AdjoinedError, naming the argument, if it is neither a str nor a path-like object of one."""
+    """Return a path that the user gives; `~` at its start is the home folder, which not every shell expands.
+
+    Raises:
+        AdjoinedError: it is neither a str nor a path-like object of one; the error names the argument.
+    """
     if isinstance(place, str) or (isinstance(place, os.PathLike) and isinstance(os.fspath(place), str)):
         if "\0" in str(place):
             raise AdjoinedError("not a path", where=where, expected="no null characters", got=place)
-        return Path(place)
+        return Path(os.path.expanduser(place))
     raise AdjoinedError("not a path", where=where, expected="a str or a pathlib.Path", got=type(place).__name__)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.files import as_path
 from adjoined.kinds import kind_of, task_kind, without_folder
 from adjoined.method_settings import (
     METHODS,
@@ -286,7 +287,7 @@ class Settings(MethodSettings, SmallSettings, ModelSettings):
         """
         from adjoined.schema import read_mapping
 
-        return cls.from_dict(read_mapping(Path(path)), where=path)
+        return cls.from_dict(read_mapping(as_path(path, "path")), where=path)
 
     @classmethod
     def from_run(cls, path: Path, *, all_known: bool = False) -> Settings:

@@ -18,7 +18,7 @@ from adjoined.commands.option_fields import fields_of, flag_of
 from adjoined.commands.options import AsJson, ChosenWeights, OwnCode
 from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError, check_range, check_threads, did_you_mean
-from adjoined.files import check_writable
+from adjoined.files import as_path, check_writable
 
 if TYPE_CHECKING:
     from adjoined.benchmark.result import Benchmark
@@ -96,8 +96,8 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.runs.folder import name_for
     from adjoined.runs.hub import is_hub, place_for
 
-    is_run = is_hub(options.subject) or Path(options.subject).is_dir()
-    out = Path(options.out) if options.out else None
+    is_run = is_hub(options.subject) or as_path(options.subject, "SUBJECT").is_dir()
+    out = as_path(options.out, "--out") if options.out else None
     if is_run and out is None:
         out = place_for(name_for(NAME, options.weights), options.subject)
     if options.int8:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse, typed
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.train import check_code_is_named, recipe_defaults, say_what_was_lost
 from adjoined.errors import AdjoinedError, check_range
+from adjoined.files import as_path
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
 
     variants = read_variants(asked.methods, settings, unequal=asked.unequal)
     folder = asked.out or "runs/compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}")
-    study = Study(Path(os.path.expanduser(folder)), settings, variants, asked.seeds, asked.recipe)
+    study = Study(as_path(folder, "--out"), settings, variants, asked.seeds, asked.recipe)
     study.check(unequal=asked.unequal)
     for variant in variants:  # a missing library is reported now, not after hours of other runs
         known_methods[variant.settings.method](variant.settings).check()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adjoined.commands.flags import parse
 from adjoined.commands.options import ChosenWeights, OfRun, OwnCode
 from adjoined.errors import AdjoinedError, check_range
+from adjoined.files import as_path
 
 if TYPE_CHECKING:
     from adjoined.demo import Picture
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 def _title(run: str) -> str:
     from adjoined.runs.hub import is_hub, split
 
-    return split(run)[0] if is_hub(run) else Path(run).resolve().name
+    return split(run)[0] if is_hub(run) else as_path(run, "RUN").resolve().name
 
 
 def _pictures(run: FinishedRun) -> list[Picture]:

@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     (options,) = parse("export", argv, ExportOptions, purpose=PURPOSE)
     from adjoined.export import find_target
     from adjoined.export.of_run import Exporter
-    from adjoined.files import make_folder
+    from adjoined.files import as_path, make_folder
     from adjoined.report.console import show
     from adjoined.runs.finished import open_images, open_run
     from adjoined.runs.folder import name_for
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     if options.int8:  # it is checked by top-1 accuracy
         run.require_classes("export --int8")
     networks = _chosen(run, options.which)
-    out = Path(options.out) if options.out else place_for(name_for("export", options.weights), options.run)
+    out = as_path(options.out, "--out") if options.out else place_for(name_for("export", options.weights), options.run)
     make_folder(out, links=options.out is not None)
     exporter = Exporter(
         open_images(run, data=options.data, data_root=options.data_root),

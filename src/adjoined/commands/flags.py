@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from adjoined.commands.flag_help import MAPPING, help_parser
@@ -19,6 +18,7 @@ from adjoined.commands.hints import choices, in_words, is_mapping, is_union, ite
 from adjoined.commands.option_fields import default_of, fields_of, flag_of, has_default, hints_of, is_positional
 from adjoined.commands.streams import keep_for_json
 from adjoined.errors import AdjoinedError, DoesNotRunError, did_you_mean
+from adjoined.files import as_path
 
 TRUE_OR_FALSE = ("true", "false")
 OTHER_NAMES = {
@@ -242,7 +242,7 @@ def _from_file(path: str, hints: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a settings file, each converted to the type of its field."""
     from adjoined.schema import read_mapping
 
-    values = read_mapping(Path(path))
+    values = read_mapping(as_path(path, "--config"))
     for name in values:
         if name not in hints:
             flags = [flag_of(each) for each in hints]

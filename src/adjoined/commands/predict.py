@@ -82,7 +82,7 @@ def _paths(given: Sequence[str]) -> Iterator[tuple[str, bool]]:
     """Yield every image file, and whether the user named it; report what is left out of folders."""
     from adjoined.data.scanning import LeftOut, images_below
 
-    for path in given:
+    for path in map(os.path.expanduser, given):
         if not os.path.isdir(path):
             yield path, True
             continue

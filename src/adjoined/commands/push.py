@@ -12,7 +12,7 @@ from adjoined.atomic import copy_file, write_text, written_beside
 from adjoined.commands.flags import parse
 from adjoined.commands.options import OfRun, OwnCode
 from adjoined.errors import AdjoinedError
-from adjoined.files import make_folder, refuse_link
+from adjoined.files import as_path, make_folder, refuse_link
 from adjoined.json_files import write_json
 from adjoined.kinds import without_folder
 from adjoined.printable import counted
@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> None:
         split(options.to)
     elif options.private:
         raise AdjoinedError("has no effect: a folder is not published", where="--private", fix="Leave it out.")
-    elif Path(options.to).exists():
+    elif as_path(options.to, "--to").exists():
         raise AdjoinedError("the folder exists already", where=options.to, fix="Choose a new folder.")
-    elif not (parent := Path(options.to).parent).is_dir():
+    elif not (parent := as_path(options.to, "--to").parent).is_dir():
         repository = options.to if options.to.count("/") == 1 else "OWNER/NAME"
         fix = f"Create it, or write --to hub:{repository} for the Hugging Face Hub."
         raise AdjoinedError("no such folder", where=parent, fix=fix)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
             url = upload(Path(folder), options.to, private=options.private, message="Networks trained with adjoined")
         show(f"pushed: {url}")
     else:
-        with written_beside(Path(options.to)) as (part,):
+        with written_beside(as_path(options.to, "--to")) as (part,):
             part.mkdir()
             gather(run, part, options.to, options.license)
         show(f"written: {options.to}")

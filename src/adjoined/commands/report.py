@@ -13,7 +13,7 @@ from adjoined.commands.flags import parse
 from adjoined.commands.option_fields import flags_set
 from adjoined.commands.options import ChosenWeights, OfData, OwnCode, Workers
 from adjoined.errors import AdjoinedError, check_range
-from adjoined.files import check_writable
+from adjoined.files import as_path, check_writable
 from adjoined.kinds import NAMES
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     """Write the page and print its path."""
     (options,) = parse("report", argv, ReportOptions, purpose=PURPOSE)
     check_range(options.images >= 0, "--images", "at least 0", options.images)
-    if len({Path(each).resolve() for each in options.run}) < len(options.run):
+    if len({as_path(each, "RUN").resolve() for each in options.run}) < len(options.run):
         raise AdjoinedError("the same run is given twice", where="RUN", got=", ".join(options.run))
     if len(options.run) > 1:
         options.refuse_image_flags("a comparison of runs shows their recorded figures and reads no images")
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
     own = name_for("report.html", options.weights)
     default = Path("comparison.html") if len(options.run) > 1 else place_for(own, options.run[0])
-    out = Path(options.out) if options.out else default
+    out = as_path(options.out, "--out") if options.out else default
     page = _comparison(options, out) if len(options.run) > 1 else _page(options, out)
 
     from adjoined.report.console import show

@@ -19,6 +19,7 @@ from adjoined.commands.measured_first import measure_first
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.streams import drop_output
 from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.files import as_path
 from adjoined.kinds import task_kind
 from adjoined.method_settings import METHODS_OF
 from adjoined.recipes import RECIPES
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     if run.resume and "resume" not in given:
         fix = f"Write adjoined train --resume {run.resume}."
         raise AdjoinedError("a settings file cannot name the run to resume", where="resume", fix=fix)
-    folder = Path(os.path.expanduser(run.resume or run.run or _new_folder(settings)))
+    folder = as_path(run.resume or run.run or _new_folder(settings), "--run")
     if run.dry_run:
         _dry_run(run, settings, timing, chosen, folder)
         return
@@ -203,7 +204,7 @@ def recipe_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
     named = [
         given.get("recipe"),
-        *(read_mapping(Path(path)).get("recipe") for path in reversed(given.get("config", ()))),
+        *(read_mapping(as_path(path, "--config")).get("recipe") for path in reversed(given.get("config", ()))),
     ]
     name = next((str(each) for each in named if each), None)
     if name is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, check_range, check_threads, did_you_mean, first_line
+from adjoined.files import as_path
 
 Runnable = Callable[[Tensor], Tensor]
 
@@ -199,7 +200,7 @@ def load(path: str | Path, threads: int | None = None, batch: int | None = None)
         >>> small = load("runs/digits/export/small.onnx", threads=1)  # doctest: +SKIP
         >>> small(images).argmax(dim=1)  # doctest: +SKIP
     """
-    path = Path(path)
+    path = as_path(path, "path")
     for target in TARGETS.values():
         if path.suffix == target.suffix:
             return target.load(path, threads, batch)

@@ -14,6 +14,7 @@ from adjoined.atomic import write_whole, written_beside
 from adjoined.errors import AdjoinedError
 from adjoined.export.targets import Runnable, Target, find_target
 from adjoined.export.verify import TOLERANCE, Difference, check, compare
+from adjoined.files import as_path
 
 GRAPH = 1 << 20
 """Bytes that a file may take besides the weights."""
@@ -68,7 +69,7 @@ def write(
         >>> write(net, "small.onnx", [(x, x)], to="onnx").difference.relative  # doctest: +SKIP
         4.1e-07
     """
-    target, path = find_target(to), Path(path)
+    target, path = find_target(to), as_path(path, "path")
     if not batches:
         raise AdjoinedError("no images to compare the file on", where=path)
     if calibration is not None and not len(calibration):

@@ -18,7 +18,7 @@ from adjoined.atomic import clear_parts, copy_file, write_text
 from adjoined.data import DataRecord, ImageData
 from adjoined.data.folders import check_outside
 from adjoined.errors import AdjoinedError
-from adjoined.files import is_part, make_folder, refuse_link
+from adjoined.files import as_path, is_part, make_folder, refuse_link
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import BASE, SMALL, SPARSE
 from adjoined.runs.hub import refuse_hub
@@ -81,7 +81,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = as_path(path, "folder")
         self.settings = self.path / "settings.yaml"
         self.record = self.path / "run.json"
         self.data = self.path / "data.json"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adjoined.errors import AdjoinedError, first_line
+from adjoined.files import as_path
 
 PREFIX = "hub:"
 RUN = ("*.safetensors", "*.json", "settings.yaml", "metrics.csv")
@@ -40,7 +41,7 @@ def located(place: str | os.PathLike[str], files: Sequence[str] = RUN) -> Path:
             not cached, or huggingface_hub is not installed.
     """
     if not is_hub(place):
-        return Path(place)
+        return as_path(place, "folder")
     name, revision = split(str(place))
     api, where = _api(place), str(place)
     try:
@@ -58,7 +59,7 @@ def place_for(name: str, run: str) -> Path:
         >>> place_for("report.html", "runs/digits").as_posix(), place_for("report.html", "hub:ann/digits").as_posix()
         ('runs/digits/report.html', 'report.html')
     """
-    return Path(name) if is_hub(run) else Path(run, name)
+    return Path(name) if is_hub(run) else as_path(run, "folder") / name
 
 
 def refuse_hub(folder: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adjoined.atomic import write_whole
 from adjoined.data.info import LARGEST_IMAGE, DataInfo
 from adjoined.errors import AdjoinedError
-from adjoined.files import as_path, check_unicode, open_regular, read_bytes
+from adjoined.files import check_unicode, open_regular, read_bytes
 from adjoined.json_files import read_versioned, write_json
 from adjoined.names import check_name
 from adjoined.plain import check, entry, whole
@@ -73,7 +73,6 @@ def load(
         ((5, 10), False)
     """
     check_name(which, "which")
-    as_path(folder, "folder")
     run = RunFolder(located(folder, (f"{which}.json", f"{which}.safetensors")))
     return settled(lambda: run.holding(weights), lambda path: _loaded(RunFolder(path), which, model))
 

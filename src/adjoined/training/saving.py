@@ -11,7 +11,6 @@ from torch import nn
 
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError, usage
-from adjoined.files import as_path
 from adjoined.methods import TrainedNetwork
 from adjoined.methods.joint import named
 from adjoined.network import AdjoinedNetwork
@@ -69,7 +68,7 @@ def save(
         ([('base', 77754), ('small', 6386)], 359)
     """
     Settings.check_names(settings, "save()")
-    as_path(folder, "folder")
+    run = RunFolder(folder)
     finished = _finished(network, plan)
     _check_weights(finished)
     plans = [each.plan for each in finished.values() if each.plan is not None]
@@ -77,7 +76,6 @@ def save(
     values = {"alpha": alphas if len(alphas) > 1 else alphas[0], "round_to": plans[0].round_to, **settings}
     given = {name: os.fspath(each) if isinstance(each, os.PathLike) else each for name, each in values.items()}
     known = Settings.from_dict({"model": model, "data": data, **given}, "save()").anchored()
-    run = RunFolder(folder)
     with run.opened(known, resume=False):
         first = next(iter(finished.values()))
         images = as_expected(open_data(known.data_settings()), first.module, known)

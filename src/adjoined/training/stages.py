@@ -17,7 +17,7 @@ from torch import nn
 from adjoined.atomic import copy_file, written_beside
 from adjoined.data import DataInfo, ImageData
 from adjoined.errors import AdjoinedError
-from adjoined.files import make_folder, refuse_link
+from adjoined.files import as_path, make_folder, refuse_link
 from adjoined.methods import METHODS, Stage
 from adjoined.models import is_code
 from adjoined.names import BASE
@@ -70,7 +70,7 @@ def run_stages(
     for number, stage in enumerate(stages, start=1):
         run = RunFolder(folder / stage.name)
         if not run.settings.is_file():
-            source = Path(stage.given) if stage.given else _equal_run(stage, known)
+            source = as_path(stage.given, "--teacher") if stage.given else _equal_run(stage, known)
             if source is not None:
                 _copy(source, run.path)
         if not run.finished:
@@ -113,7 +113,7 @@ def check_stages(settings: Settings, processes: int, skipped: Collection[str] | 
     job = make_job(settings.for_method("standard"), skipped=skipped)
     for stage in stages:
         if stage.given:
-            _check_given(Path(stage.given), job.images.info, settings.code)
+            _check_given(as_path(stage.given, "--teacher"), job.images.info, settings.code)
     # What the last stage refuses, a width for example, is refused before hours of training the base.
     method.build(job.model, job.example, {stage.name: job.model for stage in stages})
     return job.images
