@@ -10,6 +10,7 @@ from torch import Tensor
 from adjoined.slicing.flow.call import Call
 from adjoined.slicing.flow.labels import LABEL, Slot, squeeze_equal, varying
 from adjoined.slicing.flow.operators import rule
+from adjoined.slicing.flow.rules.pointwise import beside_fixed, fixed_dims
 from adjoined.slicing.flow.state import State
 
 
@@ -18,7 +19,8 @@ def concatenate(state: State, call: Call) -> None:
     """Labels along the dimension are joined; labels along the others are tied across the parts."""
     tensors = [t for t in call["tensors"] if not (t.ndim == 1 and t.numel() == 0)]
     dim = (call["dim"] or 0) % call.out.ndim
-    _join(state, [state.slots(t) for t in tensors], [t.shape[dim] for t in tensors], dim, call.out)
+    fixed = [fixed_dims(state, t) - {dim} for t in tensors]
+    _join(state, [state.slots(t) for t in tensors], [t.shape[dim] for t in tensors], dim, call.out, fixed)
 
 
 @rule("stack")
@@ -26,10 +28,19 @@ def stack(state: State, call: Call) -> None:
     """Like concatenation along a new dimension, in which every part has size 1."""
     dim = (call["dim"] or 0) % call.out.ndim
     slots = [[slot.unsqueeze(dim) for slot in state.slots(t)] for t in call["tensors"]]
-    _join(state, slots, [1] * len(slots), dim, call.out)
+    fixed = [{d + (d >= dim) for d in fixed_dims(state, t)} for t in call["tensors"]]
+    _join(state, slots, [1] * len(slots), dim, call.out, fixed)
 
 
-def _join(state: State, slots: Sequence[Sequence[Slot]], sizes: Sequence[int], dim: int, out: Tensor) -> None:
+def _join(
+    state: State,
+    slots: Sequence[Sequence[Slot]],
+    sizes: Sequence[int],
+    dim: int,
+    out: Tensor,
+    fixed: Sequence[set[int]],
+) -> None:
+    """`fixed` has the dimensions along which the elements of each part may differ; some of them have labels."""
     across: list[Slot] = []
     parts: list[Slot | None] = []
     for of_one in slots:
@@ -41,6 +52,8 @@ def _join(state: State, slots: Sequence[Sequence[Slot]], sizes: Sequence[int], d
                 across.append(slot)
         parts.append(part)
     across = state.unite(across)
+    for of_one, dims in zip(slots, fixed, strict=True):
+        across = beside_fixed(state, across, dims - {d for slot in of_one for d in varying(slot)})
     if all(part is None for part in parts):
         state.carry(out, across)
         return

@@ -40,17 +40,32 @@ def tie_elementwise(state: State, operands: Sequence[Tensor], out: Tensor) -> No
     every = [slot for of_one in slots for slot in of_one]
     united = state.unite(every) if sum(map(bool, slots)) > 1 else every
     for tensor, dims in zip(operands, labelled, strict=True):
-        offset, uneven = ndim - tensor.ndim, state.differs_along(tensor)
-        sizes = enumerate(zip(tensor.shape, tensor.stride(), strict=True))  # stride 0: expanded
-        fixed = {d + offset for d, (size, stride) in sizes if size > 1 and stride and d in uneven} - dims
-        for slot in list(united):
-            if fixed & set(varying(slot)) and fixed & state.tied_along(slot):
-                if others := set(varying(slot)) - fixed:
-                    state.collapse(slot, sorted(others))
-                    continue
-                state.pin(slot, Reason(Kind.FIXED_WIDTH, "combined with a tensor of fixed width"))
-                united = [other for other in united if other is not slot]  # now of fixed width
+        united = beside_fixed(state, united, {d + ndim - tensor.ndim for d in fixed_dims(state, tensor)} - dims)
     state.carry(out, united)
+
+
+def fixed_dims(state: State, tensor: Tensor) -> set[int]:
+    """Return the dimensions along which the elements of a tensor may differ."""
+    uneven = state.differs_along(tensor)
+    sizes = enumerate(zip(tensor.shape, tensor.stride(), strict=True))  # stride 0: expanded
+    return {d for d, (size, stride) in sizes if size > 1 and stride and d in uneven}
+
+
+def beside_fixed(state: State, slots: list[Slot], fixed: set[int]) -> list[Slot]:
+    """Pin the slots along dimensions in which another operand has no labels, and return the others.
+
+    Channels that vary along others, too, such as heads with features, are dropped along those only.
+    """
+    left: list[Slot] = []
+    for slot in slots:
+        if not (fixed & set(varying(slot)) and fixed & state.tied_along(slot)):
+            left.append(slot)
+        elif others := set(varying(slot)) - fixed:
+            state.collapse(slot, sorted(others))
+            left.append(slot)
+        else:  # now of fixed width
+            state.pin(slot, Reason(Kind.FIXED_WIDTH, "combined with a tensor of fixed width"))
+    return left
 
 
 def _note_rows(state: State, operands: Sequence[Tensor], slots: Sequence[Sequence[Slot]], out: Tensor) -> None:
