@@ -240,3 +240,28 @@ def test_an_extracted_network_is_complete_and_keeps_its_weights_tied(way: str):
         small.get_parameter("layer.weight").mul_(2)
     assert not torch.equal(small(X), before)
     torch.testing.assert_close(net.extract()(X), before)
+
+
+class Registry:
+    """What all copies of a model have in common."""
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+    def __deepcopy__(self, memo: object) -> Registry:
+        return self
+
+
+@pytest.mark.parametrize("wrap", [lambda held: held, lambda held: (held,), lambda held: {"all": [held]}])
+def test_what_copies_have_in_common_with_the_model_is_not_changed(wrap: Callable[[Any], Any]):
+    model, registry = seeded(lambda: Holding(in_layer)), Registry()
+    registry.weights.append(model.layer.weight)
+    model.known = wrap(registry)
+    net = adjoined.adjoin(model, X, alpha=2)
+    sum(out.sum() for out in net(X)).backward()
+    net.eval().extract()
+    assert registry.weights[0] is model.layer.weight
+
+
+def in_layer(model: Holding) -> None:
+    model.held = model.layer

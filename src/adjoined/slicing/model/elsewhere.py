@@ -41,22 +41,26 @@ class Elsewhere:
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
         >>> model.held = [(1, model[0].weight)]
-        >>> Elsewhere(model, list(model.parameters())).put(model, ["a slice"])
-        >>> model.held
+        >>> from copy import deepcopy
+        >>> copied = deepcopy(model)
+        >>> Elsewhere(model, list(model.parameters())).put(copied, ["a slice"])
+        >>> copied.held
         [(1, 'a slice')]
     """
 
     def __init__(self, model: nn.Module, weights: Sequence[Tensor | None]) -> None:
-        self._places = list(_places_of(model, weights))
+        self._model, self._places = model, list(_places_of(model, weights))
         self._searched: set[bool] = set()
 
     def put(self, model: nn.Module, values: Sequence[Any] | None) -> None:
         """Put a value for each weight into all its places in a copy of the model, or None into all of them.
 
-        A forward may have replaced what was there; that stays as it is.
+        A forward may have replaced what was there; that stays as it is, and so does what the copy has in common with
+        the model, such as a registry that `copy.deepcopy` does not copy.
         """
         for name, path, weight in self._places:
-            _replaced(model.get_submodule(name), path, None if values is None else values[weight])
+            new = None if values is None else values[weight]
+            _replaced(model.get_submodule(name), path, new, self._model.get_submodule(name))
 
     def search(self, model: nn.Module, values: Sequence[Tensor]) -> None:
         """Add the places in which a copy of the model has put values of the weights in its first call in this mode."""
@@ -108,13 +112,20 @@ def _slots(kind: type) -> Sequence[str]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _replaced(held: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """Return an object with a new value at the end of a path: the same object, if it can be changed in place."""
+def _replaced(held: Any, path: tuple[Any, ...], new: Any, original: Any) -> Any:
+    """Return an object with a new value at the end of a path: the same object, if it can be changed in place.
+
+    `original` is the model's own object in this place, which is never changed.
+    """
     if not path:
         return new if held is None or isinstance(held, Tensor) else held
+    if held is original and not isinstance(held, _FIXED):
+        return held
     key = path[0]
     before = _inside(held).get(key, _ABSENT)
-    after = before if before is _ABSENT else _replaced(before, path[1:], new)
+    after = before
+    if before is not _ABSENT:
+        after = _replaced(before, path[1:], new, _inside(original).get(key, _ABSENT))
     if after is before:
         return held
     if isinstance(held, tuple):
