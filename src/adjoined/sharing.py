@@ -104,7 +104,7 @@ class SharedWeights:
             weight = weight.view_as(weight)
         slices = share(weight, shared.slices, self.gradient)
         if self._may_write:
-            slices = tuple(part.clone() for part in slices)
+            slices = tuple(map(_cloned, slices))
         if not any(shared.unknown) or torch.compiler.is_compiling():
             return slices
         name = full_name(where, name)
@@ -330,6 +330,13 @@ class _Share(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         tangent = ctx.gradient * tangents[0]
         return tuple(_taken(tangent, indices) for indices in ctx.slices)
+
+
+def _cloned(part: Tensor) -> Tensor:
+    """Return a copy of a slice that requires gradients if the slice does, even where none are recorded."""
+    own = part.clone()
+    asked = part.requires_grad and not own.requires_grad and not torch.is_inference_mode_enabled()
+    return own.requires_grad_() if asked else own
 
 
 def _taken(tensor: Tensor, indices: Indices) -> Tensor:

@@ -115,3 +115,31 @@ def test_heads_that_share_a_layer_are_narrowed_inside():
     checked = check_plan(model, X, plan)
     assert checked.how == "masked base"
     assert (checked.error or 0) < 1e-12
+
+
+class Areas(nn.Module):
+    """Attention within areas of the picture, whose code takes three times the width of its input for the heads' own."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.features = heads, width // heads
+        self.stem, self.qkv, self.out = nn.Conv2d(3, width, 3), nn.Conv2d(width, 3 * width, 1), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        areas = self.qkv(x).flatten(2).transpose(1, 2).reshape(2 * n, h * w // 2, 3 * c)
+        rows = areas.view(2 * n, h * w // 2, self.heads, 3 * self.features)
+        q, k, v = rows.permute(0, 2, 3, 1).split([self.features] * 3, 2)
+        mixed = (v @ (q.transpose(-2, -1) @ k).softmax(-1).transpose(-2, -1)).permute(0, 3, 1, 2)
+        return self.out(mixed.reshape(n, h * w, c).mean(1))
+
+
+@pytest.mark.parametrize(("alpha", "kept"), [(2, 16), (2.5, 16), (3.5, 12), (4, 8)])
+def test_what_code_multiplies_is_raised_to_what_the_heads_need(alpha: float, kept: int):
+    """Four heads of eight features keep as many each; the 13 channels of the stem at alpha = 2.5 would not fit."""
+    model = seeded(lambda: Areas(32, 4))
+    plan = plan_of(model, alpha=alpha)
+    assert plan.small_shape("stem.weight") == (kept, 3, 3, 3)
+    assert plan.small_shape("qkv.weight") == (3 * kept, kept, 1, 1)
+    assert check_plan(model, X, plan).error == pytest.approx(0, abs=1e-12)

@@ -88,3 +88,37 @@ def test_settings_that_copies_share_with_the_model_stay_as_they_are():
     assert plan.small_shape("blocks.0.qkv.weight")[0] == 192
     assert vars(settings) == {"hidden": 64, "heads": 4}
     assert plan.apply(model)(X).shape == (2, 5)
+
+
+class TiedByHook(nn.Module):
+    """A layer without a weight until a hook sets it, turned from that of another layer."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 5)
+        linear = layer == "linear"
+        self.down = nn.Linear(32, 24) if linear else nn.Conv2d(32, 24, 1)
+        self.up = nn.Linear(24, 32) if linear else nn.Conv2d(24, 32, 1)
+        del self.up.weight
+        self.up.register_forward_pre_hook(self.tie)
+
+    def tie(self, module: nn.Module, _args: Any) -> None:
+        module.weight = self.down.weight.transpose(0, 1)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x.movedim(1, -1) if isinstance(self.up, nn.Linear) else x
+        x = self.up(self.down(x).relu())
+        return self.head((x.movedim(-1, 1) if isinstance(self.up, nn.Linear) else x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_a_layer_whose_weight_a_hook_sets_has_no_sizes_to_correct_before(layer: str):
+    model = seeded(lambda: TiedByHook(layer))
+    net = adjoin(model, X, alpha=2, round_to=1)
+    assert net.plan.small_shape("down.weight")[:2] == (12, 16)
+    assert net.plan.small_shape("up.bias") == (16,)
+    p, q = net(X)
+    (p.sum() + q.sum()).backward()
+    torch.testing.assert_close(net.extract()(X), q)
+    torch.testing.assert_close(net.plan.apply(net.base)(X), q)

@@ -22,6 +22,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalRe
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
+_OF_ONE_WEIGHT = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.PReLU, *_TABLES)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -144,6 +145,8 @@ def set_sizes(module: nn.Module, groups: int | None) -> None:
     """Update what one of torch's modules stores: the sizes of its narrower tensors, and its number of groups."""
     weight = module._parameters.get("weight")
     sized: Any = module  # norms other than torch's store their sizes under the same names
+    if isinstance(module, _OF_ONE_WEIGHT) and not hasattr(module, "weight"):
+        return  # a hook computes it when the layer runs
     if isinstance(module, nn.modules.conv._ConvNd):
         kernel = module.weight  # a parametrised convolution computes it
         module.groups = groups or module.groups

@@ -126,17 +126,21 @@ class Repairs:
         return True
 
     def _raise_source(self, error: Mismatch, is_kept: Callable[[int], bool]) -> Iterator[str]:
-        """If code asks for too few channels, it took their number from another tensor: widen a group of that one."""
-        missing = error.left - error.asked
+        """If code asks for too few channels, it took their number from another tensor: widen a group of that one.
+
+        Code may multiply this number, such as by 3 for queries, keys and values.
+        """
         around = error.site.module.rpartition(".")[0]
         tried: set[Group] = set()
         for name, vectors in self.trace.labels.items():
-            for vector in vectors if missing > 0 and is_inside(name, around) else ():
-                if vector is None or vector.numel() != error.size.value:
+            for vector in vectors if error.left > error.asked and is_inside(name, around) else ():
+                if vector is None or error.size.value % vector.numel():
                     continue
+                times = error.size.value // vector.numel()
                 labels = vector.tolist()
-                if count_left(labels, is_kept) != error.asked:
+                if count_left(labels, is_kept) * times != error.asked or (error.left - error.asked) % times:
                     continue
+                missing = (error.left - error.asked) // times
                 for group in self.grouping.of_all(labels):
                     more = missing // group.bundle
                     if group not in tried and not group.why and 0 < more <= len(group.roots) - group.kept:
