@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
@@ -55,6 +56,39 @@ def check_answer(module: nn.Module, description: Mapping[str, Any], where: objec
         raise _other_code(where, f"{type(error).__name__}: {error}") from error
     if found is None or not _agree(known, found):
         raise _other_code(where, "other logits" if found is None else f"{found[0]:.4g} instead of {known[0]:.4g}")
+
+
+def check_rebuilt(module: nn.Module, description: Mapping[str, Any], where: object) -> None:
+    """Raise AdjoinedError if a network's logits differ from those of its rebuilt copy, which are in the description.
+
+    Only tensors of the state are saved, so all else that the network computes with must come from the model's code.
+
+    Args:
+        module: the network as it was trained, on any device and in any mode; it is not changed.
+        description: the contents of the JSON beside its weights.
+        where: that file.
+    """
+    known = description["answer"]
+    if known is None:
+        return
+    try:
+        twin = copy.deepcopy(module).cpu().eval()
+    except Exception:  # a forward pass has left tensors in it that cannot be copied
+        return
+    parameter = next(twin.parameters(), None)
+    if parameter is not None and parameter.dtype != torch.float32:
+        return  # the copy computes in float32
+    found = answer(twin, description)
+    if found is not None and not _agree(known, found):
+        wanted, got = max(zip(found, known, strict=True), key=lambda pair: abs(pair[0] - pair[1]))
+        raise AdjoinedError(
+            "built again from the saved weights, the network computes something else",
+            where=where,
+            expected=f"{wanted:.4g} for a test image",
+            got=f"{got:.4g}",
+            fix="Keep numbers that are random, or change in training, in parameters or buffers (register_buffer, "
+            "without persistent=False): nothing else is saved.",
+        )
 
 
 def _agree(one: list[float], other: list[float]) -> bool:

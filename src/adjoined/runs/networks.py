@@ -220,7 +220,20 @@ def _build_described(spec: str, size: Mapping[str, Any], options: Mapping[str, A
 
 
 def save_weights(module: nn.Module, path: Path) -> str:
-    """Write parameters and buffers as safetensors, and return the SHA-256 of the file."""
+    """Write parameters and buffers as safetensors, and return the SHA-256 of the file.
+
+    Raises:
+        AdjoinedError: the file cannot be written, or the state has entries other than tensors.
+    """
+    for name, held in module.state_dict().items():
+        if not isinstance(held, Tensor):
+            raise AdjoinedError(
+                "the network has a state that is not a tensor",
+                where=name,
+                expected="tensors, which a weights file can hold",
+                got=type(held).__name__,
+                fix="Keep it in a buffer (register_buffer), or let get_extra_state return a tensor.",
+            )
     content = _as_safetensors(module)
     write_whole(path, lambda file: file.write(content))
     return hashlib.sha256(content).hexdigest()

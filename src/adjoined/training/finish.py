@@ -62,7 +62,7 @@ class Ending:
         with scratch_folder(self.run.path) as folder:
             scratch = RunFolder(folder)
             try:
-                result = self._write(scratch, self._built.network.state_dict(), self._run_once)
+                result = self._write(scratch, self._built.network.state_dict(), self._run_once, compare=True)
                 write_json(scratch.record, result.to_json())
                 RunResult.from_json(read_json(scratch.record, "the result of a run"), folder)  # it is read, too
             except AdjoinedError as error:
@@ -155,6 +155,7 @@ class Ending:
         seconds: float = 0.0,
         device: torch.device | None = None,
         epochs: int | None = None,
+        compare: bool = False,
     ) -> RunResult:
         """Write the networks of a training state into a folder, and return their records."""
         job, images = self.job, self.job.images
@@ -166,7 +167,7 @@ class Ending:
         statistics = _measure_statistics(built, job.settings, images, device) if device else 0
         kind = device.type if device else "cpu"
         networks, count = write_networks(
-            run, built, job.settings, images, weights=self._weights, measure=measure, device=kind
+            run, built, job.settings, images, weights=self._weights, measure=measure, device=kind, compare=compare
         )
         return RunResult(
             folder=run.path,

@@ -86,7 +86,9 @@ def save(
         def measure(_: str, module: nn.Module) -> Scores:
             return evaluate(module, images.val_loader(), images.info.num_classes, task=images.info.task)
 
-        networks, count = write_networks(run, finished, known, images, weights="last", measure=measure, device="cpu")
+        networks, count = write_networks(
+            run, finished, known, images, weights="last", measure=measure, device="cpu", compare=True
+        )
         for name, each in finished.items():
             if each.plan is not None:
                 each.plan.save(run.plan(name))
@@ -108,7 +110,7 @@ def save(
 
 def _check_weights(finished: Mapping[str, TrainedNetwork]) -> None:
     for name, each in finished.items():
-        if any(tensor.is_meta for tensor in each.module.state_dict().values()):
+        if any(tensor.is_meta for tensor in (*each.module.parameters(), *each.module.buffers())):
             fix = "Move it with to_empty() and load its weights."
             raise AdjoinedError("a network on the meta device has no weights", where=name, fix=fix)
         if bad := not_finite_in({"state_dict": dict(each.module.named_parameters())}):

@@ -12,7 +12,7 @@ from torch import nn
 from adjoined.data import ImageData
 from adjoined.methods import TrainedNetwork
 from adjoined.runs import NetworkResult, RunFolder
-from adjoined.runs.answer import answer
+from adjoined.runs.answer import answer, check_rebuilt
 from adjoined.runs.networks import load_weights, rebuild, save_description, save_weights
 from adjoined.settings import Settings
 from adjoined.training.evaluate import Scores
@@ -32,10 +32,13 @@ def write_networks(
     weights: str,
     measure: Measure,
     device: str,
+    compare: bool = False,
 ) -> tuple[list[NetworkResult], int]:
     """Write weights and descriptions of networks, rebuild them from these files, and measure what was rebuilt.
 
     The files are measured, not the networks in memory: the files are what users get.
+
+    With `compare`, a network of the user's own code must also compute what it computes in memory.
 
     Returns:
         The networks' results, and the number of images that they were measured on.
@@ -54,6 +57,8 @@ def write_networks(
         load_weights(again, path, content["sha256"])
         if settings.code is not None:
             content["answer"] = answer(again.eval(), content)
+            if compare:
+                check_rebuilt(network.module, content, place)
         measured = measure(name, again)
         if not isfinite(measured.loss):
             raise NotFinite("the finished network's loss is not finite", where=path, got=measured.loss)
