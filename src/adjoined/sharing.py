@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -220,6 +222,25 @@ def cannot_run(where: str, error: str = "") -> AdjoinedError:
         where=where,
         fix="Call adjoin with an example input or options that reach every part in use.",
     )
+
+
+def refuse_freezing(error: RuntimeError) -> None:
+    """Raise AdjoinedError if a line of code that changes `requires_grad` raised the error: slices are no leaves."""
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if frames and frames[-1][0].co_name == "requires_grad_":  # a module's method, whose caller counts
+        frames.pop()
+    if not frames:
+        return
+    code, line = frames[-1]
+    numbered = ((each.positions, each.argval) for each in dis.get_instructions(code))
+    names = {name for where, name in numbered if where is not None and where.lineno == line}
+    if not names.isdisjoint(("requires_grad", "requires_grad_")):
+        raise AdjoinedError(
+            "the forward changes requires_grad of a weight that networks share",
+            where=f"{code.co_name}, line {line} of {code.co_filename}",
+            expected="a forward that leaves it alone, since a small network's weights are slices of the base's",
+            fix="Freeze the weight outside of the forward, or compute with weight.detach() there.",
+        ) from error
 
 
 class Unknown(Tensor):

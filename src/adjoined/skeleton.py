@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, first_line
 from adjoined.own_backward import refuse_listing
-from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, submodule
+from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, refuse_freezing, submodule
 from adjoined.slicing import (
     SlicePlan,
     WithoutHistory,
@@ -245,6 +245,7 @@ class Runner:
             return output
         except RuntimeError as error:
             check_same_place(module, self._weights.base)
+            refuse_freezing(error)
             read = [value.part for value in bound if isinstance(value, Unknown) and value.was_read]
             ran = [guess.name for guess in guesses if guess.ran]
             if not (read or ran) or isinstance(error, torch.OutOfMemoryError):

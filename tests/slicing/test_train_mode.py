@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adjoined import AdjoinedError
 from adjoined.slicing import check_plan
 from masked import masked, relative_error
 from unchecked import adjoin, make_plan
@@ -272,3 +273,40 @@ class Gradient(nn.Module):
 def test_outputs_with_a_history_are_checked_without_a_warning():
     model = seeded(Gradient).double()
     assert (check_plan(model, X, make_plan(model, X, alpha=2)).error or 0) < 1e-12
+
+
+class Freezes(nn.Module):
+    """Its forward freezes a layer."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.head = nn.Conv2d(3, 32, 3), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.way:
+            case "attribute":
+                self.stem.weight.requires_grad = False
+            case "method":
+                self.stem.weight.requires_grad_(False)
+            case "of the layer":
+                self.stem.requires_grad_(False)
+        x = self.stem(x.requires_grad_(self.way == "input")).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", ["attribute", "method", "of the layer"])
+def test_a_forward_that_freezes_weights_is_refused_with_its_line(way: str):
+    net = adjoin(seeded(lambda: Freezes(way)), X.float(), alpha=2, round_to=1)
+    with pytest.raises(
+        AdjoinedError, match=r"forward, line \d+ of .*test_train_mode.*changes requires_grad of a weight"
+    ):
+        net(X.float())
+
+
+def test_another_error_of_a_line_that_names_requires_grad_is_passed_on():
+    net = adjoin(seeded(lambda: Freezes("input")), X.float(), alpha=2, round_to=1)
+    net(X.float())
+    with pytest.raises(RuntimeError, match="expected input") as caught:
+        net.small(X[:, :2].float())
+    assert not isinstance(caught.value, AdjoinedError)
