@@ -142,6 +142,11 @@ def test_other_arguments_that_cannot_be_right_are_refused(run: Path, trained: Ad
         adjoined.load("runs\0mine")
     with pytest.raises(AdjoinedError, match=r"^model: not a model .*a function that returns one.* got int"):
         adjoined.load(run, model=cast(Any, 3))
+    for which in ("base", "small"):
+        with pytest.raises(
+            AdjoinedError, match=r"^model: a model on the meta device takes no weights. Build the model"
+        ):
+            adjoined.load(run, which, model=copy.deepcopy(trained.base).to("meta"))
     empty = copy.deepcopy(trained).to("meta")
     with pytest.raises(AdjoinedError, match=r"^base: a network on the meta device has no weights. Move it with"):
         adjoined.save(empty, tmp_path / "other", **MODEL, **DATA)

@@ -248,12 +248,16 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
     """Load a file of `save_weights` into a module.
 
     Raises:
-        AdjoinedError: the file is missing, is damaged, or belongs to another network.
+        AdjoinedError: the file is missing, is damaged, or belongs to another network, or the module is on the meta
+            device.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
     own = _own_tensors(module)
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        fix = "Build the model on the CPU, outside torch.device('meta')."
+        raise AdjoinedError("a model on the meta device takes no weights", where="model", fix=fix)
     wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found, size = read_shapes(path)
     fix = "Pass the model that the run was trained with."
