@@ -13,6 +13,7 @@ from adjoined import AdjoinedError, models
 from adjoined.cli import main
 from adjoined.data import DataSettings, open_data
 from adjoined.network import AdjoinedNetwork
+from adjoined.settings import Settings
 
 DATA = {"data": "digits", "limit": 16}
 MODEL = {"model": "resnet20", "model_options": {"width": 0.5}}
@@ -78,6 +79,14 @@ def test_the_commands_take_the_run_and_claim_nothing_about_its_training(run: Pat
     assert "learning rate" not in card
 
 
+def test_the_settings_say_how_the_networks_were_sliced(tmp_path: Path):
+    how: dict[str, Any] = {"alpha": 2.0, "keep": ["conv1"], "widths": {"layer3": "1/4"}, "round_to": 4}
+    model = models.build("resnet8", num_classes=10, in_channels=1)
+    adjoined.save(adjoined.adjoin(model, torch.zeros(1, 1, 8, 8), **how), tmp_path / "run", model="resnet8", **DATA)
+    settings = Settings.from_yaml(tmp_path / "run" / "settings.yaml")
+    assert {name: getattr(settings, name) for name in how} == how
+
+
 def test_a_small_network_alone_needs_its_plan(trained: AdjoinedNetwork, tmp_path: Path):
     with pytest.raises(AdjoinedError, match="how it was sliced"):
         adjoined.save(trained.extract(), tmp_path / "alone", **MODEL, **DATA)
@@ -105,6 +114,8 @@ def test_another_model_is_refused_and_leaves_no_folder(trained: AdjoinedNetwork,
         ),
         ({**MODEL, "data": [1]}, r"^save\(\), data: a value does not fit: Expected `str`"),
         ({**MODEL, **DATA, "image_size": "eight"}, r"^save\(\), image_size: a value does not fit: Expected `int"),
+        ({**MODEL, **DATA, "alpha": 4.0}, r"^save\(\), alpha: the network's slice plan says how it was sliced"),
+        ({**MODEL, **DATA, "keep": ["conv1"]}, r"^save\(\), keep: the network's slice plan says"),
         ({**MODEL, **DATA, "imagesize": 8}, r"^save\(\): unknown setting 'imagesize'\. Did you mean image_size\?"),
     ],
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from adjoined.data import open_data
 from adjoined.errors import AdjoinedError, usage
+from adjoined.method_settings import SmallSettings
 from adjoined.methods import TrainedNetwork
 from adjoined.methods.joint import named
 from adjoined.network import AdjoinedNetwork
@@ -68,12 +70,14 @@ def save(
         ([('base', 77754), ('small', 6386)], 359)
     """
     Settings.check_names(settings, "save()")
+    if sliced := sorted(settings.keys() & {each.name for each in fields(SmallSettings)}):
+        raise AdjoinedError(
+            "the network's slice plan says how it was sliced", where=f"save(), {sliced[0]}", fix="Leave it out."
+        )
     run = RunFolder(folder)
     finished = _finished(network, plan)
     _check_weights(finished)
-    plans = [each.plan for each in finished.values() if each.plan is not None]
-    alphas = [each.alpha for each in plans]
-    values = {"alpha": alphas if len(alphas) > 1 else alphas[0], "round_to": plans[0].round_to, **settings}
+    values = {**_as_sliced([each.plan for each in finished.values() if each.plan is not None]), **settings}
     given = {name: os.fspath(each) if isinstance(each, os.PathLike) else each for name, each in values.items()}
     known = Settings.from_dict({"model": model, "data": data, **given}, "save()").anchored()
     with run.opened(known, resume=False):
@@ -106,6 +110,13 @@ def save(
         keep_figures(result, figures_from(loaded), run.path)
         run.finish(result.to_json())
     return result
+
+
+def _as_sliced(plans: Sequence[SlicePlan]) -> dict[str, Any]:
+    """Return the settings with which `adjoined train` would slice as these plans do."""
+    first, alphas = plans[0], [plan.alpha for plan in plans]
+    alpha: Any = alphas if len(alphas) > 1 else alphas[0]
+    return {"alpha": alpha, "round_to": first.round_to, "keep": list(first.keep), "widths": dict(first.widths) or None}
 
 
 def _check_weights(finished: Mapping[str, TrainedNetwork]) -> None:
