@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ _MANAGED = ("_parameters", "_buffers", "_modules", "_flat_weights")
 """Attributes that torch keeps up to date itself."""
 _FIXED = (tuple, functools.partial, MethodType)
 """What cannot be changed in place."""
+_PLAIN = (FunctionType, BuiltinFunctionType, ModuleType, type, str, bytes, int, float, type(None))
+"""What holds no weights."""
 _ABSENT = object()
 
 
@@ -80,15 +82,13 @@ def _places_of(model: nn.Module, weights: Sequence[Tensor | None]) -> Iterator[_
             if not isinstance(held, _FIXED):  # each holder of one gets a new one
                 seen.add(id(held))
             for key, value in _inside(held).items():
-                yield from look(value, (*path, key))
+                if not isinstance(value, _PLAIN):
+                    yield from look(value, (*path, key))
 
     for name, module in model.named_modules():
         for attribute, held in list(vars(module).items()):
             if attribute not in _MANAGED and not isinstance(held, _PLAIN):
                 yield from (_Place(name, *each) for each in look(held, (attribute,)))
-
-
-_PLAIN = (type, FunctionType, str, int, float, type(None))
 
 
 def _inside(held: Any) -> dict[Any, Any]:

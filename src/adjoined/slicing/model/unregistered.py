@@ -7,6 +7,7 @@ network's own, so they follow whatever that code does.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def unregistered_weights(model: nn.Module) -> dict[int, Tensor]:
     registered = {id(each) for each in (*model.modules(), *model.parameters())}
 
     def inside(held: Any) -> Iterable[Any]:
-        if id(held) in registered or isinstance(held, (Tensor, type)):
+        if id(held) in registered or isinstance(held, (Tensor, type, ModuleType)):
             return ()
         if isinstance(held, nn.Module):
             return held.parameters()
