@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from adjoined.errors import AdjoinedError, check_range, is_number, usage
 from adjoined.names import at_any_network
-from adjoined.other_tools import refuse_other_state, refuse_sharded
+from adjoined.other_tools import not_recorded, refuse_other_state, refuse_sharded, refuse_symbols
 from adjoined.sharing import SharedWeights
 from adjoined.skeleton import (
     Runner,
@@ -21,8 +21,6 @@ from adjoined.skeleton import (
     check_same_parts,
     extracted,
     make_skeleton,
-    not_recorded,
-    refuse_symbols,
 )
 from adjoined.slicing import (
     Latency,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,3 +71,18 @@ def refuse_other_state(names: Sequence[str], prefix: str) -> None:
             if wrapped
             else "Load the weights of a model before calling adjoin.",
         )
+
+
+def not_recorded(by: str) -> AdjoinedError:
+    """Return the error for a tool that would record a joint network as one graph."""
+    return AdjoinedError(
+        f"{by} cannot record a joint network, whose small networks get their weights in each call",
+        where="AdjoinedNetwork",
+        fix="Use it on net.base and on net.extract(), or use torch.compile, torch.export or torch.jit.trace.",
+    )
+
+
+def refuse_symbols(args: Any) -> None:
+    """Raise AdjoinedError if `torch.fx` calls a joint network to record it."""
+    if isinstance(args, torch.fx.Proxy) or any(isinstance(each, torch.fx.Proxy) for each in args):
+        raise not_recorded("torch.fx")

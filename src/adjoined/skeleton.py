@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError, first_line
+from adjoined.outdated import Outdated, references, refuse_held
 from adjoined.own_backward import refuse_listing
 from adjoined.sharing import Shared, SharedWeights, Unknown, cannot_run, changed, refuse_freezing, submodule
 from adjoined.slicing import (
@@ -43,11 +44,13 @@ def make_skeleton(weights: SharedWeights, number: int, plan: SlicePlan) -> nn.Mo
             parent, _, attribute = name.rpartition(".")
             setattr(small.get_submodule(parent), attribute, _Borrowed(module))
     lenders: dict[str, _Lender] = {}
+    held = references(small, [owner for each in weights.shared for owner in each.owners])
     for shared in weights.shared:
         for where, name in shared.owners:
             small.get_submodule(where)._parameters[name] = None
             lenders.setdefault(where, _Lender(weights, number)).parameters.append((name, shared))
     weights.elsewhere.put(small, None)
+    refuse_held(small, held)
     for where, lender in lenders.items():
         small.get_submodule(where).register_forward_pre_hook(lender.lend)
         small.get_submodule(where).register_forward_hook(lender.take_back, always_call=True)
@@ -156,21 +159,6 @@ def _copied(skeleton: nn.Module, weights: SharedWeights, memo: dict[int, Any]) -
         return copy.deepcopy(skeleton, memo)
 
 
-def not_recorded(by: str) -> AdjoinedError:
-    """Return the error for a tool that would record a joint network as one graph."""
-    return AdjoinedError(
-        f"{by} cannot record a joint network, whose small networks get their weights in each call",
-        where="AdjoinedNetwork",
-        fix="Use it on net.base and on net.extract(), or use torch.compile, torch.export or torch.jit.trace.",
-    )
-
-
-def refuse_symbols(args: Any) -> None:
-    """Raise AdjoinedError if `torch.fx` calls a joint network to record it."""
-    if isinstance(args, torch.fx.Proxy) or any(isinstance(each, torch.fx.Proxy) for each in args):
-        raise not_recorded("torch.fx")
-
-
 class Runner:
     """Runs a skeleton on slices of the shared weights, for any number of calls at the same time.
 
@@ -188,6 +176,7 @@ class Runner:
         self._idle, self._copies = [(module, _guesses(module))], list[_Copy]()
         self._checkpoints, self._left = mentions(module, lambda name: "checkpoint" in name or name == "apply"), False
         self._asks = mentions(module, lambda name: name in ("Parameter", "get_parameter"))  # for parameters
+        self._outdated = Outdated([full_name(*shared.owners[0]) for shared in weights.shared])
         self._looked: set[bool] = set()  # modes in which the graph of a call has been looked at
 
     def __getstate__(self) -> dict[str, Any]:
@@ -239,7 +228,7 @@ class Runner:
             for (part, name), value in zip(parameters, bound, strict=True):
                 part._parameters[name] = value
             self._weights.elsewhere.put(module, given)
-            with self._weights.unwritten(common):
+            with self._outdated.refused(given, training=module.training), self._weights.unwritten(common):
                 output = module(*args, **kwargs)
             self._weights.elsewhere.search(module, given)
             return output

@@ -132,6 +132,7 @@ def _trace(
     sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     labels = label_tensors(flow, tensors, ties, kernels=kernel_names(model))
     before = Original(model)
+    original.watch(model)
     values = {name: tensor.detach().clone() for name, tensor in tensors.items() if not tensor.is_meta}
     try:
         with same_chance():

@@ -7,7 +7,7 @@ parameters there. Small networks get their weights anew in each call, so they ha
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from adjoined.slicing.model.held import CONTAINERS, contents
 
 _DEEPEST = 6
 """How far references are followed, starting from a module's attributes."""
-_MANAGED = ("_parameters", "_buffers", "_modules", "_flat_weights")
+_MANAGED = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights"})
 """Attributes that torch keeps up to date itself."""
 _FIXED = (tuple, functools.partial, MethodType)
 """What cannot be changed in place."""
@@ -51,7 +51,7 @@ class Elsewhere:
     """
 
     def __init__(self, model: nn.Module, weights: Sequence[Tensor | None]) -> None:
-        self._model, self._places = model, list(_places_of(model, weights))
+        self._model, self._places = model, list(_places_of(model, _by_identity(weights), _MANAGED))
         self._searched: set[bool] = set()
 
     def put(self, model: nn.Module, values: Sequence[Any] | None) -> None:
@@ -67,17 +67,70 @@ class Elsewhere:
     def search(self, model: nn.Module, values: Sequence[Tensor]) -> None:
         """Add the places in which a copy of the model has put values of the weights in its first call in this mode."""
         if model.training not in self._searched:
-            self._places += [place for place in _places_of(model, values) if place not in self._places]
+            found = _places_of(model, _by_identity(values), _MANAGED)
+            self._places += [place for place in found if place not in self._places]
             self._searched.add(model.training)
 
 
-def _places_of(model: nn.Module, weights: Sequence[Tensor | None]) -> Iterator[_Place]:
+class Views:
+    """Tensors that a model holds in the memory of its weights: views such as `self.tied = self.head.weight.t()`.
+
+    In a copy with other weights they are not views of these any more.
+
+    Args:
+        model: the model.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3))
+        >>> model.tied = [model[0].weight.t()]
+        >>> [(tuple(view.shape), name) for view, name in Views(model).inside(model)]
+        [((2, 3), '0.weight')]
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        weights = dict(model.named_parameters())
+        memory = {_memory(weight): number for number, weight in enumerate(weights.values())}
+        own = {id(weight) for weight in weights.values()}
+
+        def weight_of(held: Any) -> int | None:
+            if not isinstance(held, Tensor) or id(held) in own or (at := _memory(held)) is None:
+                return None
+            return memory.get(at)
+
+        self._names, self._places = list(weights), list(_places_of(model, weight_of, _MANAGED - {"_buffers"}))
+
+    def inside(self, copied: nn.Module) -> list[tuple[Tensor, str]]:
+        """Return what a copy of the model holds in these places, with the weights whose views they are in the model."""
+        found = []
+        for name, path, weight in self._places:
+            held: Any = copied.get_submodule(name)
+            for key in path:
+                held = _inside(held).get(key)
+            found += [(held, self._names[weight])] if isinstance(held, Tensor) else []
+        return found
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Return what is the same for all tensors in the same memory; None for tensors without memory of their own."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:  # sparse tensors, and some subclasses
+        return None
+
+
+def _by_identity(weights: Sequence[Tensor | None]) -> Callable[[Any], int | None]:
     numbers = {id(weight): number for number, weight in enumerate(weights)}
+    return lambda held: numbers.get(id(held))
+
+
+def _places_of(model: nn.Module, weight_of: Callable[[Any], int | None], apart_from: Set[str]) -> Iterator[_Place]:
+    """Yield the places in which modules hold an object of which a function says which weight it is."""
     seen = {id(module) for module in model.modules()}
 
     def look(held: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
-        if id(held) in numbers:
-            yield path, numbers[id(held)]
+        number = weight_of(held)
+        if number is not None:
+            yield path, number
         elif len(path) <= _DEEPEST and id(held) not in seen:
             if not isinstance(held, _FIXED):  # each holder of one gets a new one
                 seen.add(id(held))
@@ -87,7 +140,7 @@ def _places_of(model: nn.Module, weights: Sequence[Tensor | None]) -> Iterator[_
 
     for name, module in model.named_modules():
         for attribute, held in list(vars(module).items()):
-            if attribute not in _MANAGED and not isinstance(held, _PLAIN):
+            if attribute not in apart_from and not isinstance(held, _PLAIN):
                 yield from (_Place(name, *each) for each in look(held, (attribute,)))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.code import used_by
+from adjoined.slicing.model.elsewhere import Views
 from adjoined.slicing.model.held import CONTAINERS, changes, contents, reached, restore
 from adjoined.slicing.model.modules import full_name, named_tensors
 
@@ -89,6 +90,7 @@ class Original:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+        self._all_views, self._views = Views(model), dict[int, tuple[Tensor, str]]()
         self._kept = {name: dict(vars(module)) for name, module in model.named_modules()}
         # Most attributes hold nothing that could change; copying them all would mostly burden the garbage collector.
         self._inside = {
@@ -96,11 +98,23 @@ class Original:
             for name, kept in self._kept.items()
         }
 
+    def watch(self, copied: nn.Module) -> None:
+        """Refuse, from now on, that a copy reads its copies of views of the original's weights."""
+        self._views = {id(view): (view, name) for view, name in self._all_views.inside(copied)}
+
     def check_not_read(self, tensors: Iterable[Tensor], module: str) -> None:
-        """Raise AdjoinedError if an operator of the copy's `module` gets a tensor of the original."""
+        """Raise AdjoinedError if an operator of the copy's `module` gets a tensor of the original, or a copied view."""
+        tensors = list(tensors)
+        reader = repr(module) if module else "its own forward"
+        for _, weight in (self._views[id(tensor)] for tensor in tensors if id(tensor) in self._views):
+            raise AdjoinedError(
+                f"{reader} reads a view of this weight that was made before the call",
+                where=weight,
+                expected="code that makes it in each call: in a copy of the model, a view follows its weight no longer",
+                fix="Move it into forward, such as self.head.weight.t(), or clone() what need not follow the weight.",
+            )
         name = next((name for tensor in tensors if (name := self._names.get(id(tensor)))), None)
         if name is not None:
-            reader = repr(module) if module else "its own forward"
             what = f"a copy of the model still runs the original: {reader} reads {name!r} of the original model"
             raise _shared(self._model, what)
 
