@@ -85,3 +85,16 @@ def test_what_changed_in_your_own_loop_is_not_lost_silently(tmp_path: Path):
     net.base.gain = 2.0
     adjoined.save(net, tmp_path / "run", **given, model_options={"kind": "tensor"})
     assert adjoined.load(tmp_path / "run", "base", model=settings.model).gain == 2.0
+
+
+@pytest.mark.parametrize("method", ["standard", "adjoint", "replay"])
+@pytest.mark.parametrize("kind", ["gain", "scale"])
+def test_a_run_stops_after_an_epoch_that_changed_more_than_the_state(kind: str, method: str, tmp_path: Path):
+    change = {"gain": "self.gain = self.gain * 1.1", "scale": "self.scale.mul_(1.1)"}[kind]
+    code = CODE.replace("        order = ", f"        if self.training:\n            {change}\n        order = ")
+    settings = replace(with_code(tmp_path, code).for_method(method), epochs=2)
+    with pytest.raises(AdjoinedError, match=r"base.json: built again .* computes something else.*register_buffer"):
+        train(settings, tmp_path / "run", console=QUIET)
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+    kept = code.replace(", persistent=False", "").replace("self.gain * 1.1", "self.gain")
+    train(replace(with_code(tmp_path, kept).for_method(method), epochs=2), tmp_path / "kept", console=QUIET)

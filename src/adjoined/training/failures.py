@@ -6,7 +6,7 @@ import logging
 import shlex
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from adjoined.errors import AdjoinedError
 from adjoined.files import cannot_write
@@ -51,6 +52,22 @@ class StillOwn(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the record of the run."""
         self.run.check_still_own()
+
+
+class WholeState(Callback):
+    """Checks after the first epoch, before its files are written, that a network's state is all it computes with.
+
+    Attributes:
+        check: raises AdjoinedError if it is not; None in processes that write nothing.
+    """
+
+    check: Callable[[nn.Module], None] | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check once."""
+        if self.check is not None:
+            self.check(pl_module.network)  # pyright: ignore[reportArgumentType]
+            self.check = None
 
 
 @contextmanager

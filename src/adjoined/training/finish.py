@@ -78,6 +78,29 @@ class Ending:
                     where=self.run.path,
                 ) from error
 
+    def check_state(self, network: nn.Module) -> None:
+        """Raise AdjoinedError if a network of the user's code, as it trains, computes with more than its state.
+
+        Args:
+            network: the network on any device and in any mode; it is not changed.
+        """
+        if self.job.settings.code is None:
+            return
+        try:
+            twin = copy.deepcopy(network).cpu().eval()
+        except Exception:  # a forward pass has left tensors in it that cannot be copied
+            return
+        finished = self.job.method.finish(replace(self._built, network=twin))
+        settings, images = self.job.settings, self.job.images
+        with scratch_folder(self.run.path) as folder:
+            try:
+                write_networks(
+                    RunFolder(folder), finished, settings, images,
+                    weights=self._weights, measure=self._run_once, device="cpu", compare=True,
+                )  # fmt: skip
+            except AdjoinedError as error:
+                raise error.but(where=error.where.replace(str(folder), str(self.run.path))) from error
+
     def keep(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Save the networks of a checkpoint in a folder, atomically, for use during the run or after it was stopped."""
         rows = checkpoint["callbacks"][History.__qualname__]["rows"]

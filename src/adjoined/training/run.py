@@ -35,7 +35,7 @@ from adjoined.training.checkpoints import Checkpoints, WholeCheckpointIO, read_c
 from adjoined.training.deadline import Deadline
 from adjoined.training.display import Display
 from adjoined.training.ema import MovingAverage
-from adjoined.training.failures import StillOwn, StopTogether, explained, quiet, resumable
+from adjoined.training.failures import StillOwn, StopTogether, WholeState, explained, quiet, resumable
 from adjoined.training.finish import Ending
 from adjoined.training.given import on_own_images
 from adjoined.training.history import History
@@ -86,7 +86,8 @@ def run_training(
         if part_of is None and is_main():
             _tell_other_versions(run, console)
         history, files, limit = History(run.metrics), WholeCheckpointIO(), Deadline(deadline)
-        callbacks = [*_callbacks(settings, run, history, console, records), limit]
+        whole_state = WholeState()
+        callbacks = [whole_state, *_callbacks(settings, run, history, console, records), limit]
         trainer = make_trainer(settings, run.path, callbacks, files)
         if part_of is None and is_main():
             _tell_slow_precision(settings, trainer, console)
@@ -98,7 +99,7 @@ def run_training(
         ending = Ending(run, job, earlier) if is_main() else None
         if ending is not None:
             ending.rehearse()
-            files.keep = ending.keep
+            files.keep, whole_state.check = ending.keep, ending.check_state
             for name, plan in job.built.plans.items():
                 if plan is not None:
                     plan.save(run.plan(name))
