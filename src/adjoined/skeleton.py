@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adjoined.assignable import Assignable
 from adjoined.errors import AdjoinedError, first_line
 from adjoined.outdated import Outdated, references, refuse_held
 from adjoined.own_backward import refuse_listing
@@ -18,6 +19,7 @@ from adjoined.slicing import (
     SlicePlan,
     WithoutHistory,
     and_parents,
+    assigned_names,
     full_name,
     mentions,
     named_tensors,
@@ -176,6 +178,7 @@ class Runner:
         self._idle, self._copies = [(module, _guesses(module))], list[_Copy]()
         self._checkpoints, self._left = mentions(module, lambda name: "checkpoint" in name or name == "apply"), False
         self._asks = mentions(module, lambda name: name in ("Parameter", "get_parameter"))  # for parameters
+        self._assigned = assigned_names(module)
         self._outdated = Outdated([full_name(*shared.owners[0]) for shared in weights.shared])
         self._looked: set[bool] = set()  # modes in which the graph of a call has been looked at
 
@@ -224,9 +227,15 @@ class Runner:
         given = [*map(_as_parameter, slices)] if self._asks else slices
         bound: list[Any] = [value for value, each in zip(given, self._weights.shared, strict=True) for _ in each.owners]
         kept = [vars(part).pop(name, None) for part, name in parameters] if self._checkpoints else []
+        assigned = {part: part._parameters for part, name in parameters if name in self._assigned}
         try:
+            for part, registered in assigned.items():
+                vars(part)["_parameters"] = Assignable(registered)
             for (part, name), value in zip(parameters, bound, strict=True):
-                part._parameters[name] = value
+                if name in self._assigned:
+                    part._parameters.bind(part, name, value)  # pyright: ignore[reportAttributeAccessIssue]
+                else:
+                    part._parameters[name] = value
             self._weights.elsewhere.put(module, given)
             with self._outdated.refused(given, training=module.training), self._weights.unwritten(common):
                 output = module(*args, **kwargs)
@@ -243,6 +252,8 @@ class Runner:
         finally:
             for guess in guesses:
                 guess.ran = False
+            for part, registered in assigned.items():
+                vars(part)["_parameters"] = registered
             for part, name in parameters:
                 part._parameters[name] = None
                 vars(part).pop(name, None)  # code that replaces a weight for a while puts it back as an attribute

@@ -311,6 +311,9 @@ class Follows(nn.Module):
             case "adds":
                 for mine, its in zip(slow, fast, strict=True):
                     mine += (its - mine) / 2
+            case "assigns":
+                self.slow.weight /= 2
+                self.slow.weight += self.body.weight / 2
             case "writes items":
                 for mine, its in zip(slow, fast, strict=True):
                     mine[:] = (mine + its) / 2
@@ -324,7 +327,7 @@ class Follows(nn.Module):
 @pytest.mark.parametrize(
     "make",
     [
-        *(partial(Follows, each) for each in ("loads", "adds", "writes items", "writes out", "as vectors")),
+        *(partial(Follows, each) for each in ("loads", "adds", "assigns", "writes items", "writes out", "as vectors")),
         *(partial(ChangesWeights, each) for each in ("decays", "set from data", "follows", "normalised")),
         partial(ChangesWeights, "follows, unregistered"),
         *(partial(HasHelp, each) for each in ("hook", "helper", "callable", "imported")),

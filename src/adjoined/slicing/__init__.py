@@ -27,7 +27,7 @@ channel each element of an activation belongs; along dimensions in which the lab
 
 from adjoined.slicing.flow.cost import cost_by_module, last_linear, measure_cost
 from adjoined.slicing.make_plan import Slicer, explaining, make_plan, reorder, select, warn_if_whole
-from adjoined.slicing.model.code import lists_parameters, mentions
+from adjoined.slicing.model.code import assigned_names, lists_parameters, mentions
 from adjoined.slicing.model.cost import Cost
 from adjoined.slicing.model.elsewhere import Elsewhere
 from adjoined.slicing.model.inputs import Inputs, isolated, tensor_leaves
@@ -77,6 +77,7 @@ __all__ = [
     "add_at",
     "and_parents",
     "as_patterns",
+    "assigned_names",
     "check_arguments",
     "check_is_plan",
     "check_order",

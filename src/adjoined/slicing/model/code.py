@@ -110,6 +110,17 @@ def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
     return any(any(map(named, names)) for _, names in functions_of(model, held=True))
 
 
+def assigned_names(model: nn.Module) -> set[str]:
+    """Return the names of the attributes to which a model's own code assigns, as in `layer.weight /= norm`."""
+    functions = (function for function, _ in functions_of(model, held=True))
+    return {name for function in functions for code in codes_of(function) for name in _assigned(code)}
+
+
+@functools.lru_cache(_REMEMBERED)
+def _assigned(code: CodeType) -> frozenset[str]:
+    return frozenset(each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR")
+
+
 def lists_parameters(function: FunctionType) -> bool:
     """Return whether a function asks some module for its parameters."""
     return any(map(_lists_parameters, codes_of(function)))
