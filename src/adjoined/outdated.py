@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
+from adjoined.sharing import ASKS
 from adjoined.slicing import full_name
 
 _CALLS = 2
@@ -34,7 +35,7 @@ def references(network: nn.Module, owners: Iterable[tuple[str, str]]) -> Referen
 
 
 def refuse_held(network: nn.Module, removed: References) -> None:
-    """Raise AdjoinedError if something still holds weights that were removed, but for a network's own parameters."""
+    """Raise AdjoinedError if anything but a network's own parameters still holds weights that were removed."""
     own = {id(each) for each in network.parameters()}  # tied ones may be private
     if any(tensor() is not None for _, tensor in removed):
         gc.collect()  # they may hold each other
@@ -71,17 +72,14 @@ class Outdated:
         now = {id(tensor) for tensor in given}
         held = [(name, tensor) for name, known in self._given if (tensor := known()) is not None]
         left = [(name, tensor) for name, tensor in held if id(tensor) not in now]
-        if left:
-            with _Reads(left):
-                yield
-        else:
+        with _Reads(left) if left else nullcontext():
             yield
         # A tensor that nothing but the autograd graph holds is gone after the call.
         self._given += [(name, weakref.ref(each)) for name, each in zip(self._names, given, strict=True)]
 
 
 class _Reads(TorchFunctionMode):
-    """Refuses operators on some tensors."""
+    """Refuses operators that read some tensors."""
 
     def __init__(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
         super().__init__()
@@ -89,7 +87,7 @@ class _Reads(TorchFunctionMode):
         self._names = {id(tensor): name for name, tensor in tensors}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for each in tree_leaves((args, kwargs)):
+        for each in tree_leaves((args, kwargs)) if func not in ASKS else ():
             if id(each) in self._names:
                 raise _kept(self._names[id(each)], "from an earlier call, as a cached function does")
         return func(*args, **(kwargs or {}))

@@ -225,7 +225,7 @@ def cannot_run(where: str, error: str = "") -> AdjoinedError:
 
 
 def refuse_freezing(error: RuntimeError) -> None:
-    """Raise AdjoinedError if a line of code that changes `requires_grad` raised the error: slices are no leaves."""
+    """Raise AdjoinedError if a line of code that changes `requires_grad` raised the error: a slice is not a leaf."""
     frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     if frames and frames[-1][0].co_name == "requires_grad_":  # a module's method, whose caller counts
         frames.pop()
@@ -263,14 +263,14 @@ class Unknown(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for each in tree_leaves((args, kwargs)) if func not in _ASKS else ():
+        for each in tree_leaves((args, kwargs)) if func not in ASKS else ():
             if isinstance(each, cls):
                 each.was_read = True
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
 
-_ASKS = {
+ASKS = {
     Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex,
     *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad")),
 }  # fmt: skip
@@ -310,8 +310,7 @@ def share(weight: Tensor, slices: Sequence[Indices], gradient: float = 1.0) -> t
         A tensor for every small network: the weight itself if it is not sliced, a view if that is contiguous, else a
         copy. A model's own code may call `view` on its weights.
     """
-    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
-    transformed = recorded or torch._C._are_functorch_transforms_active()
+    transformed = _recorded()
     if transformed or not (torch.is_grad_enabled() and weight.requires_grad):
         parts = tuple(_dense(take(weight, indices), weight) for indices in slices)
         if not transformed and weight.requires_grad and not torch.is_inference_mode_enabled():

@@ -94,6 +94,17 @@ def test_a_weight_of_an_earlier_call_is_refused_when_it_is_read(way: type[nn.Mod
     follows(adjoined.adjoin(seeded(way), X, alpha=2, round_to=1, check=False, private=("layer",)))
 
 
+class AsksForSize(Cached):
+    """Keeps a weight whose values it does not read again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.stem(x).relu()).relu().mean((2, 3))) / self.weight().shape[0]
+
+
+def test_a_weight_of_an_earlier_call_may_be_asked_for_its_size():
+    follows(adjoined.adjoin(seeded(AsksForSize), X, alpha=2, round_to=1, check=False))
+
+
 def follows(net: adjoined.AdjoinedNetwork) -> None:
     """Check that a trained small network is the one that is extracted."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
