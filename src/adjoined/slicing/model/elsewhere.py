@@ -73,9 +73,9 @@ class Elsewhere:
 
 
 class Views:
-    """Tensors that a model holds in the memory of its weights: views such as `self.tied = self.head.weight.t()`.
+    """Tensors that share memory with a model's weights: views such as `self.tied = self.head.weight.t()`.
 
-    In a copy with other weights they are not views of these any more.
+    In a copy with other weights, they are no longer views of them.
 
     Args:
         model: the model.
@@ -111,7 +111,7 @@ class Views:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """Return what is the same for all tensors in the same memory; None for tensors without memory of their own."""
+    """Return a number that tensors have in common if they share memory; None for tensors without memory."""
     try:
         return tensor.untyped_storage()._cdata
     except NotImplementedError:  # sparse tensors, and some subclasses
@@ -124,7 +124,7 @@ def _by_identity(weights: Sequence[Tensor | None]) -> Callable[[Any], int | None
 
 
 def _places_of(model: nn.Module, weight_of: Callable[[Any], int | None], apart_from: Set[str]) -> Iterator[_Place]:
-    """Yield the places in which modules hold an object of which a function says which weight it is."""
+    """Yield the places in which modules hold an object for which `weight_of` returns the number of a weight."""
     seen = {id(module) for module in model.modules()}
 
     def look(held: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:

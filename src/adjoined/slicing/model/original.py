@@ -63,6 +63,19 @@ def _shared(model: nn.Module, what: str) -> AdjoinedError:
     )
 
 
+def _reader(module: str) -> str:
+    return repr(module) if module else "its own forward"
+
+
+def _made_before(reader: str, weight: str) -> AdjoinedError:
+    return AdjoinedError(
+        f"{reader} reads a view of this weight that was made before the call",
+        where=weight,
+        expected="code that makes it in each call: in a copy of the model, a view no longer follows its weight",
+        fix="Move it into forward, such as self.head.weight.t(), or clone() what need not follow the weight.",
+    )
+
+
 def _functions(model: nn.Module) -> Iterator[tuple[str, FunctionType]]:
     """Yield the functions that modules hold as attributes, in lists and dicts, or as hooks of the forward pass."""
     for name, module in model.named_modules():
@@ -90,7 +103,7 @@ class Original:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-        self._all_views, self._views = Views(model), dict[int, tuple[Tensor, str]]()
+        self._views: dict[int, tuple[Tensor, str]] = {}
         self._kept = {name: dict(vars(module)) for name, module in model.named_modules()}
         # Most attributes hold nothing that could change; copying them all would mostly burden the garbage collector.
         self._inside = {
@@ -99,24 +112,17 @@ class Original:
         }
 
     def watch(self, copied: nn.Module) -> None:
-        """Refuse, from now on, that a copy reads its copies of views of the original's weights."""
-        self._views = {id(view): (view, name) for view, name in self._all_views.inside(copied)}
+        """From now on, refuse reads of what a copy holds in the place of a view of one of the original's weights."""
+        self._views = {id(view): (view, name) for view, name in Views(self._model).inside(copied)}
 
     def check_not_read(self, tensors: Iterable[Tensor], module: str) -> None:
         """Raise AdjoinedError if an operator of the copy's `module` gets a tensor of the original, or a copied view."""
-        tensors = list(tensors)
-        reader = repr(module) if module else "its own forward"
-        for _, weight in (self._views[id(tensor)] for tensor in tensors if id(tensor) in self._views):
-            raise AdjoinedError(
-                f"{reader} reads a view of this weight that was made before the call",
-                where=weight,
-                expected="code that makes it in each call: in a copy of the model, a view follows its weight no longer",
-                fix="Move it into forward, such as self.head.weight.t(), or clone() what need not follow the weight.",
-            )
-        name = next((name for tensor in tensors if (name := self._names.get(id(tensor)))), None)
-        if name is not None:
-            what = f"a copy of the model still runs the original: {reader} reads {name!r} of the original model"
-            raise _shared(self._model, what)
+        for tensor in tensors:
+            if id(tensor) in self._views:
+                raise _made_before(_reader(module), self._views[id(tensor)][1])
+            if (name := self._names.get(id(tensor))) is not None:
+                what = f"a copy of the model still runs the original: {_reader(module)} reads {name!r} of the original"
+                raise _shared(self._model, f"{what} model")
 
     def undo(self) -> list[str]:
         """Undo what a run changed or added in the modules' attributes; return the names of these attributes."""
