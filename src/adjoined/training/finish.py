@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -59,17 +59,15 @@ class Ending:
         Raises:
             AdjoinedError: something cannot be written, or a network cannot be rebuilt.
         """
-        with scratch_folder(self.run.path) as folder:
-            scratch = RunFolder(folder)
+        with self._scratch() as scratch:
             try:
                 result = self._write(scratch, self._built.network.state_dict(), self._run_once, compare=True)
                 write_json(scratch.record, result.to_json())
-                RunResult.from_json(read_json(scratch.record, "the result of a run"), folder)  # it is read, too
+                RunResult.from_json(read_json(scratch.record, "the result of a run"), scratch.path)  # it is read, too
             except AdjoinedError as error:
-                where = error.where.replace(str(folder), str(self.run.path))
                 again = "Free some space, or choose another folder, and rerun the command."
                 fix = again if isinstance(error.__cause__, OSError) else error.fix
-                raise error.but(what=f"{error.what}, so the run could not be finished", where=where, fix=fix) from error
+                raise error.but(what=f"{error.what}, so the run could not be finished", fix=fix) from error
             except OSError as error:
                 raise cannot_write(error, self.run.path) from error
             except Exception as error:
@@ -92,12 +90,18 @@ class Ending:
             return
         finished = self.job.method.finish(replace(self._built, network=twin))
         settings, images = self.job.settings, self.job.images
+        with self._scratch() as scratch:
+            write_networks(
+                scratch, finished, settings, images, weights=self._weights, measure=self._run_once, device="cpu",
+                compare=True,
+            )  # fmt: skip
+
+    @contextmanager
+    def _scratch(self) -> Iterator[RunFolder]:
+        """Yield a temporary run folder; errors name the run instead."""
         with scratch_folder(self.run.path) as folder:
             try:
-                write_networks(
-                    RunFolder(folder), finished, settings, images,
-                    weights=self._weights, measure=self._run_once, device="cpu", compare=True,
-                )  # fmt: skip
+                yield RunFolder(folder)
             except AdjoinedError as error:
                 raise error.but(where=error.where.replace(str(folder), str(self.run.path))) from error
 
