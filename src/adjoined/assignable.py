@@ -11,8 +11,8 @@ from torch import nn
 class Assignable(dict[str, Any]):
     """A module's parameters, of which some are also its attributes.
 
-    The weights of a small network are slices, and to what `_parameters` contain, `nn.Module` lets code assign nothing
-    but an `nn.Parameter`. It looks for the others among the attributes, but lists them here.
+    The weights of a small network are slices, and `nn.Module` refuses to assign anything but an `nn.Parameter` to a
+    name that `_parameters` contains. These names are listed here, but looked up and assigned as attributes.
 
     Args:
         parameters: all parameters by name.
