@@ -8,12 +8,16 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from adjoined.files import cannot_write, check_replaceable, is_part, new_part, open_regular
+
+ABANDONED = 3600
+"""Age at which a temporary file that no process has locked is deleted, s."""
 
 _HERE, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux."""
@@ -38,21 +42,22 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         '42'
     """
     check_replaceable(path)
-    beside = new_part(path.parent)
+    _clear_abandoned(path.parent)
+    beside = None
     try:
-        # An unguessable name and a file that must not exist yet: nobody can have placed a link there.
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        with open(handle, "wb") as file:
+        beside, handle = _owned_file(path.parent)
+        with open(handle, "wb") as file:  # locked until it has its final name
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+            os.fsync(handle)
+            os.replace(beside, path)
         _flush(path.parent)
     except OSError as error:
         raise cannot_write(error, path) from error
     finally:
-        with suppress(OSError):  # missing; or the disk is read-only, as reported
-            beside.unlink()
+        if beside is not None:
+            with suppress(OSError):  # missing; or the disk is read-only, as reported
+                beside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,15 +143,39 @@ def _owned_folder(parent: Path) -> tuple[Path, int]:
             os.close(handle)
 
 
+def _owned_file(parent: Path) -> tuple[Path, int]:
+    """Create a file, locked until the handle is closed or this process ends."""
+    while True:
+        # An unguessable name and a file that must not exist yet: nobody can have placed a link there.
+        file = new_part(parent)
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        _lock(handle, wait=True)
+        if os.fstat(handle).st_nlink:
+            return file, handle
+        os.close(handle)  # taken for abandoned before it was locked: try again
+
+
 def _clear_abandoned(parent: Path) -> None:
-    """Delete temporary folders that no process has locked; on a file system without locks, none."""
-    with suppress(OSError):  # a folder that is missing or may not be read, or another process was faster
+    """Delete temporary folders, and files of an hour ago, that no process has locked; without locks, none.
+
+    Other machines may write files to a shared folder without seeing each other's locks.
+    """
+    with suppress(OSError):  # a folder that is missing or may not be read
         for part in _parts(parent):
-            if part.is_dir(follow_symlinks=False):
-                handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                if _lock(handle, wait=False):
-                    shutil.rmtree(part, ignore_errors=True)
-                os.close(handle)
+            with suppress(OSError):  # another process was faster
+                _clear_if_abandoned(part)
+
+
+def _clear_if_abandoned(part: os.DirEntry[str]) -> None:
+    folder = part.is_dir(follow_symlinks=False)
+    old = time.time() - part.stat(follow_symlinks=False).st_mtime > ABANDONED
+    if folder or (old and part.is_file(follow_symlinks=False)):
+        handle = os.open(part, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            if _lock(handle, wait=False):
+                shutil.rmtree(part, ignore_errors=True) if folder else os.unlink(part)
+        finally:
+            os.close(handle)
 
 
 def _parts(folder: Path) -> list[os.DirEntry[str]]:

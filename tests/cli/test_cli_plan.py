@@ -54,7 +54,7 @@ def test_plan_keeps_compresses_and_makes_families(capsys: pytest.CaptureFixture[
         ("resnet20 --compress 0.5", "compress"),
         ("resnet20 --compress 3 --alpha 2,4", "--alpha: --compress chooses alpha itself (got 2,4)"),
         ("resnet20 --out x.json --alpha 2,4", "--out: needs one alpha"),
-        ("resnet20 --out nowhere/x.json", "nowhere/x.json"),
+        ("resnet20 --out nowhere/x.json", "nowhere: no such folder"),
         ("resnet20 --input-size 0", "--input-size: out of range"),
         ("resnet20 --input-size 100000", "--input-size: out of range (expected 1 to 4096"),
         ("resnet20 --channels 1000000000", "--channels: out of range"),

@@ -78,6 +78,16 @@ def test_a_finished_comparison_is_left_as_it_is(finished, capsys):
     assert before == {path: path.read_bytes() for path in (finished / "runs").rglob("*") if path.is_file()}
 
 
+def test_runs_that_a_later_command_does_not_name_are_said_to_be_left_out(finished, tmp_path, capsys):
+    out = shutil.copytree(finished, tmp_path / "out")
+    assert main(["compare", *QUICK, "--methods", "standard,adjoint", "--seeds", "1", "--out", str(out)]) == 0
+    left = "adjoint-kl-detach-true-seed0, adjoint-kl-detach-true-seed1, adjoint-seed1, distillation-seed0, "
+    left += "distillation-seed1, standard-seed1"
+    assert f"not in the table, because this command does not name them: {left}" in capsys.readouterr().out
+    assert main([*ARGV, "--out", str(out)]) == 0
+    assert "not in the table" not in capsys.readouterr().out
+
+
 def test_a_failed_run_is_reported_and_the_others_are_done(tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["compare", *QUICK, "--methods", "standard,adjoint:small_ce=3e38,adjoint", "--seeds", "1", "--out", str(out)]

@@ -114,7 +114,9 @@ def test_files_about_a_run_on_the_hub_are_written_to_the_current_folder_and_not_
 def test_a_run_is_not_trained_into_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for place in ("hub:ann/new", Path("hub:ann/new")):
-        with pytest.raises(AdjoinedError, match=r"^hub:ann/new: a run is written to a folder .* adjoined push FOLDER"):
+        with pytest.raises(
+            AdjoinedError, match=r"^hub:ann/new: a run is written on this machine, .* adjoined push FOLDER"
+        ):
             train(TINY, place, console=QUIET)
     assert not list(tmp_path.iterdir())
 

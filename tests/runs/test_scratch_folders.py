@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from adjoined.atomic import scratch_folder, written_beside
+from adjoined.atomic import ABANDONED, scratch_folder, write_text, written_beside
 
 HOLDS = """
 import sys
@@ -18,6 +19,19 @@ with written_beside(Path(sys.argv[1]) / "small.onnx") as (part,):
     print(part, flush=True)
     sys.stdin.read()
     part.write_text("whole")
+"""
+WRITES = """
+import sys
+from pathlib import Path
+from adjoined.atomic import write_whole
+
+def write(file):
+    file.write(b"half")
+    file.flush()
+    print(next(Path(sys.argv[1]).glob(".adjoined-*.part")), flush=True)
+    sys.stdin.read()
+
+write_whole(Path(sys.argv[1]) / "plan.json", write)
 """
 CROWD = """
 import sys
@@ -58,6 +72,35 @@ def test_what_a_killed_process_left_is_deleted_and_what_another_one_uses_is_kept
         "base.onnx": "another",
         "small.onnx": "whole",
     }
+
+
+def aged(path: Path) -> None:
+    then = time.time() - 2 * ABANDONED
+    os.utime(path, (then, then))
+
+
+def test_a_file_that_a_killed_process_left_is_deleted_after_an_hour_by_the_next_one_in_its_folder(tmp_path):
+    killed = start(WRITES, tmp_path)
+    left = held(killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.communicate()
+    write_text(tmp_path / "new.json", "new")
+    assert left.read_text() == "half"
+    aged(left)
+    write_text(tmp_path / "new.json", "newer")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"new.json": "newer"}
+
+
+def test_a_file_that_another_process_writes_is_kept_however_long_it_takes(tmp_path):
+    alive = start(WRITES, tmp_path)
+    part = held(alive)
+    aged(part)
+    write_text(tmp_path / "new.json", "new")
+    assert part.exists()
+    alive.communicate("")
+    assert alive.returncode == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"new.json": "new", "plan.json": "half"}
 
 
 def test_processes_that_create_folders_at_the_same_time_keep_theirs(tmp_path):

@@ -94,10 +94,10 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.report.benchmark import benchmark_tables
     from adjoined.report.console import show
     from adjoined.runs.folder import name_for
-    from adjoined.runs.hub import is_hub, place_for
+    from adjoined.runs.hub import is_hub, out_path, place_for
 
     is_run = is_hub(options.subject) or as_path(options.subject, "SUBJECT").is_dir()
-    out = as_path(options.out, "--out") if options.out else None
+    out = out_path(options.out, "a benchmark") if options.out else None
     if is_run and out is None:
         out = place_for(name_for(NAME, options.weights), options.subject)
     if options.int8:

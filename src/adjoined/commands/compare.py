@@ -11,7 +11,6 @@ from adjoined.commands.flags import parse, typed
 from adjoined.commands.options import FromRecipe
 from adjoined.commands.train import check_code_is_named, recipe_defaults, say_what_was_lost
 from adjoined.errors import AdjoinedError, check_range
-from adjoined.files import as_path
 from adjoined.settings import Settings
 
 if TYPE_CHECKING:
@@ -81,11 +80,12 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.comparison.study import Study
     from adjoined.comparison.variants import read_variants
     from adjoined.methods import METHODS as known_methods
+    from adjoined.runs.hub import out_path
     from adjoined.training.output import unstoppable
 
     variants = read_variants(asked.methods, settings, unequal=asked.unequal)
     folder = asked.out or "runs/compare-" + re.sub(r"[^\w.]+", "-", f"{settings.data}-{settings.model}")
-    study = Study(as_path(folder, "--out"), settings, variants, asked.seeds, asked.recipe)
+    study = Study(out_path(folder, "a comparison"), settings, variants, asked.seeds, asked.recipe)
     study.check(unequal=asked.unequal)
     for variant in variants:  # a missing library is reported now, not after hours of other runs
         known_methods[variant.settings.method](variant.settings).check()
@@ -130,5 +130,8 @@ def _conclude(study: Study, console: Console) -> list[AdjoinedError]:
     if not MISSING:
         files += draw_plots(study, rows)
     console.print()
-    show(table, "\n".join([*map(str, files), *([MISSING] if MISSING else [])]))
+    lines = [*map(str, files), *([MISSING] if MISSING else [])]
+    if unnamed := study.unnamed():
+        lines.append(f"not in the table, because this command does not name them: {', '.join(unnamed)}")
+    show(table, "\n".join(lines))
     return damaged

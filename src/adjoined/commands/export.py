@@ -67,11 +67,12 @@ def main(argv: Sequence[str]) -> None:
     (options,) = parse("export", argv, ExportOptions, purpose=PURPOSE)
     from adjoined.export import find_target
     from adjoined.export.of_run import Exporter
-    from adjoined.files import as_path, make_folder
+    from adjoined.export.record import refuse_other_networks
+    from adjoined.files import make_folder
     from adjoined.report.console import show
     from adjoined.runs.finished import open_images, open_run
     from adjoined.runs.folder import name_for
-    from adjoined.runs.hub import place_for
+    from adjoined.runs.hub import is_hub, out_path, place_for
 
     targets = [find_target(name) for name in dict.fromkeys(options.to)]
     for target in targets:  # before anything is written
@@ -81,7 +82,12 @@ def main(argv: Sequence[str]) -> None:
     if options.int8:  # it is checked by top-1 accuracy
         run.require_classes("export --int8")
     networks = _chosen(run, options.which)
-    out = as_path(options.out, "--out") if options.out else place_for(name_for("export", options.weights), options.run)
+    default = place_for(name_for("export", options.weights), options.run)
+    out = out_path(options.out, "an export", options.run) if options.out else default
+    weights = {network.name: network.description["sha256"] for network in run.networks}
+    alone = options.out is not None or is_hub(options.run)
+    if alone:  # now, not after minutes
+        refuse_other_networks(out, weights)
     make_folder(out, links=options.out is not None)
     exporter = Exporter(
         open_images(run, data=options.data, data_root=options.data_root),
@@ -91,6 +97,8 @@ def main(argv: Sequence[str]) -> None:
         calibration=options.calibration,
         max_drop=options.max_drop,
         largest_batch=options.largest_batch,
+        weights=weights,
+        alone=alone,
     )
     entries: list[dict[str, Any]] = []
     failures: list[AdjoinedError] = []

@@ -13,6 +13,7 @@ from adjoined.commands.model_flags import ModelOptions
 from adjoined.commands.options import AsJson
 from adjoined.commands.streams import print_json
 from adjoined.errors import AdjoinedError
+from adjoined.files import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,10 +42,13 @@ def main(argv: Sequence[str]) -> None:
     from adjoined.report.console import show
     from adjoined.report.figures import Figures, result_table
     from adjoined.report.plan import alpha_table, layers, plan_table
+    from adjoined.runs.hub import out_path
     from adjoined.slicing import cost_by_module
 
-    if options.out and len(asked.alphas) > 1:
-        raise AdjoinedError("needs one alpha", where="--out", got=asked.alphas, fix="Give one --alpha.")
+    if options.out:
+        if len(asked.alphas) > 1:
+            raise AdjoinedError("needs one alpha", where="--out", got=asked.alphas, fix="Give one --alpha.")
+        check_writable(out_path(options.out, "a plan"))  # now, not after minutes of measuring
     model, example, plans, slicer = asked.build(options.model, timing.measure)
     if options.out:
         plans[0].save(options.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -100,7 +100,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     record = of.read_record()
     write_json(to.record, {**record, "sittings": [], "git": None, "result": run.result.to_json()})
     keep_figures(run.result, figures, folder)
-    _copy_exports(of, to)
+    _copy_exports(of, to, {network.name: network.description["sha256"] for network in run.networks})
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     info = replace(run.info, name=without_folder(run.info.name))
     card = Card(
@@ -120,13 +120,23 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     write_text(folder / "README.md", card.markdown())
 
 
-def _copy_exports(of: RunFolder, to: RunFolder) -> None:
-    """Copy the exported files that the record lists, and no others."""
+def _copy_exports(of: RunFolder, to: RunFolder, weights: Mapping[str, str]) -> None:
+    """Copy the exported files that the record lists, and no others; files of other networks than the run's are refused.
+
+    Args:
+        of: the run.
+        to: the folder to fill.
+        weights: network -> SHA-256 of its weights.
+    """
     from adjoined.export.record import NAME as EXPORTS
-    from adjoined.export.record import read_exports
+    from adjoined.export.record import read_exports, refuse_other_networks
     from adjoined.export.targets import TARGETS
 
     refuse_link(of.exports)
+    try:
+        refuse_other_networks(of.exports, weights)
+    except AdjoinedError as error:
+        raise error.but(fix="Move or delete them, and export this run again.") from error
     for each in read_exports(of.exports):
         make_folder(to.exports)
         for path in TARGETS[each.target].files(of.exports / each.file):

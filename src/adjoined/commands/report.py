@@ -58,11 +58,11 @@ def main(argv: Sequence[str]) -> None:
     if len(options.run) > 1:
         options.refuse_image_flags("a comparison of runs shows their recorded figures and reads no images")
     from adjoined.runs.folder import name_for
-    from adjoined.runs.hub import place_for
+    from adjoined.runs.hub import out_path, place_for
 
     own = name_for("report.html", options.weights)
     default = Path("comparison.html") if len(options.run) > 1 else place_for(own, options.run[0])
-    out = as_path(options.out, "--out") if options.out else default
+    out = out_path(options.out, "a report") if options.out else default
     page = _comparison(options, out) if len(options.run) > 1 else _page(options, out)
 
     from adjoined.report.console import show

@@ -67,6 +67,12 @@ class Study:
             return run.read_result() if run.finished else None
         return None
 
+    def unnamed(self) -> list[str]:
+        """Return the folders of runs of an earlier command, whose methods or seeds this one does not name."""
+        own = {self.path(*run).name for run in self.runs()}
+        there = (self.folder / "runs").glob("*/settings.yaml")
+        return sorted({each.parent.name for each in there} - own)
+
     def check(self, *, unequal: bool) -> None:
         """Check that the folder's existing contents fit this comparison, before anything is done.
 

@@ -5,9 +5,8 @@ Shape legend: N images, C channels, H and W height and width in pixels.
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from adjoined.data.images import ImageDataset
 from adjoined.data.preprocessing import evaluation_transform, normalise
 from adjoined.errors import AdjoinedError
 from adjoined.export.preprocessing import Takes, metadata, prepared
-from adjoined.export.record import file_name, read_exports, record
+from adjoined.export.record import claim, file_name, record, refuse_unlisted
 from adjoined.export.targets import Runnable, Target
 from adjoined.export.writing import write
 from adjoined.files import make_folder
@@ -42,6 +41,9 @@ class Exporter:
         calibration: number of training images to calibrate int8 on.
         max_drop: largest drop of top-1 accuracy allowed in int8, in [0, 1].
         largest_batch: batch size for which an ExecuTorch file reserves memory.
+        weights: network -> SHA-256 of its weights, of all networks of the run.
+        alone: whether files of other weights in the folder are refused; not in the run's own folder, where they are
+            from an earlier epoch.
     """
 
     data: ImageData
@@ -51,6 +53,8 @@ class Exporter:
     calibration: int = 256
     max_drop: float = 0.05
     largest_batch: int = 1
+    weights: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = True
     _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def export(self, module: nn.Module, name: str, target: Target, *, int8: bool = False) -> dict[str, Any]:
@@ -71,9 +75,17 @@ class Exporter:
         info = self.data.info
         make_folder(self.folder, links=True)
         path = self.folder / file_name(name, target, int8=int8)
-        self._refuse_others(path, target)
+        known = {"file": path.name, "network": name, "target": target.name, "int8": int8}
+        known |= {"weights": self.weights.get(name), "takes": self.takes}
+        refuse_unlisted(path, target)
         self._pairs = self._pairs or [(given, x) for given, x, _ in self._batches(self.data.val, self.images)]
         accuracy: dict[str, Any] = {"top1": None, "top1_pytorch": None, "accuracy_images": None}
+
+        def inspect(run: Runnable) -> None:
+            if int8:
+                accuracy.update(self._accuracy(run, module, path))
+            claim(self.folder, known, self.weights if self.alone else None)
+
         done = write(
             module,
             path,
@@ -83,14 +95,10 @@ class Exporter:
             metadata=metadata(info, self.takes, name),
             largest_batch=self.largest_batch,
             calibration=self._calibration() if int8 else None,
-            inspect=(lambda run: accuracy.update(self._accuracy(run, module, path))) if int8 else None,
+            inspect=inspect,
         )
         entry = {
-            "file": path.name,
-            "network": name,
-            "target": target.name,
-            "int8": int8,
-            "takes": self.takes,
+            **known,
             "largest_batch": self.largest_batch if target.name == "executorch" else None,
             "bytes": done.bytes,
             "seconds": round(done.seconds, 3),
@@ -101,18 +109,6 @@ class Exporter:
         }
         record(self.folder, entry)
         return entry
-
-    def _refuse_others(self, path: Path, target: Target) -> None:
-        """Raise AdjoinedError if a file would be replaced that is not listed in the folder's export.json."""
-        if path.name in {each.file for each in read_exports(self.folder)}:
-            return
-        for each in target.files(path):
-            if os.path.lexists(each):
-                raise AdjoinedError(
-                    "the file exists already, and export.json does not list it as an export",
-                    where=each,
-                    fix="Move or delete it, or choose another --out.",
-                )
 
     def _batches(self, dataset: ImageDataset, count: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield batches of images in the file's format, the same images normalised, and their labels.

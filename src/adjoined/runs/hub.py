@@ -62,15 +62,28 @@ def place_for(name: str, run: str) -> Path:
     return Path(name) if is_hub(run) else as_path(run, "folder") / name
 
 
-def refuse_hub(folder: Path) -> None:
-    """Raise AdjoinedError if a folder for a new run is named like a run on a hub, so no command would find it."""
-    if is_hub(str(folder)):
+def refuse_hub(path: Path, what: str = "a run", run: str = "FOLDER") -> None:
+    """Raise AdjoinedError if a file or folder to be written is named like a run on a hub: nothing is written there.
+
+    Args:
+        path: the file or folder.
+        what: what would be written, for the error.
+        run: the run folder, for the advice.
+    """
+    if is_hub(str(path)):
         raise AdjoinedError(
-            "a run is written to a folder of this machine",
-            where=folder,
-            expected="a folder",
-            fix="Share the finished run: adjoined push FOLDER --to hub:OWNER/NAME.",
+            f"{what} is written on this machine, not to a hub",
+            where=path,
+            expected="a path of this machine",
+            fix=f"Share a finished run, with its exports: adjoined push {run} --to hub:OWNER/NAME.",
         )
+
+
+def out_path(place: str, what: str, run: str = "FOLDER") -> Path:
+    """Return the path that the user gives with --out; arguments and errors as for `refuse_hub`."""
+    path = as_path(place, "--out")
+    refuse_hub(path, what, run)
+    return path
 
 
 def upload(folder: Path, place: str, *, private: bool, message: str) -> str:

@@ -19,6 +19,7 @@ from adjoined.report.figures import Figures
 from adjoined.runs import RunFolder, RunResult
 from adjoined.runs.folder import name_for
 from adjoined.runs.hub import is_hub, located
+from adjoined.runs.networks import read_description, settled
 from adjoined.runs.unedited import check_unedited
 from adjoined.settings import Settings
 
@@ -98,8 +99,22 @@ def read_story(folder: str | Path, *, weights: str = "final") -> RunStory:
         history=tuple(read_history(run.metrics)),
         result=result,
         benchmark=read_benchmark(benchmark) if benchmark.is_file() else None,
-        exports=tuple(read_exports(run.path / name_for(run.exports.name, weights))),
+        exports=_exports(run, weights),
     )
+
+
+def _exports(run: RunFolder, weights: str) -> tuple[ExportedFile, ...]:
+    """Return the exported files of a run's networks; files of its earlier weights, or of another run, are left out."""
+    folder = run.path / name_for(run.exports.name, weights)
+    if not read_exports(folder):
+        return ()
+
+    def read(place: Path) -> dict[str, str]:
+        result = RunFolder(place).read_result()
+        names = [each.name for each in result.networks] if result else []
+        return {name: read_description(place, name)["sha256"] for name in names}
+
+    return tuple(read_exports(folder, settled(lambda: run.holding(weights), read)))
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
