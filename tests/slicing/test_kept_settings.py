@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,3 +123,37 @@ def test_a_layer_whose_weight_a_hook_sets_has_no_sizes_to_correct_before(layer: 
     (p.sum() + q.sum()).backward()
     torch.testing.assert_close(net.extract()(X), q)
     torch.testing.assert_close(net.plan.apply(net.base)(X), q)
+
+
+class Recursive(nn.Module):
+    """HorNet's gated convolution: splits channels by a list of sizes, which is longer for a higher order."""
+
+    def __init__(self, dim: int, order: int) -> None:
+        super().__init__()
+        self.dims: Any = [dim // 2**i for i in reversed(range(order))] if order else dim
+        sizes = self.dims if isinstance(self.dims, list) else [self.dims]
+        self.proj_in, self.proj_out = nn.Conv2d(dim, sizes[0] + sum(sizes), 1), nn.Conv2d(dim, dim, 1)
+        self.depthwise = nn.Conv2d(sum(sizes), sum(sizes), 3, padding=1, groups=sum(sizes))
+        self.pointwise = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = self.dims if isinstance(self.dims, list) else [self.dims]
+        x, gates = self.proj_in(x).split([sizes[0], sum(sizes)], 1)
+        first, *others = self.depthwise(gates).split(sizes, 1)
+        x = x * first
+        for layer, gate in zip(self.pointwise, others, strict=True):
+            x = layer(x) * gate
+        return self.proj_out(x)
+
+
+@pytest.mark.parametrize("orders", [(2, 4), (4, 2), (2, 0, 4), (2, 3, 4)])
+def test_sizes_in_lists_of_other_lengths_are_corrected(orders: tuple[int, ...]):
+    def make() -> nn.Module:
+        layers = [nn.Conv2d(3, 32, 1), *(Recursive(32, order) for order in orders), nn.Conv2d(32, 5, 1)]
+        return nn.Sequential(*layers)
+
+    model = seeded(make)
+    small = adjoin(model, X, alpha=2, round_to=1, check=True).extract()
+    assert parameters(small) < 0.3 * parameters(model)
+    dims = [layer.dims for layer in small.children() if isinstance(layer, Recursive)]
+    assert dims == [[16 // 2**i for i in reversed(range(order))] if order else 16 for order in orders]

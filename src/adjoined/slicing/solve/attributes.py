@@ -162,10 +162,13 @@ class Corrections:
         return formula.plus if formula == Formula(formula.plus) else None
 
     def _value(self, attribute: Attribute | None) -> int:
+        """Return the base network's value; 0 if the module stores another kind of value, or a shorter list."""
         if attribute is None:
             return 0
-        stored = read(self._module(attribute.module), attribute.name)
-        value = stored if attribute.element is None else stored[attribute.element]
+        value = read(self._module(attribute.module), attribute.name)
+        if attribute.element is not None:
+            listed = isinstance(value, (list, tuple)) and attribute.element < len(value)
+            value = value[attribute.element] if listed else None
         return value if _is_positive(value) else 0
 
     def _alike(self, candidate: Candidate) -> Iterator[tuple[Attribute, Size]]:
