@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -69,6 +70,38 @@ class Hooked(Weighs):
         self.joined.register_forward_hook(weigh_in_training)
 
 
+class Replaced(Weighs):
+    """The forward of a part is replaced in this model alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined.scale = self.scale
+        self.joined.forward = MethodType(lambda part, x: weigh_in_training(part, x, x), self.joined)
+
+
+class Switching(Switched):
+    """The same, with another way to set the switch in this model alone."""
+
+    train = nn.Module.train
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train = MethodType(Switched.train, self)
+
+
+class Called(Weighs):
+    """A part with a call of its own."""
+
+    class Part(nn.Identity):
+        def __call__(self, x: Tensor) -> Tensor:
+            return weigh_in_training(self, None, super().__call__(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined = self.Part()
+        self.joined.scale = self.scale
+
+
 class Counted(Branches):
     """The same, but the code needs a value in train mode, so that it cannot be followed without values."""
 
@@ -78,7 +111,7 @@ class Counted(Branches):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("make", [Branches, Switched, Hooked, Counted])
+@pytest.mark.parametrize("make", [Branches, Switched, Hooked, Replaced, Switching, Called, Counted])
 def test_channels_that_meet_in_train_mode_alone(make: Callable[[], nn.Module]):
     """With the first halves of both branches and of the scales, shapes would fit, and the wrong channels meet."""
     model = lively(seeded(make), X)

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from adjoined.slicing.flow.findings import Findings
 from adjoined.slicing.flow.labels import LABEL, Ties, distinct, sets_of
 from adjoined.slicing.flow.not_channels import pin_places
 from adjoined.slicing.flow.run import LabelFlow
-from adjoined.slicing.flow.unreached import follow_unreached
+from adjoined.slicing.flow.unreached import follow_unreached, parts_that_ran
+from adjoined.slicing.model.code import may_name
 from adjoined.slicing.model.misuse import another_path
-from adjoined.slicing.model.modules import is_inside
+from adjoined.slicing.model.modules import and_parents, is_inside
 from adjoined.slicing.plan.reasons import Kind, Reason
 
 OUTPUT = Reason(Kind.OUTPUT, "model output")
@@ -45,14 +47,25 @@ def complete(
             _pin_scripted(prefix, module.original_name, labels, ties)
         elif isinstance(module, nn.MultiheadAttention):
             _tie_heads(flow, prefix, module, labels)
-    never = [n for n, p in model.named_parameters() if p.ndim > 1 and n not in findings.readers]
-    if never and flow.values.read_in is not None:
-        modules = dict.fromkeys(name.rpartition(".")[0] for name in never)
-        raise another_path(model, flow.values.read_in, list(modules))
+    if flow.values.read_in is not None and (others := _others(model, findings)):
+        raise another_path(model, flow.values.read_in, others)
     unreached = follow_unreached(model, labels, ties, findings)
     pin_places(ties, findings, labels, layers)
     _pin_unread(flow, kept)
     return unreached
+
+
+def _others(model: nn.Module, findings: Findings) -> list[str]:
+    """Return the modules whose weights were not read, and which code may run for another input."""
+    called = {module for name, module in model.named_modules() if name in findings.ran}
+    ran, never = parts_that_ran(model, findings), list[str]()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and name not in findings.readers:
+            owner = name.rpartition(".")[0]
+            outermost = next((each for each in reversed([*and_parents(owner)]) if each not in ran), name)
+            if owner not in never and may_name(model, called, outermost):
+                never.append(owner)
+    return never
 
 
 def _pin_summarised(flow: LabelFlow, outputs: Iterable[Tensor]) -> None:

@@ -32,17 +32,22 @@ def follow_unreached(model: nn.Module, labels: Labels, ties: Ties, findings: Fin
     return followed | {part: known.follow_entry(part) for part in known.parameters()}
 
 
+def parts_that_ran(model: nn.Module, findings: Findings) -> set[str]:
+    """Return the modules that ran, or in which one did or a tensor was read."""
+    ran = {*findings.ran, *(name.rpartition(".")[0] for name in findings.readers)}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # hooks do not see what runs in it
+            ran |= {f"{name}.{inner}".rstrip(".") for inner, _ in module.named_modules()}
+    return {name.rsplit(".", n)[0] for name in ran for n in range(name.count(".") + 1)} | {""}
+
+
 class _Known:
     """The parts that ran, and their channels."""
 
     def __init__(self, model: nn.Module, labels: Labels, ties: Ties, findings: Findings) -> None:
         self.model, self.labels, self.ties, self.findings = model, labels, ties, findings
         self.tensors = named_tensors(model)
-        ran = {*findings.ran, *(name.rpartition(".")[0] for name in findings.readers)}
-        for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # hooks do not see what runs in it
-                ran |= {f"{name}.{inner}".rstrip(".") for inner, _ in module.named_modules()}
-        self.ran = {name.rsplit(".", n)[0] for name in ran for n in range(name.count(".") + 1)} | {""}
+        self.ran = parts_that_ran(model, findings)
         self.members = torch.bincount(torch.frombuffer(ties.roots(), dtype=torch.int64))
 
     def modules(self) -> Iterator[str]:

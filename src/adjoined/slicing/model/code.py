@@ -6,7 +6,7 @@ import dis
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -25,16 +25,22 @@ def codes_of(function: FunctionType) -> Iterator[CodeType]:
         yield code
 
 
-def functions_of(model: nn.Module, *, held: bool = False) -> Iterator[tuple[FunctionType, set[str]]]:
+def functions_of(
+    model: nn.Module,
+    *,
+    held: bool = False,
+    first: Callable[[nn.Module], Iterable[str]] = lambda module: ("__call__", "forward", "train"),
+) -> Iterator[tuple[FunctionType, set[str]]]:
     """Yield a model's own functions that its forward methods reach by name, with the names that they use.
 
-    With `held`, also begin with hooks, and follow names of attributes that hold functions or helper objects.
+    With `held`, also begin with hooks, and follow names of attributes that hold functions or helper objects. Begin with
+    the methods of a module that `first` returns; code may have replaced them in the module alone.
     """
     known: dict[FunctionType, set[str]] = {}
     for module in model.modules():
         own = vars(module) if held else {}
         holders: list[Any] = [type(module), own]
-        left: list[Any] = [getattr(type(module), name, None) for name in ("forward", "train")]
+        left = _named(first(module), [type(module), vars(module)])
         left += [hook for each in ("_forward_pre_hooks", "_forward_hooks") for hook in own.get(each, {}).values()]
         seen = set[FunctionType]()
         while left:
@@ -110,6 +116,46 @@ def mentions(model: nn.Module, named: Callable[[str], bool]) -> bool:
     return any(any(map(named, names)) for _, names in functions_of(model, held=True))
 
 
+_ANY_PART = {
+    "children", "named_children", "modules", "named_modules", "_modules", "get_submodule", "getattr", "__getattr__",
+    "attrgetter", "vars", "__dict__", "eval", "exec",
+}  # fmt: skip
+"""Names with which code reaches parts of a module without their own names."""
+
+
+def may_name(model: nn.Module, called: Collection[nn.Module], part: str) -> bool:
+    """Return whether code that may run names a part, a module or a parameter, of a model.
+
+    This is the code of the modules that were called, and of the methods that it names, whatever branches it takes.
+    """
+    *outer, own = part.split(".")
+    while outer and isinstance(model.get_submodule(".".join(outer)), _LISTS):  # its parts have no names of their own
+        own = outer.pop()
+    holder, names = model.get_submodule(".".join(outer)), _names_in_use(model, called)
+    if isinstance(holder, _LISTS) or not _is_own(type(holder).__module__):
+        return True
+    return own in names or not _ANY_PART.isdisjoint(names)
+
+
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def _names_in_use(model: nn.Module, called: Collection[nn.Module]) -> set[str]:
+    """Return the names that the code uses with which the modules that were called run."""
+    names = set[str]()
+
+    def first(module: nn.Module) -> Iterable[str]:
+        yield from ("forward",) if module in called else ()
+        special = (name for name in dir(module) if name.startswith("__") and name != "__init__")  # such as __getitem__
+        yield from names.intersection(dir(module)).union(special)
+
+    while True:
+        found = {name for _, used in functions_of(model, held=True, first=first) for name in used}
+        if found <= names:
+            return names
+        names |= found
+
+
 def assigned_names(model: nn.Module) -> set[str]:
     """Return the names of the attributes to which a model's own code assigns, as in `layer.weight /= norm`."""
     functions = (function for function, _ in functions_of(model, held=True))
@@ -139,5 +185,5 @@ def _is_method(read: dis.Instruction) -> bool:
 
 def reads_mode(model: nn.Module) -> bool:
     """Return whether a model's own code may behave differently in train mode."""
-    override = any(type(module).train is not nn.Module.train for module in model.modules())
-    return override or mentions(model, lambda name: name == "training")
+    own = any("train" in vars(module) or type(module).train is not nn.Module.train for module in model.modules())
+    return own or mentions(model, lambda name: name == "training")

@@ -165,7 +165,7 @@ class Corrections:
         """Return the base network's value; 0 if the module stores another kind of value, or a shorter list."""
         if attribute is None:
             return 0
-        value = read(self._module(attribute.module), attribute.name)
+        value: Any = read(self._module(attribute.module), attribute.name)
         if attribute.element is not None:
             listed = isinstance(value, (list, tuple)) and attribute.element < len(value)
             value = value[attribute.element] if listed else None
