@@ -104,6 +104,9 @@ def test_what_cannot_be_reached_is_refused_with_the_nearest_that_can():
     with pytest.raises(AdjoinedError, match=r"no small network of this model fits .*at least 392 bytes") as caught:
         make_plan(chain(), X, budget="300 B, 1 MMACs", round_to=1)
     assert caught.value.where == "budget='300 B'"
+    assert "widths" not in caught.value.fix
+    with pytest.raises(AdjoinedError, match="ask for smaller widths, or lower round_to"):
+        make_plan(chain(), X, budget="300 B", widths={"0": "1/2"}, round_to=1)
     smallest = make_plan(chain(), X, alpha=64, round_to=1).cost
     assert smallest is not None
     assert make_plan(chain(), X, budget=f"{smallest.bytes} B", round_to=1).cost == smallest

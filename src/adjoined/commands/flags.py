@@ -8,6 +8,7 @@ The order of precedence is defaults < `--config FILE.yaml` < flags, wherever the
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -292,10 +293,29 @@ def _fitting(value: object, hint: Any, *, where: str, fix: str = "") -> Any:
     if _is_none(value, hint):
         return None
     try:
-        return conform(hint, value, where=where, texts=True)
+        try:
+            return conform(hint, value, where=where, texts=True)
+        except AdjoinedError:
+            return conform(hint, _with_plain_numbers(value), where=where, texts=True)
     except AdjoinedError as error:
         fix = did_you_mean(value, map(str, choices(hint)), fix)
         raise AdjoinedError("invalid value", where=where, expected=in_words(hint), got=value, fix=fix) from error
+
+
+def _with_plain_numbers(value: object) -> object:
+    """Write numbers in texts as JSON does, which knows neither `.9` nor `1.`, `+1` and `010`.
+
+    Example:
+        >>> _with_plain_numbers([".9", "24=.9", "010"])
+        ['0.9', '24=.9', '10']
+    """
+    if isinstance(value, Mapping):
+        return {name: _with_plain_numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_with_plain_numbers(each) for each in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value, re.ASCII):
+        return str(int(value)) if value.lstrip("+-").isdecimal() else str(float(value))
+    return value
 
 
 def _is_none(value: object, hint: Any) -> bool:

@@ -121,7 +121,7 @@ class _Search:
                     "no small network of this model is fast enough",
                     where=f"budget={limit.text!r}",
                     expected=f"at least {text}",
-                    fix="Keep fewer modules at full width, or lower round_to.",
+                    fix=self._advice(),
                 )
             low, high = high, self._nearest(2 * self.alphas[high])
         while high - low > 1 and self.alphas[high] / self.alphas[low] > INDISTINCT:
@@ -137,12 +137,16 @@ class _Search:
         """Return the number of the alpha closest to the geometric mean of two that are not neighbours."""
         return min(max(self._nearest(math.sqrt(self.alphas[low] * self.alphas[high])), low + 1), high - 1)
 
+    def _advice(self) -> str:
+        widths = "ask for smaller widths, " if self.request.widths else ""
+        return f"Keep fewer modules at full width, {widths}or lower round_to."
+
     def _over(self, limits: list[Limit]) -> AdjoinedError:
         """Return the error for limits that no small network meets, with the nearest reachable ones."""
         plan = self.plan(len(self.alphas) - 1)
         assert plan.cost is not None
         assert plan.base_cost is not None
-        fix = "Keep fewer modules at full width, or lower round_to."
+        fix = self._advice()
         if self.request.compress is not None:
             reached = plan.base_cost.parameters_without_last / plan.cost.parameters_without_last
             return AdjoinedError(
