@@ -311,9 +311,11 @@ def at_least_float32(logits: Tensor) -> Tensor:
 def kl_by_class(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return q − p + p log(p / q), whose sum over the classes is the KL divergence, since q and p both sum to 1.
 
-    Every term is >= 0 even in floating point, where the sum of p log(p / q) loses digits and its sign near q = p.
+    Every term is >= 0 even in floating point, where the sum of p log(p / q) loses digits and its sign near q = p. Where
+    p is 0, as for classes that a model rules out with logits of -inf, the term is q.
     """
     p, log_ratio = log_p.exp(), log_q - log_p
+    log_ratio = log_ratio.masked_fill(log_p.isneginf(), 2.0)  # any number above 1: p = 0 multiplies it below
     near = log_ratio.clamp(-1, 1)  # expm1 must not overflow where `where` discards it: the gradient would be NaN
     return torch.where(log_ratio.abs() <= 1, p * (torch.expm1(near) - near), log_q.exp() - p - p * log_ratio)
 

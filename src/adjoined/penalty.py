@@ -50,6 +50,6 @@ def quadratic_penalty(p: Tensor, q: Tensor) -> Tensor:
             fix="Pass the logits of the base network and of one small network.",
         )
     p, q = at_least_float32(p), at_least_float32(q)
-    probability, difference = torch.softmax(p, dim=1), p - q
+    probability, difference = torch.softmax(p, dim=1), (p - q).masked_fill(p.isneginf(), 0.0)  # of probability 0
     centred = difference - (probability * difference).sum(dim=1, keepdim=True)
     return 0.5 * (probability * centred.square()).sum(dim=1).mean()

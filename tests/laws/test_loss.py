@@ -333,3 +333,48 @@ def test_an_empty_batch_has_no_loss(y: Tensor):
     loss = adjoint_loss(p, q, y, progress=1.0, small_ce=1.0)
     assert loss.item() == 0
     loss.backward()
+
+
+# Classes that a model rules out
+
+
+def masked(logits: Tensor, gone: Tensor) -> Tensor:
+    """What a model does with classes that cannot be: logits of -inf."""
+    return logits.masked_fill(gone.view(1, -1, *[1] * (logits.ndim - 2)), -math.inf)
+
+
+@pytest.mark.parametrize("shape", [(N, C), (N, C, 3, 4)])
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_classes_of_probability_0_count_as_if_they_were_not_there(
+    shape: tuple[int, ...], detach: bool, temperature: float
+):
+    gone = torch.tensor([False] * 6 + [True] * 4)
+    p, q = (normal(*shape, seed=seed).requires_grad_() for seed in (1, 2))
+    y = torch.randint(6, (N, *shape[2:]), generator=torch.Generator().manual_seed(3))
+    options: dict[str, Any] = {"progress": 1.0, "small_ce": 1.0, "detach": detach, "temperature": temperature}
+    loss = adjoint_loss(masked(p, gone), masked(q, gone), y, **options)
+    found = torch.autograd.grad(loss, (p, q))
+    fewer = adjoint_loss(p[:, ~gone], q[:, ~gone], y, **options)
+    torch.testing.assert_close(loss, fewer)
+    for mine, wanted in zip(found, torch.autograd.grad(fewer, (p, q)), strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
+def test_classes_that_only_the_base_rules_out_are_learned_by_the_small_network():
+    gone = torch.tensor([False] * 6 + [True] * 4)
+    p, q = masked(normal(N, C, seed=1), gone), normal(N, C, seed=2).requires_grad_()
+    loss = adjoint_terms(p, q, torch.zeros(N, dtype=torch.int64)).kl
+    log_p, log_q = F.log_softmax(p[:, ~gone], 1), F.log_softmax(q, 1)[:, ~gone]
+    torch.testing.assert_close(loss, (log_p.exp() * (log_p - log_q)).sum(1).mean())
+    (gradient,) = torch.autograd.grad(loss, q)
+    assert gradient.isfinite().all()
+    assert (gradient[:, gone] > 0).all()
+
+
+def test_the_penalty_leaves_out_classes_of_probability_0():
+    gone = torch.tensor([False] * 6 + [True] * 4)
+    p, q = normal(N, C, seed=1), normal(N, C, seed=2)
+    wanted = quadratic_penalty(p[:, ~gone], q[:, ~gone])
+    for other in (masked(q, gone), q):
+        torch.testing.assert_close(quadratic_penalty(masked(p, gone), other), wanted)

@@ -2,11 +2,13 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 import adjoined
 from adjoined import AdjoinedError, models
@@ -96,6 +98,26 @@ def test_a_small_network_alone_needs_its_plan(trained: AdjoinedNetwork, tmp_path
         x = torch.randn(3, 1, 8, 8)
         assert torch.equal(adjoined.load(tmp_path / "alone")(x), trained.eval().extract()(x))
     trained.train()
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, AveragedModel, torch.nn.DataParallel])
+def test_wrapped_networks_are_saved_as_what_is_inside(
+    wrap: Callable[[torch.nn.Module], torch.nn.Module], trained: AdjoinedNetwork, tmp_path: Path
+):
+    adjoined.save(wrap(trained), tmp_path / "both", **MODEL, **DATA)
+    small = trained.extract()
+    adjoined.save(wrap(small), tmp_path / "small", plan=trained.plan, **MODEL, **DATA)
+    for folder in ("both", "small"):
+        for name, held in adjoined.load(tmp_path / folder, "small").state_dict().items():
+            assert torch.equal(held, small.state_dict()[name]), name
+
+
+def test_a_network_of_several_processes_is_refused_with_its_line(trained: AdjoinedNetwork, tmp_path: Path):
+    class Wrapped(torch.nn.Module):  # as DistributedDataParallel, which needs a group of processes
+        module = trained
+
+    with pytest.raises(AdjoinedError, match=r"got Wrapped\)\. Pass its attribute `module`\."):
+        adjoined.save(Wrapped(), tmp_path / "run", **MODEL, **DATA)
 
 
 def test_another_model_is_refused_and_leaves_no_folder(trained: AdjoinedNetwork, tmp_path: Path):

@@ -21,6 +21,7 @@ from adjoined.runs import RunFolder, RunResult, StageCost
 from adjoined.runs.finished import with_networks
 from adjoined.settings import Settings
 from adjoined.slicing import SlicePlan
+from adjoined.slicing.model.wrapped import without_wrappers
 from adjoined.training.evaluate import Scores, evaluate
 from adjoined.training.finite import NotFinite, not_finite_in
 from adjoined.training.job import as_expected
@@ -43,7 +44,8 @@ def save(
     """Save trained networks as a run folder, which `load` and all commands accept, and measure their accuracy.
 
     Args:
-        network: the joint network, or a small network that `extract` returned, with its `plan`; it is not changed.
+        network: the joint network, compiled, averaged or as it is, or a small network that `extract` returned, with its
+            `plan`; it is not changed.
         folder: the run folder, new or empty.
         model: how the base network is built, as for `adjoined train --model`: a built-in name, timm:NAME,
             torchvision:NAME, or FILE.py:FUNCTION for your own code.
@@ -136,6 +138,7 @@ def _check_weights(finished: Mapping[str, TrainedNetwork]) -> None:
 @torch.no_grad()
 def _finished(network: nn.Module, plan: SlicePlan | None) -> dict[str, TrainedNetwork]:
     """Return the networks to write, the base first."""
+    network = without_wrappers(network)
     if isinstance(network, AdjoinedNetwork):
         modules = [network.base, *(network.extract(which) for which in range(len(network.plans)))]
         pairs = zip(modules, (None, *network.plans), strict=True)
@@ -147,4 +150,5 @@ def _finished(network: nn.Module, plan: SlicePlan | None) -> dict[str, TrainedNe
         where="adjoined.save",
         expected="the joint network, or a small network with plan=net.plan",
         got=type(network).__name__,
+        fix="Pass its attribute `module`." if isinstance(getattr(network, "module", None), AdjoinedNetwork) else "",
     )

@@ -17,17 +17,21 @@ WRAP = "Pass the plain model, and wrap the joint network that adjoin returns."
 UNQUANTIZED = "Call adjoin on the model before it is quantized, and quantize base and small networks at the end."
 
 
+def without_wrappers(model: Any) -> Any:
+    """Return what `nn.DataParallel`, a compiled model or an average of weights runs unchanged, or else the model."""
+    while isinstance(model, (nn.DataParallel, AveragedModel)) or _is_compiled(model):
+        model = model._orig_mod if _is_compiled(model) else model.module
+    return model
+
+
 def unwrap(model: Any) -> nn.Module:
     """Return the plain model inside the user's model.
-
-    `nn.DataParallel`, a compiled model and an average of weights run the model inside unchanged, so it is unwrapped.
 
     Raises:
         AdjoinedError: not a module, or one that cannot be narrowed: scripted, traced, exported or quantized, sharded
             over processes, or made by `adjoin`.
     """
-    while isinstance(model, (nn.DataParallel, AveragedModel)) or _is_compiled(model):
-        model = model._orig_mod if _is_compiled(model) else model.module
+    model = without_wrappers(model)
     if isinstance(model, torch.export.ExportedProgram):
         raise _refused(model, "an exported program", "Call adjoin on the module that was exported.")
     if not isinstance(model, nn.Module):
