@@ -24,6 +24,7 @@ from adjoined.skeleton import (
 )
 from adjoined.slicing import (
     Latency,
+    Recorded,
     Request,
     SlicePlan,
     Slicer,
@@ -100,7 +101,7 @@ class AdjoinedNetwork(nn.Module):
         self.smalls = nn.ModuleList(
             make_skeleton(self._weights, number, plan) for number, plan in enumerate(self.plans)
         )
-        self._runners = [Runner(module, self._weights) for module in self.smalls]
+        self._runners, self._recorded = [Runner(module, self._weights) for module in self.smalls], Recorded(base)
         self._sliced = {
             full_name(f"smalls.{number}", where)
             for number, module in enumerate(self.smalls)
@@ -147,10 +148,12 @@ class AdjoinedNetwork(nn.Module):
         # Copied first: the base may change its input in place.
         own = [isolated((args, kwargs)) for _ in self.smalls]
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
-        output, slices, common = self._weights.around(self.base, *args, **kwargs)
+        with self._recorded.watched():
+            output, slices, common = self._weights.around(self.base, *args, **kwargs)
         outputs = [output]
-        for number, runner in enumerate(self._runners):
-            outputs.append(runner.run([each[number] for each in slices], *own[number], common=common))
+        with self._recorded.kept():
+            for number, runner in enumerate(self._runners):
+                outputs.append(runner.run([each[number] for each in slices], *own[number], common=common))
         return tuple(outputs)
 
     def small(self, *args: Any, which: int = 0, **kwargs: Any) -> Any:

@@ -45,6 +45,7 @@ from adjoined.slicing.model.modules import (
     own_classes,
     private_names,
 )
+from adjoined.slicing.model.outside import Recorded
 from adjoined.slicing.model.unregistered import unregistered_weights
 from adjoined.slicing.model.wrapped import unwrap
 from adjoined.slicing.order.importance import check_order
@@ -69,6 +70,7 @@ __all__ = [
     "Latency",
     "Limit",
     "Reason",
+    "Recorded",
     "Request",
     "SlicePlan",
     "Slicer",

@@ -100,8 +100,10 @@ class Findings:
     shares: set[int] = field(default_factory=set)
     """Labels over which a softmax is taken."""
 
-    # ---- modules and parameters in use: unreached.py, and the check --------------------------------------------------
+    # ---- modules and parameters in use: unreached.py, the check; state kept outside: trace.py ----------------------
 
+    left_outside: bool = False
+    """Whether a run changed anything outside the modules, such as a global."""
     ran: set[str] = field(default_factory=set)
     """Modules that were called."""
     readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))

@@ -97,12 +97,13 @@ class LabelFlow(State, TorchDispatchMode):
             with (
                 torch.no_grad(),
                 _plain_operators(model),
-                outside_unchanged(model),
+                outside_unchanged(model) as left,
                 self,
                 Functions(self),
                 self.innermost(),
             ):
                 returned = model(*inputs.args, **inputs.kwargs)
+            self.findings.left_outside |= left.anything
             self.check_steps()
             return returned
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from adjoined.slicing.model.inputs import Inputs, tensor_leaves
 from adjoined.slicing.model.misuse import check_arguments, check_made, check_output, does_not_run
 from adjoined.slicing.model.modules import duplicate, in_place_of, kernel_names, linear_names, named_tensors
 from adjoined.slicing.model.original import Original, tensors_kept
+from adjoined.slicing.model.state_outside import refuse_state_outside, shared_objects
 
 
 @dataclass
@@ -99,7 +101,22 @@ def trace(
     finally:
         changed = original.undo()
     original.check_unchanged(changed)
+    shared = shared_objects(model, traced.model)
+    if (traced.findings.left_outside or shared) and not any(t.is_meta for t in named_tensors(model).values()):
+        refuse_state_outside(partial(_call, inputs=inputs), partial(_copied, model, None), shared)
     return traced
+
+
+def _call(model: nn.Module, train: bool, seed: int, inputs: Inputs) -> list[Tensor]:
+    """Run a model on random numbers in place of floating-point inputs, with at least two samples in train mode."""
+    drawn = torch.Generator().manual_seed(seed)
+
+    def vary(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=drawn).to(tensor) if tensor.is_floating_point() else tensor.clone()
+
+    given = (inputs.doubled() if train and inputs.batch_size == 1 else inputs).map(vary)
+    with same_chance(), torch.no_grad():
+        return tensor_leaves(model.train(train)(*given.args, **given.kwargs))
 
 
 def _copied(model: nn.Module, device: str | None) -> nn.Module:

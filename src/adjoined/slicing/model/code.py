@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 _REMEMBERED = 1024
 """Codes whose contents are remembered: they never change, reading them takes long, and every plan reads them again."""
+_MOST_WRAPPED = 10
+"""Decorators on one function that are looked into."""
 
 
 def codes_of(function: FunctionType) -> Iterator[CodeType]:
@@ -44,49 +46,52 @@ def functions_of(
         left += [hook for each in ("_forward_pre_hooks", "_forward_hooks") for hook in own.get(each, {}).values()]
         seen = set[FunctionType]()
         while left:
-            function = _function(left.pop())
-            if function is None or function in seen:
-                continue
-            seen.add(function)
-            if function not in known:
-                codes = codes_of(function)
-                known[function] = {name for code in codes for name in (*code.co_names, *code.co_freevars)}
-                yield function, known[function]
-            names = known[function]
-            found = _named(names, [function.__globals__, *holders])
-            new = [each for value in found for each in _holders(value) if not any(each is one for one in holders)]
-            holders += new
-            left += [*found, *_named(names, new)]
+            for function in _functions(left.pop()):
+                if function in seen:
+                    continue
+                seen.add(function)
+                if function not in known:
+                    codes = codes_of(function)
+                    known[function] = {name for code in codes for name in (*code.co_names, *code.co_freevars)}
+                    yield function, known[function]
+                names = known[function]
+                found = _named(names, [function.__globals__, *holders])
+                new = [each for value in found for each in _holders(value) if not any(each is one for one in holders)]
+                holders += new
+                left += [*found, *_named(names, new)]
 
 
 _OTHERS = {"torch", "numpy", "adjoined", *sys.stdlib_module_names}
 """Packages whose functions are not a model's own."""
 
 
-def _is_own(package: object) -> bool:
+def is_own(package: object) -> bool:
+    """Return whether a package is neither torch, numpy, this one nor part of Python: its code is a model's own."""
     return str(package).partition(".")[0] not in _OTHERS
 
 
-def _function(reached: Any) -> FunctionType | None:
-    """Return the function of a property, a method, a partial function or a callable object."""
+def _functions(reached: Any) -> list[FunctionType]:
+    """Return the function of a property, a method, a partial function or a callable object, and those it wraps."""
     if reached is None:  # what most names are, in most places
-        return None
+        return []
     while isinstance(reached, functools.partial):
         reached = reached.func
     if isinstance(reached, (property, MethodType)):
         reached = reached.fget if isinstance(reached, property) else reached.__func__
-    reached = inspect.unwrap(reached) if callable(reached) else None
-    if not isinstance(reached, (FunctionType, type, nn.Module)):
-        reached = inspect.getattr_static(type(reached), "__call__", None)
-    return reached if isinstance(reached, FunctionType) and _is_own(reached.__module__) else None
+    found: list[Any] = []
+    while callable(reached) and len(found) < _MOST_WRAPPED:
+        of_class = isinstance(reached, (FunctionType, type, nn.Module))
+        found.append(reached if of_class else inspect.getattr_static(type(reached), "__call__", None))
+        reached = inspect.getattr_static(reached, "__wrapped__", None)
+    return [each for each in found if isinstance(each, FunctionType) and is_own(each.__module__)]
 
 
 def _holders(value: Any) -> list[Any]:
     """Return the holders of an imported file's functions, or a helper object's outside the network."""
     if isinstance(value, ModuleType):
-        return [vars(value)] if _is_own(value.__name__) else []
+        return [vars(value)] if is_own(value.__name__) else []
     others = (nn.Module, Tensor, type, FunctionType, MethodType)
-    helps = hasattr(value, "__dict__") and not isinstance(value, others) and _is_own(type(value).__module__)
+    helps = hasattr(value, "__dict__") and not isinstance(value, others) and is_own(type(value).__module__)
     return [type(value), vars(value)] if helps else []
 
 

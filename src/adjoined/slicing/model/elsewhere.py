@@ -154,15 +154,7 @@ def _inside(held: Any) -> dict[Any, Any]:
         return {"__self__": held.__self__}
     if isinstance(held, (Tensor, *_PLAIN)) or type(held).__module__.startswith("adjoined."):
         return {}
-    if isinstance(held, CONTAINERS):
-        return contents(held)
-    slots = [name for kind in type(held).__mro__ for name in _slots(kind) if hasattr(held, name)]
-    return {name: getattr(held, name) for name in slots} | contents(held)
-
-
-def _slots(kind: type) -> Sequence[str]:
-    slots = vars(kind).get("__slots__", ()) if kind.__module__ != "builtins" else ()
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+    return contents(held)
 
 
 def _replaced(held: Any, path: tuple[Any, ...], new: Any, original: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from types import CellType
 from typing import Any
 
 CONTAINERS = (list, deque, dict)
@@ -19,7 +21,34 @@ def contents(holder: Any) -> dict[Any, Any]:
     """
     if isinstance(holder, (list, deque)):
         return dict(enumerate(holder))
-    return dict(holder if isinstance(holder, dict) else getattr(holder, "__dict__", {}))
+    if isinstance(holder, dict):
+        return dict(holder)
+    if isinstance(holder, CellType):  # a variable of an enclosing function
+        return _inside_cell(holder)
+    in_slots = {name: getattr(holder, name) for name in _slots(type(holder)) if hasattr(holder, name)}
+    return in_slots | dict(getattr(holder, "__dict__", {}))
+
+
+def _inside_cell(cell: CellType) -> dict[Any, Any]:
+    try:
+        return {"cell_contents": cell.cell_contents}
+    except ValueError:  # not assigned yet
+        return {}
+
+
+def has_attributes(holder: Any) -> bool:
+    """Return whether an object has attributes that code can set."""
+    return hasattr(holder, "__dict__") or bool(_slots(type(holder)))
+
+
+@lru_cache(1024)
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names of the slots that a class and its bases define."""
+    found: list[str] = []
+    for each in kind.__mro__:
+        slots = vars(each).get("__slots__", ()) if each.__module__ != "builtins" else ()
+        found += [slots] if isinstance(slots, str) else slots
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
 
 
 def reached(held: Iterable[Any], inside: Callable[[Any], Iterable[Any]], deepest: int) -> Iterator[Any]:
@@ -47,10 +76,16 @@ def restore(holder: Any, before: dict[Any, Any], keys: Iterable[Any]) -> None:
         holder.clear()
         holder.extend(before.values())
         return
-    own = holder if isinstance(holder, dict) else vars(holder)
+    if isinstance(holder, CellType):
+        holder.cell_contents = before["cell_contents"]
+        return
+    own = holder if isinstance(holder, dict) else getattr(holder, "__dict__", {})
+    in_slots = () if isinstance(holder, dict) else _slots(type(holder))
     for key in keys:
         if isinstance(holder, type):  # its attributes cannot be written in place
             setattr(holder, key, before[key]) if key in before else delattr(holder, key)
+        elif key in in_slots:  # even if the object is frozen
+            object.__setattr__(holder, key, before[key]) if key in before else object.__delattr__(holder, key)
         elif key in before:
             own[key] = before[key]
         else:

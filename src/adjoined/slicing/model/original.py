@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError
 from adjoined.slicing.model.code import used_by
 from adjoined.slicing.model.elsewhere import Views
-from adjoined.slicing.model.held import CONTAINERS, changes, contents, reached, restore
+from adjoined.slicing.model.held import CONTAINERS, changes, contents, has_attributes, reached, restore
 from adjoined.slicing.model.modules import full_name, named_tensors
 
 _NO_OBJECTS = (FunctionType, BuiltinFunctionType, ModuleType, type, str, int, float, type(None))
@@ -181,7 +181,7 @@ def _holders(held: Any) -> Iterator[Any]:
 
 def _can_change(held: Any) -> bool:
     plain = isinstance(held, (nn.Module, Tensor, *_NO_OBJECTS))
-    return not plain and (isinstance(held, CONTAINERS) or hasattr(held, "__dict__"))
+    return not plain and (isinstance(held, CONTAINERS) or has_attributes(held))
 
 
 def _elements(held: Any) -> Iterable[Any]:
