@@ -97,7 +97,7 @@ class LabelFlow(State, TorchDispatchMode):
             with (
                 torch.no_grad(),
                 _plain_operators(model),
-                outside_unchanged(model) as left,
+                outside_unchanged(model, self.original.held() if self.original else frozenset()) as left,
                 self,
                 Functions(self),
                 self.innermost(),

@@ -124,6 +124,12 @@ class Original:
                 what = f"a copy of the model still runs the original: {_reader(module)} reads {name!r} of the original"
                 raise _shared(self._model, f"{what} model")
 
+    def held(self) -> set[int]:
+        """Return the ids of the objects that the modules hold in their attributes."""
+        inside = (each for of_module in self._inside.values() for each in of_module.values())
+        values = (value for kept in self._kept.values() for value in kept.values())
+        return {*map(id, values), *(id(holder) for each in inside for holder, _ in each)}
+
     def undo(self) -> list[str]:
         """Undo what a run changed or added in the modules' attributes; return the names of these attributes."""
         found: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import CellType, FunctionType, ModuleType
@@ -32,12 +32,17 @@ class Left:
 
 
 @contextmanager
-def outside_unchanged(model: Any) -> Iterator[Left]:
+def outside_unchanged(model: Any, apart_from: Set[int] = frozenset()) -> Iterator[Left]:
     """Undo what a run of a model leaves outside its modules, where copies of the model share it.
 
     A cache may be filled on the meta device, in float64, or by a small network, and the model would read it later.
+
+    Args:
+        model: the model.
+        apart_from: the ids of objects to leave alone.
     """
-    left, before = Left(), Outside(holders(model) if isinstance(model, nn.Module) else [])
+    found = holders(model) if isinstance(model, nn.Module) else []
+    left, before = Left(), Outside([each for each in found if id(each) not in apart_from])
     try:
         yield left
     finally:
