@@ -137,7 +137,7 @@ def may_name(model: nn.Module, called: Collection[nn.Module], part: str) -> bool
     while outer and isinstance(model.get_submodule(".".join(outer)), _LISTS):  # its parts have no names of their own
         own = outer.pop()
     holder, names = model.get_submodule(".".join(outer)), _names_in_use(model, called)
-    if isinstance(holder, _LISTS) or not _is_own(type(holder).__module__):
+    if isinstance(holder, _LISTS) or not is_own(type(holder).__module__):
         return True
     return own in names or not _ANY_PART.isdisjoint(names)
 
