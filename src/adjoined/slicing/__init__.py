@@ -47,7 +47,7 @@ from adjoined.slicing.model.modules import (
 )
 from adjoined.slicing.model.outside import Recorded
 from adjoined.slicing.model.unregistered import unregistered_weights
-from adjoined.slicing.model.wrapped import unwrap
+from adjoined.slicing.model.wrapped import unwrap, without_wrappers
 from adjoined.slicing.order.importance import check_order
 from adjoined.slicing.plan.index import Index, add_at, take
 from adjoined.slicing.plan.plan import SlicePlan, check_is_plan
@@ -111,4 +111,5 @@ __all__ = [
     "unregistered_weights",
     "unwrap",
     "warn_if_whole",
+    "without_wrappers",
 ]

@@ -20,8 +20,7 @@ from adjoined.report.result import figures_from, keep_figures
 from adjoined.runs import RunFolder, RunResult, StageCost
 from adjoined.runs.finished import with_networks
 from adjoined.settings import Settings
-from adjoined.slicing import SlicePlan
-from adjoined.slicing.model.wrapped import without_wrappers
+from adjoined.slicing import SlicePlan, without_wrappers
 from adjoined.training.evaluate import Scores, evaluate
 from adjoined.training.finite import NotFinite, not_finite_in
 from adjoined.training.job import as_expected
