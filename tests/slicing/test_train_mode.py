@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from types import MethodType
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -89,17 +90,67 @@ class Switching(Switched):
         self.train = MethodType(Switched.train, self)
 
 
-class Called(Weighs):
-    """A part with a call of its own."""
+class Part(nn.Module):
+    scale: Tensor
 
-    class Part(nn.Identity):
-        def __call__(self, x: Tensor) -> Tensor:
-            return weigh_in_training(self, None, super().__call__(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return weigh_in_training(self, None, x)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.joined = self.Part()
-        self.joined.scale = self.scale
+
+class Inheriting(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class NamingItsParent(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        return Part.forward(self, x)
+
+
+class Calling(nn.Identity):
+    def __call__(self, x: Tensor) -> Tensor:
+        return weigh_in_training(self, None, super().__call__(x))
+
+
+class FromADict(nn.Module):
+    ways: ClassVar = {"weigh": weigh_in_training}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ways["weigh"](self, None, x)
+
+
+def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any) -> Tensor:
+        return function(*args)
+
+    return run
+
+
+class Decorated(nn.Module):
+    forward = decorated(Part.forward)
+
+
+class Ways:
+    weigh = staticmethod(weigh_in_training)
+
+
+class FromAClass(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Ways.weigh(self, None, x)
+
+
+def with_part(part: type[nn.Module]) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = Weighs()
+        model.joined = part()  # pyright: ignore[reportAttributeAccessIssue]
+        model.joined.scale = model.scale
+        return model
+
+    make.__name__ = part.__name__
+    return make
+
+
+PARTS = (Part, Inheriting, NamingItsParent, Calling, FromADict, Decorated, FromAClass)
 
 
 class Counted(Branches):
@@ -111,7 +162,7 @@ class Counted(Branches):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("make", [Branches, Switched, Hooked, Replaced, Switching, Called, Counted])
+@pytest.mark.parametrize("make", [Branches, Switched, Hooked, Replaced, Switching, Counted, *map(with_part, PARTS)])
 def test_channels_that_meet_in_train_mode_alone(make: Callable[[], nn.Module]):
     """With the first halves of both branches and of the scales, shapes would fit, and the wrong channels meet."""
     model = lively(seeded(make), X)

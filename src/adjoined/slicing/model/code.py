@@ -35,8 +35,9 @@ def functions_of(
 ) -> Iterator[tuple[FunctionType, set[str]]]:
     """Yield a model's own functions that its forward methods reach by name, with the names that they use.
 
-    With `held`, also begin with hooks, and follow names of attributes that hold functions or helper objects. Begin with
-    the methods of a module that `first` returns; code may have replaced them in the module alone.
+    They may be methods of a parent class, enclosed in another function, or in a list or dict. With `held`, also begin
+    with hooks, and follow names of attributes that hold functions or helper objects. Begin with the methods of a module
+    that `first` returns; code may have replaced them in the module alone.
     """
     known: dict[FunctionType, set[str]] = {}
     for module in model.modules():
@@ -55,7 +56,9 @@ def functions_of(
                     known[function] = {name for code in codes for name in (*code.co_names, *code.co_freevars)}
                     yield function, known[function]
                 names = known[function]
-                found = _named(names, [function.__globals__, *holders])
+                parents = type(module).__mro__ if "super" in names else ()
+                found = [*_named(names, [function.__globals__, *holders, *parents]), *_enclosed(function)]
+                found += [each for value in found for each in _callables_in(value)]
                 new = [each for value in found for each in _holders(value) if not any(each is one for one in holders)]
                 holders += new
                 left += [*found, *_named(names, new)]
@@ -87,10 +90,12 @@ def _functions(reached: Any) -> list[FunctionType]:
 
 
 def _holders(value: Any) -> list[Any]:
-    """Return the holders of an imported file's functions, or a helper object's outside the network."""
+    """Return the holders of an imported file's functions, a class's, or a helper object's outside the network."""
     if isinstance(value, ModuleType):
         return [vars(value)] if is_own(value.__name__) else []
-    others = (nn.Module, Tensor, type, FunctionType, MethodType)
+    if isinstance(value, type):
+        return [value] if is_own(value.__module__) else []
+    others = (nn.Module, Tensor, FunctionType, MethodType)
     helps = hasattr(value, "__dict__") and not isinstance(value, others) and is_own(type(value).__module__)
     return [type(value), vars(value)] if helps else []
 
@@ -99,13 +104,23 @@ def _named(names: Iterable[str], holders: Iterable[Any]) -> list[Any]:
     return [h.get(name) if isinstance(h, dict) else getattr(h, name, None) for h in holders for name in names]
 
 
-def used_by(function: FunctionType) -> Iterator[Any]:
-    """Yield the objects that a function refers to: closures, default arguments, globals."""
+def _callables_in(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = list(dict.values(value))
+    return list(filter(callable, value)) if type(value) in (list, tuple) else []
+
+
+def _enclosed(function: FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
         except ValueError:  # not assigned yet
             continue
+
+
+def used_by(function: FunctionType) -> Iterator[Any]:
+    """Yield the objects that a function refers to: closures, default arguments, globals."""
+    yield from _enclosed(function)
     yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     for code in codes_of(function):
         yield from (function.__globals__[name] for name in _globals_in(code) if name in function.__globals__)
