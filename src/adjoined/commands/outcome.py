@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from adjoined.atomic import write_text
 from adjoined.benchmark.turns import latency
 from adjoined.printable import counted
@@ -70,14 +72,17 @@ def paths(run: FinishedRun) -> str:
 
 
 def load_line(place: object, name: str, code: str | None) -> str:
-    """Return the line that loads a network.
+    r"""Return the line that loads a network.
 
     Example:
         >>> print(load_line("runs/mine", "small", "net.py:make"))
         import adjoined; model = adjoined.load("runs/mine", "small", model='net.py:make')
+        >>> print(load_line('runs/"mine"', "small", None))
+        import adjoined; model = adjoined.load("runs/\"mine\"", "small")
     """
+    quoted = json.dumps(str(place), ensure_ascii=False)  # of the same form in Python: quotes are escaped
     handed_in = f", model={code!r}" if code else ""
-    return f'import adjoined; model = adjoined.load("{place}", "{name}"{handed_in})'
+    return f'import adjoined; model = adjoined.load({quoted}, "{name}"{handed_in})'
 
 
 def keep(run: FinishedRun, figures: list[Figures], table: Table) -> None:
