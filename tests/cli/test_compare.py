@@ -186,6 +186,13 @@ def test_other_settings_do_not_mix_with_the_runs_that_are_there(finished, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("again", ["dropout:alpha=2.0", "dropout:dropout-rate=.3:alpha=2"])
+def test_a_method_listed_again_in_other_words_is_refused(again: str):
+    with pytest.raises(AdjoinedError, match=r"a method is listed twice .got dropout:alpha=2 and .* the same settings"):
+        read_variants(["standard", "dropout:alpha=2", again], TINY, unequal=False)
+    assert len(read_variants(["dropout:alpha=2", "dropout:alpha=4"], TINY, unequal=False)) == 2
+
+
 def test_unequal_settings_are_accepted_and_reported_on_request(tmp_path):
     variants = read_variants(["standard", "adjoint:lr=0.3"], TINY, unequal=True)
     assert [each.settings.lr for each in variants] == [0.1, 0.3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from adjoined.choices import as_flag
@@ -55,6 +56,10 @@ def read_variants(methods: Iterable[str], settings: Settings, *, unequal: bool) 
     names = [each.folder(0) for each in variants]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise AdjoinedError("a method is listed twice", where="--methods", got=variants[names.index(double)].label)
+    for one, other in combinations(variants, 2):
+        if one.settings == other.settings:  # their runs would be the same, bit for bit
+            got = f"{one.label} and {other.label}, which have the same settings"
+            raise AdjoinedError("a method is listed twice", where="--methods", got=got)
     if not variants:
         raise AdjoinedError("nothing to compare", where="--methods", expected=f"some of {', '.join(METHODS)}")
     return tuple(variants)
