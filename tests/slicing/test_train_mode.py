@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from adjoined import AdjoinedError
 from adjoined.slicing import check_plan
 from masked import masked, relative_error
+from train_parts import PARTS, weigh_in_training
 from unchecked import adjoin, make_plan
 from zoo import conv, images, lively, seeded
 
@@ -60,10 +60,6 @@ class Switched(Weighs):
         return self.head(x if self.deploy else self.weigh(x))
 
 
-def weigh_in_training(module: nn.Module, _: object, out: Tensor) -> Tensor:
-    return out * module.scale[:, None, None] if module.training else out  # pyright: ignore
-
-
 class Hooked(Weighs):
     def __init__(self) -> None:
         super().__init__()
@@ -90,55 +86,6 @@ class Switching(Switched):
         self.train = MethodType(Switched.train, self)
 
 
-class Part(nn.Module):
-    scale: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return weigh_in_training(self, None, x)
-
-
-class Inheriting(Part):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)
-
-
-class NamingItsParent(Part):
-    def forward(self, x: Tensor) -> Tensor:
-        return Part.forward(self, x)
-
-
-class Calling(nn.Identity):
-    def __call__(self, x: Tensor) -> Tensor:
-        return weigh_in_training(self, None, super().__call__(x))
-
-
-class FromADict(nn.Module):
-    ways: ClassVar = {"weigh": weigh_in_training}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ways["weigh"](self, None, x)
-
-
-def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(*args: Any) -> Tensor:
-        return function(*args)
-
-    return run
-
-
-class Decorated(nn.Module):
-    forward = decorated(Part.forward)
-
-
-class Ways:
-    weigh = staticmethod(weigh_in_training)
-
-
-class FromAClass(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Ways.weigh(self, None, x)
-
-
 def with_part(part: type[nn.Module]) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         model = Weighs()
@@ -148,9 +95,6 @@ def with_part(part: type[nn.Module]) -> Callable[[], nn.Module]:
 
     make.__name__ = part.__name__
     return make
-
-
-PARTS = (Part, Inheriting, NamingItsParent, Calling, FromADict, Decorated, FromAClass)
 
 
 class Counted(Branches):

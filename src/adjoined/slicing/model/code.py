@@ -206,4 +206,17 @@ def _is_method(read: dis.Instruction) -> bool:
 def reads_mode(model: nn.Module) -> bool:
     """Return whether a model's own code may behave differently in train mode."""
     own = any("train" in vars(module) or type(module).train is not nn.Module.train for module in model.modules())
-    return own or mentions(model, lambda name: name == "training")
+    return own or mentions(model, lambda name: name == "training") or _reads_mode_by_other_names(model)
+
+
+def _reads_mode_by_other_names(model: nn.Module) -> bool:
+    """Return whether a method reads the mode in a model that makes names: `getattr(self, f"forward_{way}")`."""
+
+    def first(module: nn.Module) -> Iterable[str]:
+        return (name for name in dir(type(module)) if name != "__init__")
+
+    reaching = functions_of(model, held=True, first=first) if mentions(model, _MAKES_NAMES.__contains__) else ()
+    return any("training" in names for _, names in reaching)
+
+
+_MAKES_NAMES = {"getattr", "attrgetter", "methodcaller", "__getattribute__", "eval", "exec"}
