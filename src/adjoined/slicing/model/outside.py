@@ -76,7 +76,7 @@ class Recorded:
     def _watched(self) -> Iterator[None]:
         before = Outside(holders(self._base))
         yield
-        self._left[self._base.training] = before.changed() is not None
+        self._left[self._base.training] = before.has_other_tensors()
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -122,6 +122,10 @@ class Outside:
         """Return a holder and the key of something that has changed; None if nothing has, apart from caches."""
         found = ((holder, key) for holder, held in self._held for key in changes(holder, held))
         return next(found, None) or next(self._written(), None)
+
+    def has_other_tensors(self) -> bool:
+        """Return whether tensors were replaced, added or removed."""
+        return any(_has_tensors(pair) for holder, held in self._held for pair in changes(holder, held).values())
 
     def changed_module(self) -> tuple[nn.Module, str] | None:
         """Return a module and the name of its tensor that code has written into, such as a running mean."""
