@@ -75,7 +75,7 @@ class Elsewhere:
 class Views:
     """Tensors that share memory with a model's weights: views such as `self.tied = self.head.weight.t()`.
 
-    In a copy with other weights, they are no longer views of them.
+    When a copy of the model gets other weights, its tensors in these places still hold the old values.
 
     Args:
         model: the model.
