@@ -12,7 +12,7 @@ from adjoined.slicing.flow.labels import LABEL, Ties, distinct, sets_of
 from adjoined.slicing.flow.not_channels import pin_places
 from adjoined.slicing.flow.run import LabelFlow
 from adjoined.slicing.flow.unreached import follow_unreached, parts_that_ran
-from adjoined.slicing.model.code import may_name
+from adjoined.slicing.model.code import may_name, names_in_use
 from adjoined.slicing.model.misuse import another_path
 from adjoined.slicing.model.modules import and_parents, is_inside
 from adjoined.slicing.plan.reasons import Kind, Reason
@@ -57,13 +57,13 @@ def complete(
 
 def _others(model: nn.Module, findings: Findings) -> list[str]:
     """Return the modules whose weights were not read, and which code may run for another input."""
-    called = {module for name, module in model.named_modules() if name in findings.ran}
+    names = names_in_use(model, {module for name, module in model.named_modules() if name in findings.ran})
     ran, never = parts_that_ran(model, findings), list[str]()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and name not in findings.readers:
             owner = name.rpartition(".")[0]
             outermost = next((each for each in reversed([*and_parents(owner)]) if each not in ran), name)
-            if owner not in never and may_name(model, called, outermost):
+            if owner not in never and may_name(model, names, outermost):
                 never.append(owner)
     return never
 

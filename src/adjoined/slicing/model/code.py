@@ -143,15 +143,12 @@ _ANY_PART = {
 """Names with which code reaches parts of a module without their own names."""
 
 
-def may_name(model: nn.Module, called: Collection[nn.Module], part: str) -> bool:
-    """Return whether code that may run names a part, a module or a parameter, of a model.
-
-    This is the code of the modules that were called, and of the methods that it names, whatever branches it takes.
-    """
+def may_name(model: nn.Module, names: Collection[str], part: str) -> bool:
+    """Return whether code that uses these names (see `names_in_use`) may reach a part: a module or a parameter."""
     *outer, own = part.split(".")
     while outer and isinstance(model.get_submodule(".".join(outer)), _LISTS):  # its parts have no names of their own
         own = outer.pop()
-    holder, names = model.get_submodule(".".join(outer)), _names_in_use(model, called)
+    holder = model.get_submodule(".".join(outer))
     if isinstance(holder, _LISTS) or not is_own(type(holder).__module__):
         return True
     return own in names or not _ANY_PART.isdisjoint(names)
@@ -160,8 +157,8 @@ def may_name(model: nn.Module, called: Collection[nn.Module], part: str) -> bool
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
-def _names_in_use(model: nn.Module, called: Collection[nn.Module]) -> set[str]:
-    """Return the names that the code uses with which the modules that were called run."""
+def names_in_use(model: nn.Module, called: Collection[nn.Module]) -> set[str]:
+    """Return the names that code uses which may run: that of the modules that were called, and of methods it names."""
     names = set[str]()
 
     def first(module: nn.Module) -> Iterable[str]:
