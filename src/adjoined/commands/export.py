@@ -84,10 +84,9 @@ def main(argv: Sequence[str]) -> None:
     networks = _chosen(run, options.which)
     default = place_for(name_for("export", options.weights), options.run)
     out = out_path(options.out, "an export", options.run) if options.out else default
-    weights = {network.name: network.description["sha256"] for network in run.networks}
     alone = options.out is not None or is_hub(options.run)
     if alone:  # now, not after minutes
-        refuse_other_networks(out, weights)
+        refuse_other_networks(out, run.checksums)
     make_folder(out, links=options.out is not None)
     exporter = Exporter(
         open_images(run, data=options.data, data_root=options.data_root),
@@ -97,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         calibration=options.calibration,
         max_drop=options.max_drop,
         largest_batch=options.largest_batch,
-        weights=weights,
+        weights=run.checksums,
         alone=alone,
     )
     entries: list[dict[str, Any]] = []

@@ -100,7 +100,7 @@ def gather(run: FinishedRun, folder: Path, place: str, license: str = "") -> Non
     record = of.read_record()
     write_json(to.record, {**record, "sittings": [], "git": None, "result": run.result.to_json()})
     keep_figures(run.result, figures, folder)
-    _copy_exports(of, to, {network.name: network.description["sha256"] for network in run.networks})
+    _copy_exports(of, to, run.checksums)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     info = replace(run.info, name=without_folder(run.info.name))
     card = Card(

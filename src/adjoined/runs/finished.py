@@ -70,6 +70,11 @@ class FinishedRun:
         return ("Running statistics: moving averages, which lag behind the weights; the end of a run measures them.",)
 
     @property
+    def checksums(self) -> dict[str, str]:
+        """Network -> SHA-256 of its weights."""
+        return {network.name: network.description["sha256"] for network in self.networks}
+
+    @property
     def info(self) -> DataInfo:
         """The training data, and how images are prepared for the networks."""
         return DataInfo.from_json(self.networks[0].description["data"])
