@@ -17,7 +17,17 @@ from torch.utils._pytree import tree_leaves
 
 from adjoined.errors import AdjoinedError
 from adjoined.other_tools import exchanges_gradients, refuse_base_alone, refuse_per_sample, refuse_sharded
-from adjoined.slicing import Elsewhere, Index, SlicePlan, add_at, full_name, mentions, take, unregistered_weights
+from adjoined.slicing import (
+    Elsewhere,
+    Index,
+    SlicePlan,
+    add_at,
+    full_name,
+    is_recorded,
+    mentions,
+    take,
+    unregistered_weights,
+)
 
 Indices = tuple[Index | None, ...]
 
@@ -193,8 +203,7 @@ _UNSEEN = ("data", "vector_to_parameters")
 
 def _recorded() -> bool:
     """Return whether a compiler or a transform runs the code, so that versions of weights cannot be watched."""
-    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
-    return recorded or torch._C._are_functorch_transforms_active()
+    return is_recorded() or torch._C._are_functorch_transforms_active()
 
 
 _LAYERS = (

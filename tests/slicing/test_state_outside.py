@@ -97,13 +97,13 @@ class UnregisteredNorm(Stateful):
 
 class OnFunction(Stateful):
     def after(self, y: Tensor) -> Tensor:
-        averaged.latest = 0.9 * getattr(averaged, "latest", 0) + y.mean(0).detach()  # type: ignore[attr-defined]
+        averaged.latest = 0.9 * getattr(averaged, "latest", 0) + y.mean(0).detach()
         return averaged(y)
 
 
 def averaged(y: Tensor) -> Tensor:
     """Return the outputs with the average."""
-    return y + averaged.latest  # type: ignore[attr-defined]
+    return y + averaged.latest
 
 
 class Memory:

@@ -45,7 +45,7 @@ from adjoined.slicing.model.modules import (
     own_classes,
     private_names,
 )
-from adjoined.slicing.model.outside import Recorded
+from adjoined.slicing.model.outside import Recorded, is_recorded
 from adjoined.slicing.model.unregistered import unregistered_weights
 from adjoined.slicing.model.wrapped import unwrap, without_wrappers
 from adjoined.slicing.order.importance import check_order
@@ -91,6 +91,7 @@ __all__ = [
     "evaluating",
     "explaining",
     "full_name",
+    "is_recorded",
     "isolated",
     "last_linear",
     "lists_parameters",

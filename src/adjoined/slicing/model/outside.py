@@ -64,12 +64,12 @@ class Recorded:
 
     def watched(self) -> AbstractContextManager[None]:
         """Return a context in which the base network runs; the first one in train or eval mode shows what it leaves."""
-        watching = not _is_recorded() and self._base.training not in self._left
+        watching = not is_recorded() and self._base.training not in self._left
         return self._watched() if watching else nullcontext()
 
     def kept(self) -> AbstractContextManager[None]:
         """Return a context in which small networks run; at its end, what they have replaced is put back."""
-        keeping = not _is_recorded() and self._left.get(self._base.training, False)
+        keeping = not is_recorded() and self._left.get(self._base.training, False)
         return self._kept() if keeping else nullcontext()
 
     @contextmanager
@@ -87,7 +87,7 @@ class Recorded:
             left.restore_replaced()
 
 
-def _is_recorded() -> bool:
+def is_recorded() -> bool:
     """Return whether a compiler or a tracer records the code."""
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
